@@ -1,0 +1,1 @@
+//! PEFT keys to sites. SKELETON

@@ -1,0 +1,9 @@
+//! The command line. SKELETON
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// Runs the command line; 0 done, 1 the work failed, 2 wrong usage.
+pub fn run(_args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    todo!()
+}

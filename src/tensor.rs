@@ -1,0 +1,162 @@
+//! Data types, shapes and borrowed views of stored tensors.
+
+use std::fmt;
+use std::ops::Range;
+
+use half::{bf16, f16};
+
+/// Element type of a stored tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DType {
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    BF16,
+    /// IEEE single precision.
+    F32,
+    /// 32-bit integer: packed codes, group indices.
+    I32,
+    /// 16-bit integer.
+    I16,
+    /// 64-bit integer.
+    I64,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            DType::F16 | DType::BF16 | DType::I16 => 2,
+            DType::F32 | DType::I32 => 4,
+            DType::I64 => 8,
+        }
+    }
+
+    /// Whether it holds real numbers.
+    pub fn is_float(self) -> bool {
+        matches!(self, DType::F16 | DType::BF16 | DType::F32)
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DType::F16 => "float16",
+            DType::BF16 => "bfloat16",
+            DType::F32 => "float32",
+            DType::I32 => "int32",
+            DType::I16 => "int16",
+            DType::I64 => "int64",
+        })
+    }
+}
+
+/// A stored tensor, borrowed: its bytes are little-endian, row-major, of any alignment.
+#[derive(Clone, Copy, Debug)]
+pub struct TensorView<'a> {
+    dtype: DType,
+    shape: &'a [usize],
+    bytes: &'a [u8],
+}
+
+impl<'a> TensorView<'a> {
+    /// A view of `bytes` as `shape`, or `None` if their sizes disagree.
+    pub fn new(dtype: DType, shape: &'a [usize], bytes: &'a [u8]) -> Option<Self> {
+        let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
+        (elements.checked_mul(dtype.bytes())? == bytes.len()).then_some(Self { dtype, shape, bytes })
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Extent of each dimension.
+    pub fn shape(&self) -> &'a [usize] {
+        self.shape
+    }
+
+    /// The stored bytes.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.bytes.len() / self.dtype.bytes()
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Widens the elements of `range` to f32, exactly.
+    ///
+    /// # Panics
+    /// If the range is out of bounds, `out` has another length, or the dtype is not a float.
+    pub fn read_f32(&self, range: Range<usize>, out: &mut [f32]) {
+        assert_eq!(range.len(), out.len());
+        let size = self.dtype.bytes();
+        let bytes = &self.bytes[range.start * size..range.end * size];
+        match self.dtype {
+            DType::F32 => widen(bytes, out, f32::from_le_bytes),
+            DType::F16 => widen(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
+            DType::BF16 => widen(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
+            other => panic!("{other} is not a float"),
+        }
+    }
+
+    /// All elements as f32, exactly.
+    ///
+    /// # Panics
+    /// If the dtype is not a float.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.len()];
+        self.read_f32(0..self.len(), &mut out);
+        out
+    }
+
+    /// Element `index` of an int32 tensor.
+    ///
+    /// # Panics
+    /// If the index is out of bounds or the dtype is not int32.
+    pub fn i32_at(&self, index: usize) -> i32 {
+        assert_eq!(self.dtype, DType::I32);
+        let at = index * 4;
+        i32::from_le_bytes([self.bytes[at], self.bytes[at + 1], self.bytes[at + 2], self.bytes[at + 3]])
+    }
+}
+
+fn widen<const N: usize>(bytes: &[u8], out: &mut [f32], read: impl Fn([u8; N]) -> f32) {
+    for (chunk, value) in bytes.as_chunks::<N>().0.iter().zip(out) {
+        *value = read(*chunk);
+    }
+}
+
+/// A shape as users read it: `[4096, 16]`.
+pub fn shape_text(shape: &[usize]) -> String {
+    format!("{shape:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_needs_exactly_its_bytes() {
+        assert!(TensorView::new(DType::F16, &[2, 3], &[0; 12]).is_some());
+        assert!(TensorView::new(DType::F16, &[2, 3], &[0; 11]).is_none());
+        assert!(TensorView::new(DType::F32, &[usize::MAX, 2], &[0; 8]).is_none());
+    }
+
+    #[test]
+    fn floats_widen_exactly_from_any_alignment() {
+        let bytes: Vec<u8> = [0u8].into_iter().chain(f16::from_f32(-1.5).to_le_bytes()).collect();
+        let view = TensorView::new(DType::F16, &[1], &bytes[1..]).expect("two bytes");
+        assert_eq!(view.to_f32(), [-1.5]);
+        let bytes = bf16::from_f32(3.0).to_le_bytes();
+        assert_eq!(TensorView::new(DType::BF16, &[1], &bytes).expect("two bytes").to_f32(), [3.0]);
+    }
+}
