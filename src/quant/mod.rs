@@ -146,3 +146,8 @@ pub fn open_linear<'a>(
 ) -> Result<QuantWeight<'a>> {
     todo!()
 }
+
+/// The bias of the linear at `path`, if one is stored.
+pub fn open_bias<'a>(_checkpoint: &'a Checkpoint, _path: &str, _out_features: usize) -> Result<Option<TensorView<'a>>> {
+    todo!()
+}
