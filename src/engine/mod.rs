@@ -8,7 +8,6 @@ pub mod job;
 pub mod sampler;
 mod scheduler;
 mod sequence;
-pub mod stops;
 pub mod text;
 
 use std::collections::VecDeque;
@@ -25,8 +24,8 @@ use crate::model::{Device, Model, ModelOptions, Progress};
 use job::{AdapterRef, Chunk, Completion, Finish, FinishReason, Prompt, Request, Stop, Usage};
 use scheduler::Scheduler;
 use sequence::{Generation, JobShared, Purpose, Sequence};
-use stops::StopStrings;
-use text::Tokenizer;
+
+use text::{StopStrings, Tokenizer};
 
 /// Options of [`Engine::load`].
 #[derive(Clone, Debug)]

@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 
 use super::job::{Chunk, Finish, FinishReason, StopMatch, TokenLogprobs, Usage};
 use super::sampler::{Sampled, SamplingParams};
-use super::stops::StopStrings;
-use super::text::TextStream;
+
+use super::text::{StopStrings, TextStream};
 use crate::adapter::batch::SlotId;
 use crate::adapter::pool::AdapterLease;
 use crate::error::{Error, Result};

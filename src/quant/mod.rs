@@ -216,8 +216,3 @@ pub fn open_dense<'a>(checkpoint: &'a Checkpoint, name: &str, shape: &[usize]) -
     }
     Ok(view)
 }
-
-/// The bias of the linear at `path`, if one is stored.
-pub fn open_bias<'a>(_checkpoint: &'a Checkpoint, _path: &str, _out_features: usize) -> Result<Option<TensorView<'a>>> {
-    todo!()
-}
