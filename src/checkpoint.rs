@@ -19,7 +19,7 @@ use memmap2::{Mmap, UncheckedAdvice};
 use rustix::fs::{FileType, Mode, OFlags};
 use sha2::{Digest, Sha256};
 
-use self::header::{LENGTH_BYTES, MAX_TENSORS, StoredType, TensorInfo};
+use self::header::{LENGTH_BYTES, MAX_TENSORS, TensorInfo};
 use crate::error::{Error, ErrorCode, Result};
 use crate::tensor::TensorView;
 
@@ -29,7 +29,7 @@ pub struct Checkpoint {
     /// The folder or file it was opened from.
     origin: PathBuf,
     files: Vec<StoredFile>,
-    /// In file order, with the index of the file.
+    /// In the order of the files and of their data, with the index of the file.
     tensors: Vec<(TensorInfo, usize)>,
     by_name: HashMap<String, usize>,
 }
@@ -141,11 +141,6 @@ impl Checkpoint {
             let before = self.by_name.insert(info.name.clone(), self.tensors.len());
             match before.map(|before| self.tensors[before].1) {
                 None => {}
-                Some(other) if other == file => {
-                    return Err(Error::new(ErrorCode::CheckpointHeaderInvalid, "a name stands twice in the header")
-                        .path(&path)
-                        .tensor(info.name));
-                }
                 Some(other) => {
                     return Err(Error::new(ErrorCode::CheckpointTensorDuplicate, "a tensor stands in two files")
                         .path(&path)
@@ -176,14 +171,11 @@ impl Checkpoint {
     pub fn get(&self, name: &str) -> Result<Option<TensorView<'_>>> {
         let Some((info, file)) = self.by_name.get(name).map(|&i| &self.tensors[i]) else { return Ok(None) };
         let file = &self.files[*file];
-        let dtype = match &info.dtype {
-            StoredType::Readable(dtype) => *dtype,
-            StoredType::Foreign(found) => {
-                return Err(Error::new(ErrorCode::CheckpointDtypeUnsupported, "a data type that is not read here")
-                    .path(&file.path)
-                    .tensor(name)
-                    .found(found));
-            }
+        let Some(dtype) = info.readable_dtype() else {
+            return Err(Error::new(ErrorCode::CheckpointDtypeUnsupported, "a data type that is not read here")
+                .path(&file.path)
+                .tensor(name)
+                .found(info.dtype));
         };
         let view = TensorView::new(dtype, &info.shape, &file.bytes[info.range.clone()]);
         // The header's check makes the sizes agree.
@@ -196,7 +188,7 @@ impl Checkpoint {
         self.by_name.contains_key(name)
     }
 
-    /// All tensor names, in file order.
+    /// All tensor names, in the order of the files and of their data.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.iter().map(|(info, _)| info.name.as_str())
     }

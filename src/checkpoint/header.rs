@@ -4,17 +4,15 @@
 //! n: u64, little-endian | n bytes of JSON: {"name": {"dtype", "shape", "data_offsets": [begin, end]}, ...} | data
 //! ```
 //!
-//! Offsets count from the first byte of the data. The rules are those of the `safetensors` crate 0.8: the tensors cover the
-//! data without overlap, hole or rest, and each has the bytes that its shape and type need. That crate isn't used here because
-//! it forgets the order of the names, doesn't tell a file cut short from a damaged one, and refuses a whole file for one
-//! data type it doesn't know; it is the oracle of the tests instead.
+//! Offsets count from the first byte of the data. The `safetensors` crate checks that the tensors cover the data without
+//! overlap or hole and that each has the bytes that its shape and type need; here stand the caps, which have to hold before
+//! it is called, and the difference between a file cut short and a damaged one.
 
-use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
-use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::tensor::DType;
@@ -28,59 +26,31 @@ pub(super) const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// Most tensors of one checkpoint, all files together. The largest released mixtures of experts have about 90 000.
 pub(super) const MAX_TENSORS: usize = 200_000;
 
-/// Most dimensions of a tensor.
-const MAX_RANK: usize = 8;
-
 /// What a header says of one tensor, checked.
 #[derive(Debug)]
 pub(super) struct TensorInfo {
     /// Its name.
     pub name: String,
-    /// Its element type.
-    pub dtype: StoredType,
+    /// Its element type, whether or not it can be read here.
+    pub dtype: Dtype,
     /// Its dimensions.
     pub shape: Vec<usize>,
     /// Its bytes within the file.
     pub range: Range<usize>,
 }
 
-/// The element type of a stored tensor, whether or not it can be read here.
-#[derive(Debug)]
-pub(super) enum StoredType {
-    /// One that is read.
-    Readable(DType),
-    /// The spelling of one that isn't.
-    Foreign(String),
-}
-
-impl StoredType {
-    fn new(name: String) -> Self {
-        StoredType::Readable(match name.as_str() {
-            "F16" => DType::F16,
-            "BF16" => DType::BF16,
-            "F32" => DType::F32,
-            "I32" => DType::I32,
-            "I16" => DType::I16,
-            "I64" => DType::I64,
-            _ => return StoredType::Foreign(name),
+impl TensorInfo {
+    /// Its element type, if it is one that is read here.
+    pub(super) fn readable_dtype(&self) -> Option<DType> {
+        Some(match self.dtype {
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            Dtype::F32 => DType::F32,
+            Dtype::I32 => DType::I32,
+            Dtype::I16 => DType::I16,
+            Dtype::I64 => DType::I64,
+            _ => return None,
         })
-    }
-
-    /// Bits of one element, or `None` for a spelling that nobody knows yet.
-    fn bits(&self) -> Option<usize> {
-        match self {
-            StoredType::Readable(dtype) => Some(dtype.bytes() * 8),
-            StoredType::Foreign(name) => match name.as_str() {
-                "F4" => Some(4),
-                "F6_E2M3" | "F6_E3M2" => Some(6),
-                "BOOL" | "U8" | "I8" => Some(8),
-                "F8_E5M2" | "F8_E4M3" | "F8_E8M0" | "F8_E4M3FNUZ" | "F8_E5M2FNUZ" => Some(8),
-                "U16" => Some(16),
-                "U32" => Some(32),
-                "F64" | "U64" | "C64" => Some(64),
-                _ => None,
-            },
-        }
     }
 }
 
@@ -114,150 +84,40 @@ pub(super) fn json_length(first: &[u8], file_bytes: u64, path: &Path) -> Result<
     Ok(length as usize)
 }
 
-/// Reads the JSON of a header into its tensors, in its order.
+/// Reads the JSON of a header into its tensors, in the order of their data.
 ///
 /// # Errors
 /// `checkpoint_header_invalid`, `checkpoint_truncated`, `checkpoint_too_large`.
 pub(super) fn read(json: &[u8], file_bytes: u64, path: &Path) -> Result<Vec<TensorInfo>> {
+    let invalid = |what: String| Error::new(ErrorCode::CheckpointHeaderInvalid, what).path(path);
+    let metadata: Metadata =
+        serde_json::from_slice(json).map_err(|error| invalid(format!("the header is not valid: {error}")))?;
+    let names = metadata.offset_keys();
+    if names.len() > MAX_TENSORS {
+        return Err(too_many_tensors().path(path));
+    }
+
     let data_start = LENGTH_BYTES + json.len();
-    let mut tensors = Vec::new();
-    for (name, raw) in read_json(json, path)? {
-        let info = TensorInfo { name, dtype: StoredType::new(raw.dtype), shape: raw.shape.0, range: 0..0 };
-        let (begin, end) = raw.data_offsets;
-        check_bytes(&info, begin, end).map_err(|error| error.tensor(&info.name).path(path))?;
-        tensors.push((info, begin, end));
-    }
-    check_cover(&tensors, data_start, file_bytes).map_err(|error| error.path(path))?;
-    // The cover ends within the file, so these sums fit.
-    let place = |(info, begin, end)| TensorInfo { range: data_start + begin..data_start + end, ..info };
-    Ok(tensors.into_iter().map(place).collect())
-}
-
-/// One tensor's offsets against its shape and type.
-fn check_bytes(info: &TensorInfo, begin: usize, end: usize) -> Result<()> {
-    let invalid = |what: &str| Error::new(ErrorCode::CheckpointHeaderInvalid, what);
-    let Some(bytes) = end.checked_sub(begin) else {
-        return Err(invalid("a tensor ends before it begins").found(format!("[{begin}, {end}]")));
-    };
-    let Some(elements) = info.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)) else {
-        return Err(invalid("a shape overflows").found(format!("{:?}", info.shape)));
-    };
-    let Some(bits) = info.dtype.bits() else { return Ok(()) };
-    match elements.checked_mul(bits) {
-        Some(needed) if needed % 8 == 0 && needed / 8 == bytes => Ok(()),
-        needed => Err(invalid("a tensor's bytes contradict its shape and type")
-            .expected(
-                needed.map_or("less".into(), |needed| format!("{} bytes for {:?}", needed.div_ceil(8), info.shape)),
-            )
-            .found(format!("{bytes} bytes"))),
-    }
-}
-
-/// All tensors together: no overlap, no hole, and the file ends where the last one does.
-fn check_cover(tensors: &[(TensorInfo, usize, usize)], data_start: usize, file_bytes: u64) -> Result<()> {
-    let mut order: Vec<usize> = (0..tensors.len()).collect();
-    order.sort_unstable_by_key(|&i| (tensors[i].1, tensors[i].2));
-    let mut covered = 0;
-    for (info, begin, end) in order.into_iter().map(|i| &tensors[i]) {
-        if *begin != covered {
-            let what = if *begin < covered { "two tensors share bytes" } else { "bytes belong to no tensor" };
-            return Err(Error::new(ErrorCode::CheckpointHeaderInvalid, what)
-                .tensor(&info.name)
-                .expected(format!("offset {covered}"))
-                .found(format!("offset {begin}")));
-        }
-        covered = *end;
-    }
-    let announced = data_start as u64 + covered as u64;
+    let announced = (data_start as u64).saturating_add(metadata.data_len() as u64);
+    let sizes =
+        |error: Error| error.path(path).expected(format!("{announced} bytes")).found(format!("{file_bytes} bytes"));
     if announced > file_bytes {
-        return Err(Error::new(ErrorCode::CheckpointTruncated, "the file is cut short")
-            .expected(format!("{announced} bytes"))
-            .found(format!("{file_bytes} bytes")));
+        return Err(sizes(Error::new(ErrorCode::CheckpointTruncated, "the file is cut short")));
     }
     if announced < file_bytes {
-        return Err(Error::new(ErrorCode::CheckpointHeaderInvalid, "bytes after the last tensor")
-            .expected(format!("{announced} bytes"))
-            .found(format!("{file_bytes} bytes")));
+        return Err(sizes(Error::new(ErrorCode::CheckpointHeaderInvalid, "bytes after the last tensor")));
     }
-    Ok(())
-}
-
-#[derive(Deserialize)]
-struct RawTensor {
-    dtype: String,
-    shape: RawShape,
-    data_offsets: (usize, usize),
-}
-
-struct RawShape(Vec<usize>);
-
-impl<'de> Deserialize<'de> for RawShape {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct Shape;
-        impl<'de> Visitor<'de> for Shape {
-            type Value = RawShape;
-
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("a list of dimensions")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<RawShape, A::Error> {
-                let mut shape = Vec::new();
-                while let Some(dimension) = seq.next_element()? {
-                    if shape.len() == MAX_RANK {
-                        return Err(A::Error::custom(format!("a shape has more than {MAX_RANK} dimensions")));
-                    }
-                    shape.push(dimension);
-                }
-                Ok(RawShape(shape))
-            }
-        }
-        deserializer.deserialize_seq(Shape)
-    }
-}
-
-/// Reads the map in file order, and stops at the cap rather than after it.
-struct Header<'a> {
-    too_many: &'a mut bool,
-}
-
-impl<'de> Visitor<'de> for Header<'_> {
-    type Value = Vec<(String, RawTensor)>;
-
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("a map of tensors")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
-        let mut tensors = Vec::new();
-        while let Some(name) = map.next_key::<String>()? {
-            if name == "__metadata__" {
-                map.next_value::<IgnoredAny>()?;
-                continue;
-            }
-            if tensors.len() == MAX_TENSORS {
-                *self.too_many = true;
-                return Err(A::Error::custom("too many tensors"));
-            }
-            tensors.push((name, map.next_value()?));
-        }
-        Ok(tensors)
-    }
-}
-
-fn read_json(json: &[u8], path: &Path) -> Result<Vec<(String, RawTensor)>> {
-    let mut too_many = false;
-    let mut deserializer = serde_json::Deserializer::from_slice(json);
-    let tensors = deserializer
-        .deserialize_map(Header { too_many: &mut too_many })
-        .and_then(|tensors| deserializer.end().map(|()| tensors));
-    match tensors {
-        Ok(tensors) => Ok(tensors),
-        Err(_) if too_many => Err(too_many_tensors().path(path)),
-        Err(error) => {
-            Err(Error::new(ErrorCode::CheckpointHeaderInvalid, format!("the header is not valid: {error}")).path(path))
-        }
-    }
+    let place = |name: String| {
+        let info = metadata.info(&name)?;
+        let (begin, end) = info.data_offsets;
+        Some(TensorInfo {
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            range: data_start + begin..data_start + end,
+            name,
+        })
+    };
+    Ok(names.into_iter().filter_map(place).collect())
 }
 
 /// The error of a checkpoint with more than [`MAX_TENSORS`].
