@@ -445,7 +445,7 @@ mod tests {
             "29 Feb 2024|Thursday Thu February 29 2|12:34:56 12 PM|24 060|2024-02-29 12:34:56|100%"
         );
         assert_eq!(strftime("%F %A %j", at(4_133_980_799)).expect("formats"), "2100-12-31 Friday 365");
-        assert!(strftime("%Q", at(0)).is_err());
+        assert!(strftime("%!", at(0)).is_err());
     }
 
     #[test]
