@@ -94,7 +94,7 @@ macro_rules! refused_by_tensors {
 refused_by_tensors! {
     exl2_is_known_by_its_tensors: "q_weight" => "exl2";
     exl3_is_known_by_its_tensors: "trellis" => "exl3";
-    fp8_is_known_by_its_scale: "weight_scale" => "fp8";
+    scaled_weights_are_known_by_their_scale: "weight_scale" => "scaled fp8 or int8";
     fp8_in_blocks_is_known_by_its_scale: "weight_scale_inv" => "fp8";
     compressed_tensors_are_known_by_their_packing: "weight_packed" => "compressed-tensors";
     bitsandbytes_is_known_by_its_absmax: "weight.absmax" => "bitsandbytes";

@@ -309,6 +309,10 @@ fn scales_that_are_not_finite_are_refused() {
         assert_eq!(error.code(), ErrorCode::QuantValueInvalid);
         assert_eq!(error.found_value(), Some(&*format!("{bad} for group 1, output 1")));
     }
+    let error = refusal(GptqSpec::new(4, 32), |tensors| {
+        *part(tensors, "scales") = StoredTensor::f32(&format!("{PATH}.scales"), &[4, 32], &[1e38; 128]);
+    });
+    assert_eq!(error.code(), ErrorCode::QuantValueInvalid, "16e38 is no float32");
 }
 
 #[test]
