@@ -19,7 +19,10 @@ def base(tmp_path_factory):
 def test_the_sum_of_deltas_added_by_hand_is_what_peft_computes(name, base):
     adapter = adapters.write(name, base)
     model = adapters.load_peft(base, adapter)
-    assert distance(tiny.logits(adapters.load_sum(base, [(adapter, 1.0)]), tiny.PROMPT), tiny.logits(model, tiny.PROMPT)) < 5e-6
+    assert (
+        distance(tiny.logits(adapters.load_sum(base, [(adapter, 1.0)]), tiny.PROMPT), tiny.logits(model, tiny.PROMPT))
+        < 5e-6
+    )
     with peft.helpers.rescale_adapter_scale(model, 0.5):
         scaled = tiny.logits(model, tiny.PROMPT)
     assert distance(tiny.logits(adapters.load_sum(base, [(adapter, 0.5)]), tiny.PROMPT), scaled) < 5e-6

@@ -91,7 +91,9 @@ def quantise(dense: pathlib.Path, out: pathlib.Path, scheme: Scheme, seed: int =
     return twin_folder
 
 
-def pack_linear(weight: np.ndarray, scheme: Scheme, rng: np.random.Generator) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def pack_linear(
+    weight: np.ndarray, scheme: Scheme, rng: np.random.Generator
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The stored tensors of one linear `[out, in]`, and the float32 `[out, in]` they mean."""
     outputs, inputs = weight.shape
     size = inputs if scheme.group_size == -1 else scheme.group_size
@@ -134,5 +136,7 @@ def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
 
 def _write(folder: pathlib.Path, tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
     folder.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
     (folder / "config.json").write_text(json.dumps(config, indent=2))
