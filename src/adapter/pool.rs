@@ -97,6 +97,11 @@ impl AdapterPool {
         todo!()
     }
 
+    /// Generations in slots, retired ones included.
+    pub fn resident(&self) -> usize {
+        todo!()
+    }
+
     /// Calls `drop_slot` for each slot whose generation has neither name nor lease left, then frees it.
     pub fn reap(&self, _drop_slot: impl FnMut(SlotId)) {
         todo!()

@@ -48,6 +48,20 @@ pub enum AdapterRef {
     Lease(AdapterLease),
 }
 
+impl AdapterRef {
+    /// The adapter's name; of an anonymous one its folder's name.
+    pub fn label(&self) -> String {
+        match self {
+            AdapterRef::Name(name) => name.clone(),
+            AdapterRef::Lease(lease) => {
+                let info = lease.info();
+                let folder = info.summary.path.file_name().map(|name| name.to_string_lossy().into_owned());
+                if info.name.is_empty() { folder.unwrap_or_default() } else { info.name }
+            }
+        }
+    }
+}
+
 /// What ends a text early.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stop {

@@ -1,18 +1,31 @@
-//! The engine: requests in, chunks out. SKELETON of bodies
+//! The engine: requests in, chunks out.
+//!
+//! Nothing runs in the background: whoever waits for a chunk computes steps for everybody ([`Job::next_chunk`]), and a
+//! server may call [`Engine::step`] in a loop of its own. All methods may be called from any thread; adapters come and go
+//! while requests run, and a request keeps the generations it named.
 
 pub mod job;
 pub mod sampler;
+mod scheduler;
+mod sequence;
 pub mod text;
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::adapter::pool::{AdapterInfo, AdapterLimits};
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::adapter::pool::{AdapterInfo, AdapterLease, AdapterLimits};
 use crate::backend::KvDType;
-use crate::engine::job::{AdapterRef, Chunk, Completion, Prompt, Request};
-use crate::engine::text::Tokenizer;
-use crate::error::Result;
-use crate::model::{Device, Model, Progress};
+use crate::error::{Error, ErrorCode, Result};
+use crate::kv::{PAGE_TOKENS, PrefixKey, pages_for};
+use crate::model::{Device, Model, ModelOptions, Progress};
+use job::{AdapterRef, Chunk, Completion, Finish, FinishReason, Prompt, Request, Stop, Usage};
+use scheduler::Scheduler;
+use sequence::{Generation, JobShared, Purpose, Sequence};
+
+use text::{StopStrings, Tokenizer};
 
 /// Options of [`Engine::load`].
 #[derive(Clone, Debug)]
@@ -92,15 +105,27 @@ pub struct Logits {
 
 /// A model, a KV cache and a scheduler. Cheap to clone; clones share everything. Any thread may call anything.
 #[derive(Clone)]
-pub struct Engine {}
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    model: Arc<Model>,
+    tokenizer: Option<Arc<Tokenizer>>,
+    /// Positions a sequence can reach: the model's, or the cache's if that is smaller.
+    max_tokens: usize,
+    /// Submitted, not yet seen by the scheduler: submitting never waits for a step.
+    incoming: Mutex<VecDeque<Sequence>>,
+    scheduler: Mutex<Scheduler>,
+}
 
 impl Engine {
     /// Loads a model folder and its tokenizer.
     ///
     /// # Errors
-    /// Anything of `checkpoint_*`, `quant_*`, `model_*`, `tokenizer_invalid`.
-    pub fn load(_model: impl AsRef<Path>, _options: EngineOptions) -> Result<Self> {
-        todo!()
+    /// Anything of `checkpoint_*`, `quant_*`, `model_*`, `tokenizer_invalid`, `memory_exhausted`.
+    pub fn load(model: impl AsRef<Path>, options: EngineOptions) -> Result<Self> {
+        Self::load_with_progress(model, options, &mut |_| Ok(()))
     }
 
     /// As [`Engine::load`], telling how far it is; an error from `progress` stops it.
@@ -108,24 +133,39 @@ impl Engine {
     /// # Errors
     /// As [`Engine::load`], and what `progress` returned.
     pub fn load_with_progress(
-        _model: impl AsRef<Path>,
-        _options: EngineOptions,
-        _progress: &mut dyn FnMut(Progress) -> Result<()>,
+        model: impl AsRef<Path>,
+        options: EngineOptions,
+        progress: &mut dyn FnMut(Progress) -> Result<()>,
     ) -> Result<Self> {
-        todo!()
+        let dir = model.as_ref();
+        let model_options =
+            ModelOptions { device: options.device, threads: options.threads, adapter_limits: options.adapter_limits };
+        let model = Model::load(dir, &model_options, progress)?;
+        let tokenizer = Tokenizer::open(dir)?.map(Arc::new);
+        Self::over(model, tokenizer, options)
     }
 
     /// An engine over a model that is loaded already, with a cache of its own.
     ///
     /// # Errors
     /// `memory_exhausted`.
-    pub fn over(_model: Arc<Model>, _tokenizer: Option<Arc<Tokenizer>>, _options: EngineOptions) -> Result<Self> {
-        todo!()
+    pub fn over(model: Arc<Model>, tokenizer: Option<Arc<Tokenizer>>, options: EngineOptions) -> Result<Self> {
+        let positions = model.config().max_positions;
+        let pages = pages_for(options.kv_tokens.unwrap_or(positions.min(8192)).max(1));
+        let kv = model.create_kv(pages, options.kv_dtype)?;
+        let shared = Shared {
+            max_tokens: positions.min(pages * PAGE_TOKENS),
+            model,
+            tokenizer,
+            incoming: Mutex::default(),
+            scheduler: Mutex::new(Scheduler::new(kv, &options)),
+        };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// The model.
     pub fn model(&self) -> &Arc<Model> {
-        todo!()
+        &self.shared.model
     }
 
     /// The tokenizer.
@@ -133,36 +173,51 @@ impl Engine {
     /// # Errors
     /// `tokenizer_not_found`.
     pub fn tokenizer(&self) -> Result<&Arc<Tokenizer>> {
-        todo!()
+        self.shared.tokenizer.as_ref().ok_or_else(|| {
+            Error::new(ErrorCode::TokenizerNotFound, "the model folder has no tokenizer.json").path(self.model().path())
+        })
+    }
+
+    /// Positions a sequence can reach: the model's, or the cache's if that is smaller.
+    pub fn max_tokens(&self) -> usize {
+        self.shared.max_tokens
     }
 
     /// Loads an adapter under a name, or replaces the one that has it; running requests keep theirs.
     ///
     /// # Errors
     /// Anything of `adapter_*`; nothing changed then.
-    pub fn load_adapter(&self, _name: &str, _dir: impl AsRef<Path>) -> Result<AdapterInfo> {
-        todo!()
+    pub fn load_adapter(&self, name: &str, dir: impl AsRef<Path>) -> Result<AdapterInfo> {
+        self.model().load_adapter(name, dir.as_ref())
     }
 
     /// Forgets an adapter's name; running requests keep it.
     ///
     /// # Errors
     /// `adapter_not_found`.
-    pub fn unload_adapter(&self, _name: &str) -> Result<()> {
-        todo!()
+    pub fn unload_adapter(&self, name: &str) -> Result<()> {
+        self.model().unload_adapter(name)
     }
 
     /// The named adapters, by name.
     pub fn adapters(&self) -> Vec<AdapterInfo> {
-        todo!()
+        self.model().adapters().list()
     }
 
     /// Checks a request and queues it. Adapters are leased here.
     ///
     /// # Errors
-    /// `adapter_not_found`, `prompt_*`, `sampling_invalid`, `token_out_of_range`, `request_invalid`, `tokenizer_not_found`.
-    pub fn submit(&self, _request: Request) -> Result<Job> {
-        todo!()
+    /// `adapter_not_found`, `adapter_weight_invalid`, `adapter_model_mismatch`, `prompt_*`, `sampling_invalid`,
+    /// `token_out_of_range`, `request_invalid`, `tokenizer_not_found`, `chat_template_*`.
+    pub fn submit(&self, request: Request) -> Result<Job> {
+        let tokens = self.encode(&request.prompt, request.add_special_tokens)?;
+        if request.max_new_tokens == 0 {
+            return Err(Error::new(ErrorCode::RequestInvalid, "max_new_tokens is 0").expected("at least 1"));
+        }
+        request.sampling.check(self.model().config().vocab_size)?;
+        self.check_length(tokens.len(), tokens.len() + 1)?;
+        let generation = self.generation(&request, tokens.len())?;
+        self.enqueue(tokens, &request.adapters, Purpose::Generate(Box::new(generation)))
     }
 
     /// Computes one step for all requests; `false` if there was nothing to do.
@@ -170,15 +225,15 @@ impl Engine {
     /// # Errors
     /// The device failed; every running request then ends with that error.
     pub fn step(&self) -> Result<bool> {
-        todo!()
+        self.scheduler().step(self.model())
     }
 
     /// Runs requests to their end, in one batch with whatever else runs. Results stand in the order of the requests.
     ///
     /// # Errors
     /// As [`Engine::submit`]; if one request is refused none is run.
-    pub fn generate(&self, _requests: &[Request]) -> Result<Vec<Completion>> {
-        todo!()
+    pub fn generate(&self, requests: &[Request]) -> Result<Vec<Completion>> {
+        self.generate_with(requests, &mut || Ok(()))
     }
 
     /// As [`Engine::generate`]; `between_steps` may stop all of them by an error (Ctrl-C).
@@ -187,28 +242,196 @@ impl Engine {
     /// As [`Engine::generate`], and what `between_steps` returned.
     pub fn generate_with(
         &self,
-        _requests: &[Request],
-        _between_steps: &mut dyn FnMut() -> Result<()>,
+        requests: &[Request],
+        between_steps: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Vec<Completion>> {
-        todo!()
+        let submit = |(index, request): (usize, &Request)| {
+            let subject = |e: Error| if requests.len() > 1 { e.subject(format!("request {index}")) } else { e };
+            self.submit(request.clone()).map_err(subject)
+        };
+        let mut jobs = requests.iter().enumerate().map(submit).collect::<Result<Vec<_>>>()?;
+        requests.iter().zip(&mut jobs).map(|(request, job)| complete(request, job, between_steps)).collect()
     }
 
     /// Logits of every position of a prompt under a mixture.
     ///
     /// # Errors
     /// As [`Engine::submit`].
-    pub fn logits(&self, _prompt: &Prompt, _adapters: &[(AdapterRef, f32)]) -> Result<Logits> {
-        todo!()
+    pub fn logits(&self, prompt: &Prompt, adapters: &[(AdapterRef, f32)]) -> Result<Logits> {
+        self.logits_with(prompt, adapters, &mut || Ok(()))
+    }
+
+    /// As [`Engine::logits`]; `between_steps` may stop it by an error (Ctrl-C).
+    ///
+    /// # Errors
+    /// As [`Engine::logits`], and what `between_steps` returned.
+    pub fn logits_with(
+        &self,
+        prompt: &Prompt,
+        adapters: &[(AdapterRef, f32)],
+        between_steps: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Logits> {
+        let tokens = self.encode(prompt, true)?;
+        self.check_length(tokens.len(), tokens.len())?;
+        let (tokens_len, vocab) = (tokens.len(), self.model().config().vocab_size);
+        let mut job = self.enqueue(tokens, adapters, Purpose::PromptLogits(Vec::new()))?;
+        let mut values = Vec::new();
+        while let Some(chunk) = job.next_chunk_with(between_steps)? {
+            values = chunk.logits;
+        }
+        Ok(Logits { values, tokens: tokens_len, vocab })
     }
 
     /// Counters and resident bytes, now.
     pub fn stats(&self) -> EngineStats {
-        todo!()
+        let mut scheduler = self.scheduler();
+        scheduler.sweep_cancelled();
+        let memory = self.model().memory();
+        let pool = scheduler.pool();
+        EngineStats {
+            weights_bytes: memory.weights_bytes,
+            adapters_bytes: memory.adapters_bytes,
+            adapters_resident: self.model().adapters().resident(),
+            leases: self.model().adapters().leases(),
+            kv_bytes: memory.kv_bytes,
+            kv_pages_total: pool.total(),
+            kv_pages_free: pool.free(),
+            prefix_pages: pool.prefix_pages(),
+            rows_running: scheduler.running(),
+            rows_waiting: scheduler.waiting(),
+            tokens_prompt: scheduler.tokens_prompt,
+            tokens_generated: scheduler.tokens_generated,
+        }
+    }
+
+    /// Forgets every cached prefix.
+    pub fn clear_prefix_cache(&self) {
+        self.scheduler().clear_prefixes();
+    }
+
+    /// Token ids of a prompt, checked against the vocabulary.
+    fn encode(&self, prompt: &Prompt, add_special: bool) -> Result<Vec<u32>> {
+        let tokens = match prompt {
+            Prompt::Tokens(tokens) => tokens.clone(),
+            Prompt::Text(text) => self.tokenizer()?.encode(text, add_special, true)?,
+            Prompt::Chat(messages) => {
+                // The template writes the BOS itself.
+                let tokenizer = self.tokenizer()?;
+                tokenizer.encode(&tokenizer.apply_chat_template(messages, true)?, false, true)?
+            }
+        };
+        if tokens.is_empty() {
+            return Err(Error::new(ErrorCode::PromptEmpty, "the prompt has no tokens"));
+        }
+        let vocab = self.model().config().vocab_size;
+        match tokens.iter().find(|&&id| id as usize >= vocab) {
+            None => Ok(tokens),
+            Some(id) => Err(Error::new(ErrorCode::TokenOutOfRange, "a token id is outside the vocabulary")
+                .expected(format!("0..{vocab}"))
+                .found(id)),
+        }
+    }
+
+    fn check_length(&self, prompt_tokens: usize, needed: usize) -> Result<()> {
+        if needed <= self.shared.max_tokens {
+            return Ok(());
+        }
+        let positions = self.model().config().max_positions;
+        let limit = if self.shared.max_tokens == positions { "the model's positions" } else { "the KV cache" };
+        Err(Error::new(ErrorCode::PromptTooLong, format!("the prompt does not fit {limit}"))
+            .expected(format!("at most {} tokens", self.shared.max_tokens - (needed - prompt_tokens)))
+            .found(format!("{prompt_tokens} tokens")))
+    }
+
+    fn generation(&self, request: &Request, prompt_tokens: usize) -> Result<Generation> {
+        let mut stop_ids = if request.stop_at_eos { self.model().config().eos_token_ids.clone() } else { Vec::new() };
+        let mut stop_texts = Vec::new();
+        for stop in &request.stop {
+            match stop {
+                Stop::Token(id) => stop_ids.push(*id),
+                Stop::Text(text) if text.is_empty() => {
+                    return Err(Error::new(ErrorCode::RequestInvalid, "a stop string is empty"));
+                }
+                Stop::Text(text) => stop_texts.push(text.clone()),
+            }
+        }
+        let text = match &self.shared.tokenizer {
+            Some(tokenizer) => Some((tokenizer.stream(request.skip_special_tokens), StopStrings::new(stop_texts))),
+            None if stop_texts.is_empty() => None,
+            None => {
+                let what = "stop strings need a tokenizer, and the model folder has no tokenizer.json";
+                return Err(Error::new(ErrorCode::TokenizerNotFound, what).path(self.model().path()));
+            }
+        };
+        Ok(Generation {
+            sampling: request.sampling.clone(),
+            max_tokens: prompt_tokens.saturating_add(request.max_new_tokens).min(self.shared.max_tokens),
+            min_new_tokens: request.min_new_tokens,
+            stop_ids,
+            text,
+            logprobs: request.logprobs,
+            returns_logits: request.return_logits,
+        })
+    }
+
+    fn enqueue(&self, tokens: Vec<u32>, adapters: &[(AdapterRef, f32)], purpose: Purpose) -> Result<Job> {
+        let leases = self.lease_all(adapters)?;
+        let weights = adapters.iter().map(|(_, weight)| *weight);
+        let mixture = leases.iter().map(AdapterLease::slot).zip(weights.clone()).collect();
+        let root = PrefixKey::root(leases.iter().map(AdapterLease::content_hash).zip(weights));
+        let shared = JobShared::new(leases);
+        let prompt: Arc<[u32]> = tokens.as_slice().into();
+        let sequence = Sequence::new(Arc::clone(&shared), purpose, tokens, mixture, root);
+        self.shared.incoming.lock().push_back(sequence);
+        Ok(Job { engine: self.clone(), shared, prompt })
+    }
+
+    fn lease_all(&self, adapters: &[(AdapterRef, f32)]) -> Result<Vec<AdapterLease>> {
+        let pool = self.model().adapters();
+        let lease = |(adapter, weight): &(AdapterRef, f32)| {
+            let lease = match adapter {
+                AdapterRef::Name(name) => pool.lease(name)?,
+                AdapterRef::Lease(lease) if lease.is_of(pool) => lease.clone(),
+                AdapterRef::Lease(lease) => {
+                    return Err(Error::new(ErrorCode::AdapterModelMismatch, "the adapter was loaded on another model")
+                        .path(&lease.info().summary.path));
+                }
+            };
+            if !weight.is_finite() {
+                let name = lease.info().name;
+                return Err(Error::new(
+                    ErrorCode::AdapterWeightInvalid,
+                    format!("the weight of '{name}' is not finite"),
+                )
+                .found(weight));
+            }
+            Ok(lease)
+        };
+        adapters.iter().map(lease).collect()
+    }
+
+    /// The scheduler, with everything in it that was submitted before.
+    fn scheduler(&self) -> MutexGuard<'_, Scheduler> {
+        let mut scheduler = self.shared.scheduler.lock();
+        for sequence in self.shared.incoming.lock().drain(..) {
+            scheduler.queue(sequence);
+        }
+        scheduler
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("model", &self.shared.model).finish_non_exhaustive()
     }
 }
 
 /// A submitted request. Dropping it cancels the request.
-pub struct Job {}
+pub struct Job {
+    engine: Engine,
+    shared: Arc<JobShared>,
+    prompt: Arc<[u32]>,
+}
 
 impl Job {
     /// The next chunk, stepping the engine as needed; `None` after the last.
@@ -216,7 +439,29 @@ impl Job {
     /// # Errors
     /// The request failed.
     pub fn next_chunk(&mut self) -> Result<Option<Chunk>> {
-        todo!()
+        self.next_chunk_with(&mut || Ok(()))
+    }
+
+    /// As [`Job::next_chunk`]; `between_steps` may stop the waiting by an error (Ctrl-C).
+    ///
+    /// # Errors
+    /// The request failed, or what `between_steps` returned.
+    pub fn next_chunk_with(&mut self, between_steps: &mut dyn FnMut() -> Result<()>) -> Result<Option<Chunk>> {
+        loop {
+            if let Some(chunk) = self.shared.take()? {
+                return Ok(Some(chunk));
+            }
+            if self.shared.is_finished() {
+                return Ok(None);
+            }
+            between_steps()?;
+            let mut scheduler = self.engine.scheduler();
+            // Whoever held the scheduler before may have computed this chunk already.
+            if !self.shared.has_news() && !self.shared.is_finished() {
+                scheduler.step(self.engine.model())?;
+            }
+            MutexGuard::unlock_fair(scheduler);
+        }
     }
 
     /// The next chunk if one is ready; never steps.
@@ -224,26 +469,59 @@ impl Job {
     /// # Errors
     /// The request failed.
     pub fn poll_chunk(&mut self) -> Result<Option<Chunk>> {
-        todo!()
+        self.shared.take()
     }
 
     /// Whether the last chunk has been handed out.
     pub fn is_finished(&self) -> bool {
-        todo!()
+        self.shared.is_finished()
     }
 
-    /// Prompt tokens computed so far, and in all.
+    /// Prompt tokens whose keys and values are in the cache, and prompt tokens in all.
     pub fn prefill_progress(&self) -> (usize, usize) {
-        todo!()
+        (self.shared.prefilled(), self.prompt.len())
     }
 
     /// Ends the request; its last chunk says `cancelled`.
     pub fn cancel(&self) {
-        todo!()
+        self.shared.cancel();
     }
 
     /// The prompt's token ids.
     pub fn prompt_tokens(&self) -> &[u32] {
-        todo!()
+        &self.prompt
     }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        if !self.shared.is_finished() {
+            self.shared.cancel();
+            self.engine.scheduler().sweep_cancelled();
+        }
+        // Whatever was not taken is not wanted; leases end here.
+        while let Ok(Some(_)) | Err(_) = self.shared.take() {}
+    }
+}
+
+fn complete(request: &Request, job: &mut Job, between_steps: &mut dyn FnMut() -> Result<()>) -> Result<Completion> {
+    let unfinished = Finish { reason: FinishReason::Cancelled, matched: None, usage: Usage::default() };
+    let mut completion = Completion {
+        text: String::new(),
+        token_ids: Vec::new(),
+        finish: unfinished,
+        adapter: request.adapters.iter().map(|(adapter, weight)| (adapter.label(), *weight)).collect(),
+        logprobs: Vec::new(),
+        logits: Vec::new(),
+    };
+    while let Some(chunk) = job.next_chunk_with(between_steps)? {
+        completion.text += &chunk.text;
+        completion.token_ids.extend(chunk.token_ids);
+        completion.logprobs.extend(chunk.logprobs);
+        completion.logits.extend(chunk.logits);
+        if let Some(finish) = chunk.finish {
+            completion.finish = finish;
+        }
+    }
+    Ok(completion)
 }

@@ -1,1 +1,269 @@
-//! The walk. SKELETON
+//! A decoder in a backend, and the one walk over its layers that every family shares.
+
+use crate::adapter::batch::AdapterBatch;
+use crate::backend::{
+    AttentionSpec, Backend, BufferId, GroupId, KvId, LinearSource, StepRows, TableId, VectorId, Write,
+};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, ErrorCode, Result};
+use crate::model::Progress;
+use crate::model::config::DecoderConfig;
+use crate::quant::{self, QuantConfig, QuantWeight};
+use crate::sites::{LinearSite, SiteTable};
+use crate::tensor::{TensorView, shape_text};
+
+/// The rows of one step.
+#[derive(Clone, Debug, Default)]
+pub struct ForwardBatch {
+    /// Token of each row.
+    pub tokens: Vec<u32>,
+    /// Where each row stands.
+    pub rows: StepRows,
+    /// Adapters of each row.
+    pub adapters: AdapterBatch,
+    /// Rows whose logits are wanted.
+    pub logit_rows: Vec<u32>,
+    /// Adapters of each of those.
+    pub logit_adapters: AdapterBatch,
+}
+
+/// Packed weights of a decoder, by their ids in a backend.
+pub(super) struct Decoder {
+    embedding: TableId,
+    layers: Vec<Layer>,
+    final_norm: VectorId,
+    head: GroupId,
+    buffers: Buffers,
+    config: DecoderConfig,
+}
+
+struct Layer {
+    attention_norm: VectorId,
+    qkv: GroupId,
+    attention: AttentionSpec,
+    output: GroupId,
+    mlp_norm: VectorId,
+    gate_up: GroupId,
+    down: GroupId,
+}
+
+/// Activations of a step, `[rows, …]` each.
+struct Buffers {
+    /// The residual stream, `hidden_size`.
+    hidden: BufferId,
+    /// What a norm gave, `hidden_size`.
+    normed: BufferId,
+    /// `(heads + 2 kv_heads) * head_dim`.
+    qkv: BufferId,
+    /// `heads * head_dim`.
+    attended: BufferId,
+    /// `2 * intermediate_size`.
+    gate_up: BufferId,
+    /// `intermediate_size`.
+    activated: BufferId,
+}
+
+impl Decoder {
+    /// Walks the layers for the rows of `batch`; `logits` becomes `[logit_rows, vocab]`.
+    pub(super) fn forward(
+        &self,
+        backend: &mut dyn Backend,
+        batch: &ForwardBatch,
+        kv: KvId,
+        logits: &mut [f32],
+    ) -> Result<()> {
+        let (b, eps, rows, adapters) = (&self.buffers, self.config.norm_eps, batch.tokens.len(), &batch.adapters);
+        backend.reserve_rows(rows)?;
+        backend.embed(self.embedding, &batch.tokens, 1.0, b.hidden)?;
+        for layer in &self.layers {
+            backend.norm(layer.attention_norm, eps, b.hidden, rows, b.normed)?;
+            backend.linear(layer.qkv, b.normed, rows, adapters, b.qkv, Write::Replace)?;
+            backend.attend(&layer.attention, kv, &batch.rows, b.qkv, b.attended)?;
+            backend.linear(layer.output, b.attended, rows, adapters, b.hidden, Write::Add)?;
+
+            backend.norm(layer.mlp_norm, eps, b.hidden, rows, b.normed)?;
+            backend.linear(layer.gate_up, b.normed, rows, adapters, b.gate_up, Write::Replace)?;
+            backend.activate(self.config.activation, b.gate_up, rows, b.activated)?;
+            backend.linear(layer.down, b.activated, rows, adapters, b.hidden, Write::Add)?;
+        }
+        if batch.logit_rows.is_empty() {
+            return Ok(());
+        }
+        backend.norm(self.final_norm, eps, b.hidden, rows, b.normed)?;
+        backend.head(self.head, b.normed, &batch.logit_rows, &batch.logit_adapters, logits)
+    }
+}
+
+/// Packs a checkpoint's decoder into a backend and lists its sites.
+pub(super) struct DecoderLoader<'a> {
+    pub config: &'a DecoderConfig,
+    pub quant: Option<&'a QuantConfig>,
+    pub checkpoint: &'a Checkpoint,
+    pub backend: &'a mut dyn Backend,
+    pub sites: SiteTable,
+    pub progress: &'a mut dyn FnMut(Progress) -> Result<()>,
+    pub done: usize,
+}
+
+/// A linear of a group: module path, width of the output, whether config.json promises a bias.
+type Member = (String, usize, bool);
+
+impl<'a> DecoderLoader<'a> {
+    /// Packs everything, layer by layer, and lets go of the mapped pages as it proceeds.
+    pub(super) fn load(mut self) -> Result<(Decoder, SiteTable)> {
+        let c = self.config;
+        let (query, key) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let table = self.float_tensor(self.embedding_name(), &[c.vocab_size, c.hidden_size])?;
+        let embedding = self.backend.pack_table(table)?;
+        self.advance()?;
+        let layers = (0..c.layers).map(|layer| self.layer(layer)).collect::<Result<Vec<_>>>()?;
+        let final_norm = self.vector("model.norm.weight", c.hidden_size)?;
+        let head = self.head()?;
+        self.checkpoint.release();
+        let mut buffer = |width| self.backend.create_buffer(width);
+        let buffers = Buffers {
+            hidden: buffer(c.hidden_size),
+            normed: buffer(c.hidden_size),
+            qkv: buffer(query + 2 * key),
+            attended: buffer(query),
+            gate_up: buffer(2 * c.intermediate_size),
+            activated: buffer(c.intermediate_size),
+        };
+        Ok((Decoder { embedding, layers, final_norm, head, buffers, config: c.clone() }, self.sites))
+    }
+
+    fn layer(&mut self, index: usize) -> Result<Layer> {
+        let c = self.config;
+        let (query, key) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let at = |name: &str| format!("model.layers.{index}.{name}");
+        let bias = c.biases;
+
+        let attention_norm = self.vector(&at("input_layernorm.weight"), c.hidden_size)?;
+        let qkv = [("q_proj", query), ("k_proj", key), ("v_proj", key)]
+            .map(|(name, width)| (at(&format!("self_attn.{name}")), width, bias.qkv));
+        let qkv = self.group(c.hidden_size, &qkv)?;
+        let attention = AttentionSpec {
+            layer: index,
+            heads: c.heads,
+            kv_heads: c.kv_heads,
+            head_dim: c.head_dim,
+            scale: 1.0 / (c.head_dim as f32).sqrt(),
+            window: c.windows[index],
+            q_norm: self.head_norm(&at("self_attn.q_norm.weight"))?,
+            k_norm: self.head_norm(&at("self_attn.k_norm.weight"))?,
+            norm_eps: c.norm_eps,
+            rope: c.rope.clone(),
+        };
+        let output = self.group(query, &[(at("self_attn.o_proj"), c.hidden_size, bias.output)])?;
+
+        let mlp_norm = self.vector(&at("post_attention_layernorm.weight"), c.hidden_size)?;
+        let gate_up = ["gate_proj", "up_proj"].map(|name| (at(&format!("mlp.{name}")), c.intermediate_size, bias.mlp));
+        let gate_up = self.group(c.hidden_size, &gate_up)?;
+        let down = self.group(c.intermediate_size, &[(at("mlp.down_proj"), c.hidden_size, bias.mlp)])?;
+        self.checkpoint.release();
+        Ok(Layer { attention_norm, qkv, attention, output, mlp_norm, gate_up, down })
+    }
+
+    fn group(&mut self, in_features: usize, members: &[Member]) -> Result<GroupId> {
+        let mut sources = Vec::with_capacity(members.len());
+        for (path, out_features, has_bias) in members {
+            let weight = quant::open_linear(self.checkpoint, self.quant, path, in_features, *out_features)?;
+            let bias = self.bias(path, *out_features, *has_bias, &weight)?;
+            sources.push(self.source(path, weight, bias));
+        }
+        self.pack(&sources)
+    }
+
+    /// The stored bias of a linear. GPTQ exporters write one, often of zeros, where the architecture has none.
+    fn bias(
+        &self,
+        path: &str,
+        out_features: usize,
+        is_promised: bool,
+        weight: &QuantWeight<'_>,
+    ) -> Result<Option<TensorView<'a>>> {
+        let bias = quant::open_bias(self.checkpoint, path, out_features)?;
+        let wrong = match (&bias, is_promised, weight) {
+            (None, true, _) => (ErrorCode::CheckpointTensorMissing, "a bias that the architecture has is missing"),
+            (Some(_), false, QuantWeight::Dense(_)) => {
+                (ErrorCode::ModelConfigInvalid, "the checkpoint has a bias where config.json says there is none")
+            }
+            _ => return Ok(bias),
+        };
+        Err(Error::new(wrong.0, wrong.1).tensor(format!("{path}.bias")))
+    }
+
+    fn source<'w>(&mut self, path: &str, weight: QuantWeight<'w>, bias: Option<TensorView<'w>>) -> LinearSource<'w> {
+        let site = self.sites.push(LinearSite {
+            path: path.to_owned(),
+            in_features: weight.in_features(),
+            out_features: weight.out_features(),
+            has_bias: bias.is_some(),
+        });
+        LinearSource { site, weight, bias }
+    }
+
+    fn pack(&mut self, sources: &[LinearSource<'_>]) -> Result<GroupId> {
+        let group = self.backend.pack_group(sources)?;
+        for _ in sources {
+            self.advance()?;
+        }
+        Ok(group)
+    }
+
+    /// The output head: its own weight where one is stored, else the embedding if they are tied (as transformers does).
+    fn head(&mut self) -> Result<GroupId> {
+        let c = self.config;
+        let is_stored = ["lm_head.weight", "lm_head.qweight"].iter().any(|name| self.checkpoint.contains(name));
+        if is_stored || !c.tie_word_embeddings {
+            return self.group(c.hidden_size, &[("lm_head".to_owned(), c.vocab_size, false)]);
+        }
+        let table = self.float_tensor(self.embedding_name(), &[c.vocab_size, c.hidden_size])?;
+        let source = self.source("lm_head", QuantWeight::Dense(table), None);
+        self.pack(&[source])
+    }
+
+    /// The embedding, under the head's name where they are tied and only that is stored.
+    fn embedding_name(&self) -> &'static str {
+        let (embedding, head) = ("model.embed_tokens.weight", "lm_head.weight");
+        let only_head = self.checkpoint.contains(head) && !self.checkpoint.contains(embedding);
+        if self.config.tie_word_embeddings && only_head { head } else { embedding }
+    }
+
+    fn head_norm(&mut self, name: &str) -> Result<Option<VectorId>> {
+        if !self.config.has_qk_norm {
+            return Ok(None);
+        }
+        self.vector(name, self.config.head_dim).map(Some)
+    }
+
+    fn vector(&mut self, name: &str, width: usize) -> Result<VectorId> {
+        let vector = self.float_tensor(name, &[width])?;
+        self.backend.pack_vector(vector)
+    }
+
+    fn float_tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView<'a>> {
+        let view = self.checkpoint.tensor(name)?;
+        let wrong = |code, what| {
+            let error = Error::new(code, what).tensor(name);
+            match self.checkpoint.path_of(name) {
+                Some(path) => error.path(path),
+                None => error,
+            }
+        };
+        if view.shape() != shape {
+            return Err(wrong(ErrorCode::CheckpointShapeMismatch, "a tensor has the wrong shape")
+                .expected(shape_text(shape))
+                .found(shape_text(view.shape())));
+        }
+        if !view.dtype().is_float() {
+            return Err(wrong(ErrorCode::CheckpointDtypeUnsupported, "a parameter is not a float").found(view.dtype()));
+        }
+        Ok(view)
+    }
+
+    fn advance(&mut self) -> Result<()> {
+        self.done += 1;
+        (self.progress)(Progress { done: self.done, total: self.config.layers * 7 + 2 })
+    }
+}

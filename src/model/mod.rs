@@ -1,19 +1,34 @@
-//! A loaded model: packed weights in a backend, its sites, its adapters, and the forward pass. SKELETON of bodies
+//! A loaded model: packed weights in a backend, its sites, its adapters, and the forward pass.
+//!
+//! Several engines, each with a KV cache of its own, may share one [`Model`]; a step holds its backend for as long as it
+//! computes, so adapters come and go between steps.
 
 pub mod config;
-pub mod decoder;
+mod decoder;
+mod rope;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::adapter::batch::AdapterBatch;
-use crate::adapter::pool::{AdapterInfo, AdapterLease, AdapterLimits, AdapterPool};
-use crate::backend::{BackendMemory, KvDType, StepRows};
-use crate::error::Result;
+use parking_lot::Mutex;
+
+use crate::adapter::AdapterFiles;
+use crate::adapter::plan::AdapterSummary;
+use crate::adapter::pool::{AdapterInfo, AdapterLease, AdapterLimits, AdapterPool, Reservation};
+use crate::backend::{Backend, BackendMemory, KvDType, KvId, KvShape, cpu};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, ErrorCode, Result};
+use crate::kv::PAGE_TOKENS;
+use crate::quant::QuantConfig;
 use crate::sites::SiteTable;
+use config::DecoderConfig;
+use decoder::{Decoder, DecoderLoader};
+
+pub use decoder::ForwardBatch;
 
 /// Where a model runs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Device {
     /// The best there is.
@@ -25,11 +40,18 @@ pub enum Device {
     Reference,
 }
 
-impl std::str::FromStr for Device {
-    type Err = crate::Error;
+impl FromStr for Device {
+    type Err = Error;
 
-    fn from_str(_text: &str) -> Result<Self> {
-        todo!()
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(Device::Auto),
+            "cpu" => Ok(Device::Cpu),
+            "reference" => Ok(Device::Reference),
+            other => Err(Error::new(ErrorCode::DeviceUnavailable, "this build does not have the device")
+                .expected("auto, cpu or reference")
+                .found(other)),
+        }
     }
 }
 
@@ -54,106 +76,187 @@ pub struct Progress {
 }
 
 /// A model that several engines may share.
-pub struct Model {}
+pub struct Model {
+    path: PathBuf,
+    config: DecoderConfig,
+    sites: SiteTable,
+    file_bytes: u64,
+    adapters: AdapterPool,
+    core: Mutex<Core>,
+}
+
+struct Core {
+    backend: Box<dyn Backend>,
+    decoder: Decoder,
+}
 
 impl Model {
     /// Loads a model folder. `progress` is called after each module and may stop the work by an error.
     ///
     /// # Errors
-    /// Anything of `checkpoint_*`, `quant_*`, `model_*`.
+    /// Anything of `checkpoint_*`, `quant_*`, `model_*`; `memory_exhausted`; what `progress` returned.
     pub fn load(
-        _dir: &Path,
-        _options: &ModelOptions,
-        _progress: &mut dyn FnMut(Progress) -> Result<()>,
+        dir: &Path,
+        options: &ModelOptions,
+        progress: &mut dyn FnMut(Progress) -> Result<()>,
     ) -> Result<Arc<Self>> {
-        todo!()
+        let (config, json) = DecoderConfig::read(dir)?;
+        let quant = QuantConfig::read(dir, &json)?;
+        let checkpoint = Checkpoint::open(dir)?;
+        let is_reference = options.device == Device::Reference;
+        let mut backend = cpu::open(&cpu::CpuOptions { threads: options.threads, reference: is_reference })?;
+        let loader = DecoderLoader {
+            config: &config,
+            quant: quant.as_ref(),
+            checkpoint: &checkpoint,
+            backend: &mut *backend,
+            sites: SiteTable::default(),
+            progress,
+            done: 0,
+        };
+        let (decoder, sites) = loader.load()?;
+        tracing::info!(model = %dir.display(), device = backend.describe(), "model loaded");
+        Ok(Arc::new(Self {
+            path: dir.to_path_buf(),
+            file_bytes: checkpoint.file_bytes(),
+            config,
+            sites,
+            adapters: AdapterPool::new(options.adapter_limits),
+            core: Mutex::new(Core { backend, decoder }),
+        }))
     }
 
     /// The folder it was loaded from.
     pub fn path(&self) -> &Path {
-        todo!()
+        &self.path
     }
 
     /// What config.json says.
-    pub fn config(&self) -> &config::DecoderConfig {
-        todo!()
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
     }
 
     /// Where adapters can act.
     pub fn sites(&self) -> &SiteTable {
-        todo!()
+        &self.sites
+    }
+
+    /// Bytes of the checkpoint's files.
+    pub fn file_bytes(&self) -> u64 {
+        self.file_bytes
     }
 
     /// What computes: `cpu (avx512, 2 threads)`.
     pub fn describe_device(&self) -> String {
-        todo!()
+        self.core.lock().backend.describe()
     }
 
-    /// Resident bytes.
+    /// Resident bytes, after letting go of adapters that nobody uses any more.
     pub fn memory(&self) -> BackendMemory {
-        todo!()
+        let mut core = self.core.lock();
+        self.reap(&mut core);
+        core.backend.memory()
     }
 
     /// Loads an adapter under a name, or replaces the one that has it. Running requests keep theirs.
     ///
     /// # Errors
     /// Anything of `adapter_*`; nothing changed then.
-    pub fn load_adapter(&self, _name: &str, _dir: &Path) -> Result<AdapterInfo> {
-        todo!()
+    pub fn load_adapter(&self, name: &str, dir: &Path) -> Result<AdapterInfo> {
+        let subject = |e: Error| e.subject(format!("adapter '{name}'"));
+        let (reservation, summary) = self.upload(dir).map_err(subject)?;
+        self.adapters.publish(name, reservation, summary).map_err(subject)
     }
 
     /// Loads an adapter that no name finds; it lives as long as its leases.
     ///
     /// # Errors
     /// Anything of `adapter_*`; nothing changed then.
-    pub fn admit_adapter(&self, _dir: &Path) -> Result<AdapterLease> {
-        todo!()
+    pub fn admit_adapter(&self, dir: &Path) -> Result<AdapterLease> {
+        let (reservation, summary) = self.upload(dir)?;
+        Ok(self.adapters.admit(reservation, summary))
     }
 
     /// Forgets a name; memory returns when the last request that uses it has ended.
     ///
     /// # Errors
     /// `adapter_not_found`.
-    pub fn unload_adapter(&self, _name: &str) -> Result<()> {
-        todo!()
+    pub fn unload_adapter(&self, name: &str) -> Result<()> {
+        self.adapters.unload(name)
     }
 
     /// The resident adapters.
     pub fn adapters(&self) -> &AdapterPool {
-        todo!()
+        &self.adapters
     }
 
     /// Storage for KV pages of this model.
     ///
     /// # Errors
     /// `memory_exhausted`.
-    pub fn create_kv(self: &Arc<Self>, _pages: usize, _page_tokens: usize, _dtype: KvDType) -> Result<KvStorage> {
-        todo!()
+    pub fn create_kv(self: &Arc<Self>, pages: usize, dtype: KvDType) -> Result<KvStorage> {
+        let shape = KvShape {
+            layers: self.config.layers,
+            pages,
+            page_tokens: PAGE_TOKENS,
+            kv_heads: self.config.kv_heads,
+            head_dim: self.config.head_dim,
+            dtype,
+        };
+        let id = self.core.lock().backend.create_kv(shape)?;
+        Ok(KvStorage { model: Arc::clone(self), id, shape })
     }
 
-    /// Runs one step and writes the logits of `batch.logit_rows`, `[logit_rows, vocab]`.
+    /// Runs one step; `logits` becomes `[batch.logit_rows, vocab]`.
     ///
     /// # Errors
     /// The device failed.
-    pub fn forward(&self, _batch: &ForwardBatch, _kv: &KvStorage, _logits: &mut Vec<f32>) -> Result<()> {
-        todo!()
+    pub fn forward(&self, batch: &ForwardBatch, kv: &KvStorage, logits: &mut Vec<f32>) -> Result<()> {
+        let mut core = self.core.lock();
+        self.reap(&mut core);
+        let Core { backend, decoder } = &mut *core;
+        logits.resize(batch.logit_rows.len() * self.config.vocab_size, 0.0);
+        decoder.forward(&mut **backend, batch, kv.id, logits)
+    }
+
+    fn upload(&self, dir: &Path) -> Result<(Reservation, AdapterSummary)> {
+        let files = AdapterFiles::read(dir)?;
+        let plan = files.plan(&self.sites)?;
+        let mut core = self.core.lock();
+        self.reap(&mut core);
+        let mut reservation = self.adapters.reserve(plan.summary.bytes)?;
+        let resident = core.backend.upload_adapter(reservation.slot(), &plan.deltas)?;
+        reservation.set_resident_bytes(resident);
+        Ok((reservation, plan.summary))
+    }
+
+    fn reap(&self, core: &mut Core) {
+        self.adapters.reap(|slot| core.backend.drop_adapter(slot));
+    }
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Model").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
 /// KV pages in a model's backend; given back when dropped.
-pub struct KvStorage {}
+pub struct KvStorage {
+    model: Arc<Model>,
+    id: KvId,
+    shape: KvShape,
+}
 
-/// The rows of one step.
-#[derive(Clone, Debug, Default)]
-pub struct ForwardBatch {
-    /// Token of each row.
-    pub tokens: Vec<u32>,
-    /// Where each row stands.
-    pub rows: StepRows,
-    /// Adapters of each row.
-    pub adapters: AdapterBatch,
-    /// Rows whose logits are wanted.
-    pub logit_rows: Vec<u32>,
-    /// Adapters of each of those.
-    pub logit_adapters: AdapterBatch,
+impl KvStorage {
+    /// Its size.
+    pub fn shape(&self) -> &KvShape {
+        &self.shape
+    }
+}
+
+impl Drop for KvStorage {
+    fn drop(&mut self) {
+        self.model.core.lock().backend.drop_kv(self.id);
+    }
 }

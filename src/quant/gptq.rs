@@ -1,1 +1,322 @@
-//! GPTQ. SKELETON
+//! GPTQ: the one place that knows its packing.
+//!
+//! ```text
+//! qweight [in * bits / 32, out] int32    each column is one bit stream along the inputs, lowest bits first
+//! qzeros  [G, out * bits / 32]  int32    each row is one bit stream along the outputs, lowest bits first
+//! scales  [G, out]              float    G = ceil(in / group_size)
+//! g_idx   [in]                  int32    group of each input; absent or all zero: i / group_size
+//!
+//!           word 0                       word 1                       word 2
+//! 4 bits    |7|6|5|4|3|2|1|0|            |15|..|8|                    ...            code numbers, high bits left
+//! 3 bits    |10:2 low|9|..|1|0|          |21:1 low|..|11|10:1 high|   |31|..|21:2 high|
+//!
+//! W[n, i] = scales[g_idx[i], n] * (q[i, n] - zero[g_idx[i], n])
+//! ```
+//!
+//! Field i of a stream begins at bit `i * bits` whatever the width, so one formula reads all of them; only 3-bit fields 10
+//! and 21 of each 32 lie in two words.
+//!
+//! Format 1 (`checkpoint_format` "gptq") stores `zero - 1`: a field of all ones means 2^bits and carries nothing into its
+//! neighbour, as it would if one were added to whole words. Format 2 ("gptq_v2") stores `zero`. Some files declare format 1 and
+//! hold the zeros of format 2; when symmetric they are told by all fields being 2^(bits-1), where format 1 has one less.
+//!
+//! With act-order, stored input k of the layout is the k-th of a stable sort by group: what was scattered by `g_idx` becomes
+//! runs again, and the permutation says which input each was.
+
+use std::ops::Range;
+
+use super::config::{GptqParams, QuantConfig, ZeroFormat};
+use super::{CodeGroup, CodeLayout, CodedWeight};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, ErrorCode, Result};
+use crate::tensor::{DType, TensorView, shape_text};
+
+const WORD_BITS: usize = 32;
+
+/// A weight in GPTQ's packing, borrowed from the checkpoint.
+pub struct GptqWeight<'a> {
+    in_features: usize,
+    out_features: usize,
+    bits: usize,
+    layout: CodeLayout,
+    /// Row of `scales` and `qzeros` of each group of the layout; differs from its index where the file has empty groups.
+    stored_groups: Vec<u32>,
+    qweight: &'a [[u8; 4]],
+    qzeros: &'a [[u8; 4]],
+    scales: TensorView<'a>,
+    /// Zero point less its stored field.
+    zero_offset: i32,
+}
+
+impl<'a> GptqWeight<'a> {
+    /// Opens and checks the module at `path`.
+    ///
+    /// # Errors
+    /// `checkpoint_tensor_missing`, `checkpoint_dtype_unsupported`, `quant_shape_mismatch`, `quant_value_invalid`.
+    pub fn open(
+        checkpoint: &'a Checkpoint,
+        config: &QuantConfig,
+        params: GptqParams,
+        path: &str,
+        in_features: usize,
+        out_features: usize,
+    ) -> Result<Self> {
+        let module = Module { checkpoint, path };
+        let bits = usize::from(params.bits);
+        let in_words = module.words("in_features", in_features, bits)?;
+        let out_words = module.words("out_features", out_features, bits)?;
+        let group_size = params.group_size.unwrap_or(in_features);
+        let groups = in_features.div_ceil(group_size);
+
+        let qweight = module.packed("qweight", &[in_words, out_features], params)?;
+        let qzeros = module.packed("qzeros", &[groups, out_words], params)?;
+        let scales = module.scales(&[groups, out_features], params)?;
+        let (layout, stored_groups) = module.layout(in_features, group_size, groups, params)?;
+
+        let mut zeros = params.zeros;
+        if zeros == ZeroFormat::LessOne && params.sym && all_fields_are_the_middle(qzeros, out_words, bits) {
+            config.zeros_reported.call_once(|| {
+                tracing::warn!(
+                    module = path,
+                    "declares checkpoint_format gptq, but its zero points are those of gptq_v2"
+                );
+            });
+            zeros = ZeroFormat::Plain;
+        }
+        let zero_offset = match zeros {
+            ZeroFormat::LessOne => 1,
+            ZeroFormat::Plain => 0,
+        };
+        Ok(Self { in_features, out_features, bits, layout, stored_groups, qweight, qzeros, scales, zero_offset })
+    }
+}
+
+impl CodedWeight for GptqWeight<'_> {
+    fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    fn layout(&self) -> &CodeLayout {
+        &self.layout
+    }
+
+    fn read_codes(&self, inputs: Range<usize>, outputs: Range<usize>, codes: &mut [u8]) {
+        assert!(inputs.end <= self.in_features && outputs.end <= self.out_features);
+        assert_eq!(codes.len(), inputs.len() * outputs.len());
+        if outputs.is_empty() {
+            return;
+        }
+        for (stored, codes) in inputs.zip(codes.chunks_exact_mut(outputs.len())) {
+            let input = match &self.layout.permutation {
+                Some(permutation) => permutation[stored] as usize,
+                None => stored,
+            };
+            let field = Field::new(input, self.bits);
+            let row = |word: usize| &self.qweight[word * self.out_features..][outputs.clone()];
+            if field.straddles {
+                for ((code, &low), &high) in codes.iter_mut().zip(row(field.word)).zip(row(field.word + 1)) {
+                    *code = field.read(u32::from_le_bytes(low), u32::from_le_bytes(high)) as u8;
+                }
+            } else {
+                for (code, &word) in codes.iter_mut().zip(row(field.word)) {
+                    *code = field.read(u32::from_le_bytes(word), 0) as u8;
+                }
+            }
+        }
+    }
+
+    fn read_scales(&self, group: usize, outputs: Range<usize>, scales: &mut [f32], zeros: &mut [i32]) {
+        assert!(outputs.end <= self.out_features);
+        assert_eq!(outputs.len(), zeros.len());
+        let stored = self.stored_groups[group] as usize;
+        let start = stored * self.out_features;
+        self.scales.read_f32(start + outputs.start..start + outputs.end, scales);
+        let words = self.out_features * self.bits / WORD_BITS;
+        let row = &self.qzeros[stored * words..][..words];
+        for (zero, output) in zeros.iter_mut().zip(outputs) {
+            let field = Field::new(output, self.bits);
+            let high = if field.straddles { u32::from_le_bytes(row[field.word + 1]) } else { 0 };
+            *zero = field.read(u32::from_le_bytes(row[field.word]), high) as i32 + self.zero_offset;
+        }
+    }
+}
+
+/// Where field `index` of a bit stream lies.
+struct Field {
+    /// The word it begins in.
+    word: usize,
+    /// Its lowest bit there.
+    shift: usize,
+    mask: u32,
+    /// Whether its high bits are in the next word.
+    straddles: bool,
+}
+
+impl Field {
+    #[inline]
+    fn new(index: usize, bits: usize) -> Self {
+        let (word, shift) = (index * bits / WORD_BITS, index * bits % WORD_BITS);
+        Self { word, shift, mask: (1 << bits) - 1, straddles: shift + bits > WORD_BITS }
+    }
+
+    /// The field's value; `high` is the next word if it straddles, else 0.
+    #[inline]
+    fn read(&self, low: u32, high: u32) -> u32 {
+        // Shifting left twice keeps the shift below 32 when shift is 0.
+        (low >> self.shift | (high << (31 - self.shift)) << 1) & self.mask
+    }
+}
+
+/// Whether every zero-point field is 2^(bits-1).
+fn all_fields_are_the_middle(qzeros: &[[u8; 4]], row_words: usize, bits: usize) -> bool {
+    // The pattern repeats after `bits` words (32 fields), or sooner; rows begin with a field.
+    let mut pattern = [0u32; 8];
+    for index in 0..WORD_BITS {
+        let bit = index * bits + bits - 1;
+        pattern[bit / WORD_BITS] |= 1 << (bit % WORD_BITS);
+    }
+    qzeros
+        .chunks_exact(row_words)
+        .all(|row| row.iter().enumerate().all(|(i, &word)| u32::from_le_bytes(word) == pattern[i % bits]))
+}
+
+/// The tensors of one module, each checked as it is fetched.
+struct Module<'a, 'p> {
+    checkpoint: &'a Checkpoint,
+    path: &'p str,
+}
+
+impl<'a> Module<'a, '_> {
+    fn error(&self, code: ErrorCode, what: &str, part: &str) -> Error {
+        let name = format!("{}.{part}", self.path);
+        let file = self.checkpoint.path_of(&name).unwrap_or(self.checkpoint.path());
+        Error::new(code, what).path(file).tensor(name)
+    }
+
+    /// Words of a bit stream over one dimension.
+    fn words(&self, dimension: &str, features: usize, bits: usize) -> Result<usize> {
+        match features.checked_mul(bits) {
+            Some(total) if total > 0 && total.is_multiple_of(WORD_BITS) => Ok(total / WORD_BITS),
+            _ => {
+                let what = format!("{dimension} does not fill whole 32-bit words of {bits}-bit codes");
+                Err(self.error(ErrorCode::QuantShapeMismatch, &what, "qweight").found(features))
+            }
+        }
+    }
+
+    fn tensor(&self, part: &str, shape: &[usize], params: Option<GptqParams>) -> Result<TensorView<'a>> {
+        let view = self.checkpoint.tensor(&format!("{}.{part}", self.path))?;
+        if view.shape() == shape {
+            return Ok(view);
+        }
+        let error = self
+            .error(ErrorCode::QuantShapeMismatch, "a quantised tensor has the wrong shape", part)
+            .expected(shape_text(shape))
+            .found(shape_text(view.shape()));
+        Err(match params {
+            Some(GptqParams { bits, group_size: Some(size), .. }) => {
+                error.hint(format!("the quantisation config says {bits} bits in groups of {size} for this module"))
+            }
+            Some(GptqParams { bits, group_size: None, .. }) => {
+                error.hint(format!("the quantisation config says {bits} bits in one group for this module"))
+            }
+            None => error,
+        })
+    }
+
+    fn packed(&self, part: &str, shape: &[usize], params: GptqParams) -> Result<&'a [[u8; 4]]> {
+        Ok(self.int32(self.tensor(part, shape, Some(params))?, part)?.bytes().as_chunks().0)
+    }
+
+    fn int32(&self, view: TensorView<'a>, part: &str) -> Result<TensorView<'a>> {
+        match view.dtype() {
+            DType::I32 => Ok(view),
+            other => Err(self
+                .error(ErrorCode::CheckpointDtypeUnsupported, "packed codes of another type than int32", part)
+                .expected(DType::I32)
+                .found(other)
+                .hint("quantise again with pack_dtype int32")),
+        }
+    }
+
+    fn scales(&self, shape: &[usize], params: GptqParams) -> Result<TensorView<'a>> {
+        let view = self.tensor("scales", shape, Some(params))?;
+        if !view.dtype().is_float() {
+            return Err(self
+                .error(ErrorCode::CheckpointDtypeUnsupported, "scales that are not floats", "scales")
+                .expected("float16, bfloat16 or float32")
+                .found(view.dtype()));
+        }
+        let mut row = vec![0.0; shape[1]];
+        for group in 0..shape[0] {
+            view.read_f32(group * row.len()..(group + 1) * row.len(), &mut row);
+            if let Some(output) = row.iter().position(|scale| !scale.is_finite()) {
+                return Err(self
+                    .error(ErrorCode::QuantValueInvalid, "a scale is not finite", "scales")
+                    .expected("a finite number")
+                    .found(format!("{} for group {group}, output {output}", row[output])));
+            }
+        }
+        Ok(view)
+    }
+
+    /// The layout, and the file's group of each of its groups.
+    fn layout(
+        &self,
+        in_features: usize,
+        group_size: usize,
+        groups: usize,
+        params: GptqParams,
+    ) -> Result<(CodeLayout, Vec<u32>)> {
+        match self.group_index(in_features, groups)? {
+            None if params.desc_act && groups > 1 && !self.checkpoint.contains(&format!("{}.g_idx", self.path)) => {
+                Err(self
+                    .error(ErrorCode::CheckpointTensorMissing, "an act-order weight without its group index", "g_idx")
+                    .hint("quantised with desc_act, which needs g_idx; quantise again"))
+            }
+            None => {
+                let sizes = (0..groups).map(|g| group_size.min(in_features - g * group_size));
+                let groups: Vec<CodeGroup> = sizes.map(|inputs| CodeGroup { bits: params.bits, inputs }).collect();
+                let stored = (0..groups.len() as u32).collect();
+                Ok((CodeLayout { groups, permutation: None }, stored))
+            }
+            Some(index) => Ok(layout_of(&index, groups, params.bits)),
+        }
+    }
+
+    /// Group of each input, or `None` where it is `i / group_size`.
+    fn group_index(&self, in_features: usize, groups: usize) -> Result<Option<Vec<u32>>> {
+        if !self.checkpoint.contains(&format!("{}.g_idx", self.path)) {
+            return Ok(None);
+        }
+        let view = self.int32(self.tensor("g_idx", &[in_features], None)?, "g_idx")?;
+        let index: Vec<u32> = view.bytes().as_chunks().0.iter().map(|&word| u32::from_le_bytes(word)).collect();
+        if let Some(input) = index.iter().position(|&group| group as usize >= groups) {
+            return Err(self
+                .error(ErrorCode::QuantValueInvalid, "a group index is out of range", "g_idx")
+                .expected(format!("0..{groups}"))
+                .found(format!("{} for input {input}", index[input] as i32)));
+        }
+        Ok(index.iter().any(|&group| group != 0).then_some(index))
+    }
+}
+
+/// Inputs sorted by group, stably. Groups without inputs have no place in a layout; the second part remembers who is left.
+fn layout_of(index: &[u32], groups: usize, bits: u8) -> (CodeLayout, Vec<u32>) {
+    let mut sizes = vec![0usize; groups];
+    for &group in index {
+        sizes[group as usize] += 1;
+    }
+    let permutation = (!index.is_sorted()).then(|| {
+        let mut order: Vec<u32> = (0..index.len() as u32).collect();
+        order.sort_by_key(|&input| index[input as usize]);
+        order
+    });
+    let filled = || sizes.iter().enumerate().filter(|&(_, &inputs)| inputs > 0);
+    let groups = filled().map(|(_, &inputs)| CodeGroup { bits, inputs }).collect();
+    (CodeLayout { groups, permutation }, filled().map(|(group, _)| group as u32).collect())
+}

@@ -9,11 +9,16 @@
 //!
 //! so that no kernel learns a file format. [`QuantWeight::dequantise`] is the oracle of every packing and every kernel.
 
+pub mod config;
 pub mod gptq;
 
 use std::ops::Range;
 
-use crate::tensor::TensorView;
+pub use self::config::QuantConfig;
+use self::gptq::GptqWeight;
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, ErrorCode, Result};
+use crate::tensor::{TensorView, shape_text};
 
 /// One group of consecutive stored inputs that share a scale and a zero for each output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,30 +124,95 @@ fn dequantise_codes(weight: &dyn CodedWeight, outputs: Range<usize>, out: &mut [
     }
 }
 
-// SKELETON below: helper's room
-use crate::checkpoint::Checkpoint;
-use crate::error::Result;
-
-/// The quantisation a model folder declares, with its per-module overrides.
-pub struct QuantConfig {}
-
-impl QuantConfig {
-    /// Reads `quantization_config` of config.json, or quantize_config.json beside it.
-    pub fn read(_dir: &std::path::Path, _config: &serde_json::Value) -> Result<Option<Self>> {
-        todo!()
-    }
-}
+/// Tensor names by which formats that are not read here give themselves away.
+const FOREIGN: &[(&str, &str)] = &[
+    ("q_weight", "exl2"),
+    ("trellis", "exl3"),
+    ("weight_packed", "compressed-tensors"),
+    ("weight_scale_inv", "fp8"),
+    ("weight_scale", "fp8"),
+    ("weight_scales", "eetq"),
+    ("weight.absmax", "bitsandbytes"),
+    ("SCB", "bitsandbytes"),
+    ("W_q", "hqq"),
+    ("codebooks", "aqlm"),
+    ("Qidxs", "quip#"),
+    ("B", "marlin"),
+];
 
 /// Finds the stored weight of the linear at module path `path`, by the names of its tensors, and checks it.
 ///
+/// `path.qweight` is GPTQ, whose `config` then says widths and groups; `path.weight` is plain numbers.
+///
 /// # Errors
-/// Missing tensors, wrong shapes, unreadable formats.
+/// `checkpoint_tensor_missing`, `checkpoint_dtype_unsupported`, `checkpoint_shape_mismatch`, `quant_format_unsupported`,
+/// `quant_config_invalid`, `quant_shape_mismatch`, `quant_value_invalid`.
 pub fn open_linear<'a>(
-    _checkpoint: &'a Checkpoint,
-    _config: Option<&QuantConfig>,
-    _path: &str,
-    _in_features: usize,
-    _out_features: usize,
+    checkpoint: &'a Checkpoint,
+    config: Option<&QuantConfig>,
+    path: &str,
+    in_features: usize,
+    out_features: usize,
 ) -> Result<QuantWeight<'a>> {
-    todo!()
+    for (part, format) in FOREIGN {
+        let name = format!("{path}.{part}");
+        if let Some(file) = checkpoint.path_of(&name) {
+            return Err(Error::new(ErrorCode::QuantFormatUnsupported, "a quantisation format that is not read here")
+                .path(file)
+                .tensor(name)
+                .found(*format));
+        }
+    }
+    let (codes, plain) = (format!("{path}.qweight"), format!("{path}.weight"));
+    let Some(file) = checkpoint.path_of(&codes) else {
+        return open_dense(checkpoint, &plain, &[out_features, in_features]).map(QuantWeight::Dense);
+    };
+    let contradiction = |what: &str| Err(Error::new(ErrorCode::QuantConfigInvalid, what).path(file).tensor(&codes));
+    if checkpoint.contains(&plain) {
+        return contradiction("a module has both a plain and a quantised weight");
+    }
+    let Some(config) = config else {
+        return contradiction("a quantised weight, but neither config.json nor quantize_config.json says how");
+    };
+    let Some(params) = config.params_of(path)? else {
+        return contradiction(
+            "a quantised weight where 'dynamic' of the quantisation config leaves the module unquantised",
+        );
+    };
+    let weight = GptqWeight::open(checkpoint, config, params, path, in_features, out_features)?;
+    Ok(QuantWeight::Coded(Box::new(weight)))
+}
+
+/// The bias of the linear at module path `path`, `[out_features]`, if it has one. Quantisers often write one of zeros.
+///
+/// # Errors
+/// `checkpoint_shape_mismatch`, `checkpoint_dtype_unsupported`.
+pub fn open_bias<'a>(checkpoint: &'a Checkpoint, path: &str, out_features: usize) -> Result<Option<TensorView<'a>>> {
+    let name = format!("{path}.bias");
+    if !checkpoint.contains(&name) {
+        return Ok(None);
+    }
+    open_dense(checkpoint, &name, &[out_features]).map(Some)
+}
+
+/// A tensor of plain numbers of that shape: a dense weight, a bias, a norm, an embedding.
+///
+/// # Errors
+/// `checkpoint_tensor_missing`, `checkpoint_shape_mismatch`, `checkpoint_dtype_unsupported`.
+pub fn open_dense<'a>(checkpoint: &'a Checkpoint, name: &str, shape: &[usize]) -> Result<TensorView<'a>> {
+    let view = checkpoint.tensor(name)?;
+    let error = |code, what: &str| {
+        Error::new(code, what).tensor(name).path(checkpoint.path_of(name).unwrap_or(checkpoint.path()))
+    };
+    if view.shape() != shape {
+        return Err(error(ErrorCode::CheckpointShapeMismatch, "a tensor has the wrong shape")
+            .expected(shape_text(shape))
+            .found(shape_text(view.shape())));
+    }
+    if !view.dtype().is_float() {
+        return Err(error(ErrorCode::CheckpointDtypeUnsupported, "a weight that is not stored as floats")
+            .expected("float16, bfloat16 or float32")
+            .found(view.dtype()));
+    }
+    Ok(view)
 }

@@ -1,0 +1,141 @@
+//! Which files of a model folder are its checkpoint.
+//!
+//! Folders hold leftovers: converters copy the index of the shards they replaced, downloads stop half-way. The rule, in order:
+//!
+//! 1. `model.safetensors`, unless the index names it among its shards (`transformers` looks in this order too);
+//! 2. the shards that `model.safetensors.index.json` names, if all are there; if some are missing, the checkpoint is incomplete;
+//!    if all are missing and other files are there, the index is stale and is ignored with a warning;
+//! 3. all other `*.safetensors` (`output.safetensors`, or shards without an index).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::header::{MAX_HEADER_BYTES, MAX_TENSORS, too_many_tensors};
+use crate::error::{Error, ErrorCode, Result};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// The files of a checkpoint, and what their index promises.
+#[derive(Debug)]
+pub(super) struct Folder {
+    /// The files, in order of name.
+    pub files: Vec<PathBuf>,
+    /// Each tensor of the index and the file name it should be in; empty without an index.
+    pub promised: BTreeMap<String, String>,
+    /// The index, whether or not it is used.
+    pub index: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Finds the checkpoint of a model folder.
+///
+/// # Errors
+/// `checkpoint_not_found`, `checkpoint_unreadable`, `checkpoint_index_invalid`, `checkpoint_too_large`.
+pub(super) fn find(dir: &Path) -> Result<Folder> {
+    let names = file_names(dir)?;
+    let stored: Vec<&String> = names.iter().filter(|n| n.ends_with(".safetensors") && !n.starts_with('.')).collect();
+    let index = dir.join(INDEX);
+    let whole = |files: &[&String]| Folder {
+        files: files.iter().map(|name| dir.join(name)).collect(),
+        promised: BTreeMap::new(),
+        index: index.clone(),
+    };
+    let single = names.get(SINGLE);
+
+    if names.contains(INDEX) {
+        let promised = read_index(&index)?;
+        let shards: BTreeSet<&String> = promised.values().collect();
+        match single {
+            Some(single) if !shards.contains(single) => {
+                tracing::warn!(index = %index.display(), "ignored: it does not name {SINGLE}, which is there");
+                return Ok(whole(&[single]));
+            }
+            _ => {}
+        }
+        // `exists` follows links: a link into a cache whose file is gone is a missing file.
+        let missing: Vec<&&String> = shards.iter().filter(|name| !dir.join(name).exists()).collect();
+        if missing.is_empty() {
+            let files = shards.iter().map(|name| dir.join(name)).collect();
+            return Ok(Folder { files, promised, index });
+        }
+        if missing.len() < shards.len() || stored.is_empty() {
+            return Err(Error::new(ErrorCode::CheckpointNotFound, "a shard that the index names is missing")
+                .path(dir.join(missing[0]))
+                .expected(format!("{} shards", shards.len()))
+                .found(format!("{} of them", shards.len() - missing.len()))
+                .hint("finish the download, or remove a stale index"));
+        }
+        tracing::warn!(index = %index.display(), "ignored: none of the files it names is there");
+    }
+    if let Some(single) = single {
+        return Ok(whole(&[single]));
+    }
+    if stored.is_empty() {
+        return Err(nothing_stored(dir, &names));
+    }
+    Ok(whole(&stored))
+}
+
+fn file_names(dir: &Path) -> Result<BTreeSet<String>> {
+    let failed = |error: io::Error| {
+        let code = match error.kind() {
+            io::ErrorKind::NotFound => ErrorCode::CheckpointNotFound,
+            _ => ErrorCode::CheckpointUnreadable,
+        };
+        Error::new(code, format!("the model folder cannot be read: {error}")).path(dir)
+    };
+    let mut names = BTreeSet::new();
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        // A name that isn't UTF-8 is none of ours.
+        if let Ok(name) = entry.map_err(failed)?.file_name().into_string() {
+            names.insert(name);
+        }
+    }
+    Ok(names)
+}
+
+fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
+    let invalid = |what: String| Error::new(ErrorCode::CheckpointIndexInvalid, what).path(path);
+    let bytes = super::read_bounded(path, MAX_HEADER_BYTES)?;
+    let index: Index =
+        serde_json::from_slice(&bytes).map_err(|error| invalid(format!("the index is not valid: {error}")))?;
+    if index.weight_map.is_empty() {
+        return Err(invalid("the index names no tensor".into()));
+    }
+    if index.weight_map.len() > MAX_TENSORS {
+        return Err(too_many_tensors().path(path));
+    }
+    for (tensor, file) in &index.weight_map {
+        if !is_plain_name(file) {
+            return Err(invalid("the index leads out of its folder".into())
+                .tensor(tensor)
+                .expected("the name of a file in the same folder")
+                .found(format!("'{file}'")));
+        }
+    }
+    Ok(index.weight_map)
+}
+
+/// Whether a name stays in its folder on every system.
+fn is_plain_name(name: &str) -> bool {
+    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', ':', '\0'])
+}
+
+fn nothing_stored(dir: &Path, names: &BTreeSet<String>) -> Error {
+    let error =
+        Error::new(ErrorCode::CheckpointNotFound, "the folder holds no weights").path(dir).expected("*.safetensors");
+    let other =
+        names.iter().find(|n| n.ends_with(".bin") || n.ends_with(".gguf") || n.ends_with(".pt") || n.ends_with(".pth"));
+    match other {
+        Some(name) => error.found(name).hint("convert it to safetensors"),
+        None => error,
+    }
+}

@@ -1,0 +1,126 @@
+//! The header of a safetensors file, read with suspicion.
+//!
+//! ```text
+//! n: u64, little-endian | n bytes of JSON: {"name": {"dtype", "shape", "data_offsets": [begin, end]}, ...} | data
+//! ```
+//!
+//! Offsets count from the first byte of the data. The `safetensors` crate checks that the tensors cover the data without
+//! overlap or hole and that each has the bytes that its shape and type need; here stand the caps, which have to hold before
+//! it is called, and the difference between a file cut short and a damaged one.
+
+use std::ops::Range;
+use std::path::Path;
+
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
+
+use crate::error::{Error, ErrorCode, Result};
+use crate::tensor::DType;
+
+/// Bytes of the length field that a file begins with.
+pub(super) const LENGTH_BYTES: usize = 8;
+
+/// Most bytes of JSON read from one file or index; the `safetensors` crate has the same cap.
+pub(super) const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// Most tensors of one checkpoint, all files together. The largest released mixtures of experts have about 90 000.
+pub(super) const MAX_TENSORS: usize = 200_000;
+
+/// What a header says of one tensor, checked.
+#[derive(Debug)]
+pub(super) struct TensorInfo {
+    /// Its name.
+    pub name: String,
+    /// Its element type, whether or not it can be read here.
+    pub dtype: Dtype,
+    /// Its dimensions.
+    pub shape: Vec<usize>,
+    /// Its bytes within the file.
+    pub range: Range<usize>,
+}
+
+impl TensorInfo {
+    /// Its element type, if it is one that is read here.
+    pub(super) fn readable_dtype(&self) -> Option<DType> {
+        Some(match self.dtype {
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            Dtype::F32 => DType::F32,
+            Dtype::I32 => DType::I32,
+            Dtype::I16 => DType::I16,
+            Dtype::I64 => DType::I64,
+            _ => return None,
+        })
+    }
+}
+
+/// Length of the JSON of a file that begins with `first`, checked against cap and file size before anything is allocated.
+///
+/// # Errors
+/// `checkpoint_truncated`, `checkpoint_too_large`, `checkpoint_header_invalid`.
+pub(super) fn json_length(first: &[u8], file_bytes: u64, path: &Path) -> Result<usize> {
+    let too_short = |needed: u64| {
+        Error::new(ErrorCode::CheckpointTruncated, "the file ends within its header")
+            .path(path)
+            .expected(format!("at least {needed} bytes"))
+            .found(format!("{file_bytes} bytes"))
+    };
+    let Some(length) = first.first_chunk::<LENGTH_BYTES>() else { return Err(too_short(LENGTH_BYTES as u64)) };
+    if length == b"version " {
+        return Err(Error::new(ErrorCode::CheckpointHeaderInvalid, "the file is a Git LFS pointer, not the weights")
+            .path(path)
+            .hint("fetch the real file: git lfs pull"));
+    }
+    let length = u64::from_le_bytes(*length);
+    if length > MAX_HEADER_BYTES {
+        return Err(Error::new(ErrorCode::CheckpointTooLarge, "the header is too long")
+            .path(path)
+            .expected(format!("at most {MAX_HEADER_BYTES} bytes"))
+            .found(format!("{length} bytes")));
+    }
+    if LENGTH_BYTES as u64 + length > file_bytes {
+        return Err(too_short(LENGTH_BYTES as u64 + length));
+    }
+    Ok(length as usize)
+}
+
+/// Reads the JSON of a header into its tensors, in the order of their data.
+///
+/// # Errors
+/// `checkpoint_header_invalid`, `checkpoint_truncated`, `checkpoint_too_large`.
+pub(super) fn read(json: &[u8], file_bytes: u64, path: &Path) -> Result<Vec<TensorInfo>> {
+    let invalid = |what: String| Error::new(ErrorCode::CheckpointHeaderInvalid, what).path(path);
+    let metadata: Metadata =
+        serde_json::from_slice(json).map_err(|error| invalid(format!("the header is not valid: {error}")))?;
+    let names = metadata.offset_keys();
+    if names.len() > MAX_TENSORS {
+        return Err(too_many_tensors().path(path));
+    }
+
+    let data_start = LENGTH_BYTES + json.len();
+    let announced = (data_start as u64).saturating_add(metadata.data_len() as u64);
+    let sizes =
+        |error: Error| error.path(path).expected(format!("{announced} bytes")).found(format!("{file_bytes} bytes"));
+    if announced > file_bytes {
+        return Err(sizes(Error::new(ErrorCode::CheckpointTruncated, "the file is cut short")));
+    }
+    if announced < file_bytes {
+        return Err(sizes(Error::new(ErrorCode::CheckpointHeaderInvalid, "bytes after the last tensor")));
+    }
+    let place = |name: String| {
+        let info = metadata.info(&name)?;
+        let (begin, end) = info.data_offsets;
+        Some(TensorInfo {
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            range: data_start + begin..data_start + end,
+            name,
+        })
+    };
+    Ok(names.into_iter().filter_map(place).collect())
+}
+
+/// The error of a checkpoint with more than [`MAX_TENSORS`].
+pub(super) fn too_many_tensors() -> Error {
+    Error::new(ErrorCode::CheckpointTooLarge, "too many tensors").expected(format!("at most {MAX_TENSORS}"))
+}

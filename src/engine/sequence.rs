@@ -1,0 +1,249 @@
+//! One request while it lives in the scheduler, and the mailbox its chunks travel through.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+use super::job::{Chunk, Finish, FinishReason, StopMatch, TokenLogprobs, Usage};
+use super::sampler::{Sampled, SamplingParams};
+
+use super::text::{StopStrings, TextStream};
+use crate::adapter::batch::SlotId;
+use crate::adapter::pool::AdapterLease;
+use crate::error::{Error, Result};
+use crate::kv::PrefixKey;
+
+/// What a job and the scheduler share.
+pub(super) struct JobShared {
+    mailbox: Mutex<Mailbox>,
+    is_cancelled: AtomicBool,
+    /// Prompt tokens whose keys and values are in the cache.
+    prefilled: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Mailbox {
+    chunks: VecDeque<Chunk>,
+    error: Option<Error>,
+    is_closed: bool,
+    /// Held until the last chunk is handed out.
+    leases: Vec<AdapterLease>,
+}
+
+impl JobShared {
+    pub(super) fn new(leases: Vec<AdapterLease>) -> Arc<Self> {
+        Arc::new(Self {
+            mailbox: Mutex::new(Mailbox { leases, ..Mailbox::default() }),
+            is_cancelled: AtomicBool::new(false),
+            prefilled: AtomicUsize::new(0),
+        })
+    }
+
+    /// The next chunk, if one is ready. Leases end with the last one.
+    pub(super) fn take(&self) -> Result<Option<Chunk>> {
+        let mut mailbox = self.mailbox.lock();
+        if let Some(error) = mailbox.error.take() {
+            mailbox.chunks.clear();
+            mailbox.leases.clear();
+            return Err(error);
+        }
+        let chunk = mailbox.chunks.pop_front();
+        if mailbox.is_closed && mailbox.chunks.is_empty() {
+            mailbox.leases.clear();
+        }
+        Ok(chunk)
+    }
+
+    /// Whether a chunk or an error waits to be taken.
+    pub(super) fn has_news(&self) -> bool {
+        let mailbox = self.mailbox.lock();
+        mailbox.error.is_some() || !mailbox.chunks.is_empty()
+    }
+
+    /// Whether nothing will come any more and everything was taken.
+    pub(super) fn is_finished(&self) -> bool {
+        let mailbox = self.mailbox.lock();
+        mailbox.is_closed && mailbox.chunks.is_empty() && mailbox.error.is_none()
+    }
+
+    pub(super) fn cancel(&self) {
+        self.is_cancelled.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.is_cancelled.load(Ordering::Acquire)
+    }
+
+    pub(super) fn prefilled(&self) -> usize {
+        self.prefilled.load(Ordering::Acquire)
+    }
+
+    fn send(&self, chunk: Chunk) {
+        let mut mailbox = self.mailbox.lock();
+        mailbox.is_closed = chunk.finish.is_some();
+        mailbox.chunks.push_back(chunk);
+    }
+
+    fn fail(&self, error: Error) {
+        let mut mailbox = self.mailbox.lock();
+        mailbox.is_closed = true;
+        mailbox.error = Some(error);
+    }
+}
+
+/// What a sequence is for.
+pub(super) enum Purpose {
+    /// Choose tokens until something ends it.
+    Generate(Box<Generation>),
+    /// Logits of every position of the prompt.
+    PromptLogits(Vec<f32>),
+}
+
+/// How a text goes on and when it ends.
+pub(super) struct Generation {
+    pub sampling: SamplingParams,
+    /// Tokens of prompt and output together, at most.
+    pub max_tokens: usize,
+    pub min_new_tokens: usize,
+    pub stop_ids: Vec<u32>,
+    /// `None` for a model without tokenizer.
+    pub text: Option<(TextStream, StopStrings)>,
+    pub logprobs: usize,
+    pub returns_logits: bool,
+}
+
+/// A request in the scheduler.
+pub(super) struct Sequence {
+    pub shared: Arc<JobShared>,
+    pub purpose: Purpose,
+    /// Prompt, then output.
+    pub tokens: Vec<u32>,
+    pub prompt_len: usize,
+    pub mixture: Vec<(SlotId, f32)>,
+    /// Key of the empty prefix under this mixture.
+    pub root: PrefixKey,
+    /// Tokens whose keys and values are in `pages`.
+    pub computed: usize,
+    pub pages: Vec<u32>,
+    /// Leading pages that were published or found, and the key they end in.
+    pub published: usize,
+    pub key: PrefixKey,
+    /// Prompt tokens found in the cache when it first ran; `None` before.
+    pub cached_tokens: Option<usize>,
+}
+
+impl Sequence {
+    pub(super) fn new(
+        shared: Arc<JobShared>,
+        purpose: Purpose,
+        tokens: Vec<u32>,
+        mixture: Vec<(SlotId, f32)>,
+        root: PrefixKey,
+    ) -> Self {
+        Self {
+            shared,
+            purpose,
+            prompt_len: tokens.len(),
+            tokens,
+            mixture,
+            root,
+            computed: 0,
+            pages: Vec::new(),
+            published: 0,
+            key: root,
+            cached_tokens: None,
+        }
+    }
+
+    /// Tokens that a step has to take in before the next one can be chosen.
+    pub(super) fn pending(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// Tells the job how much of its prompt is in the cache.
+    pub(super) fn report_progress(&self) {
+        self.shared.prefilled.store(self.computed.min(self.prompt_len), Ordering::Release);
+    }
+
+    /// Takes a chosen token in, sends the chunk, and says whether the text ended.
+    pub(super) fn accept(&mut self, sampled: Sampled, logits: &[f32]) -> Result<bool> {
+        let Purpose::Generate(generation) = &mut self.purpose else { return Ok(true) };
+        self.tokens.push(sampled.id);
+        let mut chunk = Chunk { token_ids: vec![sampled.id], ..Chunk::default() };
+        if generation.logprobs > 0 {
+            chunk.logprobs.push(TokenLogprobs { chosen: sampled.logprob, top: sampled.top_logprobs });
+        }
+        if generation.returns_logits {
+            chunk.logits.extend_from_slice(logits);
+        }
+
+        let mut ended = None;
+        if generation.stop_ids.contains(&sampled.id) {
+            ended = Some((FinishReason::Stop, Some(StopMatch::Token(sampled.id))));
+        } else if let Some((stream, stops)) = &mut generation.text {
+            let step = stops.push(&stream.push(sampled.id)?);
+            chunk.text = step.emit;
+            ended = step.matched.map(|text| (FinishReason::Stop, Some(StopMatch::Text(text))));
+        }
+        if ended.is_none() && self.tokens.len() >= generation.max_tokens {
+            ended = Some((FinishReason::Length, None));
+        }
+        let Some((mut reason, mut matched)) = ended else {
+            self.shared.send(chunk);
+            return Ok(false);
+        };
+        if let (Some((stream, stops)), false) = (&mut generation.text, matches!(matched, Some(StopMatch::Text(_)))) {
+            // The held back tail may complete a stop string only now.
+            let step = stops.push(&stream.finish()?);
+            chunk.text += &step.emit;
+            match step.matched {
+                Some(text) => (reason, matched) = (FinishReason::Stop, Some(StopMatch::Text(text))),
+                None => chunk.text += &stops.finish(),
+            }
+        }
+        chunk.finish = Some(self.finish(reason, matched));
+        self.shared.send(chunk);
+        Ok(true)
+    }
+
+    /// Adds logits of prompt positions; sends them when the last position is there.
+    pub(super) fn accept_prompt_logits(&mut self, rows: &[f32]) -> bool {
+        let Purpose::PromptLogits(collected) = &mut self.purpose else { return true };
+        collected.extend_from_slice(rows);
+        if self.computed < self.tokens.len() {
+            return false;
+        }
+        let logits = std::mem::take(collected);
+        let finish = Some(self.finish(FinishReason::Length, None));
+        self.shared.send(Chunk { logits, finish, ..Chunk::default() });
+        true
+    }
+
+    /// Ends it before its time: cancelled, or out of cache.
+    pub(super) fn end(&mut self, reason: FinishReason) {
+        let mut chunk = Chunk { finish: Some(self.finish(reason, None)), ..Chunk::default() };
+        if let Purpose::Generate(generation) = &mut self.purpose
+            && let Some((stream, stops)) = &mut generation.text
+            && let Ok(tail) = stream.finish()
+        {
+            chunk.text = stops.push(&tail).emit + &stops.finish();
+        }
+        self.shared.send(chunk);
+    }
+
+    /// Ends it with an error.
+    pub(super) fn fail(&self, error: Error) {
+        self.shared.fail(error);
+    }
+
+    fn finish(&self, reason: FinishReason, matched: Option<StopMatch>) -> Finish {
+        let usage = Usage {
+            prompt_tokens: self.prompt_len,
+            cached_tokens: self.cached_tokens.unwrap_or(0),
+            completion_tokens: self.tokens.len() - self.prompt_len,
+        };
+        Finish { reason, matched, usage }
+    }
+}

@@ -1,0 +1,270 @@
+//! What a model folder says of its quantisation: `quantization_config` of config.json, or quantize_config.json.
+//!
+//! Both spellings of each key are read (`quant_method`/`method`, `checkpoint_format`/`format`): GPTQModel writes both, AutoGPTQ
+//! and transformers one or the other. `dynamic` is GPTQModel's: an ordered map from a Python regular expression to overrides,
+//! matched from the start of the module's path (`re.match`); the first rule that matches decides, and `-:` before a pattern
+//! leaves the module unquantised.
+
+use std::path::Path;
+use std::sync::Once;
+
+use fancy_regex::{Regex, RegexBuilder};
+use serde_json::{Map, Value};
+
+use crate::checkpoint::read_bounded;
+use crate::error::{Error, ErrorCode, Result};
+
+const FILE: &str = "quantize_config.json";
+const MAX_FILE_BYTES: u64 = 16_000_000;
+/// GPTQModel writes one rule a module where all differ.
+const MAX_RULES: usize = 20_000;
+const MAX_PATTERN_BYTES: usize = 4096;
+const MAX_BACKTRACKS: usize = 100_000;
+const MAX_COMPILED_BYTES: usize = 1 << 20;
+
+/// How the file stores zero points.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ZeroFormat {
+    /// `checkpoint_format` "gptq", or none: a field holds the zero point less one.
+    LessOne,
+    /// `checkpoint_format` "gptq_v2": a field holds the zero point.
+    Plain,
+}
+
+/// How one module is quantised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GptqParams {
+    /// Width of a code: 2, 3, 4 or 8.
+    pub bits: u8,
+    /// Inputs that share a scale; `None` for all of them.
+    pub group_size: Option<usize>,
+    /// Whether inputs were quantised in order of activation, so that groups need `g_idx`.
+    pub desc_act: bool,
+    /// Whether all zero points are 2^(bits-1).
+    pub sym: bool,
+    /// How zero points are stored.
+    pub zeros: ZeroFormat,
+}
+
+/// The quantisation a model folder declares, with its per-module overrides.
+#[derive(Debug)]
+pub struct QuantConfig {
+    base: GptqParams,
+    rules: Vec<Rule>,
+    /// So that a file whose zero points contradict its format is reported once, not once a module.
+    pub(super) zeros_reported: Once,
+}
+
+#[derive(Debug)]
+struct Rule {
+    pattern: Regex,
+    /// `None` leaves the module unquantised.
+    params: Option<GptqParams>,
+}
+
+impl QuantConfig {
+    /// Reads `quantization_config` of config.json, or quantize_config.json beside it; `None` if the folder has neither.
+    ///
+    /// # Errors
+    /// `quant_format_unsupported`, `quant_config_invalid`, or a file that cannot be read.
+    pub fn read(dir: &Path, config: &Value) -> Result<Option<Self>> {
+        let path = dir.join("config.json");
+        if config.get("compression_config").is_some_and(|value| !value.is_null()) {
+            return Err(unsupported("quantisation method", "compressed-tensors").path(path));
+        }
+        if let Some(value) = config.get("quantization_config").filter(|value| !value.is_null()) {
+            return Self::from_json(value).map(Some).map_err(|error| error.path(path));
+        }
+        let path = dir.join(FILE);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let value = serde_json::from_slice(&read_bounded(&path, MAX_FILE_BYTES)?)
+            .map_err(|error| invalid(format!("not valid JSON: {error}")).path(&path))?;
+        Self::from_json(&value).map(Some).map_err(|error| error.path(path))
+    }
+
+    /// Reads the JSON of a quantisation config.
+    ///
+    /// # Errors
+    /// `quant_format_unsupported`, `quant_config_invalid`.
+    pub fn from_json(value: &Value) -> Result<Self> {
+        let keys = value.as_object().ok_or_else(|| invalid("the quantisation config is not an object"))?;
+        if ["load_in_4bit", "load_in_8bit"].iter().any(|key| keys.get(*key) == Some(&Value::Bool(true))) {
+            return Err(unsupported("quantisation method", "bitsandbytes"));
+        }
+        let base = Partial::read(keys)?;
+        let base = GptqParams {
+            bits: base.bits.ok_or_else(|| missing("bits"))?,
+            group_size: base.group_size.ok_or_else(|| missing("group_size"))?,
+            desc_act: base.desc_act.unwrap_or(false),
+            sym: base.sym.unwrap_or(true),
+            zeros: base.zeros.unwrap_or(ZeroFormat::LessOne),
+        };
+        let rules = match keys.get("dynamic") {
+            None | Some(Value::Null) => Vec::new(),
+            Some(Value::Object(rules)) if rules.len() > MAX_RULES => {
+                return Err(invalid("too many rules in 'dynamic'")
+                    .expected(format!("at most {MAX_RULES}"))
+                    .found(rules.len()));
+            }
+            Some(Value::Object(rules)) => {
+                rules.iter().map(|(key, value)| Rule::read(key, value, base)).collect::<Result<_>>()?
+            }
+            Some(other) => return Err(wrong_value("dynamic", "a map of patterns", other)),
+        };
+        Ok(Self { base, rules, zeros_reported: Once::new() })
+    }
+
+    /// What holds where no rule of `dynamic` says otherwise.
+    pub fn params(&self) -> GptqParams {
+        self.base
+    }
+
+    /// How the module at `path` is quantised; `None` if the config leaves it unquantised.
+    ///
+    /// # Errors
+    /// `quant_config_invalid` if a pattern costs too much to match.
+    pub fn params_of(&self, path: &str) -> Result<Option<GptqParams>> {
+        for rule in &self.rules {
+            // A leftmost match begins at 0 exactly if there is any match at 0, which is what `re.match` asks.
+            let found = rule.pattern.find(path).map_err(|error| {
+                invalid(format!("a pattern of 'dynamic' cannot be matched: {error}")).found(rule.pattern.as_str())
+            })?;
+            if found.is_some_and(|found| found.start() == 0) {
+                return Ok(rule.params);
+            }
+        }
+        Ok(Some(self.base))
+    }
+}
+
+impl Rule {
+    fn read(key: &str, value: &Value, base: GptqParams) -> Result<Self> {
+        let (skip, text) = match key.strip_prefix("-:") {
+            Some(text) => (true, text),
+            None => (false, key.strip_prefix("+:").unwrap_or(key)),
+        };
+        if text.len() > MAX_PATTERN_BYTES {
+            return Err(
+                invalid("a pattern of 'dynamic' is too long").expected(format!("at most {MAX_PATTERN_BYTES} bytes"))
+            );
+        }
+        let pattern = RegexBuilder::new(text)
+            .backtrack_limit(MAX_BACKTRACKS)
+            .delegate_size_limit(MAX_COMPILED_BYTES)
+            .build()
+            .map_err(|error| invalid(format!("a pattern of 'dynamic' is not valid: {error}")).found(text))?;
+        if skip {
+            return Ok(Self { pattern, params: None });
+        }
+        let keys = value.as_object().ok_or_else(|| wrong_value(key, "a map of overrides", value))?;
+        let own = Partial::read(keys).map_err(|error| error.subject(format!("rule '{key}' of 'dynamic'")))?;
+        let params = GptqParams {
+            bits: own.bits.unwrap_or(base.bits),
+            group_size: own.group_size.unwrap_or(base.group_size),
+            desc_act: own.desc_act.unwrap_or(base.desc_act),
+            sym: own.sym.unwrap_or(base.sym),
+            zeros: own.zeros.unwrap_or(base.zeros),
+        };
+        Ok(Self { pattern, params: Some(params) })
+    }
+}
+
+/// The keys that config and rules share, as far as they are given.
+struct Partial {
+    bits: Option<u8>,
+    group_size: Option<Option<usize>>,
+    desc_act: Option<bool>,
+    sym: Option<bool>,
+    zeros: Option<ZeroFormat>,
+}
+
+impl Partial {
+    fn read(keys: &Map<String, Value>) -> Result<Self> {
+        // Format before numbers: "exl2, 4.5 bits" is refused for what it is.
+        for key in ["quant_method", "method"] {
+            match text(keys, key)?.as_deref() {
+                None | Some("gptq") => {}
+                Some(other) => return Err(unsupported("quantisation method", other)),
+            }
+        }
+        for (key, format) in [("is_marlin_format", "marlin"), ("is_bitblas_format", "bitblas")] {
+            if flag(keys, key)? == Some(true) {
+                return Err(unsupported("checkpoint format", format));
+            }
+        }
+        let mut zeros = None;
+        for key in ["checkpoint_format", "format"] {
+            let own = match text(keys, key)?.as_deref() {
+                None => continue,
+                Some("gptq") => ZeroFormat::LessOne,
+                Some("gptq_v2") => ZeroFormat::Plain,
+                Some(other) => return Err(unsupported("checkpoint format", other)),
+            };
+            if zeros.is_some_and(|zeros| zeros != own) {
+                return Err(invalid("'checkpoint_format' and 'format' contradict each other"));
+            }
+            zeros = Some(own);
+        }
+        match text(keys, "pack_dtype")?.as_deref() {
+            None | Some("int32" | "torch.int32") => {}
+            Some(other) => return Err(unsupported("pack_dtype", other).expected("int32")),
+        }
+        let bits = match present(keys, "bits") {
+            None => None,
+            Some(value) => match value.as_u64() {
+                Some(bits @ (2 | 3 | 4 | 8)) => Some(bits as u8),
+                Some(bits) => return Err(unsupported("width", &format!("{bits} bits")).expected("2, 3, 4 or 8 bits")),
+                None => return Err(wrong_value("bits", "2, 3, 4 or 8", value)),
+            },
+        };
+        let group_size = match present(keys, "group_size") {
+            None => None,
+            Some(value) => match value.as_i64() {
+                Some(-1) => Some(None),
+                Some(size @ 1..=0xffff_ffff) => Some(Some(size as usize)),
+                _ => return Err(wrong_value("group_size", "a positive number, or -1 for the whole column", value)),
+            },
+        };
+        Ok(Self { bits, group_size, desc_act: flag(keys, "desc_act")?, sym: flag(keys, "sym")?, zeros })
+    }
+}
+
+fn present<'a>(keys: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
+    keys.get(key).filter(|value| !value.is_null())
+}
+
+fn text(keys: &Map<String, Value>, key: &str) -> Result<Option<String>> {
+    match present(keys, key) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.to_ascii_lowercase())),
+        Some(other) => Err(wrong_value(key, "a string", other)),
+    }
+}
+
+fn flag(keys: &Map<String, Value>, key: &str) -> Result<Option<bool>> {
+    match present(keys, key) {
+        None => Ok(None),
+        Some(Value::Bool(flag)) => Ok(Some(*flag)),
+        Some(other) => Err(wrong_value(key, "true or false", other)),
+    }
+}
+
+fn invalid(what: impl Into<String>) -> Error {
+    Error::new(ErrorCode::QuantConfigInvalid, what)
+}
+
+fn missing(key: &str) -> Error {
+    invalid(format!("the quantisation config has no '{key}'"))
+}
+
+fn wrong_value(key: &str, expected: &str, found: &Value) -> Error {
+    invalid(format!("'{key}' of the quantisation config has a wrong value")).expected(expected).found(found)
+}
+
+fn unsupported(what: &str, found: &str) -> Error {
+    Error::new(ErrorCode::QuantFormatUnsupported, format!("a {what} that is not read here"))
+        .expected("gptq or gptq_v2")
+        .found(found)
+}
