@@ -12,7 +12,7 @@ import exlora
 
 def error_codes() -> str:
     """One row a code, in the order of the catalogue."""
-    rows = [f"| `{code.code}` | {code.summary} | {code.remedy} |" for code in exlora.error_codes()]
+    rows = [f"| `{code['code']}` | {code['summary']} | {code['remedy']} |" for code in exlora.error_codes()]
     return "\n".join(["| code | what it means | what usually helps |", "| --- | --- | --- |", *rows])
 
 

@@ -82,5 +82,5 @@ def test_one_batch_of_all_items_continues_each_as_stored(case, reference):
         assert item["min_margin"] <= (1e-3 if tolerance == TOLERANCE["f32"] else 2 * tolerance * 15), item
         step = next(i for i, pair in enumerate(zip(ours, theirs)) if pair[0] != pair[1])
         prompt = reference["prompts"][item["prompt"]]["ids"]
-        logits = engine.logits([*prompt, *theirs[:step]], adapter=mixture(item))[-1]
+        logits = np.asarray(engine.logits([*prompt, *theirs[:step]], adapter=mixture(item)))[-1]
         assert abs(logits[ours[step]] - logits[theirs[step]]) < 2 * tolerance * np.abs(logits).max(), item
