@@ -1,4 +1,4 @@
-"""Same bits: a row's result depends on the row alone, not on its company, its place, the cache or its prompt's chunks."""
+"""Same bits: a row's result depends on the row alone, not on its company, its place, the cache or the chunks."""
 
 import itertools
 import random
