@@ -76,6 +76,7 @@ SPECS = {
     "mistral-head-dim": Spec("Mistral", {"sliding_window": None, "head_dim": 32}),
     "qwen2": Spec("Qwen2", {"use_sliding_window": False}),
     "qwen2-tied": Spec("Qwen2", {"use_sliding_window": False, "tie_word_embeddings": True}),
+    "qwen2-window": Spec("Qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
     "qwen3": Spec("Qwen3", {"head_dim": 32}),
     "qwen3-tied": Spec("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
 }
