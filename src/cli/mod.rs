@@ -7,3 +7,8 @@ use std::process::ExitCode;
 pub fn run(_args: impl IntoIterator<Item = OsString>) -> ExitCode {
     todo!()
 }
+
+/// As [`run`], with the exit code as a number, for callers that are not a process of their own.
+pub fn run_code(_args: impl IntoIterator<Item = OsString>) -> u8 {
+    todo!()
+}
