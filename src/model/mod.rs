@@ -104,7 +104,8 @@ impl Model {
         let quant = QuantConfig::read(dir, &json)?;
         let checkpoint = Checkpoint::open(dir)?;
         let is_reference = options.device == Device::Reference;
-        let mut backend = cpu::open(&cpu::CpuOptions { threads: options.threads, reference: is_reference })?;
+        let mut backend =
+            cpu::open(&cpu::CpuOptions { threads: options.threads, reference: is_reference, ..Default::default() })?;
         let loader = DecoderLoader {
             config: &config,
             quant: quant.as_ref(),

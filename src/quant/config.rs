@@ -5,6 +5,7 @@
 //! matched from the start of the module's path (`re.match`); the first rule that matches decides, and `-:` before a pattern
 //! leaves the module unquantised.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Once;
 
@@ -44,6 +45,19 @@ pub struct GptqParams {
     pub sym: bool,
     /// How zero points are stored.
     pub zeros: ZeroFormat,
+}
+
+impl fmt::Display for GptqParams {
+    /// `4 bits in groups of 128, asymmetric, act-order`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bits in ", self.bits)?;
+        match self.group_size {
+            Some(size) => write!(f, "groups of {size}")?,
+            None => f.write_str("one group")?,
+        }
+        f.write_str(if self.sym { ", symmetric" } else { ", asymmetric" })?;
+        f.write_str(if self.desc_act { ", act-order" } else { "" })
+    }
 }
 
 /// The quantisation a model folder declares, with its per-module overrides.

@@ -218,12 +218,7 @@ impl<'a> Module<'a, '_> {
             .expected(shape_text(shape))
             .found(shape_text(view.shape()));
         Err(match params {
-            Some(GptqParams { bits, group_size: Some(size), .. }) => {
-                error.hint(format!("the quantisation config says {bits} bits in groups of {size} for this module"))
-            }
-            Some(GptqParams { bits, group_size: None, .. }) => {
-                error.hint(format!("the quantisation config says {bits} bits in one group for this module"))
-            }
+            Some(params) => error.hint(format!("the quantisation config says {params} for this module")),
             None => error,
         })
     }
@@ -251,13 +246,15 @@ impl<'a> Module<'a, '_> {
                 .expected("float16, bfloat16 or float32")
                 .found(view.dtype()));
         }
-        let mut row = vec![0.0; shape[1]];
+        // Finite scales could still make infinite weights; no code is further than 2^bits from its zero point.
+        let furthest = f32::from(1u16 << params.bits);
+        let mut row = vec![0.0f32; shape[1]];
         for group in 0..shape[0] {
             view.read_f32(group * row.len()..(group + 1) * row.len(), &mut row);
-            if let Some(output) = row.iter().position(|scale| !scale.is_finite()) {
+            if let Some(output) = row.iter().position(|scale| !(scale * furthest).is_finite()) {
                 return Err(self
-                    .error(ErrorCode::QuantValueInvalid, "a scale is not finite", "scales")
-                    .expected("a finite number")
+                    .error(ErrorCode::QuantValueInvalid, "a scale makes weights that are not finite", "scales")
+                    .expected("a finite number of usual size")
                     .found(format!("{} for group {group}, output {output}", row[output])));
             }
         }

@@ -130,7 +130,7 @@ const FOREIGN: &[(&str, &str)] = &[
     ("trellis", "exl3"),
     ("weight_packed", "compressed-tensors"),
     ("weight_scale_inv", "fp8"),
-    ("weight_scale", "fp8"),
+    ("weight_scale", "scaled fp8 or int8"),
     ("weight_scales", "eetq"),
     ("weight.absmax", "bitsandbytes"),
     ("SCB", "bitsandbytes"),

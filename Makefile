@@ -1,0 +1,86 @@
+# exlora: `make demo` shows it, `make test` proves it. Both set up all they need in .venv/ and target/.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# maturin installs into this venv whatever else is active.
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+
+# The oracles and linters of the tests, pinned; also the constraints of whatever is installed before them.
+PINS := tests/python/requirements.txt
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(VENV)/.build-tools ## Build, then answer one batch: the base, two adapters, their half-and-half mixture
+	$(BIN)/maturin develop --quiet --release
+	$(BIN)/python examples/demo.py
+
+.PHONY: test
+test: lint test-rust test-python test-benches ## Everything CI checks, quick checks first
+
+.PHONY: lint
+lint: $(VENV)/.lint-tools ## Formatting and lints of Rust and Python, without building the product
+	cargo fmt --check
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	cargo clippy --quiet --all-targets -- -D warnings
+	cargo clippy --quiet --all-targets --features python -- -D warnings
+
+.PHONY: test-rust
+test-rust: ## Unit, integration and doc tests of the crate
+	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --no-fail-fast; else cargo test --quiet --no-fail-fast --lib --bins --tests --examples; fi
+	cargo test --quiet --doc
+
+.PHONY: test-python
+test-python: develop $(VENV)/.test-tools ## Python tests: stubs, parity with transformers and peft, README
+	$(BIN)/python -m pytest
+
+.PHONY: test-benches
+test-benches: ## Run each benchmark once, as a test
+	$(if $(wildcard benches/*.rs),cargo test --quiet --bench '*')
+
+.PHONY: develop
+develop: $(VENV)/.build-tools ## Build the Python package into .venv, unoptimised link, quick to rebuild
+	$(BIN)/maturin develop --quiet
+
+.PHONY: stubs
+stubs: $(VENV)/.build-tools ## Write the generated python/exlora/_exlora.pyi again
+	$(BIN)/maturin generate-stubs --quiet --out python/exlora
+
+.PHONY: readme
+readme: develop ## Write the generated tables of README.md again
+	$(BIN)/python tools/readme_tables.py README.md
+
+.PHONY: bench
+bench: ## Criterion benchmarks (minutes; leave the machine alone meanwhile)
+	cargo bench
+
+.PHONY: wheel
+wheel: $(VENV)/.build-tools ## Build a release wheel into target/wheels
+	$(BIN)/maturin build --release --strip
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.build-tools: $(PINS) | $(BIN)/python
+	$(PIP) --constraint $(PINS) maturin numpy
+	@touch $@
+
+$(VENV)/.lint-tools: $(PINS) | $(VENV)/.build-tools
+	$(PIP) --constraint $(PINS) ruff mypy
+	@touch $@
+
+$(VENV)/.test-tools: $(PINS) | $(VENV)/.lint-tools
+	$(PIP) --requirement $(PINS)
+	@touch $@

@@ -1,0 +1,165 @@
+//! The table of kernels of each instruction set.
+//!
+//! A [`Kernels`] is handed out only after the instruction set was found on the machine, which is what makes calling its
+//! entries sound.
+
+use super::attention::{self, AttendFn};
+use super::elementwise::{self, GateFn, NormFn};
+#[cfg(target_arch = "x86_64")]
+use super::isa::{Avx2, Avx512};
+use super::isa::{Isa, LANES, Scalar};
+use super::tile::{self, ExpandFn, ProductFn, Tiles};
+
+/// Most rows a product takes at once.
+pub(super) const MAX_ROWS: usize = 8;
+
+/// Every kernel, for one instruction set.
+pub(super) struct Kernels {
+    pub(super) isa: Isa,
+    /// Rows of the largest product that keeps its sums in registers.
+    rows: usize,
+    product_8x1: ProductFn,
+    product_4x1: ProductFn,
+    product_2x2: ProductFn,
+    product_2x1: ProductFn,
+    product_1x4: ProductFn,
+    product_1x1: ProductFn,
+    pub(super) expand: ExpandFn,
+    pub(super) norm: NormFn,
+    pub(super) silu_gate: GateFn,
+    pub(super) attend_f16: AttendFn,
+    pub(super) attend_f32: AttendFn,
+}
+
+impl Kernels {
+    /// The kernels of an instruction set, or `None` if this machine lacks it.
+    pub(super) fn of(isa: Isa) -> Option<&'static Self> {
+        if !isa.is_available() {
+            return None;
+        }
+        Some(match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => &avx512::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => &avx2::KERNELS,
+            _ => &scalar::KERNELS,
+        })
+    }
+
+    /// Products of `count` tiles from `tile` with at most [`MAX_ROWS`] rows: `y[t * MAX_ROWS + r]` is tile `tile + t`
+    /// of row `r`. How tiles and rows are taken together changes no bits.
+    ///
+    /// # Panics
+    /// If `y` is too short, there are too many rows or the tiles are out of bounds.
+    ///
+    /// # Safety
+    /// Each row must be valid for as many values as the tiles have inputs, padding included.
+    pub(super) unsafe fn product(
+        &self,
+        tiles: &Tiles<'_>,
+        tile: usize,
+        count: usize,
+        rows: &[*const f32],
+        y: &mut [[f32; LANES]],
+    ) {
+        assert!(rows.len() <= MAX_ROWS && y.len() >= count * MAX_ROWS);
+        assert!((tile + count) * tiles.tile_bytes <= tiles.codes.len());
+        assert!((tile + count) * tiles.scale_bytes <= tiles.scales.len());
+        let mut r = 0;
+        while r < rows.len() && count > 0 {
+            let left = (rows.len() - r).min(self.rows);
+            let mut t = 0;
+            while t < count {
+                let (kernel, r_step, t_step) = match (left, count - t) {
+                    (8.., _) => (self.product_8x1, 8, 1),
+                    (4.., _) => (self.product_4x1, 4, 1),
+                    (2.., 2..) => (self.product_2x2, 2, 2),
+                    (2.., _) => (self.product_2x1, 2, 1),
+                    (_, 4..) => (self.product_1x4, 1, 4),
+                    _ => (self.product_1x1, 1, 1),
+                };
+                let out = y[t * MAX_ROWS + r..].as_mut_ptr().cast::<f32>();
+                // SAFETY: the table exists only where its instruction set does. The asserts above bound tiles, rows and
+                // `y`, into which the kernel writes `r_step` vectors at each of `t_step` strides; rows are the caller's
+                // promise.
+                unsafe { kernel(tiles, tile + t, rows[r..].as_ptr(), out, MAX_ROWS * LANES) };
+                t += t_step;
+                if t >= count {
+                    r += r_step;
+                }
+            }
+        }
+    }
+}
+
+macro_rules! stamp {
+    ($module:ident, $vector:ty, $isa:expr, $rows:literal $(, $features:literal)?) => {
+        mod $module {
+            use super::*;
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn product<const R: usize, const T: usize>(
+                tiles: &Tiles<'_>,
+                tile: usize,
+                x: *const *const f32,
+                y: *mut f32,
+                stride: usize,
+            ) {
+                // SAFETY: the caller's promises, and the instruction set of this module.
+                unsafe { tile::product::<$vector, R, T>(tiles, tile, x, y, stride) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn expand(b: *const u8, width: tile::Width, t: &[f32], coefficient: f32, y: &mut [f32; LANES]) {
+                // SAFETY: as `product`.
+                unsafe { tile::expand::<$vector>(b, width, t, coefficient, y) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn norm(weight: &[f32], eps: f32, x: &[f32], out: &mut [f32]) {
+                // SAFETY: as `product`.
+                unsafe { elementwise::norm::<$vector>(weight, eps, x, out) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn silu_gate(gate: &[f32], up: &[f32], out: &mut [f32]) {
+                // SAFETY: as `product`.
+                unsafe { elementwise::silu_gate::<$vector>(gate, up, out) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn attend_f16(view: &attention::View<'_>, q: &[f32], scores: &mut [f32], out: &mut [f32]) {
+                // SAFETY: as `product`.
+                unsafe { attention::attend::<$vector, tile::F16>(view, q, scores, out) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn attend_f32(view: &attention::View<'_>, q: &[f32], scores: &mut [f32], out: &mut [f32]) {
+                // SAFETY: as `product`.
+                unsafe { attention::attend::<$vector, tile::F32>(view, q, scores, out) }
+            }
+
+            pub(super) static KERNELS: Kernels = Kernels {
+                isa: $isa,
+                rows: $rows,
+                product_8x1: product::<$rows, 1>,
+                product_4x1: product::<4, 1>,
+                product_2x2: product::<2, 2>,
+                product_2x1: product::<2, 1>,
+                product_1x4: product::<1, 4>,
+                product_1x1: product::<1, 1>,
+                expand,
+                norm,
+                silu_gate,
+                attend_f16,
+                attend_f32,
+            };
+        }
+    };
+}
+
+stamp!(scalar, Scalar, Isa::Scalar, 4);
+#[cfg(target_arch = "x86_64")]
+stamp!(avx2, Avx2, Isa::Avx2, 4, "avx2,fma,f16c");
+#[cfg(target_arch = "x86_64")]
+stamp!(avx512, Avx512, Isa::Avx512, 8, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");

@@ -1,0 +1,374 @@
+//! The six operations in plain maths: the oracle of every fast path, and the meaning of the product.
+//!
+//! One thread, weights dequantised to f32, no layout, no vectors. Values are f32; a sum is taken in f64 in the order of
+//! its index and rounded once, so that what a fast path differs by is its own rounding alone.
+
+use std::collections::HashMap;
+
+use half::f16;
+
+use crate::adapter::batch::{AdapterBatch, SlotId};
+use crate::adapter::delta::{Delta, SiteDelta};
+use crate::backend::{
+    Activation, AttentionSpec, Backend, BackendMemory, BufferId, GroupId, KvDType, KvId, KvShape, LinearSource,
+    StepRows, TableId, VectorId, Write,
+};
+use crate::error::{Error, ErrorCode, Result};
+use crate::sites::SiteId;
+use crate::tensor::TensorView;
+
+/// A matrix, row-major.
+#[derive(Default)]
+struct Matrix {
+    width: usize,
+    values: Vec<f32>,
+}
+
+impl Matrix {
+    fn row(&self, i: usize) -> &[f32] {
+        &self.values[i * self.width..(i + 1) * self.width]
+    }
+
+    fn row_mut(&mut self, i: usize) -> &mut [f32] {
+        &mut self.values[i * self.width..(i + 1) * self.width]
+    }
+
+    /// `self x`
+    fn times(&self, x: &[f32]) -> Vec<f32> {
+        if self.width == 0 {
+            return Vec::new();
+        }
+        self.values.chunks_exact(self.width).map(|row| dot(row, x)).collect()
+    }
+
+    fn bytes(&self) -> usize {
+        size_of_val(&*self.values)
+    }
+}
+
+/// A linear of a group.
+struct Linear {
+    site: SiteId,
+    weight: Matrix,
+    bias: Option<Vec<f32>>,
+}
+
+/// A low-rank delta.
+struct LowRank {
+    a: Matrix,
+    b: Matrix,
+    scale: f32,
+}
+
+/// Keys and values, each `[layer][page][position][kv head][channel]`.
+struct Cache {
+    shape: KvShape,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl Cache {
+    /// Where a head's channels begin.
+    fn at(&self, layer: usize, table: &[u32], position: usize, head: usize) -> usize {
+        let s = &self.shape;
+        let page = table[position / s.page_tokens] as usize;
+        (((layer * s.pages + page) * s.page_tokens + position % s.page_tokens) * s.kv_heads + head) * s.head_dim
+    }
+
+    fn bytes(&self) -> usize {
+        size_of_val(&*self.keys) + size_of_val(&*self.values)
+    }
+}
+
+/// The oracle as a backend.
+#[derive(Default)]
+pub(super) struct ReferenceBackend {
+    buffers: Vec<Matrix>,
+    groups: Vec<Vec<Linear>>,
+    tables: Vec<Matrix>,
+    vectors: Vec<Vec<f32>>,
+    kvs: HashMap<KvId, Cache>,
+    next_kv: u32,
+    adapters: HashMap<SlotId, HashMap<SiteId, LowRank>>,
+}
+
+/// The dot product, rounded once.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>() as f32
+}
+
+/// `weight * x / sqrt(mean(x^2) + eps)`
+fn rms_norm(weight: &[f32], eps: f32, x: &[f32]) -> Vec<f32> {
+    let factor = 1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt();
+    x.iter().zip(weight).map(|(x, weight)| weight * (x * factor)).collect()
+}
+
+/// The value as the cache keeps it.
+fn stored(dtype: KvDType, value: f32) -> f32 {
+    match dtype {
+        KvDType::F16 => f16::from_f32(value).to_f32(),
+        KvDType::F32 => value,
+    }
+}
+
+fn matrix(view: &TensorView<'_>) -> Matrix {
+    Matrix { width: view.shape().last().copied().unwrap_or(0), values: view.to_f32() }
+}
+
+fn unknown() -> Error {
+    Error::new(ErrorCode::Internal, "the step names something that the backend has not, or of another shape")
+}
+
+/// Norms (if there is a norm) and turns one head.
+fn prepare_head(spec: &AttentionSpec, norm: Option<&[f32]>, position: u32, x: &[f32]) -> Vec<f32> {
+    let mut head = norm.map_or_else(|| x.to_vec(), |weight| rms_norm(weight, spec.norm_eps, x));
+    let pairs = spec.rope.inv_freq.len();
+    for (i, frequency) in spec.rope.inv_freq.iter().enumerate() {
+        let angle = position as f32 * frequency;
+        let (cos, sin) = (angle.cos() * spec.rope.factor, angle.sin() * spec.rope.factor);
+        let (a, b) = (head[i], head[i + pairs]);
+        head[i] = a * cos - b * sin;
+        head[i + pairs] = b * cos + a * sin;
+    }
+    head
+}
+
+impl ReferenceBackend {
+    fn buffer(&self, id: BufferId, rows: usize) -> Result<&Matrix> {
+        let buffer = self.buffers.get(id.0 as usize).ok_or_else(unknown)?;
+        if buffer.values.len() < rows * buffer.width { Err(unknown()) } else { Ok(buffer) }
+    }
+
+    fn vector(&self, id: VectorId) -> Result<&[f32]> {
+        Ok(self.vectors.get(id.0 as usize).ok_or_else(unknown)?)
+    }
+
+    /// `W x + b + sum over (slot, w) in order of w * scale * B (A x)`, member after member.
+    fn project(&self, group: GroupId, x: &[f32], batch: &AdapterBatch, row: usize) -> Result<Vec<f32>> {
+        let mut out = Vec::new();
+        for linear in self.groups.get(group.0 as usize).ok_or_else(unknown)? {
+            if linear.weight.width != x.len() {
+                return Err(unknown());
+            }
+            let mut y = linear.weight.times(x);
+            for (y, bias) in y.iter_mut().zip(linear.bias.iter().flatten()) {
+                *y += bias;
+            }
+            let entries = if batch.is_base_only() { &[] } else { batch.of_row(row) };
+            for entry in entries.iter().map(|&index| batch.entries()[index]) {
+                let adapter = self.adapters.get(&entry.slot).ok_or_else(unknown)?;
+                if let Some(delta) = adapter.get(&linear.site) {
+                    let delta_y = delta.b.times(&delta.a.times(x));
+                    y.iter_mut().zip(delta_y).for_each(|(y, delta_y)| *y += entry.weight * delta.scale * delta_y);
+                }
+            }
+            out.append(&mut y);
+        }
+        Ok(out)
+    }
+}
+
+impl Backend for ReferenceBackend {
+    fn describe(&self) -> String {
+        "cpu (reference, 1 thread)".to_owned()
+    }
+
+    fn memory(&self) -> BackendMemory {
+        let linear = |linear: &Linear| linear.weight.bytes() + linear.bias.as_ref().map_or(0, |b| size_of_val(&**b));
+        let deltas = self.adapters.values().flat_map(HashMap::values);
+        BackendMemory {
+            weights_bytes: self.groups.iter().flatten().map(linear).sum::<usize>()
+                + self.tables.iter().map(Matrix::bytes).sum::<usize>()
+                + self.vectors.iter().map(|v| size_of_val(&**v)).sum::<usize>(),
+            adapters_bytes: deltas.map(|delta| delta.a.bytes() + delta.b.bytes()).sum(),
+            kv_bytes: self.kvs.values().map(Cache::bytes).sum(),
+        }
+    }
+
+    fn pack_group(&mut self, members: &[LinearSource<'_>]) -> Result<GroupId> {
+        let linear = |source: &LinearSource<'_>| Linear {
+            site: source.site,
+            weight: Matrix {
+                width: source.weight.in_features(),
+                values: source.weight.dequantise(0..source.weight.out_features()),
+            },
+            bias: source.bias.as_ref().map(TensorView::to_f32),
+        };
+        self.groups.push(members.iter().map(linear).collect());
+        Ok(GroupId(self.groups.len() as u32 - 1))
+    }
+
+    fn pack_table(&mut self, table: TensorView<'_>) -> Result<TableId> {
+        self.tables.push(matrix(&table));
+        Ok(TableId(self.tables.len() as u32 - 1))
+    }
+
+    fn pack_vector(&mut self, vector: TensorView<'_>) -> Result<VectorId> {
+        self.vectors.push(vector.to_f32());
+        Ok(VectorId(self.vectors.len() as u32 - 1))
+    }
+
+    fn create_buffer(&mut self, width: usize) -> BufferId {
+        self.buffers.push(Matrix { width, values: Vec::new() });
+        BufferId(self.buffers.len() as u32 - 1)
+    }
+
+    fn reserve_rows(&mut self, rows: usize) -> Result<()> {
+        for buffer in &mut self.buffers {
+            let len = buffer.values.len().max(rows * buffer.width);
+            buffer.values.resize(len, 0.0);
+        }
+        Ok(())
+    }
+
+    fn create_kv(&mut self, shape: KvShape) -> Result<KvId> {
+        let exhausted = || Error::new(ErrorCode::MemoryExhausted, "cannot allocate the KV cache");
+        // Half of what keys and values take together, in f32.
+        let elements = shape.bytes().ok_or_else(exhausted)? / shape.dtype.bytes() / 2;
+        let zeros = || {
+            let mut values = Vec::new();
+            values.try_reserve_exact(elements).map_err(|_| exhausted())?;
+            values.resize(elements, 0.0);
+            Ok::<_, Error>(values)
+        };
+        let kv = KvId(self.next_kv);
+        self.kvs.insert(kv, Cache { shape, keys: zeros()?, values: zeros()? });
+        self.next_kv += 1;
+        Ok(kv)
+    }
+
+    fn drop_kv(&mut self, kv: KvId) {
+        self.kvs.remove(&kv);
+    }
+
+    fn upload_adapter(&mut self, slot: SlotId, deltas: &[SiteDelta<'_>]) -> Result<usize> {
+        if self.adapters.contains_key(&slot) {
+            return Err(unknown());
+        }
+        let factors = |delta: &SiteDelta<'_>| {
+            let Delta::LowRank(low_rank) = delta.delta;
+            (delta.site, LowRank { a: matrix(&low_rank.a), b: matrix(&low_rank.b), scale: low_rank.scale })
+        };
+        let adapter: HashMap<_, _> = deltas.iter().map(factors).collect();
+        let bytes = adapter.values().map(|delta| delta.a.bytes() + delta.b.bytes()).sum();
+        self.adapters.insert(slot, adapter);
+        Ok(bytes)
+    }
+
+    fn drop_adapter(&mut self, slot: SlotId) {
+        self.adapters.remove(&slot);
+    }
+
+    fn embed(&mut self, table: TableId, tokens: &[u32], multiplier: f32, out: BufferId) -> Result<()> {
+        let table = self.tables.get(table.0 as usize).ok_or_else(unknown)?;
+        let out = self.buffers.get_mut(out.0 as usize).ok_or_else(unknown)?;
+        for (i, &token) in tokens.iter().enumerate() {
+            if (token as usize + 1) * table.width > table.values.len() {
+                return Err(Error::new(ErrorCode::TokenOutOfRange, "a token is outside the vocabulary").found(token));
+            }
+            let row = table.row(token as usize);
+            out.row_mut(i).iter_mut().zip(row).for_each(|(out, value)| *out = value * multiplier);
+        }
+        Ok(())
+    }
+
+    fn norm(&mut self, weight: VectorId, eps: f32, x: BufferId, rows: usize, out: BufferId) -> Result<()> {
+        for i in 0..rows {
+            let normed = rms_norm(self.vector(weight)?, eps, self.buffer(x, rows)?.row(i));
+            self.buffers[out.0 as usize].row_mut(i).copy_from_slice(&normed);
+        }
+        Ok(())
+    }
+
+    fn linear(
+        &mut self,
+        group: GroupId,
+        x: BufferId,
+        rows: usize,
+        batch: &AdapterBatch,
+        y: BufferId,
+        write: Write,
+    ) -> Result<()> {
+        for i in 0..rows {
+            let result = self.project(group, self.buffer(x, rows)?.row(i), batch, i)?;
+            let y = self.buffers[y.0 as usize].row_mut(i);
+            match write {
+                Write::Replace => y.copy_from_slice(&result),
+                Write::Add => y.iter_mut().zip(result).for_each(|(y, result)| *y += result),
+            }
+        }
+        Ok(())
+    }
+
+    fn attend(&mut self, spec: &AttentionSpec, kv: KvId, rows: &StepRows, qkv: BufferId, out: BufferId) -> Result<()> {
+        let (dim, group) = (spec.head_dim, spec.heads / spec.kv_heads);
+        let q_norm = spec.q_norm.map(|id| self.vector(id)).transpose()?.map(<[f32]>::to_vec);
+        let k_norm = spec.k_norm.map(|id| self.vector(id)).transpose()?.map(<[f32]>::to_vec);
+        let mut cache = self.kvs.remove(&kv).ok_or_else(unknown)?;
+        for (row, &position) in rows.positions.iter().enumerate() {
+            let (q, kv) = self.buffer(qkv, rows.len())?.row(row).split_at(spec.heads * dim);
+            let (keys, values) = kv.split_at(q.len() / group);
+            for head in 0..spec.kv_heads {
+                let table = &rows.block_tables[rows.sequences[row] as usize];
+                let at = cache.at(spec.layer, table, position as usize, head);
+                let key = prepare_head(spec, k_norm.as_deref(), position, &keys[head * dim..(head + 1) * dim]);
+                for (channel, key) in key.into_iter().enumerate() {
+                    cache.keys[at + channel] = stored(cache.shape.dtype, key);
+                    cache.values[at + channel] = stored(cache.shape.dtype, values[head * dim + channel]);
+                }
+            }
+        }
+        for (row, &position) in rows.positions.iter().enumerate() {
+            let table = &rows.block_tables[rows.sequences[row] as usize];
+            let last = position as usize;
+            let first = spec.window.map_or(0, |window| (last + 1).saturating_sub(window));
+            let mut mixed = vec![0.0; spec.heads * dim];
+            for (head, mixed) in mixed.chunks_exact_mut(dim).enumerate() {
+                let q = &self.buffer(qkv, rows.len())?.row(row)[head * dim..(head + 1) * dim];
+                let q = prepare_head(spec, q_norm.as_deref(), position, q);
+                let at: Vec<usize> = (first..=last).map(|j| cache.at(spec.layer, table, j, head / group)).collect();
+                let scores: Vec<f32> = at.iter().map(|&at| spec.scale * dot(&q, &cache.keys[at..at + dim])).collect();
+                let peak = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let weights: Vec<f64> = scores.iter().map(|&score| f64::from(score - peak).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                for (channel, mixed) in mixed.iter_mut().enumerate() {
+                    let terms = at.iter().zip(&weights).map(|(&at, p)| p * f64::from(cache.values[at + channel]));
+                    *mixed = (terms.sum::<f64>() / total) as f32;
+                }
+            }
+            self.buffers[out.0 as usize].row_mut(row).copy_from_slice(&mixed);
+        }
+        self.kvs.insert(kv, cache);
+        Ok(())
+    }
+
+    fn activate(&mut self, activation: Activation, gate_up: BufferId, rows: usize, out: BufferId) -> Result<()> {
+        let act = |x: f32| match activation {
+            Activation::Silu => x / (1.0 + (-x).exp()),
+        };
+        for i in 0..rows {
+            let (gate, up) = self.buffer(gate_up, rows)?.row(i).split_at(self.buffers[out.0 as usize].width);
+            let gated: Vec<f32> = gate.iter().zip(up).map(|(&gate, up)| act(gate) * up).collect();
+            self.buffers[out.0 as usize].row_mut(i).copy_from_slice(&gated);
+        }
+        Ok(())
+    }
+
+    fn head(
+        &mut self,
+        group: GroupId,
+        x: BufferId,
+        rows: &[u32],
+        batch: &AdapterBatch,
+        logits: &mut [f32],
+    ) -> Result<()> {
+        let mut place = logits;
+        for (i, &row) in rows.iter().enumerate() {
+            let result = self.project(group, self.buffer(x, row as usize + 1)?.row(row as usize), batch, i)?;
+            let (mine, rest) = place.split_at_mut_checked(result.len()).ok_or_else(unknown)?;
+            mine.copy_from_slice(&result);
+            place = rest;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,357 @@
+//! The product of a packed tile with a few rows: the inner loop of every linear.
+//!
+//! `y[t, r, n] = sum over k of W[t, n, k] x[r, k]` for T tiles of 16 outputs and R rows. Lanes are outputs, so nothing
+//! is ever summed across lanes. One (row, output) sees the same operations whatever T and R are:
+//!
+//! ```text
+//! y = 0;  for each span:  acc = 0;  for each k in stored order: acc += (code[k] - zero) * x[k]     (fused)
+//!                         y += scale * acc                                                          (fused)
+//! ```
+//!
+//! `code - zero` is exact, so nothing cancels; dense weights take `code - zero = w` and `scale = 1`. R rows share the
+//! unpacking of a weight (prefill); T tiles give a single row enough independent sums to hide the latency of the
+//! multiply-add (decode).
+
+use super::arena::LINE;
+use super::isa::{LANES, Vector};
+
+/// Inputs of a block, the unit in which weights are packed.
+pub(super) const BLOCK: usize = 32;
+
+/// How the weights of a span are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Width {
+    Code2,
+    Code3,
+    Code4,
+    Code5,
+    Code6,
+    Code8,
+    F16,
+    Bf16,
+    F32,
+}
+
+impl Width {
+    /// Of codes of that many bits.
+    pub(super) fn of_bits(bits: u8) -> Option<Self> {
+        Some(match bits {
+            2 => Width::Code2,
+            3 => Width::Code3,
+            4 => Width::Code4,
+            5 => Width::Code5,
+            6 => Width::Code6,
+            8 => Width::Code8,
+            _ => return None,
+        })
+    }
+
+    /// Bits of one weight.
+    pub(super) const fn bits(self) -> usize {
+        match self {
+            Width::Code2 => 2,
+            Width::Code3 => 3,
+            Width::Code4 => 4,
+            Width::Code5 => 5,
+            Width::Code6 => 6,
+            Width::Code8 => 8,
+            Width::F16 | Width::Bf16 => 16,
+            Width::F32 => 32,
+        }
+    }
+
+    /// Widths of the planes a code is cut into, low bits first; the second is 0 where one plane holds it all.
+    pub(super) const fn planes(self) -> (usize, usize) {
+        match self {
+            Width::Code3 => (2, 1),
+            Width::Code5 => (4, 1),
+            Width::Code6 => (4, 2),
+            other => (other.bits(), 0),
+        }
+    }
+
+    /// Bytes of a block: 32 inputs of 16 outputs.
+    pub(super) const fn block_bytes(self) -> usize {
+        self.bits() * LINE
+    }
+}
+
+/// Consecutive blocks that share a width and, if they are codes, a scale and a zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Span {
+    pub(super) width: Width,
+    pub(super) blocks: usize,
+}
+
+/// The tiles of a packed weight.
+#[derive(Clone, Copy)]
+pub(super) struct Tiles<'a> {
+    /// `[tile][span][block]`, see `pack.rs`.
+    pub(super) codes: &'a [u8],
+    /// `[tile][coded span][scale, zero][16]`, f16 or, if `wide`, f32.
+    pub(super) scales: &'a [u8],
+    pub(super) spans: &'a [Span],
+    pub(super) tile_bytes: usize,
+    pub(super) scale_bytes: usize,
+    pub(super) wide: bool,
+}
+
+/// Computes tiles `tile..tile + T` for R rows: `x` points to R pointers to rows of the packed inputs' length, `y` to
+/// `[T][stride]` values of which the first `R * 16` are written.
+pub(super) type ProductFn = unsafe fn(tiles: &Tiles<'_>, tile: usize, x: *const *const f32, y: *mut f32, stride: usize);
+
+/// See [`ProductFn`].
+///
+/// # Safety
+/// The instruction set of `V` must be there; `tile + T` within the tiles; `x` and `y` valid as [`ProductFn`] says.
+#[inline(always)]
+pub(super) unsafe fn product<V: Vector, const R: usize, const T: usize>(
+    tiles: &Tiles<'_>,
+    tile: usize,
+    x: *const *const f32,
+    y: *mut f32,
+    stride: usize,
+) {
+    debug_assert!((tile + T) * tiles.tile_bytes <= tiles.codes.len());
+    // SAFETY: the caller's promises. Pointers advance block by block and span by span through the T tiles, whose bytes
+    // are `tile_bytes` and `scale_bytes` apart, and through the rows, which are as long as the blocks' inputs.
+    unsafe {
+        let mut rows = [std::ptr::null::<f32>(); R];
+        for (r, row) in rows.iter_mut().enumerate() {
+            *row = *x.add(r);
+        }
+        let mut blocks = [tiles.codes.as_ptr(); T];
+        let mut scales = [tiles.scales.as_ptr(); T];
+        for t in 0..T {
+            blocks[t] = blocks[t].add((tile + t) * tiles.tile_bytes);
+            scales[t] = scales[t].add((tile + t) * tiles.scale_bytes);
+        }
+        let mut sums = [[V::splat(0.0); R]; T];
+        for span in tiles.spans {
+            let count = span.blocks;
+            match span.width {
+                Width::Code2 => codes::<V, 2, R, T>(count, tiles.wide, &mut blocks, &mut scales, &mut rows, &mut sums),
+                Width::Code3 => codes::<V, 3, R, T>(count, tiles.wide, &mut blocks, &mut scales, &mut rows, &mut sums),
+                Width::Code4 => codes::<V, 4, R, T>(count, tiles.wide, &mut blocks, &mut scales, &mut rows, &mut sums),
+                Width::Code5 => codes::<V, 5, R, T>(count, tiles.wide, &mut blocks, &mut scales, &mut rows, &mut sums),
+                Width::Code6 => codes::<V, 6, R, T>(count, tiles.wide, &mut blocks, &mut scales, &mut rows, &mut sums),
+                Width::Code8 => codes::<V, 8, R, T>(count, tiles.wide, &mut blocks, &mut scales, &mut rows, &mut sums),
+                Width::F16 => dense::<V, F16, R, T>(count, &mut blocks, &mut rows, &mut sums),
+                Width::Bf16 => dense::<V, Bf16, R, T>(count, &mut blocks, &mut rows, &mut sums),
+                Width::F32 => dense::<V, F32, R, T>(count, &mut blocks, &mut rows, &mut sums),
+            }
+        }
+        for (t, sums) in sums.iter().enumerate() {
+            for (r, sum) in sums.iter().enumerate() {
+                sum.store(y.add(t * stride + r * LANES));
+            }
+        }
+    }
+}
+
+/// One span of `BITS`-bit codes.
+///
+/// # Safety
+/// As [`product`].
+#[inline(always)]
+unsafe fn codes<V: Vector, const BITS: usize, const R: usize, const T: usize>(
+    count: usize,
+    wide: bool,
+    blocks: &mut [*const u8; T],
+    scales: &mut [*const u8; T],
+    rows: &mut [*const f32; R],
+    sums: &mut [[V; R]; T],
+) {
+    // SAFETY: as `product`; a coded span has 16 scales and 16 zeros of 2 or 4 bytes.
+    unsafe {
+        let mut scale = [V::splat(0.0); T];
+        let mut zero = [V::splat(0.0); T];
+        for t in 0..T {
+            if wide {
+                scale[t] = V::load(scales[t].cast());
+                zero[t] = V::load(scales[t].cast::<f32>().add(LANES));
+                scales[t] = scales[t].add(4 * 2 * LANES);
+            } else {
+                scale[t] = V::load_f16(scales[t].cast());
+                zero[t] = V::load_f16(scales[t].cast::<u16>().add(LANES));
+                scales[t] = scales[t].add(2 * 2 * LANES);
+            }
+        }
+        let mut acc = [[V::splat(0.0); R]; T];
+        for _ in 0..count {
+            quad::<V, BITS, 0, R, T>(blocks, &zero, rows, &mut acc);
+            quad::<V, BITS, 1, R, T>(blocks, &zero, rows, &mut acc);
+            quad::<V, BITS, 2, R, T>(blocks, &zero, rows, &mut acc);
+            quad::<V, BITS, 3, R, T>(blocks, &zero, rows, &mut acc);
+            quad::<V, BITS, 4, R, T>(blocks, &zero, rows, &mut acc);
+            quad::<V, BITS, 5, R, T>(blocks, &zero, rows, &mut acc);
+            quad::<V, BITS, 6, R, T>(blocks, &zero, rows, &mut acc);
+            quad::<V, BITS, 7, R, T>(blocks, &zero, rows, &mut acc);
+            for block in &mut *blocks {
+                *block = block.add(BITS * LINE);
+            }
+            for row in &mut *rows {
+                *row = row.add(BLOCK);
+            }
+        }
+        for t in 0..T {
+            for r in 0..R {
+                sums[t][r] = scale[t].mul_add(acc[t][r], sums[t][r]);
+            }
+        }
+    }
+}
+
+/// Inputs `4 Q .. 4 Q + 4` of a block: byte `b` of each 32-bit lane is input `4 Q + b`, in the same bits of each byte.
+///
+/// # Safety
+/// As [`product`].
+#[inline(always)]
+unsafe fn quad<V: Vector, const BITS: usize, const Q: usize, const R: usize, const T: usize>(
+    blocks: &[*const u8; T],
+    zero: &[V; T],
+    rows: &[*const f32; R],
+    acc: &mut [[V; R]; T],
+) {
+    for byte in 0..4 {
+        for t in 0..T {
+            // SAFETY: a plane of b bits has b lines in a block, so that line `Q b / 8` is within; rows have the block's inputs.
+            unsafe {
+                let line = |plane: usize, bits: usize| V::load_line(blocks[t].add((plane + Q * bits / 8) * LINE));
+                let shift = |bits: usize| (Q * bits % 8 + 8 * byte) as u32;
+                let code = match BITS {
+                    2 => V::codes::<2>(line(0, 2), shift(2)),
+                    3 => V::codes_joined::<2, 1>(line(0, 2), shift(2), line(2, 1), shift(1)),
+                    4 => V::codes::<4>(line(0, 4), shift(4)),
+                    5 => V::codes_joined::<4, 1>(line(0, 4), shift(4), line(4, 1), shift(1)),
+                    6 => V::codes_joined::<4, 2>(line(0, 4), shift(4), line(4, 2), shift(2)),
+                    _ => V::codes::<8>(line(0, 8), shift(8)),
+                };
+                let weight = code.sub(zero[t]);
+                for r in 0..R {
+                    acc[t][r] = weight.mul_add(V::splat(*rows[r].add(4 * Q + byte)), acc[t][r]);
+                }
+            }
+        }
+    }
+}
+
+/// A stored element that widens to f32.
+pub(super) trait Element {
+    const BYTES: usize;
+
+    /// # Safety
+    /// As [`Vector::load`].
+    unsafe fn load<V: Vector>(from: *const u8) -> V;
+}
+
+/// IEEE half precision.
+pub(super) struct F16;
+/// bfloat16.
+pub(super) struct Bf16;
+/// IEEE single precision.
+pub(super) struct F32;
+
+impl Element for F16 {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    unsafe fn load<V: Vector>(from: *const u8) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { V::load_f16(from.cast()) }
+    }
+}
+
+impl Element for Bf16 {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    unsafe fn load<V: Vector>(from: *const u8) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { V::load_bf16(from.cast()) }
+    }
+}
+
+impl Element for F32 {
+    const BYTES: usize = 4;
+
+    #[inline(always)]
+    unsafe fn load<V: Vector>(from: *const u8) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { V::load(from.cast()) }
+    }
+}
+
+/// One span of plain numbers, `[input][16]`.
+///
+/// # Safety
+/// As [`product`].
+#[inline(always)]
+unsafe fn dense<V: Vector, E: Element, const R: usize, const T: usize>(
+    count: usize,
+    blocks: &mut [*const u8; T],
+    rows: &mut [*const f32; R],
+    sums: &mut [[V; R]; T],
+) {
+    // SAFETY: as `product`.
+    unsafe {
+        let mut acc = [[V::splat(0.0); R]; T];
+        for _ in 0..count * BLOCK / 4 {
+            for k in 0..4 {
+                for t in 0..T {
+                    let weight = E::load::<V>(blocks[t].add(k * LANES * E::BYTES));
+                    for r in 0..R {
+                        acc[t][r] = weight.mul_add(V::splat(*rows[r].add(k)), acc[t][r]);
+                    }
+                }
+            }
+            for block in &mut *blocks {
+                *block = block.add(4 * LANES * E::BYTES);
+            }
+            for row in &mut *rows {
+                *row = row.add(4);
+            }
+        }
+        for t in 0..T {
+            for r in 0..R {
+                sums[t][r] = sums[t][r].add(acc[t][r]);
+            }
+        }
+    }
+}
+
+/// `y += coefficient * sum over rank of t[r] B[r]`, one tile of B `[rank][16]` on one row.
+pub(super) type ExpandFn = unsafe fn(b: *const u8, width: Width, t: &[f32], coefficient: f32, y: &mut [f32; LANES]);
+
+/// See [`ExpandFn`].
+///
+/// # Safety
+/// The instruction set of `V` must be there, `b` valid for `[t.len()][16]` values of that width.
+#[inline(always)]
+pub(super) unsafe fn expand<V: Vector>(b: *const u8, width: Width, t: &[f32], coefficient: f32, y: &mut [f32; LANES]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let delta = match width {
+            Width::F16 => combine::<V, F16>(b, t),
+            Width::Bf16 => combine::<V, Bf16>(b, t),
+            _ => combine::<V, F32>(b, t),
+        };
+        delta.mul_add(V::splat(coefficient), V::load(y.as_ptr())).store(y.as_mut_ptr());
+    }
+}
+
+/// `sum over r of t[r] B[r]`, in order.
+///
+/// # Safety
+/// As [`expand`].
+#[inline(always)]
+unsafe fn combine<V: Vector, E: Element>(b: *const u8, t: &[f32]) -> V {
+    // SAFETY: as `expand`.
+    unsafe {
+        let mut sum = V::splat(0.0);
+        for (r, &value) in t.iter().enumerate() {
+            sum = E::load::<V>(b.add(r * LANES * E::BYTES)).mul_add(V::splat(value), sum);
+        }
+        sum
+    }
+}

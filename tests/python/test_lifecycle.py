@@ -1,0 +1,158 @@
+"""Adapters come and go while requests run: nothing leaks, and a running request keeps the generation it began with."""
+
+import threading
+
+import pytest
+from exlora import Engine, ExloraError
+
+PROMPTS = [f"The {word} is" for word in ("king", "queen", "hacker", "table", "index", "daemon", "love", "war")]
+
+
+@pytest.fixture
+def folders(fixtures):
+    return [fixtures / "adapters" / "jargon-lora-r8", fixtures / "adapters" / "sqlite-rslora-r16"]
+
+
+@pytest.fixture
+def engine(fixtures, folders):
+    model = fixtures / "quill-4m-gptq-4bit-g128-sym"
+    return Engine(model, adapters={"jargon": folders[0], "sqlite": folders[1]})
+
+
+def texts_of(engine, adapter, tokens=32):
+    return [out.text for out in engine.generate(PROMPTS, adapters=adapter, max_new_tokens=tokens, temperature=0.0)]
+
+
+def in_threads(*tasks):
+    """Runs the tasks at once and raises the first error any of them met."""
+    errors = []
+
+    def guarded(task):
+        try:
+            task()
+        except BaseException as error:  # noqa: BLE001  pytest's own failures are no Exception
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(task,), daemon=True) for task in tasks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+        assert not thread.is_alive(), "a thread hangs"
+    if errors:
+        raise errors[0]
+
+
+def test_a_running_stream_keeps_the_generation_it_began_with(engine, folders):
+    [expected] = [
+        out.text for out in engine.generate(PROMPTS[:1], adapters="jargon", max_new_tokens=40, temperature=0.0)
+    ]
+    stream = engine.stream(PROMPTS[0], adapter="jargon", max_new_tokens=40, temperature=0.0)
+    text = next(stream).text
+    before = {info.name: info.generation for info in engine.adapters()}
+    engine.load_adapter("jargon", folders[1])
+    after = {info.name: info.generation for info in engine.adapters()}
+    assert after["jargon"] > before["jargon"]
+    assert after["sqlite"] == before["sqlite"]
+    engine.unload_adapter("jargon")
+    text += "".join(chunk.text for chunk in stream)
+    assert text == expected
+    with pytest.raises(ExloraError, match="adapter_not_found"):
+        engine.generate(PROMPTS[:1], adapters="jargon")
+
+
+def test_a_retired_generation_leaves_with_its_last_request(engine, folders):
+    before = engine.stats()
+    stream = engine.stream(PROMPTS[0], adapter={"jargon": 0.5, "sqlite": 0.5}, max_new_tokens=16, temperature=0.0)
+    next(stream)
+    assert engine.stats()["leases"] == 2
+    engine.load_adapter("jargon", folders[0])
+    during = engine.stats()
+    assert during["adapters_resident"] == before["adapters_resident"] + 1
+    assert during["adapters_bytes"] > before["adapters_bytes"]
+    for _ in stream:
+        pass
+    assert resident(engine) == (before["adapters_resident"], before["adapters_bytes"], 0)
+
+
+def test_an_abandoned_stream_gives_its_leases_back(engine):
+    before = resident(engine)
+    stream = engine.stream(PROMPTS[0], adapter="jargon", max_new_tokens=1000, temperature=0.0)
+    next(stream)
+    del stream
+    engine.generate(PROMPTS[:1], max_new_tokens=1)
+    assert resident(engine) == before
+    assert engine.stats()["rows_running"] == 0
+
+
+def test_adapters_load_replace_and_unload_while_sixteen_jobs_stream(engine, folders):
+    """Sixteen streams of stable adapters, beside a thread that churns other names and one that loads broken adapters."""
+    expected = {name: texts_of(engine, name) for name in ("jargon", "sqlite")}
+    engine.load_adapter("guest", folders[0])
+    engine.unload_adapter("guest")
+    before = resident(engine)
+    done = threading.Event()
+    got = {}
+
+    def stream(index):
+        name = ("jargon", "sqlite")[index // 8]
+        chunks = engine.stream(PROMPTS[index % 8], adapter=name, max_new_tokens=32, temperature=0.0)
+        got[index] = "".join(chunk.text for chunk in chunks)
+
+    def churn():
+        turn = 0
+        while not done.is_set() or turn < 4:
+            engine.load_adapter("guest", folders[turn % 2])
+            engine.load_adapter("guest", folders[(turn + 1) % 2])
+            engine.unload_adapter("guest")
+            turn += 1
+
+    def break_things():
+        turn = 0
+        while not done.is_set() or turn < 4:
+            with pytest.raises(ExloraError):
+                engine.load_adapter("jargon", folders[0].parent)
+            with pytest.raises(ExloraError):
+                engine.unload_adapter("never-loaded")
+            turn += 1
+
+    def stream_all():
+        try:
+            in_threads(*[lambda index=index: stream(index) for index in range(16)])
+        finally:
+            done.set()
+
+    in_threads(stream_all, churn, break_things)
+    assert [got[index] for index in range(16)] == expected["jargon"] + expected["sqlite"]
+    assert resident(engine) == before
+    assert engine.stats()["rows_running"] == engine.stats()["rows_waiting"] == 0
+
+
+def test_a_name_replaced_under_load_is_always_one_generation_or_the_other(engine, folders):
+    """A request that names `it` gets all its tokens from the adapter that had the name when it was accepted."""
+    engine.load_adapter("it", folders[0])
+    allowed = [set(pair) for pair in zip(texts_of(engine, "jargon"), texts_of(engine, "sqlite"), strict=True)]
+    done = threading.Event()
+
+    def replace():
+        turn = 0
+        while not done.is_set():
+            turn += 1
+            engine.load_adapter("it", folders[turn % 2])
+
+    def ask():
+        try:
+            for _ in range(4):
+                for text, either in zip(texts_of(engine, "it"), allowed, strict=True):
+                    assert text in either
+        finally:
+            done.set()
+
+    in_threads(replace, ask)
+    engine.unload_adapter("it")
+    assert {info.name for info in engine.adapters()} == {"jargon", "sqlite"}
+
+
+def resident(engine):
+    stats = engine.stats()
+    return stats["adapters_resident"], stats["adapters_bytes"], stats["leases"]

@@ -1,0 +1,91 @@
+"""README.md is run as it stands: its commands, its Python, and what it says they print.
+
+A block is run unless its info string says `no-run`. In a `console` block, lines that begin with `$ ` are run by bash at
+the root of the repository and the lines below one are what it must print; a `python` block is run as a script, and a `text`
+block right after it is what it must print. In expected output `...` stands for anything, for speeds and paths.
+"""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of the README."""
+
+    language: str
+    line: int
+    text: str
+    output: str | None
+
+    @property
+    def name(self):
+        return f"{self.language}-line-{self.line}"
+
+
+def blocks():
+    fence = re.compile(r"^```(\S+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    found = [match for match in fence.finditer(README) if "no-run" not in match[2]]
+    for block, following in zip(found, [*found[1:], None], strict=True):
+        adjacent = following and following[1] == "text" and not README[block.end() : following.start()].strip()
+        line = README.count("\n", 0, block.start()) + 1
+        yield Block(block[1], line, block[3], following[3] if adjacent else None)
+
+
+def of(language):
+    return [pytest.param(block, id=block.name) for block in blocks() if block.language == language]
+
+
+def execute(arguments):
+    environment = os.environ | {"PATH": f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def matches(expected, printed):
+    pattern = ".*?".join(re.escape(piece) for piece in expected.strip().split("..."))
+    return re.fullmatch(pattern, printed.strip(), re.DOTALL) is not None
+
+
+@pytest.mark.parametrize("block", of("python"))
+def test_python_of_the_readme_prints_what_it_says(block):
+    printed = execute([sys.executable, "-W", "error", "-c", block.text])
+    assert block.output is None or matches(block.output, printed), printed
+
+
+@pytest.mark.parametrize("block", of("console"))
+def test_commands_of_the_readme_print_what_it_says(block):
+    for command, expected in re.findall(r"^\$ (.*(?:\\\n.*)*)\n((?:(?!\$ ).*\n)*)", block.text, re.MULTILINE):
+        printed = execute(["bash", "-euo", "pipefail", "-c", command])
+        assert not expected.strip() or matches(expected, printed), printed
+
+
+@pytest.mark.parametrize("block", of("rust"))
+def test_rust_of_the_readme_stands_in_the_example_that_is_compiled(block):
+    assert block.text.strip() in (ROOT / "examples" / "batch.rs").read_text()
+
+
+def test_the_readme_has_no_block_that_nobody_runs():
+    known = {"python", "console", "rust", "text"}
+    assert {block.language for block in blocks()} <= known
+
+
+def test_make_targets_that_the_readme_names_exist():
+    targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z-]+)\b", README)) <= targets
+
+
+def test_generated_tables_are_up_to_date():
+    assert execute([sys.executable, "tools/readme_tables.py", "--check", "README.md"]) == ""

@@ -1,0 +1,47 @@
+"""Writes the generated sections of README.md, each between a pair of markers, from what the built package says of itself.
+
+`python tools/readme_tables.py README.md` rewrites them; with `--check` it changes nothing and fails if it would.
+"""
+
+import pathlib
+import re
+import sys
+
+import exlora
+
+
+def error_codes() -> str:
+    """One row a code, in the order of the catalogue."""
+    rows = [f"| `{code['code']}` | {code['summary']} | {code['remedy']} |" for code in exlora.error_codes()]
+    return "\n".join(["| code | what it means | what usually helps |", "| --- | --- | --- |", *rows])
+
+
+SECTIONS = {"error codes": error_codes}
+
+
+def render(text: str) -> str:
+    """The document with every generated section written anew."""
+    for name, table in SECTIONS.items():
+        begin, end = f"<!-- generated: {name} -->\n", "\n<!-- end of generated -->"
+        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+        text, count = pattern.subn(lambda _, table=table: begin + "\n" + table() + "\n" + end, text)
+        if count != 1:
+            sys.exit(f"{count} sections are marked {begin.strip()}; one is expected")
+    return text
+
+
+def main() -> None:
+    """Rewrites or checks the files named on the command line."""
+    *options, name = sys.argv[1:]
+    path = pathlib.Path(name)
+    before = path.read_text(encoding="utf-8")
+    after = render(before)
+    if after == before:
+        return
+    if options == ["--check"]:
+        sys.exit(f"{name} is out of date; run `make readme`")
+    path.write_text(after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
