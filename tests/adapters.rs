@@ -384,21 +384,22 @@ fn a_missing_alpha_is_not_guessed() {
 
 #[test]
 fn patterns_that_can_not_be_used_are_refused() {
-    let evil = format!("({})$", "(a|aa)+".repeat(3));
-    let huge = "x".repeat(5000);
+    let huge = format!("{}|x", "x".repeat(5000));
+    // Backtracks without end on any path that has no 'Z'.
+    let endless = r"(?:(?=(.*))(?:.|.)*)*Z\1";
     for (field, value) in [
         ("rank_pattern", json!({"(q_proj": 8})),
         ("alpha_pattern", json!({"q_proj": 1, "[": 8})),
         ("alpha_pattern", json!({&huge: 8})),
         ("target_modules", json!("(")),
-        ("target_modules", json!(format!("(?=({evil})\\1).*q_proj"))),
+        ("target_modules", json!(endless)),
+        ("exclude_modules", json!(endless)),
+        ("alpha_pattern", json!({endless: 8})),
         ("exclude_modules", json!("*")),
-        ("target_modules", json!("(?=((m|.)*)*X\\1)y|(?:(?=((m|.)*)*)\\3Z)")),
     ] {
-        let error = planned(&Adapter::on_q_proj().set(field, value.clone()).write());
-        let code = error.as_ref().expect_err(field).code();
-        let refused = [ErrorCode::AdapterPatternInvalid, ErrorCode::AdapterSiteExcluded];
-        assert!(refused.contains(&code), "{field} = {value}: {error:?}");
+        let error = refusal(&Adapter::on_q_proj().set(field, value.clone()).write());
+        assert_eq!(error.code(), ErrorCode::AdapterPatternInvalid, "{field} = {value}: {error:?}");
+        assert!(error.message().contains(field), "{error}");
     }
 }
 

@@ -15,13 +15,13 @@ const MAX_PATTERN_BYTES: usize = 4096;
 const MAX_PATTERNS: usize = 16_384;
 
 /// Most entries of one pattern map that need a regular expression.
-const MAX_REGEXES: usize = 256;
+const MAX_REGEXES: usize = 64;
 
 /// Steps back that one match may take.
-const BACKTRACK_LIMIT: usize = 50_000;
+const BACKTRACK_LIMIT: usize = 20_000;
 
 /// Bytes of one compiled pattern.
-const COMPILED_BYTES: usize = 1 << 20;
+const COMPILED_BYTES: usize = 512 << 10;
 
 /// A regular expression of a config, and the field it stands in.
 #[derive(Clone, Debug)]

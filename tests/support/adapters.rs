@@ -129,7 +129,7 @@ impl Adapter {
     /// Writes both files into a new folder.
     pub fn write(&self) -> Folder {
         let folder = Folder::new();
-        folder.file("adapter_config.json", &Value::Object(self.config.clone()).to_string());
+        folder.file("adapter_config.json", Value::Object(self.config.clone()).to_string());
         folder.file("adapter_model.safetensors", self.safetensors());
         folder
     }
