@@ -37,7 +37,7 @@ fn codes(error: &Error) -> Vec<&'static str> {
 
 // --- what is served
 
-/// The model the fixtures were trained on: hidden 256, MLP 640, 4 layers, 4 heads of 64 with 2 for keys and values.
+/// The linears the fixtures act on, with the shapes that the `safetensors` crate reads from one of them.
 fn quill_sites() -> SiteTable {
     let text = std::fs::read(fixture("jargon-lora-r8/adapter_model.safetensors")).expect("the fixture");
     let file = safetensors::SafeTensors::deserialize(&text).expect("valid");
@@ -400,6 +400,8 @@ fn patterns_that_can_not_be_used_are_refused() {
         let error = refusal(&Adapter::on_q_proj().set(field, value.clone()).write());
         assert_eq!(error.code(), ErrorCode::AdapterPatternInvalid, "{field} = {value}: {error:?}");
         assert!(error.message().contains(field), "{error}");
+        assert!(error.path_ref().is_some_and(|path| path.ends_with("sql/adapter_config.json")), "{error}");
+        assert_eq!(error.others().len(), 0, "{error}");
     }
 }
 
@@ -555,6 +557,16 @@ fn wrong_tensors_are_refused_each_under_its_code() {
         assert!(named && error.path_ref().is_some(), "{what}: {error}");
         assert!(error.to_string().starts_with("adapter 'sql': "), "{what}: {error}");
     }
+}
+
+#[test]
+fn a_factor_that_was_not_gathered_is_explained() {
+    let remedy = |shape: &[usize]| {
+        let error = refusal(&Adapter::empty().ones(Q_A, shape).ones(Q_B, &[HIDDEN, 2]).write());
+        error.remedy().to_owned()
+    };
+    assert!(remedy(&[0]).contains("ZeRO-3") && remedy(&[2 * HIDDEN]).contains("ZeRO-3"));
+    assert!(!remedy(&[2, HIDDEN, 1]).contains("ZeRO-3"));
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! adapter_config.json: what each of its fields means here, one row a field.
 //!
-//! Every field PEFT 0.21.2 writes stands in [`FIELDS`]: it is read, ignored because it can't change a result, or refused
-//! by name where it does. To serve a further feature turns its row from [`Rule::Refused`] into [`Rule::Read`]. PEFT
-//! itself drops fields it doesn't know with a warning, also those that switch something on; here such a field is an error.
+//! Every field PEFT 0.21.2 writes stands in one table: it is read, ignored because it can't change a result, or refused by
+//! name where it does. To serve a further feature turns its row from refused into read. PEFT itself drops fields it doesn't
+//! know with a warning, also those that switch something on; here such a field is an error.
 
 use std::collections::HashMap;
 use std::path::Path;
