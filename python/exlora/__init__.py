@@ -1,0 +1,2 @@
+"""Any PEFT LoRA, on any quantised LLM, chosen per request."""
+from exlora import _exlora

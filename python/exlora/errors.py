@@ -1,0 +1,106 @@
+"""The exceptions of exlora: one class per kind of mistake, each also the builtin a caller would expect.
+
+What they carry comes from the crate's catalogue of errors (`exlora.error_codes()`); `code` is stable, the text may improve.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AdapterNotFoundError",
+    "CancelledError",
+    "ExloraError",
+    "InternalError",
+    "InvalidError",
+    "NotFoundError",
+    "OutOfMemoryError",
+    "UnsupportedError",
+]
+
+
+class ExloraError(Exception):
+    """Base of everything exlora raises by itself.
+
+    code      stable snake_case name of the mistake
+    message   what is wrong, in a clause
+    path      file or folder, or None
+    tensor    full name of the tensor, or None
+    expected  what was expected, or None
+    found     what was found instead, or None
+    hint      what to do about it
+    others    further problems found in the same pass
+    """
+
+    code: str
+    message: str
+    path: str | None
+    tensor: str | None
+    expected: str | None
+    found: str | None
+    hint: str
+    others: list[ExloraError]
+
+    def __init__(
+        self,
+        text: str = "",
+        *,
+        code: str = "internal",
+        message: str | None = None,
+        path: str | None = None,
+        tensor: str | None = None,
+        expected: str | None = None,
+        found: str | None = None,
+        hint: str = "",
+        others: list[ExloraError] | None = None,
+    ) -> None:
+        super().__init__(text)
+        self.code = code
+        self.message = text if message is None else message
+        self.path = path
+        self.tensor = tensor
+        self.expected = expected
+        self.found = found
+        self.hint = hint
+        self.others = others or []
+
+
+class NotFoundError(ExloraError, FileNotFoundError):
+    """Something named is not there: a file, a tensor, an adapter."""
+
+
+class AdapterNotFoundError(NotFoundError, ValueError, LookupError):
+    """No adapter of that name is loaded."""
+
+
+class InvalidError(ExloraError, ValueError):
+    """A value, a file or a request is wrong."""
+
+
+class UnsupportedError(ExloraError, NotImplementedError, ValueError):
+    """It is well formed and understood, but this build does not do it."""
+
+
+class OutOfMemoryError(ExloraError, MemoryError):
+    """A budget or the machine's memory is too small."""
+
+
+class CancelledError(ExloraError):
+    """The caller stopped the work."""
+
+
+class InternalError(ExloraError, RuntimeError):
+    """A fault of the machine or of exlora."""
+
+
+_BY_KIND: dict[str, type[ExloraError]] = {
+    "not_found": NotFoundError,
+    "invalid": InvalidError,
+    "unsupported": UnsupportedError,
+    "memory": OutOfMemoryError,
+    "cancelled": CancelledError,
+    "internal": InternalError,
+}
+
+
+def class_of(code: str, kind: str) -> type[ExloraError]:
+    """The class of an error by its code and kind; the extension module asks."""
+    return AdapterNotFoundError if code == "adapter_not_found" else _BY_KIND[kind]

@@ -1,0 +1,100 @@
+//! A loaded model and a model folder's config as Python objects.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::detach::{Listener, detached};
+use crate::model::config::DecoderConfig;
+use crate::model::{Model, ModelOptions};
+
+/// A model that several engines may share.
+#[pyclass(frozen, name = "Model", module = "exlora._exlora")]
+pub(super) struct PyModel {
+    model: Arc<Model>,
+}
+
+impl PyModel {
+    pub(super) fn new(model: Arc<Model>) -> Self {
+        Self { model }
+    }
+
+    pub(super) fn model(&self) -> Arc<Model> {
+        Arc::clone(&self.model)
+    }
+}
+
+#[pymethods]
+impl PyModel {
+    /// Loads a model folder. `progress` is `True` for a bar on stderr, or a callable (done, total).
+    #[new]
+    #[pyo3(signature = (path, *, device="auto", threads=None, progress=None))]
+    fn load(
+        py: Python<'_>,
+        path: PathBuf,
+        device: &str,
+        threads: Option<usize>,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Self> {
+        let options = ModelOptions { device: device.parse()?, threads, ..ModelOptions::default() };
+        let listener = Listener::new(progress)?;
+        let model = detached(py, |link| Model::load(&path, &options, &mut |progress| listener.report(link, progress)));
+        listener.finish();
+        Ok(Self { model: model? })
+    }
+
+    /// The folder it was loaded from.
+    #[getter]
+    fn path(&self) -> &Path {
+        self.model.path()
+    }
+
+    /// What computes: `cpu (avx512, 2 threads)`.
+    #[getter]
+    fn device(&self, py: Python<'_>) -> String {
+        py.detach(|| self.model.describe_device())
+    }
+
+    /// Rows of embedding and head.
+    #[getter]
+    fn vocab_size(&self) -> usize {
+        self.model.config().vocab_size
+    }
+
+    /// Positions it was made for.
+    #[getter]
+    fn max_positions(&self) -> usize {
+        self.model.config().max_positions
+    }
+
+    /// Bytes of its packed weights.
+    #[getter]
+    fn weights_bytes(&self, py: Python<'_>) -> usize {
+        py.detach(|| self.model.memory().weights_bytes)
+    }
+}
+
+/// What config.json and generation_config.json of a model folder say.
+#[pyfunction]
+#[pyo3(signature = (path) -> "dict[str, typing.Any]")]
+pub(super) fn read_model_config(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyDict>> {
+    let (config, _) = DecoderConfig::read(&path)?;
+    let dict = PyDict::new(py);
+    dict.set_item("architecture", config.architecture)?;
+    dict.set_item("hidden_size", config.hidden_size)?;
+    dict.set_item("intermediate_size", config.intermediate_size)?;
+    dict.set_item("num_hidden_layers", config.layers)?;
+    dict.set_item("num_attention_heads", config.heads)?;
+    dict.set_item("num_key_value_heads", config.kv_heads)?;
+    dict.set_item("head_dim", config.head_dim)?;
+    dict.set_item("vocab_size", config.vocab_size)?;
+    dict.set_item("max_seq_len", config.max_positions)?;
+    dict.set_item("norm_eps", config.norm_eps)?;
+    dict.set_item("tie_word_embeddings", config.tie_word_embeddings)?;
+    dict.set_item("eos_token_ids", config.eos_token_ids)?;
+    dict.set_item("bos_token_id", config.bos_token_id)?;
+    dict.set_item("pad_token_id", config.pad_token_id)?;
+    Ok(dict)
+}

@@ -1,0 +1,119 @@
+//! The tokenizer as a Python object.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+
+use super::convert::{TokenIds, chat_messages};
+use crate::engine::text::Tokenizer;
+use crate::error::{Error, ErrorCode};
+
+/// tokenizer.json and the chat template of a model folder.
+#[pyclass(frozen, name = "Tokenizer", module = "exlora._exlora")]
+pub(super) struct PyTokenizer {
+    tokenizer: Arc<Tokenizer>,
+    path: PathBuf,
+}
+
+impl PyTokenizer {
+    pub(super) fn new(path: &Path, tokenizer: Arc<Tokenizer>) -> Self {
+        Self { tokenizer, path: path.to_path_buf() }
+    }
+
+    pub(super) fn tokenizer(&self) -> Arc<Tokenizer> {
+        Arc::clone(&self.tokenizer)
+    }
+}
+
+#[pymethods]
+impl PyTokenizer {
+    /// Reads a model folder.
+    #[new]
+    fn open(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        let tokenizer = py.detach(|| Tokenizer::open(&path))?.ok_or_else(|| {
+            Error::new(ErrorCode::TokenizerNotFound, "the model folder has no tokenizer.json").path(&path)
+        })?;
+        Ok(Self { tokenizer: Arc::new(tokenizer), path })
+    }
+
+    /// Token ids of a text. The tokenizer's own BOS is added if `add_special_tokens`; special tokens written in the text
+    /// are recognised if `parse_special_tokens`.
+    #[pyo3(signature = (text, add_special_tokens=true, parse_special_tokens=true))]
+    fn encode(
+        &self,
+        py: Python<'_>,
+        text: &str,
+        add_special_tokens: bool,
+        parse_special_tokens: bool,
+    ) -> PyResult<Vec<u32>> {
+        Ok(py.detach(|| self.tokenizer.encode(text, add_special_tokens, parse_special_tokens))?)
+    }
+
+    /// Text of token ids; bytes that are no character become U+FFFD.
+    #[pyo3(signature = (ids, skip_special_tokens=false))]
+    fn decode(&self, py: Python<'_>, ids: TokenIds, skip_special_tokens: bool) -> PyResult<String> {
+        Ok(py.detach(|| self.tokenizer.decode(&ids.0, skip_special_tokens))?)
+    }
+
+    /// The prompt of a chat, by the model's own template.
+    #[pyo3(signature = (messages: "collections.abc.Sequence[exlora.types.Message]", add_generation_prompt=true) -> "str")]
+    fn apply_chat_template(&self, messages: &Bound<'_, PyAny>, add_generation_prompt: bool) -> PyResult<String> {
+        Ok(self.tokenizer.apply_chat_template(&chat_messages(messages)?, add_generation_prompt)?)
+    }
+
+    /// Number of ids the tokenizer knows.
+    #[getter]
+    fn vocab_size(&self) -> usize {
+        self.tokenizer.vocab_size()
+    }
+
+    /// Id of a token's exact spelling.
+    fn id_of(&self, token: &str) -> Option<u32> {
+        self.tokenizer.id_of(token)
+    }
+
+    /// Spelling of an id in the vocabulary.
+    fn token_of(&self, id: u32) -> Option<String> {
+        self.tokenizer.token_of(id)
+    }
+
+    /// Beginning-of-sequence id.
+    #[getter]
+    fn bos_token_id(&self) -> Option<u32> {
+        self.tokenizer.bos_id()
+    }
+
+    /// End-of-sequence id.
+    #[getter]
+    fn eos_token_id(&self) -> Option<u32> {
+        self.tokenizer.eos_id()
+    }
+
+    /// Padding id.
+    #[getter]
+    fn pad_token_id(&self) -> Option<u32> {
+        self.tokenizer.pad_id()
+    }
+
+    /// Unknown-token id.
+    #[getter]
+    fn unk_token_id(&self) -> Option<u32> {
+        self.tokenizer.unk_id()
+    }
+
+    /// Whether the model has a chat template.
+    #[getter]
+    fn has_chat_template(&self) -> bool {
+        self.tokenizer.has_chat_template()
+    }
+
+    #[pyo3(signature = () -> "tuple[type[Tokenizer], tuple[str]]")]
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, (String,))> {
+        Ok((slf.get_type().into_any(), (slf.get().path.to_string_lossy().into_owned(),)))
+    }
+
+    fn __repr__(&self) -> String {
+        format!("Tokenizer({:?})", self.path.display().to_string())
+    }
+}
