@@ -299,7 +299,11 @@ fn failures_tell_code_path_and_remedy() {
 
     let plain = exlora(&["generate", "-m", BASE, "--prompt", "a", "--adapter", "x=no/such/adapter"]);
     assert_eq!((plain.status, plain.stdout.as_str()), (1, ""));
-    assert!(plain.stderr.contains("adapter 'x'") && plain.stderr.contains("no/such/adapter"), "{}", plain.stderr);
+    assert!(
+        plain.stderr.contains("no/such/adapter") && plain.stderr.contains("[adapter_config_not_found]"),
+        "{}",
+        plain.stderr
+    );
 
     let error = exlora(&["generate", "-m", BASE, "--prompt", "a", "--temperature", "-1", "--json"]);
     assert_eq!(error.status, 2, "a negative number looks like a flag: {}", error.stderr);

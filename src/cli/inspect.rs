@@ -1,7 +1,6 @@
 //! `exlora inspect`: what a folder holds, and whether it can be used.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::Args;
 
@@ -19,7 +18,8 @@ pub(super) struct InspectArgs {
     base: Option<PathBuf>,
 }
 
-pub(super) fn run(args: &InspectArgs, json: bool) -> Result<ExitCode> {
+/// Whether what was found can be used.
+pub(super) fn run(args: &InspectArgs, json: bool) -> Result<bool> {
     let report = inspect(&args.dir, args.base.as_deref())?;
     if json {
         print_json(&report)?;
@@ -33,7 +33,7 @@ pub(super) fn run(args: &InspectArgs, json: bool) -> Result<ExitCode> {
     for problem in problems {
         note(&format!("exlora: {problem}"));
     }
-    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(problems.is_empty())
 }
 
 fn text(report: &Report) -> String {

@@ -56,33 +56,40 @@ enum Command {
 
 /// Runs the command line; 0 done, 1 the work failed, 2 wrong usage. The first argument is the command's own name.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    ExitCode::from(run_code(args))
+}
+
+/// As [`run`], with the status as a number, for callers that are not a process of their own.
+pub fn run_code(args: impl IntoIterator<Item = OsString>) -> u8 {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are such errors too, with status 0. There is no one to tell that printing failed.
             let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+            return if error.use_stderr() { WRONG_USAGE } else { DONE };
         }
     };
     start_logging();
-    match run_command(&cli) {
-        Ok(code) => code,
-        Err(error) => {
-            output::report(&error, cli.json);
-            ExitCode::FAILURE
-        }
-    }
+    run_command(&cli).unwrap_or_else(|error| {
+        output::report(&error, cli.json);
+        FAILED
+    })
 }
 
-fn run_command(cli: &Cli) -> Result<ExitCode> {
+const DONE: u8 = 0;
+const FAILED: u8 = 1;
+const WRONG_USAGE: u8 = 2;
+
+fn run_command(cli: &Cli) -> Result<u8> {
     match &cli.command {
         Command::Generate(args) => generate::run(args, cli.json)?,
         Command::Chat(args) => chat::run(args, cli.json)?,
-        Command::Inspect(args) => return inspect::run(args, cli.json),
+        Command::Inspect(args) if !inspect::run(args, cli.json)? => return Ok(FAILED),
+        Command::Inspect(_) => {}
         Command::Doctor => doctor::run(cli.json)?,
         Command::Bench(args) => bench::run(args, cli.json)?,
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(DONE)
 }
 
 /// Logs to stderr what `EXLORA_LOG` asks for, warnings by default.
@@ -119,9 +126,4 @@ mod tests {
             }
         }
     }
-}
-
-/// As [`run`], with the exit code as a number, for callers that are not a process of their own.
-pub fn run_code(_args: impl IntoIterator<Item = OsString>) -> u8 {
-    todo!()
 }
