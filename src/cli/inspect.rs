@@ -18,8 +18,7 @@ pub(super) struct InspectArgs {
     base: Option<PathBuf>,
 }
 
-/// Whether what was found can be used.
-pub(super) fn run(args: &InspectArgs, json: bool) -> Result<bool> {
+pub(super) fn run(args: &InspectArgs, json: bool) -> Result<u8> {
     let report = inspect(&args.dir, args.base.as_deref())?;
     if json {
         print_json(&report)?;
@@ -33,7 +32,7 @@ pub(super) fn run(args: &InspectArgs, json: bool) -> Result<bool> {
     for problem in problems {
         note(&format!("exlora: {problem}"));
     }
-    Ok(problems.is_empty())
+    Ok(if problems.is_empty() { super::DONE } else { super::FAILED })
 }
 
 fn text(report: &Report) -> String {

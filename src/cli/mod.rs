@@ -16,13 +16,19 @@ mod sampling;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
-use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::error::Result;
+
+/// Exit status of a command that did its work.
+const DONE: u8 = 0;
+/// Exit status of a command whose work failed.
+const FAILED: u8 = 1;
+/// Exit status of a command line that is not understood.
+const WRONG_USAGE: u8 = 2;
 
 /// Any PEFT LoRA, on any quantised LLM, chosen per request.
 #[derive(Parser)]
@@ -55,37 +61,30 @@ enum Command {
 }
 
 /// Runs the command line; 0 done, 1 the work failed, 2 wrong usage. The first argument is the command's own name.
-pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    ExitCode::from(run_code(args))
-}
-
-/// As [`run`], with the status as a number, for callers that are not a process of their own.
-pub fn run_code(args: impl IntoIterator<Item = OsString>) -> u8 {
+pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are such errors too, with status 0. There is no one to tell that printing failed.
             let _ = error.print();
-            return if error.use_stderr() { WRONG_USAGE } else { DONE };
+            return u8::try_from(error.exit_code()).unwrap_or(WRONG_USAGE);
         }
     };
     start_logging();
-    run_command(&cli).unwrap_or_else(|error| {
-        output::report(&error, cli.json);
-        FAILED
-    })
+    match run_command(&cli) {
+        Ok(code) => code,
+        Err(error) => {
+            output::report(&error, cli.json);
+            FAILED
+        }
+    }
 }
-
-const DONE: u8 = 0;
-const FAILED: u8 = 1;
-const WRONG_USAGE: u8 = 2;
 
 fn run_command(cli: &Cli) -> Result<u8> {
     match &cli.command {
         Command::Generate(args) => generate::run(args, cli.json)?,
         Command::Chat(args) => chat::run(args, cli.json)?,
-        Command::Inspect(args) if !inspect::run(args, cli.json)? => return Ok(FAILED),
-        Command::Inspect(_) => {}
+        Command::Inspect(args) => return inspect::run(args, cli.json),
         Command::Doctor => doctor::run(cli.json)?,
         Command::Bench(args) => bench::run(args, cli.json)?,
     }
