@@ -479,21 +479,12 @@ fn a_cache_beyond_the_machine_is_an_error() {
 #[test]
 fn pages_outside_the_cache_are_an_error() {
     let case = Attention { window: None, norms: None, ..Attention::random(1) };
-    let mut rig = Rig::open(&CpuOptions::default());
-    let shape = KvShape {
-        layers: 1,
-        pages: 2,
-        page_tokens: 16,
-        kv_heads: case.kv_heads,
-        head_dim: case.dim,
-        dtype: KvDType::F16,
-    };
-    let kv = rig.backend.create_kv(shape).unwrap();
+    let (kv_heads, head_dim) = (case.kv_heads, case.dim);
     let spec = AttentionSpec {
         layer: 0,
         heads: case.heads,
-        kv_heads: case.kv_heads,
-        head_dim: case.dim,
+        kv_heads,
+        head_dim,
         scale: 1.0,
         window: None,
         q_norm: None,
@@ -501,10 +492,17 @@ fn pages_outside_the_cache_are_an_error() {
         norm_eps: 0.0,
         rope: Arc::clone(&case.rope),
     };
-    let (x, y) = (rig.put(case.width(), &vec![0.5; case.width()]), rig.room(case.heads * case.dim, 1));
-    for (position, table) in [(0, vec![2]), (16, vec![0]), (0, vec![])] {
-        let rows = StepRows { positions: vec![position], sequences: vec![0], block_tables: vec![table] };
-        assert_eq!(rig.backend.attend(&spec, kv, &rows, x, y).unwrap_err().code(), ErrorCode::Internal);
+    for options in [CpuOptions::default(), oracle()] {
+        let mut rig = Rig::open(&options);
+        let shape = KvShape { layers: 1, pages: 2, page_tokens: 16, kv_heads, head_dim, dtype: KvDType::F16 };
+        let kv = rig.backend.create_kv(shape).unwrap();
+        let (x, y) = (rig.put(case.width(), &vec![0.5; case.width()]), rig.room(case.heads * case.dim, 1));
+        for (position, table) in [(0, vec![2]), (16, vec![0]), (0, vec![])] {
+            let rows = StepRows { positions: vec![position], sequences: vec![0], block_tables: vec![table] };
+            assert_eq!(rig.backend.attend(&spec, kv, &rows, x, y).unwrap_err().code(), ErrorCode::Internal);
+        }
+        let rows = StepRows { positions: vec![31], sequences: vec![0], block_tables: vec![vec![1, 0]] };
+        rig.backend.attend(&spec, kv, &rows, x, y).expect("an error left the cache as it was");
     }
 }
 

@@ -8,7 +8,7 @@
 use std::ptr::{self, NonNull};
 
 use bytemuck::Pod;
-use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::error::{Error, ErrorCode, Result};
 
@@ -52,9 +52,10 @@ impl Region {
         let skip = if huge { map.as_ptr().align_offset(HUGE_PAGE) } else { 0 };
         // SAFETY: `skip < HUGE_PAGE`, and the mapping is longer than `len` by that much.
         let start = unsafe { map.add(skip) };
-        if huge && cfg!(target_os = "linux") {
+        #[cfg(target_os = "linux")]
+        if huge {
             // SAFETY: the range lies in the mapping made above. It is advice: a refusal costs speed only.
-            let _ = unsafe { rustix::mm::madvise(start.as_ptr().cast(), len, Advice::LinuxHugepage) };
+            let _ = unsafe { rustix::mm::madvise(start.as_ptr().cast(), len, rustix::mm::Advice::LinuxHugepage) };
         }
         Ok(Self { map, mapped, start, len })
     }
