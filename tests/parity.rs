@@ -457,6 +457,25 @@ fn an_empty_slot_is_an_error_and_never_the_base() {
 }
 
 #[test]
+fn a_mixture_is_added_in_the_order_of_its_request() {
+    // Base 1, deltas of 2^40 and 3: what is added before the 2^40 that come and go is lost, what comes after stays.
+    let single = |value: f32| Tensor::new(DType::F32, &[1, 1], &[value]);
+    let delta = |value: f32| [Factors { member: 0, a: single(1.0), b: single(value), scale: 1.0 }];
+    let (huge, three) = (SlotId(5), SlotId(2));
+    for options in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
+        let mut rig = Rig::open(&options);
+        let (group, sites) = rig.group(&[Member { weight: Weight::Dense(single(1.0)), bias: None }]);
+        rig.upload(huge, &sites, &delta(2f32.powi(40)));
+        rig.upload(three, &sites, &delta(3.0));
+        let (x, y) = (rig.put(1, &[1.0, 1.0]), rig.room(1, 2));
+        let batch =
+            route(&[vec![(huge, 1.0), (huge, -1.0), (three, 1.0)], vec![(three, 1.0), (huge, 1.0), (huge, -1.0)]]);
+        rig.backend.linear(group, x, 2, &batch, y, Write::Replace).unwrap();
+        assert_eq!(rig.get(y, 1, 2), [3.0, 0.0]);
+    }
+}
+
+#[test]
 fn a_token_outside_the_table_is_an_error() {
     for options in [CpuOptions::default(), oracle()] {
         let mut rig = Rig::open(&options);
