@@ -1,9 +1,9 @@
 //! Memory that weights stream from at full speed.
 //!
 //! Anonymous mappings, aligned to 2 MiB and advised to be huge pages: decode reads every weight once a token, and with
-//! 4 KiB pages the misses of the translation buffer halve its speed (more so under virtualisation). Weights live as long
-//! as the backend, so an [`Arena`] only grows; adapters, caches and activations each have a [`Region`] of their own,
-//! given back when dropped. Mappings come zeroed and occupy nothing until touched.
+//! 4 KiB pages the misses of the translation buffer halve its speed (more so under virtualisation). Weights live as
+//! long as the backend, so an [`Arena`] only grows; adapters, caches and activations each have a [`Region`] of their
+//! own, given back when dropped. Mappings come zeroed and occupy nothing until touched.
 
 use std::ptr::{self, NonNull};
 

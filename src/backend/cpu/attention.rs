@@ -344,7 +344,8 @@ pub(super) struct View<'a> {
     scale: f32,
 }
 
-/// Attention of the query heads `q [heads][head_dim]`, normed and turned, over one view; `scores` is room for each head.
+/// Attention of the query heads `q [heads][head_dim]`, normed and turned, over one view; `scores` is room for each
+/// head.
 pub(super) type AttendFn = unsafe fn(view: &View<'_>, q: &[f32], scores: &mut [f32], out: &mut [f32]);
 
 /// See [`AttendFn`].
@@ -413,7 +414,8 @@ unsafe fn score<V: Vector, E: Element, const H: usize>(view: &View<'_>, q: &[f32
                     }
                     key = key.add(LANES * E::BYTES);
                 }
-                // Lanes beyond the page are overwritten by the next page's, those beyond the last position are not read.
+                // Lanes beyond the page are overwritten by the next page's, those beyond the last position are not
+                // read.
                 let at = page * tokens + tile * LANES - start;
                 for (h, sum) in sums.iter().enumerate() {
                     sum.mul(scale).store(scores[h * stride + at..h * stride + at + LANES].as_mut_ptr());

@@ -1,8 +1,8 @@
 //! Weights re-laid for streaming, once, straight from their stored form.
 //!
-//! A tile is 16 outputs; its whole input stands in a row, so that a thread reads tens of KiB without a jump. Inputs go by
-//! blocks of 32. A code of b bits is cut into planes (3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2, else one); a plane of p bits has p
-//! lines of 64 bytes in a block:
+//! A tile is 16 outputs; its whole input stands in a row, so that a thread reads tens of KiB without a jump. Inputs go
+//! by blocks of 32. A code of b bits is cut into planes (3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2, else one); a plane of p bits
+//! has p lines of 64 bytes in a block:
 //!
 //! ```text
 //! line   lane n (4 bytes) is output n;  input i of the block:  line i/4 * p / 8,  byte i % 4,  bits from i/4 * p % 8
@@ -11,8 +11,8 @@
 //! ```
 //!
 //! One shift and mask of a line thus gives the same four inputs of every output, as bytes: what both a conversion to
-//! f32 and an 8-bit dot product want. Scales and zeros stand in a stream of their own, to keep lines aligned: 16 scales and
-//! 16 zeros of a span, in f16 where that is exact (GPTQ's always are), else in f32.
+//! f32 and an 8-bit dot product want. Scales and zeros stand in a stream of their own, to keep lines aligned: 16 scales
+//! and 16 zeros of a span, in f16 where that is exact (GPTQ's always are), else in f32.
 //!
 //! Groups longer than a span are cut, which shortens the chains of additions; groups that are no multiple of 32 are
 //! padded, and then, as with act-order, the inputs are gathered through an order in which padding reads as 0.
