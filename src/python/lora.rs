@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use parking_lot::Mutex;
+use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
+use pyo3::type_hint_identifier;
 use pyo3::types::PyType;
 
 use super::detach::detached;
@@ -12,6 +14,19 @@ use crate::adapter::plan::AdapterSummary;
 use crate::adapter::pool::AdapterLease;
 use crate::engine::job::AdapterRef;
 use crate::error::{Error, ErrorCode};
+
+/// The loaded `ExLlamaV2` an adapter is for.
+struct ModelArg<'py>(Bound<'py, PyAny>);
+
+impl<'py> FromPyObject<'_, 'py> for ModelArg<'py> {
+    type Error = PyErr;
+
+    const INPUT_TYPE: PyStaticExpr = type_hint_identifier!("exlora.model", "ExLlamaV2");
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        Ok(Self(value.to_owned()))
+    }
+}
 
 /// A LoRA adapter of a loaded model, to be given to `set_loras`, to jobs, or to `forward`.
 #[pyclass(frozen, module = "exlora._exlora")]
@@ -35,10 +50,11 @@ impl ExLlamaV2Lora {
         }
     }
 
-    fn admit(py: Python<'_>, model: Bound<'_, PyAny>, directory: PathBuf, weight: f32) -> PyResult<Self> {
+    fn admit(py: Python<'_>, model: ModelArg<'_>, directory: PathBuf, weight: f32) -> PyResult<Self> {
         if !weight.is_finite() {
             return Err(Error::new(ErrorCode::AdapterWeightInvalid, "lora_scaling is not finite").found(weight).into());
         }
+        let ModelArg(model) = model;
         let native = model.call_method0("native_model")?.cast_into::<PyModel>()?.get().model();
         let lease = detached(py, |_| native.admit_adapter(&directory))?;
         Ok(Self { summary: lease.info().summary, lease: Mutex::new(Some(lease)), weight, model: model.unbind() })
@@ -52,7 +68,7 @@ impl ExLlamaV2Lora {
     #[pyo3(signature = (model, lora_config_path, lora_path, lora_scaling=1.0))]
     fn new(
         py: Python<'_>,
-        model: Bound<'_, PyAny>,
+        model: ModelArg<'_>,
         lora_config_path: PathBuf,
         lora_path: PathBuf,
         lora_scaling: f32,
@@ -79,7 +95,7 @@ impl ExLlamaV2Lora {
     fn from_directory(
         _cls: &Bound<'_, PyType>,
         py: Python<'_>,
-        model: Bound<'_, PyAny>,
+        model: ModelArg<'_>,
         directory: PathBuf,
         lora_scaling: f32,
     ) -> PyResult<Self> {
