@@ -6,10 +6,12 @@
 SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 
-PYTHON ?= python3
-VENV   := .venv
-BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PYTHON       ?= python3
+FUZZ_SECONDS ?= 60
+
+VENV := .venv
+BIN  := $(VENV)/bin
+PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # maturin installs into this venv whatever else is active.
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
@@ -65,6 +67,13 @@ readme: develop ## Write the generated tables of README.md again
 .PHONY: bench
 bench: ## Criterion benchmarks (minutes; leave the machine alone meanwhile)
 	cargo bench
+
+.PHONY: fuzz
+fuzz: ## Fuzz each target for FUZZ_SECONDS (needs cargo-fuzz and a nightly toolchain)
+	for target in $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs))); do \
+	    mkdir -p fuzz/corpus-run/$$target; \
+	    cargo +nightly fuzz run $$target fuzz/corpus-run/$$target fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS); \
+	done
 
 .PHONY: wheel
 wheel: $(VENV)/.build-tools ## Build a release wheel into target/wheels

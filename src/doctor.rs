@@ -1,1 +1,153 @@
-//! SKELETON
+//! What this build and this machine can do, as data: for the command `doctor`, for Python, for a report of trouble.
+
+use std::fs;
+
+use serde::Serialize;
+
+use crate::backend::cpu;
+
+/// What [`examine`] found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Version of this crate.
+    pub version: &'static str,
+    /// `release` or `debug`: a debug build is many times slower.
+    pub profile: &'static str,
+    /// Operating system and processor family: `linux-x86_64`.
+    pub platform: String,
+    /// The processor.
+    pub cpu: Cpu,
+    /// What would compute: `cpu (avx512, 2 threads)`, or why nothing can.
+    pub device: String,
+    /// The machine's memory.
+    pub memory: Memory,
+    /// The kernel's setting of transparent huge pages (`always`, `madvise`, `never`), where it can be read.
+    pub huge_pages: Option<String>,
+    /// NVIDIA cards.
+    pub cuda: Cuda,
+}
+
+/// The processor.
+#[derive(Clone, Debug, Serialize)]
+pub struct Cpu {
+    /// Its name, where it can be read.
+    pub name: Option<String>,
+    /// Logical processors this process may use.
+    pub threads: usize,
+    /// Those instruction sets that matter here and that it has.
+    pub features: Vec<&'static str>,
+}
+
+/// The machine's memory, where it can be read.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Memory {
+    /// Bytes in all.
+    pub total_bytes: Option<u64>,
+    /// Bytes that can be had without swapping.
+    pub available_bytes: Option<u64>,
+}
+
+/// NVIDIA cards.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Cuda {
+    /// Whether this build can use them.
+    pub built: bool,
+}
+
+/// Looks at this build and this machine.
+pub fn examine() -> Report {
+    let device = cpu::open(&cpu::CpuOptions::default()).map_or_else(|e| e.to_string(), |backend| backend.describe());
+    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    Report {
+        version: env!("CARGO_PKG_VERSION"),
+        profile: if cfg!(debug_assertions) { "debug" } else { "release" },
+        platform: format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
+        cpu: Cpu {
+            name: fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| value_of(&text, "model name")),
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            features: cpu_features(),
+        },
+        device,
+        memory: Memory {
+            total_bytes: bytes_of(&memory, "MemTotal"),
+            available_bytes: bytes_of(&memory, "MemAvailable"),
+        },
+        huge_pages: fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").ok().and_then(|t| chosen(&t)),
+        cuda: Cuda { built: false },
+    }
+}
+
+/// The most memory this process has had resident, in bytes.
+pub fn peak_resident_bytes() -> Option<u64> {
+    bytes_of(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM")
+}
+
+/// The machine's load over the last minute: a measurement beside other work says little.
+pub fn load_average() -> Option<f64> {
+    fs::read_to_string("/proc/loadavg").ok()?.split_whitespace().next()?.parse().ok()
+}
+
+/// `model name : AMD EPYC` of a file of such lines.
+fn value_of(text: &str, key: &str) -> Option<String> {
+    let named = |line: &str| Some(line.split_once(':').filter(|(name, _)| name.trim() == key)?.1.trim().to_owned());
+    text.lines().find_map(named)
+}
+
+/// `MemTotal: 16 kB` in bytes.
+fn bytes_of(text: &str, key: &str) -> Option<u64> {
+    value_of(text, key)?.strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// The bracketed one of `always [madvise] never`.
+fn chosen(text: &str) -> Option<String> {
+    Some(text.split_once('[')?.1.split_once(']')?.0.to_owned())
+}
+
+#[cfg(target_arch = "x86_64")]
+fn cpu_features() -> Vec<&'static str> {
+    macro_rules! found {
+        ($($name:tt),*) => {
+            [$(($name, std::arch::is_x86_feature_detected!($name))),*]
+        };
+    }
+    let all = found!(
+        "sse4.2",
+        "avx",
+        "avx2",
+        "fma",
+        "f16c",
+        "avxvnni",
+        "avx512f",
+        "avx512bw",
+        "avx512vl",
+        "avx512vnni",
+        "avx512bf16"
+    );
+    all.into_iter().filter_map(|(name, is_there)| is_there.then_some(name)).collect()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn cpu_features() -> Vec<&'static str> {
+    Vec::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_files_are_read() {
+        let text = "MemTotal:       16 kB\nMemAvailable:    8 kB\nmodel name\t: Some CPU: fast\n";
+        assert_eq!(bytes_of(text, "MemTotal"), Some(16 << 10));
+        assert_eq!(bytes_of(text, "MemFree"), None);
+        assert_eq!(value_of(text, "model name").as_deref(), Some("Some CPU: fast"));
+        assert_eq!(chosen("always [madvise] never").as_deref(), Some("madvise"));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn this_process_has_had_memory() {
+        assert!(peak_resident_bytes().is_some_and(|bytes| bytes > 1 << 20));
+        assert!(load_average().is_some());
+    }
+}

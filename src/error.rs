@@ -310,6 +310,12 @@ impl Error {
     pub fn others(&self) -> &[Error] {
         &self.0.others
     }
+
+    /// This problem alone, then each further one: what [`Error::all`] joined.
+    pub fn into_list(mut self) -> Vec<Error> {
+        let others = std::mem::take(&mut self.0.others);
+        std::iter::once(self).chain(others).collect()
+    }
 }
 
 impl fmt::Display for Error {
@@ -356,6 +362,26 @@ impl fmt::Debug for Error {
 
 impl std::error::Error for Error {}
 
+impl serde::Serialize for Error {
+    /// What a program needs to tell errors apart: every part by its name, `null` where there is none.
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct;
+
+        let d = &*self.0;
+        let mut parts = serializer.serialize_struct("Error", 9)?;
+        parts.serialize_field("code", d.code.as_str())?;
+        parts.serialize_field("message", &d.message)?;
+        parts.serialize_field("subject", &d.subject)?;
+        parts.serialize_field("path", &d.path.as_deref().map(Path::to_string_lossy))?;
+        parts.serialize_field("tensor", &d.tensor)?;
+        parts.serialize_field("expected", &d.expected)?;
+        parts.serialize_field("found", &d.found)?;
+        parts.serialize_field("hint", self.remedy())?;
+        parts.serialize_field("others", &d.others)?;
+        parts.end()
+    }
+}
+
 /// Text of a file, made safe to print: control characters are escaped, so that no tensor name can forge a log line.
 fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -385,6 +411,19 @@ mod tests {
     }
 
     #[test]
+    fn programs_find_every_part_by_its_name() {
+        let error = Error::new(ErrorCode::AdapterRankMismatch, "ranks differ").tensor("t").path("a/b").found(8);
+        assert_eq!(
+            serde_json::to_value(&error).expect("serialises"),
+            serde_json::json!({
+                "code": "adapter_rank_mismatch", "message": "ranks differ", "subject": null, "path": "a/b",
+                "tensor": "t", "expected": null, "found": "8", "hint": "config and weights are of different runs",
+                "others": []
+            })
+        );
+    }
+
+    #[test]
     fn control_characters_of_a_file_are_escaped() {
         let error = Error::new(ErrorCode::AdapterTensorUnexpected, "a tensor is unknown").tensor("a\nroot: \x1b[31mb");
         assert!(!error.to_string().contains('\n'));
@@ -397,6 +436,7 @@ mod tests {
         let all = Error::all(vec![problem(1), problem(2), problem(3)]).expect("not empty");
         assert_eq!(all.others().len(), 2);
         assert!(all.to_string().contains("also: problem 3"));
+        assert_eq!(all.into_list(), vec![problem(1), problem(2), problem(3)]);
         assert!(Error::all(Vec::new()).is_none());
     }
 }

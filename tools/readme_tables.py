@@ -1,10 +1,9 @@
-"""Writes the generated sections of README.md, each between a pair of markers, from what the built package says of itself.
+"""Writes the generated sections of README.md, each between two markers, from what the built package says of itself.
 
 `python tools/readme_tables.py README.md` rewrites them; with `--check` it changes nothing and fails if it would.
 """
 
 import pathlib
-import re
 import sys
 
 import exlora
@@ -22,11 +21,11 @@ SECTIONS = {"error codes": error_codes}
 def render(text: str) -> str:
     """The document with every generated section written anew."""
     for name, table in SECTIONS.items():
-        begin, end = f"<!-- generated: {name} -->\n", "\n<!-- end of generated -->"
-        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-        text, count = pattern.subn(lambda _, table=table: begin + "\n" + table() + "\n" + end, text)
-        if count != 1:
-            sys.exit(f"{count} sections are marked {begin.strip()}; one is expected")
+        head, begin, rest = text.partition(f"<!-- generated: {name} -->\n")
+        _, end, tail = rest.partition("\n<!-- end of generated -->")
+        if not end:
+            sys.exit(f"no section is marked as generated: {name}")
+        text = f"{head}{begin}\n{table()}\n{end}{tail}"
     return text
 
 

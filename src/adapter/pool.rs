@@ -1,8 +1,27 @@
-//! Slots, generations, leases, byte budget: bookkeeping only, no device memory. SKELETON
+//! Slots, generations, leases, byte budget: bookkeeping only, no device memory.
+//!
+//! A *generation* is one adapter that became resident; it never changes. It stays in its *slot* as long as a name or a lease
+//! holds it, so that replacing or unloading a name never touches a request that runs.
+//!
+//! ```text
+//! free ── reserve ──> reserved ── publish, admit ──> resident ── last name and lease gone ──> retired ── reap ──> free
+//!   ^── dropped before anything was uploaded ──┘ └── dropped after an upload ──────────────────^
+//! ```
+//!
+//! A retired slot's bytes are still the backend's, so they count until [`AdapterPool::reap`] had them dropped.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::adapter::batch::SlotId;
 use crate::adapter::plan::AdapterSummary;
-use crate::error::Result;
+use crate::error::{Error, ErrorCode, Result};
+
+/// Longest name of an adapter, in characters.
+const MAX_NAME_CHARS: usize = 256;
 
 /// Limits of a pool.
 #[derive(Clone, Copy, Debug)]
@@ -42,109 +61,366 @@ impl AsRef<str> for AdapterInfo {
 }
 
 /// Names, generations and slots of a model's adapters. Thread-safe; locks briefly.
-pub struct AdapterPool {}
+pub struct AdapterPool {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    limits: AdapterLimits,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// By [`SlotId`]; grows up to the limit.
+    slots: Vec<Slot>,
+    free: Vec<SlotId>,
+    retired: Vec<SlotId>,
+    names: BTreeMap<String, SlotId>,
+    /// Bytes of all slots that aren't free.
+    bytes: usize,
+    leases: usize,
+    last_generation: u64,
+}
+
+#[derive(Default)]
+struct Slot {
+    bytes: usize,
+    leases: usize,
+    named: bool,
+    /// Set while a generation is in it.
+    generation: Option<Arc<Generation>>,
+}
+
+/// What never changes about a resident adapter.
+struct Generation {
+    slot: SlotId,
+    number: u64,
+    name: String,
+    resident_bytes: usize,
+    summary: AdapterSummary,
+}
+
+impl Generation {
+    fn info(&self, leases: usize) -> AdapterInfo {
+        AdapterInfo {
+            name: self.name.clone(),
+            generation: self.number,
+            resident_bytes: self.resident_bytes,
+            leases,
+            summary: self.summary.clone(),
+        }
+    }
+}
+
+impl State {
+    fn slot(&mut self, id: SlotId) -> &mut Slot {
+        &mut self.slots[id.0 as usize]
+    }
+
+    /// Puts a generation into a reserved slot.
+    fn settle(&mut self, slot: SlotId, name: &str, bytes: usize, summary: AdapterSummary) -> Arc<Generation> {
+        self.last_generation += 1;
+        let number = self.last_generation;
+        let generation = Arc::new(Generation { slot, number, name: name.to_owned(), resident_bytes: bytes, summary });
+        self.slot(slot).generation = Some(generation.clone());
+        generation
+    }
+
+    /// Takes the name off a slot.
+    fn unname(&mut self, id: SlotId) {
+        self.slot(id).named = false;
+        self.retire_if_unused(id);
+    }
+
+    fn retire_if_unused(&mut self, id: SlotId) {
+        let slot = self.slot(id);
+        if !slot.named && slot.leases == 0 {
+            slot.generation = None;
+            self.retired.push(id);
+        }
+    }
+
+    fn free(&mut self, id: SlotId) {
+        self.bytes -= self.slot(id).bytes;
+        *self.slot(id) = Slot::default();
+        self.free.push(id);
+    }
+
+    fn unknown(&self, name: &str) -> Error {
+        let names: Vec<_> = self.names.keys().take(16).map(|name| format!("'{name}'")).collect();
+        let found = match (names.len(), self.names.len()) {
+            (0, _) => "no adapters".to_owned(),
+            (shown, all) if shown < all => format!("{} and {} more", names.join(", "), all - shown),
+            _ => names.join(", "),
+        };
+        Error::new(ErrorCode::AdapterNotFound, format!("no adapter is loaded under the name '{name}'")).found(found)
+    }
+}
 
 impl AdapterPool {
     /// An empty pool.
-    pub fn new(_limits: AdapterLimits) -> Self {
-        todo!()
+    pub fn new(limits: AdapterLimits) -> Self {
+        Self { shared: Arc::new(Shared { limits, state: Mutex::default() }) }
     }
 
-    /// Takes a slot and budget for an adapter of that many bytes; both return if the reservation is dropped unpublished.
+    /// Takes a slot and budget for an adapter of that many bytes. Both return if the reservation is dropped unpublished;
+    /// if something was uploaded meanwhile ([`Reservation::set_resident_bytes`] was called), by way of [`AdapterPool::reap`].
     ///
     /// # Errors
     /// `adapter_budget_exceeded`.
-    pub fn reserve(&self, _bytes: usize) -> Result<Reservation> {
-        todo!()
+    pub fn reserve(&self, bytes: usize) -> Result<Reservation> {
+        let AdapterLimits { max_bytes, max_adapters } = self.shared.limits;
+        let mut state = self.shared.state.lock();
+        if bytes > max_bytes.saturating_sub(state.bytes) {
+            return Err(Error::new(ErrorCode::AdapterBudgetExceeded, "the adapter does not fit the byte budget")
+                .expected(format!("at most {} of {max_bytes} bytes", max_bytes.saturating_sub(state.bytes)))
+                .found(format!("{bytes} bytes")));
+        }
+        let slot = match state.free.pop() {
+            Some(slot) => slot,
+            None if state.slots.len() < max_adapters.min(u32::MAX as usize) => {
+                state.slots.push(Slot::default());
+                SlotId((state.slots.len() - 1) as u32)
+            }
+            None => {
+                return Err(Error::new(ErrorCode::AdapterBudgetExceeded, "every slot is taken")
+                    .expected(format!("at most {max_adapters} resident adapters, running ones included")));
+            }
+        };
+        state.bytes += bytes;
+        state.slot(slot).bytes = bytes;
+        Ok(Reservation { shared: self.shared.clone(), slot, bytes, uploaded: false, settled: false })
     }
 
     /// Makes a reserved adapter findable under `name`, atomically replacing one that had it.
     ///
     /// # Errors
     /// `adapter_name_invalid`.
-    pub fn publish(&self, _name: &str, _reservation: Reservation, _summary: AdapterSummary) -> Result<AdapterInfo> {
-        todo!()
+    pub fn publish(&self, name: &str, mut reservation: Reservation, summary: AdapterSummary) -> Result<AdapterInfo> {
+        Self::check_name(name)?;
+        self.check_reservation(&reservation)?;
+        let mut state = self.shared.state.lock();
+        reservation.settled = true;
+        let generation = state.settle(reservation.slot, name, reservation.bytes, summary);
+        state.slot(generation.slot).named = true;
+        if let Some(replaced) = state.names.insert(name.to_owned(), generation.slot) {
+            state.unname(replaced);
+        }
+        Ok(generation.info(0))
     }
 
     /// Makes a reserved adapter resident without a name: it lives as long as leases on it.
-    pub fn admit(&self, _reservation: Reservation, _summary: AdapterSummary) -> AdapterLease {
-        todo!()
+    ///
+    /// # Panics
+    /// If the reservation is of another pool.
+    pub fn admit(&self, mut reservation: Reservation, summary: AdapterSummary) -> AdapterLease {
+        assert!(Arc::ptr_eq(&self.shared, &reservation.shared), "the reservation is of another pool");
+        let mut state = self.shared.state.lock();
+        reservation.settled = true;
+        let generation = state.settle(reservation.slot, "", reservation.bytes, summary);
+        AdapterLease::new(&self.shared, &mut state, generation)
     }
 
     /// Forgets a name; its slot retires when the last lease ends.
     ///
     /// # Errors
     /// `adapter_not_found`.
-    pub fn unload(&self, _name: &str) -> Result<()> {
-        todo!()
+    pub fn unload(&self, name: &str) -> Result<()> {
+        let mut state = self.shared.state.lock();
+        let slot = state.names.remove(name).ok_or_else(|| state.unknown(name))?;
+        state.unname(slot);
+        Ok(())
     }
 
     /// A lease on the generation that now has this name.
     ///
     /// # Errors
     /// `adapter_not_found`, which lists the names there are.
-    pub fn lease(&self, _name: &str) -> Result<AdapterLease> {
-        todo!()
+    pub fn lease(&self, name: &str) -> Result<AdapterLease> {
+        let mut state = self.shared.state.lock();
+        let generation = state.names.get(name).and_then(|slot| state.slots[slot.0 as usize].generation.clone());
+        let generation = generation.ok_or_else(|| state.unknown(name))?;
+        Ok(AdapterLease::new(&self.shared, &mut state, generation))
     }
 
     /// The named adapters, by name.
     pub fn list(&self) -> Vec<AdapterInfo> {
-        todo!()
+        let state = self.shared.state.lock();
+        let slots = state.names.values().map(|slot| &state.slots[slot.0 as usize]);
+        slots.filter_map(|slot| Some(slot.generation.as_ref()?.info(slot.leases))).collect()
     }
 
     /// Number of leases now held, over all generations.
     pub fn leases(&self) -> usize {
-        todo!()
+        self.shared.state.lock().leases
     }
 
-    /// Generations in slots, retired ones included.
+    /// Number of slots that aren't free: named, leased, retired and reserved ones.
     pub fn resident(&self) -> usize {
-        todo!()
+        let state = self.shared.state.lock();
+        state.slots.len() - state.free.len()
     }
 
-    /// Calls `drop_slot` for each slot whose generation has neither name nor lease left, then frees it.
-    pub fn reap(&self, _drop_slot: impl FnMut(SlotId)) {
-        todo!()
+    /// Bytes of those slots.
+    pub fn resident_bytes(&self) -> usize {
+        self.shared.state.lock().bytes
+    }
+
+    /// Calls `drop_slot` for each slot whose generation has neither name nor lease left, then frees it. The lock is not held
+    /// during the call; threads that reap at once share the slots among them.
+    pub fn reap(&self, mut drop_slot: impl FnMut(SlotId)) {
+        loop {
+            let Some(slot) = self.shared.state.lock().retired.pop() else { return };
+            drop_slot(slot);
+            self.shared.state.lock().free(slot);
+        }
+    }
+
+    /// Whether a name can be given to an adapter: not blank, at most 256 characters, none of them invisible.
+    ///
+    /// # Errors
+    /// `adapter_name_invalid`.
+    pub fn check_name(name: &str) -> Result<()> {
+        let invalid = |message: &str| Err(Error::new(ErrorCode::AdapterNameInvalid, message));
+        if name.trim().is_empty() {
+            return invalid("the name is empty");
+        }
+        if name.chars().count() > MAX_NAME_CHARS {
+            return invalid("the name is longer than 256 characters");
+        }
+        if name.chars().any(is_invisible) {
+            return invalid("the name holds a character that can't be seen");
+        }
+        Ok(())
+    }
+
+    fn check_reservation(&self, reservation: &Reservation) -> Result<()> {
+        match Arc::ptr_eq(&self.shared, &reservation.shared) {
+            true => Ok(()),
+            false => Err(Error::new(ErrorCode::AdapterModelMismatch, "the reservation is of another pool")),
+        }
+    }
+}
+
+/// Control characters, and those of Unicode that change or break a line without being seen.
+fn is_invisible(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
+        || matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
+}
+
+impl fmt::Debug for AdapterPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.shared.state.lock();
+        f.debug_struct("AdapterPool")
+            .field("names", &state.names.keys())
+            .field("bytes", &state.bytes)
+            .field("leases", &state.leases)
+            .finish_non_exhaustive()
     }
 }
 
 /// A slot and budget held while an adapter is uploaded.
-pub struct Reservation {}
+pub struct Reservation {
+    shared: Arc<Shared>,
+    slot: SlotId,
+    bytes: usize,
+    uploaded: bool,
+    settled: bool,
+}
 
 impl Reservation {
     /// The slot to upload into.
     pub fn slot(&self) -> SlotId {
-        todo!()
+        self.slot
     }
 
     /// Corrects the budget once the backend has said what the adapter occupies.
-    pub fn set_resident_bytes(&mut self, _bytes: usize) {
-        todo!()
+    pub fn set_resident_bytes(&mut self, bytes: usize) {
+        let mut state = self.shared.state.lock();
+        state.bytes = state.bytes - self.bytes + bytes;
+        state.slot(self.slot).bytes = bytes;
+        self.bytes = bytes;
+        self.uploaded = true;
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if self.settled {
+            return;
+        }
+        let mut state = self.shared.state.lock();
+        match self.uploaded {
+            true => state.retire_if_unused(self.slot),
+            false => state.free(self.slot),
+        }
+    }
+}
+
+impl fmt::Debug for Reservation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reservation").field("slot", &self.slot).field("bytes", &self.bytes).finish_non_exhaustive()
     }
 }
 
 /// Holds one generation resident; clones share it and count as one more lease each.
-#[derive(Clone)]
-pub struct AdapterLease {}
+pub struct AdapterLease {
+    shared: Arc<Shared>,
+    generation: Arc<Generation>,
+}
 
 impl AdapterLease {
+    fn new(shared: &Arc<Shared>, state: &mut State, generation: Arc<Generation>) -> Self {
+        state.leases += 1;
+        state.slot(generation.slot).leases += 1;
+        Self { shared: shared.clone(), generation }
+    }
+
     /// The slot it occupies.
     pub fn slot(&self) -> SlotId {
-        todo!()
+        self.generation.slot
     }
 
     /// What it is.
     pub fn info(&self) -> AdapterInfo {
-        todo!()
+        let leases = self.shared.state.lock().slot(self.generation.slot).leases;
+        self.generation.info(leases)
     }
 
     /// Content hash, part of the prefix key.
     pub fn content_hash(&self) -> &str {
-        todo!()
+        &self.generation.summary.content_hash
     }
 
     /// Whether it belongs to that pool.
-    pub fn is_of(&self, _pool: &AdapterPool) -> bool {
-        todo!()
+    pub fn is_of(&self, pool: &AdapterPool) -> bool {
+        Arc::ptr_eq(&self.shared, &pool.shared)
+    }
+}
+
+impl Clone for AdapterLease {
+    fn clone(&self) -> Self {
+        Self::new(&self.shared, &mut self.shared.state.lock(), self.generation.clone())
+    }
+}
+
+impl Drop for AdapterLease {
+    fn drop(&mut self) {
+        let mut state = self.shared.state.lock();
+        state.leases -= 1;
+        state.slot(self.generation.slot).leases -= 1;
+        state.retire_if_unused(self.generation.slot);
+    }
+}
+
+impl fmt::Debug for AdapterLease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AdapterLease")
+            .field("name", &self.generation.name)
+            .field("generation", &self.generation.number)
+            .field("slot", &self.generation.slot)
+            .finish_non_exhaustive()
     }
 }

@@ -6,6 +6,7 @@
 pub mod config;
 mod decoder;
 mod rope;
+mod survey;
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -26,6 +27,7 @@ use config::DecoderConfig;
 use decoder::{Decoder, DecoderLoader};
 
 pub use decoder::ForwardBatch;
+pub use survey::{ModelSurvey, survey};
 
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

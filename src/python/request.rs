@@ -83,7 +83,7 @@ impl PyRequest {
         tokens: TokenIds,
         prompt_len: usize,
         top: usize,
-    ) -> PyResult<(u32, f32, Vec<(u32, f32)>)> {
+    ) -> PyResult<(u32, f32, TopLogprobs)> {
         self.request.sampling.check(logits.len())?;
         let sampled = Sampler::default().sample(&logits, &self.request.sampling, &tokens.0, prompt_len, top);
         Ok((sampled.id, sampled.logprob, sampled.top_logprobs))

@@ -1,4 +1,6 @@
-"""Honest failure: damaged, foreign and hostile input ends in a typed error that says what and where; the engine serves on.
+"""Honest failure: damaged, foreign and hostile input ends in a typed error that says what and where.
+
+The engine serves on, with the same answers and the same resident bytes.
 
 Each case names the code it must end in, and of `path`, `tensor`, `expected` and `found` those that apply.
 """
@@ -46,7 +48,7 @@ def engine(models):
 
 @pytest.fixture
 def serving(engine):
-    """Holds the engine to the same answers and the same resident bytes before and after whatever the test does to it."""
+    """Holds the engine to the same answers and resident bytes before and after whatever the test does to it."""
     before = answers(engine)
     yield engine
     assert answers(engine) == before

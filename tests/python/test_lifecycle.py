@@ -30,7 +30,7 @@ def in_threads(*tasks):
     def guarded(task):
         try:
             task()
-        except BaseException as error:  # noqa: BLE001  pytest's own failures are no Exception
+        except BaseException as error:  # pytest's own failures are no Exception
             errors.append(error)
 
     threads = [threading.Thread(target=guarded, args=(task,), daemon=True) for task in tasks]
@@ -86,7 +86,7 @@ def test_an_abandoned_stream_gives_its_leases_back(engine):
 
 
 def test_adapters_load_replace_and_unload_while_sixteen_jobs_stream(engine, folders):
-    """Sixteen streams of stable adapters, beside a thread that churns other names and one that loads broken adapters."""
+    """Sixteen streams of stable adapters, beside a thread that churns another name and one that loads broken ones."""
     expected = {name: texts_of(engine, name) for name in ("jargon", "sqlite")}
     engine.load_adapter("guest", folders[0])
     engine.unload_adapter("guest")

@@ -21,7 +21,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(models):
-    """A tiny Llama with two adapters of different ranks, scalings and targets, and a function that computes mixtures of them."""
+    """A tiny Llama with two adapters of different ranks and scalings, and the oracle of their mixtures."""
     return serve(tiny.write("llama", models), tiny.write("llama", models))
 
 

@@ -35,17 +35,19 @@ def test_every_adapter_moves_the_logits_far_beyond_the_tolerances(name, base):
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("format", [1, 2])
-def test_packed_weights_mean_their_twin_to_the_reader_checked_against_gptqmodel(bits, format, base, fixtures, tmp_path):
+@pytest.mark.parametrize("version", [1, 2])
+def test_packed_weights_mean_their_twin_to_the_reader_checked_against_gptqmodel(
+    bits, version, base, fixtures, tmp_path
+):
     """`make/gptq_format.py` agrees with gptqmodel's own dequantisation on every fixture."""
     spec = importlib.util.spec_from_file_location("gptq_format", fixtures / "make" / "gptq_format.py")
     reader = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(reader)
-    scheme = gptq.Scheme(bits=bits, format=format, group_size=128, sym=False, desc_act=True)
+    scheme = gptq.Scheme(bits=bits, format=version, group_size=128, sym=False, desc_act=True)
     twin = gptq.quantise(base, tmp_path / "packed", scheme)
     packed, expected = load_file(tmp_path / "packed" / "model.safetensors"), load_file(twin / "model.safetensors")
     modules = [name.removesuffix(".qweight") for name in packed if name.endswith(".qweight")]
     assert len(modules) == 7 * tiny.LAYERS
     for module in modules:
         parts = [packed[f"{module}.{part}"] for part in ("qweight", "qzeros", "scales", "g_idx")]
-        assert np.array_equal(reader.dequantise(*parts, bits, format == 1), expected[f"{module}.weight"])
+        assert np.array_equal(reader.dequantise(*parts, bits, version == 1), expected[f"{module}.weight"])

@@ -1,6 +1,7 @@
 """Faithful: each architecture, each packing and each kind of PEFT LoRA against transformers and peft in float32.
 
-The bound is 2e-4 of the oracle's largest logit, at every position. Caches hold float32 here, so that only arithmetic differs.
+The bound is 2e-4 of the oracle's largest logit, at every position. Caches hold float32 here, so that only arithmetic
+differs.
 """
 
 import itertools

@@ -1,8 +1,8 @@
 """README.md is run as it stands: its commands, its Python, and what it says they print.
 
 A block is run unless its info string says `no-run`. In a `console` block, lines that begin with `$ ` are run by bash at
-the root of the repository and the lines below one are what it must print; a `python` block is run as a script, and a `text`
-block right after it is what it must print. In expected output `...` stands for anything, for speeds and paths.
+the root of the repository and the lines below one are what it must print; a `python` block is run as a script, and a
+`text` block right after it is what it must print. In expected output `...` stands for anything, for speeds and paths.
 """
 
 import os

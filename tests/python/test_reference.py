@@ -1,8 +1,9 @@
-"""The stored numbers of a small real model: logits and greedy texts, unquantised and in three GPTQ copies, under real adapters.
+"""Stored logits and greedy texts of a small real model, unquantised and in three GPTQ copies, under real adapters.
 
-`reference.json` was computed by transformers and peft in float32 on the dequantised weights. The rule for texts: the ids
-are equal, or at the first difference the two candidates' logits here stand closer than twice the tolerance, and the item's
-smallest stored margin allows that. With a float32 cache every item whose margin exceeds 1e-3 must be equal outright.
+`reference.json` was computed by transformers and peft in float32 on the dequantised weights. The rule for texts: the
+ids are equal, or at the first difference the two candidates' logits here stand closer than twice the tolerance, and the
+item's smallest stored margin allows that. With a float32 cache every item whose margin exceeds 1e-3 must be equal
+outright.
 """
 
 import json
@@ -80,7 +81,7 @@ def test_one_batch_of_all_items_continues_each_as_stored(case, reference):
             assert out.finish_reason == ("stop" if theirs[-1] in reference["stop_ids"] else "length")
             continue
         assert item["min_margin"] <= (1e-3 if tolerance == TOLERANCE["f32"] else 2 * tolerance * 15), item
-        step = next(i for i, pair in enumerate(zip(ours, theirs)) if pair[0] != pair[1])
+        step = next(i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1])
         prompt = reference["prompts"][item["prompt"]]["ids"]
         logits = np.asarray(engine.logits([*prompt, *theirs[:step]], adapter=mixture(item)))[-1]
         assert abs(logits[ours[step]] - logits[theirs[step]]) < 2 * tolerance * np.abs(logits).max(), item

@@ -1,4 +1,4 @@
-"""Same bits: a row's result depends on the row alone, not on its company, its place, the cache, or how it was cut in chunks."""
+"""Same bits: a row's result depends on the row alone, not on its company, its place, the cache or the chunks."""
 
 import itertools
 import random
@@ -83,7 +83,7 @@ def test_a_row_beside_copies_of_itself_is_the_row_alone(engine, alone):
 
 def test_rows_that_join_while_others_decode_are_the_rows_alone(engine, alone):
     """One more stream begins every third round, so that prefill of the new shares steps with decode of the old."""
-    streams, texts = {}, {row: "" for row in range(len(ROWS))}
+    streams, texts = {}, dict.fromkeys(range(len(ROWS)), "")
     for turn in itertools.count():
         if turn % 3 == 0 and turn // 3 < len(ROWS):
             row = turn // 3

@@ -98,7 +98,6 @@ pub(super) fn embed_row(dtype: DType, table: &[u8], token: u32, multiplier: f32,
 mod tests {
     use super::super::isa::Isa;
     use super::super::kernels::Kernels;
-    use super::*;
 
     #[test]
     fn the_gate_is_silu_from_one_end_of_the_numbers_to_the_other() {

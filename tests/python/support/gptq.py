@@ -1,9 +1,9 @@
-"""Packs a dense model folder into GPTQ and writes the twin: the same folder with exactly the weights the packed one means.
+"""Packs a dense model folder into GPTQ, and writes its twin: a folder with exactly the weights it means.
 
-Packing is one bit string, lowest bit first: code `i` of a column occupies its bits `[i*bits, i*bits + bits)`, cut into 32-bit
-words. That covers 2, 3, 4 and 8 bits alike, 3-bit codes that straddle words included. `qweight` runs along the input,
-`qzeros` along the output; format 1 ("gptq") stores each zero point less one, format 2 ("gptq_v2") as it is.
-`w[k, n] = scales[g, n] * (q[k, n] - zero[g, n])` with `g = g_idx[k]`. Here rounding is to nearest: this writes a format, it
+Packing is one bit string, lowest bit first: code `i` of a column occupies its bits `[i*bits, i*bits + bits)`, cut into
+32-bit words. That covers 2, 3, 4 and 8 bits alike, 3-bit codes that straddle words included. `qweight` runs along the
+input, `qzeros` along the output; format 1 ("gptq") stores each zero point less one, format 2 ("gptq_v2") as it is.
+`w[k, n] = scales[g, n] * (q[k, n] - zero[g, n])` with `g = g_idx[k]`. Rounding is to nearest: this writes a format, it
 does not quantise well. A format-1 zero point is never 0, for readers disagree on what the stored -1 then means.
 """
 

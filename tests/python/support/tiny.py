@@ -1,8 +1,8 @@
-"""Tiny random decoders in Hugging Face's layout: every architecture and option, small enough to compute in milliseconds.
+"""Tiny random decoders in Hugging Face's layout: every architecture and option, computed in milliseconds.
 
-All weights come from a seed and are drawn here, not by transformers: its own initialisation leaves biases at zero and norms
-at one, where a reader that ignores them would pass. The sizes are awkward on purpose: `INTERMEDIATE` is no multiple of 128,
-so a GPTQ group may end short, and grouped-query attention always has two query heads a key head.
+All weights come from a seed and are drawn here, not by transformers: its own initialisation leaves biases at zero and
+norms at one, where a reader that ignores them would pass. The sizes are awkward on purpose: `INTERMEDIATE` is no
+multiple of 128, so a GPTQ group may end short, and grouped-query attention always has two query heads a key head.
 """
 
 import json
@@ -28,7 +28,7 @@ class Spec:
     architecture: str
     options: dict[str, Any] = field(default_factory=dict)
     dtype: torch.dtype = torch.float16
-    # Whether config.json spells rotary scaling as it was before transformers 5: `rope_theta` beside `rope_scaling.type`.
+    # Whether config.json spells rotary scaling as before transformers 5: `rope_theta` beside `rope_scaling.type`.
     legacy_rope: bool = False
     # Largest shard in bytes; None for a single file.
     shard_bytes: int | None = None
@@ -76,6 +76,7 @@ SPECS = {
     "mistral-head-dim": Spec("Mistral", {"sliding_window": None, "head_dim": 32}),
     "qwen2": Spec("Qwen2", {"use_sliding_window": False}),
     "qwen2-tied": Spec("Qwen2", {"use_sliding_window": False, "tie_word_embeddings": True}),
+    "qwen2-window": Spec("Qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
     "qwen3": Spec("Qwen3", {"head_dim": 32}),
     "qwen3-tied": Spec("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
 }
@@ -87,7 +88,7 @@ PROMPT = [(7 + 31 * i + i * i // 3) % VOCAB for i in range(40)]
 
 
 def write(name: str, parent: pathlib.Path, seed: int = 0) -> pathlib.Path:
-    """Writes the named model into a folder of its own below `parent` and returns it; writes nothing if it stands there."""
+    """Writes the named model into a folder of its own below `parent`, unless it stands there, and returns that."""
     folder = parent / f"{name}-{seed}"
     if folder.exists():
         return folder

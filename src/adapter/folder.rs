@@ -1,0 +1,119 @@
+//! The files of an adapter's folder, and what else may lie there instead.
+//!
+//! File names are fixed; nothing in the config is ever opened as a path. Where the two files aren't there, the error says
+//! what is: another tool's adapter, a pickle, shards, or folders that hold the adapters one level down.
+
+use std::path::{Path, PathBuf};
+
+use crate::checkpoint::{self, Checkpoint};
+use crate::error::{Error, ErrorCode, Result};
+
+/// The config's name.
+pub const CONFIG: &str = "adapter_config.json";
+
+/// The weights' name.
+pub const WEIGHTS: &str = "adapter_model.safetensors";
+
+/// Longest config, in bytes. One with a pattern for each module of a large model has some 100 KiB.
+const MAX_CONFIG_BYTES: u64 = 4 << 20;
+
+/// Most entries of a folder that are looked at for a message.
+const MAX_ENTRIES: usize = 10_000;
+
+/// Reads the bytes of the config.
+pub(super) fn read_config(dir: &Path) -> Result<Vec<u8>> {
+    let path = dir.join(CONFIG);
+    checkpoint::read_bounded(&path, MAX_CONFIG_BYTES).map_err(|error| match error.code() {
+        ErrorCode::CheckpointNotFound => no_config(dir),
+        ErrorCode::MemoryExhausted => error,
+        _ => recode(ErrorCode::AdapterConfigInvalid, &error).path(&path),
+    })
+}
+
+/// Reads the weights into memory.
+pub(super) fn read_weights(dir: &Path) -> Result<Checkpoint> {
+    let path = dir.join(WEIGHTS);
+    let weights = Checkpoint::read_file(&path).map_err(|error| match error.code() {
+        ErrorCode::CheckpointNotFound => no_weights(dir),
+        _ => error.path(&path),
+    })?;
+    if dir.join("trainable_params.bin").exists() {
+        tracing::warn!(dir = %dir.display(), "trainable_params.bin (LongLoRA) is not read: the adapter may need it");
+    }
+    Ok(weights)
+}
+
+/// The same problem under the code of this floor.
+fn recode(code: ErrorCode, error: &Error) -> Error {
+    let mut recoded = Error::new(code, error.message());
+    if let Some(expected) = error.expected_value() {
+        recoded = recoded.expected(expected);
+    }
+    match error.found_value() {
+        Some(found) => recoded.found(found),
+        None => recoded,
+    }
+}
+
+/// Names in a folder, sorted; nothing if it can't be read.
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    let mut paths: Vec<PathBuf> = entries.take(MAX_ENTRIES).flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+}
+
+fn no_config(dir: &Path) -> Error {
+    if dir.is_file() {
+        return Error::new(ErrorCode::AdapterConfigNotFound, "this is a file, not an adapter's folder").path(dir);
+    }
+    if !dir.is_dir() {
+        return Error::new(ErrorCode::AdapterConfigNotFound, "the adapter's folder does not exist").path(dir);
+    }
+    if dir.join("adapters.safetensors").exists() {
+        return mlx(dir);
+    }
+    let error = Error::new(ErrorCode::AdapterConfigNotFound, format!("the folder holds no {CONFIG}")).path(dir);
+    let nested: Vec<String> = entries(dir)
+        .iter()
+        .filter(|path| path.join(CONFIG).exists())
+        .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+        .collect();
+    if nested.is_empty() {
+        return error;
+    }
+    let shown = nested.iter().take(8).map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
+    let more = if nested.len() > 8 { format!(" and {} more", nested.len() - 8) } else { String::new() };
+    error.found(format!("adapters in its folders {shown}{more}")).hint("point at one of them")
+}
+
+fn no_weights(dir: &Path) -> Error {
+    let foreign = |what: &str| Error::new(ErrorCode::AdapterFormatUnsupported, what.to_owned()).path(dir);
+    if dir.join("adapter_model.bin").exists() {
+        return foreign("the weights are a pickle (adapter_model.bin), which may run code when it is opened").hint(
+            "convert it once: python -c \"import torch; from safetensors.torch import save_file; \
+             t = torch.load('adapter_model.bin', map_location='cpu', weights_only=True); \
+             save_file({k: v.contiguous() for k, v in t.items()}, 'adapter_model.safetensors')\"",
+        );
+    }
+    if dir.join("adapters.safetensors").exists() {
+        return mlx(dir);
+    }
+    let names = entries(dir);
+    let has = |found: fn(&str) -> bool| {
+        names.iter().any(|path| path.file_name().is_some_and(|name| found(&name.to_string_lossy())))
+    };
+    if has(|name| name.starts_with("adapter_model") && name.contains(".safetensors")) {
+        return foreign("the weights are in shards, which PEFT can't read either").hint("save them as one file");
+    }
+    Error::new(ErrorCode::AdapterWeightsNotFound, format!("the folder holds no {WEIGHTS}")).path(dir)
+}
+
+fn mlx(dir: &Path) -> Error {
+    Error::new(
+        ErrorCode::AdapterFormatUnsupported,
+        "the folder holds an adapter of mlx-lm (adapters.safetensors), not PEFT",
+    )
+    .path(dir)
+    .hint("convert it: transpose lora_a and lora_b, rename them as PEFT does, set lora_alpha to scale * rank")
+}

@@ -1,0 +1,169 @@
+//! `exlora chat`: a conversation, line by line, whose adapters can change between turns.
+//!
+//! Works at a terminal and from a pipe; from a pipe the first error ends it, as in a script.
+
+use std::io::{BufRead, IsTerminal};
+
+use clap::Args;
+
+use super::generate::result_line;
+use super::load::EngineArgs;
+use super::mixture::Mixture;
+use super::output::{note, print, print_json, report};
+use super::sampling::SamplingArgs;
+use crate::engine::Engine;
+use crate::engine::job::{AdapterRef, Completion, Finish, FinishReason, Usage};
+use crate::engine::text::ChatMessage;
+use crate::error::{Error, ErrorCode, Result};
+
+const HELP: &str = "/adapter NAME[*WEIGHT][+...]   answer with this adapter or mixture
+/adapter none                  answer with the base model
+/reset                         forget the conversation
+/exit                          leave";
+
+#[derive(Args)]
+pub(super) struct ChatArgs {
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// Adapters to begin with: sql, sql*0.7, or sql*0.7+wit*0.3.
+    #[arg(long = "use", value_name = "MIXTURE")]
+    mixture: Vec<Mixture>,
+    /// A system message before the conversation.
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+pub(super) fn run(args: &ChatArgs, json: bool) -> Result<()> {
+    let (engine, load_time) = args.engine.load()?;
+    if !engine.tokenizer()?.has_chat_template() {
+        let what = "the model has no chat template, so it cannot be talked with";
+        return Err(Error::new(ErrorCode::ChatTemplateNotFound, what).path(engine.model().path()));
+    }
+    note(&format!("loaded in {:.2} s: {}", load_time.as_secs_f64(), engine.model().describe_device()));
+    let is_terminal = std::io::stdin().is_terminal();
+    let mut chat = Chat { args, engine, json, mixture: Mixture::default(), messages: Vec::new() };
+    chat.reset();
+    for mixture in &args.mixture {
+        chat.mixture.0.extend(mixture.0.clone());
+    }
+    chat.check_mixture(&chat.mixture)?;
+    if is_terminal {
+        note(HELP);
+    }
+    let mut lines = std::io::stdin().lock().lines();
+    loop {
+        if is_terminal {
+            print("> ")?;
+        }
+        let Some(line) = lines.next() else { return Ok(()) };
+        let line = line.map_err(|e| Error::new(ErrorCode::IoFailed, format!("stdin cannot be read: {e}")))?;
+        match chat.take(&line) {
+            Ok(Next::Line) => {}
+            Ok(Next::End) => return Ok(()),
+            Err(error) if is_terminal && error.code() != ErrorCode::Interrupted => report(&error, json),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+enum Next {
+    Line,
+    End,
+}
+
+struct Chat<'a> {
+    args: &'a ChatArgs,
+    engine: Engine,
+    json: bool,
+    mixture: Mixture,
+    messages: Vec<ChatMessage>,
+}
+
+impl Chat<'_> {
+    fn take(&mut self, line: &str) -> Result<Next> {
+        let line = line.trim();
+        let (command, argument) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        match (command, argument.trim()) {
+            ("", _) => {}
+            ("/exit" | "/quit", "") => return Ok(Next::End),
+            ("/reset", "") => self.reset(),
+            ("/help", "") => note(HELP),
+            ("/adapter", "") => note(&format!("answering with {}", self.mixture)),
+            ("/adapter", argument) => self.switch(argument)?,
+            _ if command.starts_with('/') => {
+                return Err(Error::new(ErrorCode::RequestInvalid, format!("'{line}' is not a command"))
+                    .expected("/adapter, /reset, /help or /exit"));
+            }
+            _ => self.turn(line)?,
+        }
+        Ok(Next::Line)
+    }
+
+    fn reset(&mut self) {
+        self.messages = self.args.system.iter().map(|system| ChatMessage::new("system", system)).collect();
+    }
+
+    fn switch(&mut self, text: &str) -> Result<()> {
+        let mixture = match text {
+            "none" => Mixture::default(),
+            text => text.parse().map_err(|what: String| Error::new(ErrorCode::RequestInvalid, what))?,
+        };
+        self.check_mixture(&mixture)?;
+        self.mixture = mixture;
+        note(&format!("answering with {}", self.mixture));
+        Ok(())
+    }
+
+    fn check_mixture(&self, mixture: &Mixture) -> Result<()> {
+        mixture.0.iter().try_for_each(|(name, _)| self.engine.model().adapters().lease(name).map(drop))
+    }
+
+    /// One question and its answer; both are forgotten if it fails.
+    fn turn(&mut self, question: &str) -> Result<()> {
+        let before = self.messages.len();
+        self.messages.push(ChatMessage::new("user", question));
+        match self.answer() {
+            Ok(answer) => {
+                self.messages.push(ChatMessage::new("assistant", answer));
+                Ok(())
+            }
+            Err(error) => {
+                self.messages.truncate(before);
+                Err(error)
+            }
+        }
+    }
+
+    fn answer(&self) -> Result<String> {
+        let mut request = self.args.sampling.request(self.messages.clone());
+        request.adapters =
+            self.mixture.0.iter().map(|(name, weight)| (AdapterRef::Name(name.clone()), *weight)).collect();
+        let mut done = Completion {
+            text: String::new(),
+            token_ids: Vec::new(),
+            finish: Finish { reason: FinishReason::Cancelled, matched: None, usage: Usage::default() },
+            adapter: self.mixture.0.clone(),
+            logprobs: Vec::new(),
+            logits: Vec::new(),
+        };
+        let mut job = self.engine.submit(request)?;
+        while let Some(chunk) = job.next_chunk()? {
+            if !self.json {
+                print(&chunk.text)?;
+            }
+            done.text += &chunk.text;
+            done.token_ids.extend(chunk.token_ids);
+            if let Some(finish) = chunk.finish {
+                done.finish = finish;
+            }
+        }
+        if self.json {
+            print_json(&result_line(None, &self.mixture, &done))?;
+        } else {
+            print("\n")?;
+        }
+        Ok(done.text)
+    }
+}

@@ -1,0 +1,116 @@
+//! `exlora inspect`: what a folder holds, and whether it can be used.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::output::{note, print, print_json};
+use crate::error::Result;
+use crate::inspect::{AdapterContents, AdapterReport, ModelReport, Report, inspect};
+
+#[derive(Args)]
+pub(super) struct InspectArgs {
+    /// The folder of an adapter or of a model.
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Check an adapter against this model.
+    #[arg(long, value_name = "DIR")]
+    base: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &InspectArgs, json: bool) -> Result<u8> {
+    let report = inspect(&args.dir, args.base.as_deref())?;
+    if json {
+        print_json(&report)?;
+    } else {
+        print(&text(&report))?;
+    }
+    let problems = match &report {
+        Report::Adapter(adapter) => &adapter.problems[..],
+        Report::Model(_) => &[],
+    };
+    for problem in problems {
+        note(&format!("exlora: {problem}"));
+    }
+    Ok(if problems.is_empty() { super::DONE } else { super::FAILED })
+}
+
+fn text(report: &Report) -> String {
+    let lines = match report {
+        Report::Adapter(adapter) => adapter_lines(adapter),
+        Report::Model(model) => model_lines(model),
+    };
+    lines.iter().map(|(name, value)| format!("{name:<16} {value}\n")).collect()
+}
+
+type Line = (&'static str, String);
+
+fn adapter_lines(report: &AdapterReport) -> Vec<Line> {
+    let mut lines = vec![("adapter", report.path.display().to_string())];
+    if let Some(contents) = &report.contents {
+        lines.extend(contents_lines(contents));
+    }
+    let verdict = match (&report.base, report.problems.len()) {
+        (Some(base), 0) => format!("fits {}", base.display()),
+        (None, 0) => "can be used, if it fits the base; name one with --base".to_owned(),
+        (_, 1) => "cannot be used: 1 problem".to_owned(),
+        (_, n) => format!("cannot be used: {n} problems"),
+    };
+    lines.push(("verdict", verdict));
+    lines
+}
+
+fn contents_lines(contents: &AdapterContents) -> Vec<Line> {
+    let kind = if contents.use_rslora { "LoRA, rank-stabilised" } else { "LoRA" };
+    let mut lines = vec![
+        ("kind", kind.to_owned()),
+        ("config", format!("r {}, alpha {}", contents.rank, contents.alpha)),
+        ("targets", contents.target_modules.join(" ")),
+        ("sites", contents.sites.to_string()),
+    ];
+    for group in &contents.groups {
+        let what = format!("rank {}, alpha {}, scale {}: {} sites", group.rank, group.alpha, group.scale, group.sites);
+        lines.push(("", what));
+    }
+    lines.push(("stored", format!("{} as {}", size(contents.bytes as u64), contents.dtypes.join(", "))));
+    lines.push(("content", contents.content_hash.clone()));
+    lines
+}
+
+fn model_lines(model: &ModelReport) -> Vec<Line> {
+    let quantisation = match &model.quantisation {
+        None => "none".to_owned(),
+        Some(quant) => {
+            let group = quant.group_size.map_or("whole columns".to_owned(), |size| format!("groups of {size}"));
+            let zeros = if quant.sym { "symmetric" } else { "asymmetric" };
+            let order = if quant.desc_act { ", act-order" } else { "" };
+            format!("{} {} bits, {group}, {zeros}{order}", quant.method, quant.bits)
+        }
+    };
+    let window = model.window.map_or(String::new(), |window| format!(", window {window}"));
+    let has = |there: bool| if there { "yes" } else { "no" };
+    vec![
+        ("model", model.path.display().to_string()),
+        ("architecture", model.architecture.clone()),
+        ("parameters", format!("{:.1} M", model.parameters as f64 / 1e6)),
+        ("quantisation", quantisation),
+        ("bits per weight", format!("{} in the linears; otherwise {}", model.bits_per_weight, model.dtypes.join(", "))),
+        ("files", size(model.file_bytes)),
+        ("layers", format!("{}, {} sites", model.layers, model.sites)),
+        (
+            "widths",
+            format!("hidden {}, mlp {}, vocabulary {}", model.hidden_size, model.intermediate_size, model.vocab_size),
+        ),
+        ("heads", format!("{} of width {}, {} for keys and values", model.heads, model.head_dim, model.kv_heads)),
+        (
+            "context",
+            format!("{} tokens{window}, {} bytes of f16 cache each", model.max_positions, model.kv_bytes_per_token),
+        ),
+        ("tokenizer", has(model.has_tokenizer).to_owned()),
+        ("chat template", has(model.has_chat_template).to_owned()),
+    ]
+}
+
+fn size(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}

@@ -1,0 +1,157 @@
+//! Arguments that say which model and adapters to load, and loading them.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::backend::KvDType;
+use crate::engine::{Engine, EngineOptions};
+use crate::error::{Error, ErrorCode, Result};
+use crate::model::{Device, Model, ModelOptions, Progress};
+
+#[derive(Args)]
+pub(super) struct ModelArgs {
+    /// The model's folder: config.json, *.safetensors, tokenizer.json.
+    #[arg(short, long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Number of CPU threads; all physical cores by default.
+    #[arg(long, value_name = "N", value_parser = threads)]
+    pub threads: Option<usize>,
+    /// Where the model runs: auto, cpu, or reference (plain f32 maths, slow).
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+}
+
+#[derive(Args)]
+pub(super) struct EngineArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Load an adapter's folder under a name; may be given several times.
+    #[arg(long = "adapter", value_name = "NAME=DIR")]
+    pub adapters: Vec<NamedAdapter>,
+    /// Element type of cached keys and values.
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = ["f16", "f32"])]
+    pub kv_dtype: String,
+}
+
+/// `NAME=DIR`.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct NamedAdapter {
+    pub name: String,
+    pub dir: PathBuf,
+}
+
+impl FromStr for NamedAdapter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((name, dir)) if !name.is_empty() && !dir.is_empty() => {
+                Ok(Self { name: name.to_owned(), dir: PathBuf::from(dir) })
+            }
+            _ => Err("write NAME=DIR, as in sql=adapters/sql".to_owned()),
+        }
+    }
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if (1..=1024).contains(&n) => Ok(n),
+        _ => Err("a number from 1 to 1024".to_owned()),
+    }
+}
+
+impl ModelArgs {
+    /// Loads the model alone. The time it took is returned beside it.
+    pub(super) fn load(&self) -> Result<(Arc<Model>, Duration)> {
+        let start = Instant::now();
+        let options = ModelOptions { device: self.device()?, threads: self.threads, ..Default::default() };
+        let bar = LoadBar::new();
+        let model = Model::load(&self.model, &options, &mut |progress| bar.show(progress))?;
+        Ok((model, start.elapsed()))
+    }
+
+    fn device(&self) -> Result<Device> {
+        self.device.parse()
+    }
+}
+
+impl EngineArgs {
+    /// Loads model and adapters. The time it took is returned beside the engine.
+    pub(super) fn load(&self) -> Result<(Engine, Duration)> {
+        let start = Instant::now();
+        if let Some(name) = twice(&self.adapters) {
+            return Err(Error::new(ErrorCode::RequestInvalid, format!("two adapters are named '{name}'")));
+        }
+        let options = EngineOptions {
+            device: self.model.device()?,
+            threads: self.model.threads,
+            kv_dtype: if self.kv_dtype == "f32" { KvDType::F32 } else { KvDType::F16 },
+            ..Default::default()
+        };
+        let bar = LoadBar::new();
+        let engine = Engine::load_with_progress(&self.model.model, options, &mut |progress| bar.show(progress))?;
+        for NamedAdapter { name, dir } in &self.adapters {
+            engine.load_adapter(name, dir)?;
+        }
+        Ok((engine, start.elapsed()))
+    }
+}
+
+fn twice(adapters: &[NamedAdapter]) -> Option<&str> {
+    let repeated = |i: &usize| adapters[..*i].iter().any(|other| other.name == adapters[*i].name);
+    (0..adapters.len()).find(repeated).map(|i| adapters[i].name.as_str())
+}
+
+/// A progress bar on stderr while a model loads, where stderr is a terminal.
+struct LoadBar(ProgressBar);
+
+impl LoadBar {
+    fn new() -> Self {
+        let is_seen = std::io::stderr().is_terminal();
+        let target = if is_seen { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(None, target);
+        if let Ok(style) = ProgressStyle::with_template("loading {wide_bar} {pos}/{len}") {
+            bar.set_style(style);
+        }
+        Self(bar)
+    }
+
+    fn show(&self, progress: Progress) -> Result<()> {
+        self.0.set_length(progress.total as u64);
+        self.0.set_position(progress.done as u64);
+        Ok(())
+    }
+}
+
+impl Drop for LoadBar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_adapter_is_a_name_and_a_folder() {
+        let adapter: NamedAdapter = "sql=runs/a=b".parse().expect("parses");
+        assert_eq!(adapter, NamedAdapter { name: "sql".into(), dir: "runs/a=b".into() });
+        for text in ["sql", "=dir", "sql=", ""] {
+            assert!(text.parse::<NamedAdapter>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_given_twice_is_found() {
+        let adapters = ["a=1", "b=2", "a=3"].map(|text| text.parse().expect("parses"));
+        assert_eq!(twice(&adapters), Some("a"));
+        assert_eq!(twice(&adapters[..2]), None);
+    }
+}

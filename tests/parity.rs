@@ -1,0 +1,517 @@
+//! The fast paths against the oracle, and against themselves under every way to share a step.
+//!
+//! Agreement is within 1e-5 of a row's largest value (f32 sums of up to some hundred terms). Everything the law of the
+//! backend promises, that rows are independent, is an equality of bits.
+
+#[path = "support/coded.rs"]
+mod coded;
+#[path = "support/rig.rs"]
+mod rig;
+
+use std::sync::Arc;
+
+use coded::{RandomCodes, Rng};
+use exlora::adapter::batch::SlotId;
+use exlora::backend::cpu::{CpuOptions, Isa};
+use exlora::backend::{Activation, AttentionSpec, KvDType, KvShape, Rope, StepRows, Write};
+use exlora::quant::CodeGroup;
+use exlora::tensor::DType;
+use exlora::{ErrorCode, backend::cpu};
+use proptest::prelude::*;
+use rig::{Factors, Member, Mixture, Rig, Tensor, Weight, assert_close, bits, factors, route};
+
+const TOLERANCE: f32 = 1e-5;
+const FLOATS: [DType; 3] = [DType::F16, DType::BF16, DType::F32];
+
+fn isas() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.is_available())
+}
+
+fn fast(isa: Isa, threads: usize) -> CpuOptions {
+    CpuOptions { threads: Some(threads), isa: Some(isa), ..CpuOptions::default() }
+}
+
+fn oracle() -> CpuOptions {
+    CpuOptions { reference: true, ..CpuOptions::default() }
+}
+
+/// A group of linears, adapters on it, and rows with their mixtures.
+#[derive(Clone)]
+struct Case {
+    inputs: usize,
+    outputs: usize,
+    members: Vec<Member>,
+    adapters: Vec<(SlotId, Vec<Factors>)>,
+    x: Vec<f32>,
+    y: Vec<f32>,
+    mixtures: Vec<Mixture>,
+    write: Write,
+}
+
+impl Case {
+    /// Everything random, from one seed.
+    fn random(seed: u64, inputs: usize, rows: usize) -> Self {
+        let mut rng = Rng(seed);
+        let rng = &mut rng;
+        let widths: Vec<usize> = (0..1 + rng.below(3)).map(|_| 1 + rng.below(90)).collect();
+        let outputs = widths.iter().sum();
+        let members = widths.iter().map(|&width| random_member(rng, inputs, width)).collect();
+        let slots: Vec<SlotId> = (0..rng.below(4)).map(|i| SlotId(2 * i as u32 + 1)).collect();
+        let adapters = slots.iter().map(|&slot| (slot, random_adapter(rng, inputs, &widths))).collect();
+        let mixtures = (0..rows).map(|_| random_mixture(rng, &slots)).collect();
+        let write = if rng.below(2) == 0 { Write::Replace } else { Write::Add };
+        let (x, y) = (rng.normals(rows * inputs, 1.0), rng.normals(rows * outputs, 1.0));
+        Self { inputs, outputs, members, adapters, x, y, mixtures, write }
+    }
+
+    fn rows(&self) -> usize {
+        self.mixtures.len()
+    }
+
+    /// The rows in another selection and order.
+    fn pick(&self, rows: &[usize]) -> Self {
+        let select = |values: &[f32], width: usize| {
+            rows.iter().flat_map(|&row| values[row * width..(row + 1) * width].to_vec()).collect()
+        };
+        Self {
+            x: select(&self.x, self.inputs),
+            y: select(&self.y, self.outputs),
+            mixtures: rows.iter().map(|&row| self.mixtures[row].clone()).collect(),
+            ..self.clone()
+        }
+    }
+
+    fn run(&self, options: &CpuOptions) -> Vec<f32> {
+        let mut rig = Rig::open(options);
+        let (group, sites) = rig.group(&self.members);
+        for (slot, factors) in &self.adapters {
+            rig.upload(*slot, &sites, factors);
+        }
+        let x = rig.put(self.inputs, &self.x);
+        let y = rig.put(self.outputs, &self.y);
+        rig.backend.linear(group, x, self.rows(), &route(&self.mixtures), y, self.write).expect("the linear runs");
+        rig.get(y, self.outputs, self.rows())
+    }
+}
+
+fn random_groups(rng: &mut Rng, inputs: usize) -> Vec<CodeGroup> {
+    const BITS: [u8; 6] = [2, 3, 4, 5, 6, 8];
+    let bits = BITS[rng.below(6)];
+    // One width or runs of several; groups of a usual size, of irregular ones, or a whole column.
+    let (mixed, size) = (rng.below(3) == 0, [32, 64, 128, 0, inputs][rng.below(5)]);
+    let mut groups = Vec::new();
+    let mut left = inputs;
+    while left > 0 {
+        let size = if size == 0 { 1 + rng.below(80) } else { size };
+        let bits = if mixed { BITS[rng.below(6)] } else { bits };
+        groups.push(CodeGroup { bits, inputs: size.min(left) });
+        left -= size.min(left);
+    }
+    groups
+}
+
+fn random_member(rng: &mut Rng, inputs: usize, outputs: usize) -> Member {
+    let weight = if rng.below(4) == 0 {
+        let values = rng.normals(outputs * inputs, (inputs as f32).powf(-0.5));
+        Weight::Dense(Tensor::new(FLOATS[rng.below(3)], &[outputs, inputs], &values))
+    } else {
+        let groups = random_groups(rng, inputs);
+        let (half, shuffled) = (rng.below(3) > 0, rng.below(2) == 0);
+        Weight::Coded(RandomCodes::new(rng, outputs, groups, half, shuffled))
+    };
+    let bias = (rng.below(2) == 0).then(|| Tensor::new(FLOATS[rng.below(3)], &[outputs], &rng.normals(outputs, 1.0)));
+    Member { weight, bias }
+}
+
+/// Factors at some of the members, of ranks of their own.
+fn random_adapter(rng: &mut Rng, inputs: usize, widths: &[usize]) -> Vec<Factors> {
+    let dtype = FLOATS[rng.below(3)];
+    let mut all = Vec::new();
+    for (member, &outputs) in widths.iter().enumerate() {
+        if rng.below(4) > 0 {
+            let rank = 1 + rng.below(40);
+            all.push(factors(rng, dtype, member, rank, outputs, inputs));
+        }
+    }
+    all
+}
+
+fn random_mixture(rng: &mut Rng, slots: &[SlotId]) -> Mixture {
+    if slots.is_empty() {
+        return Vec::new();
+    }
+    (0..rng.below(4)).map(|_| (slots[rng.below(slots.len())], rng.below(9) as f32 * 0.25 - 0.5)).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_instruction_set_agrees_with_the_oracle(seed: u64, inputs in 32usize..300, rows in 1usize..40) {
+        let case = Case::random(seed, inputs, rows);
+        let expected = case.run(&oracle());
+        for isa in isas() {
+            let found = case.run(&fast(isa, 2));
+            assert_close(&isa.to_string(), case.outputs, &found, &expected, TOLERANCE);
+        }
+    }
+
+    #[test]
+    fn a_row_alone_has_the_bits_it_has_among_others(seed: u64, inputs in 32usize..300, rows in 2usize..40) {
+        let case = Case::random(seed, inputs, rows);
+        let mut order: Vec<usize> = (0..rows).collect();
+        Rng(seed ^ 1).shuffle(&mut order);
+        for isa in isas() {
+            let together = case.run(&fast(isa, 2));
+            let shuffled = case.pick(&order).run(&fast(isa, 2));
+            for (place, &row) in order.iter().enumerate() {
+                let expected = bits(&together[row * case.outputs..(row + 1) * case.outputs]);
+                prop_assert_eq!(&bits(&shuffled[place * case.outputs..(place + 1) * case.outputs]), &expected);
+                if place < 4 {
+                    prop_assert_eq!(bits(&case.pick(&[row]).run(&fast(isa, 1))), expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn threads_change_no_bits(seed: u64, inputs in 32usize..300, rows in 1usize..40) {
+        let case = Case::random(seed, inputs, rows);
+        for isa in isas() {
+            prop_assert_eq!(bits(&case.run(&fast(isa, 1))), bits(&case.run(&fast(isa, 3))));
+        }
+    }
+
+    #[test]
+    fn fused_instruction_sets_have_the_same_bits(seed: u64, inputs in 32usize..300, rows in 1usize..20) {
+        let case = Case::random(seed, inputs, rows);
+        let fused: Vec<Isa> = isas().filter(|isa| *isa != Isa::Scalar).collect();
+        for pair in fused.windows(2) {
+            prop_assert_eq!(bits(&case.run(&fast(pair[0], 2))), bits(&case.run(&fast(pair[1], 2))));
+        }
+    }
+
+    #[test]
+    fn a_base_row_knows_nothing_of_resident_adapters(seed: u64, inputs in 32usize..300, rows in 1usize..20) {
+        let mut case = Case::random(seed, inputs, rows);
+        let row = seed as usize % rows;
+        case.mixtures[row].clear();
+        let bare = Case { adapters: Vec::new(), mixtures: vec![Vec::new(); rows], ..case.clone() };
+        let width = case.outputs;
+        for isa in isas() {
+            let among = case.run(&fast(isa, 2));
+            let alone = bare.run(&fast(isa, 2));
+            prop_assert_eq!(
+                bits(&among[row * width..(row + 1) * width]), bits(&alone[row * width..(row + 1) * width])
+            );
+        }
+    }
+
+    #[test]
+    fn a_head_over_picked_rows_is_the_linear_of_these_rows(seed: u64, inputs in 32usize..300, rows in 1usize..20) {
+        let mut case = Case::random(seed, inputs, rows);
+        case.write = Write::Replace;
+        let mut rng = Rng(seed ^ 2);
+        let picked: Vec<usize> = (0..1 + rng.below(rows)).map(|_| rng.below(rows)).collect();
+        for isa in isas() {
+            let mut rig = Rig::open(&fast(isa, 2));
+            let (group, sites) = rig.group(&case.members);
+            for (slot, factors) in &case.adapters {
+                rig.upload(*slot, &sites, factors);
+            }
+            let x = rig.put(case.inputs, &case.x);
+            let chosen = case.pick(&picked);
+            let ids: Vec<u32> = picked.iter().map(|&row| row as u32).collect();
+            let mut logits = vec![f32::NAN; picked.len() * case.outputs];
+            rig.backend.head(group, x, &ids, &route(&chosen.mixtures), &mut logits).expect("the head runs");
+            prop_assert_eq!(bits(&logits), bits(&chosen.run(&fast(isa, 1))));
+        }
+    }
+
+    #[test]
+    fn norm_gate_and_embedding_agree_with_the_oracle(seed: u64, width in 1usize..300, rows in 1usize..20) {
+        let mut rng = Rng(seed);
+        let (x, weight) = (rng.normals(rows * width, 2.0), rng.normals(width, 1.0));
+        let gate_up = rng.normals(rows * 2 * width, 3.0);
+        let table = Tensor::new(FLOATS[rng.below(3)], &[50, width], &rng.normals(50 * width, 1.0));
+        let tokens: Vec<u32> = (0..rows).map(|_| rng.below(50) as u32).collect();
+        let run = |options: &CpuOptions| {
+            let mut rig = Rig::open(options);
+            let (x, gate_up) = (rig.put(width, &x), rig.put(2 * width, &gate_up));
+            let weight = rig.vector(&weight);
+            let out = [(); 3].map(|()| rig.room(width, rows));
+            rig.backend.norm(weight, 1e-5, x, rows, out[0]).expect("the norm runs");
+            rig.backend.activate(Activation::Silu, gate_up, rows, out[1]).expect("the gate runs");
+            let table = rig.backend.pack_table(table.view()).expect("the table packs");
+            rig.backend.embed(table, &tokens, 1.25, out[2]).expect("tokens embed");
+            out.map(|out| rig.get(out, width, rows))
+        };
+        let expected = run(&oracle());
+        for isa in isas() {
+            let found = run(&fast(isa, 2));
+            assert_close("norm", width, &found[0], &expected[0], 1e-6);
+            assert_close("gate", width, &found[1], &expected[1], 1e-6);
+            prop_assert_eq!(bits(&found[2]), bits(&expected[2]));
+        }
+    }
+}
+
+/// Sequences of random length under one attention.
+#[derive(Clone)]
+struct Attention {
+    heads: usize,
+    kv_heads: usize,
+    dim: usize,
+    window: Option<usize>,
+    norms: Option<(Vec<f32>, Vec<f32>)>,
+    rope: Arc<Rope>,
+    dtype: KvDType,
+    /// q,k,v of each position of each sequence.
+    sequences: Vec<Vec<f32>>,
+}
+
+impl Attention {
+    fn random(seed: u64) -> Self {
+        let mut rng = Rng(seed);
+        let rng = &mut rng;
+        let kv_heads = 1 + rng.below(3);
+        let heads = kv_heads * [1, 2, 4, 5][rng.below(4)];
+        let dim = [8, 20, 64, 80][rng.below(4)];
+        let pairs = if rng.below(3) == 0 { dim / 4 } else { dim / 2 };
+        let inv_freq = (0..pairs).map(|i| 10000f32.powf(-(i as f32) / pairs as f32)).collect();
+        let rope = Arc::new(Rope { inv_freq, factor: [1.0, 1.2][rng.below(2)] });
+        let width = (heads + 2 * kv_heads) * dim;
+        Self {
+            heads,
+            kv_heads,
+            dim,
+            window: [None, Some(1), Some(7), Some(40)][rng.below(4)],
+            norms: (rng.below(2) == 0).then(|| (rng.normals(dim, 1.0), rng.normals(dim, 1.0))),
+            rope,
+            dtype: [KvDType::F16, KvDType::F32][rng.below(2)],
+            sequences: (0..1 + rng.below(3))
+                .map(|_| {
+                    let tokens = 1 + rng.below(70);
+                    rng.normals(tokens * width, 1.0)
+                })
+                .collect(),
+        }
+    }
+
+    fn width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.dim
+    }
+
+    /// Outputs of each sequence. Each step takes at most `chunk` positions of each sequence that has some left.
+    fn run(&self, options: &CpuOptions, chunk: usize, page_tokens: usize) -> Vec<Vec<f32>> {
+        let mut rig = Rig::open(options);
+        let (width, out_width) = (self.width(), self.heads * self.dim);
+        let norms = self.norms.as_ref().map(|(q, k)| (rig.vector(q), rig.vector(k)));
+        let spec = AttentionSpec {
+            layer: 1,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.dim,
+            scale: (self.dim as f32).powf(-0.5),
+            window: self.window,
+            q_norm: norms.map(|(q, _)| q),
+            k_norm: norms.map(|(_, k)| k),
+            norm_eps: 1e-6,
+            rope: Arc::clone(&self.rope),
+        };
+        // Pages of the sequences are interleaved and run backwards, so that no order is taken for granted.
+        let tokens = |sequence: &Vec<f32>| sequence.len() / width;
+        let each = self.sequences.iter().map(tokens).max().unwrap_or(0).div_ceil(page_tokens);
+        let count = self.sequences.len();
+        let (layers, pages) = (2, each * count);
+        let (kv_heads, head_dim, dtype) = (self.kv_heads, self.dim, self.dtype);
+        let kv = rig.backend.create_kv(KvShape { layers, pages, page_tokens, kv_heads, head_dim, dtype });
+        let kv = kv.expect("the cache fits");
+        let tables: Vec<Vec<u32>> =
+            (0..count).map(|s| (0..each).map(|page| (pages - 1 - page * count - s) as u32).collect()).collect();
+
+        let mut out = vec![Vec::new(); count];
+        let mut done = vec![0; count];
+        loop {
+            let mut rows = StepRows { block_tables: tables.clone(), ..StepRows::default() };
+            let mut qkv = Vec::new();
+            for (s, sequence) in self.sequences.iter().enumerate() {
+                let end = tokens(sequence).min(done[s] + chunk);
+                rows.positions.extend(done[s] as u32..end as u32);
+                rows.sequences.extend((done[s]..end).map(|_| s as u32));
+                qkv.extend_from_slice(&sequence[done[s] * width..end * width]);
+                done[s] = end;
+            }
+            if rows.is_empty() {
+                return out;
+            }
+            let (x, y) = (rig.put(width, &qkv), rig.room(out_width, rows.len()));
+            rig.backend.attend(&spec, kv, &rows, x, y).expect("attention runs");
+            let result = rig.get(y, out_width, rows.len());
+            for (row, &s) in result.chunks(out_width).zip(&rows.sequences) {
+                out[s as usize].extend_from_slice(row);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn attention_agrees_with_the_oracle(seed: u64, chunk in 1usize..80, page_tokens in 1usize..40) {
+        let case = Attention::random(seed);
+        let expected = case.run(&oracle(), chunk, page_tokens);
+        for isa in isas() {
+            let found = case.run(&fast(isa, 2), chunk, page_tokens);
+            for (found, expected) in found.iter().zip(&expected) {
+                // A last bit of a key before it is stored may be half a unit of f16 after.
+                let tolerance = if case.dtype == KvDType::F16 { 5e-4 } else { TOLERANCE };
+                assert_close(&isa.to_string(), case.heads * case.dim, found, expected, tolerance);
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_pages_neighbours_and_threads_change_no_bits(seed: u64, chunk in 1usize..20, page_tokens in 1usize..40) {
+        let case = Attention::random(seed);
+        for isa in isas() {
+            let whole = case.run(&fast(isa, 3), 1000, 16);
+            prop_assert_eq!(&case.run(&fast(isa, 1), chunk, page_tokens), &whole);
+            let alone = Attention { sequences: vec![case.sequences[0].clone()], ..case.clone() };
+            prop_assert_eq!(&alone.run(&fast(isa, 2), chunk, page_tokens)[0], &whole[0]);
+        }
+    }
+}
+
+#[test]
+fn a_row_that_is_not_a_number_stays_alone() {
+    for isa in isas() {
+        let case = Case::random(11, 200, 9);
+        let clean = case.run(&fast(isa, 2));
+        let mut spoilt = case.clone();
+        spoilt.x[3 * case.inputs..4 * case.inputs].fill(f32::NAN);
+        let found = spoilt.run(&fast(isa, 2));
+        for row in (0..9).filter(|&row| row != 3) {
+            let range = row * case.outputs..(row + 1) * case.outputs;
+            assert_eq!(bits(&found[range.clone()]), bits(&clean[range]));
+        }
+        assert!(found[3 * case.outputs..4 * case.outputs].iter().all(|value| value.is_nan()));
+    }
+}
+
+#[test]
+fn resident_bytes_return_to_what_they_were() {
+    for options in [CpuOptions::default(), oracle()] {
+        let case = Case::random(5, 256, 1);
+        let mut rig = Rig::open(&options);
+        let (_, sites) = rig.group(&case.members);
+        let before = rig.backend.memory();
+        assert!(before.weights_bytes > 0 && before.adapters_bytes == 0 && before.kv_bytes == 0);
+        let widest = factors(&mut Rng(1), DType::F32, 0, 64, rows_of(&case.members[0]), 256);
+        let bytes = rig.upload(SlotId(9), &sites, &[widest]);
+        assert!(bytes >= 64 * 256 * 4);
+        assert_eq!(rig.backend.memory().adapters_bytes, bytes);
+        let shape = KvShape { layers: 2, pages: 8, page_tokens: 16, kv_heads: 2, head_dim: 64, dtype: KvDType::F32 };
+        let kv = rig.backend.create_kv(shape).unwrap();
+        assert!(rig.backend.memory().kv_bytes >= shape.bytes().unwrap());
+        rig.backend.drop_kv(kv);
+        rig.backend.drop_kv(kv);
+        rig.backend.drop_adapter(SlotId(9));
+        rig.backend.drop_adapter(SlotId(1000));
+        assert_eq!(rig.backend.memory(), before);
+    }
+}
+
+fn rows_of(member: &Member) -> usize {
+    use exlora::quant::CodedWeight;
+    match &member.weight {
+        Weight::Dense(tensor) => tensor.shape[0],
+        Weight::Coded(codes) => codes.out_features(),
+    }
+}
+
+#[test]
+fn packed_codes_take_their_bits_and_little_more() {
+    for (bits, per_weight) in [(2, 2.25), (3, 3.25), (4, 4.25), (5, 5.25), (6, 6.25), (8, 8.25)] {
+        let groups = vec![CodeGroup { bits, inputs: 128 }; 4];
+        let weight = Weight::Coded(RandomCodes::new(&mut Rng(3), 256, groups, true, false));
+        let mut rig = Rig::open(&CpuOptions::default());
+        rig.group(&[Member { weight, bias: None }]);
+        assert_eq!(rig.backend.memory().weights_bytes as f64 * 8.0 / (256.0 * 512.0), per_weight);
+    }
+}
+
+#[test]
+fn an_empty_slot_is_an_error_and_never_the_base() {
+    for options in [CpuOptions::default(), oracle()] {
+        let mut case = Case::random(7, 64, 2);
+        case.adapters.clear();
+        let mut rig = Rig::open(&options);
+        let (group, _) = rig.group(&case.members);
+        let (x, y) = (rig.put(64, &case.x), rig.put(case.outputs, &case.y));
+        let batch = route(&[vec![], vec![(SlotId(0), 1.0)]]);
+        let error = rig.backend.linear(group, x, 2, &batch, y, Write::Replace).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::Internal);
+    }
+}
+
+#[test]
+fn a_token_outside_the_table_is_an_error() {
+    for options in [CpuOptions::default(), oracle()] {
+        let mut rig = Rig::open(&options);
+        let out = rig.room(4, 1);
+        let table = rig.backend.pack_table(Tensor::new(DType::F16, &[3, 4], &[1.0; 12]).view()).unwrap();
+        assert_eq!(rig.backend.embed(table, &[3], 1.0, out).unwrap_err().code(), ErrorCode::TokenOutOfRange);
+    }
+}
+
+#[test]
+fn a_cache_beyond_the_machine_is_an_error() {
+    let shape =
+        |pages| KvShape { layers: 64, pages, page_tokens: 256, kv_heads: 64, head_dim: 128, dtype: KvDType::F32 };
+    let mut rig = Rig::open(&CpuOptions::default());
+    for pages in [1 << 40, usize::MAX] {
+        assert_eq!(rig.backend.create_kv(shape(pages)).unwrap_err().code(), ErrorCode::MemoryExhausted);
+    }
+}
+
+#[test]
+fn pages_outside_the_cache_are_an_error() {
+    let case = Attention { window: None, norms: None, ..Attention::random(1) };
+    let mut rig = Rig::open(&CpuOptions::default());
+    let shape = KvShape {
+        layers: 1,
+        pages: 2,
+        page_tokens: 16,
+        kv_heads: case.kv_heads,
+        head_dim: case.dim,
+        dtype: KvDType::F16,
+    };
+    let kv = rig.backend.create_kv(shape).unwrap();
+    let spec = AttentionSpec {
+        layer: 0,
+        heads: case.heads,
+        kv_heads: case.kv_heads,
+        head_dim: case.dim,
+        scale: 1.0,
+        window: None,
+        q_norm: None,
+        k_norm: None,
+        norm_eps: 0.0,
+        rope: Arc::clone(&case.rope),
+    };
+    let (x, y) = (rig.put(case.width(), &vec![0.5; case.width()]), rig.room(case.heads * case.dim, 1));
+    for (position, table) in [(0, vec![2]), (16, vec![0]), (0, vec![])] {
+        let rows = StepRows { positions: vec![position], sequences: vec![0], block_tables: vec![table] };
+        assert_eq!(rig.backend.attend(&spec, kv, &rows, x, y).unwrap_err().code(), ErrorCode::Internal);
+    }
+}
+
+#[test]
+fn the_backend_says_what_computes() {
+    let backend = cpu::open(&fast(Isa::Scalar, 3)).unwrap();
+    assert_eq!(backend.describe(), "cpu (scalar, 3 threads)");
+    let backend = cpu::open(&oracle()).unwrap();
+    assert_eq!(backend.describe(), "cpu (reference, 1 thread)");
+}

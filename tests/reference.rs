@@ -1,0 +1,97 @@
+//! The stored values that transformers and peft computed in float32 on the dequantised weights (tests/fixtures/README.md).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use exlora::checkpoint::Checkpoint;
+use exlora::{Engine, EngineOptions, KvDType, Request};
+use serde::Deserialize;
+
+/// Largest difference of a logit, relative to the vector's largest magnitude.
+const TOLERANCE_F16_KV: f32 = 2e-3;
+/// With keys and values in f32 nothing is rounded but f32 sums.
+const TOLERANCE_F32_KV: f32 = 2e-5;
+
+#[derive(Deserialize)]
+struct Reference {
+    prompts: BTreeMap<String, Prompt>,
+    items: Vec<Item>,
+}
+
+#[derive(Deserialize)]
+struct Prompt {
+    ids: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+struct Item {
+    model: String,
+    adapter: Option<String>,
+    lora_scaling: f32,
+    prompt: String,
+    ids: Vec<u32>,
+    min_margin: f32,
+    logits_key: Option<String>,
+}
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+/// All items of a model that need no DoRA, in one batch.
+fn check(model: &str, kv_dtype: KvDType, tolerance: f32) {
+    let text = std::fs::read_to_string(fixtures().join("reference/reference.json")).expect("the reference");
+    let reference: Reference = serde_json::from_str(&text).expect("json");
+    let logits = Checkpoint::read_file(&fixtures().join("reference/logits.safetensors")).expect("the logits");
+    let engine = Engine::load(fixtures().join(model), EngineOptions { kv_dtype, ..EngineOptions::default() });
+    let engine = engine.expect("the model loads");
+    for adapter in ["jargon-lora-r8", "sqlite-rslora-r16"] {
+        engine.load_adapter(adapter, fixtures().join("adapters").join(adapter)).expect("the adapter loads");
+    }
+
+    let is_plain = |item: &&Item| item.model == model && item.adapter.as_deref() != Some("devil-dora-r8");
+    let items: Vec<&Item> = reference.items.iter().filter(is_plain).collect();
+    assert_eq!(items.len(), 6 * (1 + 2 * 2));
+    let request = |item: &&Item| {
+        let mut request = Request::new(reference.prompts[&item.prompt].ids.clone()).max_new_tokens(48);
+        if let Some(adapter) = &item.adapter {
+            request = request.adapter(adapter, item.lora_scaling);
+        }
+        request.return_logits = true;
+        request
+    };
+    let found = engine.generate(&items.iter().map(request).collect::<Vec<_>>()).expect("runs");
+
+    let vocab = engine.model().config().vocab_size;
+    for (item, found) in items.iter().zip(found) {
+        let what = format!("{model}, {:?} at {}, '{}'", item.adapter, item.lora_scaling, item.prompt);
+        let first = &found.logits[..vocab];
+        let scale = first.iter().fold(0f32, |m, x| m.max(x.abs()));
+        if let Some(key) = &item.logits_key {
+            let expected = logits.tensor(key).expect("stored").to_f32();
+            let error = first.iter().zip(&expected).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / scale;
+            assert!(error < tolerance, "{what}: logits differ by {error:e} of the largest");
+        }
+        // Two logits may each be off by the tolerance before a smaller margin lets them change places.
+        if item.min_margin > 2.0 * tolerance * scale {
+            assert_eq!(found.token_ids, item.ids, "{what}");
+        }
+    }
+}
+
+macro_rules! models {
+    ($($name:ident: $model:literal,)+) => {$(
+        #[test]
+        fn $name() {
+            check($model, KvDType::F16, TOLERANCE_F16_KV);
+            check($model, KvDType::F32, TOLERANCE_F32_KV);
+        }
+    )+};
+}
+
+models! {
+    dense_f16: "quill-4m",
+    gptq_4bit_symmetric: "quill-4m-gptq-4bit-g128-sym",
+    gptq_4bit_asymmetric_with_act_order: "quill-4m-gptq-4bit-g32-asym-actorder",
+    gptq_8bit_symmetric: "quill-4m-gptq-8bit-g128-sym",
+}

@@ -1,0 +1,108 @@
+//! A quantised weight made of random numbers, in no file format: what kernels are tested and measured on.
+
+use std::ops::Range;
+
+use exlora::quant::{CodeGroup, CodeLayout, CodedWeight};
+
+/// A counter-based generator (splitmix64), so that a seed means the same numbers everywhere.
+#[derive(Clone)]
+pub struct Rng(pub u64);
+
+impl Rng {
+    /// The next 64 bits.
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in `0..n`.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.bits() % n as u64) as usize
+    }
+
+    /// Roughly normal with mean 0 and deviation 1.
+    pub fn normal(&mut self) -> f32 {
+        let sum: f32 = (0..4).map(|_| (self.bits() >> 40) as f32 / (1u64 << 24) as f32 - 0.5).sum();
+        sum * 3f32.sqrt()
+    }
+
+    /// That many of them, scaled.
+    pub fn normals(&mut self, count: usize, scale: f32) -> Vec<f32> {
+        (0..count).map(|_| self.normal() * scale).collect()
+    }
+
+    /// Puts the items in a random order.
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for i in (1..items.len()).rev() {
+            items.swap(i, self.below(i + 1));
+        }
+    }
+}
+
+/// Random codes, scales and zeros.
+#[derive(Clone)]
+pub struct RandomCodes {
+    out_features: usize,
+    layout: CodeLayout,
+    /// `[inputs, outputs]`
+    codes: Vec<u8>,
+    /// `[groups, outputs]`
+    scales: Vec<f32>,
+    /// `[groups, outputs]`
+    zeros: Vec<i32>,
+}
+
+impl RandomCodes {
+    /// Codes in these groups, scaled so that outputs of a normal input are about normal.
+    ///
+    /// `half` rounds scales to f16, as GPTQ stores them; `shuffled` gives the inputs a random order.
+    pub fn new(rng: &mut Rng, out_features: usize, groups: Vec<CodeGroup>, half: bool, shuffled: bool) -> Self {
+        let inputs: usize = groups.iter().map(|group| group.inputs).sum();
+        let mut codes = Vec::with_capacity(inputs * out_features);
+        let (mut scales, mut zeros) = (Vec::new(), Vec::new());
+        for group in &groups {
+            let levels = 1usize << group.bits;
+            codes.extend((0..group.inputs * out_features).map(|_| rng.below(levels) as u8));
+            for _ in 0..out_features {
+                let scale = (0.5 + rng.normal().abs()) / (levels as f32 * (inputs as f32).sqrt());
+                scales.push(if half { half::f16::from_f32(scale).to_f32() } else { scale });
+                // v1 GPTQ files reach 2^bits.
+                zeros.push(rng.below(levels + 1) as i32);
+            }
+        }
+        let permutation = shuffled.then(|| {
+            let mut order: Vec<u32> = (0..inputs as u32).collect();
+            rng.shuffle(&mut order);
+            order
+        });
+        Self { out_features, layout: CodeLayout { groups, permutation }, codes, scales, zeros }
+    }
+}
+
+impl CodedWeight for RandomCodes {
+    fn in_features(&self) -> usize {
+        self.codes.len() / self.out_features
+    }
+
+    fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    fn layout(&self) -> &CodeLayout {
+        &self.layout
+    }
+
+    fn read_codes(&self, inputs: Range<usize>, outputs: Range<usize>, codes: &mut [u8]) {
+        for (input, codes) in inputs.zip(codes.chunks_exact_mut(outputs.len())) {
+            codes.copy_from_slice(&self.codes[input * self.out_features..][outputs.clone()]);
+        }
+    }
+
+    fn read_scales(&self, group: usize, outputs: Range<usize>, scales: &mut [f32], zeros: &mut [i32]) {
+        scales.copy_from_slice(&self.scales[group * self.out_features..][outputs.clone()]);
+        zeros.copy_from_slice(&self.zeros[group * self.out_features..][outputs]);
+    }
+}

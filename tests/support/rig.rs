@@ -1,0 +1,184 @@
+//! A backend driven by hand: values go in through an embedding table and come out through an identity head, so that
+//! whatever implements the trait is tested through the trait alone.
+
+use std::collections::HashMap;
+
+use exlora::adapter::batch::{AdapterBatch, SlotId};
+use exlora::adapter::delta::{Delta, LowRank, SiteDelta};
+use exlora::backend::cpu::{self, CpuOptions};
+use exlora::backend::{Backend, BufferId, GroupId, LinearSource, VectorId};
+use exlora::quant::QuantWeight;
+use exlora::sites::SiteId;
+use exlora::tensor::{DType, TensorView};
+use half::{bf16, f16};
+
+use super::coded::{RandomCodes, Rng};
+
+/// A tensor that owns its bytes.
+#[derive(Clone)]
+pub struct Tensor {
+    pub dtype: DType,
+    pub shape: Vec<usize>,
+    pub bytes: Vec<u8>,
+}
+
+impl Tensor {
+    /// Values rounded to a type.
+    pub fn new(dtype: DType, shape: &[usize], values: &[f32]) -> Self {
+        let bytes = values.iter().flat_map(|&value| match dtype {
+            DType::F16 => f16::from_f32(value).to_le_bytes().to_vec(),
+            DType::BF16 => bf16::from_f32(value).to_le_bytes().to_vec(),
+            _ => value.to_le_bytes().to_vec(),
+        });
+        Self { dtype, shape: shape.to_vec(), bytes: bytes.collect() }
+    }
+
+    /// As a view.
+    pub fn view(&self) -> TensorView<'_> {
+        TensorView::new(self.dtype, &self.shape, &self.bytes).expect("values fill the shape")
+    }
+}
+
+/// A stored weight of a test.
+#[derive(Clone)]
+pub enum Weight {
+    Dense(Tensor),
+    Coded(RandomCodes),
+}
+
+/// One linear of a test's group.
+#[derive(Clone)]
+pub struct Member {
+    pub weight: Weight,
+    pub bias: Option<Tensor>,
+}
+
+/// A low-rank delta at a member of the group.
+#[derive(Clone)]
+pub struct Factors {
+    pub member: usize,
+    pub a: Tensor,
+    pub b: Tensor,
+    pub scale: f32,
+}
+
+/// The mixture of one row.
+pub type Mixture = Vec<(SlotId, f32)>;
+
+/// Routing of rows.
+pub fn route(mixtures: &[Mixture]) -> AdapterBatch {
+    let mut batch = AdapterBatch::default();
+    batch.rebuild(mixtures.iter().map(Vec::as_slice));
+    batch
+}
+
+/// A backend and the few things a test needs around it.
+pub struct Rig {
+    pub backend: Box<dyn Backend>,
+    heads: HashMap<usize, GroupId>,
+    sites: u32,
+}
+
+impl Rig {
+    pub fn open(options: &CpuOptions) -> Self {
+        Self { backend: cpu::open(options).expect("the backend opens"), heads: HashMap::new(), sites: 0 }
+    }
+
+    /// Packs a group; its members' sites are the next free ids.
+    pub fn group(&mut self, members: &[Member]) -> (GroupId, Vec<SiteId>) {
+        let sites: Vec<SiteId> = (0..members.len() as u32).map(|i| SiteId(self.sites + i)).collect();
+        self.sites += members.len() as u32;
+        let sources: Vec<LinearSource<'_>> = members
+            .iter()
+            .zip(&sites)
+            .map(|(member, &site)| LinearSource {
+                site,
+                weight: match &member.weight {
+                    Weight::Dense(tensor) => QuantWeight::Dense(tensor.view()),
+                    Weight::Coded(codes) => QuantWeight::Coded(Box::new(codes.clone())),
+                },
+                bias: member.bias.as_ref().map(Tensor::view),
+            })
+            .collect();
+        (self.backend.pack_group(&sources).expect("the group packs"), sites)
+    }
+
+    /// Uploads deltas at the members of a group and returns the bytes they occupy.
+    pub fn upload(&mut self, slot: SlotId, sites: &[SiteId], factors: &[Factors]) -> usize {
+        let deltas: Vec<SiteDelta<'_>> = factors
+            .iter()
+            .map(|f| SiteDelta {
+                site: sites[f.member],
+                delta: Delta::LowRank(LowRank { a: f.a.view(), b: f.b.view(), scale: f.scale }),
+            })
+            .collect();
+        self.backend.upload_adapter(slot, &deltas).expect("the adapter uploads")
+    }
+
+    pub fn vector(&mut self, values: &[f32]) -> VectorId {
+        self.backend.pack_vector(Tensor::new(DType::F32, &[values.len()], values).view()).expect("the vector packs")
+    }
+
+    /// A buffer that holds these rows.
+    pub fn put(&mut self, width: usize, values: &[f32]) -> BufferId {
+        let rows = values.len() / width;
+        let table = Tensor::new(DType::F32, &[rows, width], values);
+        let table = self.backend.pack_table(table.view()).expect("the table packs");
+        let buffer = self.room(width, rows);
+        let tokens: Vec<u32> = (0..rows as u32).collect();
+        self.backend.embed(table, &tokens, 1.0, buffer).expect("rows embed");
+        buffer
+    }
+
+    /// An empty buffer.
+    pub fn room(&mut self, width: usize, rows: usize) -> BufferId {
+        let buffer = self.backend.create_buffer(width);
+        self.backend.reserve_rows(rows).expect("rows are reserved");
+        buffer
+    }
+
+    /// What a buffer holds. Exact: each value is multiplied by one and added to zeros.
+    pub fn get(&mut self, buffer: BufferId, width: usize, rows: usize) -> Vec<f32> {
+        let head = match self.heads.get(&width) {
+            Some(&head) => head,
+            None => {
+                let identity: Vec<f32> = (0..width * width).map(|i| f32::from(i / width == i % width)).collect();
+                let weight = Weight::Dense(Tensor::new(DType::F16, &[width, width], &identity));
+                let (head, _) = self.group(&[Member { weight, bias: None }]);
+                *self.heads.entry(width).or_insert(head)
+            }
+        };
+        let picked: Vec<u32> = (0..rows as u32).collect();
+        let mut out = vec![0.0; rows * width];
+        self.backend.head(head, buffer, &picked, &AdapterBatch::default(), &mut out).expect("the head runs");
+        out
+    }
+}
+
+/// Random factors of a rank.
+pub fn factors(rng: &mut Rng, dtype: DType, member: usize, rank: usize, out: usize, inputs: usize) -> Factors {
+    Factors {
+        member,
+        a: Tensor::new(dtype, &[rank, inputs], &rng.normals(rank * inputs, (inputs as f32).powf(-0.5))),
+        b: Tensor::new(dtype, &[out, rank], &rng.normals(out * rank, (rank as f32).powf(-0.5))),
+        scale: 0.25 + rng.below(8) as f32 * 0.25,
+    }
+}
+
+/// Bits, so that equality means equality.
+pub fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+/// Asserts that every row agrees within `tolerance` times the row's largest expected magnitude (at least 1, the scale
+/// of the random data).
+pub fn assert_close(what: &str, width: usize, found: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(found.len(), expected.len());
+    for (row, (found, expected)) in found.chunks(width).zip(expected.chunks(width)).enumerate() {
+        let scale = expected.iter().fold(1f32, |scale, value| scale.max(value.abs()));
+        for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+            let error = (f - e).abs() / scale;
+            assert!(error <= tolerance, "{what}: row {row} value {i}: {f} for {e}, {error:e} of the row's largest");
+        }
+    }
+}
