@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union
+from typing import Any, Protocol, TypeAlias
 
-if TYPE_CHECKING:
-    import numpy
-    import numpy.typing
+import numpy as np
+from numpy.typing import NDArray
 
-    from exlora._exlora import ExLlamaV2Lora
-
-    FloatArray: TypeAlias = numpy.typing.NDArray[numpy.float32]
+from exlora._exlora import ExLlamaV2Lora
 
 __all__ = ["Adapter", "FloatArray", "LogitBias", "Message", "Prompt", "Stop", "TokenIds"]
 
@@ -22,6 +19,9 @@ class Array(Protocol):
     def tolist(self) -> Any: ...
 
 
+#: float32 values.
+FloatArray: TypeAlias = NDArray[np.float32]
+
 #: Token ids of one prompt.
 TokenIds: TypeAlias = Sequence[int] | Array
 
@@ -29,19 +29,15 @@ TokenIds: TypeAlias = Sequence[int] | Array
 Message: TypeAlias = Mapping[str, Any]
 
 #: What to continue.
-Prompt: TypeAlias = Union[str, TokenIds, Sequence[Message]]
+Prompt: TypeAlias = str | TokenIds | Sequence[Message]
 
 #: One adapter or an ordered mixture; `None` is the base model.
-Adapter: TypeAlias = Union[
-    None,
-    str,
-    "ExLlamaV2Lora",
-    Mapping[str, float],
-    Sequence[Union[str, "ExLlamaV2Lora", tuple[Union[str, "ExLlamaV2Lora"], float]]],
-]
+Adapter: TypeAlias = (
+    str | ExLlamaV2Lora | Mapping[str, float] | Sequence[str | ExLlamaV2Lora | tuple[str | ExLlamaV2Lora, float]] | None
+)
 
 #: Ids and strings that end a text.
-Stop: TypeAlias = Union[None, int, str, Sequence[Union[int, str]]]
+Stop: TypeAlias = int | str | Sequence[int | str] | None
 
 #: What is added to the logits of single ids.
 LogitBias: TypeAlias = Mapping[int, float] | None

@@ -25,7 +25,10 @@ impl<'py> FromPyObject<'_, 'py> for TokenIds {
             Some(tolist) => tolist.call0()?,
             None => value.to_owned(),
         };
-        let ids = listed.try_iter()?.map(|item| token_id(&item?));
+        let items = listed.try_iter().map_err(|_| {
+            PyTypeError::new_err(format!("token ids are a sequence or an array of integers, not {}", type_name(&value)))
+        })?;
+        let ids = items.map(|item| token_id(&item?));
         Ok(Self(ids.collect::<PyResult<_>>()?))
     }
 }
@@ -61,6 +64,10 @@ impl<'py> FromPyObject<'_, 'py> for PromptArg {
             && messages.iter().all(|message| message.is_instance_of::<PyDict>())
         {
             return Ok(Self(Prompt::Chat(chat_messages(&messages)?)));
+        }
+        if value.try_iter().is_err() {
+            let found = type_name(&value);
+            return Err(PyTypeError::new_err(format!("a prompt is text, token ids or chat messages, not {found}")));
         }
         Ok(Self(Prompt::Tokens(value.extract::<TokenIds>()?.0)))
     }
@@ -123,10 +130,14 @@ fn weighted(pair: &Bound<'_, PyAny>) -> PyResult<(AdapterRef, f32)> {
 }
 
 fn not_an_adapter(value: &Bound<'_, PyAny>) -> PyErr {
-    let found = value.get_type().name().map_or_else(|_| "something else".to_owned(), |name| name.to_string());
     PyTypeError::new_err(format!(
-        "an adapter is None, a name, an ExLlamaV2Lora, a mapping of name to weight, or pairs (adapter, weight), not {found}"
+        "an adapter is None, a name, an ExLlamaV2Lora, a mapping of name to weight, or pairs (adapter, weight), not {}",
+        type_name(value)
     ))
+}
+
+fn type_name(value: &Bound<'_, PyAny>) -> String {
+    value.get_type().name().map_or_else(|_| "something else".to_owned(), |name| name.to_string())
 }
 
 /// What ends a text: nothing, an id, a string, or a list of these.

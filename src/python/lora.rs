@@ -34,7 +34,7 @@ pub(super) struct ExLlamaV2Lora {
     lease: Mutex<Option<AdapterLease>>,
     summary: AdapterSummary,
     /// The user's multiplier on top of the adapter's own scaling.
-    weight: f32,
+    weight: f64,
     model: Py<PyAny>,
 }
 
@@ -42,7 +42,7 @@ impl ExLlamaV2Lora {
     /// The adapter and the user's multiplier, for a mixture.
     pub(super) fn leased(&self) -> PyResult<(AdapterRef, f32)> {
         match &*self.lease.lock() {
-            Some(lease) => Ok((AdapterRef::Lease(lease.clone()), self.weight)),
+            Some(lease) => Ok((AdapterRef::Lease(lease.clone()), self.weight as f32)),
             None => Err(Error::new(ErrorCode::AdapterNotFound, "the adapter was unloaded")
                 .path(&self.summary.path)
                 .hint("load it again; the base model is None")
@@ -50,7 +50,7 @@ impl ExLlamaV2Lora {
         }
     }
 
-    fn admit(py: Python<'_>, model: ModelArg<'_>, directory: PathBuf, weight: f32) -> PyResult<Self> {
+    fn admit(py: Python<'_>, model: ModelArg<'_>, directory: PathBuf, weight: f64) -> PyResult<Self> {
         if !weight.is_finite() {
             return Err(Error::new(ErrorCode::AdapterWeightInvalid, "lora_scaling is not finite").found(weight).into());
         }
@@ -71,7 +71,7 @@ impl ExLlamaV2Lora {
         model: ModelArg<'_>,
         lora_config_path: PathBuf,
         lora_path: PathBuf,
-        lora_scaling: f32,
+        lora_scaling: f64,
     ) -> PyResult<Self> {
         let is_named = |path: &PathBuf, name: &str| path.file_name().is_some_and(|file| file == name);
         let directory = lora_path.parent().filter(|&parent| {
@@ -97,7 +97,7 @@ impl ExLlamaV2Lora {
         py: Python<'_>,
         model: ModelArg<'_>,
         directory: PathBuf,
-        lora_scaling: f32,
+        lora_scaling: f64,
     ) -> PyResult<Self> {
         Self::admit(py, model, directory, lora_scaling)
     }
@@ -129,12 +129,12 @@ impl ExLlamaV2Lora {
     /// The effective multiplier, `weight * lora_alpha / lora_r`. Patterns of the config may differ from it site by site.
     #[getter]
     fn lora_scaling(&self) -> f64 {
-        f64::from(self.weight) * self.lora_alpha() / self.summary.rank as f64
+        self.weight * self.lora_alpha() / self.summary.rank as f64
     }
 
     /// The multiplier given as `lora_scaling` when it was loaded.
     #[getter]
-    fn weight(&self) -> f32 {
+    fn weight(&self) -> f64 {
         self.weight
     }
 
