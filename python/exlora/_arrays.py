@@ -1,4 +1,7 @@
-"""Arrays at the border: torch tensors for a process that has imported torch, numpy arrays otherwise. Nothing here imports torch."""
+"""Arrays at the border: torch tensors for a process that has imported torch, numpy arrays otherwise.
+
+Nothing here imports torch.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import numpy as np
 
 from exlora import _exlora
 
-__all__ = ["as_numpy", "token_row", "token_rows", "to_array"]
+__all__ = ["as_numpy", "to_array", "token_row", "token_rows"]
 
 
 def to_array(array: np.ndarray[Any, Any]) -> Any:

@@ -49,7 +49,7 @@ class ExLlamaV2CacheBase:
         self.model = model
         self.batch_size = batch_size
         self.max_seq_len = model.config.max_seq_len if max_seq_len == -1 else max_seq_len
-        self.current_seq_len = 0
+        self.current_seq_len: int = 0
         #: Leading tokens of each sequence that are padding, from the mask of the pass that began it.
         self.padding = [0] * batch_size
         self._kv: _exlora.KvCache | None = None
@@ -97,23 +97,23 @@ class _Compressed(ExLlamaV2CacheBase):
         )
 
 
-class ExLlamaV2Cache_8bit(_Compressed):  # noqa: N801
+class ExLlamaV2Cache_8bit(_Compressed):
     """As `ExLlamaV2Cache`."""
 
 
-class ExLlamaV2Cache_Q4(_Compressed):  # noqa: N801
+class ExLlamaV2Cache_Q4(_Compressed):
     """As `ExLlamaV2Cache`."""
 
 
-class ExLlamaV2Cache_Q6(_Compressed):  # noqa: N801
+class ExLlamaV2Cache_Q6(_Compressed):
     """As `ExLlamaV2Cache`."""
 
 
-class ExLlamaV2Cache_Q8(_Compressed):  # noqa: N801
+class ExLlamaV2Cache_Q8(_Compressed):
     """As `ExLlamaV2Cache`."""
 
 
-class ExLlamaV2Cache_TP:  # noqa: N801
+class ExLlamaV2Cache_TP:
     """Tensor parallelism is not done here."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

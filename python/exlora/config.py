@@ -15,8 +15,8 @@ class ExLlamaV2Config:
     """What config.json says, and how the model is to be used.
 
     Settings that choose among exllamav2's GPU code paths (`no_flash_attn`, `no_xformers`, `no_sdpa`, `no_graphs`,
-    `max_attention_size`, `max_dq_size`, `fasttensors`) are kept and have no effect. exlora's own are `device`, `threads`
-    and `kv_dtype`.
+    `max_attention_size`, `max_dq_size`, `fasttensors`) are kept and have no effect. exlora's own are `device`,
+    `threads` and `kv_dtype`.
     """
 
     architecture: str

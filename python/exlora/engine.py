@@ -61,8 +61,8 @@ class Engine:
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
-        adapters: Adapter | Sequence[Adapter] = None,
+        prompts: Any,
+        adapters: Any = None,
         *,
         adapter: Adapter = None,
         max_new_tokens: int | Sequence[int] = 128,
@@ -86,26 +86,27 @@ class Engine:
         """Continues one prompt and returns its `Completion`, or a list of prompts and returns a list in their order.
 
         A prompt is text, token ids (a list, or an array of numpy or torch), or chat messages (a list of dicts). All
-        prompts run in one batch. `adapters` and every keyword take one value for all prompts or a list with one for each.
+        prompts run in one batch. `adapters` and every keyword take one value for all prompts, or a list with one each.
 
-        adapters             None for the base, a name, or a mapping name -> weight whose order is kept (`adapter` is the same)
+        adapters             None for the base, a name, or an ordered mapping name -> weight; `adapter` is the same
         temperature          0 is greedy
         top_k, top_p, min_p  keep the k best, the nucleus, the tokens of a share of the best one's probability
-        repetition_penalty   on tokens of prompt and output; frequency_penalty and presence_penalty on those of the output
+        repetition_penalty   on tokens of prompt and output
+        frequency_penalty    and presence_penalty: on tokens of the output
         logit_bias           id -> what is added to its logit; -inf forbids it
-        stop                 ids and strings that end the text, one or a list; for a batch it is one value per prompt only if
-                             it is as long as the prompts and holds nothing but lists and None
+        stop                 ids and strings that end the text, one or a list; for a batch it is one value per prompt
+                             only if it is as long as the prompts and holds nothing but lists and None
         logprobs             n >= 1 gives `logprobs` (of the chosen ids) and `top_logprobs` (of the n best)
         stop_at_eos          whether the model's own end ids end the text
         """
         settings = locals()
         for name in ("self", "prompts", "adapters", "adapter"):
             del settings[name]
-        adapters = _either(adapters, adapter)
-        if not _is_batch(prompts):
-            return self._native.generate([_exlora.Request(prompts, adapters, **settings)])[0]
-        batch: Sequence[Any] = prompts
-        each: dict[str, Sequence[Any]] = {
+        batch, adapters = _batch(prompts), _either(adapters, adapter)
+        if batch is None:
+            [completion] = self._native.generate([_exlora.Request(prompts, adapters, **settings)])
+            return completion
+        each = {
             name: _spread_stop(value, len(batch)) if name == "stop" else _spread(name, value, len(batch))
             for name, value in settings.items()
         }
@@ -235,24 +236,19 @@ def _open(path: str | PathLike[str], options: dict[str, Any]) -> Engine:
     return Engine(path, **options)
 
 
-def _is_batch(prompts: Any) -> bool:
-    """Whether it is several prompts: a list of anything but ids or chat messages, or an array of rows."""
-    if isinstance(prompts, str):
-        return False
+def _batch(prompts: Any) -> Any:
+    """The prompts, if they are several (a list of anything but ids or messages, an array of rows), else `None`."""
     if hasattr(prompts, "ndim"):
-        return bool(prompts.ndim > 1)
+        return prompts if prompts.ndim > 1 else None
     if not isinstance(prompts, list | tuple):
-        return False
-    return (
-        not prompts
-        or not (hasattr(prompts[0], "__index__") or isinstance(prompts[0], Mapping))
-        or _has_rank(prompts[0])
-    )
+        return None
+    is_one = len(prompts) > 0 and (_is_id(prompts[0]) or isinstance(prompts[0], Mapping))
+    return None if is_one else prompts
 
 
-def _has_rank(item: Any) -> bool:
-    """Whether it is an array of ids (which also has `__index__`) rather than one id."""
-    return bool(getattr(item, "ndim", 0))
+def _is_id(item: Any) -> bool:
+    """Whether it is an integer, of whatever library, rather than an array of them."""
+    return hasattr(item, "__index__") and not getattr(item, "ndim", 0)
 
 
 def _either(adapters: Any, adapter: Any) -> Any:
@@ -261,7 +257,7 @@ def _either(adapters: Any, adapter: Any) -> Any:
     return adapter if adapters is None else adapters
 
 
-def _spread(name: str, value: Any, n: int) -> Sequence[Any]:
+def _spread(name: str, value: Any, n: int) -> Any:
     """One value for each of n prompts."""
     if not isinstance(value, list | tuple) and not getattr(value, "ndim", 0):
         return [value] * n
@@ -273,7 +269,7 @@ def _spread(name: str, value: Any, n: int) -> Sequence[Any]:
     return value
 
 
-def _spread_stop(value: Any, n: int) -> Sequence[Any]:
+def _spread_stop(value: Any, n: int) -> Any:
     """As `_spread`, where a list is usually one value."""
     is_list = isinstance(value, list | tuple)
     if is_list and len(value) == n and all(item is None or isinstance(item, list | tuple) for item in value):

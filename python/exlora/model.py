@@ -165,11 +165,11 @@ class ExLlamaV2:
         cpu_logits: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Logits of tokens `input_ids` [batch, tokens] that follow what is in the cache: float32 [batch, tokens, vocab].
+        """Logits of tokens [batch, tokens] that follow what is in the cache: float32 [batch, tokens, vocab].
 
         Only those of the last token ([batch, 1, vocab]) if `last_id_only`; `None` if `preprocess_only`, or if
-        `abort_event` was set meanwhile. `loras` is one adapter, or an ordered list of adapters or (adapter, weight) that
-        all rows share. Rows are sequences of their own. `input_mask` [batch, n] (boolean, or additive as
+        `abort_event` was set meanwhile. `loras` is one adapter, or an ordered list of adapters or (adapter, weight)
+        that all rows share. Rows are sequences of their own. `input_mask` [batch, n] (boolean, or additive as
         `tokenizer.padding_mask` makes it) marks padding on the left, whose tokens are not computed; their logits are 0.
         `position_offsets` move all positions of a row alike, which a rotary embedding does not notice: they have no
         effect. Nor has `cpu_logits`.

@@ -15,7 +15,7 @@ __all__ = ["ExLlamaV2Tokenizer"]
 
 
 class ExLlamaV2Tokenizer:
-    """tokenizer.json of a model's folder. `lazy_init`, `force_json` and `force_spm` have no effect: there is one reader."""
+    """tokenizer.json of a model's folder. `lazy_init` and `force_json` have no effect: there is one reader."""
 
     def __init__(
         self, config: ExLlamaV2Config, lazy_init: bool = True, force_json: bool = False, force_spm: bool = False

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from exlora._exlora import ExLlamaV2Lora
 
-__all__ = ["Adapter", "FloatArray", "LogitBias", "Message", "Prompt", "Stop", "TokenIds"]
+__all__ = ["Adapter", "FloatArray", "LogitBias", "Message", "Messages", "Prompt", "Stop", "TokenIds"]
 
 
 class Array(Protocol):
@@ -28,8 +28,11 @@ TokenIds: TypeAlias = Sequence[int] | Array
 #: One message of a chat: `role`, `content`, and whatever else the model's template reads.
 Message: TypeAlias = Mapping[str, Any]
 
+#: A chat.
+Messages: TypeAlias = Sequence[Message]
+
 #: What to continue.
-Prompt: TypeAlias = str | TokenIds | Sequence[Message]
+Prompt: TypeAlias = str | TokenIds | Messages
 
 #: One adapter or an ordered mixture; `None` is the base model.
 Adapter: TypeAlias = (

@@ -4,8 +4,8 @@ use numpy::{PyArray1, PyArrayMethods};
 use pyo3::exceptions::PyTypeError;
 use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
-use pyo3::type_hint_identifier;
 use pyo3::types::{PyDict, PyList, PyMapping, PyString, PyTuple};
+use pyo3::{type_hint_identifier, type_hint_subscript};
 
 use super::lora::ExLlamaV2Lora;
 use crate::engine::job::{AdapterRef, Prompt, Stop};
@@ -63,7 +63,7 @@ impl<'py> FromPyObject<'_, 'py> for PromptArg {
             && !messages.is_empty()
             && messages.iter().all(|message| message.is_instance_of::<PyDict>())
         {
-            return Ok(Self(Prompt::Chat(chat_messages(&messages)?)));
+            return Ok(Self(Prompt::Chat(messages.extract::<Messages>()?.0)));
         }
         if value.try_iter().is_err() {
             let found = type_name(&value);
@@ -74,13 +74,21 @@ impl<'py> FromPyObject<'_, 'py> for PromptArg {
 }
 
 /// Chat messages from a list of dicts; whatever JSON can say may stand in them.
-pub(super) fn chat_messages(messages: &Bound<'_, PyAny>) -> PyResult<Vec<ChatMessage>> {
-    let json: String = messages.py().import("json")?.call_method1("dumps", (messages,))?.extract()?;
-    serde_json::from_str(&json).map_err(|e| {
-        Error::new(ErrorCode::ChatTemplateFailed, format!("the messages are not a chat: {e}"))
-            .expected("a list of dicts with 'role' and 'content', both text")
-            .into()
-    })
+pub(super) struct Messages(pub Vec<ChatMessage>);
+
+impl<'py> FromPyObject<'_, 'py> for Messages {
+    type Error = PyErr;
+
+    const INPUT_TYPE: PyStaticExpr = type_hint_identifier!("exlora.types", "Messages");
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let json: String = value.py().import("json")?.call_method1("dumps", (value,))?.extract()?;
+        serde_json::from_str(&json).map(Self).map_err(|e| {
+            Error::new(ErrorCode::ChatTemplateFailed, format!("the messages are not a chat: {e}"))
+                .expected("a list of dicts with 'role' and 'content', both text")
+                .into()
+        })
+    }
 }
 
 /// An ordered mixture: nothing, a name, an adapter, a mapping name to weight, or a list of such with or without weights.
@@ -181,6 +189,38 @@ impl<'py> FromPyObject<'_, 'py> for LogitBias {
         let pairs = items.iter().map(|pair| Ok((token_id(&pair.get_item(0)?)?, pair.get_item(1)?.extract()?)));
         pairs.collect::<PyResult<_>>().map(Self)
     }
+}
+
+macro_rules! named {
+    ($(#[doc = $doc:literal] $name:ident = $value:expr;)+) => {
+        $(
+            #[doc = $doc]
+            pub(super) struct $name<'py>(pub Bound<'py, PyDict>);
+
+            impl<'py> IntoPyObject<'py> for $name<'py> {
+                type Target = PyDict;
+                type Output = Bound<'py, PyDict>;
+                type Error = std::convert::Infallible;
+
+                const OUTPUT_TYPE: PyStaticExpr = type_hint_subscript!(
+                    type_hint_identifier!("builtins", "dict"), type_hint_identifier!("builtins", "str"), $value
+                );
+
+                fn into_pyobject(self, _py: Python<'py>) -> Result<Bound<'py, PyDict>, Self::Error> {
+                    Ok(self.0)
+                }
+            }
+        )+
+    };
+}
+
+named! {
+    /// A dict of integers by name, in the order it was filled.
+    NamedInts = type_hint_identifier!("builtins", "int");
+    /// A dict of floats by name, in the order it was filled.
+    NamedFloats = type_hint_identifier!("builtins", "float");
+    /// A dict of anything by name, in the order it was filled.
+    NamedValues = type_hint_identifier!("typing", "Any");
 }
 
 /// Float32 values on their way to a numpy array `[rows, columns]`, or `[rows]` where `columns` is `None`.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use super::convert::NamedValues;
 use super::detach::{Listener, detached};
 use crate::model::config::DecoderConfig;
 use crate::model::{Model, ModelOptions};
@@ -79,8 +80,7 @@ impl PyModel {
 
 /// What config.json and generation_config.json of a model folder say.
 #[pyfunction]
-#[pyo3(signature = (path) -> "dict[str, typing.Any]")]
-pub(super) fn read_model_config(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyDict>> {
+pub(super) fn read_model_config(py: Python<'_>, path: PathBuf) -> PyResult<NamedValues<'_>> {
     let (config, json) = DecoderConfig::read(&path)?;
     let is_quantised = QuantConfig::read(&path, &json)?.is_some();
     let dict = PyDict::new(py);
@@ -99,5 +99,5 @@ pub(super) fn read_model_config(py: Python<'_>, path: PathBuf) -> PyResult<Bound
     dict.set_item("eos_token_ids", config.eos_token_ids)?;
     dict.set_item("bos_token_id", config.bos_token_id)?;
     dict.set_item("pad_token_id", config.pad_token_id)?;
-    Ok(dict)
+    Ok(NamedValues(dict))
 }

@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::convert::{Floats, FloatsOf};
+use super::convert::{Floats, FloatsOf, NamedFloats};
 use crate::adapter::pool::AdapterInfo;
 use crate::engine::job::{Chunk, Completion, Finish, StopMatch, TokenLogprobs, Usage};
 
@@ -57,7 +57,7 @@ fn matched(finish: &Finish) -> Option<Matched> {
 #[derive(IntoPyObject)]
 pub(super) enum Requested<'py> {
     Name(String),
-    Weights(Bound<'py, PyDict>),
+    Weights(NamedFloats<'py>),
     Pairs(Vec<(String, f64)>),
 }
 
@@ -156,7 +156,7 @@ impl PyCompletion {
                 Ok(Some(if is_repeated {
                     Requested::Pairs(mixture.iter().map(|(name, weight)| (name.clone(), as_written(*weight))).collect())
                 } else {
-                    Requested::Weights(weights)
+                    Requested::Weights(NamedFloats(weights))
                 }))
             }
         }

@@ -55,9 +55,11 @@ def stop_list(conditions: Iterable[int | str | None] | None) -> list[int | str]:
     for condition in conditions or ():
         if isinstance(condition, str):
             stops.append(condition)
+        elif condition is None:
+            continue
         elif hasattr(condition, "__index__"):
             stops.append(int(condition))
-        elif condition is not None:
+        else:
             raise ValueError(f"stop conditions are token ids and strings, not {type(condition).__name__}")
     return stops
 

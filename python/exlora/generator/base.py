@@ -56,8 +56,9 @@ class ExLlamaV2BaseGenerator:
     ) -> str | list[str]:
         """Prompt and continuation (the continuation alone if `completion_only`); a list for a list of prompts.
 
-        `loras` is one adapter or an ordered list of adapters or (adapter, weight). `stop_token` -1 is the tokenizer's EOS,
-        `None` none. A prompt too long for the cache loses its beginning. `abort_event` ends all texts where they are.
+        `loras` is one adapter or an ordered list of adapters or (adapter, weight). `stop_token` -1 is the tokenizer's
+        EOS, `None` none. A prompt too long for the cache loses its beginning. `abort_event` ends all texts where they
+        are.
         """
         refuse(
             f"{type(self).__name__}.generate_simple",

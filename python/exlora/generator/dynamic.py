@@ -22,8 +22,8 @@ __all__ = ["ExLlamaV2DynamicGenerator"]
 class ExLlamaV2DynamicGenerator:
     """Runs jobs in one continuous batch over the pages of `cache.max_seq_len` tokens.
 
-    Prompts that begin alike, under the same adapters and weights, share pages. Settings that choose among exllamav2's GPU
-    code paths (`max_q_size`, sampling threads, `paged`, `filter_background_eval`) have no effect.
+    Prompts that begin alike, under the same adapters and weights, share pages. Settings that choose among exllamav2's
+    GPU code paths (`max_q_size`, sampling threads, `paged`, `filter_background_eval`) have no effect.
     """
 
     def __init__(
@@ -62,8 +62,10 @@ class ExLlamaV2DynamicGenerator:
         self._serial = 0
 
     def set_loras(self, loras: Any = None) -> None:
-        """Adapters of the jobs enqueued from now on: one, an ordered list of adapters or (adapter, weight), or `None` for
-        the base model. Jobs that run already keep theirs."""
+        """Adapters of the jobs enqueued from now on; jobs that run already keep theirs.
+
+        One adapter, an ordered list of adapters or (adapter, weight), or `None` for the base model.
+        """
         self.current_loras = mixture(loras)
 
     def generate(
@@ -88,10 +90,10 @@ class ExLlamaV2DynamicGenerator:
         loras: Any = SET_LORAS,
         **kwargs: Any,
     ) -> Any:
-        """Prompt and continuation (the continuation alone if `completion_only`), a list of them for a list of prompts, with
-        each job's last result if `return_last_results`; `None` if `abort_event` was set meanwhile.
+        """Prompt and continuation, or the continuation alone if `completion_only`; a list for a list of prompts.
 
-        `loras` is exlora's own, for all prompts alike: see `ExLlamaV2DynamicJob`.
+        With each job's last result if `return_last_results`; `None` if `abort_event` was set meanwhile. `loras` is
+        exlora's own, for all prompts alike: see `ExLlamaV2DynamicJob`.
         """
         self.refuse_filters(filters, embeddings)
         loras = kwargs.pop("lora", loras)

@@ -52,8 +52,8 @@ class ExLlamaV2DynamicGeneratorAsync:
             try:
                 results = await asyncio.to_thread(self.generator.iterate)
             except Exception as error:  # concerns no job in particular, so each is told
-                for job in self.jobs.values():
-                    job.results.put_nowait(error)
+                for waiting in self.jobs.values():
+                    waiting.results.put_nowait(error)
                 self.generator.clear_queue()
                 self.jobs.clear()
                 results = []

@@ -32,8 +32,8 @@ SET_LORAS = _SetLoras()
 class ExLlamaV2DynamicJob:
     """One sequence to continue.
 
-    `loras` is exlora's own: this job's adapters, as one adapter or an ordered list of adapters or (adapter, weight); `None`
-    or an empty list is the base model. Left out, it is what `set_loras` says when the job is enqueued.
+    `loras` is exlora's own: this job's adapters, as one adapter or an ordered list of adapters or (adapter, weight);
+    `None` or an empty list is the base model. Left out, it is what `set_loras` says when the job is enqueued.
     `return_probs` and `return_top_tokens` give probabilities before penalties and filters.
     """
 
@@ -176,7 +176,8 @@ class ExLlamaV2DynamicJob:
 
     def _end(self, chunk: _exlora.Chunk) -> dict[str, Any]:
         usage, match = chunk.usage, chunk.stop_match
-        assert usage is not None and self._tokenizer is not None, "a last chunk has its usage"
+        assert usage is not None, "a last chunk has its usage"
+        assert self._tokenizer is not None, "a job reports after it was submitted"
         self.is_finished = True
         now = time.perf_counter()
         ending: dict[str, Any] = {

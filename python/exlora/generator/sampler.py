@@ -1,7 +1,7 @@
 """`ExLlamaV2Sampler`: exllamav2's sampling settings, and a sampler for those who run `forward` themselves.
 
-The order is penalties, token bias, temperature, top-k, top-p, min-p. Frequency and presence penalties count the tokens of
-the output. Settings of exllamav2 that have no counterpart here are fine while they are off and refused when they are on.
+The order is penalties, token bias, temperature, top-k, top-p, min-p. Frequency and presence penalties count the tokens
+of the output. Settings of exllamav2 that have no counterpart here are fine while they are off, refused when on.
 """
 
 from __future__ import annotations
@@ -168,8 +168,8 @@ class ExLlamaV2Sampler:
         """Chooses the token that follows `sequence_ids` [batch, n] from `logits` [batch, 1, vocab].
 
         Returns ids [batch, 1], ids and probabilities of the best tokens [batch, 1, k], the chosen ids' probabilities
-        [batch, 1], and False (no filter ended). Probabilities are those before penalties and filters. `random` in [0, 1)
-        decides the draw.
+        [batch, 1], and False (no filter ended). Probabilities are those before penalties and filters. `random` in
+        [0, 1) decides the draw.
         """
         del tokenizer, sync, kwargs
         refuse("ExLlamaV2Sampler.sample", prefix_token=prefix_token, filters=filters)

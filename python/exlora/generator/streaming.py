@@ -104,8 +104,11 @@ class ExLlamaV2StreamingGenerator:
         filter_prefer_eos: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Begins a sequence [1, n] under `loras` (one adapter, or an ordered list of adapters or (adapter, weight)); one
-        that still runs ends. Probabilities are those before penalties and filters."""
+        """Begins a sequence [1, n]; one that still runs ends.
+
+        `loras` is one adapter, or an ordered list of adapters or (adapter, weight). Probabilities are those before
+        penalties and filters.
+        """
         owner = f"{type(self).__name__}.begin_stream"
         refuse(
             owner,
@@ -138,7 +141,7 @@ class ExLlamaV2StreamingGenerator:
         self._job = self._engine.submit(request)
 
     def stream(self) -> tuple[Any, ...]:
-        """The next (text, eos, ids [1, n]), followed by probabilities [1, n] and logits [1, n, vocab] where asked for."""
+        """The next (text, eos, ids [1, n]); then probabilities [1, n] and logits [1, n, vocab] where asked for."""
         result = self.stream_ex()
         values = [result["chunk"], result["eos"], result["chunk_token_ids"]]
         values += [result["probs"]] if self._returns_probs else []
@@ -146,8 +149,11 @@ class ExLlamaV2StreamingGenerator:
         return tuple(values)
 
     def stream_ex(self, ban_tokens: Any = None, **kwargs: Any) -> dict[str, Any]:
-        """The next piece: `chunk`, `eos`, `chunk_token_ids` [1, n], and where asked for `probs` [1, n], `top_tokens` and
-        `top_probs` [1, n, k], `logits` [1, n, vocab]. The token that ends the text is not in it."""
+        """The next piece: `chunk`, `eos`, `chunk_token_ids` [1, n].
+
+        Where asked for: `probs` [1, n], `top_tokens` and `top_probs` [1, n, k], `logits` [1, n, vocab]. The token that
+        ends the text is not in it.
+        """
         refuse(f"{type(self).__name__}.stream", ban_tokens=ban_tokens)
         warn_unknown(f"{type(self).__name__}.stream", kwargs)
         if self._job is None:
