@@ -6,7 +6,7 @@ use super::convert::{LogitBias, Mixture, PromptArg, Stops, TokenIds, count};
 use crate::engine::job::Request;
 use crate::engine::sampler::{Sampler, SamplingParams};
 
-/// Ids and their log-probabilities, best first.
+/// The most likely ids with their log-probabilities, best first.
 type TopLogprobs = Vec<(u32, f32)>;
 
 /// One prompt and how to continue it.
