@@ -3,8 +3,9 @@ The compiled half of exlora. Use the package `exlora`.
 """
 
 from _typeshed import SupportsGetItem
+from exlora.errors import ExloraError
 from exlora.model import ExLlamaV2
-from exlora.types import Adapter, FloatArray, LogitBias, Prompt, Stop, TokenIds
+from exlora.types import Adapter, FloatArray, LogitBias, Messages, Prompt, Stop, TokenIds
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final, SupportsFloat, SupportsIndex, final
@@ -122,7 +123,7 @@ class Completion:
     """
     def __repr__(self, /) -> str: ...
     @property
-    def adapter(self, /) -> str | dict | list[tuple[str, float]] | None:
+    def adapter(self, /) -> str | dict[str, float] | list[tuple[str, float]] | None:
         """
         The mixture: `None` for the base, a name for one adapter of weight 1, else a dict of name to weight (a list of
         pairs where a name stands twice).
@@ -212,7 +213,7 @@ class Engine:
         """
         An engine over a model that is loaded already, with a cache of its own.
         """
-    def stats(self, /) -> "dict[str, int]":
+    def stats(self, /) -> dict[str, int]:
         """
         Counters and resident bytes, now.
         """
@@ -444,7 +445,7 @@ class Tokenizer:
         """
     def __reduce__(self, /) -> "tuple[type[Tokenizer], tuple[str]]": ...
     def __repr__(self, /) -> str: ...
-    def apply_chat_template(self, /, messages: "collections.abc.Sequence[exlora.types.Message]", add_generation_prompt: bool = True) -> "str":
+    def apply_chat_template(self, /, messages: Messages, add_generation_prompt: bool = True) -> str:
         """
         The prompt of a chat, by the model's own template.
         """
@@ -520,14 +521,14 @@ class Usage:
         Tokens of the prompt.
         """
 
-def error(code: str, message: str, *, path: str | None = None, expected: str | None = None, found: str | None = None, hint: str | None = None) -> "exlora.errors.ExloraError":
+def error(code: str, message: str, *, path: str | None = None, expected: str | None = None, found: str | None = None, hint: str | None = None) -> ExloraError:
     """
     An exception of that code, for the Python half to raise. An unknown code gives `internal`.
     """
 
-def error_codes() -> "list[dict[str, str]]":
+def error_codes() -> list[dict[str, str]]:
     """
-    The catalogue of errors: a dict with `code`, `kind`, `summary` and `remedy` for each.
+    The catalogue of errors: a dict with `code`, `kind`, `remedy` and `summary` for each.
     """
 
 def main(argv: SupportsGetItem[int, str]) -> int:
@@ -535,7 +536,7 @@ def main(argv: SupportsGetItem[int, str]) -> int:
     Runs the command line on `argv` (its first item is the program's name) and returns the exit code.
     """
 
-def read_model_config(path: str | PathLike[str]) -> "dict[str, typing.Any]":
+def read_model_config(path: str | PathLike[str]) -> dict[str, Any]:
     """
     What config.json and generation_config.json of a model folder say.
     """
