@@ -27,6 +27,9 @@ use sequence::{Generation, JobShared, Purpose, Sequence};
 
 use text::{StopStrings, Tokenizer};
 
+/// Tokens of a KV cache where nothing else is said.
+pub const DEFAULT_KV_TOKENS: usize = 8192;
+
 /// Options of [`Engine::load`].
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
@@ -36,7 +39,7 @@ pub struct EngineOptions {
     pub threads: Option<usize>,
     /// Element type of cached keys and values.
     pub kv_dtype: KvDType,
-    /// Tokens the KV cache holds over all requests; by default the model's positions, at most 8192.
+    /// Tokens the KV cache holds over all requests; [`DEFAULT_KV_TOKENS`] by default. Memory is touched as it is used.
     pub kv_tokens: Option<usize>,
     /// Largest number of requests that run at once; further ones wait.
     pub max_rows: usize,
@@ -151,7 +154,7 @@ impl Engine {
     /// `memory_exhausted`.
     pub fn over(model: Arc<Model>, tokenizer: Option<Arc<Tokenizer>>, options: EngineOptions) -> Result<Self> {
         let positions = model.config().max_positions;
-        let pages = pages_for(options.kv_tokens.unwrap_or(positions.min(8192)).max(1));
+        let pages = pages_for(options.kv_tokens.unwrap_or(DEFAULT_KV_TOKENS).max(1));
         let kv = model.create_kv(pages, options.kv_dtype)?;
         let shared = Shared {
             max_tokens: positions.min(pages * PAGE_TOKENS),
