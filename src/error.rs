@@ -224,9 +224,13 @@ impl Error {
         }))
     }
 
-    /// What the work was about: `adapter 'sql'`, `request 3`. The outermost name wins nothing: the first one set stays.
+    /// What the work was about: `adapter 'sql'`, `request 3`. The caller knows best, so a later name replaces an earlier
+    /// one, in all problems that were found together.
     pub fn subject(mut self, subject: impl Into<String>) -> Self {
-        self.0.subject.get_or_insert_with(|| subject.into());
+        let subject = subject.into();
+        let others = std::mem::take(&mut self.0.others);
+        self.0.others = others.into_iter().map(|other| other.subject(subject.as_str())).collect();
+        self.0.subject = Some(subject);
         self
     }
 

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::adapter::AdapterFiles;
 use crate::adapter::delta::{Delta, SiteDelta};
 use crate::adapter::plan::AdapterPlan;
+use crate::adapter::{AdapterFiles, folder, keys};
 use crate::backend::KvDType;
 use crate::checkpoint::Checkpoint;
 use crate::engine::text::Tokenizer;
@@ -145,7 +145,7 @@ pub struct Quantisation {
 /// `checkpoint_not_found`: the folder holds neither; anything that keeps the model, or the base, from being loaded. What is
 /// wrong with an adapter stands in its report.
 pub fn inspect(dir: &Path, base: Option<&Path>) -> Result<Report> {
-    if dir.join("adapter_config.json").exists() || dir.join("adapter_model.safetensors").exists() {
+    if dir.join(folder::CONFIG).exists() || dir.join(folder::WEIGHTS).exists() {
         return inspect_adapter(dir, base).map(Report::Adapter);
     }
     if !dir.join("config.json").exists() {
@@ -164,7 +164,7 @@ fn inspect_adapter(dir: &Path, base: Option<&Path>) -> Result<AdapterReport> {
     let contents = AdapterFiles::read(dir).and_then(|files| {
         let sites = match base_sites {
             Some(sites) => sites,
-            None => implied_sites(&Checkpoint::read_file(&dir.join("adapter_model.safetensors"))?)?,
+            None => implied_sites(files.weights())?,
         };
         let plan = files.plan(&sites)?;
         Ok(contents(&plan))
@@ -177,17 +177,12 @@ fn inspect_adapter(dir: &Path, base: Option<&Path>) -> Result<AdapterReport> {
 }
 
 /// The linears that the shapes of a file's pairs ask for: `A [rank, in_features]`, `B [out_features, rank]`.
-fn implied_sites(checkpoint: &Checkpoint) -> Result<SiteTable> {
+fn implied_sites(weights: &Checkpoint) -> Result<SiteTable> {
     let mut sites = SiteTable::default();
-    for name in checkpoint.names() {
-        let Some(module) = name.strip_suffix(".lora_A.weight") else { continue };
-        let (a, b) = (checkpoint.get(name)?, checkpoint.get(&format!("{module}.lora_B.weight"))?);
-        let path = module.strip_prefix("base_model.model.").unwrap_or(module);
-        if let (Some(a), Some(b), None) = (a, b, sites.find(path))
-            && let ([_, in_features], [out_features, _]) = (a.shape(), b.shape())
-        {
-            let (in_features, out_features) = (*in_features, *out_features);
-            sites.push(LinearSite { path: path.to_owned(), in_features, out_features, has_bias: false });
+    for (path, names) in keys::sort(weights.names()).modules {
+        let (Some(a), Some(b)) = (names.a, names.b) else { continue };
+        if let (&[_, in_features], &[out_features, _]) = (weights.tensor(a)?.shape(), weights.tensor(b)?.shape()) {
+            sites.push(LinearSite { path, in_features, out_features, has_bias: false });
         }
     }
     Ok(sites)

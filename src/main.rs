@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    exlora::cli::run(std::env::args_os())
+    exlora::cli::run(std::env::args_os()).into()
 }

@@ -25,8 +25,9 @@ const FLOORS: &[(&str, u32)] = &[
     ("python", 7),
 ];
 
-/// Uses within a floor that are meant: `tensor` speaks in errors, as everything does.
-const BESIDE: &[(&str, &str)] = &[("tensor", "error"), ("sites", "error")];
+/// Uses within a floor that are meant: everything speaks in errors; a report of a model opens its tokenizer; the Python
+/// package's command is the command.
+const BESIDE: &[(&str, &str)] = &[("tensor", "error"), ("sites", "error"), ("inspect", "engine"), ("python", "cli")];
 
 fn sources() -> Vec<PathBuf> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) {

@@ -1,8 +1,8 @@
 //! adapter_config.json: what each of its fields means here, one row a field.
 //!
-//! Every field PEFT 0.21.2 writes stands in [`FIELDS`]: it is read, ignored because it can't change a result, or refused
-//! by name where it does. To serve a further feature turns its row from [`Rule::Refused`] into [`Rule::Read`]. PEFT
-//! itself drops fields it doesn't know with a warning, also those that switch something on; here such a field is an error.
+//! Every field PEFT 0.21.2 writes stands in one table: it is read, ignored because it can't change a result, or refused by
+//! name where it does. To serve a further feature turns its row from refused into read. PEFT itself drops fields it doesn't
+//! know with a warning, also those that switch something on; here such a field is an error.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -444,4 +444,35 @@ fn read_fan_in_fan_out(_: &mut Draft, field: &'static str, value: &Value) -> Res
         tracing::info!(field, "adapter_config.json: ignored, no site stores its weight transposed");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// The 41 fields that PEFT 0.21.2 writes for a LoRA.
+    const WRITTEN: &str = "alora_invocation_tokens alpha_pattern arrow_config auto_mapping base_model_name_or_path bias \
+        corda_config ensure_weight_tying eva_config exclude_modules fan_in_fan_out inference_mode init_lora_weights \
+        kasa_config layer_replication layers_pattern layers_to_transform loftq_config lora_alpha lora_bias lora_dropout \
+        lora_ga_config megatron_config megatron_core modules_to_save monteclora_config peft_type peft_version \
+        qalora_group_size r rank_pattern revision target_modules target_parameters task_type trainable_token_indices \
+        use_bdlora use_dora use_qalora use_rslora velora_config";
+
+    #[test]
+    fn every_field_peft_writes_has_one_row() {
+        let rows: HashSet<_> = FIELDS.iter().map(|(name, _)| *name).collect();
+        assert_eq!(rows.len(), FIELDS.len());
+        for field in WRITTEN.split_whitespace().chain(["runtime_config"]) {
+            assert!(rows.contains(field), "{field}");
+        }
+        assert_eq!(WRITTEN.split_whitespace().count() + 1, FIELDS.len());
+    }
+
+    #[test]
+    fn a_long_value_is_cut_at_a_character() {
+        let text = shown(&Value::String("ü".repeat(200)));
+        assert!(text.ends_with('…') && text.chars().count() == 81, "{text}");
+    }
 }

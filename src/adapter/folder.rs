@@ -24,6 +24,7 @@ const MAX_ENTRIES: usize = 10_000;
 pub(super) fn read_config(dir: &Path) -> Result<Vec<u8>> {
     let path = dir.join(CONFIG);
     checkpoint::read_bounded(&path, MAX_CONFIG_BYTES).map_err(|error| match error.code() {
+        _ if !dir.is_dir() => no_folder(dir),
         ErrorCode::CheckpointNotFound => no_config(dir),
         ErrorCode::MemoryExhausted => error,
         _ => recode(ErrorCode::AdapterConfigInvalid, &error).path(&path),
@@ -63,13 +64,13 @@ fn entries(dir: &Path) -> Vec<PathBuf> {
     paths
 }
 
+fn no_folder(dir: &Path) -> Error {
+    let what =
+        if dir.exists() { "this is a file, not an adapter's folder" } else { "the adapter's folder does not exist" };
+    Error::new(ErrorCode::AdapterConfigNotFound, what).path(dir)
+}
+
 fn no_config(dir: &Path) -> Error {
-    if dir.is_file() {
-        return Error::new(ErrorCode::AdapterConfigNotFound, "this is a file, not an adapter's folder").path(dir);
-    }
-    if !dir.is_dir() {
-        return Error::new(ErrorCode::AdapterConfigNotFound, "the adapter's folder does not exist").path(dir);
-    }
     if dir.join("adapters.safetensors").exists() {
         return mlx(dir);
     }

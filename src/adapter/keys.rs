@@ -259,3 +259,140 @@ impl<'a> Spellings<'a> {
         problems
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const Q_PROJ: &str = "model.layers.0.self_attn.q_proj";
+
+    fn role(name: &str) -> Role {
+        Key::parse(name).role
+    }
+
+    #[test]
+    fn every_name_peft_writes_is_known() {
+        let table = [
+            ("lora_A.weight", Role::Factor(Factor::A)),
+            ("lora_B.weight", Role::Factor(Factor::B)),
+            ("lora_B.default.weight", Role::Factor(Factor::B)),
+            ("lora_B.bias", Role::Feature(Feature::LoraBias)),
+            ("lora_magnitude_vector", Role::Feature(Feature::Dora)),
+            ("lora_magnitude_vector.weight", Role::Feature(Feature::Dora)),
+            ("lora_magnitude_vector.default.weight", Role::Feature(Feature::Dora)),
+            ("lora_embedding_A", Role::Feature(Feature::Embedding)),
+            ("lora_embedding_B.default", Role::Feature(Feature::Embedding)),
+            ("lora_diag", Role::Feature(Feature::Kasa)),
+            ("lora_arrow.weight", Role::Feature(Feature::Arrow)),
+            ("lora_velora_embed", Role::Training),
+            ("lora_monteclora_sampler.std", Role::Training),
+            ("base_layer.weight", Role::Feature(Feature::BaseWeight)),
+            ("base_layer.bias", Role::Feature(Feature::Bias)),
+            ("base_layer.lora_A.weight", Role::Feature(Feature::TargetParameters)),
+            ("weight", Role::Feature(Feature::ModulesToSave)),
+            ("modules_to_save.default.weight", Role::Feature(Feature::ModulesToSave)),
+            ("bias", Role::Feature(Feature::Bias)),
+            ("token_adapter.trainable_tokens_delta", Role::Feature(Feature::TrainableTokens)),
+            ("lora_A", Role::Unknown),
+            ("lora_A.a.b.weight", Role::Unknown),
+            ("lora_C.weight", Role::Unknown),
+            ("qweight", Role::Unknown),
+        ];
+        for (suffix, expected) in table {
+            let name = format!("{PREFIX}{Q_PROJ}.{suffix}");
+            assert_eq!(role(&name), expected, "{suffix}");
+        }
+    }
+
+    #[test]
+    fn names_of_other_tools_are_recognised() {
+        for name in [
+            "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight",
+            "lora_unet_down_blocks_0.alpha",
+            "lora_te1_text_model.lora_up.weight",
+            "transformer.blocks.0.attn.to_q.lora.down.weight",
+            "model.layers.0.self_attn.q_proj.lora_a",
+            "unet.mid.to_q.lora_linear_layer.up.weight",
+        ] {
+            assert!(matches!(role(name), Role::Foreign(_)), "{name}");
+        }
+    }
+
+    #[test]
+    fn wrappers_leave_no_trace_in_the_path() {
+        for name in [
+            "_orig_mod.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+            "module.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+            "base_model.model._orig_mod.model.layers.0._fsdp_wrapped_module.self_attn.q_proj.lora_A.weight",
+        ] {
+            let key = Key::parse(name);
+            assert_eq!((key.module.as_str(), key.prefixed), (Q_PROJ, true), "{name}");
+        }
+        assert_eq!(Key::parse("base_model.model.a.module.b.lora_A.weight").module, "a.module.b");
+    }
+
+    fn sorted(names: &[&'static str]) -> Vec<ErrorCode> {
+        sort(names.iter().copied()).problems.iter().map(Error::code).collect()
+    }
+
+    #[test]
+    fn one_spelling_over_the_whole_file_is_accepted_and_two_are_not() {
+        use ErrorCode::AdapterTensorUnexpected as Unexpected;
+        assert_eq!(sorted(&["a.lora_A.weight", "a.lora_B.weight"]), []);
+        assert_eq!(sorted(&["a.lora_A.mine.weight", "a.lora_B.mine.weight"]), []);
+        assert_eq!(sorted(&["a.lora_A.mine.weight", "a.lora_B.weight"]), [Unexpected]);
+        assert_eq!(sorted(&["a.lora_A.mine.weight", "b.lora_A.yours.weight"]), [Unexpected]);
+        assert_eq!(sorted(&["base_model.model.a.lora_A.weight", "a.lora_B.weight"]), [Unexpected]);
+        assert_eq!(sorted(&["a.lora_A.weight", "_orig_mod.a.lora_A.weight"]), [Unexpected]);
+    }
+
+    #[test]
+    fn a_feature_is_refused_once_with_an_example_and_a_count() {
+        let contents = sort(["a.lora_magnitude_vector", "a.lora_A.weight", "b.lora_magnitude_vector", "a.lora_B.bias"]);
+        let problems: Vec<_> = contents.problems.iter().map(|p| (p.message().to_owned(), p.tensor_name())).collect();
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(problems[0].0.contains("DoRA"));
+        assert_eq!(problems[0].1, Some("a.lora_magnitude_vector"));
+        assert_eq!(contents.problems[0].found_value(), Some("2 tensors of it"));
+        assert!(problems[1].0.contains("lora_bias"));
+    }
+
+    fn module_path() -> impl Strategy<Value = String> {
+        let segment = prop_oneof!["[a-z][a-z0-9_]{0,6}", "[0-9]{1,3}"];
+        prop::collection::vec(segment, 1..6).prop_map(|segments| segments.join(".")).prop_filter(
+            "no name of PEFT's",
+            |path| {
+                let first = path.split('.').next();
+                !path.split('.').any(|s| s.starts_with("lora_") || s == "base_layer")
+                    && first != Some("module")
+                    && first != Some("base_model")
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn a_factors_name_leads_back_to_its_module(
+            module in module_path(),
+            b in any::<bool>(),
+            prefixed in any::<bool>(),
+            adapter in prop::option::of("[a-z][a-z0-9_-]{0,6}"),
+        ) {
+            let factor = if b { Factor::B } else { Factor::A };
+            let infix = adapter.as_ref().map_or(String::new(), |name| format!(".{name}"));
+            let name = factor_name(&module, factor);
+            let name = if prefixed { name.as_str() } else { &name[PREFIX.len()..] };
+            let name = name.replace(".weight", &format!("{infix}.weight"));
+            let key = Key::parse(&name);
+            prop_assert_eq!(key, Key { module, role: Role::Factor(factor), adapter: adapter.as_deref(), prefixed });
+        }
+
+        #[test]
+        fn no_name_is_too_odd_to_be_sorted(names in prop::collection::vec("[a-z_A.]{0,12}|\\PC{0,12}", 0..8)) {
+            let contents = sort(names.iter().map(String::as_str));
+            prop_assert!(contents.modules.len() <= names.len());
+        }
+    }
+}

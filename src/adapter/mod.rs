@@ -49,8 +49,23 @@ impl AdapterFiles {
         let bytes = folder::read_config(dir).map_err(|error| error.subject(&subject))?;
         let config = AdapterConfig::parse(&bytes, &dir.join(folder::CONFIG), &subject)?;
         let weights = folder::read_weights(dir).map_err(|error| error.subject(&subject))?;
-        let content_hash = content_hash(&bytes, &weights);
-        Ok(Self { dir: dir.to_path_buf(), config, weights, content_hash })
+        Ok(Self::new(dir, &bytes, config, weights))
+    }
+
+    /// Takes the bytes of both files; `dir` is for names and messages.
+    ///
+    /// # Errors
+    /// As [`AdapterFiles::read`], without those of the folder.
+    pub fn from_bytes(config: &[u8], weights: Vec<u8>, dir: &Path) -> Result<Self> {
+        let subject = subject_of(dir);
+        let parsed = AdapterConfig::parse(config, &dir.join(folder::CONFIG), &subject)?;
+        let weights = Checkpoint::from_bytes(weights, &dir.join(folder::WEIGHTS));
+        Ok(Self::new(dir, config, parsed, weights.map_err(|error| error.subject(&subject))?))
+    }
+
+    fn new(dir: &Path, config_bytes: &[u8], config: AdapterConfig, weights: Checkpoint) -> Self {
+        let content_hash = content_hash(config_bytes, &weights);
+        Self { dir: dir.to_path_buf(), config, weights, content_hash }
     }
 
     /// Checks everything against a model's sites; nothing is uploaded. All problems at once.

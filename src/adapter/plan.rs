@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::adapter::delta::{Delta, LowRank, SiteDelta, scaling};
-use crate::adapter::folder::WEIGHTS;
+use crate::adapter::folder::{CONFIG, WEIGHTS};
 use crate::adapter::keys::{self, Factor, FactorNames};
 use crate::adapter::{AdapterFiles, Problems};
 use crate::error::{Error, ErrorCode, Result};
@@ -48,7 +48,8 @@ pub struct AdapterPlan<'a> {
 
 /// Plans an adapter; see [`AdapterFiles::plan`].
 pub(super) fn plan<'a>(files: &'a AdapterFiles, sites: &SiteTable) -> Result<AdapterPlan<'a>> {
-    let mut planner = Planner { files, sites, problems: Problems::new(&files.subject()), effect: false };
+    let mut planner =
+        Planner { files, sites, problems: Problems::new(&files.subject()), effect: false, pattern_told: false };
     let contents = keys::sort(files.weights.names());
     for problem in contents.problems {
         planner.problem(problem);
@@ -84,11 +85,21 @@ struct Planner<'a, 's> {
     problems: Problems,
     /// Whether any B has a value other than zero.
     effect: bool,
+    /// Whether a pattern that can't be matched was told: it would be again for each module.
+    pattern_told: bool,
 }
 
 impl<'a> Planner<'a, '_> {
     fn problem(&mut self, error: Error) {
-        self.problems.push(error.path(self.files.dir.join(WEIGHTS)));
+        let file = match error.code() {
+            ErrorCode::AdapterPatternInvalid if self.pattern_told => return,
+            ErrorCode::AdapterPatternInvalid => {
+                self.pattern_told = true;
+                CONFIG
+            }
+            _ => WEIGHTS,
+        };
+        self.problems.push(error.path(self.files.dir.join(file)));
     }
 
     fn keep<T>(&mut self, outcome: Result<T>) -> Option<T> {
@@ -116,7 +127,7 @@ impl<'a> Planner<'a, '_> {
                 );
                 continue;
             };
-            let excluded = self.excluded(module).map_err(|error| error.tensor(any));
+            let excluded = self.check_targeted(module).map_err(|error| error.tensor(any));
             self.keep(excluded);
             if let Some(delta) = self.low_rank(module, *names, self.sites.get(site)) {
                 deltas.push(SiteDelta { site, delta: Delta::LowRank(delta) });
@@ -126,7 +137,8 @@ impl<'a> Planner<'a, '_> {
         deltas
     }
 
-    fn excluded(&self, module: &str) -> Result<()> {
+    /// The config must not speak against a module that the file has factors for.
+    fn check_targeted(&self, module: &str) -> Result<()> {
         match self.files.config.targeting.excluded_by(module)? {
             None => Ok(()),
             Some(field) => Err(Error::new(
@@ -195,15 +207,16 @@ impl<'a> Planner<'a, '_> {
         });
         let view = self.keep(view)?;
         if view.shape().len() != 2 || view.is_empty() {
-            self.problem(
-                Error::new(ErrorCode::AdapterShapeMismatch, "a factor is no matrix")
-                    .tensor(name)
-                    .expected("two dimensions")
-                    .found(shape_text(view.shape()))
-                    .hint(
-                        "saved from a sharded run (DeepSpeed ZeRO-3, FSDP) without gathering: gather the weights, save again",
-                    ),
-            );
+            let error = Error::new(ErrorCode::AdapterShapeMismatch, "a factor is no matrix")
+                .tensor(name)
+                .expected("two dimensions")
+                .found(shape_text(view.shape()));
+            self.problem(match view.shape().len() > 2 {
+                true => error,
+                false => error.hint(
+                    "saved from a sharded run (DeepSpeed ZeRO-3, FSDP) without gathering: gather the weights, save again",
+                ),
+            });
             return None;
         }
         Some((name, view))

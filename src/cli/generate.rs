@@ -24,21 +24,28 @@ pub(super) struct GenerateArgs {
     /// holds where a line names none.
     #[arg(long = "use", value_name = "MIXTURE")]
     mixture: Vec<Mixture>,
-    /// The text to continue.
-    #[arg(long, value_name = "TEXT", required_unless_present = "requests", conflicts_with = "requests")]
-    prompt: Option<String>,
-    /// Requests to run in one batch, one JSON object a line; - reads stdin.
-    #[arg(long, value_name = "FILE")]
-    requests: Option<PathBuf>,
+    #[command(flatten)]
+    input: Input,
     #[command(flatten)]
     sampling: SamplingArgs,
 }
 
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Input {
+    /// The text to continue.
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// Requests to run in one batch, one JSON object a line; - reads stdin.
+    #[arg(long, value_name = "FILE")]
+    requests: Option<PathBuf>,
+}
+
 pub(super) fn run(args: &GenerateArgs, json: bool) -> Result<()> {
     let mixture = Mixture(args.mixture.iter().flat_map(|mixture| mixture.0.clone()).collect());
-    let mut request = args.sampling.request(args.prompt.as_deref().unwrap_or_default());
+    let mut request = args.sampling.request(args.input.prompt.as_deref().unwrap_or_default());
     request.adapters = mixture.0.iter().map(|(name, weight)| (AdapterRef::Name(name.clone()), *weight)).collect();
-    let (requests, is_single) = match &args.requests {
+    let (requests, is_single) = match &args.input.requests {
         Some(source) => (requests::read(source, &request, &mixture)?, false),
         None => (vec![JsonRequest { id: None, mixture, request }], true),
     };

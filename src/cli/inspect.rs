@@ -1,7 +1,6 @@
 //! `exlora inspect`: what a folder holds, and whether it can be used.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::Args;
 
@@ -19,7 +18,7 @@ pub(super) struct InspectArgs {
     base: Option<PathBuf>,
 }
 
-pub(super) fn run(args: &InspectArgs, json: bool) -> Result<ExitCode> {
+pub(super) fn run(args: &InspectArgs, json: bool) -> Result<u8> {
     let report = inspect(&args.dir, args.base.as_deref())?;
     if json {
         print_json(&report)?;
@@ -33,7 +32,7 @@ pub(super) fn run(args: &InspectArgs, json: bool) -> Result<ExitCode> {
     for problem in problems {
         note(&format!("exlora: {problem}"));
     }
-    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if problems.is_empty() { super::DONE } else { super::FAILED })
 }
 
 fn text(report: &Report) -> String {

@@ -16,13 +16,19 @@ mod sampling;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
-use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::error::Result;
+
+/// Exit status of a command that did its work.
+const DONE: u8 = 0;
+/// Exit status of a command whose work failed.
+const FAILED: u8 = 1;
+/// Exit status of a command line that is not understood.
+const WRONG_USAGE: u8 = 2;
 
 /// Any PEFT LoRA, on any quantised LLM, chosen per request.
 #[derive(Parser)]
@@ -55,13 +61,13 @@ enum Command {
 }
 
 /// Runs the command line; 0 done, 1 the work failed, 2 wrong usage. The first argument is the command's own name.
-pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are such errors too, with status 0. There is no one to tell that printing failed.
             let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+            return u8::try_from(error.exit_code()).unwrap_or(WRONG_USAGE);
         }
     };
     start_logging();
@@ -69,12 +75,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             output::report(&error, cli.json);
-            ExitCode::FAILURE
+            FAILED
         }
     }
 }
 
-fn run_command(cli: &Cli) -> Result<ExitCode> {
+fn run_command(cli: &Cli) -> Result<u8> {
     match &cli.command {
         Command::Generate(args) => generate::run(args, cli.json)?,
         Command::Chat(args) => chat::run(args, cli.json)?,
@@ -82,7 +88,7 @@ fn run_command(cli: &Cli) -> Result<ExitCode> {
         Command::Doctor => doctor::run(cli.json)?,
         Command::Bench(args) => bench::run(args, cli.json)?,
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(DONE)
 }
 
 /// Logs to stderr what `EXLORA_LOG` asks for, warnings by default.
@@ -119,9 +125,4 @@ mod tests {
             }
         }
     }
-}
-
-/// As [`run`], with the exit code as a number, for callers that are not a process of their own.
-pub fn run_code(_args: impl IntoIterator<Item = OsString>) -> u8 {
-    todo!()
 }

@@ -12,7 +12,7 @@ use super::sampler::{Sampled, SamplingParams};
 use super::text::{StopStrings, TextStream};
 use crate::adapter::batch::SlotId;
 use crate::adapter::pool::AdapterLease;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorCode, Result};
 use crate::kv::PrefixKey;
 
 /// What a job and the scheduler share.
@@ -183,7 +183,12 @@ impl Sequence {
         if generation.stop_ids.contains(&sampled.id) {
             ended = Some((FinishReason::Stop, Some(StopMatch::Token(sampled.id))));
         } else if let Some((stream, stops)) = &mut generation.text {
-            let step = stops.push(&stream.push(sampled.id)?);
+            let piece = match stream.push(sampled.id) {
+                // Vocabularies are padded: such a row can be chosen, and has no text.
+                Err(error) if error.code() == ErrorCode::TokenOutOfRange => String::new(),
+                piece => piece?,
+            };
+            let step = stops.push(&piece);
             chunk.text = step.emit;
             ended = step.matched.map(|text| (FinishReason::Stop, Some(StopMatch::Text(text))));
         }

@@ -2,7 +2,7 @@
 //!
 //! Everything is read from the model's own folder, so that a prompt is cut into the tokens the model was trained on:
 //! tokenizer.json by the `tokenizers` crate, the names of special tokens from tokenizer_config.json, the chat template
-//! from chat_template.jinja or tokenizer_config.json ([`chat`]). [`TextStream`] turns tokens back into text as they come,
+//! from chat_template.jinja or tokenizer_config.json. [`TextStream`] turns tokens back into text as they come,
 //! [`StopStrings`] watches that text for its end.
 
 mod chat;

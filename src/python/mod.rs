@@ -54,5 +54,5 @@ mod _exlora {
 /// Runs the command line on `argv` (its first item is the program's name) and returns the exit code.
 #[pyfunction]
 fn main(py: Python<'_>, argv: Vec<OsString>) -> u8 {
-    py.detach(|| crate::cli::run_code(argv))
+    py.detach(|| crate::cli::run(argv))
 }

@@ -6,6 +6,9 @@ use super::convert::{LogitBias, Mixture, PromptArg, Stops, TokenIds, count};
 use crate::engine::job::Request;
 use crate::engine::sampler::{Sampler, SamplingParams};
 
+/// The most likely ids with their log-probabilities, best first.
+type TopLogprobs = Vec<(u32, f32)>;
+
 /// One prompt and how to continue it.
 #[pyclass(frozen, name = "Request", module = "exlora._exlora")]
 pub(super) struct PyRequest {
@@ -83,7 +86,7 @@ impl PyRequest {
         tokens: TokenIds,
         prompt_len: usize,
         top: usize,
-    ) -> PyResult<(u32, f32, Vec<(u32, f32)>)> {
+    ) -> PyResult<(u32, f32, TopLogprobs)> {
         self.request.sampling.check(logits.len())?;
         let sampled = Sampler::default().sample(&logits, &self.request.sampling, &tokens.0, prompt_len, top);
         Ok((sampled.id, sampled.logprob, sampled.top_logprobs))

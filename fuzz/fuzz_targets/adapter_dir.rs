@@ -1,0 +1,53 @@
+//! Both files of an adapter's folder, from bytes to a plan against a small model: an error or a plan, never a panic.
+//!
+//! The first byte says which file the input stands for (the other is a right one), or that it holds both.
+
+#![no_main]
+
+use std::path::Path;
+
+use exlora::adapter::AdapterFiles;
+use exlora::sites::{LinearSite, SiteTable};
+use libfuzzer_sys::fuzz_target;
+
+const CONFIG: &[u8] = br#"{"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["q_proj"]}"#;
+
+fn sites() -> SiteTable {
+    let mut sites = SiteTable::default();
+    for path in ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"] {
+        sites.push(LinearSite { path: path.to_owned(), in_features: 2, out_features: 3, has_bias: false });
+    }
+    sites
+}
+
+fn weights() -> Vec<u8> {
+    let name = |factor| format!("base_model.model.model.layers.0.self_attn.q_proj.lora_{factor}.weight");
+    let header = format!(
+        r#"{{"{}":{{"dtype":"F16","shape":[1,2],"data_offsets":[0,4]}},"{}":{{"dtype":"F16","shape":[3,1],"data_offsets":[4,10]}}}}"#,
+        name("A"),
+        name("B"),
+    );
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(header.as_bytes());
+    file.extend_from_slice(&[0; 10]);
+    file
+}
+
+fuzz_target!(|input: &[u8]| {
+    let Some((mode, bytes)) = input.split_first() else { return };
+    let (config, weights) = match mode % 3 {
+        0 => (bytes, weights()),
+        1 => (CONFIG, bytes.to_vec()),
+        _ => {
+            let Some((length, bytes)) = bytes.split_first_chunk() else { return };
+            let (config, weights) = bytes.split_at(bytes.len().min(u16::from_le_bytes(*length).into()));
+            (config, weights.to_vec())
+        }
+    };
+    if let Ok(files) = AdapterFiles::from_bytes(config, weights, Path::new("adapter")) {
+        match files.plan(&sites()) {
+            Ok(plan) => assert!(!plan.deltas.is_empty()),
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
+    }
+});
