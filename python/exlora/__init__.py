@@ -1,2 +1,68 @@
-"""Any PEFT LoRA, on any quantised LLM, chosen per request."""
-from exlora import _exlora
+"""Any PEFT LoRA, on any quantised LLM, chosen per request.
+
+    from exlora import Engine
+
+    engine = Engine("models/quill", adapters={"sql": "adapters/sql", "wit": "adapters/wit"})
+    outs = engine.generate(["SELECT", "A cat is", "Once"], adapters=["sql", {"sql": 0.5, "wit": 0.5}, None])
+
+Scripts written for exllamav2 run after changing their imports: the classes named ExLlamaV2... here and in
+`exlora.generator` have its names, arguments and results.
+"""
+
+from exlora._exlora import AdapterInfo, Chunk, Completion, ExLlamaV2Lora, Tokenizer, Usage, __version__, error_codes
+from exlora.cache import (
+    ExLlamaV2Cache,
+    ExLlamaV2Cache_8bit,
+    ExLlamaV2Cache_Q4,
+    ExLlamaV2Cache_Q6,
+    ExLlamaV2Cache_Q8,
+    ExLlamaV2Cache_TP,
+    ExLlamaV2CacheBase,
+)
+from exlora.config import ExLlamaV2Config
+from exlora.engine import Engine, Stream
+from exlora.errors import (
+    AdapterNotFoundError,
+    CancelledError,
+    ExloraError,
+    InternalError,
+    InvalidError,
+    NotFoundError,
+    OutOfMemoryError,
+    UnsupportedError,
+)
+from exlora.model import ExLlamaV2
+from exlora.tokenizer import ExLlamaV2Tokenizer
+from exlora.util import Timer
+
+__all__ = [
+    "AdapterInfo",
+    "AdapterNotFoundError",
+    "CancelledError",
+    "Chunk",
+    "Completion",
+    "Engine",
+    "ExLlamaV2",
+    "ExLlamaV2Cache",
+    "ExLlamaV2CacheBase",
+    "ExLlamaV2Cache_8bit",
+    "ExLlamaV2Cache_Q4",
+    "ExLlamaV2Cache_Q6",
+    "ExLlamaV2Cache_Q8",
+    "ExLlamaV2Cache_TP",
+    "ExLlamaV2Config",
+    "ExLlamaV2Lora",
+    "ExLlamaV2Tokenizer",
+    "ExloraError",
+    "InternalError",
+    "InvalidError",
+    "NotFoundError",
+    "OutOfMemoryError",
+    "Stream",
+    "Timer",
+    "Tokenizer",
+    "UnsupportedError",
+    "Usage",
+    "__version__",
+    "error_codes",
+]

@@ -1,6 +1,7 @@
 """The exceptions of exlora: one class per kind of mistake, each also the builtin a caller would expect.
 
-What they carry comes from the crate's catalogue of errors (`exlora.error_codes()`); `code` is stable, the text may improve.
+What they carry comes from the crate's catalogue of errors (`exlora.error_codes()`). `code` is stable, the text may
+improve.
 """
 
 from __future__ import annotations

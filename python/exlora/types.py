@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union
+from typing import Any, Protocol, TypeAlias
 
-if TYPE_CHECKING:
-    import numpy
-    import numpy.typing
+import numpy as np
+from numpy.typing import NDArray
 
-    from exlora._exlora import ExLlamaV2Lora
+from exlora._exlora import ExLlamaV2Lora
 
-    FloatArray: TypeAlias = numpy.typing.NDArray[numpy.float32]
-
-__all__ = ["Adapter", "FloatArray", "LogitBias", "Message", "Prompt", "Stop", "TokenIds"]
+__all__ = ["Adapter", "FloatArray", "LogitBias", "Message", "Messages", "Prompt", "Stop", "TokenIds"]
 
 
 class Array(Protocol):
@@ -22,26 +19,28 @@ class Array(Protocol):
     def tolist(self) -> Any: ...
 
 
+#: float32 values.
+FloatArray: TypeAlias = NDArray[np.float32]
+
 #: Token ids of one prompt.
 TokenIds: TypeAlias = Sequence[int] | Array
 
 #: One message of a chat: `role`, `content`, and whatever else the model's template reads.
 Message: TypeAlias = Mapping[str, Any]
 
+#: A chat.
+Messages: TypeAlias = Sequence[Message]
+
 #: What to continue.
-Prompt: TypeAlias = Union[str, TokenIds, Sequence[Message]]
+Prompt: TypeAlias = str | TokenIds | Messages
 
 #: One adapter or an ordered mixture; `None` is the base model.
-Adapter: TypeAlias = Union[
-    None,
-    str,
-    "ExLlamaV2Lora",
-    Mapping[str, float],
-    Sequence[Union[str, "ExLlamaV2Lora", tuple[Union[str, "ExLlamaV2Lora"], float]]],
-]
+Adapter: TypeAlias = (
+    str | ExLlamaV2Lora | Mapping[str, float] | Sequence[str | ExLlamaV2Lora | tuple[str | ExLlamaV2Lora, float]] | None
+)
 
 #: Ids and strings that end a text.
-Stop: TypeAlias = Union[None, int, str, Sequence[Union[int, str]]]
+Stop: TypeAlias = int | str | Sequence[int | str] | None
 
 #: What is added to the logits of single ids.
 LogitBias: TypeAlias = Mapping[int, float] | None

@@ -4,8 +4,8 @@ use numpy::{PyArray1, PyArrayMethods};
 use pyo3::exceptions::PyTypeError;
 use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
-use pyo3::type_hint_identifier;
 use pyo3::types::{PyDict, PyList, PyMapping, PyString, PyTuple};
+use pyo3::{type_hint_identifier, type_hint_subscript};
 
 use super::lora::ExLlamaV2Lora;
 use crate::engine::job::{AdapterRef, Prompt, Stop};
@@ -25,7 +25,10 @@ impl<'py> FromPyObject<'_, 'py> for TokenIds {
             Some(tolist) => tolist.call0()?,
             None => value.to_owned(),
         };
-        let ids = listed.try_iter()?.map(|item| token_id(&item?));
+        let items = listed.try_iter().map_err(|_| {
+            PyTypeError::new_err(format!("token ids are a sequence or an array of integers, not {}", type_name(&value)))
+        })?;
+        let ids = items.map(|item| token_id(&item?));
         Ok(Self(ids.collect::<PyResult<_>>()?))
     }
 }
@@ -60,20 +63,32 @@ impl<'py> FromPyObject<'_, 'py> for PromptArg {
             && !messages.is_empty()
             && messages.iter().all(|message| message.is_instance_of::<PyDict>())
         {
-            return Ok(Self(Prompt::Chat(chat_messages(&messages)?)));
+            return Ok(Self(Prompt::Chat(messages.extract::<Messages>()?.0)));
+        }
+        if value.try_iter().is_err() {
+            let found = type_name(&value);
+            return Err(PyTypeError::new_err(format!("a prompt is text, token ids or chat messages, not {found}")));
         }
         Ok(Self(Prompt::Tokens(value.extract::<TokenIds>()?.0)))
     }
 }
 
 /// Chat messages from a list of dicts; whatever JSON can say may stand in them.
-pub(super) fn chat_messages(messages: &Bound<'_, PyAny>) -> PyResult<Vec<ChatMessage>> {
-    let json: String = messages.py().import("json")?.call_method1("dumps", (messages,))?.extract()?;
-    serde_json::from_str(&json).map_err(|e| {
-        Error::new(ErrorCode::ChatTemplateFailed, format!("the messages are not a chat: {e}"))
-            .expected("a list of dicts with 'role' and 'content', both text")
-            .into()
-    })
+pub(super) struct Messages(pub Vec<ChatMessage>);
+
+impl<'py> FromPyObject<'_, 'py> for Messages {
+    type Error = PyErr;
+
+    const INPUT_TYPE: PyStaticExpr = type_hint_identifier!("exlora.types", "Messages");
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let json: String = value.py().import("json")?.call_method1("dumps", (value,))?.extract()?;
+        serde_json::from_str(&json).map(Self).map_err(|e| {
+            Error::new(ErrorCode::ChatTemplateFailed, format!("the messages are not a chat: {e}"))
+                .expected("a list of dicts with 'role' and 'content', both text")
+                .into()
+        })
+    }
 }
 
 /// An ordered mixture: nothing, a name, an adapter, a mapping name to weight, or a list of such with or without weights.
@@ -123,10 +138,14 @@ fn weighted(pair: &Bound<'_, PyAny>) -> PyResult<(AdapterRef, f32)> {
 }
 
 fn not_an_adapter(value: &Bound<'_, PyAny>) -> PyErr {
-    let found = value.get_type().name().map_or_else(|_| "something else".to_owned(), |name| name.to_string());
     PyTypeError::new_err(format!(
-        "an adapter is None, a name, an ExLlamaV2Lora, a mapping of name to weight, or pairs (adapter, weight), not {found}"
+        "an adapter is None, a name, an ExLlamaV2Lora, a mapping of name to weight, or pairs (adapter, weight), not {}",
+        type_name(value)
     ))
+}
+
+fn type_name(value: &Bound<'_, PyAny>) -> String {
+    value.get_type().name().map_or_else(|_| "something else".to_owned(), |name| name.to_string())
 }
 
 /// What ends a text: nothing, an id, a string, or a list of these.
@@ -170,6 +189,38 @@ impl<'py> FromPyObject<'_, 'py> for LogitBias {
         let pairs = items.iter().map(|pair| Ok((token_id(&pair.get_item(0)?)?, pair.get_item(1)?.extract()?)));
         pairs.collect::<PyResult<_>>().map(Self)
     }
+}
+
+macro_rules! named {
+    ($(#[doc = $doc:literal] $name:ident = $value:expr;)+) => {
+        $(
+            #[doc = $doc]
+            pub(super) struct $name<'py>(pub Bound<'py, PyDict>);
+
+            impl<'py> IntoPyObject<'py> for $name<'py> {
+                type Target = PyDict;
+                type Output = Bound<'py, PyDict>;
+                type Error = std::convert::Infallible;
+
+                const OUTPUT_TYPE: PyStaticExpr = type_hint_subscript!(
+                    type_hint_identifier!("builtins", "dict"), type_hint_identifier!("builtins", "str"), $value
+                );
+
+                fn into_pyobject(self, _py: Python<'py>) -> Result<Bound<'py, PyDict>, Self::Error> {
+                    Ok(self.0)
+                }
+            }
+        )+
+    };
+}
+
+named! {
+    /// A dict of integers by name, in the order it was filled.
+    NamedInts = type_hint_identifier!("builtins", "int");
+    /// A dict of floats by name, in the order it was filled.
+    NamedFloats = type_hint_identifier!("builtins", "float");
+    /// A dict of anything by name, in the order it was filled.
+    NamedValues = type_hint_identifier!("typing", "Any");
 }
 
 /// Float32 values on their way to a numpy array `[rows, columns]`, or `[rows]` where `columns` is `None`.

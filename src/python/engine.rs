@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::convert::{Floats, Mixture, PromptArg, count};
+use super::convert::{Floats, Mixture, NamedInts, PromptArg, count};
 use super::detach::{Listener, detached};
 use super::job::PyJob;
 use super::model::PyModel;
@@ -147,8 +147,7 @@ impl PyEngine {
     }
 
     /// Counters and resident bytes, now.
-    #[pyo3(signature = () -> "dict[str, int]")]
-    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<NamedInts<'py>> {
         let stats = py.detach(|| self.engine.stats());
         let dict = PyDict::new(py);
         dict.set_item("weights_bytes", stats.weights_bytes)?;
@@ -163,7 +162,7 @@ impl PyEngine {
         dict.set_item("rows_waiting", stats.rows_waiting)?;
         dict.set_item("tokens_prompt", stats.tokens_prompt)?;
         dict.set_item("tokens_generated", stats.tokens_generated)?;
-        Ok(dict)
+        Ok(NamedInts(dict))
     }
 
     /// Forgets every cached prefix.

@@ -1,7 +1,11 @@
 //! Errors on their way to Python: the classes are written in `exlora/errors.py`, everything in them comes from here.
 
+use std::collections::BTreeMap;
+
+use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList};
+use pyo3::type_hint_identifier;
+use pyo3::types::PyDict;
 
 use crate::error::{Error, ErrorCode, ErrorKind};
 
@@ -42,24 +46,38 @@ fn kind_name(kind: ErrorKind) -> &'static str {
     }
 }
 
-/// The catalogue of errors: a dict with `code`, `kind`, `summary` and `remedy` for each.
+/// The catalogue of errors: a dict with `code`, `kind`, `remedy` and `summary` for each.
 #[pyfunction]
-#[pyo3(signature = () -> "list[dict[str, str]]")]
-pub(super) fn error_codes(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
-    let entries = ErrorCode::ALL.iter().map(|code| {
-        let entry = PyDict::new(py);
-        entry.set_item("code", code.as_str())?;
-        entry.set_item("kind", kind_name(code.kind()))?;
-        entry.set_item("summary", code.summary())?;
-        entry.set_item("remedy", code.remedy())?;
-        Ok(entry)
-    });
-    PyList::new(py, entries.collect::<PyResult<Vec<_>>>()?)
+pub(super) fn error_codes() -> Vec<BTreeMap<&'static str, &'static str>> {
+    let entry = |code: &ErrorCode| {
+        BTreeMap::from([
+            ("code", code.as_str()),
+            ("kind", kind_name(code.kind())),
+            ("remedy", code.remedy()),
+            ("summary", code.summary()),
+        ])
+    };
+    ErrorCode::ALL.iter().map(entry).collect()
+}
+
+/// An exception object on its way to Python.
+pub(super) struct Exception<'py>(Bound<'py, PyAny>);
+
+impl<'py> IntoPyObject<'py> for Exception<'py> {
+    type Target = PyAny;
+    type Output = Bound<'py, PyAny>;
+    type Error = std::convert::Infallible;
+
+    const OUTPUT_TYPE: PyStaticExpr = type_hint_identifier!("exlora.errors", "ExloraError");
+
+    fn into_pyobject(self, _py: Python<'py>) -> Result<Bound<'py, PyAny>, Self::Error> {
+        Ok(self.0)
+    }
 }
 
 /// An exception of that code, for the Python half to raise. An unknown code gives `internal`.
 #[pyfunction]
-#[pyo3(signature = (code, message, *, path=None, expected=None, found=None, hint=None) -> "exlora.errors.ExloraError")]
+#[pyo3(signature = (code, message, *, path=None, expected=None, found=None, hint=None))]
 pub(super) fn error<'py>(
     py: Python<'py>,
     code: &str,
@@ -68,7 +86,7 @@ pub(super) fn error<'py>(
     expected: Option<String>,
     found: Option<String>,
     hint: Option<String>,
-) -> PyResult<Bound<'py, PyAny>> {
+) -> PyResult<Exception<'py>> {
     let code = ErrorCode::ALL.iter().copied().find(|known| known.as_str() == code).unwrap_or(ErrorCode::Internal);
     let mut error = Error::new(code, message);
     if let Some(path) = path {
@@ -83,5 +101,5 @@ pub(super) fn error<'py>(
     if let Some(hint) = hint {
         error = error.hint(hint);
     }
-    exception(py, &error)
+    exception(py, &error).map(Exception)
 }

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use parking_lot::Mutex;
+use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
+use pyo3::type_hint_identifier;
 use pyo3::types::PyType;
 
 use super::detach::detached;
@@ -13,13 +15,26 @@ use crate::adapter::pool::AdapterLease;
 use crate::engine::job::AdapterRef;
 use crate::error::{Error, ErrorCode};
 
+/// The loaded `ExLlamaV2` an adapter is for.
+struct ModelArg<'py>(Bound<'py, PyAny>);
+
+impl<'py> FromPyObject<'_, 'py> for ModelArg<'py> {
+    type Error = PyErr;
+
+    const INPUT_TYPE: PyStaticExpr = type_hint_identifier!("exlora.model", "ExLlamaV2");
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        Ok(Self(value.to_owned()))
+    }
+}
+
 /// A LoRA adapter of a loaded model, to be given to `set_loras`, to jobs, or to `forward`.
 #[pyclass(frozen, module = "exlora._exlora")]
 pub(super) struct ExLlamaV2Lora {
     lease: Mutex<Option<AdapterLease>>,
     summary: AdapterSummary,
     /// The user's multiplier on top of the adapter's own scaling.
-    weight: f32,
+    weight: f64,
     model: Py<PyAny>,
 }
 
@@ -27,7 +42,7 @@ impl ExLlamaV2Lora {
     /// The adapter and the user's multiplier, for a mixture.
     pub(super) fn leased(&self) -> PyResult<(AdapterRef, f32)> {
         match &*self.lease.lock() {
-            Some(lease) => Ok((AdapterRef::Lease(lease.clone()), self.weight)),
+            Some(lease) => Ok((AdapterRef::Lease(lease.clone()), self.weight as f32)),
             None => Err(Error::new(ErrorCode::AdapterNotFound, "the adapter was unloaded")
                 .path(&self.summary.path)
                 .hint("load it again; the base model is None")
@@ -35,10 +50,11 @@ impl ExLlamaV2Lora {
         }
     }
 
-    fn admit(py: Python<'_>, model: Bound<'_, PyAny>, directory: PathBuf, weight: f32) -> PyResult<Self> {
+    fn admit(py: Python<'_>, model: ModelArg<'_>, directory: PathBuf, weight: f64) -> PyResult<Self> {
         if !weight.is_finite() {
             return Err(Error::new(ErrorCode::AdapterWeightInvalid, "lora_scaling is not finite").found(weight).into());
         }
+        let ModelArg(model) = model;
         let native = model.call_method0("native_model")?.cast_into::<PyModel>()?.get().model();
         let lease = detached(py, |_| native.admit_adapter(&directory))?;
         Ok(Self { summary: lease.info().summary, lease: Mutex::new(Some(lease)), weight, model: model.unbind() })
@@ -52,10 +68,10 @@ impl ExLlamaV2Lora {
     #[pyo3(signature = (model, lora_config_path, lora_path, lora_scaling=1.0))]
     fn new(
         py: Python<'_>,
-        model: Bound<'_, PyAny>,
+        model: ModelArg<'_>,
         lora_config_path: PathBuf,
         lora_path: PathBuf,
-        lora_scaling: f32,
+        lora_scaling: f64,
     ) -> PyResult<Self> {
         let is_named = |path: &PathBuf, name: &str| path.file_name().is_some_and(|file| file == name);
         let directory = lora_path.parent().filter(|&parent| {
@@ -79,9 +95,9 @@ impl ExLlamaV2Lora {
     fn from_directory(
         _cls: &Bound<'_, PyType>,
         py: Python<'_>,
-        model: Bound<'_, PyAny>,
+        model: ModelArg<'_>,
         directory: PathBuf,
-        lora_scaling: f32,
+        lora_scaling: f64,
     ) -> PyResult<Self> {
         Self::admit(py, model, directory, lora_scaling)
     }
@@ -113,12 +129,12 @@ impl ExLlamaV2Lora {
     /// The effective multiplier, `weight * lora_alpha / lora_r`. Patterns of the config may differ from it site by site.
     #[getter]
     fn lora_scaling(&self) -> f64 {
-        f64::from(self.weight) * self.lora_alpha() / self.summary.rank as f64
+        self.weight * self.lora_alpha() / self.summary.rank as f64
     }
 
     /// The multiplier given as `lora_scaling` when it was loaded.
     #[getter]
-    fn weight(&self) -> f32 {
+    fn weight(&self) -> f64 {
         self.weight
     }
 

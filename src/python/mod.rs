@@ -45,6 +45,10 @@ mod _exlora {
     #[pymodule_export]
     use super::tokenizer::PyTokenizer;
 
+    /// Tokens of a KV page.
+    #[pymodule_export]
+    const PAGE_TOKENS: usize = crate::kv::PAGE_TOKENS;
+
     /// Version of the crate, which is the package's.
     #[pymodule_export]
     #[allow(non_upper_case_globals)]

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use super::convert::NamedValues;
 use super::detach::{Listener, detached};
 use crate::model::config::DecoderConfig;
 use crate::model::{Model, ModelOptions};
+use crate::quant::QuantConfig;
 
 /// A model that several engines may share.
 #[pyclass(frozen, name = "Model", module = "exlora._exlora")]
@@ -78,9 +80,9 @@ impl PyModel {
 
 /// What config.json and generation_config.json of a model folder say.
 #[pyfunction]
-#[pyo3(signature = (path) -> "dict[str, typing.Any]")]
-pub(super) fn read_model_config(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyDict>> {
-    let (config, _) = DecoderConfig::read(&path)?;
+pub(super) fn read_model_config(py: Python<'_>, path: PathBuf) -> PyResult<NamedValues<'_>> {
+    let (config, json) = DecoderConfig::read(&path)?;
+    let is_quantised = QuantConfig::read(&path, &json)?.is_some();
     let dict = PyDict::new(py);
     dict.set_item("architecture", config.architecture)?;
     dict.set_item("hidden_size", config.hidden_size)?;
@@ -92,9 +94,10 @@ pub(super) fn read_model_config(py: Python<'_>, path: PathBuf) -> PyResult<Bound
     dict.set_item("vocab_size", config.vocab_size)?;
     dict.set_item("max_seq_len", config.max_positions)?;
     dict.set_item("norm_eps", config.norm_eps)?;
+    dict.set_item("is_quantised", is_quantised)?;
     dict.set_item("tie_word_embeddings", config.tie_word_embeddings)?;
     dict.set_item("eos_token_ids", config.eos_token_ids)?;
     dict.set_item("bos_token_id", config.bos_token_id)?;
     dict.set_item("pad_token_id", config.pad_token_id)?;
-    Ok(dict)
+    Ok(NamedValues(dict))
 }

@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::convert::{Floats, FloatsOf};
+use super::convert::{Floats, FloatsOf, NamedFloats};
 use crate::adapter::pool::AdapterInfo;
 use crate::engine::job::{Chunk, Completion, Finish, StopMatch, TokenLogprobs, Usage};
 
@@ -57,8 +57,13 @@ fn matched(finish: &Finish) -> Option<Matched> {
 #[derive(IntoPyObject)]
 pub(super) enum Requested<'py> {
     Name(String),
-    Weights(Bound<'py, PyDict>),
-    Pairs(Vec<(String, f32)>),
+    Weights(NamedFloats<'py>),
+    Pairs(Vec<(String, f64)>),
+}
+
+/// The weight with the digits its user wrote: 0.3, not the 0.30000001192092896 it is as f32.
+fn as_written(weight: f32) -> f64 {
+    weight.to_string().parse().unwrap_or(f64::from(weight))
 }
 
 /// Log-probabilities of chosen ids, and the best ids of each position; `None` where they were not asked for.
@@ -141,14 +146,18 @@ impl PyCompletion {
     fn adapter<'py>(&self, py: Python<'py>) -> PyResult<Option<Requested<'py>>> {
         match self.completion.adapter.as_slice() {
             [] => Ok(None),
-            [(name, weight)] if *weight == 1.0 => Ok(Some(Requested::Name(name.clone()))),
+            [(name, 1.0)] => Ok(Some(Requested::Name(name.clone()))),
             mixture => {
                 let weights = PyDict::new(py);
                 for (name, weight) in mixture {
-                    weights.set_item(name, weight)?;
+                    weights.set_item(name, as_written(*weight))?;
                 }
                 let is_repeated = weights.len() < mixture.len();
-                Ok(Some(if is_repeated { Requested::Pairs(mixture.to_vec()) } else { Requested::Weights(weights) }))
+                Ok(Some(if is_repeated {
+                    Requested::Pairs(mixture.iter().map(|(name, weight)| (name.clone(), as_written(*weight))).collect())
+                } else {
+                    Requested::Weights(NamedFloats(weights))
+                }))
             }
         }
     }

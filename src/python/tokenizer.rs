@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 
-use super::convert::{TokenIds, chat_messages};
+use super::convert::{Messages, TokenIds};
 use crate::engine::text::Tokenizer;
 use crate::error::{Error, ErrorCode};
 
@@ -57,9 +57,9 @@ impl PyTokenizer {
     }
 
     /// The prompt of a chat, by the model's own template.
-    #[pyo3(signature = (messages: "collections.abc.Sequence[exlora.types.Message]", add_generation_prompt=true) -> "str")]
-    fn apply_chat_template(&self, messages: &Bound<'_, PyAny>, add_generation_prompt: bool) -> PyResult<String> {
-        Ok(self.tokenizer.apply_chat_template(&chat_messages(messages)?, add_generation_prompt)?)
+    #[pyo3(signature = (messages, add_generation_prompt=true))]
+    fn apply_chat_template(&self, messages: Messages, add_generation_prompt: bool) -> PyResult<String> {
+        Ok(self.tokenizer.apply_chat_template(&messages.0, add_generation_prompt)?)
     }
 
     /// Number of ids the tokenizer knows.

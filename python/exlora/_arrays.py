@@ -1,0 +1,53 @@
+"""Arrays at the border: torch tensors for a process that has imported torch, numpy arrays otherwise.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from exlora import _exlora
+
+__all__ = ["as_numpy", "to_array", "token_row", "token_rows"]
+
+
+def to_array(array: np.ndarray[Any, Any]) -> Any:
+    """The array as the process likes it; a tensor shares its memory."""
+    from_numpy = getattr(sys.modules.get("torch"), "from_numpy", None)
+    return array if from_numpy is None else from_numpy(array)
+
+
+def as_numpy(values: Any) -> np.ndarray[Any, Any]:
+    """A numpy array of a torch tensor, an array or nested lists."""
+    if hasattr(values, "detach"):  # a tensor, wherever it lives
+        values = values.detach().cpu()
+        if values.is_floating_point():
+            values = values.float()
+    return np.asarray(values)
+
+
+def token_rows(input_ids: Any) -> list[list[int]]:
+    """Rows of ids from an array [n] or [batch, n], or from (lists of) lists."""
+    ids = as_numpy(input_ids)
+    if ids.dtype.kind not in "iu" and ids.size:
+        raise TypeError(f"token ids must be integers, not {ids.dtype}")
+    if ids.ndim not in (1, 2):
+        raise _exlora.error(
+            "request_invalid", "token ids have the wrong shape", expected="[n] or [batch, n]", found=str(ids.shape)
+        )
+    rows: list[list[int]] = np.atleast_2d(ids).tolist()
+    return rows
+
+
+def token_row(input_ids: Any) -> list[int]:
+    """The ids of the only row."""
+    rows = token_rows(input_ids)
+    if len(rows) != 1:
+        raise _exlora.error(
+            "request_invalid", "a job has one sequence", expected="one row of ids", found=f"{len(rows)} rows"
+        )
+    return rows[0]

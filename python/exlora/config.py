@@ -1,0 +1,93 @@
+"""`ExLlamaV2Config`: a model folder's config under exllamav2's names."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Any
+
+from exlora import _exlora
+from exlora._settings import refuse
+
+__all__ = ["ExLlamaV2Config"]
+
+
+class ExLlamaV2Config:
+    """What config.json says, and how the model is to be used.
+
+    Settings that choose among exllamav2's GPU code paths (`no_flash_attn`, `no_xformers`, `no_sdpa`, `no_graphs`,
+    `max_attention_size`, `max_dq_size`, `fasttensors`) are kept and have no effect. exlora's own are `device`,
+    `threads` and `kv_dtype`.
+    """
+
+    architecture: str
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    norm_eps: float
+    tie_word_embeddings: bool
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+
+    def __init__(self, model_dir: str | PathLike[str] | None = None) -> None:
+        self.model_dir = model_dir
+        self.max_seq_len = 2048
+        self.max_batch_size = 1
+        self.max_input_len = 2048
+        self.max_attention_size = 2048**2
+        self.max_output_len: int | None = None
+        self.scale_pos_emb = 1.0
+        self.scale_alpha_value = 1.0
+        self.no_flash_attn = False
+        self.no_xformers = False
+        self.no_sdpa = False
+        self.no_graphs = False
+        self.load_in_q4 = False
+        self.fasttensors = False
+        self.max_dq_size = 512 * 1024**2
+        self.device = "auto"
+        self.threads: int | None = None
+        self.kv_dtype = "f16"
+        if model_dir is not None:
+            self.prepare()
+
+    def prepare(self, no_tensors: bool = False) -> None:
+        """Reads the folder `model_dir`. Tensors are looked at when the model is loaded."""
+        del no_tensors
+        if self.model_dir is None:
+            raise _exlora.error("model_config_invalid", "the config has no model_dir", hint="set config.model_dir")
+        read = _exlora.read_model_config(self.model_dir)
+        self.eos_token_ids: list[int] = read.pop("eos_token_ids")
+        self.eos_token_id = self.eos_token_ids[0] if self.eos_token_ids else None
+        vars(self).update(read)
+
+    @property
+    def arch(self) -> str:
+        """The architecture's name."""
+        return self.architecture
+
+    def arch_compat_overrides(self, quiet: bool = False, warn_only: bool = False) -> None:
+        """Nothing to override: every architecture that is read here runs on every backend."""
+
+    def set_low_mem(self) -> None:
+        """Smaller chunks, as exllamav2 sets them."""
+        self.max_input_len = 1024
+        self.max_attention_size = 1024**2
+
+    def check(self) -> None:
+        """Refuses what would change the model's answers and is not done here."""
+        stretched: dict[str, Any] = {
+            name: None if value == 1.0 else value
+            for name, value in {
+                "scale_pos_emb": self.scale_pos_emb,
+                "scale_alpha_value": self.scale_alpha_value,
+            }.items()
+        }
+        refuse("ExLlamaV2Config", load_in_q4=self.load_in_q4, **stretched)
+
+    def __repr__(self) -> str:
+        return f"ExLlamaV2Config({str(self.model_dir)!r})"

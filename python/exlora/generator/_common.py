@@ -1,0 +1,76 @@
+"""What all generators share: their engine, the meaning of `loras`, seeds and stop conditions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from exlora import _exlora
+from exlora._arrays import to_array
+
+if TYPE_CHECKING:
+    from exlora.cache import ExLlamaV2CacheBase
+    from exlora.model import ExLlamaV2
+    from exlora.tokenizer import ExLlamaV2Tokenizer
+
+__all__ = ["mixture", "new_seed", "open_engine", "stop_list", "token_array", "top_arrays"]
+
+
+def open_engine(
+    model: ExLlamaV2,
+    cache: ExLlamaV2CacheBase,
+    tokenizer: ExLlamaV2Tokenizer,
+    max_batch_size: int | None = None,
+    max_chunk_size: int | None = None,
+) -> _exlora.Engine:
+    """An engine over a loaded model, with as many tokens of KV as the cache was made for."""
+    return _exlora.Engine.over(
+        model.native_model(),
+        tokenizer.native,
+        kv_dtype=model.config.kv_dtype,
+        kv_tokens=cache.max_seq_len * cache.batch_size,
+        max_batch_size=max_batch_size or 32,
+        prefill_chunk=max_chunk_size or model.config.max_input_len,
+    )
+
+
+def mixture(loras: Any) -> list[Any]:
+    """A list of adapters and (adapter, weight) from what `set_loras` takes; empty is the base model."""
+    if loras is None:
+        return []
+    return list(loras) if isinstance(loras, list | tuple) else [loras]
+
+
+def new_seed(seed: int | None) -> int:
+    """The seed, or a random one."""
+    return random.getrandbits(63) if seed is None else seed
+
+
+def stop_list(conditions: Iterable[int | str | None] | None) -> list[int | str]:
+    """Stop conditions as a list. `None` among them is left out: a model may have no EOS."""
+    stops: list[int | str] = []
+    for condition in conditions or ():
+        if isinstance(condition, str):
+            stops.append(condition)
+        elif condition is None:
+            continue
+        elif hasattr(condition, "__index__"):
+            stops.append(int(condition))
+        else:
+            raise ValueError(f"stop conditions are token ids and strings, not {type(condition).__name__}")
+    return stops
+
+
+def token_array(ids: list[int]) -> Any:
+    """Ids as an array [1, n]."""
+    return to_array(np.array([ids], dtype=np.int64))
+
+
+def top_arrays(top: list[list[tuple[int, float]]]) -> tuple[Any, Any]:
+    """Ids and probabilities of the best tokens, [1, n, k] each."""
+    ids = np.array([[[i for i, _ in token] for token in top]], dtype=np.int64)
+    probs = np.exp(np.array([[[p for _, p in token] for token in top]], dtype=np.float32))
+    return to_array(ids), to_array(probs)

@@ -1,0 +1,103 @@
+"""`ExLlamaV2BaseGenerator`: a call that returns when the text is complete."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from exlora import _exlora
+from exlora._settings import refuse, warn_unknown
+from exlora.generator._common import mixture, new_seed, open_engine
+
+if TYPE_CHECKING:
+    from exlora.cache import ExLlamaV2CacheBase
+    from exlora.generator.sampler import _Settings
+    from exlora.model import ExLlamaV2
+    from exlora.tokenizer import ExLlamaV2Tokenizer
+
+__all__ = ["ExLlamaV2BaseGenerator"]
+
+
+class ExLlamaV2BaseGenerator:
+    """Continues a prompt or several, as many as the cache has sequences."""
+
+    def __init__(self, model: ExLlamaV2, cache: ExLlamaV2CacheBase, tokenizer: ExLlamaV2Tokenizer) -> None:
+        self.model = model
+        self.cache = cache
+        self.tokenizer = tokenizer
+        self._engine = open_engine(model, cache, tokenizer)
+
+    def warmup(self) -> None:
+        """A few tokens, so that the first real prompt finds everything in memory."""
+        self._engine.generate([_exlora.Request([0], max_new_tokens=2, stop_at_eos=False)])
+
+    def full(self) -> bool:
+        """Never: each call begins anew."""
+        return False
+
+    def generate_simple(
+        self,
+        prompt: str | list[str],
+        gen_settings: _Settings,
+        num_tokens: int,
+        seed: int | None = None,
+        token_healing: bool = False,
+        encode_special_tokens: bool = False,
+        decode_special_tokens: bool = False,
+        loras: Any = None,
+        stop_token: int | None = -1,
+        add_bos: bool = False,
+        abort_event: threading.Event | None = None,
+        input_embeddings: Any = None,
+        completion_only: bool = False,
+        filters: Any = None,
+        filter_prefer_eos: bool = False,
+        **kwargs: Any,
+    ) -> str | list[str]:
+        """Prompt and continuation (the continuation alone if `completion_only`); a list for a list of prompts.
+
+        `loras` is one adapter or an ordered list of adapters or (adapter, weight). `stop_token` -1 is the tokenizer's
+        EOS, `None` none. A prompt too long for the cache loses its beginning. `abort_event` ends all texts where they
+        are.
+        """
+        refuse(
+            f"{type(self).__name__}.generate_simple",
+            token_healing=token_healing,
+            input_embeddings=input_embeddings,
+            filters=filters,
+            filter_prefer_eos=filter_prefer_eos,
+        )
+        loras = kwargs.pop("lora", loras)
+        warn_unknown(f"{type(self).__name__}.generate_simple", kwargs)
+        prompts = prompt if isinstance(prompt, list) else [prompt]
+        eos = self.tokenizer.eos_token_id if stop_token == -1 else stop_token
+        first_seed, room = new_seed(seed), self.cache.max_seq_len - num_tokens
+        heads, jobs = [], []
+        for i, text in enumerate(prompts):
+            ids = self.tokenizer.encode_list(text, add_bos, False, encode_special_tokens)
+            if len(ids) > max(room, 1):
+                ids = ids[-max(room, 1) :]
+                text = self.tokenizer.native.decode(ids)
+            heads.append("" if completion_only else text)
+            request = _exlora.Request(
+                ids,
+                mixture(loras),
+                max_new_tokens=num_tokens,
+                seed=(first_seed + i) % 2**63,
+                stop=eos,
+                stop_at_eos=False,
+                skip_special_tokens=not decode_special_tokens,
+                **gen_settings.request_settings(),
+            )
+            jobs.append(self._engine.submit(request))
+        texts = [head + _finish(job, abort_event) for head, job in zip(heads, jobs, strict=True)]
+        return texts if isinstance(prompt, list) else texts[0]
+
+
+def _finish(job: _exlora.Job, abort_event: threading.Event | None) -> str:
+    text = ""
+    while (chunk := job.next_chunk()) is not None:
+        text += chunk.text
+        if abort_event is not None and abort_event.is_set():
+            job.cancel()
+    return text

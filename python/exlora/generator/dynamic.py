@@ -1,0 +1,206 @@
+"""`ExLlamaV2DynamicGenerator`: many jobs in one batch, each with its own adapters."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from exlora import _exlora
+from exlora._settings import refuse, warn_unknown
+from exlora.generator._common import mixture, open_engine
+from exlora.generator.job import SET_LORAS, ExLlamaV2DynamicJob
+
+if TYPE_CHECKING:
+    from exlora.cache import ExLlamaV2CacheBase
+    from exlora.generator.sampler import _Settings
+    from exlora.model import ExLlamaV2
+    from exlora.tokenizer import ExLlamaV2Tokenizer
+
+__all__ = ["ExLlamaV2DynamicGenerator"]
+
+
+class ExLlamaV2DynamicGenerator:
+    """Runs jobs in one continuous batch over the pages of `cache.max_seq_len` tokens.
+
+    Prompts that begin alike, under the same adapters and weights, share pages. Settings that choose among exllamav2's
+    GPU code paths (`max_q_size`, sampling threads, `paged`, `filter_background_eval`) have no effect.
+    """
+
+    def __init__(
+        self,
+        model: ExLlamaV2,
+        cache: ExLlamaV2CacheBase,
+        tokenizer: ExLlamaV2Tokenizer,
+        max_batch_size: int | None = None,
+        max_seq_len: int | None = None,
+        max_chunk_size: int | None = None,
+        max_q_size: int = 8,
+        draft_model: Any = None,
+        draft_cache: Any = None,
+        num_draft_tokens: int = 4,
+        use_ngram_draft: bool = False,
+        max_ngram: int = 4,
+        max_sampling_threads: int = 16,
+        min_sampling_threads: int = 3,
+        paged: bool = True,
+        filter_background_eval: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        del max_q_size, num_draft_tokens, max_ngram, max_sampling_threads, min_sampling_threads, paged
+        del filter_background_eval
+        refuse(type(self).__name__, draft_model=draft_model, draft_cache=draft_cache, use_ngram_draft=use_ngram_draft)
+        warn_unknown(type(self).__name__, kwargs)
+        self.model = model
+        self.cache = cache
+        self.tokenizer = tokenizer
+        self.max_seq_len = min(max_seq_len or cache.max_seq_len, model.config.max_seq_len)
+        self.page_size = _exlora.PAGE_TOKENS
+        self.pending_jobs: list[ExLlamaV2DynamicJob] = []
+        self.active_jobs: list[ExLlamaV2DynamicJob] = []
+        self.current_loras: list[Any] = []
+        self._engine = open_engine(model, cache, tokenizer, max_batch_size, max_chunk_size)
+        self._serial = 0
+
+    def set_loras(self, loras: Any = None) -> None:
+        """Adapters of the jobs enqueued from now on; jobs that run already keep theirs.
+
+        One adapter, an ordered list of adapters or (adapter, weight), or `None` for the base model.
+        """
+        self.current_loras = mixture(loras)
+
+    def generate(
+        self,
+        prompt: str | list[str],
+        max_new_tokens: int,
+        min_new_tokens: int = 0,
+        seed: int | None = None,
+        gen_settings: _Settings | list[_Settings] | None = None,
+        token_healing: bool = False,
+        encode_special_tokens: bool = False,
+        decode_special_tokens: bool = False,
+        stop_conditions: list[int | str] | None = None,
+        add_bos: bool = False,
+        abort_event: threading.Event | None = None,
+        completion_only: bool = False,
+        filters: Any = None,
+        filter_prefer_eos: bool = False,
+        return_last_results: bool = False,
+        embeddings: Any = None,
+        banned_strings: Any = None,
+        loras: Any = SET_LORAS,
+        **kwargs: Any,
+    ) -> Any:
+        """Prompt and continuation, or the continuation alone if `completion_only`; a list for a list of prompts.
+
+        With each job's last result if `return_last_results`; `None` if `abort_event` was set meanwhile. `loras` is
+        exlora's own, for all prompts alike: see `ExLlamaV2DynamicJob`.
+        """
+        self.refuse_filters(filters, embeddings)
+        loras = kwargs.pop("lora", loras)
+        warn_unknown(f"{type(self).__name__}.generate", kwargs)
+        prompts = prompt if isinstance(prompt, list) else [prompt]
+        settings = gen_settings if isinstance(gen_settings, list) else [gen_settings] * len(prompts)
+        if len(settings) != len(prompts):
+            raise _exlora.error(
+                "request_invalid", "gen_settings has another length than the prompts",
+                expected=str(len(prompts)), found=str(len(settings)),
+            )  # fmt: skip
+        jobs: list[ExLlamaV2DynamicJob] = []
+        for i, text in enumerate(prompts):
+            if isinstance(text, tuple):
+                refuse(type(self).__name__, prompt=text)  # a pair of prompts, for classifier-free guidance
+            job = ExLlamaV2DynamicJob(
+                input_ids=[self.tokenizer.encode_list(text, add_bos, False, encode_special_tokens)],
+                max_new_tokens=max_new_tokens,
+                min_new_tokens=min_new_tokens,
+                gen_settings=settings[i],
+                seed=None if seed is None else seed + i,
+                stop_conditions=stop_conditions,
+                decode_special_tokens=decode_special_tokens,
+                filter_prefer_eos=filter_prefer_eos,
+                token_healing=token_healing,
+                banned_strings=banned_strings,
+                loras=loras,
+            )
+            jobs.append(job)
+        last = self._run(jobs, abort_event)
+        if last is None:
+            return None
+        texts = [job.full_completion for job in jobs]
+        if not completion_only:
+            texts = [text + completion for text, completion in zip(prompts, texts, strict=True)]
+        if not isinstance(prompt, list):
+            return (texts[0], last[0]) if return_last_results else texts[0]
+        return (texts, last) if return_last_results else texts
+
+    def _run(
+        self, jobs: list[ExLlamaV2DynamicJob], abort_event: threading.Event | None
+    ) -> list[dict[str, Any] | None] | None:
+        """Runs jobs to their end and returns their last results. Whatever happens, none is left behind."""
+        last: dict[ExLlamaV2DynamicJob, dict[str, Any]] = {}
+        try:
+            self.enqueue(jobs)
+            while not all(job.is_finished for job in jobs):
+                last |= {result["job"]: result for result in self.iterate() if result["eos"]}
+                if abort_event is not None and abort_event.is_set():
+                    return None
+        finally:
+            for job in jobs:
+                if not job.is_finished:
+                    self.cancel(job)
+        return [last.get(job) for job in jobs]
+
+    def enqueue(self, job: ExLlamaV2DynamicJob | list[ExLlamaV2DynamicJob]) -> int | list[int]:
+        """Queues one job and returns its serial number, or a list of them. Adapters are looked up now."""
+        if isinstance(job, list):
+            return [self._enqueue(one) for one in job]
+        return self._enqueue(job)
+
+    def _enqueue(self, job: ExLlamaV2DynamicJob) -> int:
+        serial = self._serial
+        job.submit(self._engine, self.tokenizer.native, serial, self.current_loras, self.max_seq_len)
+        self._serial += 1
+        self.pending_jobs.append(job)
+        return serial
+
+    def iterate(self) -> list[dict[str, Any]]:
+        """Computes one step for all jobs and returns what there is to report."""
+        results = [job.started() for job in self.pending_jobs]
+        self.active_jobs += self.pending_jobs
+        self.pending_jobs = []
+        if not self.active_jobs:
+            return results
+        self._engine.step()
+        for job in list(self.active_jobs):
+            results += job.collect()
+        self.active_jobs = [job for job in self.active_jobs if not job.is_finished]
+        return results
+
+    def cancel(self, job: ExLlamaV2DynamicJob) -> None:
+        """Ends a job; nothing more is reported of it."""
+        job.cancel()
+        self.pending_jobs = [other for other in self.pending_jobs if other is not job]
+        self.active_jobs = [other for other in self.active_jobs if other is not job]
+
+    def clear_queue(self) -> None:
+        """Ends all jobs."""
+        for job in self.pending_jobs + self.active_jobs:
+            self.cancel(job)
+
+    def num_remaining_jobs(self) -> int:
+        """Jobs that are not finished."""
+        return len(self.pending_jobs) + len(self.active_jobs)
+
+    def warmup(self) -> None:
+        """A few tokens, so that the first real job finds everything in memory."""
+        self._engine.generate([_exlora.Request([0], max_new_tokens=2, stop_at_eos=False)])
+
+    def reset_page_table(self) -> None:
+        """Forgets every cached prefix. Never needed for right answers: prefixes are kept apart by their adapters."""
+        self._engine.clear_prefix_cache()
+
+    def refuse_filters(self, filters: Any, embeddings: Any) -> None:
+        """Lists of nothing, one for each prompt, ask for nothing."""
+        for name, values in {"filters": filters, "embeddings": embeddings}.items():
+            asked = [value for value in values if value] if isinstance(values, list) else values
+            refuse(f"{type(self).__name__}.generate", **{name: asked})

@@ -1,0 +1,207 @@
+"""`ExLlamaV2DynamicJob`: one sequence of a dynamic generator, and what it reports."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from exlora import _exlora
+from exlora._arrays import to_array, token_row
+from exlora._settings import refuse, warn_unknown
+from exlora.generator._common import mixture, new_seed, stop_list, token_array, top_arrays
+from exlora.generator.sampler import ExLlamaV2Sampler, _Settings
+
+__all__ = ["ExLlamaV2DynamicJob"]
+
+_EOS_REASONS = {"length": "max_new_tokens", "cancelled": "cancelled"}
+
+
+class _SetLoras:
+    """Default of a job's `loras`: whatever the generator's `set_loras` says when the job is enqueued."""
+
+    def __repr__(self) -> str:
+        return "<as set_loras>"
+
+
+SET_LORAS = _SetLoras()
+
+
+class ExLlamaV2DynamicJob:
+    """One sequence to continue.
+
+    `loras` is exlora's own: this job's adapters, as one adapter or an ordered list of adapters or (adapter, weight);
+    `None` or an empty list is the base model. Left out, it is what `set_loras` says when the job is enqueued.
+    `return_probs` and `return_top_tokens` give probabilities before penalties and filters.
+    """
+
+    def __init__(
+        self,
+        input_ids: Any,
+        max_new_tokens: int,
+        min_new_tokens: int = 0,
+        max_skips: int | None = 4,
+        gen_settings: _Settings | None = None,
+        seed: int | None = None,
+        stop_conditions: Iterable[int | str | None] | None = None,
+        decode_special_tokens: bool = False,
+        return_top_tokens: int = 0,
+        return_logits: bool = False,
+        return_probs: bool = False,
+        filters: Any = None,
+        filter_prefer_eos: bool = False,
+        token_healing: bool = False,
+        identifier: object = None,
+        banned_strings: Any = None,
+        embeddings: Any = None,
+        loras: Any = SET_LORAS,
+        **kwargs: Any,
+    ) -> None:
+        del max_skips
+        owner = type(self).__name__
+        refuse(
+            owner,
+            filters=filters,
+            filter_prefer_eos=filter_prefer_eos,
+            token_healing=token_healing,
+            banned_strings=banned_strings,
+            embeddings=embeddings,
+        )
+        if isinstance(input_ids, tuple):
+            refuse(owner, input_ids=input_ids)  # a pair of prompts, for classifier-free guidance
+        self.loras = kwargs.pop("lora", loras)
+        warn_unknown(owner, kwargs)
+        if isinstance(input_ids, list) and input_ids and hasattr(input_ids[0], "ndim"):
+            refuse(owner, input_ids=input_ids[1:])  # exllamav2 takes a list of one array too
+            input_ids = input_ids[0]
+        self.input_ids = token_row(input_ids)
+        self.identifier = identifier
+        self.max_new_tokens = max_new_tokens
+        self.gen_settings = gen_settings or ExLlamaV2Sampler.Settings()
+        self.return_top_tokens = return_top_tokens
+        self.return_probs = return_probs
+        self._settings: dict[str, Any] = {
+            **self.gen_settings.request_settings(),
+            "min_new_tokens": min_new_tokens,
+            "seed": new_seed(seed),
+            "stop": stop_list(stop_conditions),
+            "stop_at_eos": False,
+            "logprobs": max(return_top_tokens, int(return_probs)),
+            "return_logits": return_logits,
+            "skip_special_tokens": not decode_special_tokens,
+        }
+        self.serial_number: int | None = None
+        self.full_completion = ""
+        self.new_tokens = 0
+        self.is_finished = False
+        self._tokenizer: _exlora.Tokenizer | None = None
+        self._native: _exlora.Job | None = None
+        self._prefilled = -1
+        self._enqueued_at = self._started_at = self._first_token_at = 0.0
+
+    def submit(
+        self, engine: _exlora.Engine, tokenizer: _exlora.Tokenizer, serial: int, loras: list[Any], max_tokens: int
+    ) -> None:
+        """Queues it in an engine; prompt and output together get at most `max_tokens`. The generator calls this."""
+        adapters = loras if self.loras is SET_LORAS else mixture(self.loras)
+        if len(self.input_ids) >= max_tokens:
+            raise _exlora.error(
+                "prompt_too_long",
+                "the prompt leaves no room in max_seq_len",
+                expected=f"at most {max_tokens - 1} tokens",
+                found=f"{len(self.input_ids)} tokens",
+            )
+        room = min(self.max_new_tokens, max_tokens - len(self.input_ids))
+        request = _exlora.Request(self.input_ids, adapters, max_new_tokens=room, **self._settings)
+        self._native = engine.submit(request)
+        self._tokenizer = tokenizer
+        self.serial_number = serial
+        self._enqueued_at = time.perf_counter()
+
+    def cancel(self) -> None:
+        """Ends it; its generator reports nothing more of it."""
+        if self._native is not None:
+            self._native.close()
+        self.is_finished = True
+
+    def started(self) -> dict[str, Any]:
+        """Its first report."""
+        self._started_at = self._first_token_at = time.perf_counter()
+        return self._result("started")
+
+    def collect(self) -> list[dict[str, Any]]:
+        """What there is to report since the last time."""
+        assert self._native is not None, "a job reports after it was submitted"
+        results = []
+        done, total = self._native.prefill_progress
+        if done > self._prefilled and self.new_tokens == 0:
+            self._prefilled = done
+            results.append(self._result("prefill", curr_progress=done, max_progress=total))
+        while (chunk := self._native.poll_chunk()) is not None:
+            results.append(self._streaming(chunk))
+        return results
+
+    def _streaming(self, chunk: _exlora.Chunk) -> dict[str, Any]:
+        if self.new_tokens == 0:
+            self._first_token_at = time.perf_counter()
+        self.new_tokens += len(chunk.token_ids)
+        self.full_completion += chunk.text
+        result = self._result("streaming")
+        if chunk.text:
+            result["text"] = chunk.text
+        # The token that ends a text is not part of it.
+        ends_by_stop = chunk.stop_match is not None
+        tokens = self._token_results(chunk)
+        if chunk.finish_reason is not None:
+            result |= self._end(chunk)
+        if not ends_by_stop:
+            result |= tokens
+        elif tokens:
+            result["held"] = tokens
+        return result
+
+    def _token_results(self, chunk: _exlora.Chunk) -> dict[str, Any]:
+        if not chunk.token_ids:
+            return {}
+        tokens = {"token_ids": token_array(chunk.token_ids)}
+        if self.return_probs and chunk.logprobs is not None:
+            tokens["token_probs"] = to_array(np.exp(chunk.logprobs)[None])
+        if self.return_top_tokens and chunk.top_logprobs is not None:
+            tokens["top_k_tokens"], tokens["top_k_probs"] = top_arrays(chunk.top_logprobs)
+        if chunk.logits is not None:
+            tokens["logits"] = to_array(chunk.logits[None])
+        return tokens
+
+    def _end(self, chunk: _exlora.Chunk) -> dict[str, Any]:
+        usage, match = chunk.usage, chunk.stop_match
+        assert usage is not None, "a last chunk has its usage"
+        assert self._tokenizer is not None, "a job reports after it was submitted"
+        self.is_finished = True
+        now = time.perf_counter()
+        ending: dict[str, Any] = {
+            "eos": True,
+            "eos_reason": _EOS_REASONS.get(chunk.finish_reason or "", "stop_string"),
+            "full_completion": self.full_completion,
+            "new_tokens": usage.completion_tokens,
+            "prompt_tokens": usage.prompt_tokens,
+            "time_enqueued": self._started_at - self._enqueued_at,
+            "time_prefill": self._first_token_at - self._started_at,
+            "time_generate": now - self._first_token_at,
+            "cached_pages": usage.cached_tokens // _exlora.PAGE_TOKENS,
+            "cached_tokens": usage.cached_tokens,
+        }
+        if isinstance(match, str):
+            ending["eos_triggering_string"] = match
+        elif match is not None:
+            ending["eos_reason"] = "stop_token"
+            ending["eos_triggering_token_id"] = match
+            ending["eos_triggering_token_str"] = self._tokenizer.decode([match])
+        return ending
+
+    def _result(self, stage: str, **values: Any) -> dict[str, Any]:
+        result = {"job": self, "stage": stage, "eos": False, "serial": self.serial_number, **values}
+        if self.identifier is not None:
+            result["identifier"] = self.identifier
+        return result

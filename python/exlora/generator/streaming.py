@@ -1,0 +1,185 @@
+"""`ExLlamaV2StreamingGenerator`: one sequence, token by token, for as long as the caller asks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from exlora import _exlora
+from exlora._arrays import to_array, token_row
+from exlora._settings import refuse, warn_unknown
+from exlora.generator._common import mixture, new_seed, open_engine, stop_list, token_array, top_arrays
+
+if TYPE_CHECKING:
+    from exlora.cache import ExLlamaV2CacheBase
+    from exlora.generator.sampler import _Settings
+    from exlora.model import ExLlamaV2
+    from exlora.tokenizer import ExLlamaV2Tokenizer
+
+__all__ = ["ExLlamaV2StreamingGenerator"]
+
+
+class ExLlamaV2StreamingGenerator:
+    """`begin_stream_ex`, then `stream_ex` until it says `eos`, or for as many tokens as are wanted.
+
+    Beginnings of prompts that were computed before, under the same adapters and weights, are found in the cache.
+    """
+
+    def __init__(
+        self,
+        model: ExLlamaV2,
+        cache: ExLlamaV2CacheBase,
+        tokenizer: ExLlamaV2Tokenizer,
+        draft_model: Any = None,
+        draft_cache: Any = None,
+        num_speculative_tokens: int = 5,
+    ) -> None:
+        del num_speculative_tokens
+        refuse(type(self).__name__, draft_model=draft_model, draft_cache=draft_cache)
+        self.model = model
+        self.cache = cache
+        self.tokenizer = tokenizer
+        self._stop = stop_list([tokenizer.eos_token_id])
+        self._engine = open_engine(model, cache, tokenizer, max_batch_size=1)
+        self._job: _exlora.Job | None = None
+        self._abort_event: threading.Event | None = None
+        self._returns_probs = self._returns_logits = False
+        self._top_tokens = 0
+        self._seed: int | None = None
+
+    def warmup(self) -> None:
+        """A few tokens, so that the first real prompt finds everything in memory."""
+        self._engine.generate([_exlora.Request([0], max_new_tokens=2, stop_at_eos=False)])
+
+    def set_stop_conditions(self, stop_conditions: Iterable[int | str | None]) -> None:
+        """Ids and strings that end the streams begun from now on; the tokenizer's EOS until this is called."""
+        self._stop = stop_list(stop_conditions)
+
+    def set_seed(self, seed: int | None) -> None:
+        """Seed of the streams begun from now on; `None` is a random one each time. exlora's own."""
+        self._seed = seed
+
+    def begin_stream(
+        self,
+        input_ids: Any,
+        gen_settings: _Settings,
+        token_healing: bool = False,
+        loras: Any = None,
+        input_mask: Any = None,
+        position_offsets: Any = None,
+        abort_event: threading.Event | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Begins a sequence; see `begin_stream_ex`."""
+        self.begin_stream_ex(
+            input_ids,
+            gen_settings,
+            token_healing,
+            loras,
+            input_mask,
+            position_offsets,
+            abort_event=abort_event,
+            **kwargs,
+        )
+
+    def begin_stream_ex(
+        self,
+        input_ids: Any,
+        gen_settings: _Settings,
+        token_healing: bool = False,
+        loras: Any = None,
+        input_mask: Any = None,
+        position_offsets: Any = None,
+        return_probabilities: bool = False,
+        return_top_tokens: int = 0,
+        return_logits: bool = False,
+        abort_event: threading.Event | None = None,
+        input_embeddings: Any = None,
+        decode_special_tokens: bool = False,
+        banned_strings: Any = None,
+        filters: Any = None,
+        filter_prefer_eos: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Begins a sequence [1, n]; one that still runs ends.
+
+        `loras` is one adapter, or an ordered list of adapters or (adapter, weight). Probabilities are those before
+        penalties and filters.
+        """
+        owner = f"{type(self).__name__}.begin_stream"
+        refuse(
+            owner,
+            token_healing=token_healing,
+            input_mask=input_mask,
+            position_offsets=position_offsets,
+            input_embeddings=input_embeddings,
+            banned_strings=banned_strings,
+            filters=filters,
+            filter_prefer_eos=filter_prefer_eos,
+        )
+        loras = kwargs.pop("lora", loras)
+        warn_unknown(owner, kwargs)
+        self._returns_probs, self._returns_logits = return_probabilities, return_logits
+        self._top_tokens, self._abort_event = return_top_tokens, abort_event
+        if self._job is not None:
+            self._job.close()
+        request = _exlora.Request(
+            token_row(input_ids),
+            mixture(loras),
+            max_new_tokens=self._engine.max_tokens,
+            seed=new_seed(self._seed),
+            stop=self._stop,
+            stop_at_eos=False,
+            logprobs=max(return_top_tokens, int(return_probabilities)),
+            return_logits=return_logits,
+            skip_special_tokens=not decode_special_tokens,
+            **gen_settings.request_settings(),
+        )
+        self._job = self._engine.submit(request)
+
+    def stream(self) -> tuple[Any, ...]:
+        """The next (text, eos, ids [1, n]); then probabilities [1, n] and logits [1, n, vocab] where asked for."""
+        result = self.stream_ex()
+        values = [result["chunk"], result["eos"], result["chunk_token_ids"]]
+        values += [result["probs"]] if self._returns_probs else []
+        values += [result["logits"]] if self._returns_logits else []
+        return tuple(values)
+
+    def stream_ex(self, ban_tokens: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """The next piece: `chunk`, `eos`, `chunk_token_ids` [1, n].
+
+        Where asked for: `probs` [1, n], `top_tokens` and `top_probs` [1, n, k], `logits` [1, n, vocab]. The token that
+        ends the text is not in it.
+        """
+        refuse(f"{type(self).__name__}.stream", ban_tokens=ban_tokens)
+        warn_unknown(f"{type(self).__name__}.stream", kwargs)
+        if self._job is None:
+            raise _exlora.error("request_invalid", "no stream was begun", hint="call begin_stream_ex first")
+        if self._abort_event is not None and self._abort_event.is_set():
+            self._job.cancel()
+        chunk = self._job.next_chunk()
+        stopped = chunk is not None and chunk.stop_match is not None
+        has_tokens = chunk is not None and bool(chunk.token_ids) and not stopped
+        vocab = self.model.native_model().vocab_size
+        result: dict[str, Any] = {
+            "chunk": "" if chunk is None else chunk.text,
+            "eos": chunk is None or chunk.finish_reason is not None,
+            "chunk_token_ids": token_array(chunk.token_ids if chunk is not None and has_tokens else []),
+        }
+        if self._returns_probs:
+            logprobs = chunk.logprobs if chunk is not None and has_tokens else None
+            result["probs"] = to_array(_empty(0) if logprobs is None else np.exp(logprobs)[None])
+        if self._top_tokens:
+            top = chunk.top_logprobs if chunk is not None and has_tokens else None
+            result["top_tokens"], result["top_probs"] = top_arrays(top or [])
+        if self._returns_logits:
+            logits = chunk.logits if chunk is not None and has_tokens else None
+            result["logits"] = to_array(_empty(0, vocab) if logits is None else logits[None])
+        return result
+
+
+def _empty(*shape: int) -> np.ndarray[Any, Any]:
+    return np.zeros((1, *shape), dtype=np.float32)

@@ -1,0 +1,293 @@
+"""`ExLlamaV2`: a model that is loaded when asked to, and its forward pass."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from exlora import _exlora
+from exlora._arrays import as_numpy, to_array, token_rows
+from exlora._settings import refuse, warn_unknown
+from exlora.cache import ExLlamaV2Cache, ExLlamaV2CacheBase
+from exlora.config import ExLlamaV2Config
+from exlora.types import Adapter
+
+__all__ = ["ExLlamaV2"]
+
+#: Called with (modules done, modules in all).
+Callback = Callable[[int, int], object]
+
+
+class ExLlamaV2:
+    """The model of a config. It has no weights until `load()` or `load_autosplit()`."""
+
+    def __init__(self, config: ExLlamaV2Config, lazy_load: bool = False, archparams: Any = None) -> None:
+        del lazy_load
+        refuse("ExLlamaV2", archparams=archparams)
+        self.config = config
+        self._model: _exlora.Model | None = None
+
+    def load(
+        self,
+        gpu_split: Any = None,
+        lazy: bool = False,
+        stats: bool = False,
+        callback: Callback | None = None,
+        callback_gen: Callable[[int, int], Iterator[Any]] | None = None,
+        progress: bool = False,
+    ) -> None:
+        """Loads the weights; `gpu_split` has no effect. `progress` shows a bar, `callback` is told how far it is."""
+        if callback_gen is not None:
+            for _ in self.load_gen(gpu_split, lazy, stats, callback, callback_gen):
+                pass
+        elif not lazy:
+            self._load(callback or progress)
+
+    def load_gen(
+        self,
+        gpu_split: Any = None,
+        lazy: bool = False,
+        stats: bool = False,
+        callback: Callback | None = None,
+        callback_gen: Callable[[int, int], Iterator[Any]] | None = None,
+    ) -> Iterator[Any]:
+        """As `load`, as a generator of what `callback_gen` yields after each module. Closing it stops the loading."""
+        if lazy:
+            return
+        reports: queue.SimpleQueue[tuple[int, int] | BaseException | None] = queue.SimpleQueue()
+        stopped = threading.Event()
+
+        def tell(done: int, total: int) -> None:
+            if stopped.is_set():
+                raise GeneratorExit
+            reports.put((done, total))
+
+        def work() -> None:
+            try:
+                self._load(tell)
+                reports.put(None)
+            except BaseException as error:  # handed to the thread that waits
+                reports.put(error)
+
+        worker = threading.Thread(target=work, name="exlora-load", daemon=True)
+        worker.start()
+        try:
+            while (report := reports.get()) is not None:
+                if isinstance(report, BaseException):
+                    raise report
+                if callback is not None:
+                    callback(*report)
+                if callback_gen is not None:
+                    yield from callback_gen(*report)
+        finally:
+            stopped.set()
+            worker.join()
+
+    def load_autosplit(
+        self,
+        cache: ExLlamaV2CacheBase,
+        reserve_vram: Any = None,
+        last_id_only: bool = False,
+        callback: Callback | None = None,
+        callback_gen: Callable[[int, int], Iterator[Any]] | None = None,
+        progress: bool = False,
+    ) -> None:
+        """As `load`; there is one device, so nothing is split and nothing reserved."""
+        del cache, reserve_vram, last_id_only
+        self.load(callback=callback, callback_gen=callback_gen, progress=progress)
+
+    def load_autosplit_gen(
+        self,
+        cache: ExLlamaV2CacheBase,
+        reserve_vram: Any = None,
+        last_id_only: bool = False,
+        callback: Callback | None = None,
+        callback_gen: Callable[[int, int], Iterator[Any]] | None = None,
+    ) -> Iterator[Any]:
+        """As `load_gen`."""
+        del cache, reserve_vram, last_id_only
+        return self.load_gen(callback=callback, callback_gen=callback_gen)
+
+    def load_tp(self, *args: Any, **kwargs: Any) -> None:
+        """Tensor parallelism is not done here."""
+        refuse("exlora", tensor_parallel=True)
+
+    load_tp_gen = load_tp
+
+    def _load(self, progress: bool | Callback) -> None:
+        self.config.check()
+        if self.config.model_dir is None:
+            raise _exlora.error("model_config_invalid", "the config has no model_dir", hint="set config.model_dir")
+        device, threads = self.config.device, self.config.threads
+        self._model = _exlora.Model(self.config.model_dir, device=device, threads=threads, progress=progress)
+
+    @property
+    def loaded(self) -> bool:
+        """Whether it has its weights."""
+        return self._model is not None
+
+    def native_model(self) -> _exlora.Model:
+        """The loaded model; caches, adapters and generators stand on it."""
+        if self._model is None:
+            raise _exlora.error("model_not_loaded", "the model has no weights yet, or no more")
+        return self._model
+
+    def unload(self) -> None:
+        """Lets go of the weights. They stay in memory while caches, adapters or generators use them."""
+        self._model = None
+
+    def update_loras(self) -> None:
+        """Nothing to do: adapters are chosen request by request."""
+
+    def is_quant(self) -> bool:
+        """Whether its weights are quantised."""
+        return bool(getattr(self.config, "is_quantised", False))
+
+    def get_cache_devices(self) -> list[str]:
+        """The devices caches live on."""
+        return [self.native_model().device]
+
+    def forward(
+        self,
+        input_ids: Any,
+        cache: ExLlamaV2CacheBase | None = None,
+        input_mask: Any = None,
+        preprocess_only: bool = False,
+        last_id_only: bool = False,
+        loras: Adapter = None,
+        return_last_state: bool = False,
+        position_offsets: Any = None,
+        abort_event: threading.Event | None = None,
+        cpu_logits: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Logits of tokens [batch, tokens] that follow what is in the cache: float32 [batch, tokens, vocab].
+
+        Only those of the last token ([batch, 1, vocab]) if `last_id_only`; `None` if `preprocess_only`, or if
+        `abort_event` was set meanwhile. `loras` is one adapter, or an ordered list of adapters or (adapter, weight)
+        that all rows share. Rows are sequences of their own. `input_mask` [batch, n] (boolean, or additive as
+        `tokenizer.padding_mask` makes it) marks padding on the left, whose tokens are not computed; their logits are 0.
+        `position_offsets` move all positions of a row alike, which a rotary embedding does not notice: they have no
+        effect. Nor has `cpu_logits`.
+        """
+        del position_offsets, cpu_logits
+        refuse(
+            "ExLlamaV2.forward",
+            return_last_state=return_last_state,
+            input_embeddings=kwargs.pop("input_embeddings", None),
+        )
+        warn_unknown("ExLlamaV2.forward", kwargs)
+        rows = token_rows(input_ids)
+        width = len(rows[0])
+        if cache is None:
+            cache = ExLlamaV2Cache(self, batch_size=len(rows), max_seq_len=width)
+        begin = cache.current_seq_len
+        _check_room(cache, len(rows), begin + width)
+        if begin == 0:
+            cache.padding = _padding(input_mask, len(rows)) + [0] * (cache.batch_size - len(rows))
+        logits = None
+        if not preprocess_only:
+            kept = 1 if last_id_only else width
+            logits = np.zeros((len(rows), kept, self.native_model().vocab_size), dtype=np.float32)
+        chunk = max(1, self.config.max_input_len // len(rows))
+        for start in range(0, width, chunk):
+            if abort_event is not None and abort_event.is_set():
+                return None
+            end = min(start + chunk, width)
+            wanted = range(end, end) if preprocess_only else range(width - 1 if last_id_only else start, end)
+            self._forward_columns(rows, begin, range(start, end), wanted, cache, loras, logits)
+            cache.current_seq_len = begin + end
+        return None if logits is None else to_array(logits)
+
+    def forward_chunk(
+        self,
+        input_ids: Any,
+        cache: ExLlamaV2CacheBase | None = None,
+        input_mask: Any = None,
+        preprocess_only: bool = False,
+        last_id_only: bool = False,
+        loras: Adapter = None,
+        return_last_state: bool = False,
+        position_offsets: Any = None,
+        abort_event: threading.Event | None = None,
+        attn_params: Any = None,
+        extract_state_indices: Any = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As `forward`, as a dict with `logits`."""
+        refuse("ExLlamaV2.forward_chunk", attn_params=attn_params, extract_state_indices=extract_state_indices)
+        logits = self.forward(
+            input_ids, cache, input_mask, preprocess_only, last_id_only, loras, return_last_state, position_offsets,
+            abort_event, **kwargs,
+        )  # fmt: skip
+        return {} if logits is None else {"logits": logits}
+
+    def _forward_columns(
+        self,
+        rows: list[list[int]],
+        begin: int,
+        columns: range,
+        wanted: range,
+        cache: ExLlamaV2CacheBase,
+        loras: Adapter,
+        logits: np.ndarray[Any, Any] | None,
+    ) -> None:
+        """Computes some columns of all rows in one step, and fills in the logits of those that are wanted."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        sequences: list[int] = []
+        picked: list[int] = []
+        places: list[tuple[int, int]] = []
+        for row, ids in enumerate(rows):
+            padding = cache.padding[row]
+            for column in range(max(columns.start, padding - begin), columns.stop):
+                if column in wanted:
+                    picked.append(len(tokens))
+                    # Counted from the right, so that it fits whether all columns are kept or only the last.
+                    places.append((row, column - len(ids)))
+                tokens.append(ids[column])
+                positions.append(begin + column - padding)
+                sequences.append(row)
+        if not tokens:
+            return
+        values = cache.native().forward(tokens, positions, sequences, picked, loras)
+        if logits is not None and places:
+            logits[tuple(np.array(places).T)] = values
+
+
+def _check_room(cache: ExLlamaV2CacheBase, rows: int, tokens: int) -> None:
+    if rows > cache.batch_size:
+        raise _exlora.error(
+            "request_invalid",
+            "the cache has fewer sequences",
+            expected=f"at most {cache.batch_size} rows",
+            found=f"{rows} rows",
+        )
+    if tokens > cache.max_seq_len:
+        raise _exlora.error(
+            "prompt_too_long",
+            "the tokens do not fit the cache",
+            expected=f"at most {cache.max_seq_len}",
+            found=f"{tokens} tokens",
+        )
+
+
+def _padding(input_mask: Any, rows: int) -> list[int]:
+    """Leading tokens of each row that are padding. A mask with holes elsewhere is refused."""
+    if input_mask is None:
+        return [0] * rows
+    mask = as_numpy(input_mask)
+    visible = mask if mask.dtype == bool else mask >= 0
+    if visible.ndim != 2 or len(visible) != rows:
+        raise _exlora.error(
+            "request_invalid", "the mask does not fit the tokens", expected=f"[{rows}, n]", found=str(mask.shape)
+        )
+    padding = np.where(visible.any(axis=1), visible.argmax(axis=1), visible.shape[1])
+    if (visible.sum(axis=1) + padding != visible.shape[1]).any():
+        raise _exlora.error("setting_unsupported", "a mask hides tokens elsewhere than on the left of a row")
+    counts: list[int] = padding.tolist()
+    return counts
