@@ -11,7 +11,7 @@ fn main() -> exlora::Result<()> {
     let jargon = engine.load_adapter("jargon", "tests/fixtures/adapters/jargon-lora-r8")?;
     let sqlite = engine.load_adapter("sqlite", "tests/fixtures/adapters/sqlite-rslora-r16")?;
 
-    let prompt = "The table";
+    let prompt = "The file";
     let outs = engine.generate(&[
         Request::new(prompt).max_new_tokens(24),
         Request::new(prompt).max_new_tokens(24).adapter(&jargon, 1.0),

@@ -10,7 +10,7 @@ from exlora import Engine
 
 MODEL = "tests/fixtures/quill-4m-gptq-4bit-g128-sym"
 ADAPTERS = {"jargon": "tests/fixtures/adapters/jargon-lora-r8", "sqlite": "tests/fixtures/adapters/sqlite-rslora-r16"}
-PROMPT = "The table"
+PROMPT = "The file"
 TOKENS = 48
 
 WHO = {

@@ -114,8 +114,9 @@ def test_a_tensor_of_the_wrong_shape(model):
 
 
 def test_a_missing_shard(model):
-    min(model.glob("*.safetensors")).unlink()
-    refused("checkpoint_index_invalid", Engine, model)
+    shard = min(model.glob("*.safetensors"))
+    shard.unlink()
+    assert refused("checkpoint_not_found", Engine, model).path == str(shard)
 
 
 def test_a_header_that_announces_ten_gigabytes(model):
@@ -385,17 +386,20 @@ def test_one_refused_request_runs_none_of_its_batch(serving):
     assert serving.stats()["tokens_generated"] == before
 
 
-def test_a_prompt_longer_than_the_model(serving):
-    error = refused("prompt_too_long", serving.generate, [[1] * (tiny.POSITIONS + 1)])
-    assert str(tiny.POSITIONS) in error.expected
-    assert str(tiny.POSITIONS + 1) in error.found
+def test_a_prompt_that_leaves_no_position_for_a_new_token(serving):
+    error = refused("prompt_too_long", serving.generate, [[1] * tiny.POSITIONS])
+    assert str(tiny.POSITIONS - 1) in error.expected
+    assert str(tiny.POSITIONS) in error.found
 
 
-def test_a_prompt_that_ends_where_the_model_does(serving):
-    """The last position may be filled; the one token it predicts is the last there is."""
-    [out] = serving.generate([[1] * tiny.POSITIONS], max_new_tokens=5, temperature=0.0)
-    assert out.finish_reason == "length"
-    assert len(out.token_ids) <= 1
+def test_a_text_that_reaches_the_end_of_the_model_ends_there(serving):
+    [out] = serving.generate([[1] * (tiny.POSITIONS - 1)], max_new_tokens=5, temperature=0.0)
+    assert (out.finish_reason, len(out.token_ids)) == ("length", 1)
+
+
+def test_logits_of_more_positions_than_the_model_has(serving):
+    assert serving.logits([1] * tiny.POSITIONS).shape == (tiny.POSITIONS, tiny.VOCAB)
+    refused("prompt_too_long", serving.logits, [1] * (tiny.POSITIONS + 1))
 
 
 @pytest.mark.parametrize("token", [tiny.VOCAB, 2**31, 2**32 - 1])

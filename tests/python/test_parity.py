@@ -14,9 +14,10 @@ from support.compare import distance, log_softmax
 
 TOLERANCE = 2e-4
 
-# Group size, symmetry, format, act-order; a short last group, one group a column, and no g_idx at all among them.
+# Group size, symmetry, format, act-order: short last groups, one group a column, and no g_idx at all among them.
 LAYOUTS = {
     "g32-sym-v1": {"group_size": 32},
+    "g48-asym-v2": {"group_size": 48, "sym": False, "format": 2},
     "g64-asym-v1-actorder": {"group_size": 64, "sym": False, "desc_act": True},
     "g128-asym-v2-without-g_idx": {"group_size": 128, "sym": False, "format": 2, "trivial_g_idx": False},
     "column-sym-v2": {"group_size": -1, "format": 2},

@@ -67,7 +67,7 @@ def test_python_of_the_readme_prints_what_it_says(block):
 
 @pytest.mark.parametrize("block", of("console"))
 def test_commands_of_the_readme_print_what_it_says(block):
-    for command, expected in re.findall(r"^\$ (.*(?:\\\n.*)*)\n((?:(?!\$ ).*\n)*)", block.text, re.MULTILINE):
+    for command, expected in re.findall(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", block.text, re.MULTILINE):
         printed = execute(["bash", "-euo", "pipefail", "-c", command])
         assert not expected.strip() or matches(expected, printed), printed
 

@@ -38,9 +38,8 @@ def stored_logits(fixtures):
 def case(request, fixtures, reference):
     """An engine with both adapters, its tolerance, and all items of its model that no DoRA takes part in."""
     model, kv_dtype = request.param
-    engine = Engine(
-        fixtures / model, adapters={name: fixtures / "adapters" / name for name in sorted(ADAPTERS)}, kv_dtype=kv_dtype
-    )
+    folders = {name: fixtures / "adapters" / name for name in sorted(ADAPTERS)}
+    engine = Engine(fixtures / model, adapters=folders, kv_dtype=kv_dtype, kv_tokens=8192)
     items = [item for item in reference["items"] if item["model"] == model and item["adapter"] in ADAPTERS | {None}]
     assert len(items) == 6 + 2 * 2 * 6
     return engine, TOLERANCE[kv_dtype], items

@@ -42,8 +42,8 @@ def folders(fixtures):
 
 @pytest.fixture(scope="module")
 def engine(model, folders):
-    """Without a prefix cache, so that every run computes everything."""
-    return Engine(model, adapters=folders, prefix_cache=False)
+    """Without a prefix cache, so that every run computes everything, and with room for all rows at once."""
+    return Engine(model, adapters=folders, prefix_cache=False, kv_tokens=8192)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +100,12 @@ def test_rows_that_join_while_others_decode_are_the_rows_alone(engine, alone):
     assert list(texts.values()) == [text for text, *_ in alone]
 
 
+@pytest.mark.parametrize("limits", [{"kv_tokens": 512}, {"max_batch_size": 3}], ids=str)
+def test_rows_that_wait_for_room_are_the_rows_alone(limits, model, folders, alone):
+    crowded = Engine(model, adapters=folders, prefix_cache=False, **limits)
+    assert run(crowded, list(range(8))) == alone
+
+
 @pytest.mark.parametrize("chunk", [1, 16, 48])
 def test_a_prompt_cut_in_chunks_is_the_prompt_at_once(chunk, model, folders, alone, engine):
     chunked = Engine(model, adapters=folders, prefix_cache=False, prefill_chunk=chunk)
@@ -122,7 +128,7 @@ def test_a_cached_prefix_changes_nothing_but_the_time(model, folders, alone):
 
 def test_a_cached_prefix_is_never_another_mixtures(model, folders):
     """Keys and values depend on the adapters that computed them: each mixture finds its own prefix or none."""
-    caching = Engine(model, adapters=folders, prefix_cache=True)
+    caching = Engine(model, adapters=folders, prefix_cache=True, kv_tokens=8192)
     fresh = Engine(model, adapters=folders, prefix_cache=False)
     mixtures = [None, "jargon", {"jargon": 0.5}, {"sqlite": 1.0}, {"jargon": 0.5, "sqlite": 0.5}, None, "jargon"]
     for seen, mixture in enumerate(mixtures):
