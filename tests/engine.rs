@@ -243,7 +243,7 @@ fn a_refused_request_leaves_the_engine_serving() {
     assert_eq!(code(request(1, 5, &[("nobody", 1.0)])), ErrorCode::AdapterNotFound);
     assert_eq!(code(request(1, 5, &[("jargon", f32::NAN)])), ErrorCode::AdapterWeightInvalid);
     assert_eq!(code(request(1, 0, &[])), ErrorCode::PromptEmpty);
-    assert_eq!(code(request(1, 1024, &[])), ErrorCode::PromptTooLong);
+    assert_eq!(code(request(1, 1025, &[])), ErrorCode::PromptTooLong);
     assert_eq!(code(Request::new(vec![5, 2048])), ErrorCode::TokenOutOfRange);
     assert_eq!(code(Request::new("a").max_new_tokens(0)), ErrorCode::RequestInvalid);
     assert_eq!(code(Request::new("a").stop(Stop::Text(String::new()))), ErrorCode::RequestInvalid);
@@ -253,7 +253,8 @@ fn a_refused_request_leaves_the_engine_serving() {
     let mixed = [request(1, 5, &[]), request(1, 5, &[("nobody", 1.0)])];
     engine.generate(&mixed).expect_err("one is refused");
     assert_eq!(engine.stats().tokens_generated, before, "then none is run");
-    assert_eq!(engine.generate(&[request(1, 1023, &[])]).expect("the longest")[0].finish.reason, FinishReason::Length);
+    let longest = engine.generate(&[request(1, 1024, &[])]).expect("the longest").remove(0);
+    assert_eq!((longest.token_ids.len(), longest.finish.reason), (1, FinishReason::Length));
 }
 
 #[test]

@@ -457,6 +457,25 @@ fn an_empty_slot_is_an_error_and_never_the_base() {
 }
 
 #[test]
+fn a_mixture_is_added_in_the_order_of_its_request() {
+    // Base 1, deltas of 2^40 and 3: what is added before the 2^40 that come and go is lost, what comes after stays.
+    let single = |value: f32| Tensor::new(DType::F32, &[1, 1], &[value]);
+    let delta = |value: f32| [Factors { member: 0, a: single(1.0), b: single(value), scale: 1.0 }];
+    let (huge, three) = (SlotId(5), SlotId(2));
+    for options in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
+        let mut rig = Rig::open(&options);
+        let (group, sites) = rig.group(&[Member { weight: Weight::Dense(single(1.0)), bias: None }]);
+        rig.upload(huge, &sites, &delta(2f32.powi(40)));
+        rig.upload(three, &sites, &delta(3.0));
+        let (x, y) = (rig.put(1, &[1.0, 1.0]), rig.room(1, 2));
+        let batch =
+            route(&[vec![(huge, 1.0), (huge, -1.0), (three, 1.0)], vec![(three, 1.0), (huge, 1.0), (huge, -1.0)]]);
+        rig.backend.linear(group, x, 2, &batch, y, Write::Replace).unwrap();
+        assert_eq!(rig.get(y, 1, 2), [3.0, 0.0]);
+    }
+}
+
+#[test]
 fn a_token_outside_the_table_is_an_error() {
     for options in [CpuOptions::default(), oracle()] {
         let mut rig = Rig::open(&options);
@@ -479,21 +498,12 @@ fn a_cache_beyond_the_machine_is_an_error() {
 #[test]
 fn pages_outside_the_cache_are_an_error() {
     let case = Attention { window: None, norms: None, ..Attention::random(1) };
-    let mut rig = Rig::open(&CpuOptions::default());
-    let shape = KvShape {
-        layers: 1,
-        pages: 2,
-        page_tokens: 16,
-        kv_heads: case.kv_heads,
-        head_dim: case.dim,
-        dtype: KvDType::F16,
-    };
-    let kv = rig.backend.create_kv(shape).unwrap();
+    let (kv_heads, head_dim) = (case.kv_heads, case.dim);
     let spec = AttentionSpec {
         layer: 0,
         heads: case.heads,
-        kv_heads: case.kv_heads,
-        head_dim: case.dim,
+        kv_heads,
+        head_dim,
         scale: 1.0,
         window: None,
         q_norm: None,
@@ -501,10 +511,17 @@ fn pages_outside_the_cache_are_an_error() {
         norm_eps: 0.0,
         rope: Arc::clone(&case.rope),
     };
-    let (x, y) = (rig.put(case.width(), &vec![0.5; case.width()]), rig.room(case.heads * case.dim, 1));
-    for (position, table) in [(0, vec![2]), (16, vec![0]), (0, vec![])] {
-        let rows = StepRows { positions: vec![position], sequences: vec![0], block_tables: vec![table] };
-        assert_eq!(rig.backend.attend(&spec, kv, &rows, x, y).unwrap_err().code(), ErrorCode::Internal);
+    for options in [CpuOptions::default(), oracle()] {
+        let mut rig = Rig::open(&options);
+        let shape = KvShape { layers: 1, pages: 2, page_tokens: 16, kv_heads, head_dim, dtype: KvDType::F16 };
+        let kv = rig.backend.create_kv(shape).unwrap();
+        let (x, y) = (rig.put(case.width(), &vec![0.5; case.width()]), rig.room(case.heads * case.dim, 1));
+        for (position, table) in [(0, vec![2]), (16, vec![0]), (0, vec![])] {
+            let rows = StepRows { positions: vec![position], sequences: vec![0], block_tables: vec![table] };
+            assert_eq!(rig.backend.attend(&spec, kv, &rows, x, y).unwrap_err().code(), ErrorCode::Internal);
+        }
+        let rows = StepRows { positions: vec![31], sequences: vec![0], block_tables: vec![vec![1, 0]] };
+        rig.backend.attend(&spec, kv, &rows, x, y).expect("an error left the cache as it was");
     }
 }
 

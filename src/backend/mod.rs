@@ -2,8 +2,11 @@
 //!
 //! A decoder is a walk that names buffers and calls [`Backend::embed`], [`norm`](Backend::norm),
 //! [`linear`](Backend::linear), [`attend`](Backend::attend), [`activate`](Backend::activate) and
-//! [`head`](Backend::head). Buffers, weights, KV and adapters live inside the backend and are named by small ids, so the
-//! same walk drives a CPU and a graphics card, and a captured graph sees fixed addresses.
+//! [`head`](Backend::head). Buffers, weights, KV and adapters live inside the backend and are named by small ids, so
+//! the same walk drives a CPU and a graphics card, and a captured graph sees fixed addresses.
+//!
+//! An operation reads one buffer and writes another, never the same. What does not exist or does not fit together is an
+//! `internal` error.
 //!
 //! **Rows are independent.** Whatever shares the step, however it is chunked, a row's result has the same bits: every
 //! sum over inputs, ranks or positions has one order that depends on the row alone.
@@ -245,7 +248,7 @@ pub trait Backend: Send {
     /// `out[i] = multiplier * table[tokens[i]]`.
     ///
     /// # Errors
-    /// The device failed.
+    /// `token_out_of_range`; the device failed.
     fn embed(&mut self, table: TableId, tokens: &[u32], multiplier: f32, out: BufferId) -> Result<()>;
 
     /// RMS norm: `out[i] = weight * x[i] / sqrt(mean(x[i]^2) + eps)`.
@@ -255,10 +258,11 @@ pub trait Backend: Send {
     fn norm(&mut self, weight: VectorId, eps: f32, x: BufferId, rows: usize, out: BufferId) -> Result<()>;
 
     /// `y[i] = W x[i] + b + sum over row i's (slot, w) in order of w * scale * B (A x[i])`, each member's outputs after
-    /// the one before. The only way a projection is computed.
+    /// the one before. The only way a projection is computed. The base's sum is finished first, then each adapter adds
+    /// its delta; [`Write::Add`] adds the result to the old `y` once.
     ///
     /// # Errors
-    /// The device failed.
+    /// `internal` if a row names an empty slot: it is never computed as the base. The device failed.
     fn linear(
         &mut self,
         group: GroupId,

@@ -215,7 +215,7 @@ impl Engine {
             return Err(Error::new(ErrorCode::RequestInvalid, "max_new_tokens is 0").expected("at least 1"));
         }
         request.sampling.check(self.model().config().vocab_size)?;
-        self.check_length(tokens.len(), tokens.len() + 1)?;
+        self.check_length(tokens.len())?;
         let generation = self.generation(&request, tokens.len())?;
         self.enqueue(tokens, &request.adapters, Purpose::Generate(Box::new(generation)))
     }
@@ -272,7 +272,7 @@ impl Engine {
         between_steps: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Logits> {
         let tokens = self.encode(prompt, true)?;
-        self.check_length(tokens.len(), tokens.len())?;
+        self.check_length(tokens.len())?;
         let (tokens_len, vocab) = (tokens.len(), self.model().config().vocab_size);
         let mut job = self.enqueue(tokens, adapters, Purpose::PromptLogits(Vec::new()))?;
         let mut values = Vec::new();
@@ -332,14 +332,14 @@ impl Engine {
         }
     }
 
-    fn check_length(&self, prompt_tokens: usize, needed: usize) -> Result<()> {
-        if needed <= self.shared.max_tokens {
+    fn check_length(&self, prompt_tokens: usize) -> Result<()> {
+        if prompt_tokens <= self.shared.max_tokens {
             return Ok(());
         }
         let positions = self.model().config().max_positions;
         let limit = if self.shared.max_tokens == positions { "the model's positions" } else { "the KV cache" };
         Err(Error::new(ErrorCode::PromptTooLong, format!("the prompt does not fit {limit}"))
-            .expected(format!("at most {} tokens", self.shared.max_tokens - (needed - prompt_tokens)))
+            .expected(format!("at most {} tokens", self.shared.max_tokens))
             .found(format!("{prompt_tokens} tokens")))
     }
 
@@ -365,7 +365,8 @@ impl Engine {
         };
         Ok(Generation {
             sampling: request.sampling.clone(),
-            max_tokens: prompt_tokens.saturating_add(request.max_new_tokens).min(self.shared.max_tokens),
+            // The last token needs no position: nothing is computed after it.
+            max_tokens: prompt_tokens.saturating_add(request.max_new_tokens).min(self.shared.max_tokens + 1),
             min_new_tokens: request.min_new_tokens,
             stop_ids,
             text,

@@ -1,14 +1,14 @@
 //! Memory that weights stream from at full speed.
 //!
 //! Anonymous mappings, aligned to 2 MiB and advised to be huge pages: decode reads every weight once a token, and with
-//! 4 KiB pages the misses of the translation buffer halve its speed (more so under virtualisation). Weights live as long
-//! as the backend, so an [`Arena`] only grows; adapters, caches and activations each have a [`Region`] of their own,
-//! given back when dropped. Mappings come zeroed and occupy nothing until touched.
+//! 4 KiB pages the misses of the translation buffer halve its speed (more so under virtualisation). Weights live as
+//! long as the backend, so an [`Arena`] only grows; adapters, caches and activations each have a [`Region`] of their
+//! own, given back when dropped. Mappings come zeroed and occupy nothing until touched.
 
 use std::ptr::{self, NonNull};
 
 use bytemuck::Pod;
-use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::error::{Error, ErrorCode, Result};
 
@@ -52,9 +52,10 @@ impl Region {
         let skip = if huge { map.as_ptr().align_offset(HUGE_PAGE) } else { 0 };
         // SAFETY: `skip < HUGE_PAGE`, and the mapping is longer than `len` by that much.
         let start = unsafe { map.add(skip) };
-        if huge && cfg!(target_os = "linux") {
+        #[cfg(target_os = "linux")]
+        if huge {
             // SAFETY: the range lies in the mapping made above. It is advice: a refusal costs speed only.
-            let _ = unsafe { rustix::mm::madvise(start.as_ptr().cast(), len, Advice::LinuxHugepage) };
+            let _ = unsafe { rustix::mm::madvise(start.as_ptr().cast(), len, rustix::mm::Advice::LinuxHugepage) };
         }
         Ok(Self { map, mapped, start, len })
     }

@@ -92,27 +92,33 @@ impl Layout {
     fn values_of(&self, layer: usize, head: usize) -> usize {
         self.keys_of(layer, self.shape.kv_heads) + head * self.value_head()
     }
+}
 
-    /// Whether the spec and every row lie within the cache.
-    fn check(&self, spec: &AttentionSpec, rows: &StepRows) -> Result<()> {
-        let fits = spec.layer < self.shape.layers
-            && spec.kv_heads == self.shape.kv_heads
-            && spec.head_dim == self.shape.head_dim
-            && spec.kv_heads > 0
-            && spec.heads.is_multiple_of(spec.kv_heads)
-            && 2 * spec.rope.inv_freq.len() <= spec.head_dim
-            && spec.window != Some(0)
-            && rows.sequences.len() == rows.len()
-            && rows.block_tables.iter().flatten().all(|&page| (page as usize) < self.shape.pages);
-        let reach = |(&position, &sequence): (&u32, &u32)| {
-            let table = rows.block_tables.get(sequence as usize);
-            table.is_some_and(|table| position as usize / self.shape.page_tokens < table.len())
-        };
-        if fits && rows.positions.iter().zip(&rows.sequences).all(reach) {
-            return Ok(());
-        }
-        Err(Error::new(ErrorCode::Internal, "a step's rows or its attention do not lie within the KV cache"))
+/// Checks that the spec and every row lie within a cache of that shape.
+///
+/// # Errors
+/// `internal` if they don't.
+pub(super) fn check(shape: &KvShape, spec: &AttentionSpec, rows: &StepRows) -> Result<()> {
+    let fits = spec.layer < shape.layers
+        && spec.kv_heads == shape.kv_heads
+        && spec.head_dim == shape.head_dim
+        && spec.heads > 0
+        && spec.kv_heads > 0
+        && spec.head_dim > 0
+        && shape.page_tokens > 0
+        && spec.heads.is_multiple_of(spec.kv_heads)
+        && 2 * spec.rope.inv_freq.len() <= spec.head_dim
+        && spec.window != Some(0)
+        && rows.sequences.len() == rows.len()
+        && rows.block_tables.iter().flatten().all(|&page| (page as usize) < shape.pages);
+    let reach = |(&position, &sequence): (&u32, &u32)| {
+        let table = rows.block_tables.get(sequence as usize);
+        table.is_some_and(|table| position as usize / shape.page_tokens < table.len())
+    };
+    if fits && rows.positions.iter().zip(&rows.sequences).all(reach) {
+        return Ok(());
     }
+    Err(Error::new(ErrorCode::Internal, "a step's rows or its attention do not lie within the KV cache"))
 }
 
 /// An element as the cache stores it.
@@ -220,7 +226,7 @@ pub(super) fn run(
     scratch: &mut Scratch,
 ) -> Result<()> {
     let layout = cache.layout;
-    layout.check(spec, rows)?;
+    check(&layout.shape, spec, rows)?;
     let (dim, group) = (spec.head_dim, spec.heads / spec.kv_heads);
     let last = rows.positions.iter().max().map_or(0, |&position| position as usize);
     // Scores begin at a page, and the last tile may reach beyond the last position.
@@ -338,7 +344,8 @@ pub(super) struct View<'a> {
     scale: f32,
 }
 
-/// Attention of the query heads `q [heads][head_dim]`, normed and turned, over one view; `scores` is room for each head.
+/// Attention of the query heads `q [heads][head_dim]`, normed and turned, over one view; `scores` is room for each
+/// head.
 pub(super) type AttendFn = unsafe fn(view: &View<'_>, q: &[f32], scores: &mut [f32], out: &mut [f32]);
 
 /// See [`AttendFn`].
@@ -407,7 +414,8 @@ unsafe fn score<V: Vector, E: Element, const H: usize>(view: &View<'_>, q: &[f32
                     }
                     key = key.add(LANES * E::BYTES);
                 }
-                // Lanes beyond the page are overwritten by the next page's, those beyond the last position are not read.
+                // Lanes beyond the page are overwritten by the next page's, those beyond the last position are not
+                // read.
                 let at = page * tokens + tile * LANES - start;
                 for (h, sum) in sums.iter().enumerate() {
                     sum.mul(scale).store(scores[h * stride + at..h * stride + at + LANES].as_mut_ptr());

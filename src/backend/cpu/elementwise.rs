@@ -55,8 +55,8 @@ pub(super) unsafe fn silu_gate<V: Vector>(gate: &[f32], up: &[f32], out: &mut [f
     }
 }
 
-/// Calls `row(i, out row i)` for each row, on several threads if there is enough to do. `stride` is the distance of rows
-/// in `out`, `width` what of it is written.
+/// Calls `row(i, out row i)` for each row, on several threads if there is enough to do. `stride` is the distance of
+/// rows in `out`, `width` what of it is written.
 ///
 /// # Errors
 /// A task panicked.

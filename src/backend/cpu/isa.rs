@@ -1,9 +1,9 @@
 //! Instruction sets, chosen once at run time, and the one vector type that every kernel is written over.
 //!
-//! Each kernel is a generic function over [`Vector`], sixteen f32 lanes, marked `#[inline(always)]`; `kernels.rs` stamps
-//! it once for each instruction set inside a `#[target_feature]` function, so that one text serves all of them and the
-//! default build still runs on any x86-64. AVX2 and AVX-512 do the same operations in the same order, hence give the
-//! same bits; the portable path has no fused multiply-add and differs in the last bits.
+//! Each kernel is a generic function over [`Vector`], sixteen f32 lanes, marked `#[inline(always)]`; `kernels.rs`
+//! stamps it once for each instruction set inside a `#[target_feature]` function, so that one text serves all of them
+//! and the default build still runs on any x86-64. AVX2 and AVX-512 do the same operations in the same order, hence
+//! give the same bits; the portable path has no fused multiply-add and differs in the last bits.
 //!
 //! Having a value of a vector type proves that its instruction set is there: the functions that make one from nothing
 //! are unsafe, those that take one are not.

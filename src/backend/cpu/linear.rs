@@ -1,8 +1,8 @@
 //! `y = W x + b + sum of w * scale * B (A x)` for a group of linears over one input.
 //!
 //! Three regions of parallel work, the first two only if there is something to do: gather the inputs of act-ordered
-//! members; shrink, `t = A x`, for every (row, adapter) of the batch; then, tile by tile of outputs, the base product with
-//! bias and expand in its epilogue, written once. Threads split tiles and rows, never a sum.
+//! members; shrink, `t = A x`, for every (row, adapter) of the batch; then, tile by tile of outputs, the base product
+//! with bias and expand in its epilogue, written once. Threads split tiles and rows, never a sum.
 
 use super::Rows;
 use super::arena::{Arena, ArenaSlice, grow};

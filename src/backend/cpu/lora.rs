@@ -2,8 +2,8 @@
 //!
 //! The A's of all sites that read the same input are stacked and packed like any dense weight, lanes = ranks, so that
 //! shrink `t = A x` is the product of a few more tiles in one pass over x. B stands by tiles of 16 outputs,
-//! `[tile][rank][16]`, so that expand happens on a tile's outputs before they are written. Factors keep the type they are
-//! stored in; a site or group without a delta has no bytes and costs nothing.
+//! `[tile][rank][16]`, so that expand happens on a tile's outputs before they are written. Factors keep the type they
+//! are stored in; a site or group without a delta has no bytes and costs nothing.
 
 use std::collections::HashMap;
 

@@ -99,7 +99,8 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Activations. Rows are padded to whole blocks by zeros that nothing ever writes, so that a linear may read them whole.
+/// Activations. Rows are padded to whole blocks by zeros that nothing ever writes, so that a linear may read them
+/// whole.
 struct Buffer {
     width: usize,
     stride: usize,

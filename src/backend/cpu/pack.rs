@@ -1,8 +1,8 @@
 //! Weights re-laid for streaming, once, straight from their stored form.
 //!
-//! A tile is 16 outputs; its whole input stands in a row, so that a thread reads tens of KiB without a jump. Inputs go by
-//! blocks of 32. A code of b bits is cut into planes (3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2, else one); a plane of p bits has p
-//! lines of 64 bytes in a block:
+//! A tile is 16 outputs; its whole input stands in a row, so that a thread reads tens of KiB without a jump. Inputs go
+//! by blocks of 32. A code of b bits is cut into planes (3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2, else one); a plane of p bits
+//! has p lines of 64 bytes in a block:
 //!
 //! ```text
 //! line   lane n (4 bytes) is output n;  input i of the block:  line i/4 * p / 8,  byte i % 4,  bits from i/4 * p % 8
@@ -11,8 +11,8 @@
 //! ```
 //!
 //! One shift and mask of a line thus gives the same four inputs of every output, as bytes: what both a conversion to
-//! f32 and an 8-bit dot product want. Scales and zeros stand in a stream of their own, to keep lines aligned: 16 scales and
-//! 16 zeros of a span, in f16 where that is exact (GPTQ's always are), else in f32.
+//! f32 and an 8-bit dot product want. Scales and zeros stand in a stream of their own, to keep lines aligned: 16 scales
+//! and 16 zeros of a span, in f16 where that is exact (GPTQ's always are), else in f32.
 //!
 //! Groups longer than a span are cut, which shortens the chains of additions; groups that are no multiple of 32 are
 //! padded, and then, as with act-order, the inputs are gathered through an order in which padding reads as 0.
@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::f16;
 
-use super::arena::{Arena, ArenaSlice, LINE};
+use super::arena::{Arena, ArenaSlice};
 use super::isa::LANES;
 use super::threads::{Disjoint, Pool};
 use super::tile::{BLOCK, Span, Tiles, Width};
@@ -266,20 +266,22 @@ fn needs_wide_scales(pool: &mut Pool, weight: &dyn CodedWeight) -> Result<bool> 
 /// Packs codes `[inputs, outputs]` of a span into its planes; `out` comes zeroed.
 fn pack_planes(codes: &[u8], outputs: usize, width: Width, out: &mut [u8]) {
     let (low, high) = width.planes();
-    let low_mask = ((1u16 << low) - 1) as u8;
-    let high_mask = ((1u16 << high) - 1) as u8;
-    let blocks = codes.chunks(BLOCK * outputs).zip(out.chunks_exact_mut(width.block_bytes()));
-    for (codes, out) in blocks {
-        for (input, codes) in codes.chunks_exact(outputs).enumerate() {
-            let (quad, byte) = (input / 4, input % 4);
-            let low_line = &mut out[quad * low / 8 * LINE..][..LINE];
-            for (lane, &code) in codes.iter().enumerate() {
-                low_line[lane * 4 + byte] |= (code & low_mask) << (quad * low % 8);
+    let out: &mut [u32] = bytemuck::cast_slice_mut(out);
+    for (codes, out) in codes.chunks(BLOCK * outputs).zip(out.chunks_exact_mut(width.block_bytes() / 4)) {
+        for (quad, codes) in codes.chunks(4 * outputs).enumerate() {
+            let mut words = [0u32; LANES];
+            for (byte, codes) in codes.chunks_exact(outputs).enumerate() {
+                for (word, &code) in words.iter_mut().zip(codes) {
+                    *word |= u32::from(code) << (8 * byte);
+                }
             }
-            if high > 0 {
-                let high_line = &mut out[(low + quad * high / 8) * LINE..][..LINE];
-                for (lane, &code) in codes.iter().enumerate() {
-                    high_line[lane * 4 + byte] |= (code >> low & high_mask) << (quad * high % 8);
+            for (first_line, bits, below) in [(0, low, 0), (low, high, low)] {
+                if bits > 0 {
+                    let mask = ((1 << bits) - 1) * 0x0101_0101;
+                    let line = &mut out[(first_line + quad * bits / 8) * LANES..][..LANES];
+                    for (place, word) in line.iter_mut().zip(words) {
+                        *place |= (word >> below & mask) << (quad * bits % 8);
+                    }
                 }
             }
         }
@@ -297,5 +299,40 @@ fn pack_scales(weight: &dyn CodedWeight, group: usize, outputs: Range<usize>, wi
     } else {
         let halves = values.map(|value| f16::from_f32(value).to_le_bytes());
         out.as_chunks_mut::<2>().0.iter_mut().zip(halves).for_each(|(out, half)| *out = half);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::arena::LINE;
+    use super::*;
+
+    #[test]
+    fn every_bit_of_a_code_stands_where_the_picture_says() {
+        for bits in [2, 3, 4, 5, 6, 8] {
+            let width = Width::of_bits(bits).unwrap();
+            let (low, high) = width.planes();
+            assert_eq!(low + high, usize::from(bits));
+            // Two blocks, the second not full, of a tile that lacks three outputs.
+            let (inputs, outputs) = (BLOCK + 7, LANES - 3);
+            let codes: Vec<u8> = (0..inputs * outputs).map(|i| (i * 37 % (1 << bits)) as u8).collect();
+            let mut words = vec![0u32; 2 * width.block_bytes() / 4];
+            pack_planes(&codes, outputs, width, bytemuck::cast_slice_mut(&mut words));
+            let bytes: &[u8] = bytemuck::cast_slice(&words);
+            let bit = |input: usize, lane: usize, first_line: usize, plane: usize, bit: usize| {
+                let (block, input) = (input / BLOCK, input % BLOCK);
+                let line = first_line + input / 4 * plane / 8;
+                let byte = bytes[block * width.block_bytes() + line * LINE + lane * 4 + input % 4];
+                usize::from(byte >> (input / 4 * plane % 8 + bit) & 1)
+            };
+            for (i, &code) in codes.iter().enumerate() {
+                let (input, lane) = (i / outputs, i % outputs);
+                let found = (0..low).map(|b| bit(input, lane, 0, low, b) << b).sum::<usize>()
+                    + (0..high).map(|b| bit(input, lane, low, high, b) << (low + b)).sum::<usize>();
+                assert_eq!(found, usize::from(code), "{bits} bits, input {input}, output {lane}");
+            }
+            let ones: u32 = words.iter().map(|word| word.count_ones()).sum();
+            assert_eq!(ones, codes.iter().map(|code| code.count_ones()).sum::<u32>(), "padding is zero");
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use half::f16;
 
+use super::attention::check;
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::adapter::delta::{Delta, SiteDelta};
 use crate::backend::{
@@ -27,10 +28,6 @@ struct Matrix {
 impl Matrix {
     fn row(&self, i: usize) -> &[f32] {
         &self.values[i * self.width..(i + 1) * self.width]
-    }
-
-    fn row_mut(&mut self, i: usize) -> &mut [f32] {
-        &mut self.values[i * self.width..(i + 1) * self.width]
     }
 
     /// `self x`
@@ -119,6 +116,12 @@ fn unknown() -> Error {
     Error::new(ErrorCode::Internal, "the step names something that the backend has not, or of another shape")
 }
 
+/// Row `i` of a buffer.
+fn row(buffers: &[Matrix], id: BufferId, i: usize) -> Result<&[f32]> {
+    let buffer = buffers.get(id.0 as usize).ok_or_else(unknown)?;
+    buffer.values.get(i * buffer.width..(i + 1) * buffer.width).ok_or_else(unknown)
+}
+
 /// Norms (if there is a norm) and turns one head.
 fn prepare_head(spec: &AttentionSpec, norm: Option<&[f32]>, position: u32, x: &[f32]) -> Vec<f32> {
     let mut head = norm.map_or_else(|| x.to_vec(), |weight| rms_norm(weight, spec.norm_eps, x));
@@ -134,9 +137,14 @@ fn prepare_head(spec: &AttentionSpec, norm: Option<&[f32]>, position: u32, x: &[
 }
 
 impl ReferenceBackend {
-    fn buffer(&self, id: BufferId, rows: usize) -> Result<&Matrix> {
-        let buffer = self.buffers.get(id.0 as usize).ok_or_else(unknown)?;
-        if buffer.values.len() < rows * buffer.width { Err(unknown()) } else { Ok(buffer) }
+    fn row(&self, id: BufferId, i: usize) -> Result<&[f32]> {
+        row(&self.buffers, id, i)
+    }
+
+    /// Row `i` of a buffer, to write `width` values.
+    fn row_mut(&mut self, id: BufferId, i: usize, width: usize) -> Result<&mut [f32]> {
+        let buffer = self.buffers.get_mut(id.0 as usize).filter(|buffer| buffer.width == width).ok_or_else(unknown)?;
+        buffer.values.get_mut(i * width..(i + 1) * width).ok_or_else(unknown)
     }
 
     fn vector(&self, id: VectorId) -> Result<&[f32]> {
@@ -260,22 +268,21 @@ impl Backend for ReferenceBackend {
     }
 
     fn embed(&mut self, table: TableId, tokens: &[u32], multiplier: f32, out: BufferId) -> Result<()> {
-        let table = self.tables.get(table.0 as usize).ok_or_else(unknown)?;
-        let out = self.buffers.get_mut(out.0 as usize).ok_or_else(unknown)?;
         for (i, &token) in tokens.iter().enumerate() {
+            let table = self.tables.get(table.0 as usize).ok_or_else(unknown)?;
             if (token as usize + 1) * table.width > table.values.len() {
                 return Err(Error::new(ErrorCode::TokenOutOfRange, "a token is outside the vocabulary").found(token));
             }
-            let row = table.row(token as usize);
-            out.row_mut(i).iter_mut().zip(row).for_each(|(out, value)| *out = value * multiplier);
+            let embedded: Vec<f32> = table.row(token as usize).iter().map(|value| value * multiplier).collect();
+            self.row_mut(out, i, embedded.len())?.copy_from_slice(&embedded);
         }
         Ok(())
     }
 
     fn norm(&mut self, weight: VectorId, eps: f32, x: BufferId, rows: usize, out: BufferId) -> Result<()> {
         for i in 0..rows {
-            let normed = rms_norm(self.vector(weight)?, eps, self.buffer(x, rows)?.row(i));
-            self.buffers[out.0 as usize].row_mut(i).copy_from_slice(&normed);
+            let normed = rms_norm(self.vector(weight)?, eps, self.row(x, i)?);
+            self.row_mut(out, i, normed.len())?.copy_from_slice(&normed);
         }
         Ok(())
     }
@@ -290,8 +297,8 @@ impl Backend for ReferenceBackend {
         write: Write,
     ) -> Result<()> {
         for i in 0..rows {
-            let result = self.project(group, self.buffer(x, rows)?.row(i), batch, i)?;
-            let y = self.buffers[y.0 as usize].row_mut(i);
+            let result = self.project(group, self.row(x, i)?, batch, i)?;
+            let y = self.row_mut(y, i, result.len())?;
             match write {
                 Write::Replace => y.copy_from_slice(&result),
                 Write::Add => y.iter_mut().zip(result).for_each(|(y, result)| *y += result),
@@ -301,44 +308,53 @@ impl Backend for ReferenceBackend {
     }
 
     fn attend(&mut self, spec: &AttentionSpec, kv: KvId, rows: &StepRows, qkv: BufferId, out: BufferId) -> Result<()> {
+        let vectors = &self.vectors;
+        let norm = |id: Option<VectorId>| {
+            id.map(|id| vectors.get(id.0 as usize).map(Vec::as_slice).ok_or_else(unknown)).transpose()
+        };
+        let (q_norm, k_norm) = (norm(spec.q_norm)?, norm(spec.k_norm)?);
+        let cache = self.kvs.get_mut(&kv).ok_or_else(unknown)?;
+        check(&cache.shape, spec, rows)?;
         let (dim, group) = (spec.head_dim, spec.heads / spec.kv_heads);
-        let q_norm = spec.q_norm.map(|id| self.vector(id)).transpose()?.map(<[f32]>::to_vec);
-        let k_norm = spec.k_norm.map(|id| self.vector(id)).transpose()?.map(<[f32]>::to_vec);
-        let mut cache = self.kvs.remove(&kv).ok_or_else(unknown)?;
-        for (row, &position) in rows.positions.iter().enumerate() {
-            let (q, kv) = self.buffer(qkv, rows.len())?.row(row).split_at(spec.heads * dim);
-            let (keys, values) = kv.split_at(q.len() / group);
+        let q_width = spec.heads * dim;
+        for (i, &position) in rows.positions.iter().enumerate() {
+            let row = row(&self.buffers, qkv, i)?;
+            if row.len() != q_width + 2 * spec.kv_heads * dim {
+                return Err(unknown());
+            }
+            let (keys, values) = row[q_width..].split_at(spec.kv_heads * dim);
             for head in 0..spec.kv_heads {
-                let table = &rows.block_tables[rows.sequences[row] as usize];
+                let table = &rows.block_tables[rows.sequences[i] as usize];
                 let at = cache.at(spec.layer, table, position as usize, head);
-                let key = prepare_head(spec, k_norm.as_deref(), position, &keys[head * dim..(head + 1) * dim]);
+                let key = prepare_head(spec, k_norm, position, &keys[head * dim..(head + 1) * dim]);
                 for (channel, key) in key.into_iter().enumerate() {
                     cache.keys[at + channel] = stored(cache.shape.dtype, key);
                     cache.values[at + channel] = stored(cache.shape.dtype, values[head * dim + channel]);
                 }
             }
         }
-        for (row, &position) in rows.positions.iter().enumerate() {
-            let table = &rows.block_tables[rows.sequences[row] as usize];
+        let cache = &self.kvs[&kv];
+        let mut all_mixed = Vec::new();
+        for (i, &position) in rows.positions.iter().enumerate() {
+            let table = &rows.block_tables[rows.sequences[i] as usize];
             let last = position as usize;
             let first = spec.window.map_or(0, |window| (last + 1).saturating_sub(window));
-            let mut mixed = vec![0.0; spec.heads * dim];
-            for (head, mixed) in mixed.chunks_exact_mut(dim).enumerate() {
-                let q = &self.buffer(qkv, rows.len())?.row(row)[head * dim..(head + 1) * dim];
-                let q = prepare_head(spec, q_norm.as_deref(), position, q);
+            for (head, q) in row(&self.buffers, qkv, i)?[..q_width].chunks_exact(dim).enumerate() {
+                let q = prepare_head(spec, q_norm, position, q);
                 let at: Vec<usize> = (first..=last).map(|j| cache.at(spec.layer, table, j, head / group)).collect();
                 let scores: Vec<f32> = at.iter().map(|&at| spec.scale * dot(&q, &cache.keys[at..at + dim])).collect();
                 let peak = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let weights: Vec<f64> = scores.iter().map(|&score| f64::from(score - peak).exp()).collect();
                 let total: f64 = weights.iter().sum();
-                for (channel, mixed) in mixed.iter_mut().enumerate() {
+                all_mixed.extend((0..dim).map(|channel| {
                     let terms = at.iter().zip(&weights).map(|(&at, p)| p * f64::from(cache.values[at + channel]));
-                    *mixed = (terms.sum::<f64>() / total) as f32;
-                }
+                    (terms.sum::<f64>() / total) as f32
+                }));
             }
-            self.buffers[out.0 as usize].row_mut(row).copy_from_slice(&mixed);
         }
-        self.kvs.insert(kv, cache);
+        for (i, mixed) in all_mixed.chunks_exact(q_width).enumerate() {
+            self.row_mut(out, i, q_width)?.copy_from_slice(mixed);
+        }
         Ok(())
     }
 
@@ -347,9 +363,10 @@ impl Backend for ReferenceBackend {
             Activation::Silu => x / (1.0 + (-x).exp()),
         };
         for i in 0..rows {
-            let (gate, up) = self.buffer(gate_up, rows)?.row(i).split_at(self.buffers[out.0 as usize].width);
+            let row = self.row(gate_up, i)?;
+            let (gate, up) = row.split_at(row.len() / 2);
             let gated: Vec<f32> = gate.iter().zip(up).map(|(&gate, up)| act(gate) * up).collect();
-            self.buffers[out.0 as usize].row_mut(i).copy_from_slice(&gated);
+            self.row_mut(out, i, gated.len())?.copy_from_slice(&gated);
         }
         Ok(())
     }
@@ -364,7 +381,7 @@ impl Backend for ReferenceBackend {
     ) -> Result<()> {
         let mut place = logits;
         for (i, &row) in rows.iter().enumerate() {
-            let result = self.project(group, self.buffer(x, row as usize + 1)?.row(row as usize), batch, i)?;
+            let result = self.project(group, self.row(x, row as usize)?, batch, i)?;
             let (mine, rest) = place.split_at_mut_checked(result.len()).ok_or_else(unknown)?;
             mine.copy_from_slice(&result);
             place = rest;

@@ -102,7 +102,8 @@ impl Pool {
             // SAFETY: only the lifetime is erased. Workers follow the pointer only while inside the gate, and this
             // function leaves only after shutting it and seeing nobody inside, so `task` outlives every use.
             let job = unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(job) };
-            // SAFETY: the gate is shut and nobody is inside (the last region ended so), and `&mut self` is the one caller.
+            // SAFETY: the gate is shut and nobody is inside (the last region ended so), and `&mut self` is the one
+            // caller.
             unsafe { *self.shared.job.get() = (job, tasks) };
             self.epoch += 1;
             self.shared.gate.store(self.epoch << 33 | OPEN, Ordering::SeqCst);

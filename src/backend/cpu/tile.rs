@@ -215,7 +215,8 @@ unsafe fn quad<V: Vector, const BITS: usize, const Q: usize, const R: usize, con
 ) {
     for byte in 0..4 {
         for t in 0..T {
-            // SAFETY: a plane of b bits has b lines in a block, so that line `Q b / 8` is within; rows have the block's inputs.
+            // SAFETY: a plane of b bits has b lines in a block, so that line `Q b / 8` is within; rows have the block's
+            // inputs.
             unsafe {
                 let line = |plane: usize, bits: usize| V::load_line(blocks[t].add((plane + Q * bits / 8) * LINE));
                 let shift = |bits: usize| (Q * bits % 8 + 8 * byte) as u32;
