@@ -58,7 +58,7 @@ develop: $(VENV)/.build-tools ## Build the Python package into .venv, unoptimise
 
 .PHONY: stubs
 stubs: $(VENV)/.build-tools ## Write the generated python/exlora/_exlora.pyi again
-	$(BIN)/maturin generate-stubs --quiet --out python/exlora
+	$(BIN)/maturin generate-stubs --quiet --out python
 
 .PHONY: readme
 readme: develop ## Write the generated tables of README.md again

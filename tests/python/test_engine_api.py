@@ -3,8 +3,11 @@
 import inspect
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 
+import exlora
 import numpy as np
 import pytest
 from exlora import Engine, ExloraError, Tokenizer
@@ -281,3 +284,12 @@ def test_a_signal_interrupts_and_leaves_nothing_behind(engine, alarm, run):
     assert (stats["rows_running"], stats["rows_waiting"], stats["leases"]) == (0, 0, 0)
     assert stats["kv_pages_free"] == stats["kv_pages_total"]
     assert engine.generate(PROMPT, max_new_tokens=2).finish_reason == "length"
+
+
+def test_the_command_runs_as_a_module():
+    def run(*arguments):
+        return subprocess.run([sys.executable, "-m", "exlora", *arguments], capture_output=True, text=True, check=False)
+
+    version = run("--version")
+    assert (version.returncode, version.stdout.split()) == (0, ["exlora", exlora.__version__])
+    assert run("no-such-command").returncode == 2

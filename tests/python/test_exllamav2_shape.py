@@ -157,14 +157,14 @@ SIGNATURES = {
     "ExLlamaV2.load": "gpu_split=None, lazy=False, stats=False, callback=None, callback_gen=None, progress=False",
     "ExLlamaV2.load_autosplit": "cache, reserve_vram=None, last_id_only=False, callback=None, callback_gen=None, "
     "progress=False",
-    "ExLlamaV2.forward": "input_ids, cache=None, input_mask=None, preprocess_only=False, last_id_only=False, loras=None, "
-    "return_last_state=False, position_offsets=None, abort_event=None, cpu_logits=False",
+    "ExLlamaV2.forward": "input_ids, cache=None, input_mask=None, preprocess_only=False, last_id_only=False, "
+    "loras=None, return_last_state=False, position_offsets=None, abort_event=None, cpu_logits=False",
     "ExLlamaV2Cache": "model, batch_size=1, max_seq_len=-1, copy_from=None, lazy=False, num_key_value_heads=None, "
     "fixed_device=None",
     "ExLlamaV2Config": "model_dir=None",
     "ExLlamaV2Tokenizer": "config, lazy_init=True, force_json=False, force_spm=False",
-    "ExLlamaV2Tokenizer.encode": "text, add_bos=False, add_eos=False, encode_special_tokens=False, return_offsets=False, "
-    "embeddings=None",
+    "ExLlamaV2Tokenizer.encode": "text, add_bos=False, add_eos=False, encode_special_tokens=False, "
+    "return_offsets=False, embeddings=None",
     "ExLlamaV2Lora": "model, lora_config_path, lora_path, lora_scaling=1.0",
     "ExLlamaV2Lora.from_directory": "model, directory, lora_scaling=1.0",
     "generator.ExLlamaV2DynamicGenerator": "model, cache, tokenizer, max_batch_size=None, max_seq_len=None, "
@@ -426,6 +426,8 @@ def test_generate_takes_lists_and_gives_lists(generator, engine):
 def test_jobs_can_be_cancelled_and_aborted(generator, tokenizer):
     jobs = [ExLlamaV2DynamicJob(tokenizer.encode(PROMPT), 400, gen_settings=GREEDY) for _ in range(3)]
     generator.enqueue(jobs)
+    with pytest.raises(ExloraError, match="enqueued before"):
+        generator.enqueue(jobs[0])
     generator.iterate()
     generator.cancel(jobs[0])
     assert generator.num_remaining_jobs() == 2
