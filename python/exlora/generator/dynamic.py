@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from exlora import _exlora
 from exlora._settings import refuse, warn_unknown
+from exlora.errors import ExloraError
 from exlora.generator._common import mixture, open_engine
 from exlora.generator.job import SET_LORAS, ExLlamaV2DynamicJob
 
@@ -170,9 +171,13 @@ class ExLlamaV2DynamicGenerator:
         self.pending_jobs = []
         if not self.active_jobs:
             return results
-        self._engine.step()
-        for job in list(self.active_jobs):
-            results += job.collect()
+        try:
+            self._engine.step()
+            for job in self.active_jobs:
+                results += job.collect()
+        except ExloraError:
+            self.clear_queue()  # the device failed, and every job with it
+            raise
         self.active_jobs = [job for job in self.active_jobs if not job.is_finished]
         return results
 

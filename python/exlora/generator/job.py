@@ -105,6 +105,8 @@ class ExLlamaV2DynamicJob:
         self, engine: _exlora.Engine, tokenizer: _exlora.Tokenizer, serial: int, loras: list[Any], max_tokens: int
     ) -> None:
         """Queues it in an engine; prompt and output together get at most `max_tokens`. The generator calls this."""
+        if self._native is not None:
+            raise _exlora.error("request_invalid", "the job was enqueued before", hint="make a new job")
         adapters = loras if self.loras is SET_LORAS else mixture(self.loras)
         if len(self.input_ids) >= max_tokens:
             raise _exlora.error(

@@ -1,0 +1,17 @@
+"""Fixtures all Python tests share."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """The folder of bundled models, adapters and reference values."""
+    return Path(__file__).parents[1] / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def quill(fixtures) -> Path:
+    """The bundled model, unquantised."""
+    return fixtures / "quill-4m"

@@ -1,0 +1,616 @@
+"""Scripts written for exllamav2: its names, argument orders, defaults, results, and none of its faults with adapters.
+
+The independent oracle of most tests is `exlora.Engine`, whose numbers are held against transformers and peft elsewhere.
+"""
+
+import asyncio
+import inspect
+import subprocess
+import sys
+import textwrap
+import threading
+
+import exlora
+import exlora.generator
+import numpy as np
+import pytest
+from exlora import (
+    Engine,
+    ExLlamaV2,
+    ExLlamaV2Cache,
+    ExLlamaV2Cache_Q4,
+    ExLlamaV2Config,
+    ExLlamaV2Lora,
+    ExLlamaV2Tokenizer,
+    ExloraError,
+)
+from exlora.generator import (
+    ExLlamaV2BaseGenerator,
+    ExLlamaV2DynamicGenerator,
+    ExLlamaV2DynamicGeneratorAsync,
+    ExLlamaV2DynamicJob,
+    ExLlamaV2DynamicJobAsync,
+    ExLlamaV2Sampler,
+    ExLlamaV2StreamingGenerator,
+)
+
+PROMPT = "The table is used to"
+GREEDY = ExLlamaV2Sampler.Settings.greedy()
+
+
+def to_numpy(array):
+    """The values, whether this process has imported torch or not."""
+    return np.asarray(array)
+
+
+@pytest.fixture(scope="module")
+def folder(fixtures):
+    return fixtures / "quill-4m-gptq-4bit-g128-sym"
+
+
+@pytest.fixture(scope="module")
+def engine(folder, fixtures):
+    adapters = {"sqlite": fixtures / "adapters/sqlite-rslora-r16", "jargon": fixtures / "adapters/jargon-lora-r8"}
+    return Engine(folder, adapters=adapters)
+
+
+@pytest.fixture(scope="module")
+def config(folder):
+    return ExLlamaV2Config(str(folder))
+
+
+@pytest.fixture(scope="module")
+def model(config):
+    model = ExLlamaV2(config)
+    model.load()
+    return model
+
+
+@pytest.fixture(scope="module")
+def tokenizer(config):
+    return ExLlamaV2Tokenizer(config)
+
+
+@pytest.fixture(scope="module")
+def lora(model, fixtures):
+    return ExLlamaV2Lora.from_directory(model, str(fixtures / "adapters/sqlite-rslora-r16"))
+
+
+@pytest.fixture(scope="module")
+def jargon(model, fixtures):
+    return ExLlamaV2Lora.from_directory(model, str(fixtures / "adapters/jargon-lora-r8"), 0.5)
+
+
+@pytest.fixture
+def generator(model, tokenizer):
+    return ExLlamaV2DynamicGenerator(model, ExLlamaV2Cache(model, max_seq_len=512), tokenizer)
+
+
+def text_of(engine, adapter=None, tokens=16):
+    return PROMPT + engine.generate(PROMPT, adapter=adapter, max_new_tokens=tokens, stop_at_eos=False).text
+
+
+# Scripts
+
+
+def test_the_script_of_the_inference_lora_example(folder, fixtures, engine):
+    """Its steps, in its order; only the imports are ours."""
+    config = ExLlamaV2Config(str(folder))
+    config.arch_compat_overrides()
+    model = ExLlamaV2(config)
+    cache = ExLlamaV2Cache(model, max_seq_len=1024, lazy=True)
+    model.load_autosplit(cache, progress=True)
+    tokenizer = ExLlamaV2Tokenizer(config)
+    lora = ExLlamaV2Lora.from_directory(model, str(fixtures / "adapters/sqlite-rslora-r16"))
+    generator = ExLlamaV2DynamicGenerator(model=model, cache=cache, tokenizer=tokenizer)
+
+    def generate():
+        return generator.generate(
+            prompt=PROMPT,
+            max_new_tokens=16,
+            add_bos=True,
+            stop_conditions=[tokenizer.eos_token_id],
+            gen_settings=ExLlamaV2Sampler.Settings.greedy(),
+        )
+
+    generator.warmup()
+    before = generate()
+    generator.set_loras(lora)
+    adapted = generate()
+    generator.set_loras(None)
+    after = generate()
+    assert before == after == text_of(engine)
+    assert adapted == text_of(engine, "sqlite") != before
+
+
+def test_the_script_of_the_deprecated_lora_example(folder, fixtures, engine):
+    """One streaming and one base generator over one cache, the same prompt without and with the adapter."""
+    config = ExLlamaV2Config()
+    config.model_dir = str(folder)
+    config.prepare()
+    model = ExLlamaV2(config)
+    model.load()
+    tokenizer = ExLlamaV2Tokenizer(config)
+    cache = ExLlamaV2Cache(model)
+    lora = ExLlamaV2Lora.from_directory(model, str(fixtures / "adapters/sqlite-rslora-r16"))
+    streaming = ExLlamaV2StreamingGenerator(model, cache, tokenizer)
+    simple = ExLlamaV2BaseGenerator(model, cache, tokenizer)
+
+    def stream_with(prompt, settings, max_new_tokens, loras):
+        text, generated = "", 0
+        streaming.set_stop_conditions([])
+        streaming.begin_stream(tokenizer.encode(prompt), settings, loras=loras)
+        while generated < max_new_tokens:
+            chunk, eos, _ = streaming.stream()
+            text += chunk
+            generated += 1
+            if eos:
+                break
+        return prompt + text
+
+    for loras, name in ((None, None), (lora, "sqlite"), ([], None)):
+        assert stream_with(PROMPT, GREEDY, 16, loras) == text_of(engine, name)
+        assert simple.generate_simple(PROMPT, GREEDY, 16, loras=loras, stop_token=None) == text_of(engine, name)
+
+
+SIGNATURES = {
+    "ExLlamaV2.load": "gpu_split=None, lazy=False, stats=False, callback=None, callback_gen=None, progress=False",
+    "ExLlamaV2.load_autosplit": "cache, reserve_vram=None, last_id_only=False, callback=None, callback_gen=None, "
+    "progress=False",
+    "ExLlamaV2.forward": "input_ids, cache=None, input_mask=None, preprocess_only=False, last_id_only=False, "
+    "loras=None, return_last_state=False, position_offsets=None, abort_event=None, cpu_logits=False",
+    "ExLlamaV2Cache": "model, batch_size=1, max_seq_len=-1, copy_from=None, lazy=False, num_key_value_heads=None, "
+    "fixed_device=None",
+    "ExLlamaV2Config": "model_dir=None",
+    "ExLlamaV2Tokenizer": "config, lazy_init=True, force_json=False, force_spm=False",
+    "ExLlamaV2Tokenizer.encode": "text, add_bos=False, add_eos=False, encode_special_tokens=False, "
+    "return_offsets=False, embeddings=None",
+    "ExLlamaV2Lora": "model, lora_config_path, lora_path, lora_scaling=1.0",
+    "ExLlamaV2Lora.from_directory": "model, directory, lora_scaling=1.0",
+    "generator.ExLlamaV2DynamicGenerator": "model, cache, tokenizer, max_batch_size=None, max_seq_len=None, "
+    "max_chunk_size=None, max_q_size=8, draft_model=None, draft_cache=None, num_draft_tokens=4, use_ngram_draft=False, "
+    "max_ngram=4, max_sampling_threads=16, min_sampling_threads=3, paged=True, filter_background_eval=True",
+    "generator.ExLlamaV2DynamicGenerator.generate": "prompt, max_new_tokens, min_new_tokens=0, seed=None, "
+    "gen_settings=None, token_healing=False, encode_special_tokens=False, decode_special_tokens=False, "
+    "stop_conditions=None, add_bos=False, abort_event=None, completion_only=False, filters=None, "
+    "filter_prefer_eos=False, return_last_results=False, embeddings=None, banned_strings=None",
+    "generator.ExLlamaV2DynamicJob": "input_ids, max_new_tokens, min_new_tokens=0, max_skips=4, gen_settings=None, "
+    "seed=None, stop_conditions=None, decode_special_tokens=False, return_top_tokens=0, return_logits=False, "
+    "return_probs=False, filters=None, filter_prefer_eos=False, token_healing=False, identifier=None, "
+    "banned_strings=None, embeddings=None",
+    "generator.ExLlamaV2BaseGenerator.generate_simple": "prompt, gen_settings, num_tokens, seed=None, "
+    "token_healing=False, encode_special_tokens=False, decode_special_tokens=False, loras=None, stop_token=-1, "
+    "add_bos=False, abort_event=None, input_embeddings=None, completion_only=False, filters=None, "
+    "filter_prefer_eos=False",
+    "generator.ExLlamaV2StreamingGenerator": "model, cache, tokenizer, draft_model=None, draft_cache=None, "
+    "num_speculative_tokens=5",
+    "generator.ExLlamaV2StreamingGenerator.begin_stream": "input_ids, gen_settings, token_healing=False, loras=None, "
+    "input_mask=None, position_offsets=None, abort_event=None",
+    "generator.ExLlamaV2Sampler.sample": "logits, settings, sequence_ids, random, tokenizer, prefix_token=None, "
+    "return_top_tokens=0, blocked_tokens=None, filters=None, filter_prefer_eos=False, sync=False",
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_arguments_stand_in_exllamav2s_order_with_its_defaults(name):
+    found = exlora
+    for part in name.split("."):
+        found = getattr(found, part)
+    parameters = [p for p in inspect.signature(found).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    spelled = [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters if p.name != "self"]
+    expected = SIGNATURES[name].split(", ")
+    assert spelled[: len(expected)] == expected
+    assert all("=" in extra for extra in spelled[len(expected) :])
+
+
+def test_sampler_settings_have_exllamav2s_defaults():
+    settings = ExLlamaV2Sampler.Settings()
+    assert (settings.token_repetition_penalty, settings.temperature) == (1.025, 0.8)
+    assert (settings.top_k, settings.top_p, settings.min_p) == (50, 0.8, 0)
+    assert (GREEDY.top_k, GREEDY.top_p, GREEDY.temperature, GREEDY.token_repetition_penalty) == (1, 0.0, 1.0, 1.0)
+    assert isinstance(settings.clone(), ExLlamaV2Sampler.Settings)
+
+
+# Adapters
+
+
+def test_an_adapter_has_exllamav2s_attributes(model, fixtures, lora, jargon):
+    assert (lora.lora_r, lora.lora_alpha, lora.lora_scaling) == (16, 64.0, 4.0)  # rsLoRA: alpha times the root of r
+    assert (jargon.lora_r, jargon.lora_alpha, jargon.lora_scaling) == (8, 16.0, 1.0)  # 0.5 * 16 / 8
+    assert set(jargon.target_modules) == {f"{part}_proj" for part in ("q", "k", "v", "o", "gate", "up", "down")}
+    directory = fixtures / "adapters/jargon-lora-r8"
+    assert jargon.lora_path == str(directory / "adapter_model.safetensors")
+    assert jargon.lora_config_path == str(directory / "adapter_config.json")
+    assert jargon.model is model
+    assert jargon.config is model.config
+    by_files = ExLlamaV2Lora(model, jargon.lora_config_path, jargon.lora_path, 0.5)
+    assert by_files.content_hash == jargon.content_hash
+
+
+def test_a_model_without_weights_takes_no_adapter(config, fixtures):
+    with pytest.raises(ExloraError) as caught:
+        ExLlamaV2Lora.from_directory(ExLlamaV2(config), str(fixtures / "adapters/jargon-lora-r8"))
+    assert caught.value.code == "model_not_loaded"
+
+
+def test_a_cached_prefix_is_never_anothers(generator, engine, lora, jargon):
+    """exllamav2 finds pages by their tokens alone; here the prompt is long enough to fill pages."""
+    prompt = " ".join([PROMPT] * 16)
+    for loras, adapter in (
+        (None, None),
+        (lora, "sqlite"),
+        ([lora, jargon], {"sqlite": 1.0, "jargon": 0.5}),
+        (None, None),
+    ):
+        generator.set_loras(loras)
+        [text] = generator.generate([prompt], 12, gen_settings=GREEDY, completion_only=True)
+        assert text == engine.generate(prompt, adapter=adapter, max_new_tokens=12, stop_at_eos=False).text
+
+
+def test_jobs_of_one_batch_have_their_own_adapters(generator, tokenizer, engine, lora, jargon):
+    generator.set_loras(jargon)
+    ids = tokenizer.encode(PROMPT)
+    loras = {"as set": {}, "base": {"loras": None}, "empty": {"loras": []}, "one": {"loras": lora}}
+    loras["mixture"] = {"loras": [(lora, 0.5), jargon]}
+    jobs = [ExLlamaV2DynamicJob(ids, 16, gen_settings=GREEDY, identifier=key, **loras[key]) for key in loras]
+    generator.enqueue(jobs)
+    generator.set_loras(None)  # has no effect on jobs that are enqueued
+    ended = {}
+    while generator.num_remaining_jobs():
+        ended |= {r["identifier"]: r["full_completion"] for r in generator.iterate() if r["eos"]}
+    mixtures = {"as set": {"jargon": 0.5}, "base": None, "empty": None, "one": "sqlite"}
+    mixtures["mixture"] = {"sqlite": 0.5, "jargon": 0.5}
+    assert {key: PROMPT + text for key, text in ended.items()} == {
+        key: text_of(engine, mixture) for key, mixture in mixtures.items()
+    }
+
+
+def test_an_unloaded_adapter_stays_with_its_jobs_and_is_refused_to_new_ones(
+    generator, tokenizer, model, engine, fixtures
+):
+    lora = ExLlamaV2Lora.from_directory(model, str(fixtures / "adapters/sqlite-rslora-r16"))
+    job = ExLlamaV2DynamicJob(tokenizer.encode(PROMPT), 16, gen_settings=GREEDY, loras=lora)
+    generator.enqueue(job)
+    lora.unload()
+    assert not lora.is_loaded
+    while generator.num_remaining_jobs():
+        generator.iterate()
+    assert PROMPT + job.full_completion == text_of(engine, "sqlite")
+    generator.set_loras(lora)
+    with pytest.raises(ExloraError, match="unloaded") as caught:
+        generator.generate(PROMPT, 4)
+    assert caught.value.code == "adapter_not_found"
+
+
+def test_an_adapter_of_another_model_is_refused(config, generator, fixtures):
+    other = ExLlamaV2(config)
+    other.load()
+    foreign = ExLlamaV2Lora.from_directory(other, str(fixtures / "adapters/jargon-lora-r8"))
+    with pytest.raises(ExloraError) as caught:
+        generator.generate(PROMPT, 4, loras=foreign)
+    assert caught.value.code == "adapter_model_mismatch"
+
+
+# Forward
+
+
+@pytest.mark.parametrize("adapter", [None, "sqlite", {"sqlite": 0.25, "jargon": 0.5}], ids=str)
+def test_forward_gives_the_engines_logits_bit_by_bit(model, tokenizer, engine, lora, jargon, adapter):
+    loras = {None: None, "sqlite": lora}.get(adapter if isinstance(adapter, str) else None)
+    loras = [(lora, 0.25), jargon] if isinstance(adapter, dict) else loras
+    logits = to_numpy(model.forward(tokenizer.encode(PROMPT), loras=loras))
+    assert (logits.dtype, logits.shape[0], logits.shape[2]) == (np.float32, 1, 2048)
+    assert np.array_equal(logits[0], engine.logits(PROMPT, adapter=adapter))
+
+
+def test_a_cache_goes_on_where_it_stands_and_back_where_it_is_set(model, tokenizer, lora):
+    ids = to_numpy(tokenizer.encode(PROMPT))
+    whole = to_numpy(model.forward(ids, loras=lora))
+    cache = ExLlamaV2Cache(model, max_seq_len=64)
+    assert model.forward(ids[:, :2], cache, preprocess_only=True, loras=lora) is None
+    parts = [to_numpy(model.forward(ids[:, i : i + 1], cache, loras=lora)) for i in range(2, ids.shape[1])]
+    assert cache.current_seq_len == ids.shape[1]
+    assert np.array_equal(np.concatenate(parts, axis=1), whole[:, 2:])
+    cache.current_seq_len = 2
+    assert np.array_equal(to_numpy(model.forward(ids[:, 2:], cache, last_id_only=True, loras=lora)), whole[:, -1:])
+
+
+def test_a_long_prompt_in_chunks_has_the_same_bits(folder, tokenizer):
+    config = ExLlamaV2Config(str(folder))
+    config.max_input_len = 16
+    chunked = ExLlamaV2(config)
+    chunked.load()
+    ids = tokenizer.encode(PROMPT * 8)
+    in_chunks = to_numpy(chunked.forward(ids))
+    config.max_input_len = 2048
+    assert np.array_equal(in_chunks, to_numpy(chunked.forward(ids)))
+
+
+def test_padded_rows_are_as_alone(model, tokenizer, lora):
+    texts = [PROMPT, "A cat", "SELECT a FROM b WHERE c"]
+    ids, offsets = tokenizer.encode(texts, return_offsets=True)
+    cache = ExLlamaV2Cache(model, batch_size=3, max_seq_len=64)
+    mask = tokenizer.padding_mask(ids)
+    logits = to_numpy(model.forward(ids, cache, input_mask=mask, position_offsets=offsets, loras=lora))
+    next_ids = np.array([[11], [12], [13]])
+    following = to_numpy(model.forward(next_ids, cache, input_mask=mask, position_offsets=offsets, loras=lora))
+    for row, text in enumerate(texts):
+        alone = to_numpy(tokenizer.encode(text))
+        alone = np.concatenate([alone, next_ids[row : row + 1]], axis=1)
+        expected = to_numpy(model.forward(alone, loras=lora))[0]
+        padding = -int(offsets[row])
+        assert np.array_equal(logits[row, padding:], expected[:-1])
+        assert not logits[row, :padding].any()
+        assert np.array_equal(following[row], expected[-1:])
+
+
+def test_what_forward_cannot_do_is_refused(model, tokenizer):
+    ids = to_numpy(tokenizer.encode(PROMPT))
+    small = ExLlamaV2Cache(model, max_seq_len=2)
+    hole = np.ones(ids.shape, dtype=bool)
+    hole[0, 1] = False
+    for code, arguments in {
+        "prompt_too_long": (ids, small),
+        "request_invalid": (np.concatenate([ids, ids]), small),
+        "setting_unsupported": (ids, None, hole),
+        "token_out_of_range": (ids + 5000,),
+    }.items():
+        with pytest.raises(ExloraError) as caught:
+            model.forward(*arguments)
+        assert caught.value.code == code
+    stop = threading.Event()
+    stop.set()
+    assert model.forward(ids, abort_event=stop) is None
+
+
+# Generators
+
+
+def test_results_have_exllamav2s_keys(generator, tokenizer):
+    ids = tokenizer.encode(PROMPT)
+    job = ExLlamaV2DynamicJob(
+        ids, 3, gen_settings=GREEDY, return_logits=True, return_probs=True, return_top_tokens=2, identifier="mine"
+    )
+    assert generator.enqueue(job) == 0
+    results = []
+    while generator.num_remaining_jobs():
+        results += generator.iterate()
+    assert [r["stage"] for r in results] == ["started", "prefill", "streaming", "streaming", "streaming"]
+    for result in results:
+        assert result["job"] is job
+        assert (result["serial"], result["identifier"]) == (0, "mine")
+        assert result["eos"] is (result is results[-1])
+    assert results[1]["curr_progress"] == results[1]["max_progress"] == ids.shape[-1]
+    shapes = {"token_ids": (1, 1), "token_probs": (1, 1), "top_k_tokens": (1, 1, 2), "top_k_probs": (1, 1, 2)}
+    for result in results[2:]:
+        assert {key: tuple(result[key].shape) for key in shapes} == shapes
+        logits = to_numpy(result["logits"])
+        assert (logits.shape, logits.dtype) == ((1, 1, 2048), np.float32)
+        assert logits.argmax() == result["token_ids"] == result["top_k_tokens"][0, 0, 0]
+    last = results[-1]
+    assert last["eos_reason"] == "max_new_tokens"
+    assert last["full_completion"] == "".join(r.get("text", "") for r in results)
+    assert (last["new_tokens"], last["prompt_tokens"], last["cached_tokens"]) == (3, ids.shape[-1], 0)
+    assert all(last[key] >= 0 for key in ("time_enqueued", "time_prefill", "time_generate", "cached_pages"))
+
+
+def test_stop_conditions_say_what_they_met(generator, engine):
+    free = engine.generate(PROMPT, max_new_tokens=8, stop_at_eos=False)
+    settings = {"gen_settings": GREEDY, "completion_only": True, "return_last_results": True}
+    token = free.token_ids[3]
+    text, last = generator.generate(PROMPT, 8, stop_conditions=[token], **settings)
+    assert (last["eos_reason"], last["eos_triggering_token_id"]) == ("stop_token", token)
+    assert to_numpy(last["held"]["token_ids"]).tolist() == [[token]]
+    assert "token_ids" not in last
+    assert text == engine.tokenizer.decode(free.token_ids[:3])
+    string = free.text[5:8]
+    text, last = generator.generate(PROMPT, 8, stop_conditions=[None, string], **settings)
+    assert (last["eos_reason"], last["eos_triggering_string"]) == ("stop_string", string)
+    assert text == free.text[: free.text.index(string)]
+    with pytest.raises(ValueError, match="stop conditions"):
+        generator.generate(PROMPT, 8, stop_conditions=[1.5])
+
+
+def test_generate_takes_lists_and_gives_lists(generator, engine):
+    prompts = [PROMPT, "A cat"]
+    texts = generator.generate(prompts, 8, gen_settings=[GREEDY, GREEDY])
+    outs = engine.generate(prompts, max_new_tokens=8, stop_at_eos=False)
+    assert texts == [prompt + out.text for prompt, out in zip(prompts, outs, strict=True)]
+    sampled = ExLlamaV2Sampler.Settings(temperature=1.0)
+    assert (
+        generator.generate(PROMPT, 8, gen_settings=sampled, seed=1)
+        == generator.generate([PROMPT], 8, gen_settings=sampled, seed=1).pop()
+    )
+
+
+def test_jobs_can_be_cancelled_and_aborted(generator, tokenizer):
+    jobs = [ExLlamaV2DynamicJob(tokenizer.encode(PROMPT), 400, gen_settings=GREEDY) for _ in range(3)]
+    generator.enqueue(jobs)
+    with pytest.raises(ExloraError, match="enqueued before"):
+        generator.enqueue(jobs[0])
+    generator.iterate()
+    generator.cancel(jobs[0])
+    assert generator.num_remaining_jobs() == 2
+    assert all(r["job"] is not jobs[0] for r in generator.iterate())
+    generator.clear_queue()
+    assert (generator.num_remaining_jobs(), generator.iterate()) == (0, [])
+    stop = threading.Event()
+    stop.set()
+    assert generator.generate(PROMPT, 400, abort_event=stop) is None
+    assert generator.num_remaining_jobs() == 0
+
+
+def test_streaming_returns_what_was_asked_for(model, tokenizer, engine, lora):
+    streaming = ExLlamaV2StreamingGenerator(model, ExLlamaV2Cache(model, max_seq_len=256), tokenizer)
+    streaming.begin_stream_ex(
+        tokenizer.encode(PROMPT), GREEDY, loras=[(lora, 0.5)], return_probabilities=True, return_logits=True
+    )
+    text = PROMPT
+    for _ in range(8):
+        chunk, eos, ids, probs, logits = streaming.stream()
+        text += chunk
+        assert not eos
+        assert (tuple(ids.shape), tuple(probs.shape), tuple(logits.shape)) == ((1, 1), (1, 1), (1, 1, 2048))
+    assert text == text_of(engine, {"sqlite": 0.5}, 8)
+    stop = engine.generate(PROMPT, max_new_tokens=1, stop_at_eos=False).token_ids[0]
+    streaming.set_stop_conditions([stop])
+    streaming.begin_stream_ex(tokenizer.encode(PROMPT), GREEDY, return_top_tokens=2)
+    for _ in range(2):
+        result = streaming.stream_ex()
+        assert (result["chunk"], result["eos"]) == ("", True)
+        assert tuple(result["chunk_token_ids"].shape) == (1, 0)
+
+
+def test_a_base_generator_drops_the_beginning_of_what_does_not_fit(model, tokenizer, engine):
+    simple = ExLlamaV2BaseGenerator(model, ExLlamaV2Cache(model, max_seq_len=32), tokenizer)
+    ids = to_numpy(tokenizer.encode(PROMPT * 10))[0, -24:].tolist()
+    text = simple.generate_simple(PROMPT * 10, GREEDY, 8, stop_token=None)
+    out = engine.generate(ids, max_new_tokens=8, stop_at_eos=False)
+    assert text == engine.tokenizer.decode(ids) + out.text
+
+
+def test_async_jobs_run_together(model, tokenizer, engine, lora):
+    async def run():
+        generator = ExLlamaV2DynamicGeneratorAsync(model, ExLlamaV2Cache(model, max_seq_len=512), tokenizer)
+
+        async def text(loras):
+            job = ExLlamaV2DynamicJobAsync(generator, tokenizer.encode(PROMPT), 16, gen_settings=GREEDY, loras=loras)
+            return PROMPT + "".join([r.get("text", "") async for r in job])
+
+        cancelled = ExLlamaV2DynamicJobAsync(generator, tokenizer.encode(PROMPT), 400, gen_settings=GREEDY)
+        texts = await asyncio.gather(text(None), text(lora))
+        await cancelled.cancel()
+        assert not generator.jobs
+        await generator.close()
+        return texts
+
+    assert asyncio.run(run()) == [text_of(engine), text_of(engine, "sqlite")]
+
+
+def test_a_sampler_draws_as_its_settings_say(model, tokenizer):
+    ids = tokenizer.encode(PROMPT)
+    logits = model.forward(ids, last_id_only=True)
+    order = np.argsort(-to_numpy(logits)[0, 0])
+    tokens, top, probs, chosen, ended = ExLlamaV2Sampler.sample(
+        logits, GREEDY, ids, 0.5, tokenizer, return_top_tokens=3
+    )
+    assert to_numpy(tokens).tolist() == [[order[0]]]
+    assert to_numpy(top).tolist() == [[order[:3].tolist()]]
+    assert float(chosen[0, 0]) == pytest.approx(float(probs[0, 0, 0]))
+    assert not ended
+    blocked, *_ = ExLlamaV2Sampler.sample(logits, GREEDY, ids, 0.5, tokenizer, blocked_tokens=[int(order[0])])
+    assert to_numpy(blocked).tolist() == [[order[1]]]
+    settings = ExLlamaV2Sampler.Settings(top_k=5, top_p=0, token_repetition_penalty=1.0, temperature=1.0)
+    drawn = {int(ExLlamaV2Sampler.sample(logits, settings, ids, i / 40, tokenizer)[0][0, 0]) for i in range(40)}
+    assert len(drawn) > 1
+    assert drawn <= set(order[:5].tolist())
+
+
+def test_tokens_can_be_allowed_and_disallowed(generator, tokenizer, engine):
+    first = engine.generate(PROMPT, max_new_tokens=1).token_ids[0]
+    settings = ExLlamaV2Sampler.Settings.greedy()
+    settings.disallow_tokens(tokenizer, [first])
+    other = ExLlamaV2Sampler.Settings.greedy()
+    other.allow_tokens(tokenizer, [77, 78])
+    _, without = generator.generate(PROMPT, 1, gen_settings=settings, return_last_results=True)
+    _, only = generator.generate(PROMPT, 1, gen_settings=other, return_last_results=True)
+    assert int(without["token_ids"][0, 0]) != first
+    assert int(only["token_ids"][0, 0]) in (77, 78)
+
+
+# Tokenizer, loading, settings
+
+
+def test_ids_are_arrays_padded_on_the_left(tokenizer):
+    ids, offsets = tokenizer.encode([PROMPT, "A cat"], return_offsets=True)
+    assert to_numpy(ids).dtype == np.int64
+    width, short = ids.shape[1], tokenizer.num_tokens("A cat")
+    assert to_numpy(offsets).tolist() == [0, short - width]
+    assert to_numpy(ids)[1, : width - short].tolist() == [tokenizer.pad_token_id] * (width - short)
+    assert tokenizer.decode(ids) == [PROMPT, "A cat"]
+    assert tokenizer.decode(ids[0]) == PROMPT
+    special = to_numpy(tokenizer.encode("a<|im_end|>", encode_special_tokens=True))[0]
+    assert special[-1] == tokenizer.single_id("<|im_end|>") == 2
+    assert tokenizer.decode(special) == "a"
+    assert tokenizer.decode(special, decode_special_tokens=True) == "a<|im_end|>"
+    assert tokenizer.num_tokens("<|im_end|>") > 1
+    pieces = tokenizer.get_id_to_piece_list(include_special_tokens=True)
+    assert (len(pieces), pieces[2]) == (2048, "<|im_end|>")
+
+
+def test_loading_tells_how_far_it_is(config):
+    seen = []
+    model = ExLlamaV2(config)
+    model.load(callback=lambda done, total: seen.append((done, total)))
+    assert len(seen) > 1
+    assert seen[-1][0] == seen[-1][1]
+    by_generator = ExLlamaV2(config)
+    steps = list(by_generator.load_gen(callback_gen=lambda done, total: iter([(done, total)])))
+    assert steps == seen
+    assert by_generator.loaded
+    stopped = ExLlamaV2(config)
+    loading = stopped.load_gen(callback_gen=lambda done, total: iter([done]))
+    next(loading)
+    loading.close()
+    assert not stopped.loaded
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"mirostat": True},
+        {"xtc_probability": 0.5},
+        {"dry_multiplier": 0.8},
+        {"tfs": 0.9},
+        {"typical": 0.9},
+        {"top_a": 0.1},
+        {"skew": 0.1},
+        {"smoothing_factor": 0.2},
+        {"cfg_scale": 1.5},
+        {"temperature_last": True},
+        {"token_repetition_decay": 4},
+        {"post_sampling_hooks": [print]},
+        {"max_temp": 2.0},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_a_sampling_setting_without_counterpart_is_refused_by_name(generator, setting):
+    with pytest.raises(ExloraError, match=next(iter(setting))) as caught:
+        generator.generate(PROMPT, 4, gen_settings=ExLlamaV2Sampler.Settings(**setting))
+    assert caught.value.code == "setting_unsupported"
+
+
+@pytest.mark.parametrize("name", ["token_healing", "filters", "embeddings", "banned_strings"])
+def test_a_job_setting_without_counterpart_is_refused_by_name(generator, name):
+    with pytest.raises(ExloraError, match=name) as caught:
+        generator.generate(PROMPT, 4, **{name: [["x"]]})
+    assert caught.value.code == "setting_unsupported"
+    assert generator.generate(PROMPT, 1, gen_settings=GREEDY, **{name: [] if name != "token_healing" else False})
+
+
+def test_unknown_settings_and_compressed_caches_are_told(generator, model, caplog):
+    generator.generate(PROMPT, 1, no_such_setting=1)
+    assert "no_such_setting" in caplog.text
+    ExLlamaV2Cache_Q4(model)
+    assert "ExLlamaV2Cache_Q4 is not compressed" in caplog.text
+
+
+@pytest.mark.parametrize("first", ["numpy", "torch"])
+def test_arrays_are_tensors_only_where_torch_was_imported(folder, first):
+    pytest.importorskip(first)
+    script = f"""
+        import {first}, sys
+        from exlora import ExLlamaV2, ExLlamaV2Config, ExLlamaV2Tokenizer
+        config = ExLlamaV2Config({str(folder)!r})
+        model = ExLlamaV2(config)
+        model.load()
+        ids = ExLlamaV2Tokenizer(config).encode("A cat")
+        logits = model.forward(ids)
+        print(type(ids).__module__, type(logits).__module__, "torch" in sys.modules, logits.dtype, *logits.shape)
+    """
+    found = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert found[:3] == [first, first, str(first == "torch")]
+    assert found[3].endswith("float32")
+    assert found[-1] == "2048"
