@@ -177,8 +177,6 @@ catalogue! {
     SettingUnsupported = "setting_unsupported", Unsupported, "leave it at its default";
     /// The model object has no weights loaded yet, or no more.
     ModelNotLoaded = "model_not_loaded", Invalid, "call load() or load_autosplit() first";
-    /// The request was cancelled.
-    JobCancelled = "job_cancelled", Cancelled, "";
     /// The work was interrupted by the caller.
     Interrupted = "interrupted", Cancelled, "";
     /// The device is not known or not present.

@@ -24,7 +24,7 @@ class Engine:
     device          "auto", "cpu", or "reference" (plain float32 maths, slow)
     threads         CPU threads; all physical cores by default
     kv_dtype        "f16" or "f32"
-    kv_tokens       tokens the KV cache holds over all requests; the model's positions, at most 8192, by default
+    kv_tokens       tokens the KV cache holds over all requests; 8192 by default, touched as they are used
     max_batch_size  requests that run at once; further ones wait
     prefill_chunk   prompt tokens a step computes at most
     prefix_cache    whether beginnings of prompts are found in the cache
