@@ -386,15 +386,16 @@ def test_one_refused_request_runs_none_of_its_batch(serving):
     assert serving.stats()["tokens_generated"] == before
 
 
-def test_a_prompt_that_leaves_no_position_for_a_new_token(serving):
-    error = refused("prompt_too_long", serving.generate, [[1] * tiny.POSITIONS])
-    assert str(tiny.POSITIONS - 1) in error.expected
-    assert str(tiny.POSITIONS) in error.found
+def test_a_prompt_longer_than_the_model(serving):
+    error = refused("prompt_too_long", serving.generate, [[1] * (tiny.POSITIONS + 1)])
+    assert str(tiny.POSITIONS) in error.expected
+    assert str(tiny.POSITIONS + 1) in error.found
 
 
 def test_a_text_that_reaches_the_end_of_the_model_ends_there(serving):
-    [out] = serving.generate([[1] * (tiny.POSITIONS - 1)], max_new_tokens=5, temperature=0.0)
-    assert (out.finish_reason, len(out.token_ids)) == ("length", 1)
+    """The last position may be filled, and the one token it predicts is the last there is."""
+    outs = serving.generate([[1] * (tiny.POSITIONS - 1), [1] * tiny.POSITIONS], max_new_tokens=5, temperature=0.0)
+    assert [(out.finish_reason, len(out.token_ids)) for out in outs] == [("length", 2), ("length", 1)]
 
 
 def test_logits_of_more_positions_than_the_model_has(serving):
