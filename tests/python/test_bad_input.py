@@ -392,11 +392,10 @@ def test_a_prompt_longer_than_the_model(serving):
     assert str(tiny.POSITIONS + 1) in error.found
 
 
-@pytest.mark.parametrize("left", [0, 1])
-def test_a_text_that_reaches_the_end_of_the_model_ends_there(serving, left):
-    """The last token needs no position of its own: nothing is computed after it."""
-    [out] = serving.generate([[1] * (tiny.POSITIONS - left)], max_new_tokens=5, temperature=0.0)
-    assert (out.finish_reason, len(out.token_ids)) == ("length", left + 1)
+def test_a_text_that_reaches_the_end_of_the_model_ends_there(serving):
+    """The last position may be filled, and the one token it predicts is the last there is."""
+    outs = serving.generate([[1] * (tiny.POSITIONS - 1), [1] * tiny.POSITIONS], max_new_tokens=5, temperature=0.0)
+    assert [(out.finish_reason, len(out.token_ids)) for out in outs] == [("length", 2), ("length", 1)]
 
 
 def test_logits_of_more_positions_than_the_model_has(serving):

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 from exlora import Engine, ExloraError
+from support import adapters, tiny
 
 PROMPTS = [f"The {word} is" for word in ("king", "queen", "hacker", "table", "index", "daemon", "love", "war")]
 
@@ -151,6 +152,23 @@ def test_a_name_replaced_under_load_is_always_one_generation_or_the_other(engine
     in_threads(replace, ask)
     engine.unload_adapter("it")
     assert {info.name for info in engine.adapters()} == {"jargon", "sqlite"}
+
+
+def test_an_adapter_occupies_what_its_own_rank_needs_whoever_is_resident(tmp_path):
+    """Ranks 1, 9 and 77 together: nothing is padded to the largest; ranks may be rounded up to sixteen."""
+    base = tiny.write("llama", tmp_path)
+    ranks = {"rank-one": 1, "rslora": 9, "rank-wide": 77}
+    widths = {  # inputs plus outputs of the seven linears of a layer
+        "attention": 2 * 2 * tiny.HIDDEN + 2 * (tiny.HIDDEN + tiny.HIDDEN * tiny.KV_HEADS // tiny.HEADS),
+        "mlp": 3 * (tiny.HIDDEN + tiny.INTERMEDIATE),
+    }
+    engine = Engine(base)
+    for name, rank in ranks.items():
+        alone = Engine(base).load_adapter(name, adapters.write(name, base)).bytes
+        assert engine.load_adapter(name, adapters.write(name, base)).bytes == alone
+        rounded = -(-rank // 16) * 16
+        assert alone <= 1.25 * 4 * rounded * tiny.LAYERS * sum(widths.values()), name
+    assert engine.stats()["adapters_bytes"] == sum(info.bytes for info in engine.adapters())
 
 
 def resident(engine):
