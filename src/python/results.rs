@@ -182,7 +182,15 @@ impl PyCompletion {
 
     fn __repr__(&self) -> String {
         let Completion { text, finish, adapter, .. } = &self.completion;
-        format!("Completion(text={text:?}, finish_reason='{}', adapter={adapter:?})", finish.reason.as_str())
+        let adapter = match &adapter[..] {
+            [] => "None".to_owned(),
+            [(name, 1.0)] => format!("{name:?}"),
+            mixture => {
+                let entries: Vec<_> = mixture.iter().map(|(name, weight)| format!("{name:?}: {weight}")).collect();
+                format!("{{{}}}", entries.join(", "))
+            }
+        };
+        format!("Completion(text={text:?}, finish_reason='{}', adapter={adapter})", finish.reason.as_str())
     }
 }
 
