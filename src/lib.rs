@@ -67,7 +67,9 @@ pub mod tensor;
 
 pub use adapter::pool::{AdapterInfo, AdapterLease, AdapterLimits};
 pub use backend::KvDType;
-pub use engine::job::{AdapterRef, Chunk, Completion, Finish, FinishReason, Prompt, Request, Stop, StopMatch, Usage};
+pub use engine::request::{
+    AdapterRef, Chunk, Completion, Finish, FinishReason, Prompt, Request, Stop, StopMatch, Usage,
+};
 pub use engine::sampler::SamplingParams;
 pub use engine::text::{ChatMessage, Tokenizer};
 pub use engine::{Engine, EngineOptions, EngineStats, Job, Logits};

@@ -12,7 +12,7 @@ use super::mixture::Mixture;
 use super::output::{note, print, print_json, report};
 use super::sampling::SamplingArgs;
 use crate::engine::Engine;
-use crate::engine::job::{AdapterRef, Completion, Finish, FinishReason, Usage};
+use crate::engine::request::{AdapterRef, Completion, Finish, FinishReason, Usage};
 use crate::engine::text::ChatMessage;
 use crate::error::{Error, ErrorCode, Result};
 

@@ -13,7 +13,7 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::Value;
 
 use super::mixture::Mixture;
-use crate::engine::job::{AdapterRef, Prompt, Request, Stop};
+use crate::engine::request::{AdapterRef, Prompt, Request, Stop};
 use crate::engine::text::ChatMessage;
 use crate::error::{Error, ErrorCode, Result};
 

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::engine::job::{Prompt, Request, Stop};
+use crate::engine::request::{Prompt, Request, Stop};
 use crate::engine::sampler::SamplingParams;
 
 #[derive(Args)]

@@ -1,249 +1,205 @@
-//! What a user asks and gets: requests, chunks, completions.
+//! A submitted request as its caller holds it, and the mailbox its chunks travel through.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::Engine;
+use super::request::{Chunk, Completion, Finish, FinishReason, Request, Usage};
 use crate::adapter::pool::AdapterLease;
-use crate::engine::sampler::SamplingParams;
-use crate::engine::text::ChatMessage;
+use crate::error::{Error, Result};
 
-/// What to continue.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Prompt {
-    /// Text, encoded by the model's tokenizer with its special tokens recognised.
-    Text(String),
-    /// Token ids.
-    Tokens(Vec<u32>),
-    /// A chat, rendered by the model's template.
-    Chat(Vec<ChatMessage>),
+/// A submitted request. Dropping it cancels the request.
+pub struct Job {
+    engine: Engine,
+    shared: Arc<JobShared>,
+    prompt: Arc<[u32]>,
 }
 
-impl From<&str> for Prompt {
-    fn from(text: &str) -> Self {
-        Prompt::Text(text.to_owned())
+impl Job {
+    pub(super) fn new(engine: Engine, shared: Arc<JobShared>, prompt: Arc<[u32]>) -> Self {
+        Self { engine, shared, prompt }
     }
-}
 
-impl From<String> for Prompt {
-    fn from(text: String) -> Self {
-        Prompt::Text(text)
+    /// The next chunk, stepping the engine as needed; `None` after the last.
+    ///
+    /// # Errors
+    /// The request failed.
+    pub fn next_chunk(&mut self) -> Result<Option<Chunk>> {
+        self.next_chunk_with(&mut || Ok(()))
     }
-}
 
-impl From<Vec<u32>> for Prompt {
-    fn from(tokens: Vec<u32>) -> Self {
-        Prompt::Tokens(tokens)
+    /// As [`Job::next_chunk`]; `between_steps` may stop the waiting by an error (Ctrl-C).
+    ///
+    /// # Errors
+    /// The request failed, or what `between_steps` returned.
+    pub fn next_chunk_with(&mut self, between_steps: &mut dyn FnMut() -> Result<()>) -> Result<Option<Chunk>> {
+        loop {
+            if let Some(chunk) = self.shared.take()? {
+                return Ok(Some(chunk));
+            }
+            if self.shared.is_finished() {
+                return Ok(None);
+            }
+            between_steps()?;
+            let mut scheduler = self.engine.scheduler();
+            // Whoever held the scheduler before may have computed this chunk already.
+            if !self.shared.has_news() && !self.shared.is_finished() {
+                scheduler.step(self.engine.model())?;
+            }
+            MutexGuard::unlock_fair(scheduler);
+        }
     }
-}
 
-impl From<Vec<ChatMessage>> for Prompt {
-    fn from(messages: Vec<ChatMessage>) -> Self {
-        Prompt::Chat(messages)
-    }
-}
-
-/// An adapter of a request: by name when it is submitted, or one generation held by a lease.
-#[derive(Clone)]
-pub enum AdapterRef {
-    /// The generation that has this name when the request is submitted.
-    Name(String),
-    /// This generation.
-    Lease(AdapterLease),
-}
-
-impl AdapterRef {
-    /// The adapter's name; of an anonymous one its folder's name.
-    pub fn label(&self) -> String {
-        match self {
-            AdapterRef::Name(name) => name.clone(),
-            AdapterRef::Lease(lease) => {
-                let info = lease.info();
-                let folder = info.summary.path.file_name().map(|name| name.to_string_lossy().into_owned());
-                if info.name.is_empty() { folder.unwrap_or_default() } else { info.name }
+    /// Everything up to the end of the request, joined.
+    pub(super) fn complete(
+        &mut self,
+        request: &Request,
+        between_steps: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Completion> {
+        let unfinished = Finish { reason: FinishReason::Cancelled, matched: None, usage: Usage::default() };
+        let mut completion = Completion {
+            text: String::new(),
+            token_ids: Vec::new(),
+            finish: unfinished,
+            adapter: request.adapters.iter().map(|(adapter, weight)| (adapter.label(), *weight)).collect(),
+            logprobs: Vec::new(),
+            logits: Vec::new(),
+        };
+        while let Some(chunk) = self.next_chunk_with(between_steps)? {
+            completion.text += &chunk.text;
+            completion.token_ids.extend(chunk.token_ids);
+            completion.logprobs.extend(chunk.logprobs);
+            completion.logits.extend(chunk.logits);
+            if let Some(finish) = chunk.finish {
+                completion.finish = finish;
             }
         }
+        Ok(completion)
+    }
+
+    /// The next chunk if one is ready; never steps.
+    ///
+    /// # Errors
+    /// The request failed.
+    pub fn poll_chunk(&mut self) -> Result<Option<Chunk>> {
+        self.shared.take()
+    }
+
+    /// Whether the last chunk has been handed out.
+    pub fn is_finished(&self) -> bool {
+        self.shared.is_finished()
+    }
+
+    /// Prompt tokens whose keys and values are in the cache, and prompt tokens in all.
+    pub fn prefill_progress(&self) -> (usize, usize) {
+        (self.shared.prefilled(), self.prompt.len())
+    }
+
+    /// Ends the request; its last chunk says `cancelled`.
+    pub fn cancel(&self) {
+        self.shared.cancel();
+    }
+
+    /// The prompt's token ids.
+    pub fn prompt_tokens(&self) -> &[u32] {
+        &self.prompt
     }
 }
 
-/// What ends a text early.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// This token; it is counted and returned in `token_ids`, its text is not.
-    Token(u32),
-    /// This text, wherever token borders fall; neither it nor what follows is in the text.
-    Text(String),
-}
-
-/// One prompt and how to continue it. Built by chaining; see the crate's example.
-#[derive(Clone)]
-pub struct Request {
-    /// What to continue.
-    pub prompt: Prompt,
-    /// Ordered mixture of (adapter, weight); empty is the base model.
-    pub adapters: Vec<(AdapterRef, f32)>,
-    /// Largest number of new tokens.
-    pub max_new_tokens: usize,
-    /// Stops are ignored (their tokens are not chosen) before so many new tokens.
-    pub min_new_tokens: usize,
-    /// How tokens are chosen.
-    pub sampling: SamplingParams,
-    /// What ends the text, besides the model's own end ids.
-    pub stop: Vec<Stop>,
-    /// Whether the model's end ids (config.json, generation_config.json) end the text.
-    pub stop_at_eos: bool,
-    /// Number of top log-probabilities a token; 0 for none at all.
-    pub logprobs: usize,
-    /// Whether chunks carry the logits that each token was chosen from.
-    pub return_logits: bool,
-    /// Whether special tokens are left out of the text.
-    pub skip_special_tokens: bool,
-    /// Whether the tokenizer adds its own special tokens (a BOS) to a text prompt.
-    pub add_special_tokens: bool,
-}
-
-impl Request {
-    /// A greedy request for at most 128 new tokens from the base model.
-    pub fn new(prompt: impl Into<Prompt>) -> Self {
-        Self {
-            prompt: prompt.into(),
-            adapters: Vec::new(),
-            max_new_tokens: 128,
-            min_new_tokens: 0,
-            sampling: SamplingParams::default(),
-            stop: Vec::new(),
-            stop_at_eos: true,
-            logprobs: 0,
-            return_logits: false,
-            skip_special_tokens: true,
-            add_special_tokens: true,
+impl Drop for Job {
+    fn drop(&mut self) {
+        if !self.shared.is_finished() {
+            self.shared.cancel();
+            self.engine.scheduler().sweep_cancelled();
         }
-    }
-
-    /// Adds an adapter, by name or by what loading it returned, to the end of the mixture.
-    pub fn adapter(mut self, name: impl AsRef<str>, weight: f32) -> Self {
-        self.adapters.push((AdapterRef::Name(name.as_ref().to_owned()), weight));
-        self
-    }
-
-    /// Adds a leased adapter to the end of the mixture.
-    pub fn leased_adapter(mut self, lease: AdapterLease, weight: f32) -> Self {
-        self.adapters.push((AdapterRef::Lease(lease), weight));
-        self
-    }
-
-    /// Sets the largest number of new tokens.
-    pub fn max_new_tokens(mut self, tokens: usize) -> Self {
-        self.max_new_tokens = tokens;
-        self
-    }
-
-    /// Sets how tokens are chosen.
-    pub fn sampling(mut self, sampling: SamplingParams) -> Self {
-        self.sampling = sampling;
-        self
-    }
-
-    /// Adds a stop.
-    pub fn stop(mut self, stop: Stop) -> Self {
-        self.stop.push(stop);
-        self
-    }
-
-    /// Asks for the n best log-probabilities of each token.
-    pub fn logprobs(mut self, n: usize) -> Self {
-        self.logprobs = n;
-        self
+        // Whatever was not taken is not wanted; leases end here.
+        while let Ok(Some(_)) | Err(_) = self.shared.take() {}
     }
 }
 
-/// Why a text ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum FinishReason {
-    /// A stop token, a stop string, or the model's end id.
-    Stop,
-    /// `max_new_tokens`, or the end of the cache.
-    Length,
-    /// It was cancelled.
-    Cancelled,
+/// What a job and the scheduler share.
+pub(super) struct JobShared {
+    mailbox: Mutex<Mailbox>,
+    is_cancelled: AtomicBool,
+    /// Prompt tokens whose keys and values are in the cache.
+    prefilled: AtomicUsize,
 }
 
-impl FinishReason {
-    /// As users see it: `stop`, `length`, `cancelled`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            FinishReason::Stop => "stop",
-            FinishReason::Length => "length",
-            FinishReason::Cancelled => "cancelled",
+#[derive(Default)]
+struct Mailbox {
+    chunks: VecDeque<Chunk>,
+    error: Option<Error>,
+    is_closed: bool,
+    /// Held until the last chunk is handed out.
+    leases: Vec<AdapterLease>,
+}
+
+impl JobShared {
+    pub(super) fn new(leases: Vec<AdapterLease>) -> Arc<Self> {
+        Arc::new(Self {
+            mailbox: Mutex::new(Mailbox { leases, ..Mailbox::default() }),
+            is_cancelled: AtomicBool::new(false),
+            prefilled: AtomicUsize::new(0),
+        })
+    }
+
+    /// The next chunk, if one is ready. Leases end with the last one.
+    pub(super) fn take(&self) -> Result<Option<Chunk>> {
+        let mut mailbox = self.mailbox.lock();
+        if let Some(error) = mailbox.error.take() {
+            mailbox.chunks.clear();
+            mailbox.leases.clear();
+            return Err(error);
         }
+        let chunk = mailbox.chunks.pop_front();
+        if mailbox.is_closed && mailbox.chunks.is_empty() {
+            mailbox.leases.clear();
+        }
+        Ok(chunk)
     }
-}
 
-/// What a finished text ran into.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StopMatch {
-    /// This token of `stop` or of the model's end ids.
-    Token(u32),
-    /// This string of `stop`.
-    Text(String),
-}
+    /// Whether a chunk or an error waits to be taken.
+    pub(super) fn has_news(&self) -> bool {
+        let mailbox = self.mailbox.lock();
+        mailbox.error.is_some() || !mailbox.chunks.is_empty()
+    }
 
-/// Tokens of a request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Tokens of the prompt.
-    pub prompt_tokens: usize,
-    /// Of those, tokens whose keys and values were found in the cache.
-    pub cached_tokens: usize,
-    /// New tokens, a stop token included.
-    pub completion_tokens: usize,
-}
+    /// Whether nothing will come any more and everything was taken.
+    pub(super) fn is_finished(&self) -> bool {
+        let mailbox = self.mailbox.lock();
+        mailbox.is_closed && mailbox.chunks.is_empty() && mailbox.error.is_none()
+    }
 
-/// Log-probabilities of one token.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TokenLogprobs {
-    /// Of the chosen id.
-    pub chosen: f32,
-    /// The n most likely ids, best first.
-    pub top: Vec<(u32, f32)>,
-}
+    pub(super) fn cancel(&self) {
+        self.is_cancelled.store(true, Ordering::Release);
+    }
 
-/// A piece of a running request: usually one token, and the text that became certain with it.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Chunk {
-    /// Text that became certain; the texts of all chunks joined are the completion's text.
-    pub text: String,
-    /// New tokens.
-    pub token_ids: Vec<u32>,
-    /// Their log-probabilities, if asked for.
-    pub logprobs: Vec<TokenLogprobs>,
-    /// The logits each of them was chosen from, `[token_ids, vocab]`, if asked for.
-    pub logits: Vec<f32>,
-    /// Set on the last chunk.
-    pub finish: Option<Finish>,
-}
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.is_cancelled.load(Ordering::Acquire)
+    }
 
-/// How a request ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finish {
-    /// Why.
-    pub reason: FinishReason,
-    /// What it ran into, where the reason is a stop.
-    pub matched: Option<StopMatch>,
-    /// Tokens used.
-    pub usage: Usage,
-}
+    pub(super) fn prefilled(&self) -> usize {
+        self.prefilled.load(Ordering::Acquire)
+    }
 
-/// A finished request.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Completion {
-    /// The new text, without prompt and stop.
-    pub text: String,
-    /// The new tokens, a stop token included.
-    pub token_ids: Vec<u32>,
-    /// How it ended.
-    pub finish: Finish,
-    /// The mixture as requested: (name, weight); a leased adapter has its folder's name.
-    pub adapter: Vec<(String, f32)>,
-    /// Log-probabilities of each token, if asked for.
-    pub logprobs: Vec<TokenLogprobs>,
-    /// Logits of each token, `[token_ids, vocab]`, if asked for.
-    pub logits: Vec<f32>,
+    pub(super) fn set_prefilled(&self, tokens: usize) {
+        self.prefilled.store(tokens, Ordering::Release);
+    }
+
+    /// Hands a chunk over; the last one says how the request ended.
+    pub(super) fn send(&self, chunk: Chunk) {
+        let mut mailbox = self.mailbox.lock();
+        mailbox.is_closed = chunk.finish.is_some();
+        mailbox.chunks.push_back(chunk);
+    }
+
+    /// Ends the request with an error.
+    pub(super) fn fail(&self, error: Error) {
+        let mut mailbox = self.mailbox.lock();
+        mailbox.is_closed = true;
+        mailbox.error = Some(error);
+    }
 }

@@ -4,7 +4,8 @@
 //! server may call [`Engine::step`] in a loop of its own. All methods may be called from any thread; adapters come and go
 //! while requests run, and a request keeps the generations it named.
 
-pub mod job;
+mod job;
+pub mod request;
 pub mod sampler;
 mod scheduler;
 mod sequence;
@@ -21,11 +22,13 @@ use crate::backend::KvDType;
 use crate::error::{Error, ErrorCode, Result};
 use crate::kv::{PAGE_TOKENS, PrefixKey, pages_for};
 use crate::model::{Device, Model, ModelOptions, Progress};
-use job::{AdapterRef, Chunk, Completion, Finish, FinishReason, Prompt, Request, Stop, Usage};
+use job::JobShared;
+use request::{AdapterRef, Completion, Prompt, Request, Stop};
 use scheduler::Scheduler;
-use sequence::{Generation, JobShared, Purpose, Sequence};
-
+use sequence::{Generation, Purpose, Sequence};
 use text::{StopStrings, Tokenizer};
+
+pub use job::Job;
 
 /// Tokens of a KV cache where nothing else is said.
 pub const DEFAULT_KV_TOKENS: usize = 8192;
@@ -253,7 +256,7 @@ impl Engine {
             self.submit(request.clone()).map_err(subject)
         };
         let mut jobs = requests.iter().enumerate().map(submit).collect::<Result<Vec<_>>>()?;
-        requests.iter().zip(&mut jobs).map(|(request, job)| complete(request, job, between_steps)).collect()
+        requests.iter().zip(&mut jobs).map(|(request, job)| job.complete(request, between_steps)).collect()
     }
 
     /// Logits of every position of a prompt under a mixture.
@@ -387,7 +390,7 @@ impl Engine {
         let prompt: Arc<[u32]> = tokens.as_slice().into();
         let sequence = Sequence::new(Arc::clone(&shared), purpose, tokens, mixture, root);
         self.shared.incoming.lock().push_back(sequence);
-        Ok(Job { engine: self.clone(), shared, prompt })
+        Ok(Job::new(self.clone(), shared, prompt))
     }
 
     fn lease_all(&self, adapters: &[(AdapterRef, f32)]) -> Result<Vec<AdapterLease>> {
@@ -428,104 +431,4 @@ impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Engine").field("model", &self.shared.model).finish_non_exhaustive()
     }
-}
-
-/// A submitted request. Dropping it cancels the request.
-pub struct Job {
-    engine: Engine,
-    shared: Arc<JobShared>,
-    prompt: Arc<[u32]>,
-}
-
-impl Job {
-    /// The next chunk, stepping the engine as needed; `None` after the last.
-    ///
-    /// # Errors
-    /// The request failed.
-    pub fn next_chunk(&mut self) -> Result<Option<Chunk>> {
-        self.next_chunk_with(&mut || Ok(()))
-    }
-
-    /// As [`Job::next_chunk`]; `between_steps` may stop the waiting by an error (Ctrl-C).
-    ///
-    /// # Errors
-    /// The request failed, or what `between_steps` returned.
-    pub fn next_chunk_with(&mut self, between_steps: &mut dyn FnMut() -> Result<()>) -> Result<Option<Chunk>> {
-        loop {
-            if let Some(chunk) = self.shared.take()? {
-                return Ok(Some(chunk));
-            }
-            if self.shared.is_finished() {
-                return Ok(None);
-            }
-            between_steps()?;
-            let mut scheduler = self.engine.scheduler();
-            // Whoever held the scheduler before may have computed this chunk already.
-            if !self.shared.has_news() && !self.shared.is_finished() {
-                scheduler.step(self.engine.model())?;
-            }
-            MutexGuard::unlock_fair(scheduler);
-        }
-    }
-
-    /// The next chunk if one is ready; never steps.
-    ///
-    /// # Errors
-    /// The request failed.
-    pub fn poll_chunk(&mut self) -> Result<Option<Chunk>> {
-        self.shared.take()
-    }
-
-    /// Whether the last chunk has been handed out.
-    pub fn is_finished(&self) -> bool {
-        self.shared.is_finished()
-    }
-
-    /// Prompt tokens whose keys and values are in the cache, and prompt tokens in all.
-    pub fn prefill_progress(&self) -> (usize, usize) {
-        (self.shared.prefilled(), self.prompt.len())
-    }
-
-    /// Ends the request; its last chunk says `cancelled`.
-    pub fn cancel(&self) {
-        self.shared.cancel();
-    }
-
-    /// The prompt's token ids.
-    pub fn prompt_tokens(&self) -> &[u32] {
-        &self.prompt
-    }
-}
-
-impl Drop for Job {
-    fn drop(&mut self) {
-        if !self.shared.is_finished() {
-            self.shared.cancel();
-            self.engine.scheduler().sweep_cancelled();
-        }
-        // Whatever was not taken is not wanted; leases end here.
-        while let Ok(Some(_)) | Err(_) = self.shared.take() {}
-    }
-}
-
-fn complete(request: &Request, job: &mut Job, between_steps: &mut dyn FnMut() -> Result<()>) -> Result<Completion> {
-    let unfinished = Finish { reason: FinishReason::Cancelled, matched: None, usage: Usage::default() };
-    let mut completion = Completion {
-        text: String::new(),
-        token_ids: Vec::new(),
-        finish: unfinished,
-        adapter: request.adapters.iter().map(|(adapter, weight)| (adapter.label(), *weight)).collect(),
-        logprobs: Vec::new(),
-        logits: Vec::new(),
-    };
-    while let Some(chunk) = job.next_chunk_with(between_steps)? {
-        completion.text += &chunk.text;
-        completion.token_ids.extend(chunk.token_ids);
-        completion.logprobs.extend(chunk.logprobs);
-        completion.logits.extend(chunk.logits);
-        if let Some(finish) = chunk.finish {
-            completion.finish = finish;
-        }
-    }
-    Ok(completion)
 }

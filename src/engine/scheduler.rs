@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use super::EngineOptions;
-use super::job::FinishReason;
+use super::request::FinishReason;
 use super::sampler::Sampler;
 use super::sequence::{Purpose, Sequence};
 use crate::error::{Error, Result};

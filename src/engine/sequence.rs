@@ -1,97 +1,14 @@
-//! One request while it lives in the scheduler, and the mailbox its chunks travel through.
+//! One request while it lives in the scheduler: its tokens, its pages, and when its text ends.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use parking_lot::Mutex;
-
-use super::job::{Chunk, Finish, FinishReason, StopMatch, TokenLogprobs, Usage};
+use super::job::JobShared;
+use super::request::{Chunk, Finish, FinishReason, StopMatch, TokenLogprobs, Usage};
 use super::sampler::{Sampled, SamplingParams};
-
 use super::text::{StopStrings, TextStream};
 use crate::adapter::batch::SlotId;
-use crate::adapter::pool::AdapterLease;
 use crate::error::{Error, ErrorCode, Result};
 use crate::kv::PrefixKey;
-
-/// What a job and the scheduler share.
-pub(super) struct JobShared {
-    mailbox: Mutex<Mailbox>,
-    is_cancelled: AtomicBool,
-    /// Prompt tokens whose keys and values are in the cache.
-    prefilled: AtomicUsize,
-}
-
-#[derive(Default)]
-struct Mailbox {
-    chunks: VecDeque<Chunk>,
-    error: Option<Error>,
-    is_closed: bool,
-    /// Held until the last chunk is handed out.
-    leases: Vec<AdapterLease>,
-}
-
-impl JobShared {
-    pub(super) fn new(leases: Vec<AdapterLease>) -> Arc<Self> {
-        Arc::new(Self {
-            mailbox: Mutex::new(Mailbox { leases, ..Mailbox::default() }),
-            is_cancelled: AtomicBool::new(false),
-            prefilled: AtomicUsize::new(0),
-        })
-    }
-
-    /// The next chunk, if one is ready. Leases end with the last one.
-    pub(super) fn take(&self) -> Result<Option<Chunk>> {
-        let mut mailbox = self.mailbox.lock();
-        if let Some(error) = mailbox.error.take() {
-            mailbox.chunks.clear();
-            mailbox.leases.clear();
-            return Err(error);
-        }
-        let chunk = mailbox.chunks.pop_front();
-        if mailbox.is_closed && mailbox.chunks.is_empty() {
-            mailbox.leases.clear();
-        }
-        Ok(chunk)
-    }
-
-    /// Whether a chunk or an error waits to be taken.
-    pub(super) fn has_news(&self) -> bool {
-        let mailbox = self.mailbox.lock();
-        mailbox.error.is_some() || !mailbox.chunks.is_empty()
-    }
-
-    /// Whether nothing will come any more and everything was taken.
-    pub(super) fn is_finished(&self) -> bool {
-        let mailbox = self.mailbox.lock();
-        mailbox.is_closed && mailbox.chunks.is_empty() && mailbox.error.is_none()
-    }
-
-    pub(super) fn cancel(&self) {
-        self.is_cancelled.store(true, Ordering::Release);
-    }
-
-    pub(super) fn is_cancelled(&self) -> bool {
-        self.is_cancelled.load(Ordering::Acquire)
-    }
-
-    pub(super) fn prefilled(&self) -> usize {
-        self.prefilled.load(Ordering::Acquire)
-    }
-
-    fn send(&self, chunk: Chunk) {
-        let mut mailbox = self.mailbox.lock();
-        mailbox.is_closed = chunk.finish.is_some();
-        mailbox.chunks.push_back(chunk);
-    }
-
-    fn fail(&self, error: Error) {
-        let mut mailbox = self.mailbox.lock();
-        mailbox.is_closed = true;
-        mailbox.error = Some(error);
-    }
-}
 
 /// What a sequence is for.
 pub(super) enum Purpose {
@@ -164,7 +81,7 @@ impl Sequence {
 
     /// Tells the job how much of its prompt is in the cache.
     pub(super) fn report_progress(&self) {
-        self.shared.prefilled.store(self.computed.min(self.prompt_len), Ordering::Release);
+        self.shared.set_prefilled(self.computed.min(self.prompt_len));
     }
 
     /// Takes a chosen token in, sends the chunk, and says whether the text ended.

@@ -8,7 +8,7 @@ use pyo3::types::{PyDict, PyList, PyMapping, PyString, PyTuple};
 use pyo3::{type_hint_identifier, type_hint_subscript};
 
 use super::lora::ExLlamaV2Lora;
-use crate::engine::job::{AdapterRef, Prompt, Stop};
+use crate::engine::request::{AdapterRef, Prompt, Stop};
 use crate::engine::text::ChatMessage;
 use crate::error::{Error, ErrorCode};
 

@@ -12,7 +12,7 @@ use super::engine::kv_dtype;
 use super::model::PyModel;
 use crate::adapter::batch::SlotId;
 use crate::adapter::pool::AdapterLease;
-use crate::engine::job::AdapterRef;
+use crate::engine::request::AdapterRef;
 use crate::error::{Error, ErrorCode, Result};
 use crate::kv::{PAGE_TOKENS, pages_for};
 use crate::model::{ForwardBatch, KvStorage, Model};

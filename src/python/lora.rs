@@ -12,7 +12,7 @@ use super::detach::detached;
 use super::model::PyModel;
 use crate::adapter::plan::AdapterSummary;
 use crate::adapter::pool::AdapterLease;
-use crate::engine::job::AdapterRef;
+use crate::engine::request::AdapterRef;
 use crate::error::{Error, ErrorCode};
 
 /// The loaded `ExLlamaV2` an adapter is for.

@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 
 use super::convert::{LogitBias, Mixture, PromptArg, Stops, TokenIds, count};
-use crate::engine::job::Request;
+use crate::engine::request::Request;
 use crate::engine::sampler::{Sampler, SamplingParams};
 
 /// The most likely ids with their log-probabilities, best first.

@@ -5,7 +5,7 @@ use pyo3::types::PyDict;
 
 use super::convert::{Floats, FloatsOf, NamedFloats};
 use crate::adapter::pool::AdapterInfo;
-use crate::engine::job::{Chunk, Completion, Finish, StopMatch, TokenLogprobs, Usage};
+use crate::engine::request::{Chunk, Completion, Finish, StopMatch, TokenLogprobs, Usage};
 
 /// Tokens of a request.
 #[pyclass(frozen, get_all, eq, name = "Usage", module = "exlora._exlora")]
