@@ -1,6 +1,6 @@
 //! config.json to a decoder described by data.
 //!
-//! A family is one row of [`FAMILIES`]: what the architecture fixes and which keys it reads. Nothing else in the crate
+//! A family is one row of `FAMILIES`: what the architecture fixes and which keys it reads. Nothing else in the crate
 //! knows an architecture's name.
 
 use std::fs;
