@@ -7,8 +7,8 @@ use pyo3::types::PyDict;
 
 use super::convert::{Floats, Mixture, NamedInts, PromptArg, count};
 use super::detach::{Listener, detached};
+use super::job::PyJob;
 use super::model::PyModel;
-use super::request::PyJob;
 use super::request::PyRequest;
 use super::results::{PyAdapterInfo, PyCompletion};
 use super::tokenizer::PyTokenizer;

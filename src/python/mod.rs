@@ -29,6 +29,8 @@ mod _exlora {
     #[pymodule_export]
     use super::errors::{error, error_codes};
     #[pymodule_export]
+    use super::job::PyJob;
+    #[pymodule_export]
     use super::kv::PyKvCache;
     #[pymodule_export]
     use super::lora::ExLlamaV2Lora;
@@ -36,8 +38,6 @@ mod _exlora {
     use super::main;
     #[pymodule_export]
     use super::model::{PyModel, read_model_config};
-    #[pymodule_export]
-    use super::request::PyJob;
     #[pymodule_export]
     use super::request::PyRequest;
     #[pymodule_export]
