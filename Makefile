@@ -38,6 +38,7 @@ lint: $(VENV)/.lint-tools ## Formatting and lints of Rust and Python, without bu
 	$(BIN)/ruff check
 	cargo clippy --quiet --all-targets -- -D warnings
 	cargo clippy --quiet --all-targets --features python -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps
 
 .PHONY: test-rust
 test-rust: ## Unit, integration and doc tests of the crate
