@@ -94,4 +94,5 @@ models! {
     gptq_4bit_symmetric: "quill-4m-gptq-4bit-g128-sym",
     gptq_4bit_asymmetric_with_act_order: "quill-4m-gptq-4bit-g32-asym-actorder",
     gptq_8bit_symmetric: "quill-4m-gptq-8bit-g128-sym",
+    exl2_mixed: "quill-4m-exl2-mixed",
 }

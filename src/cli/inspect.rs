@@ -6,7 +6,9 @@ use clap::Args;
 
 use super::output::{note, print, print_json};
 use crate::error::Result;
-use crate::inspect::{AdapterContents, AdapterReport, ModelReport, Report, inspect};
+use crate::inspect::{
+    AdapterContents, AdapterReport, GroupRun, LinearReport, ModelReport, Quantisation, Report, inspect,
+};
 
 #[derive(Args)]
 pub(super) struct InspectArgs {
@@ -80,21 +82,26 @@ fn contents_lines(contents: &AdapterContents) -> Vec<Line> {
 fn model_lines(model: &ModelReport) -> Vec<Line> {
     let quantisation = match &model.quantisation {
         None => "none".to_owned(),
-        Some(quant) => {
-            let group = quant.group_size.map_or("whole columns".to_owned(), |size| format!("groups of {size}"));
-            let zeros = if quant.sym { "symmetric" } else { "asymmetric" };
-            let order = if quant.desc_act { ", act-order" } else { "" };
-            format!("{} {} bits, {group}, {zeros}{order}", quant.method, quant.bits)
+        Some(Quantisation::Gptq { bits, group_size, desc_act, sym }) => {
+            let group = group_size.map_or("whole columns".to_owned(), |size| format!("groups of {size}"));
+            let zeros = if *sym { "symmetric" } else { "asymmetric" };
+            let order = if *desc_act { ", act-order" } else { "" };
+            format!("gptq {bits} bits, {group}, {zeros}{order}")
+        }
+        Some(Quantisation::Exl2 { widths, group_sizes }) => {
+            format!("exl2 {} bits, groups of {}", join(widths, ", "), join(group_sizes, ", "))
         }
     };
+    let head = model.head_bits_per_weight.map_or(String::new(), |bits| format!(", {bits} in lm_head"));
+    let dtypes = model.dtypes.join(", ");
     let window = model.window.map_or(String::new(), |window| format!(", window {window}"));
     let has = |there: bool| if there { "yes" } else { "no" };
-    vec![
+    let mut lines = vec![
         ("model", model.path.display().to_string()),
         ("architecture", model.architecture.clone()),
         ("parameters", format!("{:.1} M", model.parameters as f64 / 1e6)),
         ("quantisation", quantisation),
-        ("bits per weight", format!("{} in the linears; otherwise {}", model.bits_per_weight, model.dtypes.join(", "))),
+        ("bits per weight", format!("{} in all linears{head}; otherwise {dtypes}", model.bits_per_weight)),
         ("files", size(model.file_bytes)),
         ("layers", format!("{}, {} sites", model.layers, model.sites)),
         (
@@ -108,7 +115,35 @@ fn model_lines(model: &ModelReport) -> Vec<Line> {
         ),
         ("tokenizer", has(model.has_tokenizer).to_owned()),
         ("chat template", has(model.has_chat_template).to_owned()),
-    ]
+    ];
+    if model.quantisation.is_some() {
+        lines.extend(layout_lines(&model.linears));
+    }
+    lines
+}
+
+/// The linears by how they are stored; each by its path is in `--json`.
+fn layout_lines(linears: &[LinearReport]) -> Vec<Line> {
+    let mut layouts: Vec<(String, usize)> = Vec::new();
+    for linear in linears {
+        let run = |run: &GroupRun| match run.count {
+            1 => format!("{}:{}", run.bits, run.inputs),
+            count => format!("{}:{}x{count}", run.bits, run.inputs),
+        };
+        let groups: Vec<String> = linear.groups.iter().map(run).collect();
+        let groups = if groups.is_empty() { "not quantised".to_owned() } else { join(&groups, " ") };
+        let layout = format!("{groups} ({} bits per weight)", linear.bits_per_weight);
+        match layouts.iter_mut().find(|(known, _)| *known == layout) {
+            Some((_, count)) => *count += 1,
+            None => layouts.push((layout, 1)),
+        }
+    }
+    let lines = layouts.into_iter().map(|(layout, count)| ("", format!("{count:>4}  {layout}")));
+    std::iter::once(("layouts", "linears  bits:inputs of each group, x groups".to_owned())).chain(lines).collect()
+}
+
+fn join<T: ToString>(values: &[T], between: &str) -> String {
+    values.iter().map(T::to_string).collect::<Vec<_>>().join(between)
 }
 
 fn size(bytes: u64) -> String {
