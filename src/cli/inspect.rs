@@ -122,24 +122,38 @@ fn model_lines(model: &ModelReport) -> Vec<Line> {
     lines
 }
 
-/// The linears by how they are stored; each by its path is in `--json`.
+/// The linears by how they are stored, alike ones on one line; each by its path is in `--json`.
 fn layout_lines(linears: &[LinearReport]) -> Vec<Line> {
-    let mut layouts: Vec<(String, usize)> = Vec::new();
+    let mut rows: Vec<(String, String, Vec<&str>)> = Vec::new();
     for linear in linears {
-        let run = |run: &GroupRun| match run.count {
-            1 => format!("{}:{}", run.bits, run.inputs),
-            count => format!("{}:{}x{count}", run.bits, run.inputs),
-        };
-        let groups: Vec<String> = linear.groups.iter().map(run).collect();
-        let groups = if groups.is_empty() { "not quantised".to_owned() } else { join(&groups, " ") };
-        let layout = format!("{groups} ({} bits per weight)", linear.bits_per_weight);
-        match layouts.iter_mut().find(|(known, _)| *known == layout) {
-            Some((_, count)) => *count += 1,
-            None => layouts.push((layout, 1)),
+        let (groups, bits) = (groups_text(&linear.groups), format!("{:.3}", linear.bits_per_weight));
+        match rows.iter_mut().find(|row| row.0 == groups && row.1 == bits) {
+            Some((_, _, paths)) => paths.push(&linear.path),
+            None => rows.push((groups, bits, vec![&linear.path])),
         }
     }
-    let lines = layouts.into_iter().map(|(layout, count)| ("", format!("{count:>4}  {layout}")));
-    std::iter::once(("layouts", "linears  bits:inputs of each group, x groups".to_owned())).chain(lines).collect()
+    let heading = "bits:inputs x groups".to_owned();
+    let width = rows.iter().map(|row| row.0.len()).fold(heading.len(), usize::max);
+    let lines = rows.iter().map(|(groups, bits, paths)| {
+        let who = match paths[..] {
+            [path] => path.to_owned(),
+            _ => format!("{} linears", paths.len()),
+        };
+        ("", format!("{groups:<width$}  {bits:>6}  {who}"))
+    });
+    std::iter::once(("stored as", format!("{heading:<width$}  bits per weight"))).chain(lines).collect()
+}
+
+/// `8:32x2 4:128`: two groups of 32 inputs in 8 bits, then one of 128 in 4.
+fn groups_text(groups: &[GroupRun]) -> String {
+    let run = |run: &GroupRun| match run.count {
+        1 => format!("{}:{}", run.bits, run.inputs),
+        count => format!("{}:{}x{count}", run.bits, run.inputs),
+    };
+    match groups {
+        [] => "not quantised".to_owned(),
+        _ => join(&groups.iter().map(run).collect::<Vec<_>>(), " "),
+    }
 }
 
 fn join<T: ToString>(values: &[T], between: &str) -> String {
