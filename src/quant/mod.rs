@@ -7,7 +7,8 @@
 //! W[n, permutation[k]] = scale[g, n] * (code[k, n] - zero[g, n])        g = the group that stored input k lies in
 //! ```
 //!
-//! so that no kernel learns a file format. [`QuantWeight::dequantise`] is the oracle of every packing and every kernel.
+//! so that no kernel learns a file format. Where the format means that product rounded to float16, [`CodedWeight::rounds_to_f16`]
+//! says so. [`QuantWeight::dequantise`] is the oracle of every packing and every kernel.
 
 pub mod config;
 pub mod exl2;
