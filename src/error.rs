@@ -98,7 +98,7 @@ catalogue! {
     /// A tensor is stored in a data type that is not read here.
     CheckpointDtypeUnsupported = "checkpoint_dtype_unsupported", Unsupported, "convert it to float16, bfloat16 or float32";
     /// A quantisation format that is not read here.
-    QuantFormatUnsupported = "quant_format_unsupported", Unsupported, "use a GPTQ (gptq, gptq_v2) or an unquantised checkpoint";
+    QuantFormatUnsupported = "quant_format_unsupported", Unsupported, "use a GPTQ (gptq, gptq_v2), EXL2 or unquantised checkpoint";
     /// The quantisation config is malformed.
     QuantConfigInvalid = "quant_config_invalid", Invalid, "quantise again, or mend quantize_config.json";
     /// A quantised tensor's shape contradicts its bits or group size.

@@ -3,7 +3,7 @@
 //! A model is read and checked as loading it would, an adapter as loading it onto its base would; only nothing is kept. An
 //! adapter without a base is checked against the sites its own tensors imply, so everything but the fit is found.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -16,6 +16,7 @@ use crate::checkpoint::Checkpoint;
 use crate::engine::text::Tokenizer;
 use crate::error::{Error, ErrorCode, Result};
 use crate::model::{ModelSurvey, survey};
+use crate::quant::{self, QuantConfig, QuantWeight};
 use crate::sites::{LinearSite, SiteTable};
 
 /// What a folder holds.
@@ -90,6 +91,10 @@ pub struct ModelReport {
     pub quantisation: Option<Quantisation>,
     /// Stored bits of the linears, scales, zeros and indices included, by the number of their weights.
     pub bits_per_weight: f64,
+    /// The same of the head alone, unless it is the embedding.
+    pub head_bits_per_weight: Option<f64>,
+    /// Each linear that has a weight of its own, in the order of its site.
+    pub linears: Vec<LinearReport>,
     /// Data type of what is not quantised.
     pub dtypes: Vec<String>,
     /// Bytes of its files.
@@ -124,19 +129,52 @@ pub struct ModelReport {
     pub has_chat_template: bool,
 }
 
-/// A quantisation, as the folder declares it for modules without a rule of their own.
+/// How linears are quantised.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Quantisation {
-    /// `gptq`.
-    pub method: &'static str,
+#[serde(tag = "method", rename_all = "snake_case")]
+pub enum Quantisation {
+    /// GPTQ, as the folder declares it for modules without a rule of their own.
+    Gptq {
+        /// Width of a code.
+        bits: u8,
+        /// Inputs that share a scale; `None` for all of them.
+        group_size: Option<usize>,
+        /// Whether inputs were quantised in order of activation.
+        desc_act: bool,
+        /// Whether all zero points lie in the middle.
+        sym: bool,
+    },
+    /// EXL2, as its tensors are.
+    Exl2 {
+        /// Widths of codes that occur, the widest first.
+        widths: Vec<u8>,
+        /// Numbers of inputs that share a scale, the smallest first.
+        group_sizes: Vec<usize>,
+    },
+}
+
+/// How a linear is stored.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LinearReport {
+    /// Its module path.
+    pub path: String,
+    /// `exl2`, `gptq` or `dense`.
+    pub format: &'static str,
+    /// Stored bits, scales, zeros and indices included, by the number of its weights.
+    pub bits_per_weight: f64,
+    /// Its groups in stored order; none if it is dense.
+    pub groups: Vec<GroupRun>,
+}
+
+/// Consecutive groups that are alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct GroupRun {
     /// Width of a code.
     pub bits: u8,
-    /// Inputs that share a scale; `None` for all of them.
-    pub group_size: Option<usize>,
-    /// Whether inputs were quantised in order of activation.
-    pub desc_act: bool,
-    /// Whether all zero points lie in the middle.
-    pub sym: bool,
+    /// Inputs of each group.
+    pub inputs: usize,
+    /// How many groups.
+    pub count: usize,
 }
 
 /// Reads a folder and reports; which kind it is, its files say.
@@ -237,22 +275,16 @@ fn inspect_model(dir: &Path) -> Result<ModelReport> {
     let ModelSurvey { config, quant, checkpoint, sites } = survey(dir)?;
     let tokenizer = Tokenizer::open(dir)?;
     let stored = StoredSizes::of(&checkpoint, &sites)?;
+    let linears = linears(&checkpoint, quant.as_ref(), &sites, &stored)?;
     let windows: Option<Vec<usize>> = config.windows.iter().copied().collect();
     Ok(ModelReport {
         path: dir.to_path_buf(),
         architecture: config.architecture.clone(),
         parameters: stored.weights + stored.other_parameters,
-        quantisation: quant.filter(|_| stored.has_codes).map(|quant| {
-            let params = quant.params();
-            Quantisation {
-                method: "gptq",
-                bits: params.bits,
-                group_size: params.group_size,
-                desc_act: params.desc_act,
-                sym: params.sym,
-            }
-        }),
-        bits_per_weight: stored.bits_per_weight(),
+        quantisation: quantisation(quant.as_ref(), &linears),
+        head_bits_per_weight: linears.iter().find(|linear| linear.path == "lm_head").map(|head| head.bits_per_weight),
+        bits_per_weight: bits_per_weight(stored.site_bytes.iter().sum(), stored.weights),
+        linears,
         dtypes: stored.dtypes,
         file_bytes: checkpoint.file_bytes(),
         layers: config.layers,
@@ -272,32 +304,83 @@ fn inspect_model(dir: &Path) -> Result<ModelReport> {
     })
 }
 
+fn quantisation(quant: Option<&QuantConfig>, linears: &[LinearReport]) -> Option<Quantisation> {
+    let of_format = |format| linears.iter().filter(move |linear| linear.format == format);
+    if of_format("exl2").next().is_some() {
+        let runs = || of_format("exl2").flat_map(|linear| &linear.groups);
+        let widths: BTreeSet<u8> = runs().map(|run| run.bits).collect();
+        let group_sizes: BTreeSet<usize> = runs().map(|run| run.inputs).collect();
+        return Some(Quantisation::Exl2 {
+            widths: widths.into_iter().rev().collect(),
+            group_sizes: group_sizes.into_iter().collect(),
+        });
+    }
+    of_format("gptq").next()?;
+    let params = quant?.gptq()?.params();
+    Some(Quantisation::Gptq {
+        bits: params.bits,
+        group_size: params.group_size,
+        desc_act: params.desc_act,
+        sym: params.sym,
+    })
+}
+
+fn linears(
+    checkpoint: &Checkpoint,
+    quant: Option<&QuantConfig>,
+    sites: &SiteTable,
+    stored: &StoredSizes,
+) -> Result<Vec<LinearReport>> {
+    let mut linears = Vec::with_capacity(sites.len());
+    for (id, site) in sites.iter() {
+        let Some(format) = quant::format_of(checkpoint, &site.path) else { continue };
+        let weight = quant::open_linear(checkpoint, quant, &site.path, site.in_features, site.out_features)?;
+        let mut groups: Vec<GroupRun> = Vec::new();
+        if let QuantWeight::Coded(weight) = &weight {
+            for group in &weight.layout().groups {
+                match groups.last_mut() {
+                    Some(run) if (run.bits, run.inputs) == (group.bits, group.inputs) => run.count += 1,
+                    _ => groups.push(GroupRun { bits: group.bits, inputs: group.inputs, count: 1 }),
+                }
+            }
+        }
+        let weights = (site.in_features * site.out_features) as u64;
+        let bits_per_weight = bits_per_weight(stored.site_bytes[id.index()], weights);
+        linears.push(LinearReport { path: site.path.clone(), format, bits_per_weight, groups });
+    }
+    Ok(linears)
+}
+
+fn bits_per_weight(bytes: u64, weights: u64) -> f64 {
+    let bits = 8.0 * bytes as f64 / weights.max(1) as f64;
+    (bits * 1000.0).round() / 1000.0
+}
+
 /// What the tensors of a checkpoint add up to.
 struct StoredSizes {
     /// Weights of the linears that are stored as such.
     weights: u64,
-    /// Bytes of everything that belongs to them, but biases.
-    weight_bytes: u64,
+    /// Bytes of everything that belongs to each linear, but its bias.
+    site_bytes: Vec<u64>,
     /// Elements of embedding, norms and biases.
     other_parameters: u64,
-    has_codes: bool,
     dtypes: Vec<String>,
 }
 
 impl StoredSizes {
     fn of(checkpoint: &Checkpoint, sites: &SiteTable) -> Result<Self> {
-        let mut sizes = Self { weights: 0, weight_bytes: 0, other_parameters: 0, has_codes: false, dtypes: Vec::new() };
+        let stored = sites.iter().filter(|(_, site)| quant::format_of(checkpoint, &site.path).is_some());
+        let mut sizes = Self {
+            weights: stored.map(|(_, site)| (site.in_features * site.out_features) as u64).sum(),
+            site_bytes: vec![0; sites.len()],
+            other_parameters: 0,
+            dtypes: Vec::new(),
+        };
         for name in checkpoint.names() {
             let Some(tensor) = checkpoint.get(name)? else { continue };
             let (path, part) = name.rsplit_once('.').unwrap_or((name, ""));
-            match sites.find(path).map(|site| sites.get(site)) {
-                Some(site) if part != "bias" => {
-                    sizes.weight_bytes += tensor.bytes().len() as u64;
-                    if part == "weight" || part == "qweight" {
-                        sizes.weights += (site.in_features * site.out_features) as u64;
-                        sizes.has_codes |= part == "qweight";
-                    }
-                }
+            match sites.find(path) {
+                Some(site) if part != "bias" => sizes.site_bytes[site.index()] += tensor.bytes().len() as u64,
                 _ => sizes.other_parameters += tensor.len() as u64,
             }
             if tensor.dtype().is_float() {
@@ -307,11 +390,6 @@ impl StoredSizes {
         sizes.dtypes.sort_unstable();
         sizes.dtypes.dedup();
         Ok(sizes)
-    }
-
-    fn bits_per_weight(&self) -> f64 {
-        let bits = 8.0 * self.weight_bytes as f64 / self.weights.max(1) as f64;
-        (bits * 1000.0).round() / 1000.0
     }
 }
 

@@ -1,6 +1,6 @@
 //! Any PEFT LoRA, on any quantised LLM, chosen per request.
 //!
-//! One quantised base model (GPTQ, or plain float16, bfloat16, float32) and many adapters: every request of a batch names
+//! One quantised base model (GPTQ, EXL2, or plain float16, bfloat16, float32) and many adapters: every request of a batch names
 //! its own adapter, or a weighted mixture of several, without restarts, without merging, and without wrong answers.
 //!
 //! ```

@@ -6,7 +6,9 @@ use clap::Args;
 
 use super::output::{note, print, print_json};
 use crate::error::Result;
-use crate::inspect::{AdapterContents, AdapterReport, ModelReport, Report, inspect};
+use crate::inspect::{
+    AdapterContents, AdapterReport, GroupRun, LinearReport, ModelReport, Quantisation, Report, inspect,
+};
 
 #[derive(Args)]
 pub(super) struct InspectArgs {
@@ -80,21 +82,26 @@ fn contents_lines(contents: &AdapterContents) -> Vec<Line> {
 fn model_lines(model: &ModelReport) -> Vec<Line> {
     let quantisation = match &model.quantisation {
         None => "none".to_owned(),
-        Some(quant) => {
-            let group = quant.group_size.map_or("whole columns".to_owned(), |size| format!("groups of {size}"));
-            let zeros = if quant.sym { "symmetric" } else { "asymmetric" };
-            let order = if quant.desc_act { ", act-order" } else { "" };
-            format!("{} {} bits, {group}, {zeros}{order}", quant.method, quant.bits)
+        Some(Quantisation::Gptq { bits, group_size, desc_act, sym }) => {
+            let group = group_size.map_or("whole columns".to_owned(), |size| format!("groups of {size}"));
+            let zeros = if *sym { "symmetric" } else { "asymmetric" };
+            let order = if *desc_act { ", act-order" } else { "" };
+            format!("gptq {bits} bits, {group}, {zeros}{order}")
+        }
+        Some(Quantisation::Exl2 { widths, group_sizes }) => {
+            format!("exl2 {} bits, groups of {}", join(widths, ", "), join(group_sizes, ", "))
         }
     };
+    let head = model.head_bits_per_weight.map_or(String::new(), |bits| format!(", {bits} in lm_head"));
+    let dtypes = model.dtypes.join(", ");
     let window = model.window.map_or(String::new(), |window| format!(", window {window}"));
     let has = |there: bool| if there { "yes" } else { "no" };
-    vec![
+    let mut lines = vec![
         ("model", model.path.display().to_string()),
         ("architecture", model.architecture.clone()),
         ("parameters", format!("{:.1} M", model.parameters as f64 / 1e6)),
         ("quantisation", quantisation),
-        ("bits per weight", format!("{} in the linears; otherwise {}", model.bits_per_weight, model.dtypes.join(", "))),
+        ("bits per weight", format!("{} in all linears{head}; otherwise {dtypes}", model.bits_per_weight)),
         ("files", size(model.file_bytes)),
         ("layers", format!("{}, {} sites", model.layers, model.sites)),
         (
@@ -108,7 +115,49 @@ fn model_lines(model: &ModelReport) -> Vec<Line> {
         ),
         ("tokenizer", has(model.has_tokenizer).to_owned()),
         ("chat template", has(model.has_chat_template).to_owned()),
-    ]
+    ];
+    if model.quantisation.is_some() {
+        lines.extend(layout_lines(&model.linears));
+    }
+    lines
+}
+
+/// The linears by how they are stored, alike ones on one line; each by its path is in `--json`.
+fn layout_lines(linears: &[LinearReport]) -> Vec<Line> {
+    let mut rows: Vec<(String, String, Vec<&str>)> = Vec::new();
+    for linear in linears {
+        let (groups, bits) = (groups_text(&linear.groups), format!("{:.3}", linear.bits_per_weight));
+        match rows.iter_mut().find(|row| row.0 == groups && row.1 == bits) {
+            Some((_, _, paths)) => paths.push(&linear.path),
+            None => rows.push((groups, bits, vec![&linear.path])),
+        }
+    }
+    let heading = "bits:inputs x groups".to_owned();
+    let width = rows.iter().map(|row| row.0.len()).fold(heading.len(), usize::max);
+    let lines = rows.iter().map(|(groups, bits, paths)| {
+        let who = match paths[..] {
+            [path] => path.to_owned(),
+            _ => format!("{} linears", paths.len()),
+        };
+        ("", format!("{groups:<width$}  {bits:>6}  {who}"))
+    });
+    std::iter::once(("stored as", format!("{heading:<width$}  bits per weight"))).chain(lines).collect()
+}
+
+/// `8:32x2 4:128`: two groups of 32 inputs in 8 bits, then one of 128 in 4.
+fn groups_text(groups: &[GroupRun]) -> String {
+    let run = |run: &GroupRun| match run.count {
+        1 => format!("{}:{}", run.bits, run.inputs),
+        count => format!("{}:{}x{count}", run.bits, run.inputs),
+    };
+    match groups {
+        [] => "not quantised".to_owned(),
+        _ => join(&groups.iter().map(run).collect::<Vec<_>>(), " "),
+    }
+}
+
+fn join<T: ToString>(values: &[T], between: &str) -> String {
+    values.iter().map(T::to_string).collect::<Vec<_>>().join(between)
 }
 
 fn size(bytes: u64) -> String {

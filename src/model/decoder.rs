@@ -214,8 +214,7 @@ impl<'a> DecoderLoader<'a> {
     /// The output head: its own weight where one is stored, else the embedding if they are tied (as transformers does).
     fn head(&mut self) -> Result<GroupId> {
         let c = self.config;
-        let is_stored = ["lm_head.weight", "lm_head.qweight"].iter().any(|name| self.checkpoint.contains(name));
-        if is_stored || !c.tie_word_embeddings {
+        if quant::format_of(self.checkpoint, "lm_head").is_some() || !c.tie_word_embeddings {
             return self.group(c.hidden_size, &[("lm_head".to_owned(), c.vocab_size, false)]);
         }
         let table = self.float_tensor(self.embedding_name(), &[c.vocab_size, c.hidden_size])?;

@@ -60,9 +60,19 @@ impl fmt::Display for GptqParams {
     }
 }
 
-/// The quantisation a model folder declares, with its per-module overrides.
+/// The quantisation a model folder declares.
 #[derive(Debug)]
-pub struct QuantConfig {
+pub enum QuantConfig {
+    /// GPTQ, whose tensors mean nothing without it.
+    Gptq(GptqConfig),
+    /// EXL2, whose tensors tell widths, groups and order themselves. What is declared (`bits`, `head_bits`) are averages that
+    /// were aimed at.
+    Exl2,
+}
+
+/// How GPTQ's modules are quantised, with overrides per module.
+#[derive(Debug)]
+pub struct GptqConfig {
     base: GptqParams,
     rules: Vec<Rule>,
     /// So that a file whose zero points contradict its format is reported once, not once a module.
@@ -107,6 +117,23 @@ impl QuantConfig {
         if ["load_in_4bit", "load_in_8bit"].iter().any(|key| keys.get(*key) == Some(&Value::Bool(true))) {
             return Err(unsupported("quantisation method", "bitsandbytes"));
         }
+        match read_method(keys)? {
+            Method::Gptq => GptqConfig::read(keys).map(Self::Gptq),
+            Method::Exl2 => Ok(Self::Exl2),
+        }
+    }
+
+    /// What it says of GPTQ, if that is what it declares.
+    pub fn gptq(&self) -> Option<&GptqConfig> {
+        match self {
+            QuantConfig::Gptq(config) => Some(config),
+            QuantConfig::Exl2 => None,
+        }
+    }
+}
+
+impl GptqConfig {
+    fn read(keys: &Map<String, Value>) -> Result<Self> {
         let base = Partial::read(keys)?;
         let base = GptqParams {
             bits: base.bits.ok_or_else(|| missing("bits"))?,
@@ -185,6 +212,30 @@ impl Rule {
     }
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Method {
+    Gptq,
+    Exl2,
+}
+
+/// The method by either spelling of its key; none means GPTQ.
+fn read_method(keys: &Map<String, Value>) -> Result<Method> {
+    let mut method = None;
+    for key in ["quant_method", "method"] {
+        let own = match text(keys, key)?.as_deref() {
+            None => continue,
+            Some("gptq") => Method::Gptq,
+            Some("exl2") => Method::Exl2,
+            Some(other) => return Err(unsupported("quantisation method", other).expected("gptq or exl2")),
+        };
+        if method.is_some_and(|method| method != own) {
+            return Err(invalid("'quant_method' and 'method' contradict each other"));
+        }
+        method = Some(own);
+    }
+    Ok(method.unwrap_or(Method::Gptq))
+}
+
 /// The keys that config and rules share, as far as they are given.
 struct Partial {
     bits: Option<u8>,
@@ -196,12 +247,8 @@ struct Partial {
 
 impl Partial {
     fn read(keys: &Map<String, Value>) -> Result<Self> {
-        // Format before numbers: "exl2, 4.5 bits" is refused for what it is.
-        for key in ["quant_method", "method"] {
-            match text(keys, key)?.as_deref() {
-                None | Some("gptq") => {}
-                Some(other) => return Err(unsupported("quantisation method", other)),
-            }
+        if read_method(keys)? != Method::Gptq {
+            return Err(invalid("a rule of 'dynamic' with another method than its config"));
         }
         for (key, format) in [("is_marlin_format", "marlin"), ("is_bitblas_format", "bitblas")] {
             if flag(keys, key)? == Some(true) {

@@ -25,13 +25,12 @@
 
 use std::ops::Range;
 
-use super::config::{GptqParams, QuantConfig, ZeroFormat};
+use super::config::{GptqConfig, GptqParams, ZeroFormat};
+use super::packed::{Field, Module, Streams, WORD_BITS};
 use super::{CodeGroup, CodeLayout, CodedWeight};
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, ErrorCode, Result};
-use crate::tensor::{DType, TensorView, shape_text};
-
-const WORD_BITS: usize = 32;
+use crate::error::{ErrorCode, Result};
+use crate::tensor::TensorView;
 
 /// A weight in GPTQ's packing, borrowed from the checkpoint.
 pub struct GptqWeight<'a> {
@@ -41,7 +40,7 @@ pub struct GptqWeight<'a> {
     layout: CodeLayout,
     /// Row of `scales` and `qzeros` of each group of the layout; differs from its index where the file has empty groups.
     stored_groups: Vec<u32>,
-    qweight: &'a [[u8; 4]],
+    qweight: Streams<'a>,
     qzeros: &'a [[u8; 4]],
     scales: TensorView<'a>,
     /// Zero point less its stored field.
@@ -55,23 +54,25 @@ impl<'a> GptqWeight<'a> {
     /// `checkpoint_tensor_missing`, `checkpoint_dtype_unsupported`, `quant_shape_mismatch`, `quant_value_invalid`.
     pub fn open(
         checkpoint: &'a Checkpoint,
-        config: &QuantConfig,
+        config: &GptqConfig,
         params: GptqParams,
         path: &str,
         in_features: usize,
         out_features: usize,
     ) -> Result<Self> {
-        let module = Module { checkpoint, path };
+        let hint = format!("the quantisation config says {params} for this module");
+        let module = Module { checkpoint, path, hint };
         let bits = usize::from(params.bits);
-        let in_words = module.words("in_features", in_features, bits)?;
-        let out_words = module.words("out_features", out_features, bits)?;
+        let in_words = whole_words(&module, "in_features", in_features, bits)?;
+        let out_words = whole_words(&module, "out_features", out_features, bits)?;
         let group_size = params.group_size.unwrap_or(in_features);
         let groups = in_features.div_ceil(group_size);
 
-        let qweight = module.packed("qweight", &[in_words, out_features], params)?;
-        let qzeros = module.packed("qzeros", &[groups, out_words], params)?;
-        let scales = module.scales(&[groups, out_features], params)?;
-        let (layout, stored_groups) = module.layout(in_features, group_size, groups, params)?;
+        let words = module.words("qweight", &[in_words, out_features])?;
+        let qweight = Streams { words, columns: out_features };
+        let qzeros = module.words("qzeros", &[groups, out_words])?;
+        let scales = open_scales(&module, &[groups, out_features], params)?;
+        let (layout, stored_groups) = open_layout(&module, in_features, group_size, groups, params)?;
 
         let mut zeros = params.zeros;
         if zeros == ZeroFormat::LessOne && params.sym && all_fields_are_the_middle(qzeros, out_words, bits) {
@@ -115,17 +116,7 @@ impl CodedWeight for GptqWeight<'_> {
                 Some(permutation) => permutation[stored] as usize,
                 None => stored,
             };
-            let field = Field::new(input, self.bits);
-            let row = |word: usize| &self.qweight[word * self.out_features..][outputs.clone()];
-            if field.straddles {
-                for ((code, &low), &high) in codes.iter_mut().zip(row(field.word)).zip(row(field.word + 1)) {
-                    *code = field.read(u32::from_le_bytes(low), u32::from_le_bytes(high)) as u8;
-                }
-            } else {
-                for (code, &word) in codes.iter_mut().zip(row(field.word)) {
-                    *code = field.read(u32::from_le_bytes(word), 0) as u8;
-                }
-            }
+            self.qweight.read(0, &Field::new(input, self.bits), outputs.clone(), codes);
         }
     }
 
@@ -145,32 +136,6 @@ impl CodedWeight for GptqWeight<'_> {
     }
 }
 
-/// Where field `index` of a bit stream lies.
-struct Field {
-    /// The word it begins in.
-    word: usize,
-    /// Its lowest bit there.
-    shift: usize,
-    mask: u32,
-    /// Whether its high bits are in the next word.
-    straddles: bool,
-}
-
-impl Field {
-    #[inline]
-    fn new(index: usize, bits: usize) -> Self {
-        let (word, shift) = (index * bits / WORD_BITS, index * bits % WORD_BITS);
-        Self { word, shift, mask: (1 << bits) - 1, straddles: shift + bits > WORD_BITS }
-    }
-
-    /// The field's value; `high` is the next word if it straddles, else 0.
-    #[inline]
-    fn read(&self, low: u32, high: u32) -> u32 {
-        // Shifting left twice keeps the shift below 32 when shift is 0.
-        (low >> self.shift | (high << (31 - self.shift)) << 1) & self.mask
-    }
-}
-
 /// Whether every zero-point field is 2^(bits-1).
 fn all_fields_are_the_middle(qzeros: &[[u8; 4]], row_words: usize, bits: usize) -> bool {
     // The pattern repeats after `bits` words (32 fields), or sooner; rows begin with a field.
@@ -184,122 +149,76 @@ fn all_fields_are_the_middle(qzeros: &[[u8; 4]], row_words: usize, bits: usize) 
         .all(|row| row.iter().enumerate().all(|(i, &word)| u32::from_le_bytes(word) == pattern[i % bits]))
 }
 
-/// The tensors of one module, each checked as it is fetched.
-struct Module<'a, 'p> {
-    checkpoint: &'a Checkpoint,
-    path: &'p str,
+/// Words of a bit stream over one dimension.
+fn whole_words(module: &Module<'_, '_>, dimension: &str, features: usize, bits: usize) -> Result<usize> {
+    match features.checked_mul(bits) {
+        Some(total) if total > 0 && total.is_multiple_of(WORD_BITS) => Ok(total / WORD_BITS),
+        _ => {
+            let what = format!("{dimension} does not fill whole 32-bit words of {bits}-bit codes");
+            Err(module.mismatch(&what, "qweight").found(features))
+        }
+    }
 }
 
-impl<'a> Module<'a, '_> {
-    fn error(&self, code: ErrorCode, what: &str, part: &str) -> Error {
-        let name = format!("{}.{part}", self.path);
-        let file = self.checkpoint.path_of(&name).unwrap_or(self.checkpoint.path());
-        Error::new(code, what).path(file).tensor(name)
+fn open_scales<'a>(module: &Module<'a, '_>, shape: &[usize], params: GptqParams) -> Result<TensorView<'a>> {
+    let view = module.tensor("scales", shape)?;
+    if !view.dtype().is_float() {
+        return Err(module
+            .error(ErrorCode::CheckpointDtypeUnsupported, "scales that are not floats", "scales")
+            .expected("float16, bfloat16 or float32")
+            .found(view.dtype()));
     }
+    // Finite scales could still make infinite weights; no code is further than 2^bits from its zero point.
+    let furthest = f32::from(1u16 << params.bits);
+    let mut row = vec![0.0f32; shape[1]];
+    for group in 0..shape[0] {
+        view.read_f32(group * row.len()..(group + 1) * row.len(), &mut row);
+        if let Some(output) = row.iter().position(|scale| !(scale * furthest).is_finite()) {
+            return Err(module
+                .error(ErrorCode::QuantValueInvalid, "a scale makes weights that are not finite", "scales")
+                .expected("a finite number of usual size")
+                .found(format!("{} for group {group}, output {output}", row[output])));
+        }
+    }
+    Ok(view)
+}
 
-    /// Words of a bit stream over one dimension.
-    fn words(&self, dimension: &str, features: usize, bits: usize) -> Result<usize> {
-        match features.checked_mul(bits) {
-            Some(total) if total > 0 && total.is_multiple_of(WORD_BITS) => Ok(total / WORD_BITS),
-            _ => {
-                let what = format!("{dimension} does not fill whole 32-bit words of {bits}-bit codes");
-                Err(self.error(ErrorCode::QuantShapeMismatch, &what, "qweight").found(features))
-            }
+/// The layout, and the file's group of each of its groups.
+fn open_layout(
+    module: &Module<'_, '_>,
+    in_features: usize,
+    group_size: usize,
+    groups: usize,
+    params: GptqParams,
+) -> Result<(CodeLayout, Vec<u32>)> {
+    match group_index(module, in_features, groups)? {
+        None if params.desc_act && groups > 1 && !module.checkpoint.contains(&module.name("g_idx")) => Err(module
+            .error(ErrorCode::CheckpointTensorMissing, "an act-order weight without its group index", "g_idx")
+            .hint("quantised with desc_act, which needs g_idx; quantise again")),
+        None => {
+            let sizes = (0..groups).map(|g| group_size.min(in_features - g * group_size));
+            let groups: Vec<CodeGroup> = sizes.map(|inputs| CodeGroup { bits: params.bits, inputs }).collect();
+            let stored = (0..groups.len() as u32).collect();
+            Ok((CodeLayout { groups, permutation: None }, stored))
         }
+        Some(index) => Ok(layout_of(&index, groups, params.bits)),
     }
+}
 
-    fn tensor(&self, part: &str, shape: &[usize], params: Option<GptqParams>) -> Result<TensorView<'a>> {
-        let view = self.checkpoint.tensor(&format!("{}.{part}", self.path))?;
-        if view.shape() == shape {
-            return Ok(view);
-        }
-        let error = self
-            .error(ErrorCode::QuantShapeMismatch, "a quantised tensor has the wrong shape", part)
-            .expected(shape_text(shape))
-            .found(shape_text(view.shape()));
-        Err(match params {
-            Some(params) => error.hint(format!("the quantisation config says {params} for this module")),
-            None => error,
-        })
+/// Group of each input, or `None` where it is `i / group_size`.
+fn group_index(module: &Module<'_, '_>, in_features: usize, groups: usize) -> Result<Option<Vec<u32>>> {
+    if !module.checkpoint.contains(&module.name("g_idx")) {
+        return Ok(None);
     }
-
-    fn packed(&self, part: &str, shape: &[usize], params: GptqParams) -> Result<&'a [[u8; 4]]> {
-        Ok(self.int32(self.tensor(part, shape, Some(params))?, part)?.bytes().as_chunks().0)
+    let words = module.words("g_idx", &[in_features])?;
+    let index: Vec<u32> = words.iter().map(|&word| u32::from_le_bytes(word)).collect();
+    if let Some(input) = index.iter().position(|&group| group as usize >= groups) {
+        return Err(module
+            .error(ErrorCode::QuantValueInvalid, "a group index is out of range", "g_idx")
+            .expected(format!("0..{groups}"))
+            .found(format!("{} for input {input}", index[input] as i32)));
     }
-
-    fn int32(&self, view: TensorView<'a>, part: &str) -> Result<TensorView<'a>> {
-        match view.dtype() {
-            DType::I32 => Ok(view),
-            other => Err(self
-                .error(ErrorCode::CheckpointDtypeUnsupported, "packed codes of another type than int32", part)
-                .expected(DType::I32)
-                .found(other)
-                .hint("quantise again with pack_dtype int32")),
-        }
-    }
-
-    fn scales(&self, shape: &[usize], params: GptqParams) -> Result<TensorView<'a>> {
-        let view = self.tensor("scales", shape, Some(params))?;
-        if !view.dtype().is_float() {
-            return Err(self
-                .error(ErrorCode::CheckpointDtypeUnsupported, "scales that are not floats", "scales")
-                .expected("float16, bfloat16 or float32")
-                .found(view.dtype()));
-        }
-        // Finite scales could still make infinite weights; no code is further than 2^bits from its zero point.
-        let furthest = f32::from(1u16 << params.bits);
-        let mut row = vec![0.0f32; shape[1]];
-        for group in 0..shape[0] {
-            view.read_f32(group * row.len()..(group + 1) * row.len(), &mut row);
-            if let Some(output) = row.iter().position(|scale| !(scale * furthest).is_finite()) {
-                return Err(self
-                    .error(ErrorCode::QuantValueInvalid, "a scale makes weights that are not finite", "scales")
-                    .expected("a finite number of usual size")
-                    .found(format!("{} for group {group}, output {output}", row[output])));
-            }
-        }
-        Ok(view)
-    }
-
-    /// The layout, and the file's group of each of its groups.
-    fn layout(
-        &self,
-        in_features: usize,
-        group_size: usize,
-        groups: usize,
-        params: GptqParams,
-    ) -> Result<(CodeLayout, Vec<u32>)> {
-        match self.group_index(in_features, groups)? {
-            None if params.desc_act && groups > 1 && !self.checkpoint.contains(&format!("{}.g_idx", self.path)) => {
-                Err(self
-                    .error(ErrorCode::CheckpointTensorMissing, "an act-order weight without its group index", "g_idx")
-                    .hint("quantised with desc_act, which needs g_idx; quantise again"))
-            }
-            None => {
-                let sizes = (0..groups).map(|g| group_size.min(in_features - g * group_size));
-                let groups: Vec<CodeGroup> = sizes.map(|inputs| CodeGroup { bits: params.bits, inputs }).collect();
-                let stored = (0..groups.len() as u32).collect();
-                Ok((CodeLayout { groups, permutation: None }, stored))
-            }
-            Some(index) => Ok(layout_of(&index, groups, params.bits)),
-        }
-    }
-
-    /// Group of each input, or `None` where it is `i / group_size`.
-    fn group_index(&self, in_features: usize, groups: usize) -> Result<Option<Vec<u32>>> {
-        if !self.checkpoint.contains(&format!("{}.g_idx", self.path)) {
-            return Ok(None);
-        }
-        let view = self.int32(self.tensor("g_idx", &[in_features], None)?, "g_idx")?;
-        let index: Vec<u32> = view.bytes().as_chunks().0.iter().map(|&word| u32::from_le_bytes(word)).collect();
-        if let Some(input) = index.iter().position(|&group| group as usize >= groups) {
-            return Err(self
-                .error(ErrorCode::QuantValueInvalid, "a group index is out of range", "g_idx")
-                .expected(format!("0..{groups}"))
-                .found(format!("{} for input {input}", index[input] as i32)));
-        }
-        Ok(index.iter().any(|&group| group != 0).then_some(index))
-    }
+    Ok(index.iter().any(|&group| group != 0).then_some(index))
 }
 
 /// Inputs sorted by group, stably. Groups without inputs have no place in a layout; the second part remembers who is left.

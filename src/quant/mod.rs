@@ -7,14 +7,20 @@
 //! W[n, permutation[k]] = scale[g, n] * (code[k, n] - zero[g, n])        g = the group that stored input k lies in
 //! ```
 //!
-//! so that no kernel learns a file format. [`QuantWeight::dequantise`] is the oracle of every packing and every kernel.
+//! so that no kernel learns a file format. Where the format means that product rounded to float16, [`CodedWeight::rounds_to_f16`]
+//! says so. [`QuantWeight::dequantise`] is the oracle of every packing and every kernel.
 
 pub mod config;
+pub mod exl2;
 pub mod gptq;
+mod packed;
 
 use std::ops::Range;
 
+use half::f16;
+
 pub use self::config::QuantConfig;
+use self::exl2::Exl2Weight;
 use self::gptq::GptqWeight;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result};
@@ -48,6 +54,12 @@ pub trait CodedWeight: Send + Sync {
 
     /// Groups and input order.
     fn layout(&self) -> &CodeLayout;
+
+    /// Whether each weight is the formula's product rounded to float16. The oracle rounds; a kernel that scales sums instead of
+    /// weights cannot, and is off by at most half a unit in float16's last place for each weight.
+    fn rounds_to_f16(&self) -> bool {
+        false
+    }
 
     /// Writes the codes of some stored inputs and outputs, row-major `[inputs, outputs]`.
     ///
@@ -106,6 +118,7 @@ fn dequantise_codes(weight: &dyn CodedWeight, outputs: Range<usize>, out: &mut [
     let (in_features, width) = (weight.in_features(), outputs.len());
     let (mut scales, mut zeros) = (vec![0.0; width], vec![0; width]);
     let mut codes = Vec::new();
+    let rounds_to_f16 = weight.rounds_to_f16();
     let mut start = 0;
     for (g, group) in weight.layout().groups.iter().enumerate() {
         codes.resize(group.inputs * width, 0);
@@ -117,7 +130,8 @@ fn dequantise_codes(weight: &dyn CodedWeight, outputs: Range<usize>, out: &mut [
                 None => start + k,
             };
             for (n, &code) in row.iter().enumerate() {
-                out[n * in_features + input] = scales[n] * (i32::from(code) - zeros[n]) as f32;
+                let value = scales[n] * (i32::from(code) - zeros[n]) as f32;
+                out[n * in_features + input] = if rounds_to_f16 { f16::from_f32(value).to_f32() } else { value };
             }
         }
         start += group.inputs;
@@ -126,7 +140,6 @@ fn dequantise_codes(weight: &dyn CodedWeight, outputs: Range<usize>, out: &mut [
 
 /// Tensor names by which formats that are not read here give themselves away.
 const FOREIGN: &[(&str, &str)] = &[
-    ("q_weight", "exl2"),
     ("trellis", "exl3"),
     ("weight_packed", "compressed-tensors"),
     ("weight_scale_inv", "fp8"),
@@ -140,9 +153,18 @@ const FOREIGN: &[(&str, &str)] = &[
     ("B", "marlin"),
 ];
 
+/// Last names of the tensors that hold a weight, and what their format is called.
+const FORMATS: [(&str, &str); 3] = [("q_weight", "exl2"), ("qweight", "gptq"), ("weight", "dense")];
+
+/// The format of the weight at module path `path`: `exl2`, `gptq`, `dense`; `None` if none is stored there.
+pub fn format_of(checkpoint: &Checkpoint, path: &str) -> Option<&'static str> {
+    FORMATS.iter().find(|(part, _)| checkpoint.contains(&format!("{path}.{part}"))).map(|&(_, format)| format)
+}
+
 /// Finds the stored weight of the linear at module path `path`, by the names of its tensors, and checks it.
 ///
-/// `path.qweight` is GPTQ, whose `config` then says widths and groups; `path.weight` is plain numbers.
+/// `path.q_weight` is EXL2, whatever `config` says; `path.qweight` is GPTQ, whose `config` then says widths and groups;
+/// `path.weight` is plain numbers.
 ///
 /// # Errors
 /// `checkpoint_tensor_missing`, `checkpoint_dtype_unsupported`, `checkpoint_shape_mismatch`, `quant_format_unsupported`,
@@ -163,16 +185,28 @@ pub fn open_linear<'a>(
                 .found(*format));
         }
     }
-    let (codes, plain) = (format!("{path}.qweight"), format!("{path}.weight"));
-    let Some(file) = checkpoint.path_of(&codes) else {
+    let [exl2, gptq, plain] = FORMATS.map(|(part, _)| format!("{path}.{part}"));
+    let Some((codes, file)) = [&exl2, &gptq].into_iter().find_map(|name| Some((name, checkpoint.path_of(name)?)))
+    else {
         return open_dense(checkpoint, &plain, &[out_features, in_features]).map(QuantWeight::Dense);
     };
-    let contradiction = |what: &str| Err(Error::new(ErrorCode::QuantConfigInvalid, what).path(file).tensor(&codes));
+    let contradiction = |what: &str| Err(Error::new(ErrorCode::QuantConfigInvalid, what).path(file).tensor(codes));
     if checkpoint.contains(&plain) {
         return contradiction("a module has both a plain and a quantised weight");
     }
-    let Some(config) = config else {
-        return contradiction("a quantised weight, but neither config.json nor quantize_config.json says how");
+    if *codes == exl2 {
+        if checkpoint.contains(&gptq) {
+            return contradiction("a module has both an EXL2 and a GPTQ weight");
+        }
+        let weight = Exl2Weight::open(checkpoint, path, in_features, out_features)?;
+        return Ok(QuantWeight::Coded(Box::new(weight)));
+    }
+    let config = match config {
+        Some(QuantConfig::Gptq(config)) => config,
+        Some(QuantConfig::Exl2) => return contradiction("a GPTQ weight where the quantisation config says EXL2"),
+        None => {
+            return contradiction("a quantised weight, but neither config.json nor quantize_config.json says how");
+        }
     };
     let Some(params) = config.params_of(path)? else {
         return contradiction(

@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use exlora::checkpoint::Checkpoint;
-use exlora::quant::config::ZeroFormat;
+use exlora::quant::config::{GptqConfig, ZeroFormat};
 use exlora::quant::{QuantConfig, open_linear};
 use exlora::{Error, ErrorCode};
 use serde_json::{Value, json};
 
-use crate::support::{StoredTensor, fixtures, safetensors};
+use crate::support::{StoredTensor, safetensors};
 
 fn gptq() -> Value {
     json!({"quant_method": "gptq", "bits": 4, "group_size": 128})
@@ -24,8 +24,15 @@ fn refusal(config: &Value) -> Error {
     QuantConfig::from_json(config).expect_err("refused")
 }
 
-fn dynamic(rules: Value) -> QuantConfig {
-    QuantConfig::from_json(&with("dynamic", rules)).expect("valid")
+fn read(config: &Value) -> GptqConfig {
+    match QuantConfig::from_json(config).expect("valid") {
+        QuantConfig::Gptq(config) => config,
+        QuantConfig::Exl2 => panic!("gptq"),
+    }
+}
+
+fn dynamic(rules: Value) -> GptqConfig {
+    read(&with("dynamic", rules))
 }
 
 /// One test a name: the config that bears it is refused, and the message says the name.
@@ -58,7 +65,6 @@ refused_by_config! {
     eetq_is_refused: json!({"quant_method": "eetq"}) => "eetq";
     hqq_is_refused: json!({"quant_method": "hqq"}) => "hqq";
     aqlm_is_refused: json!({"quant_method": "aqlm"}) => "aqlm";
-    exl2_is_refused: json!({"quant_method": "exl2", "bits": 4.5, "head_bits": 6}) => "exl2";
     exl3_is_refused: json!({"quant_method": "exl3", "bits": 3.0}) => "exl3";
     auto_round_is_refused: json!({"quant_method": "auto-round", "bits": 4, "group_size": 128}) => "auto-round";
     an_unknown_method_is_refused: json!({"quant_method": "Next-Year"}) => "next-year";
@@ -92,7 +98,6 @@ macro_rules! refused_by_tensors {
 }
 
 refused_by_tensors! {
-    exl2_is_known_by_its_tensors: "q_weight" => "exl2";
     exl3_is_known_by_its_tensors: "trellis" => "exl3";
     scaled_weights_are_known_by_their_scale: "weight_scale" => "scaled fp8 or int8";
     fp8_in_blocks_is_known_by_its_scale: "weight_scale_inv" => "fp8";
@@ -107,15 +112,14 @@ refused_by_tensors! {
 }
 
 #[test]
-fn the_exl2_fixture_is_refused_by_its_config_and_by_its_tensors() {
-    let dir = fixtures().join("quill-4m-exl2-mixed");
-    let json = serde_json::from_slice(&std::fs::read(dir.join("config.json")).expect("there")).expect("valid");
-    let error = QuantConfig::read(&dir, &json).expect_err("refused");
-    assert_eq!((error.code(), error.found_value()), (ErrorCode::QuantFormatUnsupported, Some("exl2")));
-    assert_eq!(error.path_ref(), Some(&*dir.join("config.json")));
-    let checkpoint = Checkpoint::open(&dir).expect("output.safetensors is found");
-    let error = open_linear(&checkpoint, None, "lm_head", 256, 2048).err().expect("refused");
-    assert_eq!((error.code(), error.found_value()), (ErrorCode::QuantFormatUnsupported, Some("exl2")));
+fn exl2_is_recognised_and_needs_no_numbers() {
+    for config in [json!({"quant_method": "exl2", "bits": 4.5, "head_bits": 6}), json!({"method": "EXL2"})] {
+        assert!(matches!(QuantConfig::from_json(&config).expect("valid"), QuantConfig::Exl2));
+    }
+    let both = json!({"quant_method": "exl2", "method": "gptq", "bits": 4, "group_size": 32});
+    assert_eq!(refusal(&both).code(), ErrorCode::QuantConfigInvalid);
+    let rule = with("dynamic", json!({"lm_head": {"quant_method": "exl2"}}));
+    assert_eq!(refusal(&rule).code(), ErrorCode::QuantConfigInvalid);
 }
 
 #[test]
@@ -159,7 +163,7 @@ fn both_spellings_are_read() {
     let one =
         json!({"quant_method": "gptq", "checkpoint_format": "gptq_v2", "bits": 3, "group_size": -1, "desc_act": true});
     let other = json!({"method": "GPTQ", "format": "gptq_v2", "bits": 3, "group_size": -1, "desc_act": true});
-    let (one, other) = (QuantConfig::from_json(&one).expect("valid"), QuantConfig::from_json(&other).expect("valid"));
+    let (one, other) = (read(&one), read(&other));
     assert_eq!(one.params(), other.params());
     assert_eq!(one.params().zeros, ZeroFormat::Plain);
     assert_eq!((one.params().bits, one.params().group_size, one.params().desc_act), (3, None, true));
@@ -167,8 +171,7 @@ fn both_spellings_are_read() {
 
 #[test]
 fn without_a_format_zeros_are_less_one() {
-    let config =
-        QuantConfig::from_json(&json!({"bits": 4, "group_size": 128, "checkpoint_format": null})).expect("valid");
+    let config = read(&json!({"bits": 4, "group_size": 128, "checkpoint_format": null}));
     assert_eq!(config.params().zeros, ZeroFormat::LessOne);
 }
 
@@ -177,7 +180,10 @@ fn config_json_is_read_before_the_file_beside_it() {
     let dir = tempfile::tempdir().expect("a folder");
     assert!(QuantConfig::read(dir.path(), &json!({})).expect("no error").is_none());
     std::fs::write(dir.path().join("quantize_config.json"), with("bits", json!(8)).to_string()).expect("written");
-    let bits = |config: Value| QuantConfig::read(dir.path(), &config).expect("valid").expect("quantised").params().bits;
+    let bits = |config: Value| {
+        let config = QuantConfig::read(dir.path(), &config).expect("valid").expect("quantised");
+        config.gptq().expect("gptq").params().bits
+    };
     assert_eq!(bits(json!({})), 8);
     assert_eq!(bits(json!({"quantization_config": null})), 8);
     assert_eq!(bits(json!({"quantization_config": gptq()})), 4);

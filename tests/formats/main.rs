@@ -5,4 +5,5 @@ mod support;
 
 mod checkpoint;
 mod config;
+mod exl2;
 mod gptq;

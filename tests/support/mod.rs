@@ -1,8 +1,9 @@
 //! What several tests share: a writer of safetensors files that shares nothing with the reader, a small random generator,
-//! GPTQ packing by its specification, and a writer of tiny models.
+//! GPTQ and EXL2 packing by their specifications, and a writer of tiny models.
 
 #![allow(dead_code, reason = "each test target uses its own part")]
 
+pub mod exl2;
 pub mod gptq;
 pub mod model;
 

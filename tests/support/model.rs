@@ -1,11 +1,14 @@
-//! A tiny random Llama-like model, written as a real one is: config.json and safetensors, whole or in shards, plain or GPTQ.
+//! A tiny random Llama-like model, written as a real one is: config.json and safetensors, whole or in shards, plain,
+//! GPTQ or EXL2.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use half::{bf16, f16};
 use serde_json::json;
 
+use super::exl2::{Exl2Module, random_groups};
 use super::gptq::{GptqModule, GptqSpec};
 use super::{Random, StoredTensor, safetensors};
 
@@ -15,6 +18,17 @@ pub enum Plain {
     F32,
     F16,
     BF16,
+}
+
+impl Plain {
+    /// Rounds if need be.
+    fn store(self, name: &str, shape: &[usize], values: &[f32]) -> StoredTensor {
+        match self {
+            Plain::F32 => StoredTensor::f32(name, shape, values),
+            Plain::F16 => StoredTensor::f16(name, shape, values),
+            Plain::BF16 => StoredTensor::bf16(name, shape, values),
+        }
+    }
 }
 
 /// What to write. All widths are multiples of 32, so that every GPTQ width packs.
@@ -40,6 +54,8 @@ pub struct TinyModel {
     pub gptq: Option<GptqSpec>,
     /// Quantises the head too.
     pub gptq_head: bool,
+    /// Quantises the linears of the layers and the head as EXL2, each with random widths and groups.
+    pub exl2: bool,
     /// Files to spread the tensors over.
     pub shards: usize,
     pub seed: u64,
@@ -64,6 +80,7 @@ impl Default for TinyModel {
             plain: Plain::F32,
             gptq: None,
             gptq_head: false,
+            exl2: false,
             shards: 1,
             seed: 1,
         }
@@ -73,25 +90,46 @@ impl Default for TinyModel {
 impl TinyModel {
     /// Writes the folder and returns the exact values of every weight by name, quantised ones dequantised as `PATH.weight`.
     pub fn write(&self, dir: &Path) -> BTreeMap<String, Vec<f32>> {
+        let (tensors, values) = self.contents();
+        self.write_files(dir, &tensors);
+        values
+    }
+
+    /// Writes the unquantised model of those values.
+    pub fn write_dense_twin(&self, dir: &Path, plain: Plain, values: &BTreeMap<String, Vec<f32>>) {
+        let twin = Self { gptq: None, exl2: false, plain, ..self.clone() };
+        let (mut tensors, _) = twin.contents();
+        for tensor in &mut tensors {
+            *tensor = plain.store(&tensor.name, &tensor.shape, &values[&tensor.name]);
+        }
+        twin.write_files(dir, &tensors);
+    }
+
+    fn contents(&self) -> (Vec<StoredTensor>, BTreeMap<String, Vec<f32>>) {
         let mut writer =
             Writer { model: self, random: Random(self.seed), tensors: Vec::new(), values: BTreeMap::new() };
         writer.model_tensors();
-        let Writer { tensors, values, .. } = writer;
+        (writer.tensors, writer.values)
+    }
+
+    fn write_files(&self, dir: &Path, tensors: &[StoredTensor]) {
         fs::create_dir_all(dir).expect("a folder");
         fs::write(dir.join("config.json"), serde_json::to_vec_pretty(&self.config()).expect("json")).expect("written");
+        let stem = if self.exl2 { "output" } else { "model" };
         if self.shards == 1 {
-            fs::write(dir.join("model.safetensors"), safetensors(&tensors)).expect("written");
-            return values;
+            return fs::write(dir.join(format!("{stem}.safetensors")), safetensors(tensors)).expect("written");
         }
         let mut weight_map = serde_json::Map::new();
         for (i, shard) in tensors.chunks(tensors.len().div_ceil(self.shards)).enumerate() {
-            let file = format!("model-{:05}-of-{:05}.safetensors", i + 1, self.shards);
+            let file = format!("{stem}-{:05}-of-{:05}.safetensors", i + 1, self.shards);
             weight_map.extend(shard.iter().map(|tensor| (tensor.name.clone(), json!(file))));
             fs::write(dir.join(&file), safetensors(shard)).expect("written");
         }
-        let index = json!({"metadata": {"total_size": 0}, "weight_map": weight_map});
-        fs::write(dir.join("model.safetensors.index.json"), index.to_string()).expect("written");
-        values
+        // EXL2's converter writes no index.
+        if !self.exl2 {
+            let index = json!({"metadata": {"total_size": 0}, "weight_map": weight_map});
+            fs::write(dir.join("model.safetensors.index.json"), index.to_string()).expect("written");
+        }
     }
 
     /// Its config.json.
@@ -106,6 +144,10 @@ impl TinyModel {
         });
         if let Some(spec) = self.gptq {
             config["quantization_config"] = spec.config();
+        }
+        if self.exl2 {
+            config["quantization_config"] =
+                json!({"quant_method": "exl2", "version": "0.3.2", "bits": 4.5, "head_bits": 6, "calibration": {}});
         }
         config
     }
@@ -143,13 +185,24 @@ impl Writer<'_> {
             self.linear(&path("mlp.down_proj"), m.intermediate, m.hidden, m.gptq);
         }
         self.plain("model.norm.weight", &[m.hidden], 1.0, 0.2);
-        if !m.tied {
+        // A tied head is quantised and stored too.
+        if !m.tied || m.exl2 {
             self.linear("lm_head", m.hidden, m.vocab, m.gptq.filter(|_| m.gptq_head));
         }
     }
 
     fn linear(&mut self, path: &str, in_features: usize, out_features: usize, gptq: Option<GptqSpec>) {
         let name = format!("{path}.weight");
+        if self.model.exl2 {
+            let groups = random_groups(in_features / 32, &mut self.random);
+            let mut module = Exl2Module::random(groups, out_features, &mut self.random);
+            // Outputs of about the size of a plain linear's.
+            let root = (in_features as f32).sqrt();
+            module.scale_max.iter_mut().for_each(|scale| *scale = f16::from_f32(scale.to_f32() * 2.0 / root));
+            self.tensors.extend(module.tensors(path));
+            self.values.insert(name, module.dequantise());
+            return;
+        }
         let Some(spec) = gptq else {
             let scale = 1.5 / (in_features as f32).sqrt();
             return self.plain(&name, &[out_features, in_features], 0.0, scale);
@@ -162,17 +215,12 @@ impl Writer<'_> {
     fn plain(&mut self, name: &str, shape: &[usize], centre: f32, scale: f32) {
         let mut values = self.random.values(shape.iter().product(), scale);
         values.iter_mut().for_each(|value| *value += centre);
-        let tensor = match self.model.plain {
-            Plain::F32 => StoredTensor::f32(name, shape, &values),
-            Plain::F16 => {
-                values.iter_mut().for_each(|value| *value = half::f16::from_f32(*value).to_f32());
-                StoredTensor::f16(name, shape, &values)
-            }
-            Plain::BF16 => {
-                values.iter_mut().for_each(|value| *value = half::bf16::from_f32(*value).to_f32());
-                StoredTensor::bf16(name, shape, &values)
-            }
-        };
+        let tensor = self.model.plain.store(name, shape, &values);
+        match self.model.plain {
+            Plain::F32 => {}
+            Plain::F16 => values.iter_mut().for_each(|value| *value = f16::from_f32(*value).to_f32()),
+            Plain::BF16 => values.iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32()),
+        }
         self.tensors.push(tensor);
         self.values.insert(name.into(), values);
     }

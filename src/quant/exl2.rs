@@ -1,0 +1,293 @@
+//! EXL2: the one place that knows its packing.
+//!
+//! ```text
+//! q_weight    [R, out']    int32    groups one below the other; in each, a column is one bit stream along its inputs
+//! q_groups    [2 G]        int16    of each group: width of its codes, first row of q_weight
+//! q_scale     [G, out'/8]  int32    4-bit fields along the outputs, lowest bits first
+//! q_scale_max [G]          float16  what the fields are multiples of
+//! q_invperm   [in]         int32    where each input is stored: input i is stored input q_invperm[i]
+//!
+//!                input of the model        0   1   2   3   4   5   6   7
+//!                q_invperm                 6   0   3   7   1   4   2   5       input 0 stands in row 6, input 1 in row 0, ...
+//!                stored rows               1   4   6   2   5   7   0   3       its inverse: CodeLayout::permutation
+//!                q_groups                | 5 bits        | 4 bits        |     (5, 0), (4, rows of the first)
+//!
+//! m = f16(q_scale_max[g] / 256);  s = f16((field[g, n] + 1)^2 * m);  W[n, permutation[k]] = f16((code[k, n] - 2^(bits-1)) * s)
+//! ```
+//!
+//! Every rounding is to the nearest float16, subnormals included: `m` is often one. `out'` is the number of outputs, rounded
+//! up to 32; the columns beyond are padding and are not shown. Widths 8, 6, 5, 4, 3 and 2
+//! may all occur in one tensor, in that order; a group has any multiple of 32 inputs. Nothing but the tensors is needed:
+//! no config says anything that they do not.
+//!
+//! The format is exllamav2's, which reads more than it means: it checks neither widths nor their order, and groups of 16
+//! inputs make its kernels write past their scales. Such files are refused here. Biases are plain and stand beside.
+//!
+//! `s` is a float16, so scales reach a backend exactly. The last rounding, of the product, belongs to the meaning of the
+//! weight ([`CodedWeight::rounds_to_f16`]), but a kernel that scales the sum over a group never has a single weight in hand
+//! to round. Leaving it out moves a weight by at most half a unit in float16's last place. exllamav2's fused kernel leaves it
+//! out too: it scales sums of 8 to 32 products. On the real model in `tests/fixtures` that moves logits by up to 6.3e-4 of the
+//! largest; with the rounding, as the reference device computes, they are the stored ones to 7e-7.
+
+use std::ops::Range;
+
+use half::f16;
+
+use super::packed::{Field, Module, Streams, WORD_BITS};
+use super::{CodeGroup, CodeLayout, CodedWeight};
+use crate::checkpoint::Checkpoint;
+use crate::error::{ErrorCode, Result};
+use crate::tensor::{DType, shape_text};
+
+/// Groups and columns come in multiples of this many inputs and outputs.
+const ALIGNMENT: usize = 32;
+/// exllamav2 keeps permutations in 16 bits.
+const MAX_INPUTS: usize = 65_535;
+const SCALE_BITS: usize = 4;
+/// Widths in the order in which they must stand.
+const WIDTHS: [u8; 6] = [8, 6, 5, 4, 3, 2];
+
+/// A weight in EXL2's packing, borrowed from the checkpoint.
+pub struct Exl2Weight<'a> {
+    in_features: usize,
+    out_features: usize,
+    layout: CodeLayout,
+    groups: Vec<StoredGroup>,
+    q_weight: Streams<'a>,
+    /// `[G, out'/8]`
+    q_scale: &'a [[u8; 4]],
+}
+
+/// Where a group of the layout stands in the file.
+struct StoredGroup {
+    first_input: usize,
+    first_row: usize,
+    /// `m`: the scale whose multiples by squares are the scales of its outputs.
+    step: f16,
+}
+
+impl<'a> Exl2Weight<'a> {
+    /// Opens and checks the module at `path`.
+    ///
+    /// # Errors
+    /// `checkpoint_tensor_missing`, `checkpoint_dtype_unsupported`, `quant_shape_mismatch`, `quant_value_invalid`.
+    pub fn open(checkpoint: &'a Checkpoint, path: &str, in_features: usize, out_features: usize) -> Result<Self> {
+        let hint = "the weights are of another model than config.json, or damaged".to_owned();
+        let module = Module { checkpoint, path, hint };
+        let permutation = permutation(&module, in_features)?;
+        let (q_weight, rows) = codes(&module, out_features)?;
+        let q_groups = group_table(&module)?;
+        let groups = code_groups(&module, &q_groups, rows, in_features)?;
+        let q_scale = module.words("q_scale", &[groups.len(), q_weight.columns * SCALE_BITS / WORD_BITS])?;
+        let steps = steps(&module, groups.len())?;
+
+        let mut first_input = 0;
+        let stored = q_groups.iter().zip(&groups).zip(steps).map(|((&(_, first_row), group), step)| {
+            let stored = StoredGroup { first_input, first_row, step };
+            first_input += group.inputs;
+            stored
+        });
+        let groups_in_file = stored.collect();
+        let layout = CodeLayout { groups, permutation };
+        let weight = Self { in_features, out_features, layout, groups: groups_in_file, q_weight, q_scale };
+        weight.check_finite(&module)?;
+        Ok(weight)
+    }
+
+    fn scale(&self, group: usize, output: usize) -> f16 {
+        let words = self.q_weight.columns * SCALE_BITS / WORD_BITS;
+        let field = Field::new(output, SCALE_BITS);
+        let word = u32::from_le_bytes(self.q_scale[group * words + field.word]);
+        scale(self.groups[group].step, field.read(word, 0))
+    }
+
+    /// Refuses scales with which the lowest code would be infinite.
+    fn check_finite(&self, module: &Module<'_, '_>) -> Result<()> {
+        for (g, (group, stored)) in self.layout.groups.iter().zip(&self.groups).enumerate() {
+            let overflows = |scale: f16| !f16::from_f32(scale.to_f32() * middle(group.bits) as f32).is_finite();
+            // Where not even the largest field overflows, as in any real file, none has to be read.
+            if !overflows(scale(stored.step, (1 << SCALE_BITS) - 1)) {
+                continue;
+            }
+            if let Some(output) = (0..self.out_features).find(|&output| overflows(self.scale(g, output))) {
+                return Err(module
+                    .error(ErrorCode::QuantValueInvalid, "a scale makes weights that are not finite", "q_scale_max")
+                    .expected("a finite number of usual size")
+                    .found(format!("a scale of {} for group {g}, output {output}", self.scale(g, output))));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl CodedWeight for Exl2Weight<'_> {
+    fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    fn layout(&self) -> &CodeLayout {
+        &self.layout
+    }
+
+    fn rounds_to_f16(&self) -> bool {
+        true
+    }
+
+    fn read_codes(&self, inputs: Range<usize>, outputs: Range<usize>, codes: &mut [u8]) {
+        assert!(inputs.end <= self.in_features && outputs.end <= self.out_features);
+        assert_eq!(codes.len(), inputs.len() * outputs.len());
+        if outputs.is_empty() {
+            return;
+        }
+        let mut group = self.groups.partition_point(|group| group.first_input <= inputs.start).saturating_sub(1);
+        for (input, codes) in inputs.zip(codes.chunks_exact_mut(outputs.len())) {
+            if self.groups.get(group + 1).is_some_and(|next| next.first_input <= input) {
+                group += 1;
+            }
+            let stored = &self.groups[group];
+            let field = Field::new(input - stored.first_input, usize::from(self.layout.groups[group].bits));
+            self.q_weight.read(stored.first_row, &field, outputs.clone(), codes);
+        }
+    }
+
+    fn read_scales(&self, group: usize, outputs: Range<usize>, scales: &mut [f32], zeros: &mut [i32]) {
+        assert!(outputs.end <= self.out_features);
+        assert_eq!((outputs.len(), outputs.len()), (scales.len(), zeros.len()));
+        zeros.fill(middle(self.layout.groups[group].bits));
+        for (scale, output) in scales.iter_mut().zip(outputs) {
+            *scale = self.scale(group, output).to_f32();
+        }
+    }
+}
+
+/// The code that means zero.
+fn middle(bits: u8) -> i32 {
+    1 << (bits - 1)
+}
+
+/// The product is exact in f32, so it is rounded once.
+fn scale(step: f16, field: u32) -> f16 {
+    f16::from_f32(((field + 1) * (field + 1)) as f32 * step.to_f32())
+}
+
+/// The model's input of each stored one; `None` where they are the same.
+fn permutation(module: &Module<'_, '_>, in_features: usize) -> Result<Option<Vec<u32>>> {
+    if in_features == 0 || in_features > MAX_INPUTS || !in_features.is_multiple_of(ALIGNMENT) {
+        return Err(module
+            .mismatch("a number of inputs that the format cannot have", "q_invperm")
+            .expected(format!("a multiple of {ALIGNMENT} up to {MAX_INPUTS}"))
+            .found(in_features));
+    }
+    let words = module.words("q_invperm", &[in_features])?;
+    let mut permutation = vec![u32::MAX; in_features];
+    for (input, &word) in words.iter().enumerate() {
+        let stored = u32::from_le_bytes(word);
+        match permutation.get_mut(stored as usize) {
+            Some(place) if *place == u32::MAX => *place = input as u32,
+            place => {
+                let what = if place.is_some() { ", a second time," } else { "" };
+                return Err(module
+                    .error(ErrorCode::QuantValueInvalid, "an input order that is no permutation", "q_invperm")
+                    .expected(format!("each of 0..{in_features} once"))
+                    .found(format!("{}{what} for input {input}", stored as i32)));
+            }
+        }
+    }
+    Ok((!permutation.is_sorted()).then_some(permutation))
+}
+
+/// The codes and the number of their rows, which the groups decide.
+fn codes<'a>(module: &Module<'a, '_>, out_features: usize) -> Result<(Streams<'a>, usize)> {
+    let view = module.checkpoint.tensor(&module.name("q_weight"))?;
+    let columns = out_features.checked_next_multiple_of(ALIGNMENT).unwrap_or(0);
+    match *view.shape() {
+        [rows, found] if found == columns && columns > 0 => {
+            let words = module.of_dtype(view, "q_weight", DType::I32)?.bytes().as_chunks().0;
+            Ok((Streams { words, columns }, rows))
+        }
+        _ => Err(module
+            .mismatch("a quantised tensor has the wrong shape", "q_weight")
+            .expected(format!("[rows, {columns}]"))
+            .found(shape_text(view.shape()))),
+    }
+}
+
+/// Width and first row of each group, as stored; the width is not yet checked.
+fn group_table(module: &Module<'_, '_>) -> Result<Vec<(i16, usize)>> {
+    let view = module.of_dtype(module.checkpoint.tensor(&module.name("q_groups"))?, "q_groups", DType::I16)?;
+    if view.shape().len() != 1 || view.is_empty() || !view.len().is_multiple_of(2) {
+        return Err(module
+            .mismatch("a quantised tensor has the wrong shape", "q_groups")
+            .expected("two numbers for each group")
+            .found(shape_text(view.shape())));
+    }
+    let pairs = view.bytes().as_chunks::<4>().0.iter().enumerate();
+    let group = |(g, &[b0, b1, r0, r1]): (usize, &[u8; 4])| match usize::try_from(i16::from_le_bytes([r0, r1])) {
+        Ok(row) => Ok((i16::from_le_bytes([b0, b1]), row)),
+        Err(_) => Err(module
+            .error(ErrorCode::QuantValueInvalid, "a group begins at a row that cannot be", "q_groups")
+            .expected("a row of q_weight")
+            .found(format!("{} for group {g}", i16::from_le_bytes([r0, r1])))),
+    };
+    pairs.map(group).collect()
+}
+
+/// The groups, once widths, rows and their sum are right.
+fn code_groups(
+    module: &Module<'_, '_>,
+    table: &[(i16, usize)],
+    rows: usize,
+    in_features: usize,
+) -> Result<Vec<CodeGroup>> {
+    let invalid = |what: &str| module.error(ErrorCode::QuantValueInvalid, what, "q_groups");
+    let ends = table.iter().skip(1).map(|&(_, row)| row).chain([rows]);
+    let mut groups: Vec<CodeGroup> = Vec::with_capacity(table.len());
+    for (g, (&(width, first), end)) in table.iter().zip(ends).enumerate() {
+        let Some(&bits) = WIDTHS.iter().find(|&&bits| i16::from(bits) == width) else {
+            let error = invalid("a width that the format does not have").expected("8, 6, 5, 4, 3 or 2 bits");
+            return Err(error.found(format!("{width} bits for group {g}")));
+        };
+        if let Some(before) = groups.last().filter(|before| before.bits < bits) {
+            return Err(invalid("widths that ascend")
+                .expected(format!("at most {} bits", before.bits))
+                .found(format!("{bits} bits for group {g}")));
+        }
+        if (g == 0 && first != 0) || end <= first || end > rows {
+            return Err(invalid("groups that do not divide the rows of q_weight")
+                .expected(format!("0 = first row < next row < ... < {rows}"))
+                .found(format!("rows {first}..{end} for group {g}")));
+        }
+        let words = end - first;
+        if !words.is_multiple_of(usize::from(bits)) {
+            return Err(invalid("a group that is not a multiple of 32 inputs")
+                .expected(format!("a multiple of {bits} rows of q_weight"))
+                .found(format!("{words} rows, {} inputs, for group {g}", words * WORD_BITS / usize::from(bits))));
+        }
+        groups.push(CodeGroup { bits, inputs: words / usize::from(bits) * WORD_BITS });
+    }
+    let found: usize = groups.iter().map(|group| group.inputs).sum();
+    if found != in_features {
+        return Err(module
+            .mismatch("groups of more or fewer inputs than the module has", "q_groups")
+            .expected(in_features)
+            .found(found));
+    }
+    Ok(groups)
+}
+
+/// `m` of each group.
+fn steps(module: &Module<'_, '_>, groups: usize) -> Result<Vec<f16>> {
+    let view = module.of_dtype(module.tensor("q_scale_max", &[groups])?, "q_scale_max", DType::F16)?;
+    let values = view.to_f32();
+    if let Some(group) = values.iter().position(|value| !value.is_finite()) {
+        return Err(module
+            .error(ErrorCode::QuantValueInvalid, "a scale that is not finite", "q_scale_max")
+            .expected("a finite number")
+            .found(format!("{} for group {group}", values[group])));
+    }
+    Ok(values.into_iter().map(|value| f16::from_f32(value / 256.0)).collect())
+}
