@@ -119,7 +119,9 @@ fn random_member(rng: &mut Rng, inputs: usize, outputs: usize) -> Member {
         let (half, shuffled) = (rng.below(3) > 0, rng.below(2) == 0);
         Weight::Coded(RandomCodes::new(rng, outputs, groups, half, shuffled))
     };
-    let bias = (rng.below(2) == 0).then(|| Tensor::new(FLOATS[rng.below(3)], &[outputs], &rng.normals(outputs, 1.0)));
+    // Some formats pad biases.
+    let padded = outputs + [0, 0, 24][rng.below(3)];
+    let bias = (rng.below(2) == 0).then(|| Tensor::new(FLOATS[rng.below(3)], &[padded], &rng.normals(padded, 1.0)));
     Member { weight, bias }
 }
 

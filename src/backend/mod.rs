@@ -48,7 +48,7 @@ pub struct LinearSource<'a> {
     pub site: SiteId,
     /// The stored weight `[out_features, in_features]`.
     pub weight: QuantWeight<'a>,
-    /// The base's bias `[out_features]`.
+    /// The base's bias `[out_features]`; what a format pads it with beyond that is not read.
     pub bias: Option<TensorView<'a>>,
 }
 

@@ -10,7 +10,7 @@ use crate::model::Progress;
 use crate::model::config::DecoderConfig;
 use crate::quant::{self, QuantConfig, QuantWeight};
 use crate::sites::{LinearSite, SiteTable};
-use crate::tensor::{TensorView, shape_text};
+use crate::tensor::TensorView;
 
 /// The rows of one step.
 #[derive(Clone, Debug, Default)]
@@ -113,7 +113,7 @@ impl<'a> DecoderLoader<'a> {
     pub(super) fn load(mut self) -> Result<(Decoder, SiteTable)> {
         let c = self.config;
         let (query, key) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let table = self.float_tensor(self.embedding_name(), &[c.vocab_size, c.hidden_size])?;
+        let table = quant::open_dense(self.checkpoint, self.embedding_name(), &[c.vocab_size, c.hidden_size])?;
         let embedding = self.backend.pack_table(table)?;
         self.advance()?;
         let layers = (0..c.layers).map(|layer| self.layer(layer)).collect::<Result<Vec<_>>>()?;
@@ -217,7 +217,7 @@ impl<'a> DecoderLoader<'a> {
         if quant::format_of(self.checkpoint, "lm_head").is_some() || !c.tie_word_embeddings {
             return self.group(c.hidden_size, &[("lm_head".to_owned(), c.vocab_size, false)]);
         }
-        let table = self.float_tensor(self.embedding_name(), &[c.vocab_size, c.hidden_size])?;
+        let table = quant::open_dense(self.checkpoint, self.embedding_name(), &[c.vocab_size, c.hidden_size])?;
         let source = self.source("lm_head", QuantWeight::Dense(table), None);
         self.pack(&[source])
     }
@@ -237,28 +237,8 @@ impl<'a> DecoderLoader<'a> {
     }
 
     fn vector(&mut self, name: &str, width: usize) -> Result<VectorId> {
-        let vector = self.float_tensor(name, &[width])?;
+        let vector = quant::open_dense(self.checkpoint, name, &[width])?;
         self.backend.pack_vector(vector)
-    }
-
-    fn float_tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView<'a>> {
-        let view = self.checkpoint.tensor(name)?;
-        let wrong = |code, what| {
-            let error = Error::new(code, what).tensor(name);
-            match self.checkpoint.path_of(name) {
-                Some(path) => error.path(path),
-                None => error,
-            }
-        };
-        if view.shape() != shape {
-            return Err(wrong(ErrorCode::CheckpointShapeMismatch, "a tensor has the wrong shape")
-                .expected(shape_text(shape))
-                .found(shape_text(view.shape())));
-        }
-        if !view.dtype().is_float() {
-            return Err(wrong(ErrorCode::CheckpointDtypeUnsupported, "a parameter is not a float").found(view.dtype()));
-        }
-        Ok(view)
     }
 
     fn advance(&mut self) -> Result<()> {

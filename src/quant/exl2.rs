@@ -21,7 +21,7 @@
 //! no config says anything that they do not.
 //!
 //! The format is exllamav2's, which reads more than it means: it checks neither widths nor their order, and groups of 16
-//! inputs make its kernels write past their scales. Such files are refused here. Biases are plain and stand beside.
+//! inputs make its kernels write past their scales. Such files are refused here. Biases are plain float16 and stand beside, padded to `out'`.
 //!
 //! `s` is a float16, so scales reach a backend exactly. The last rounding, of the product, belongs to the meaning of the
 //! weight ([`CodedWeight::rounds_to_f16`]), but a kernel that scales the sum over a group never has a single weight in hand
@@ -200,10 +200,15 @@ fn permutation(module: &Module<'_, '_>, in_features: usize) -> Result<Option<Vec
     Ok((!permutation.is_sorted()).then_some(permutation))
 }
 
+/// Columns of a weight of that many outputs, padding included; 0 if there can be no such weight.
+pub(super) fn padded(out_features: usize) -> usize {
+    out_features.checked_next_multiple_of(ALIGNMENT).unwrap_or(0)
+}
+
 /// The codes and the number of their rows, which the groups decide.
 fn codes<'a>(module: &Module<'a, '_>, out_features: usize) -> Result<(Streams<'a>, usize)> {
     let view = module.checkpoint.tensor(&module.name("q_weight"))?;
-    let columns = out_features.checked_next_multiple_of(ALIGNMENT).unwrap_or(0);
+    let columns = padded(out_features);
     match *view.shape() {
         [rows, found] if found == columns && columns > 0 => {
             let words = module.of_dtype(view, "q_weight", DType::I32)?.bytes().as_chunks().0;

@@ -217,7 +217,8 @@ pub fn open_linear<'a>(
     Ok(QuantWeight::Coded(Box::new(weight)))
 }
 
-/// The bias of the linear at module path `path`, `[out_features]`, if it has one. Quantisers often write one of zeros.
+/// The bias of the linear at module path `path`, `[out_features]`, if it has one. Quantisers often write one of zeros; EXL2
+/// pads it as it pads the columns of the weight, and what is beyond `out_features` means nothing.
 ///
 /// # Errors
 /// `checkpoint_shape_mismatch`, `checkpoint_dtype_unsupported`.
@@ -225,6 +226,11 @@ pub fn open_bias<'a>(checkpoint: &'a Checkpoint, path: &str, out_features: usize
     let name = format!("{path}.bias");
     if !checkpoint.contains(&name) {
         return Ok(None);
+    }
+    let padded = [exl2::padded(out_features)];
+    if format_of(checkpoint, path) == Some("exl2") && checkpoint.get(&name)?.is_some_and(|bias| bias.shape() == padded)
+    {
+        return open_dense(checkpoint, &name, &padded).map(Some);
     }
     open_dense(checkpoint, &name, &[out_features]).map(Some)
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use exlora::checkpoint::Checkpoint;
-use exlora::quant::{QuantConfig, QuantWeight, open_linear};
+use exlora::quant::{QuantConfig, QuantWeight, open_bias, open_linear};
 use exlora::{Device, Engine, EngineOptions, Error, ErrorCode, KvDType, Request, Result};
 use half::f16;
 use proptest::prelude::*;
@@ -439,4 +439,16 @@ fn a_folder_may_hold_shards_or_the_index_of_what_was_converted() {
     fs::remove_file(dir.path().join("output.safetensors")).expect("removed");
     TinyModel { shards: 3, ..tiny }.write(dir.path());
     assert_eq!(logits(&Engine::load(dir.path(), options(Device::Cpu)).expect("loads"), None), expected);
+}
+
+#[test]
+fn a_bias_may_be_padded_as_the_columns_are() {
+    let with_bias = |values: usize| {
+        let mut tensors = module(&[(4, 64)], 40).tensors(PATH);
+        tensors.push(StoredTensor::f16(&format!("{PATH}.bias"), &[values], &vec![0.5; values]));
+        open_bias(&checkpoint(&tensors), PATH, 40).map(|bias| bias.expect("there").len())
+    };
+    assert_eq!(with_bias(40).expect("plain"), 40);
+    assert_eq!(with_bias(64).expect("padded"), 64);
+    assert_eq!(with_bias(48).expect_err("neither").code(), ErrorCode::CheckpointShapeMismatch);
 }

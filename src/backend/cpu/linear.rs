@@ -79,9 +79,9 @@ impl Group {
                 })
             });
             let bias = match source.bias {
-                Some(bias) if bias.len() == packed.out_features && bias.dtype().is_float() => {
-                    let slice = arena.take(bias.len() * size_of::<f32>())?;
-                    bias.read_f32(0..bias.len(), arena.values_mut(slice));
+                Some(bias) if bias.len() >= packed.out_features && bias.dtype().is_float() => {
+                    let slice = arena.take(packed.out_features * size_of::<f32>())?;
+                    bias.read_f32(0..packed.out_features, arena.values_mut(slice));
                     Some(slice)
                 }
                 Some(bias) => {
