@@ -267,9 +267,8 @@ fn publish_full_pages(pool: &mut KvPool, sequence: &mut Sequence) {
 fn choose(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32]) -> Result<bool> {
     let Purpose::Generate(generation) = &sequence.purpose else { return Ok(true) };
     let new_tokens = sequence.tokens.len() - sequence.prompt_len;
-    let is_too_early = new_tokens < generation.min_new_tokens;
-    let kept = generation.returns_logits.then(|| logits.to_vec());
-    if is_too_early {
+    let returned = if generation.returns_logits { logits.to_vec() } else { Vec::new() };
+    if new_tokens < generation.min_new_tokens {
         for &id in &generation.stop_ids {
             if let Some(logit) = logits.get_mut(id as usize) {
                 *logit = f32::NEG_INFINITY;
@@ -278,5 +277,5 @@ fn choose(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32]) ->
     }
     let sampled =
         sampler.sample(logits, &generation.sampling, &sequence.tokens, sequence.prompt_len, generation.logprobs);
-    sequence.accept(sampled, kept.as_deref().unwrap_or(&[]))
+    sequence.accept(sampled, returned)
 }

@@ -84,16 +84,13 @@ impl Sequence {
         self.shared.set_prefilled(self.computed.min(self.prompt_len));
     }
 
-    /// Takes a chosen token in, sends the chunk, and says whether the text ended.
-    pub(super) fn accept(&mut self, sampled: Sampled, logits: &[f32]) -> Result<bool> {
+    /// Takes a chosen token in, with the logits to return for it, sends the chunk, and says whether the text ended.
+    pub(super) fn accept(&mut self, sampled: Sampled, logits: Vec<f32>) -> Result<bool> {
         let Purpose::Generate(generation) = &mut self.purpose else { return Ok(true) };
         self.tokens.push(sampled.id);
-        let mut chunk = Chunk { token_ids: vec![sampled.id], ..Chunk::default() };
+        let mut chunk = Chunk { token_ids: vec![sampled.id], logits, ..Chunk::default() };
         if generation.logprobs > 0 {
             chunk.logprobs.push(TokenLogprobs { chosen: sampled.logprob, top: sampled.top_logprobs });
-        }
-        if generation.returns_logits {
-            chunk.logits.extend_from_slice(logits);
         }
 
         let mut ended = None;

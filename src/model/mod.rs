@@ -167,6 +167,8 @@ impl Model {
     /// Anything of `adapter_*`; nothing changed then.
     pub fn load_adapter(&self, name: &str, dir: &Path) -> Result<AdapterInfo> {
         let subject = |e: Error| e.subject(format!("adapter '{name}'"));
+        // Before any file is read; publishing checks it again.
+        AdapterPool::check_name(name).map_err(subject)?;
         let (reservation, summary) = self.upload(dir).map_err(subject)?;
         self.adapters.publish(name, reservation, summary).map_err(subject)
     }
