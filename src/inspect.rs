@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::adapter::delta::{Delta, SiteDelta};
+use crate::adapter::delta::SiteDelta;
 use crate::adapter::plan::AdapterPlan;
 use crate::adapter::{AdapterFiles, folder, keys};
 use crate::backend::KvDType;
@@ -17,7 +17,7 @@ use crate::engine::text::Tokenizer;
 use crate::error::{Error, ErrorCode, Result};
 use crate::model::{ModelSurvey, survey};
 use crate::quant::{self, QuantConfig, QuantWeight};
-use crate::sites::{LinearSite, SiteTable};
+use crate::sites::{Site, SiteKind, SiteTable};
 
 /// What a folder holds.
 #[derive(Clone, Debug, Serialize)]
@@ -220,7 +220,7 @@ fn implied_sites(weights: &Checkpoint) -> Result<SiteTable> {
     for (path, names) in keys::sort(weights.names()).modules {
         let (Some(a), Some(b)) = (names.a, names.b) else { continue };
         if let (&[_, in_features], &[out_features, _]) = (weights.tensor(a)?.shape(), weights.tensor(b)?.shape()) {
-            sites.push(LinearSite { path, in_features, out_features, has_bias: false });
+            sites.push(Site::linear(path, in_features, out_features));
         }
     }
     Ok(sites)
@@ -244,19 +244,15 @@ fn contents(plan: &AdapterPlan<'_>) -> AdapterContents {
     }
 }
 
-fn delta_dtypes(delta: &SiteDelta<'_>) -> [String; 2] {
-    match &delta.delta {
-        Delta::LowRank(low) => [low.a.dtype().to_string(), low.b.dtype().to_string()],
-    }
+fn delta_dtypes(delta: &SiteDelta<'_>) -> impl Iterator<Item = String> {
+    delta.tensors().map(|tensor| tensor.dtype().to_string())
 }
 
 fn rank_groups(deltas: &[SiteDelta<'_>], use_rslora: bool) -> Vec<RankGroup> {
     // Bits of a scale as key: equal alphas and ranks give equal bits.
     let mut sites: BTreeMap<(usize, u32), usize> = BTreeMap::new();
-    for delta in deltas {
-        match &delta.delta {
-            Delta::LowRank(low) => *sites.entry((low.rank(), low.scale.to_bits())).or_default() += 1,
-        }
+    for low in deltas.iter().filter_map(|delta| delta.low_rank.as_ref()) {
+        *sites.entry((low.rank(), low.scale.to_bits())).or_default() += 1;
     }
     let group = |((rank, scale), sites): ((usize, u32), usize)| {
         let scale = shortest(f32::from_bits(scale));
@@ -298,7 +294,7 @@ fn inspect_model(dir: &Path) -> Result<ModelReport> {
         window: windows.and_then(|windows| windows.into_iter().max()),
         tie_word_embeddings: config.tie_word_embeddings,
         kv_bytes_per_token: 2 * config.layers * config.kv_heads * config.head_dim * KvDType::F16.bytes(),
-        sites: sites.len(),
+        sites: sites.linears().count(),
         has_tokenizer: tokenizer.is_some(),
         has_chat_template: tokenizer.is_some_and(|tokenizer| tokenizer.has_chat_template()),
     })
@@ -332,7 +328,7 @@ fn linears(
     stored: &StoredSizes,
 ) -> Result<Vec<LinearReport>> {
     let mut linears = Vec::with_capacity(sites.len());
-    for (id, site) in sites.iter() {
+    for (id, site) in sites.linears() {
         let Some(format) = quant::format_of(checkpoint, &site.path) else { continue };
         let weight = quant::open_linear(checkpoint, quant, &site.path, site.in_features, site.out_features)?;
         let mut groups: Vec<GroupRun> = Vec::new();
@@ -369,7 +365,7 @@ struct StoredSizes {
 
 impl StoredSizes {
     fn of(checkpoint: &Checkpoint, sites: &SiteTable) -> Result<Self> {
-        let stored = sites.iter().filter(|(_, site)| quant::format_of(checkpoint, &site.path).is_some());
+        let stored = sites.linears().filter(|(_, site)| quant::format_of(checkpoint, &site.path).is_some());
         let mut sizes = Self {
             weights: stored.map(|(_, site)| (site.in_features * site.out_features) as u64).sum(),
             site_bytes: vec![0; sites.len()],
@@ -380,7 +376,9 @@ impl StoredSizes {
             let Some(tensor) = checkpoint.get(name)? else { continue };
             let (path, part) = name.rsplit_once('.').unwrap_or((name, ""));
             match sites.find(path) {
-                Some(site) if part != "bias" => sizes.site_bytes[site.index()] += tensor.bytes().len() as u64,
+                Some(site) if part != "bias" && sites.get(site).kind == SiteKind::Linear => {
+                    sizes.site_bytes[site.index()] += tensor.bytes().len() as u64
+                }
                 _ => sizes.other_parameters += tensor.len() as u64,
             }
             if tensor.dtype().is_float() {
@@ -405,10 +403,8 @@ mod tests {
         let (zeros, a8, b8, a4, b4) = ([0; 64], [8, 1], [1, 8], [4, 1], [1, 4]);
         let view =
             |shape| TensorView::new(DType::F16, shape, &zeros[..2 * shape.iter().product::<usize>()]).expect("fits");
-        let delta = |site, a, b, scale| SiteDelta {
-            site: SiteId(site),
-            delta: Delta::LowRank(LowRank { a: view(a), b: view(b), scale }),
-        };
+        let delta =
+            |site, a, b, scale| SiteDelta::at(SiteId(site)).with_low_rank(LowRank::new(view(a), view(b), scale));
         let deltas =
             [delta(0, &a8, &b8, 2.0), delta(1, &a8, &b8, 2.0), delta(2, &a8, &b8, 0.1), delta(3, &a4, &b4, 4.0)];
         assert_eq!(

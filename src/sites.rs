@@ -1,8 +1,9 @@
-//! Where an adapter can act: the linears of a loaded model, as plain data.
+//! Where an adapter can act: the linears, the embedding and the norms of a loaded model, as plain data.
 //!
 //! The model fills a [`SiteTable`] while it loads and hands it to `adapter`, which never learns what a decoder is.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// Index of a site in its [`SiteTable`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -15,12 +16,25 @@ impl SiteId {
     }
 }
 
-/// One linear of the model: `y [rows, out_features] = x [rows, in_features] W^T + bias`.
+/// What a module computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SiteKind {
+    /// `y = W x + b`, with W `[out_features, in_features]`.
+    Linear,
+    /// `y = W[x]`, a row of W `[in_features, out_features]`: one input a token id.
+    Embedding,
+    /// `y = W x / rms(x)` channel by channel, with W `[out_features]` and as many inputs.
+    Norm,
+}
+
+/// One module of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LinearSite {
+pub struct Site {
     /// The module's path in the Hugging Face model: `model.layers.0.self_attn.q_proj`.
     pub path: String,
-    /// Width of the input.
+    /// What it computes.
+    pub kind: SiteKind,
+    /// Width of the input; of an embedding the number of its rows.
     pub in_features: usize,
     /// Width of the output.
     pub out_features: usize,
@@ -28,11 +42,84 @@ pub struct LinearSite {
     pub has_bias: bool,
 }
 
+impl Site {
+    /// A linear without bias.
+    pub fn linear(path: impl Into<String>, in_features: usize, out_features: usize) -> Self {
+        Self { path: path.into(), kind: SiteKind::Linear, in_features, out_features, has_bias: false }
+    }
+
+    /// An embedding of `rows` tokens.
+    pub fn embedding(path: impl Into<String>, rows: usize, width: usize) -> Self {
+        Self { path: path.into(), kind: SiteKind::Embedding, in_features: rows, out_features: width, has_bias: false }
+    }
+
+    /// A norm over `width` channels.
+    pub fn norm(path: impl Into<String>, width: usize) -> Self {
+        Self { path: path.into(), kind: SiteKind::Norm, in_features: width, out_features: width, has_bias: false }
+    }
+
+    /// The same, with a bias.
+    pub fn with_bias(mut self, has_bias: bool) -> Self {
+        self.has_bias = has_bias;
+        self
+    }
+
+    /// Shape of the weight as checkpoints store it.
+    pub fn weight_shape(&self) -> Vec<usize> {
+        match self.kind {
+            SiteKind::Linear => vec![self.out_features, self.in_features],
+            SiteKind::Embedding => vec![self.in_features, self.out_features],
+            SiteKind::Norm => vec![self.out_features],
+        }
+    }
+}
+
+/// A part of the base at a site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SitePart {
+    /// Its weight.
+    Weight,
+    /// Its bias.
+    Bias,
+}
+
+/// Outputs of a module that another model has in place of this one's, and where they are here.
+///
+/// A model with a fused `qkv_proj` has the outputs of q, k and v one after the other: three parts, each all of a site. The
+/// other way round, a `q_proj` is a part of a fused site.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AliasPart {
+    /// Outputs of the other model's module.
+    pub alias_outputs: Range<usize>,
+    /// The site that has them here.
+    pub site: SiteId,
+    /// Which of its outputs they are.
+    pub site_outputs: Range<usize>,
+}
+
+/// The decoder layers of a model, whose sites are called `prefix.INDEX.…`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LayerList {
+    /// `model.layers`.
+    pub prefix: String,
+    /// Number of layers.
+    pub count: usize,
+}
+
 /// Every site of a model, by id and by path.
 #[derive(Clone, Debug, Default)]
 pub struct SiteTable {
-    sites: Vec<LinearSite>,
+    sites: Vec<Site>,
     by_path: HashMap<String, SiteId>,
+    aliases: HashMap<String, Vec<AliasPart>>,
+    /// The decoder layers.
+    pub layers: LayerList,
+    /// The embedding, and whether the head shares its weight.
+    pub embedding: Option<SiteId>,
+    /// The output head.
+    pub head: Option<SiteId>,
+    /// Whether embedding and head share one weight.
+    pub is_head_tied: bool,
 }
 
 impl SiteTable {
@@ -40,7 +127,7 @@ impl SiteTable {
     ///
     /// # Panics
     /// If the path stands already: a model lists each module once.
-    pub fn push(&mut self, site: LinearSite) -> SiteId {
+    pub fn push(&mut self, site: Site) -> SiteId {
         let id = SiteId(self.sites.len() as u32);
         let before = self.by_path.insert(site.path.clone(), id);
         assert!(before.is_none(), "site {} stands twice", site.path);
@@ -48,11 +135,36 @@ impl SiteTable {
         id
     }
 
+    /// Lets a module of another model's shape be found as parts of sites; its parts stand in the order of its outputs.
+    ///
+    /// # Panics
+    /// If a site has that path.
+    pub fn add_alias(&mut self, path: impl Into<String>, parts: Vec<AliasPart>) {
+        let path = path.into();
+        assert!(!self.by_path.contains_key(&path), "{path} is a site");
+        self.aliases.insert(path, parts);
+    }
+
+    /// Lets a fused module be found as the sites it is made of, one after the other: `qkv_proj` as q, k and v.
+    ///
+    /// # Panics
+    /// If a site has that path.
+    pub fn add_fused_alias(&mut self, path: impl Into<String>, sites: &[SiteId]) {
+        let mut start = 0;
+        let parts = sites.iter().map(|&site| {
+            let width = self.get(site).out_features;
+            start += width;
+            AliasPart { alias_outputs: start - width..start, site, site_outputs: 0..width }
+        });
+        let parts = parts.collect();
+        self.add_alias(path, parts);
+    }
+
     /// The site with that id.
     ///
     /// # Panics
     /// If the id is of another table.
-    pub fn get(&self, id: SiteId) -> &LinearSite {
+    pub fn get(&self, id: SiteId) -> &Site {
         &self.sites[id.index()]
     }
 
@@ -61,9 +173,19 @@ impl SiteTable {
         self.by_path.get(path).copied()
     }
 
+    /// The parts of sites that a module of another model's shape is made of.
+    pub fn find_alias(&self, path: &str) -> Option<&[AliasPart]> {
+        self.aliases.get(path).map(Vec::as_slice)
+    }
+
     /// All sites with their ids, in the model's order.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = (SiteId, &LinearSite)> {
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (SiteId, &Site)> {
         self.sites.iter().enumerate().map(|(i, site)| (SiteId(i as u32), site))
+    }
+
+    /// The linears with their ids, in the model's order.
+    pub fn linears(&self) -> impl Iterator<Item = (SiteId, &Site)> {
+        self.iter().filter(|(_, site)| site.kind == SiteKind::Linear)
     }
 
     /// Number of sites.
@@ -74,5 +196,23 @@ impl SiteTable {
     /// Whether there are no sites.
     pub fn is_empty(&self) -> bool {
         self.sites.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fused_module_is_found_as_the_sites_it_is_made_of() {
+        let mut sites = SiteTable::default();
+        let split =
+            [("q_proj", 8), ("k_proj", 4), ("v_proj", 4)].map(|(path, out)| sites.push(Site::linear(path, 6, out)));
+        sites.add_fused_alias("qkv_proj", &split);
+        let parts = sites.find_alias("qkv_proj").expect("an alias");
+        let outputs: Vec<_> = parts.iter().map(|part| (part.site, part.alias_outputs.clone())).collect();
+        assert_eq!(outputs, [(split[0], 0..8), (split[1], 8..12), (split[2], 12..16)]);
+        assert!(parts.iter().all(|part| part.site_outputs == (0..sites.get(part.site).out_features)));
+        assert_eq!((sites.find("qkv_proj"), sites.find("k_proj")), (None, Some(split[1])));
     }
 }

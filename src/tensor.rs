@@ -1,5 +1,6 @@
 //! Data types, shapes and borrowed views of stored tensors.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
@@ -135,6 +136,69 @@ fn widen<const N: usize>(bytes: &[u8], out: &mut [f32], read: impl Fn([u8; N]) -
     }
 }
 
+/// A tensor that borrows its bytes from a file, or owns them because no file holds them so.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor<'a> {
+    dtype: DType,
+    shape: Vec<usize>,
+    bytes: Cow<'a, [u8]>,
+}
+
+impl<'a> Tensor<'a> {
+    /// A float32 tensor of its own.
+    ///
+    /// # Panics
+    /// If the values don't fill the shape.
+    pub fn from_f32(shape: &[usize], values: &[f32]) -> Self {
+        assert_eq!(shape.iter().product::<usize>(), values.len());
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Self { dtype: DType::F32, shape: shape.to_vec(), bytes: Cow::Owned(bytes) }
+    }
+
+    /// As a view.
+    pub fn view(&self) -> TensorView<'_> {
+        TensorView { dtype: self.dtype, shape: &self.shape, bytes: &self.bytes }
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Extent of each dimension.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The bytes, little-endian and row-major.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Consecutive rows of it (entries of its first dimension).
+    ///
+    /// # Panics
+    /// If the range is out of bounds, or it has no dimension.
+    pub fn rows(&self, range: Range<usize>) -> Tensor<'a> {
+        let row_bytes = self.shape[1..].iter().product::<usize>() * self.dtype.bytes();
+        assert!(range.end <= self.shape[0]);
+        let mut shape = self.shape.clone();
+        shape[0] = range.len();
+        let range = range.start * row_bytes..range.end * row_bytes;
+        let bytes = match &self.bytes {
+            Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[range]),
+            Cow::Owned(bytes) => Cow::Owned(bytes[range].to_vec()),
+        };
+        Tensor { dtype: self.dtype, shape, bytes }
+    }
+}
+
+impl<'a> From<TensorView<'a>> for Tensor<'a> {
+    fn from(view: TensorView<'a>) -> Self {
+        Self { dtype: view.dtype, shape: view.shape.to_vec(), bytes: Cow::Borrowed(view.bytes) }
+    }
+}
+
 /// A shape as users read it: `[4096, 16]`.
 pub fn shape_text(shape: &[usize]) -> String {
     format!("{shape:?}")
@@ -158,5 +222,15 @@ mod tests {
         assert_eq!(view.to_f32(), [-1.5]);
         let bytes = bf16::from_f32(3.0).to_le_bytes();
         assert_eq!(TensorView::new(DType::BF16, &[1], &bytes).expect("two bytes").to_f32(), [3.0]);
+    }
+
+    #[test]
+    fn rows_of_a_tensor_are_its_own_or_its_files() {
+        let whole = Tensor::from_f32(&[3, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let view = whole.view();
+        for tensor in [whole.clone(), Tensor::from(view)] {
+            let rows = tensor.rows(1..3);
+            assert_eq!((rows.shape(), rows.view().to_f32()), (&[2, 2][..], vec![3.0, 4.0, 5.0, 6.0]));
+        }
     }
 }

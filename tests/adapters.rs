@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 
 use adapter_files::{Adapter, Folder, HIDDEN, INNER, fixture, sites};
 use exlora::adapter::AdapterFiles;
-use exlora::adapter::delta::{Delta, LowRank, scaling};
-use exlora::sites::{LinearSite, SiteTable};
+use exlora::adapter::delta::{LowRank, SiteDelta, scaling};
+use exlora::sites::{Site, SiteTable};
 use exlora::{Error, ErrorCode};
 use serde_json::{Value, json};
 
@@ -20,10 +20,14 @@ fn planned(folder: &Folder) -> Result<Vec<(String, usize, f32)>, Error> {
     let (files, sites) = (AdapterFiles::read(folder.path())?, sites());
     let plan = files.plan(&sites)?;
     let rows = plan.deltas.iter().map(|d| {
-        let Delta::LowRank(low) = &d.delta else { panic!("a low-rank delta") };
+        let low = low_rank(d);
         (sites.get(d.site).path.clone(), low.rank(), low.scale)
     });
     Ok(rows.collect())
+}
+
+fn low_rank<'d, 'a>(delta: &'d SiteDelta<'a>) -> &'d LowRank<'a> {
+    delta.low_rank.as_ref().expect("a low-rank part")
 }
 
 fn refusal(folder: &Folder) -> Error {
@@ -44,12 +48,11 @@ fn quill_sites() -> SiteTable {
     let mut sites = SiteTable::default();
     for name in file.names().into_iter().filter(|name| name.contains("lora_A")) {
         let shape = |name: &str| file.tensor(name).expect("a pair").shape().to_vec();
-        sites.push(LinearSite {
-            path: name.trim_start_matches("base_model.model.").trim_end_matches(".lora_A.weight").to_owned(),
-            in_features: shape(name)[1],
-            out_features: shape(&name.replace("lora_A", "lora_B"))[0],
-            has_bias: false,
-        });
+        sites.push(Site::linear(
+            name.trim_start_matches("base_model.model.").trim_end_matches(".lora_A.weight"),
+            shape(name)[1],
+            shape(&name.replace("lora_A", "lora_B"))[0],
+        ));
     }
     sites
 }
@@ -63,17 +66,17 @@ fn the_real_adapters_are_planned_whole() {
         assert_eq!(plan.deltas.len(), sites.len(), "{name}");
         assert!(plan.deltas.is_sorted_by_key(|delta| delta.site));
         for delta in &plan.deltas {
-            let Delta::LowRank(LowRank { a, b, scale: found, .. }) = delta.delta else { panic!("a low-rank delta") };
+            let LowRank { a, b, scale: found, .. } = low_rank(delta);
             let site = sites.get(delta.site);
             assert_eq!((a.shape(), b.shape()), (&[rank, site.in_features][..], &[site.out_features, rank][..]));
-            assert_eq!(found, scale, "{name}");
+            assert_eq!(*found, scale, "{name}");
         }
         let summary = &plan.summary;
         assert_eq!((summary.rank, summary.max_rank, summary.sites), (rank, rank, sites.len()));
         assert_eq!((summary.alpha, summary.use_rslora), (16.0, name.contains("rslora")));
         assert_eq!(summary.target_modules.iter().collect::<BTreeSet<_>>().len(), 7);
         let stored = plan.deltas.iter().map(|d| {
-            let Delta::LowRank(low) = &d.delta else { panic!("a low-rank delta") };
+            let low = low_rank(d);
             low.a.bytes().len() + low.b.bytes().len()
         });
         assert_eq!(summary.bytes, stored.sum::<usize>());
@@ -111,9 +114,9 @@ fn any_mix_of_targets_layers_and_float_types_is_served() {
     let (files, sites) = (AdapterFiles::read(folder.path()).expect("right"), sites());
     let plan = files.plan(&sites).expect("right");
     assert_eq!(plan.deltas.len(), 2);
-    let Delta::LowRank(low) = plan.deltas[0].delta else { panic!("a low-rank delta") };
+    let low = low_rank(&plan.deltas[0]);
     assert_eq!(sites.get(plan.deltas[0].site).path, "model.layers.1.mlp.down_proj");
-    assert_eq!((low.a.to_f32(), low.b.to_f32()), (a, b));
+    assert_eq!((low.a.view().to_f32(), low.b.view().to_f32()), (a, b));
 }
 
 #[test]

@@ -11,7 +11,7 @@ mod rig;
 use std::sync::Arc;
 
 use coded::{RandomCodes, Rng};
-use exlora::adapter::batch::SlotId;
+use exlora::adapter::batch::{AdapterBatch, SlotId};
 use exlora::backend::cpu::{CpuOptions, Isa};
 use exlora::backend::{Activation, AttentionSpec, KvDType, KvShape, Rope, StepRows, Write};
 use exlora::quant::CodeGroup;
@@ -225,7 +225,7 @@ proptest! {
             let chosen = case.pick(&picked);
             let ids: Vec<u32> = picked.iter().map(|&row| row as u32).collect();
             let mut logits = vec![f32::NAN; picked.len() * case.outputs];
-            rig.backend.head(group, x, &ids, &route(&chosen.mixtures), &mut logits).expect("the head runs");
+            rig.backend.head(group, x, &ids, &route(&chosen.mixtures), &mut logits, case.outputs).expect("the head runs");
             prop_assert_eq!(bits(&logits), bits(&chosen.run(&fast(isa, 1))));
         }
     }
@@ -242,10 +242,12 @@ proptest! {
             let (x, gate_up) = (rig.put(width, &x), rig.put(2 * width, &gate_up));
             let weight = rig.vector(&weight);
             let out = [(); 3].map(|()| rig.room(width, rows));
-            rig.backend.norm(weight, 1e-5, x, rows, out[0]).expect("the norm runs");
+            let base = AdapterBatch::default();
+            rig.backend.norm(weight, 1e-5, x, rows, &base, out[0]).expect("the norm runs");
             rig.backend.activate(Activation::Silu, gate_up, rows, out[1]).expect("the gate runs");
-            let table = rig.backend.pack_table(table.view()).expect("the table packs");
-            rig.backend.embed(table, &tokens, 1.25, out[2]).expect("tokens embed");
+            let site = rig.site();
+            let table = rig.backend.pack_table(site, table.view()).expect("the table packs");
+            rig.backend.embed(table, &tokens, 1.25, &base, out[2]).expect("tokens embed");
             out.map(|out| rig.get(out, width, rows))
         };
         let expected = run(&oracle());
@@ -348,7 +350,7 @@ impl Attention {
                 return out;
             }
             let (x, y) = (rig.put(width, &qkv), rig.room(out_width, rows.len()));
-            rig.backend.attend(&spec, kv, &rows, x, y).expect("attention runs");
+            rig.backend.attend(&spec, kv, &rows, &AdapterBatch::default(), x, y).expect("attention runs");
             let result = rig.get(y, out_width, rows.len());
             for (row, &s) in result.chunks(out_width).zip(&rows.sequences) {
                 out[s as usize].extend_from_slice(row);
@@ -482,8 +484,12 @@ fn a_token_outside_the_table_is_an_error() {
     for options in [CpuOptions::default(), oracle()] {
         let mut rig = Rig::open(&options);
         let out = rig.room(4, 1);
-        let table = rig.backend.pack_table(Tensor::new(DType::F16, &[3, 4], &[1.0; 12]).view()).unwrap();
-        assert_eq!(rig.backend.embed(table, &[3], 1.0, out).unwrap_err().code(), ErrorCode::TokenOutOfRange);
+        let site = rig.site();
+        let table = rig.backend.pack_table(site, Tensor::new(DType::F16, &[3, 4], &[1.0; 12]).view()).unwrap();
+        assert_eq!(
+            rig.backend.embed(table, &[3], 1.0, &AdapterBatch::default(), out).unwrap_err().code(),
+            ErrorCode::TokenOutOfRange
+        );
     }
 }
 
@@ -520,10 +526,15 @@ fn pages_outside_the_cache_are_an_error() {
         let (x, y) = (rig.put(case.width(), &vec![0.5; case.width()]), rig.room(case.heads * case.dim, 1));
         for (position, table) in [(0, vec![2]), (16, vec![0]), (0, vec![])] {
             let rows = StepRows { positions: vec![position], sequences: vec![0], block_tables: vec![table] };
-            assert_eq!(rig.backend.attend(&spec, kv, &rows, x, y).unwrap_err().code(), ErrorCode::Internal);
+            assert_eq!(
+                rig.backend.attend(&spec, kv, &rows, &AdapterBatch::default(), x, y).unwrap_err().code(),
+                ErrorCode::Internal
+            );
         }
         let rows = StepRows { positions: vec![31], sequences: vec![0], block_tables: vec![vec![1, 0]] };
-        rig.backend.attend(&spec, kv, &rows, x, y).expect("an error left the cache as it was");
+        rig.backend
+            .attend(&spec, kv, &rows, &AdapterBatch::default(), x, y)
+            .expect("an error left the cache as it was");
     }
 }
 

@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use exlora::adapter::AdapterFiles;
-use exlora::sites::{LinearSite, SiteTable};
+use exlora::sites::{Site, SiteTable};
 use libfuzzer_sys::fuzz_target;
 
 const CONFIG: &[u8] = br#"{"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["q_proj"]}"#;
@@ -15,7 +15,7 @@ const CONFIG: &[u8] = br#"{"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target
 fn sites() -> SiteTable {
     let mut sites = SiteTable::default();
     for path in ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"] {
-        sites.push(LinearSite { path: path.to_owned(), in_features: 2, out_features: 3, has_bias: false });
+        sites.push(Site::linear(path, 2, 3));
     }
     sites
 }

@@ -1,41 +1,97 @@
-//! Kinds of delta an adapter can hold at a site, and the one place where its scaling is computed.
+//! What an adapter changes at a site, and the one place where its scaling is computed.
+//!
+//! ```text
+//! replaced (by the request's one adapter that does)   W, b, rows of W          a weight other than 1 has no meaning
+//! added (by every adapter, in the request's order)    f s (B (A x) + b_B)      f: the request's weight
+//! rescaled (DoRA)                                     y = b + (m / n) (y - b) + (m / n) f s B (A x)
+//!                                                     n_i = |W_i + f s (B A)_i|, the row's norm over the inputs
+//! ```
+//!
+//! The norm for any weight f is a quadratic in f, `n_i^2 = |W_i|^2 + 2 f s W_i.(BA)_i + f^2 s^2 |(BA)_i|^2`, so that W is
+//! needed once, when the adapter is uploaded.
 
 use crate::sites::SiteId;
-use crate::tensor::TensorView;
+use crate::tensor::Tensor;
 
-/// What an adapter adds at one site. Later kinds (DoRA magnitudes, biases, replaced weights) are further variants.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub enum Delta<'a> {
-    /// `y += weight * scale * B (A x)`.
-    LowRank(LowRank<'a>),
+/// Everything an adapter changes at one site.
+#[derive(Clone, Debug)]
+pub struct SiteDelta<'a> {
+    /// The site.
+    pub site: SiteId,
+    /// Which pass over the site's layer it is for: 0, and more where an adapter's layers repeat (`layer_replication`).
+    pub pass: u32,
+    /// The weight that stands in the base's place, of the base's shape; an embedding or the head may have more rows.
+    pub weight: Option<Tensor<'a>>,
+    /// The bias `[out_features]` that stands in the base's place.
+    pub bias: Option<Tensor<'a>>,
+    /// Rows of the weight that stand in the base's place: of an embedding's, or of the head's that is tied to it.
+    pub rows: Option<ReplacedRows<'a>>,
+    /// What is added.
+    pub low_rank: Option<LowRank<'a>>,
 }
 
-/// The factors of a low-rank delta, borrowed from the adapter's file.
-#[derive(Clone, Copy, Debug)]
+impl<'a> SiteDelta<'a> {
+    /// Nothing yet, at a site.
+    pub fn at(site: SiteId) -> Self {
+        Self { site, pass: 0, weight: None, bias: None, rows: None, low_rank: None }
+    }
+
+    /// With a low-rank part.
+    pub fn with_low_rank(self, low_rank: LowRank<'a>) -> Self {
+        Self { low_rank: Some(low_rank), ..self }
+    }
+
+    /// Whether it replaces anything: then only a weight of 1 has a meaning.
+    pub fn is_replacing(&self) -> bool {
+        self.weight.is_some() || self.bias.is_some() || self.rows.is_some()
+    }
+
+    /// Every tensor it holds.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor<'a>> {
+        let low_rank = self.low_rank.iter().flat_map(|low| {
+            [Some(&low.a), Some(&low.b), low.b_bias.as_ref(), low.magnitude.as_ref()].into_iter().flatten()
+        });
+        let rows = self.rows.iter().map(|rows| &rows.values);
+        self.weight.iter().chain(&self.bias).chain(rows).chain(low_rank)
+    }
+}
+
+/// Rows of a weight that are replaced.
+#[derive(Clone, Debug)]
+pub struct ReplacedRows<'a> {
+    /// Which rows, ascending and distinct.
+    pub ids: Vec<u32>,
+    /// Their new values `[ids, width]`.
+    pub values: Tensor<'a>,
+}
+
+/// A low-rank delta.
+///
+/// At an embedding the input is a token as a one-hot vector: A has a column a token, and `B (A x)` is B times a column of A.
+#[derive(Clone, Debug)]
 pub struct LowRank<'a> {
     /// `A [rank, in_features]`.
-    pub a: TensorView<'a>,
+    pub a: Tensor<'a>,
     /// `B [out_features, rank]`.
-    pub b: TensorView<'a>,
+    pub b: Tensor<'a>,
     /// The adapter's own scaling at this site, see [`scaling`]; a request's weight multiplies it.
     pub scale: f32,
+    /// B's bias `[out_features]`, scaled as B is (`lora_bias`); never together with a magnitude.
+    pub b_bias: Option<Tensor<'a>>,
+    /// DoRA's magnitude m `[out_features]`; neither scale nor weight touches it.
+    pub magnitude: Option<Tensor<'a>>,
 }
 
-impl LowRank<'_> {
+impl<'a> LowRank<'a> {
+    /// Plain factors.
+    pub fn new(a: impl Into<Tensor<'a>>, b: impl Into<Tensor<'a>>, scale: f32) -> Self {
+        Self { a: a.into(), b: b.into(), scale, b_bias: None, magnitude: None }
+    }
+
     /// Number of rows of A.
     pub fn rank(&self) -> usize {
         self.a.shape()[0]
     }
-}
-
-/// A delta and where it acts.
-#[derive(Clone, Copy, Debug)]
-pub struct SiteDelta<'a> {
-    /// The site.
-    pub site: SiteId,
-    /// What is added there.
-    pub delta: Delta<'a>,
 }
 
 /// The scaling PEFT gives a module: `alpha / r`, or `alpha / sqrt(r)` with rank-stabilised LoRA.

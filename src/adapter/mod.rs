@@ -15,6 +15,7 @@ pub mod features;
 pub mod folder;
 mod json;
 pub mod keys;
+pub mod mixture;
 pub mod patterns;
 pub mod plan;
 pub mod pool;

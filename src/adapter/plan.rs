@@ -6,12 +6,13 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use crate::adapter::delta::{Delta, LowRank, SiteDelta, scaling};
+use crate::adapter::delta::{LowRank, SiteDelta, scaling};
 use crate::adapter::folder::{CONFIG, WEIGHTS};
 use crate::adapter::keys::{self, Factor, FactorNames};
+use crate::adapter::mixture::AdapterDemands;
 use crate::adapter::{AdapterFiles, Problems};
 use crate::error::{Error, ErrorCode, Result};
-use crate::sites::{LinearSite, SiteTable};
+use crate::sites::{Site, SiteKind, SiteTable};
 use crate::tensor::{TensorView, shape_text};
 
 /// What is known of an adapter before it is resident.
@@ -33,8 +34,10 @@ pub struct AdapterSummary {
     pub sites: usize,
     /// Largest rank of a site.
     pub max_rank: usize,
-    /// Bytes of the factors as stored.
+    /// Bytes of its tensors as stored.
     pub bytes: usize,
+    /// What a request with it has to heed.
+    pub demands: AdapterDemands,
 }
 
 /// Every delta of an adapter, checked: names, shapes, ranks, finite values, completeness.
@@ -60,11 +63,11 @@ pub(super) fn plan<'a>(files: &'a AdapterFiles, sites: &SiteTable) -> Result<Ada
     if !effect {
         tracing::warn!(path = %files.dir.display(), "the adapter has no effect: every B is zero");
     }
-    Ok(AdapterPlan { summary: summary(files, &deltas), deltas })
+    Ok(AdapterPlan { summary: summary(files, &deltas, sites), deltas })
 }
 
-fn summary(files: &AdapterFiles, deltas: &[SiteDelta<'_>]) -> AdapterSummary {
-    let factors = || deltas.iter().map(|SiteDelta { delta: Delta::LowRank(low), .. }| low);
+fn summary(files: &AdapterFiles, deltas: &[SiteDelta<'_>], sites: &SiteTable) -> AdapterSummary {
+    let factors = || deltas.iter().filter_map(|delta| delta.low_rank.as_ref());
     let max_rank = factors().map(LowRank::rank).max().unwrap_or(0);
     AdapterSummary {
         path: files.dir.clone(),
@@ -75,7 +78,8 @@ fn summary(files: &AdapterFiles, deltas: &[SiteDelta<'_>]) -> AdapterSummary {
         target_modules: files.config.target_modules.clone(),
         sites: deltas.len(),
         max_rank,
-        bytes: factors().map(|low| low.a.bytes().len() + low.b.bytes().len()).sum(),
+        bytes: deltas.iter().flat_map(SiteDelta::tensors).map(|tensor| tensor.bytes().len()).sum(),
+        demands: AdapterDemands::of(deltas, sites, &[], None),
     }
 }
 
@@ -120,7 +124,8 @@ impl<'a> Planner<'a, '_> {
         let mut deltas = Vec::with_capacity(modules.len());
         for (module, names) in modules {
             let any = names.a.or(names.b).unwrap_or_default();
-            let Some(site) = self.sites.find(module) else {
+            let Some(site) = self.sites.find(module).filter(|&site| self.sites.get(site).kind == SiteKind::Linear)
+            else {
                 self.problem(
                     Error::new(ErrorCode::AdapterSiteNotFound, format!("the model has no module '{module}'"))
                         .tensor(any),
@@ -130,7 +135,7 @@ impl<'a> Planner<'a, '_> {
             let excluded = self.check_targeted(module).map_err(|error| error.tensor(any));
             self.keep(excluded);
             if let Some(delta) = self.low_rank(module, *names, self.sites.get(site)) {
-                deltas.push(SiteDelta { site, delta: Delta::LowRank(delta) });
+                deltas.push(SiteDelta::at(site).with_low_rank(delta));
             }
         }
         deltas.sort_by_key(|delta| delta.site);
@@ -151,7 +156,7 @@ impl<'a> Planner<'a, '_> {
     }
 
     /// The delta of one module, or `None` with its problems told.
-    fn low_rank(&mut self, module: &str, names: FactorNames<'a>, site: &LinearSite) -> Option<LowRank<'a>> {
+    fn low_rank(&mut self, module: &str, names: FactorNames<'a>, site: &Site) -> Option<LowRank<'a>> {
         let before = self.problems.len();
         let a = self.factor(module, Factor::A, names);
         let b = self.factor(module, Factor::B, names);
@@ -174,7 +179,7 @@ impl<'a> Planner<'a, '_> {
         if self.problems.len() > before {
             return None;
         }
-        Some(LowRank { a: a?.1, b: b?.1, scale: scale? })
+        Some(LowRank::new(a?.1, b?.1, scale?))
     }
 
     /// A factor's tensor: there, of a float type, and a matrix.

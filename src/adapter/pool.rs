@@ -430,6 +430,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+    use crate::adapter::mixture::AdapterDemands;
 
     fn pool(max_bytes: usize, max_adapters: usize) -> AdapterPool {
         AdapterPool::new(AdapterLimits { max_bytes, max_adapters })
@@ -446,6 +447,7 @@ mod tests {
             sites: 1,
             max_rank: 8,
             bytes: 10,
+            demands: AdapterDemands::default(),
         }
     }
 

@@ -19,7 +19,7 @@ use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::adapter::delta::SiteDelta;
 use crate::error::Result;
 use crate::quant::QuantWeight;
-use crate::sites::SiteId;
+use crate::sites::{SiteId, SitePart};
 use crate::tensor::TensorView;
 
 /// Activations `[rows, width]` in f32.
@@ -206,17 +206,17 @@ pub trait Backend: Send {
     /// `memory_exhausted`.
     fn pack_group(&mut self, members: &[LinearSource<'_>]) -> Result<GroupId>;
 
-    /// Takes an embedding table `[vocab, hidden]`.
+    /// Takes an embedding table `[vocab, hidden]`; adapters find it at `site`.
     ///
     /// # Errors
     /// `memory_exhausted`.
-    fn pack_table(&mut self, table: TensorView<'_>) -> Result<TableId>;
+    fn pack_table(&mut self, site: SiteId, table: TensorView<'_>) -> Result<TableId>;
 
-    /// Takes a vector of parameters.
+    /// Takes a norm's weight; adapters find it at `site`.
     ///
     /// # Errors
     /// `memory_exhausted`.
-    fn pack_vector(&mut self, vector: TensorView<'_>) -> Result<VectorId>;
+    fn pack_vector(&mut self, site: SiteId, vector: TensorView<'_>) -> Result<VectorId>;
 
     /// A buffer of rows of `width` values; it grows to the rows of the largest step.
     fn create_buffer(&mut self, width: usize) -> BufferId;
@@ -236,30 +236,52 @@ pub trait Backend: Send {
     /// Gives a KV cache back. An unknown id is ignored.
     fn drop_kv(&mut self, kv: KvId);
 
+    /// Whether the base's weight or bias at a site is stored as numbers and holds exactly these: an adapter's copy of it
+    /// then replaces nothing. `false` wherever it can't be told.
+    fn holds(&self, site: SiteId, part: SitePart, values: TensorView<'_>) -> bool;
+
     /// Takes an adapter into a free slot and returns the bytes it occupies there.
     ///
     /// # Errors
-    /// `memory_exhausted`; the slot is then still free.
+    /// `memory_exhausted`; `adapter_scale_invalid` where DoRA would divide by a norm of 0. The slot is then still free.
     fn upload_adapter(&mut self, slot: SlotId, deltas: &[SiteDelta<'_>]) -> Result<usize>;
 
     /// Empties a slot. An empty slot is ignored.
     fn drop_adapter(&mut self, slot: SlotId);
 
-    /// `out[i] = multiplier * table[tokens[i]]`.
+    /// `out[i] = multiplier * table[tokens[i]]`, with what row i's adapters change there: `linear`'s formula for a one-hot
+    /// input.
     ///
     /// # Errors
-    /// `token_out_of_range`; the device failed.
-    fn embed(&mut self, table: TableId, tokens: &[u32], multiplier: f32, out: BufferId) -> Result<()>;
+    /// `token_out_of_range`, where a row's adapter has more tokens than the base only beyond those; the device failed.
+    fn embed(
+        &mut self,
+        table: TableId,
+        tokens: &[u32],
+        multiplier: f32,
+        batch: &AdapterBatch,
+        out: BufferId,
+    ) -> Result<()>;
 
-    /// RMS norm: `out[i] = weight * x[i] / sqrt(mean(x[i]^2) + eps)`.
+    /// RMS norm: `out[i] = weight * x[i] / sqrt(mean(x[i]^2) + eps)`, with the weight of row i's adapter where it has one.
     ///
     /// # Errors
     /// The device failed.
-    fn norm(&mut self, weight: VectorId, eps: f32, x: BufferId, rows: usize, out: BufferId) -> Result<()>;
+    fn norm(
+        &mut self,
+        weight: VectorId,
+        eps: f32,
+        x: BufferId,
+        rows: usize,
+        batch: &AdapterBatch,
+        out: BufferId,
+    ) -> Result<()>;
 
-    /// `y[i] = W x[i] + b + sum over row i's (slot, w) in order of w * scale * B (A x[i])`, each member's outputs after
-    /// the one before. The only way a projection is computed. The base's sum is finished first, then each adapter adds
-    /// its delta; [`Write::Add`] adds the result to the old `y` once.
+    /// `y[i] = W x[i] + b`, then for each of row i's (slot, w) in order `y[i] += w * scale * (B (A x[i]) + b_B)`, or with a
+    /// magnitude `y[i] = b + (m / n) (y[i] - b + w * scale * B (A x[i]))`; W and b are those of the adapter of the row
+    /// that replaces them, if one does. Each member's outputs stand after the one before. The only way a projection is
+    /// computed. The base's sum is finished first, then each adapter adds its delta; [`Write::Add`] adds the result to the
+    /// old `y` once.
     ///
     /// # Errors
     /// `internal` if a row names an empty slot: it is never computed as the base. The device failed.
@@ -275,11 +297,19 @@ pub trait Backend: Send {
 
     /// Norms and turns q and k, appends k and v to the cache, then `out[i] = softmax(scale q k^T) v` over the positions
     /// that row i sees. `qkv` is `[rows, (heads + 2 kv_heads) * head_dim]`, `out` `[rows, heads * head_dim]`. Keys and
-    /// values are read back as stored, also those of this step.
+    /// values are read back as stored, also those of this step. `batch` is for the norms, as in [`Backend::norm`].
     ///
     /// # Errors
     /// The device failed.
-    fn attend(&mut self, spec: &AttentionSpec, kv: KvId, rows: &StepRows, qkv: BufferId, out: BufferId) -> Result<()>;
+    fn attend(
+        &mut self,
+        spec: &AttentionSpec,
+        kv: KvId,
+        rows: &StepRows,
+        batch: &AdapterBatch,
+        qkv: BufferId,
+        out: BufferId,
+    ) -> Result<()>;
 
     /// `out[i] = act(gate) * up`, with `gate_up[i] = gate | up`.
     ///
@@ -287,8 +317,9 @@ pub trait Backend: Send {
     /// The device failed.
     fn activate(&mut self, activation: Activation, gate_up: BufferId, rows: usize, out: BufferId) -> Result<()>;
 
-    /// Logits of some rows of `x` through the head's group: `logits` is `[rows.len(), vocab]`, and `batch` routes the
-    /// picked rows (its row `j` is row `rows[j]` of `x`).
+    /// Logits of some rows of `x` through the head's group: `logits` is `[rows.len(), stride]`, and `batch` routes the
+    /// picked rows (its row `j` is row `rows[j]` of `x`). A row whose adapter replaces the head by one with more outputs
+    /// has those too; what a row has no outputs for is not written.
     ///
     /// # Errors
     /// The device failed.
@@ -299,5 +330,6 @@ pub trait Backend: Send {
         rows: &[u32],
         batch: &AdapterBatch,
         logits: &mut [f32],
+        stride: usize,
     ) -> Result<()>;
 }

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::model::Progress;
 use crate::model::config::DecoderConfig;
 use crate::quant::{self, QuantConfig, QuantWeight};
-use crate::sites::{LinearSite, SiteTable};
+use crate::sites::{LayerList, Site, SiteId, SiteTable};
 use crate::tensor::TensorView;
 
 /// The rows of one step.
@@ -74,14 +74,14 @@ impl Decoder {
     ) -> Result<()> {
         let (b, eps, rows, adapters) = (&self.buffers, self.config.norm_eps, batch.tokens.len(), &batch.adapters);
         backend.reserve_rows(rows)?;
-        backend.embed(self.embedding, &batch.tokens, 1.0, b.hidden)?;
+        backend.embed(self.embedding, &batch.tokens, 1.0, adapters, b.hidden)?;
         for layer in &self.layers {
-            backend.norm(layer.attention_norm, eps, b.hidden, rows, b.normed)?;
+            backend.norm(layer.attention_norm, eps, b.hidden, rows, adapters, b.normed)?;
             backend.linear(layer.qkv, b.normed, rows, adapters, b.qkv, Write::Replace)?;
-            backend.attend(&layer.attention, kv, &batch.rows, b.qkv, b.attended)?;
+            backend.attend(&layer.attention, kv, &batch.rows, adapters, b.qkv, b.attended)?;
             backend.linear(layer.output, b.attended, rows, adapters, b.hidden, Write::Add)?;
 
-            backend.norm(layer.mlp_norm, eps, b.hidden, rows, b.normed)?;
+            backend.norm(layer.mlp_norm, eps, b.hidden, rows, adapters, b.normed)?;
             backend.linear(layer.gate_up, b.normed, rows, adapters, b.gate_up, Write::Replace)?;
             backend.activate(self.config.activation, b.gate_up, rows, b.activated)?;
             backend.linear(layer.down, b.activated, rows, adapters, b.hidden, Write::Add)?;
@@ -89,8 +89,8 @@ impl Decoder {
         if batch.logit_rows.is_empty() {
             return Ok(());
         }
-        backend.norm(self.final_norm, eps, b.hidden, rows, b.normed)?;
-        backend.head(self.head, b.normed, &batch.logit_rows, &batch.logit_adapters, logits)
+        backend.norm(self.final_norm, eps, b.hidden, rows, adapters, b.normed)?;
+        backend.head(self.head, b.normed, &batch.logit_rows, &batch.logit_adapters, logits, self.config.vocab_size)
     }
 }
 
@@ -105,6 +105,11 @@ pub(super) struct DecoderLoader<'a> {
     pub done: usize,
 }
 
+/// Paths of the modules that every family calls alike.
+const EMBEDDING: &str = "model.embed_tokens";
+const LAYERS: &str = "model.layers";
+const HEAD: &str = "lm_head";
+
 /// A linear of a group: module path, width of the output, whether config.json promises a bias.
 type Member = (String, usize, bool);
 
@@ -114,11 +119,15 @@ impl<'a> DecoderLoader<'a> {
         let c = self.config;
         let (query, key) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         let table = quant::open_dense(self.checkpoint, self.embedding_name(), &[c.vocab_size, c.hidden_size])?;
-        let embedding = self.backend.pack_table(table)?;
+        let site = self.sites.push(Site::embedding(EMBEDDING, c.vocab_size, c.hidden_size));
+        let embedding = self.backend.pack_table(site, table)?;
         self.advance()?;
+        self.sites.layers = LayerList { prefix: LAYERS.to_owned(), count: c.layers };
         let layers = (0..c.layers).map(|layer| self.layer(layer)).collect::<Result<Vec<_>>>()?;
-        let final_norm = self.vector("model.norm.weight", c.hidden_size)?;
+        let final_norm = self.norm("model.norm", c.hidden_size)?;
         let head = self.head()?;
+        (self.sites.embedding, self.sites.head) = (Some(site), self.sites.find(HEAD));
+        self.sites.is_head_tied = c.tie_word_embeddings;
         self.checkpoint.release();
         let mut buffer = |width| self.backend.create_buffer(width);
         let buffers = Buffers {
@@ -135,13 +144,13 @@ impl<'a> DecoderLoader<'a> {
     fn layer(&mut self, index: usize) -> Result<Layer> {
         let c = self.config;
         let (query, key) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let at = |name: &str| format!("model.layers.{index}.{name}");
+        let at = |name: &str| format!("{LAYERS}.{index}.{name}");
         let bias = c.biases;
 
-        let attention_norm = self.vector(&at("input_layernorm.weight"), c.hidden_size)?;
+        let attention_norm = self.norm(&at("input_layernorm"), c.hidden_size)?;
         let qkv = [("q_proj", query), ("k_proj", key), ("v_proj", key)]
             .map(|(name, width)| (at(&format!("self_attn.{name}")), width, bias.qkv));
-        let qkv = self.group(c.hidden_size, &qkv)?;
+        let qkv = self.fused_group(&at("self_attn.qkv_proj"), c.hidden_size, &qkv)?;
         let attention = AttentionSpec {
             layer: index,
             heads: c.heads,
@@ -149,19 +158,27 @@ impl<'a> DecoderLoader<'a> {
             head_dim: c.head_dim,
             scale: 1.0 / (c.head_dim as f32).sqrt(),
             window: c.windows[index],
-            q_norm: self.head_norm(&at("self_attn.q_norm.weight"))?,
-            k_norm: self.head_norm(&at("self_attn.k_norm.weight"))?,
+            q_norm: self.head_norm(&at("self_attn.q_norm"))?,
+            k_norm: self.head_norm(&at("self_attn.k_norm"))?,
             norm_eps: c.norm_eps,
             rope: c.rope.clone(),
         };
         let output = self.group(query, &[(at("self_attn.o_proj"), c.hidden_size, bias.output)])?;
 
-        let mlp_norm = self.vector(&at("post_attention_layernorm.weight"), c.hidden_size)?;
+        let mlp_norm = self.norm(&at("post_attention_layernorm"), c.hidden_size)?;
         let gate_up = ["gate_proj", "up_proj"].map(|name| (at(&format!("mlp.{name}")), c.intermediate_size, bias.mlp));
-        let gate_up = self.group(c.hidden_size, &gate_up)?;
+        let gate_up = self.fused_group(&at("mlp.gate_up_proj"), c.hidden_size, &gate_up)?;
         let down = self.group(c.intermediate_size, &[(at("mlp.down_proj"), c.hidden_size, bias.mlp)])?;
         self.checkpoint.release();
         Ok(Layer { attention_norm, qkv, attention, output, mlp_norm, gate_up, down })
+    }
+
+    /// A group that models of another shape have as one module, whose adapters find its members by `path`.
+    fn fused_group(&mut self, path: &str, in_features: usize, members: &[Member]) -> Result<GroupId> {
+        let group = self.group(in_features, members)?;
+        let sites: Vec<SiteId> = members.iter().filter_map(|(member, ..)| self.sites.find(member)).collect();
+        self.sites.add_fused_alias(path, &sites);
+        Ok(group)
     }
 
     fn group(&mut self, in_features: usize, members: &[Member]) -> Result<GroupId> {
@@ -194,12 +211,8 @@ impl<'a> DecoderLoader<'a> {
     }
 
     fn source<'w>(&mut self, path: &str, weight: QuantWeight<'w>, bias: Option<TensorView<'w>>) -> LinearSource<'w> {
-        let site = self.sites.push(LinearSite {
-            path: path.to_owned(),
-            in_features: weight.in_features(),
-            out_features: weight.out_features(),
-            has_bias: bias.is_some(),
-        });
+        let site = Site::linear(path, weight.in_features(), weight.out_features()).with_bias(bias.is_some());
+        let site = self.sites.push(site);
         LinearSource { site, weight, bias }
     }
 
@@ -214,11 +227,11 @@ impl<'a> DecoderLoader<'a> {
     /// The output head: its own weight where one is stored, else the embedding if they are tied (as transformers does).
     fn head(&mut self) -> Result<GroupId> {
         let c = self.config;
-        if quant::format_of(self.checkpoint, "lm_head").is_some() || !c.tie_word_embeddings {
-            return self.group(c.hidden_size, &[("lm_head".to_owned(), c.vocab_size, false)]);
+        if quant::format_of(self.checkpoint, HEAD).is_some() || !c.tie_word_embeddings {
+            return self.group(c.hidden_size, &[(HEAD.to_owned(), c.vocab_size, false)]);
         }
         let table = quant::open_dense(self.checkpoint, self.embedding_name(), &[c.vocab_size, c.hidden_size])?;
-        let source = self.source("lm_head", QuantWeight::Dense(table), None);
+        let source = self.source(HEAD, QuantWeight::Dense(table), None);
         self.pack(&[source])
     }
 
@@ -229,16 +242,17 @@ impl<'a> DecoderLoader<'a> {
         if self.config.tie_word_embeddings && only_head { head } else { embedding }
     }
 
-    fn head_norm(&mut self, name: &str) -> Result<Option<VectorId>> {
+    fn head_norm(&mut self, path: &str) -> Result<Option<VectorId>> {
         if !self.config.has_qk_norm {
             return Ok(None);
         }
-        self.vector(name, self.config.head_dim).map(Some)
+        self.norm(path, self.config.head_dim).map(Some)
     }
 
-    fn vector(&mut self, name: &str, width: usize) -> Result<VectorId> {
-        let vector = quant::open_dense(self.checkpoint, name, &[width])?;
-        self.backend.pack_vector(vector)
+    fn norm(&mut self, path: &str, width: usize) -> Result<VectorId> {
+        let weight = quant::open_dense(self.checkpoint, &format!("{path}.weight"), &[width])?;
+        let site = self.sites.push(Site::norm(path, width));
+        self.backend.pack_vector(site, weight)
     }
 
     fn advance(&mut self) -> Result<()> {

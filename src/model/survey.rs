@@ -15,7 +15,7 @@ use crate::backend::{
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result};
 use crate::quant::QuantConfig;
-use crate::sites::SiteTable;
+use crate::sites::{SiteId, SitePart, SiteTable};
 use crate::tensor::TensorView;
 
 /// What a model folder holds.
@@ -72,11 +72,11 @@ impl Backend for Nowhere {
         Ok(GroupId(0))
     }
 
-    fn pack_table(&mut self, _: TensorView<'_>) -> Result<TableId> {
+    fn pack_table(&mut self, _: SiteId, _: TensorView<'_>) -> Result<TableId> {
         Ok(TableId(0))
     }
 
-    fn pack_vector(&mut self, _: TensorView<'_>) -> Result<VectorId> {
+    fn pack_vector(&mut self, _: SiteId, _: TensorView<'_>) -> Result<VectorId> {
         Ok(VectorId(0))
     }
 
@@ -94,17 +94,21 @@ impl Backend for Nowhere {
 
     fn drop_kv(&mut self, _: KvId) {}
 
+    fn holds(&self, _: SiteId, _: SitePart, _: TensorView<'_>) -> bool {
+        false
+    }
+
     fn upload_adapter(&mut self, _: SlotId, _: &[SiteDelta<'_>]) -> Result<usize> {
         Err(cannot_compute())
     }
 
     fn drop_adapter(&mut self, _: SlotId) {}
 
-    fn embed(&mut self, _: TableId, _: &[u32], _: f32, _: BufferId) -> Result<()> {
+    fn embed(&mut self, _: TableId, _: &[u32], _: f32, _: &AdapterBatch, _: BufferId) -> Result<()> {
         Err(cannot_compute())
     }
 
-    fn norm(&mut self, _: VectorId, _: f32, _: BufferId, _: usize, _: BufferId) -> Result<()> {
+    fn norm(&mut self, _: VectorId, _: f32, _: BufferId, _: usize, _: &AdapterBatch, _: BufferId) -> Result<()> {
         Err(cannot_compute())
     }
 
@@ -112,7 +116,15 @@ impl Backend for Nowhere {
         Err(cannot_compute())
     }
 
-    fn attend(&mut self, _: &AttentionSpec, _: KvId, _: &StepRows, _: BufferId, _: BufferId) -> Result<()> {
+    fn attend(
+        &mut self,
+        _: &AttentionSpec,
+        _: KvId,
+        _: &StepRows,
+        _: &AdapterBatch,
+        _: BufferId,
+        _: BufferId,
+    ) -> Result<()> {
         Err(cannot_compute())
     }
 
@@ -120,7 +132,7 @@ impl Backend for Nowhere {
         Err(cannot_compute())
     }
 
-    fn head(&mut self, _: GroupId, _: BufferId, _: &[u32], _: &AdapterBatch, _: &mut [f32]) -> Result<()> {
+    fn head(&mut self, _: GroupId, _: BufferId, _: &[u32], _: &AdapterBatch, _: &mut [f32], _: usize) -> Result<()> {
         Err(cannot_compute())
     }
 }

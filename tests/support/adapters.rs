@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use exlora::sites::{LinearSite, SiteTable};
+use exlora::sites::{Site, SiteTable};
 use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
@@ -17,7 +17,7 @@ pub const INNER: usize = 10;
 pub fn sites() -> SiteTable {
     let mut sites = SiteTable::default();
     let mut push = |path: String, in_features, out_features| {
-        sites.push(LinearSite { path, in_features, out_features, has_bias: false });
+        sites.push(Site::linear(path, in_features, out_features));
     };
     for layer in 0..2 {
         for name in ["q_proj", "k_proj", "v_proj", "o_proj"] {

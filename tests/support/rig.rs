@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use exlora::adapter::batch::{AdapterBatch, SlotId};
-use exlora::adapter::delta::{Delta, LowRank, SiteDelta};
+use exlora::adapter::delta::{LowRank, SiteDelta};
 use exlora::backend::cpu::{self, CpuOptions};
 use exlora::backend::{Backend, BufferId, GroupId, LinearSource, VectorId};
 use exlora::quant::QuantWeight;
@@ -84,6 +84,12 @@ impl Rig {
         Self { backend: cpu::open(options).expect("the backend opens"), heads: HashMap::new(), sites: 0 }
     }
 
+    /// A free site.
+    pub fn site(&mut self) -> SiteId {
+        self.sites += 1;
+        SiteId(self.sites - 1)
+    }
+
     /// Packs a group; its members' sites are the next free ids.
     pub fn group(&mut self, members: &[Member]) -> (GroupId, Vec<SiteId>) {
         let sites: Vec<SiteId> = (0..members.len() as u32).map(|i| SiteId(self.sites + i)).collect();
@@ -107,26 +113,27 @@ impl Rig {
     pub fn upload(&mut self, slot: SlotId, sites: &[SiteId], factors: &[Factors]) -> usize {
         let deltas: Vec<SiteDelta<'_>> = factors
             .iter()
-            .map(|f| SiteDelta {
-                site: sites[f.member],
-                delta: Delta::LowRank(LowRank { a: f.a.view(), b: f.b.view(), scale: f.scale }),
-            })
+            .map(|f| SiteDelta::at(sites[f.member]).with_low_rank(LowRank::new(f.a.view(), f.b.view(), f.scale)))
             .collect();
         self.backend.upload_adapter(slot, &deltas).expect("the adapter uploads")
     }
 
     pub fn vector(&mut self, values: &[f32]) -> VectorId {
-        self.backend.pack_vector(Tensor::new(DType::F32, &[values.len()], values).view()).expect("the vector packs")
+        let site = self.site();
+        self.backend
+            .pack_vector(site, Tensor::new(DType::F32, &[values.len()], values).view())
+            .expect("the vector packs")
     }
 
     /// A buffer that holds these rows.
     pub fn put(&mut self, width: usize, values: &[f32]) -> BufferId {
         let rows = values.len() / width;
         let table = Tensor::new(DType::F32, &[rows, width], values);
-        let table = self.backend.pack_table(table.view()).expect("the table packs");
+        let site = self.site();
+        let table = self.backend.pack_table(site, table.view()).expect("the table packs");
         let buffer = self.room(width, rows);
         let tokens: Vec<u32> = (0..rows as u32).collect();
-        self.backend.embed(table, &tokens, 1.0, buffer).expect("rows embed");
+        self.backend.embed(table, &tokens, 1.0, &AdapterBatch::default(), buffer).expect("rows embed");
         buffer
     }
 
@@ -150,7 +157,7 @@ impl Rig {
         };
         let picked: Vec<u32> = (0..rows as u32).collect();
         let mut out = vec![0.0; rows * width];
-        self.backend.head(head, buffer, &picked, &AdapterBatch::default(), &mut out).expect("the head runs");
+        self.backend.head(head, buffer, &picked, &AdapterBatch::default(), &mut out, width).expect("the head runs");
         out
     }
 }

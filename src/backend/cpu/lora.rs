@@ -11,7 +11,7 @@ use super::arena::{LINE, Region};
 use super::isa::LANES;
 use super::pack::{dense_spans, interleave, tile_bytes};
 use super::tile::{Span, Tiles, Width};
-use crate::adapter::delta::{Delta, LowRank, SiteDelta};
+use crate::adapter::delta::{LowRank, SiteDelta};
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::SiteId;
 use crate::tensor::shape_text;
@@ -66,7 +66,7 @@ impl Factors {
 
 /// A delta and its place in the adapter's region.
 struct Planned<'a> {
-    factors: LowRank<'a>,
+    factors: &'a LowRank<'a>,
     place: SitePlace,
 }
 
@@ -129,13 +129,15 @@ impl Adapter {
 }
 
 /// Finds the delta's site and checks that the factors fit it.
-fn plan<'a>(delta: &SiteDelta<'a>, sites: &HashMap<SiteId, SitePlace>) -> Result<Planned<'a>> {
-    let Delta::LowRank(factors) = delta.delta;
+fn plan<'a>(delta: &'a SiteDelta<'a>, sites: &HashMap<SiteId, SitePlace>) -> Result<Planned<'a>> {
+    let Some(factors) = &delta.low_rank else {
+        return Err(Error::new(ErrorCode::Internal, "a delta adds nothing"));
+    };
     let Some(&place) = sites.get(&delta.site) else {
         return Err(Error::new(ErrorCode::Internal, "an adapter's site was never packed")
             .found(format!("site {}", delta.site.0)));
     };
-    let (a, b) = (factors.a, factors.b);
+    let (a, b) = (&factors.a, &factors.b);
     let floats = Width::of_dtype(a.dtype()).is_some() && Width::of_dtype(b.dtype()).is_some();
     match (a.shape(), b.shape()) {
         (&[rank, inputs], &[outputs, columns])
@@ -181,7 +183,8 @@ fn lay_out(group: &[Planned<'_>], bytes: &mut usize) -> Option<Factors> {
 impl Factors {
     /// Writes the group's factors to their places.
     fn fill(&self, group: &[Planned<'_>], out: &mut [u8]) {
-        let rows: Vec<_> = group.iter().flat_map(|p| (0..p.factors.rank()).map(|row| (p.factors.a, row))).collect();
+        let rows: Vec<_> =
+            group.iter().flat_map(|p| (0..p.factors.rank()).map(|row| (p.factors.a.view(), row))).collect();
         let a_width = self.spans.first().map_or(Width::F32, |span| span.width);
         for tile in 0..self.a_tiles {
             let out = &mut out[self.a_start + tile * self.a_tile_bytes..][..self.a_tile_bytes];
@@ -192,7 +195,7 @@ impl Factors {
             for tile in 0..place.out_features.div_ceil(LANES) {
                 let out = &mut out[member.b_start + tile * member.b_tile_bytes..][..member.b_tile_bytes];
                 let row = |lane| Some(tile * LANES + lane).filter(|&row| row < place.out_features);
-                interleave(out, member.width, |lane| Some((factors.b, row(lane)?)));
+                interleave(out, member.width, |lane| Some((factors.b.view(), row(lane)?)));
             }
         }
     }

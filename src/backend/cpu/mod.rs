@@ -40,7 +40,7 @@ use super::{
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::adapter::delta::SiteDelta;
 use crate::error::{Error, ErrorCode, Result};
-use crate::sites::SiteId;
+use crate::sites::{SiteId, SitePart};
 use crate::tensor::{DType, TensorView, shape_text};
 
 /// Options of the CPU backend.
@@ -212,7 +212,7 @@ impl Backend for CpuBackend {
         Ok(GroupId(group as u32))
     }
 
-    fn pack_table(&mut self, table: TensorView<'_>) -> Result<TableId> {
+    fn pack_table(&mut self, _: SiteId, table: TensorView<'_>) -> Result<TableId> {
         let (&[vocab, hidden], true) = (table.shape(), table.dtype().is_float()) else {
             return Err(Error::new(ErrorCode::Internal, "an embedding table must be a matrix of floats")
                 .found(format!("{} {}", table.dtype(), shape_text(table.shape()))));
@@ -223,7 +223,7 @@ impl Backend for CpuBackend {
         Ok(TableId(self.tables.len() as u32 - 1))
     }
 
-    fn pack_vector(&mut self, vector: TensorView<'_>) -> Result<VectorId> {
+    fn pack_vector(&mut self, _: SiteId, vector: TensorView<'_>) -> Result<VectorId> {
         if !vector.dtype().is_float() {
             return Err(Error::new(ErrorCode::Internal, "a vector must hold floats").found(vector.dtype()));
         }
@@ -257,6 +257,10 @@ impl Backend for CpuBackend {
         }
     }
 
+    fn holds(&self, _: SiteId, _: SitePart, _: TensorView<'_>) -> bool {
+        false
+    }
+
     fn upload_adapter(&mut self, slot: SlotId, deltas: &[SiteDelta<'_>]) -> Result<usize> {
         let index = slot.0 as usize;
         if self.adapters.get(index).is_some_and(Option::is_some) {
@@ -277,7 +281,14 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn embed(&mut self, table: TableId, tokens: &[u32], multiplier: f32, out: BufferId) -> Result<()> {
+    fn embed(
+        &mut self,
+        table: TableId,
+        tokens: &[u32],
+        multiplier: f32,
+        _: &AdapterBatch,
+        out: BufferId,
+    ) -> Result<()> {
         let table = self.tables.get(table.0 as usize).ok_or_else(|| unknown("an embedding table"))?;
         let out = self.buffers.get_mut(out.0 as usize).ok_or_else(|| unknown("a buffer"))?;
         out.expect(table.hidden, tokens.len())?;
@@ -292,7 +303,15 @@ impl Backend for CpuBackend {
         })
     }
 
-    fn norm(&mut self, weight: VectorId, eps: f32, x: BufferId, rows: usize, out: BufferId) -> Result<()> {
+    fn norm(
+        &mut self,
+        weight: VectorId,
+        eps: f32,
+        x: BufferId,
+        rows: usize,
+        _: &AdapterBatch,
+        out: BufferId,
+    ) -> Result<()> {
         let weight = float_vector(&self.arena, &self.vectors, weight)?;
         let (x, out) = pair(&mut self.buffers, x, out)?;
         x.expect(weight.len(), rows)?;
@@ -325,7 +344,15 @@ impl Backend for CpuBackend {
         linear::run(&mut self.pool, &context, inputs, output, &mut self.linear_scratch)
     }
 
-    fn attend(&mut self, spec: &AttentionSpec, kv: KvId, rows: &StepRows, qkv: BufferId, out: BufferId) -> Result<()> {
+    fn attend(
+        &mut self,
+        spec: &AttentionSpec,
+        kv: KvId,
+        rows: &StepRows,
+        _: &AdapterBatch,
+        qkv: BufferId,
+        out: BufferId,
+    ) -> Result<()> {
         let cache = self.kvs.get_mut(kv.0 as usize).and_then(Option::as_mut).ok_or_else(|| unknown("a KV cache"))?;
         let norm = |id: Option<VectorId>| {
             id.map(|id| checked_vector(&self.arena, &self.vectors, id, spec.head_dim)).transpose()
@@ -370,12 +397,13 @@ impl Backend for CpuBackend {
         rows: &[u32],
         batch: &AdapterBatch,
         logits: &mut [f32],
+        stride: usize,
     ) -> Result<()> {
         let group_index = group.0 as usize;
         let group = self.groups.get(group_index).ok_or_else(|| unknown("a group"))?;
         let x = self.buffers.get(x.0 as usize).ok_or_else(|| unknown("a buffer"))?;
         x.expect(group.in_features, rows.iter().max().map_or(0, |&row| row as usize + 1))?;
-        if logits.len() != rows.len() * group.out_features {
+        if logits.len() != rows.len() * stride || stride < group.out_features {
             return Err(Error::new(ErrorCode::Internal, "the room for logits does not fit")
                 .expected(rows.len() * group.out_features)
                 .found(logits.len()));
@@ -383,7 +411,7 @@ impl Backend for CpuBackend {
         let context =
             Context { kernels: self.kernels, arena: &self.arena, adapters: &self.adapters, group, group_index, batch };
         let inputs = Inputs { x: x.rows(), rows: rows.len(), picked: Some(rows) };
-        let output = Output { stride: group.out_features, y: logits, write: Write::Replace };
+        let output = Output { stride, y: logits, write: Write::Replace };
         linear::run(&mut self.pool, &context, inputs, output, &mut self.linear_scratch)
     }
 }

@@ -9,13 +9,13 @@ use half::f16;
 
 use super::attention::check;
 use crate::adapter::batch::{AdapterBatch, SlotId};
-use crate::adapter::delta::{Delta, SiteDelta};
+use crate::adapter::delta::SiteDelta;
 use crate::backend::{
     Activation, AttentionSpec, Backend, BackendMemory, BufferId, GroupId, KvDType, KvId, KvShape, LinearSource,
     StepRows, TableId, VectorId, Write,
 };
 use crate::error::{Error, ErrorCode, Result};
-use crate::sites::SiteId;
+use crate::sites::{SiteId, SitePart};
 use crate::tensor::TensorView;
 
 /// A matrix, row-major.
@@ -206,12 +206,12 @@ impl Backend for ReferenceBackend {
         Ok(GroupId(self.groups.len() as u32 - 1))
     }
 
-    fn pack_table(&mut self, table: TensorView<'_>) -> Result<TableId> {
+    fn pack_table(&mut self, _: SiteId, table: TensorView<'_>) -> Result<TableId> {
         self.tables.push(matrix(&table));
         Ok(TableId(self.tables.len() as u32 - 1))
     }
 
-    fn pack_vector(&mut self, vector: TensorView<'_>) -> Result<VectorId> {
+    fn pack_vector(&mut self, _: SiteId, vector: TensorView<'_>) -> Result<VectorId> {
         self.vectors.push(vector.to_f32());
         Ok(VectorId(self.vectors.len() as u32 - 1))
     }
@@ -249,15 +249,19 @@ impl Backend for ReferenceBackend {
         self.kvs.remove(&kv);
     }
 
+    fn holds(&self, _: SiteId, _: SitePart, _: TensorView<'_>) -> bool {
+        false
+    }
+
     fn upload_adapter(&mut self, slot: SlotId, deltas: &[SiteDelta<'_>]) -> Result<usize> {
         if self.adapters.contains_key(&slot) {
             return Err(unknown());
         }
         let factors = |delta: &SiteDelta<'_>| {
-            let Delta::LowRank(low_rank) = delta.delta;
-            (delta.site, LowRank { a: matrix(&low_rank.a), b: matrix(&low_rank.b), scale: low_rank.scale })
+            let low = delta.low_rank.as_ref()?;
+            Some((delta.site, LowRank { a: matrix(&low.a.view()), b: matrix(&low.b.view()), scale: low.scale }))
         };
-        let adapter: HashMap<_, _> = deltas.iter().map(factors).collect();
+        let adapter: HashMap<_, _> = deltas.iter().filter_map(factors).collect();
         let bytes = adapter.values().map(|delta| delta.a.bytes() + delta.b.bytes()).sum();
         self.adapters.insert(slot, adapter);
         Ok(bytes)
@@ -267,7 +271,14 @@ impl Backend for ReferenceBackend {
         self.adapters.remove(&slot);
     }
 
-    fn embed(&mut self, table: TableId, tokens: &[u32], multiplier: f32, out: BufferId) -> Result<()> {
+    fn embed(
+        &mut self,
+        table: TableId,
+        tokens: &[u32],
+        multiplier: f32,
+        _: &AdapterBatch,
+        out: BufferId,
+    ) -> Result<()> {
         for (i, &token) in tokens.iter().enumerate() {
             let table = self.tables.get(table.0 as usize).ok_or_else(unknown)?;
             if (token as usize + 1) * table.width > table.values.len() {
@@ -279,7 +290,15 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
-    fn norm(&mut self, weight: VectorId, eps: f32, x: BufferId, rows: usize, out: BufferId) -> Result<()> {
+    fn norm(
+        &mut self,
+        weight: VectorId,
+        eps: f32,
+        x: BufferId,
+        rows: usize,
+        _: &AdapterBatch,
+        out: BufferId,
+    ) -> Result<()> {
         for i in 0..rows {
             let normed = rms_norm(self.vector(weight)?, eps, self.row(x, i)?);
             self.row_mut(out, i, normed.len())?.copy_from_slice(&normed);
@@ -307,7 +326,15 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
-    fn attend(&mut self, spec: &AttentionSpec, kv: KvId, rows: &StepRows, qkv: BufferId, out: BufferId) -> Result<()> {
+    fn attend(
+        &mut self,
+        spec: &AttentionSpec,
+        kv: KvId,
+        rows: &StepRows,
+        _: &AdapterBatch,
+        qkv: BufferId,
+        out: BufferId,
+    ) -> Result<()> {
         let vectors = &self.vectors;
         let norm = |id: Option<VectorId>| {
             id.map(|id| vectors.get(id.0 as usize).map(Vec::as_slice).ok_or_else(unknown)).transpose()
@@ -378,13 +405,12 @@ impl Backend for ReferenceBackend {
         rows: &[u32],
         batch: &AdapterBatch,
         logits: &mut [f32],
+        stride: usize,
     ) -> Result<()> {
-        let mut place = logits;
         for (i, &row) in rows.iter().enumerate() {
             let result = self.project(group, self.row(x, row as usize)?, batch, i)?;
-            let (mine, rest) = place.split_at_mut_checked(result.len()).ok_or_else(unknown)?;
-            mine.copy_from_slice(&result);
-            place = rest;
+            let row = logits.get_mut(i * stride..(i + 1) * stride).ok_or_else(unknown)?;
+            row.get_mut(..result.len()).ok_or_else(unknown)?.copy_from_slice(&result);
         }
         Ok(())
     }
