@@ -1,9 +1,9 @@
 //! Which pages of a KV cache belong to whom, and which of them hold a prefix that can be found again.
 //!
 //! Bookkeeping only: the bytes live in the backend. A page holds [`PAGE_TOKENS`] positions of every layer. A full page can
-//! be published under a [`PrefixKey`], a hash over *everything that determined its contents*: the mixture of adapters
-//! (content, weight, order) and all tokens up to its end. So a prefix is reused exactly when it is the same computation,
-//! and never across adapters. A page that nobody uses keeps its contents until its room is needed; the one unused for
+//! be published under a [`PrefixKey`], a hash over *everything that determined its contents*: all tokens up to its end, and
+//! the adapters (content, weight, order) that acted on them, from which token on. So a prefix is reused exactly when it is
+//! the same computation: never across adapters, and the base's until an activated adapter is invoked. A page that nobody uses keeps its contents until its room is needed; the one unused for
 //! longest goes first.
 
 use std::collections::{BTreeMap, HashMap};
@@ -23,23 +23,23 @@ pub fn pages_for(tokens: usize) -> usize {
 pub struct PrefixKey([u8; 32]);
 
 impl PrefixKey {
-    /// The empty prefix under a mixture, given as (content hash, weight) in the order of the request.
-    pub fn root<'a>(mixture: impl IntoIterator<Item = (&'a str, f32)>) -> Self {
+    /// The empty prefix.
+    pub const EMPTY: Self = Self([0; 32]);
+
+    /// This prefix, longer by the tokens of one page, and the adapters that acted on them: from which of the tokens on,
+    /// content hash and weight, in the order of the request.
+    pub fn extend<'a>(&self, tokens: &[u32], adapters: impl IntoIterator<Item = (usize, &'a str, f32)>) -> Self {
         let mut hash = Sha256::new();
-        for (content_hash, weight) in mixture {
+        hash.update(self.0);
+        hash.update((tokens.len() as u64).to_le_bytes());
+        for token in tokens {
+            hash.update(token.to_le_bytes());
+        }
+        for (first, content_hash, weight) in adapters {
+            hash.update((first as u64).to_le_bytes());
             hash.update((content_hash.len() as u64).to_le_bytes());
             hash.update(content_hash.as_bytes());
             hash.update(weight.to_bits().to_le_bytes());
-        }
-        Self(hash.finalize().into())
-    }
-
-    /// This prefix, longer by the tokens of one page.
-    pub fn extend(&self, tokens: &[u32]) -> Self {
-        let mut hash = Sha256::new();
-        hash.update(self.0);
-        for token in tokens {
-            hash.update(token.to_le_bytes());
         }
         Self(hash.finalize().into())
     }
@@ -94,14 +94,18 @@ impl KvPool {
         self.by_key.len()
     }
 
-    /// The pages that already hold the beginning of `tokens` under `root`, each now used once more, and the key they end in.
+    /// The pages that already hold the beginning of a text of so many tokens, each now used once more, and the key they
+    /// end in; `extend` gives the key of the page with that index after the one before.
     ///
     /// At least one token is left to compute, since its logits are wanted.
-    pub fn find_prefix(&mut self, root: PrefixKey, tokens: &[u32]) -> (Vec<u32>, PrefixKey) {
-        let (mut key, mut found) = (root, Vec::new());
-        let reusable = tokens.len().saturating_sub(1) / PAGE_TOKENS;
-        for page_tokens in tokens.chunks_exact(PAGE_TOKENS).take(reusable) {
-            let next = key.extend(page_tokens);
+    pub fn find_prefix(
+        &mut self,
+        tokens: usize,
+        extend: impl Fn(&PrefixKey, usize) -> PrefixKey,
+    ) -> (Vec<u32>, PrefixKey) {
+        let (mut key, mut found) = (PrefixKey::EMPTY, Vec::new());
+        for index in 0..tokens.saturating_sub(1) / PAGE_TOKENS {
+            let next = extend(&key, index);
             let Some(&page) = self.by_key.get(&next) else { break };
             self.use_again(page);
             found.push(page);
@@ -180,20 +184,33 @@ mod tests {
 
     use super::*;
 
+    const BASE: Adapters<'_> = &[];
+
     fn tokens(n: usize) -> Vec<u32> {
         (0..n as u32).collect()
     }
 
+    /// Adapters of a text: from which token on, content hash, weight.
+    type Adapters<'a> = &'a [(usize, &'a str, f32)];
+
+    /// The key of a page after the one before it.
+    fn page_key(key: &PrefixKey, tokens: &[u32], adapters: Adapters<'_>, index: usize) -> PrefixKey {
+        let page = index * PAGE_TOKENS..(index + 1) * PAGE_TOKENS;
+        let acting = adapters.iter().filter(|(first, ..)| *first < page.end);
+        let acting = acting.map(|&(first, hash, weight)| (first.saturating_sub(page.start), hash, weight));
+        key.extend(&tokens[page.clone()], acting)
+    }
+
     /// Computes `tokens` as an engine would and gives all pages back.
-    fn run(pool: &mut KvPool, root: PrefixKey, tokens: &[u32]) -> usize {
-        let (mut pages, mut key) = pool.find_prefix(root, tokens);
+    fn run(pool: &mut KvPool, adapters: Adapters<'_>, tokens: &[u32]) -> usize {
+        let (mut pages, mut key) = pool.find_prefix(tokens.len(), |key, i| page_key(key, tokens, adapters, i));
         let found = pages.len();
         while pages.len() < pages_for(tokens.len()) {
             pages.push(pool.allocate().expect("room"));
         }
-        for (i, page_tokens) in tokens.chunks_exact(PAGE_TOKENS).enumerate().skip(found) {
-            key = key.extend(page_tokens);
-            pool.publish(pages[i], key);
+        for (i, &page) in pages.iter().enumerate().take(tokens.len() / PAGE_TOKENS).skip(found) {
+            key = page_key(&key, tokens, adapters, i);
+            pool.publish(page, key);
         }
         pool.release(pages);
         found
@@ -202,50 +219,60 @@ mod tests {
     #[test]
     fn a_prefix_is_found_again_by_the_same_mixture_only() {
         let mut pool = KvPool::new(16, true);
-        let base = PrefixKey::root([]);
         let text = tokens(3 * PAGE_TOKENS + 5);
-        assert_eq!(run(&mut pool, base, &text), 0);
-        assert_eq!(run(&mut pool, base, &text), 3);
-        assert_eq!(run(&mut pool, PrefixKey::root([("sql", 1.0)]), &text), 0);
-        assert_eq!(run(&mut pool, PrefixKey::root([("sql", 0.5)]), &text), 0);
-        assert_eq!(run(&mut pool, base, &text[..PAGE_TOKENS + 1]), 1);
+        assert_eq!(run(&mut pool, BASE, &text), 0);
+        assert_eq!(run(&mut pool, BASE, &text), 3);
+        assert_eq!(run(&mut pool, &[(0, "sql", 1.0)], &text), 0);
+        assert_eq!(run(&mut pool, &[(0, "sql", 0.5)], &text), 0);
+        assert_eq!(run(&mut pool, BASE, &text[..PAGE_TOKENS + 1]), 1);
     }
 
     #[test]
-    fn order_and_split_of_a_mixture_are_part_of_its_key() {
-        let ab = PrefixKey::root([("a", 0.5), ("b", 0.5)]);
-        assert_ne!(ab, PrefixKey::root([("b", 0.5), ("a", 0.5)]));
-        assert_ne!(PrefixKey::root([("ab", 1.0)]), PrefixKey::root([("a", 1.0), ("b", 1.0)]));
-        assert_ne!(PrefixKey::root([("a", 0.0)]), PrefixKey::root([]));
+    fn until_an_adapter_is_invoked_its_prefix_is_the_bases() {
+        let mut pool = KvPool::new(32, true);
+        let text = tokens(4 * PAGE_TOKENS + 5);
+        let invoked = 2 * PAGE_TOKENS + 3;
+        assert_eq!(run(&mut pool, &[(invoked, "sql", 1.0)], &text), 0);
+        assert_eq!(run(&mut pool, BASE, &text), 2);
+        assert_eq!(run(&mut pool, &[(invoked, "sql", 1.0)], &text), 4);
+        assert_eq!(run(&mut pool, &[(invoked + 1, "sql", 1.0)], &text), 2);
+        assert_eq!(run(&mut pool, &[(2 * PAGE_TOKENS, "wit", 1.0)], &text), 2);
+    }
+
+    #[test]
+    fn order_split_and_beginning_of_a_mixture_are_part_of_its_key() {
+        let key = |adapters: Adapters<'_>| PrefixKey::EMPTY.extend(&[1], adapters.iter().copied());
+        let ab = key(&[(0, "a", 0.5), (0, "b", 0.5)]);
+        assert_ne!(ab, key(&[(0, "b", 0.5), (0, "a", 0.5)]));
+        assert_ne!(key(&[(0, "ab", 1.0)]), key(&[(0, "a", 1.0), (0, "b", 1.0)]));
+        assert_ne!(key(&[(0, "a", 0.0)]), key(BASE));
+        assert_ne!(key(&[(0, "a", 1.0)]), key(&[(1, "a", 1.0)]));
     }
 
     #[test]
     fn the_last_token_of_a_prompt_is_always_computed() {
         let mut pool = KvPool::new(8, true);
-        let base = PrefixKey::root([]);
-        run(&mut pool, base, &tokens(2 * PAGE_TOKENS));
-        assert_eq!(run(&mut pool, base, &tokens(2 * PAGE_TOKENS)), 1);
+        run(&mut pool, BASE, &tokens(2 * PAGE_TOKENS));
+        assert_eq!(run(&mut pool, BASE, &tokens(2 * PAGE_TOKENS)), 1);
     }
 
     #[test]
     fn the_prefix_unused_for_longest_makes_room_first() {
         let mut pool = KvPool::new(3, true);
-        let base = PrefixKey::root([]);
         let text = |start: u32| (start..start + PAGE_TOKENS as u32 + 1).collect::<Vec<_>>();
-        run(&mut pool, base, &text(0)); // one page kept, one given back empty
-        run(&mut pool, base, &text(1000));
-        run(&mut pool, base, &text(0)); // used again: now 1000 is the oldest
-        run(&mut pool, base, &text(2000));
-        assert_eq!(run(&mut pool, base, &text(0)), 1);
-        assert_eq!(run(&mut pool, base, &text(1000)), 0);
+        run(&mut pool, BASE, &text(0)); // one page kept, one given back empty
+        run(&mut pool, BASE, &text(1000));
+        run(&mut pool, BASE, &text(0)); // used again: now 1000 is the oldest
+        run(&mut pool, BASE, &text(2000));
+        assert_eq!(run(&mut pool, BASE, &text(0)), 1);
+        assert_eq!(run(&mut pool, BASE, &text(1000)), 0);
     }
 
     #[test]
     fn without_prefixes_nothing_is_found() {
         let mut pool = KvPool::new(8, false);
-        let base = PrefixKey::root([]);
-        run(&mut pool, base, &tokens(100));
-        assert_eq!(run(&mut pool, base, &tokens(100)), 0);
+        run(&mut pool, BASE, &tokens(100));
+        assert_eq!(run(&mut pool, BASE, &tokens(100)), 0);
         assert_eq!(pool.prefix_pages(), 0);
     }
 
@@ -256,7 +283,7 @@ mod tests {
             let mut held: Vec<Vec<u32>> = Vec::new();
             for (length, text) in lengths {
                 let tokens: Vec<u32> = (0..length as u32).map(|i| i * 3 + text).collect();
-                let (mut pages, mut key) = pool.find_prefix(PrefixKey::root([]), &tokens);
+                let (mut pages, mut key) = pool.find_prefix(length, |key, i| page_key(key, &tokens, BASE, i));
                 let found = pages.len();
                 while pages.len() < pages_for(length) {
                     match pool.allocate() {
@@ -267,10 +294,9 @@ mod tests {
                         None => break,
                     }
                 }
-                for (i, page_tokens) in tokens.chunks_exact(PAGE_TOKENS).enumerate().take(pages.len()) {
-                    let next = if i < found { continue } else { key.extend(page_tokens) };
-                    pool.publish(pages[i], next);
-                    key = next;
+                for (i, &page) in pages.iter().enumerate().take(length / PAGE_TOKENS).skip(found) {
+                    key = page_key(&key, &tokens, BASE, i);
+                    pool.publish(page, key);
                 }
                 held.push(pages);
                 if held.len() > 3 {

@@ -189,6 +189,9 @@ class ExLlamaV2:
         _check_room(cache, len(rows), begin + width)
         if begin == 0:
             cache.padding = _padding(input_mask, len(rows)) + [0] * (cache.batch_size - len(rows))
+        for row, ids in enumerate(rows):
+            leading = max(0, cache.padding[row] - begin)
+            cache.native().announce(row, begin + leading - cache.padding[row], ids[leading:])
         logits = None
         if not preprocess_only:
             kept = 1 if last_id_only else width
@@ -199,7 +202,7 @@ class ExLlamaV2:
                 return None
             end = min(start + chunk, width)
             wanted = range(end, end) if preprocess_only else range(width - 1 if last_id_only else start, end)
-            self._forward_columns(rows, begin, range(start, end), wanted, cache, loras, logits)
+            logits = self._forward_columns(rows, begin, range(start, end), wanted, cache, loras, logits)
             cache.current_seq_len = begin + end
         return None if logits is None else to_array(logits)
 
@@ -235,8 +238,11 @@ class ExLlamaV2:
         cache: ExLlamaV2CacheBase,
         loras: Adapter,
         logits: np.ndarray[Any, Any] | None,
-    ) -> None:
-        """Computes some columns of all rows in one step, and fills in the logits of those that are wanted."""
+    ) -> np.ndarray[Any, Any] | None:
+        """Computes some columns of all rows in one step, and fills in the logits of those that are wanted.
+
+        An adapter with a larger vocabulary makes them wider.
+        """
         tokens: list[int] = []
         positions: list[int] = []
         sequences: list[int] = []
@@ -253,10 +259,13 @@ class ExLlamaV2:
                 positions.append(begin + column - padding)
                 sequences.append(row)
         if not tokens:
-            return
+            return logits
         values = cache.native().forward(tokens, positions, sequences, picked, loras)
         if logits is not None and places:
+            if values.shape[1] != logits.shape[2]:
+                logits = np.zeros((*logits.shape[:2], values.shape[1]), dtype=np.float32)
             logits[tuple(np.array(places).T)] = values
+        return logits
 
 
 def _check_room(cache: ExLlamaV2CacheBase, rows: int, tokens: int) -> None:

@@ -1,151 +1,318 @@
-//! Which adapters may act on a row together, and what the row then looks like.
+//! The adapters of a request, and which of them act where along its tokens.
 //!
 //! Added deltas add up whatever their number. What *replaces* a part of the model does not: two adapters of one mixture must
 //! not replace the same part, a weight other than 1 has no meaning for them, and a DoRA norm belongs to the weight it was
-//! taken of. An adapter may also change the row's shape: more tokens, repeated layers, or acting from an invocation on.
+//! taken of. An activated LoRA adds its delta from its invocation on:
+//!
+//! ```text
+//! prompt          t0 t1 t2 [invocation] t5 t6 …       mixture {a: 1, activated: 0.5}
+//! spans           a         a, activated * 0.5        MixtureSpans::at(2), at(3)
+//! ```
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use crate::adapter::delta::SiteDelta;
+use crate::adapter::batch::SlotId;
+use crate::adapter::demands::AdapterDemands;
+use crate::adapter::pool::AdapterLease;
 use crate::error::{Error, ErrorCode, Result};
-use crate::sites::{SiteId, SitePart, SiteTable};
+use crate::sites::SiteTable;
 
-/// What a request with an adapter has to heed.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct AdapterDemands {
-    /// Parts that are replaced whole, ascending.
-    pub replaced: Vec<(SiteId, SitePart)>,
-    /// Rows of weights that are replaced one by one, by site; each list ascends.
-    pub replaced_rows: Vec<(SiteId, Vec<u32>)>,
-    /// Sites with a DoRA magnitude, ascending.
-    pub rescaled: Vec<SiteId>,
-    /// Rows of the embedding it brings, if it replaces it.
-    pub embedding_rows: Option<usize>,
-    /// Rows of the head it brings, if it replaces it.
-    pub head_rows: Option<usize>,
-    /// It acts from the last place on where these tokens stand in the prompt (aLoRA); everywhere if there are none.
-    pub invocation: Vec<u32>,
-    /// The base's layer that each layer of its stack is (`layer_replication`); `None` is the base's own stack.
-    pub layers: Option<Arc<[u32]>>,
+/// The adapters of a request with their weights, in its order; none is the base model.
+#[derive(Clone, Debug, Default)]
+pub struct Mixture {
+    parts: Vec<(AdapterLease, f32)>,
 }
 
-impl AdapterDemands {
-    /// Reads off the deltas what they demand; invocation and layers are the config's.
-    pub fn of(deltas: &[SiteDelta<'_>], sites: &SiteTable, invocation: &[u32], layers: Option<Arc<[u32]>>) -> Self {
-        let mut demands = Self { invocation: invocation.to_vec(), layers, ..Self::default() };
-        for delta in deltas {
-            if let Some(weight) = &delta.weight {
-                demands.replaced.push((delta.site, SitePart::Weight));
-                let rows = Some(weight.shape()[0]);
-                if sites.embedding == Some(delta.site) {
-                    demands.embedding_rows = rows;
-                } else if sites.head == Some(delta.site) {
-                    demands.head_rows = rows;
-                }
-            }
-            if delta.bias.is_some() {
-                demands.replaced.push((delta.site, SitePart::Bias));
-            }
-            if let Some(rows) = &delta.rows {
-                demands.replaced_rows.push((delta.site, rows.ids.clone()));
-            }
-            if delta.low_rank.as_ref().is_some_and(|low| low.magnitude.is_some()) {
-                demands.rescaled.push(delta.site);
+impl Mixture {
+    /// Checks that the adapters can act on one row, at their weights.
+    ///
+    /// # Errors
+    /// `adapter_weight_invalid`: a weight is not finite, or not 1 where the adapter replaces something.
+    /// `adapter_mixture_invalid`: two adapters replace the same part, one replaces a weight that another's DoRA norm was
+    /// taken of, or their layers are stacked differently.
+    pub fn new(parts: Vec<(AdapterLease, f32)>, sites: &SiteTable) -> Result<Self> {
+        for (lease, weight) in &parts {
+            check_weight(lease, *weight)?;
+        }
+        for (i, (one, _)) in parts.iter().enumerate() {
+            for (other, _) in &parts[i + 1..] {
+                check_pair(one, other, sites)?;
             }
         }
-        demands.replaced.sort_unstable();
-        demands.replaced.dedup();
-        demands.rescaled.sort_unstable();
-        demands.rescaled.dedup();
-        demands
+        Ok(Self { parts })
     }
 
-    /// Whether it replaces anything, so that only a weight of 1 has a meaning.
-    pub fn is_replacing(&self) -> bool {
-        !self.replaced.is_empty() || !self.replaced_rows.is_empty()
+    fn demands(&self) -> impl Iterator<Item = &AdapterDemands> {
+        self.parts.iter().map(|(lease, _)| &lease.summary().demands)
     }
 
-    fn replaces(&self, site: SiteId, part: SitePart) -> bool {
-        self.replaced.binary_search(&(site, part)).is_ok()
+    /// Tokens that have an embedding; `base` is the model's number of them.
+    pub fn embedding_rows(&self, base: usize) -> usize {
+        self.demands().find_map(|demands| demands.embedding_rows).unwrap_or(base)
     }
 
-    fn is_rescaling(&self, site: SiteId) -> bool {
-        self.rescaled.binary_search(&site).is_ok()
+    /// Tokens that have a logit; `base` is the model's number of them.
+    pub fn head_rows(&self, base: usize) -> usize {
+        self.demands().find_map(|demands| demands.head_rows).unwrap_or(base)
     }
 
-    /// A site at which both can't act on one row.
-    fn conflict(&self, other: &Self) -> Option<SiteId> {
-        // Rows of a weight whose norms were taken before they were replaced.
-        if let Some((site, _)) = self.replaced_rows.iter().find(|(site, _)| other.is_rescaling(*site)) {
-            return Some(*site);
+    /// Checks that every token has an embedding; `base` is the model's number of them.
+    ///
+    /// # Errors
+    /// `token_out_of_range`.
+    pub fn check_tokens(&self, tokens: &[u32], base: usize) -> Result<()> {
+        let rows = self.embedding_rows(base);
+        match tokens.iter().find(|&&id| id as usize >= rows) {
+            None => Ok(()),
+            Some(id) => Err(Error::new(ErrorCode::TokenOutOfRange, "a token id is outside the vocabulary")
+                .expected(format!("0..{rows}"))
+                .found(id)),
         }
-        let replaced = |&&(site, part): &&(SiteId, SitePart)| {
-            other.replaces(site, part)
-                || (part == SitePart::Weight
-                    && (other.is_rescaling(site) || other.replaced_rows.iter().any(|(rows_of, _)| *rows_of == site)))
+    }
+
+    /// The base's layer that each layer of its stack is; `None` is the base's own stack.
+    pub fn layers(&self) -> Option<&Arc<[u32]>> {
+        self.demands().find_map(|demands| demands.layers.as_ref())
+    }
+
+    /// All adapters with their weights, as they act where none waits for its invocation.
+    pub fn entries(&self) -> Vec<(SlotId, f32)> {
+        self.parts.iter().map(|(lease, weight)| (lease.slot(), *weight)).collect()
+    }
+
+    /// Which adapters act where on a sequence that begins with `prompt`.
+    pub fn along(&self, prompt: &[u32]) -> MixtureSpans {
+        let starts: Vec<Option<usize>> = self.demands().map(|demands| start_of(&demands.invocation, prompt)).collect();
+        let mut borders: Vec<usize> = starts.iter().copied().flatten().chain([0]).collect();
+        borders.sort_unstable();
+        borders.dedup();
+        let span = |first: usize| {
+            let acting = self.parts.iter().zip(&starts).filter_map(|((lease, weight), start)| {
+                let is_invoked = start.is_some_and(|start| start <= first);
+                // What it replaces it replaces everywhere; only what it adds waits.
+                let weight = match is_invoked {
+                    true => *weight,
+                    false if lease.summary().demands.is_replacing() => 0.0,
+                    false => return None,
+                };
+                Some((lease, weight))
+            });
+            let (leases, entries): (Vec<_>, Vec<_>) =
+                acting.map(|(lease, weight)| (lease.content_hash().to_owned(), (lease.slot(), weight))).unzip();
+            Span { first, entries, content: leases }
         };
-        let shared_rows = || {
-            let shared = |(site, ids): &&(SiteId, Vec<u32>)| {
-                other.replaced_rows.iter().any(|(other_site, other_ids)| {
-                    site == other_site && ids.iter().any(|id| other_ids.binary_search(id).is_ok())
-                })
-            };
-            self.replaced_rows.iter().find(shared).map(|(site, _)| *site)
-        };
-        self.replaced.iter().find(replaced).map(|(site, _)| *site).or_else(shared_rows)
+        MixtureSpans { spans: borders.into_iter().map(span).collect() }
+    }
+
+    /// Lets go of everything but the leases.
+    pub fn into_leases(self) -> Vec<AdapterLease> {
+        self.parts.into_iter().map(|(lease, _)| lease).collect()
     }
 }
 
-/// An adapter of a mixture, as its request names it.
-#[derive(Clone, Copy, Debug)]
-pub struct Part<'a> {
-    /// How messages call it.
-    pub name: &'a str,
-    /// What it demands.
-    pub demands: &'a AdapterDemands,
-    /// The request's weight.
-    pub weight: f32,
-}
-
-/// Checks that the adapters of a mixture can act on one row.
+/// The last place where the invocation stands in a prompt; every place where there is none to wait for.
 ///
-/// # Errors
-/// `adapter_weight_invalid`: a weight is not finite, or not 1 where the adapter replaces something.
-/// `adapter_mixture_invalid`: two adapters replace the same part, one replaces a weight that another's DoRA norm was taken
-/// of, or their layers are stacked differently.
-pub fn check(parts: &[Part<'_>], sites: &SiteTable) -> Result<()> {
-    for part in parts {
-        check_weight(part)?;
+/// Source: PEFT 0.21.2, `calculate_alora_offsets`: the last occurrence counts, and a prompt without one is the base's.
+fn start_of(invocation: &[u32], prompt: &[u32]) -> Option<usize> {
+    match invocation.len() {
+        0 => Some(0),
+        length => prompt.windows(length).rposition(|window| window == invocation),
     }
-    for (i, one) in parts.iter().enumerate() {
-        for other in &parts[i + 1..] {
-            if one.demands.layers != other.demands.layers {
-                let what = format!("'{}' and '{}' stack the layers differently", one.name, other.name);
-                return Err(Error::new(ErrorCode::AdapterMixtureInvalid, what));
-            }
-            if let Some(site) = one.demands.conflict(other.demands).or_else(|| other.demands.conflict(one.demands)) {
-                let what = format!(
-                    "'{}' and '{}' can't both act on '{}', where at least one of them replaces the base",
-                    one.name,
-                    other.name,
-                    sites.get(site).path
-                );
-                return Err(Error::new(ErrorCode::AdapterMixtureInvalid, what));
-            }
-        }
-    }
-    Ok(())
 }
 
-fn check_weight(part: &Part<'_>) -> Result<()> {
-    let Part { name, demands, weight } = part;
+fn check_weight(lease: &AdapterLease, weight: f32) -> Result<()> {
     if !weight.is_finite() {
-        let what = format!("the weight of '{name}' is not finite");
+        let what = format!("the weight of '{}' is not finite", lease.label());
         return Err(Error::new(ErrorCode::AdapterWeightInvalid, what).found(weight));
     }
-    if *weight != 1.0 && demands.is_replacing() {
-        let what = format!("'{name}' replaces weights, biases or embedding rows, which no weight scales");
+    if weight != 1.0 && lease.summary().demands.is_replacing() {
+        let what = format!("'{}' replaces weights, biases or embedding rows, which no weight scales", lease.label());
         return Err(Error::new(ErrorCode::AdapterWeightInvalid, what).expected("a weight of 1").found(weight));
     }
     Ok(())
+}
+
+fn check_pair(one: &AdapterLease, other: &AdapterLease, sites: &SiteTable) -> Result<()> {
+    let (mine, theirs) = (&one.summary().demands, &other.summary().demands);
+    let invalid = |what| Err(Error::new(ErrorCode::AdapterMixtureInvalid, what));
+    if mine.layers != theirs.layers {
+        return invalid(format!("'{}' and '{}' stack the layers differently", one.label(), other.label()));
+    }
+    match mine.conflict(theirs).or_else(|| theirs.conflict(mine)) {
+        None => Ok(()),
+        Some(site) => invalid(format!(
+            "'{}' and '{}' can't both act on '{}': at least one of them replaces the base there",
+            one.label(),
+            other.label(),
+            sites.get(site).path
+        )),
+    }
+}
+
+/// A mixture along one sequence.
+#[derive(Clone, Debug)]
+pub struct MixtureSpans {
+    /// Ascending by their first positions, the first of which is 0.
+    spans: Vec<Span>,
+}
+
+/// Positions from one on, and the adapters that act there.
+#[derive(Clone, Debug)]
+struct Span {
+    first: usize,
+    entries: Vec<(SlotId, f32)>,
+    /// The content hash of each entry.
+    content: Vec<String>,
+}
+
+impl Default for MixtureSpans {
+    /// The base model everywhere.
+    fn default() -> Self {
+        Self { spans: vec![Span { first: 0, entries: Vec::new(), content: Vec::new() }] }
+    }
+}
+
+impl MixtureSpans {
+    /// The adapters that act on the row at a position, with their weights, in the order of the request.
+    pub fn at(&self, position: usize) -> &[(SlotId, f32)] {
+        let after = self.spans.partition_point(|span| span.first <= position);
+        self.spans[..after].last().map_or(&[], |span| &span.entries)
+    }
+
+    /// The same of consecutive positions.
+    pub fn over(&self, positions: Range<usize>) -> impl Iterator<Item = &[(SlotId, f32)]> {
+        positions.map(|position| self.at(position))
+    }
+
+    /// What tells the computations of some positions apart, besides their tokens: from which of them on (counted from the
+    /// range's start) which adapter acts, by content hash and weight. Nothing where only the base does.
+    pub fn identity(&self, positions: Range<usize>) -> impl Iterator<Item = (usize, &str, f32)> {
+        let first = self.spans.partition_point(|span| span.first <= positions.start).saturating_sub(1);
+        let last = self.spans.partition_point(|span| span.first < positions.end);
+        self.spans[first..last.max(first)].iter().flat_map(move |span| {
+            let from = span.first.saturating_sub(positions.start);
+            span.entries.iter().zip(&span.content).map(move |((_, weight), hash)| (from, hash.as_str(), *weight))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::plan::AdapterSummary;
+    use crate::adapter::pool::{AdapterLimits, AdapterPool};
+    use crate::sites::{Site, SiteId, SitePart};
+
+    fn lease(pool: &AdapterPool, hash: &str, demands: AdapterDemands) -> AdapterLease {
+        let summary = AdapterSummary {
+            path: hash.into(),
+            content_hash: hash.to_owned(),
+            rank: 1,
+            alpha: 1.0,
+            use_rslora: false,
+            target_modules: Vec::new(),
+            sites: 1,
+            max_rank: 1,
+            bytes: 1,
+            demands,
+        };
+        pool.admit(pool.reserve(1).expect("room"), summary)
+    }
+
+    fn pool() -> AdapterPool {
+        AdapterPool::new(AdapterLimits::default())
+    }
+
+    fn sites() -> SiteTable {
+        let mut sites = SiteTable::default();
+        sites.push(Site::linear("lm_head", 2, 3));
+        sites
+    }
+
+    fn invoked_by(tokens: &[u32]) -> AdapterDemands {
+        AdapterDemands { invocation: tokens.to_vec(), ..AdapterDemands::default() }
+    }
+
+    fn replacing(part: SitePart) -> AdapterDemands {
+        AdapterDemands { replaced: vec![(SiteId(0), part)], ..AdapterDemands::default() }
+    }
+
+    #[test]
+    fn an_activated_adapter_acts_from_the_last_invocation_on() {
+        let pool = pool();
+        let (plain, activated) = (lease(&pool, "p", AdapterDemands::default()), lease(&pool, "i", invoked_by(&[7, 8])));
+        let (p, i) = (plain.slot(), activated.slot());
+        let mixture = Mixture::new(vec![(plain, 1.0), (activated, 0.5)], &sites()).expect("valid");
+        let spans = mixture.along(&[7, 8, 1, 7, 8, 2]);
+        assert_eq!(spans.at(2), [(p, 1.0)]);
+        assert_eq!(spans.at(3), [(p, 1.0), (i, 0.5)]);
+        assert_eq!(spans.at(1000), [(p, 1.0), (i, 0.5)]);
+        for prompt in [&[7, 1, 8][..], &[7], &[]] {
+            assert_eq!(mixture.along(prompt).at(5), [(p, 1.0)], "{prompt:?}");
+        }
+        assert_eq!(mixture.along(&[7, 8]).at(0).len(), 2);
+    }
+
+    #[test]
+    fn what_an_activated_adapter_replaces_it_replaces_everywhere() {
+        let pool = pool();
+        let one = lease(&pool, "i", AdapterDemands { invocation: vec![7], ..replacing(SitePart::Bias) });
+        let slot = one.slot();
+        let spans = Mixture::new(vec![(one, 1.0)], &sites()).expect("valid").along(&[1, 7]);
+        assert_eq!((spans.at(0), spans.at(1)), (&[(slot, 0.0)][..], &[(slot, 1.0)][..]));
+    }
+
+    #[test]
+    fn positions_before_an_invocation_are_told_apart_from_nothing_but_the_base() {
+        let pool = pool();
+        let mixture = Mixture::new(vec![(lease(&pool, "i", invoked_by(&[7])), 0.5)], &sites()).expect("valid");
+        let spans = mixture.along(&[0, 1, 2, 3, 4, 7, 6]);
+        let identity = |range| spans.identity(range).collect::<Vec<_>>();
+        assert_eq!(identity(0..4), []);
+        assert_eq!(identity(4..8), [(1, "i", 0.5)]);
+        assert_eq!(identity(5..8), [(0, "i", 0.5)]);
+        assert_eq!(identity(8..12), [(0, "i", 0.5)]);
+        assert_eq!(identity(0..5), []);
+        assert_eq!(MixtureSpans::default().identity(0..4).count(), 0);
+    }
+
+    fn refused(parts: Vec<(AdapterDemands, f32)>) -> Option<ErrorCode> {
+        let pool = pool();
+        let parts = parts.into_iter().map(|(demands, weight)| (lease(&pool, "x", demands), weight)).collect();
+        Mixture::new(parts, &sites()).err().map(|error| error.code())
+    }
+
+    #[test]
+    fn only_what_is_added_takes_a_weight() {
+        let plain = AdapterDemands::default;
+        assert_eq!(refused(vec![(plain(), -0.5), (replacing(SitePart::Bias), 1.0)]), None);
+        for (demands, weight) in [
+            (plain(), f32::NAN),
+            (plain(), f32::INFINITY),
+            (replacing(SitePart::Weight), 0.5),
+            (replacing(SitePart::Bias), 0.0),
+        ] {
+            assert_eq!(refused(vec![(demands, weight)]), Some(ErrorCode::AdapterWeightInvalid));
+        }
+    }
+
+    #[test]
+    fn adapters_that_replace_the_same_part_do_not_mix() {
+        let rows =
+            |ids: &[u32]| AdapterDemands { replaced_rows: vec![(SiteId(0), ids.to_vec())], ..Default::default() };
+        let rescaling = || AdapterDemands { rescaled: vec![SiteId(0)], ..Default::default() };
+        let stacked = || AdapterDemands { layers: Some([0, 0].into()), ..Default::default() };
+        let (weight, bias) = (|| replacing(SitePart::Weight), || replacing(SitePart::Bias));
+        let pair = |one: AdapterDemands, other: AdapterDemands| {
+            let found = refused(vec![(one.clone(), 1.0), (other.clone(), 1.0)]);
+            assert_eq!(found, refused(vec![(other, 1.0), (one, 1.0)]));
+            found.is_none()
+        };
+        assert!(pair(weight(), bias()) && pair(rows(&[1, 3]), rows(&[2, 4])) && pair(stacked(), stacked()));
+        assert!(pair(rescaling(), rescaling()) && pair(rescaling(), bias()));
+        assert!(!pair(weight(), weight()) && !pair(bias(), bias()) && !pair(rows(&[1, 3]), rows(&[3])));
+        assert!(!pair(weight(), rows(&[1])) && !pair(weight(), rescaling()) && !pair(rows(&[1]), rescaling()));
+        assert!(!pair(stacked(), AdapterDemands::default()));
+    }
 }

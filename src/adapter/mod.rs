@@ -11,6 +11,7 @@
 pub mod batch;
 pub mod config;
 pub mod delta;
+pub mod demands;
 pub mod features;
 pub mod folder;
 mod json;

@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::adapter::delta::{LowRank, SiteDelta, scaling};
+use crate::adapter::demands::AdapterDemands;
 use crate::adapter::folder::{CONFIG, WEIGHTS};
 use crate::adapter::keys::{self, Factor, FactorNames};
-use crate::adapter::mixture::AdapterDemands;
 use crate::adapter::{AdapterFiles, Problems};
 use crate::error::{Error, ErrorCode, Result};
-use crate::sites::{Site, SiteKind, SiteTable};
+use crate::sites::{Site, SiteId, SiteKind, SitePart, SiteTable};
 use crate::tensor::{TensorView, shape_text};
 
 /// What is known of an adapter before it is resident.
@@ -47,6 +47,21 @@ pub struct AdapterPlan<'a> {
     pub deltas: Vec<SiteDelta<'a>>,
     /// Summary for reports.
     pub summary: AdapterSummary,
+}
+
+impl AdapterPlan<'_> {
+    /// Lets go of replaced weights and biases that are the base's own: they replace nothing. `holds` says whether the base
+    /// has exactly these values.
+    pub fn drop_copies(&mut self, sites: &SiteTable, holds: impl Fn(SiteId, SitePart, TensorView<'_>) -> bool) {
+        for delta in &mut self.deltas {
+            let site = delta.site;
+            delta.weight.take_if(|weight| holds(site, SitePart::Weight, weight.view()));
+            delta.bias.take_if(|bias| holds(site, SitePart::Bias, bias.view()));
+        }
+        let (invocation, layers) = (self.summary.demands.invocation.clone(), self.summary.demands.layers.clone());
+        self.deltas.retain(|delta| delta.tensors().next().is_some());
+        self.summary.demands = AdapterDemands::of(&self.deltas, sites, &invocation, layers);
+    }
 }
 
 /// Plans an adapter; see [`AdapterFiles::plan`].

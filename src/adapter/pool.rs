@@ -389,6 +389,20 @@ impl AdapterLease {
         self.generation.info(leases)
     }
 
+    /// What was read from its files.
+    pub fn summary(&self) -> &AdapterSummary {
+        &self.generation.summary
+    }
+
+    /// Its name; of an anonymous one its folder's name.
+    pub fn label(&self) -> String {
+        let Generation { name, summary, .. } = &*self.generation;
+        match (name.as_str(), summary.path.file_name()) {
+            ("", Some(folder)) => folder.to_string_lossy().into_owned(),
+            (name, _) => name.to_owned(),
+        }
+    }
+
     /// Content hash, part of the prefix key.
     pub fn content_hash(&self) -> &str {
         &self.generation.summary.content_hash
@@ -430,7 +444,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::adapter::mixture::AdapterDemands;
+    use crate::adapter::demands::AdapterDemands;
 
     fn pool(max_bytes: usize, max_adapters: usize) -> AdapterPool {
         AdapterPool::new(AdapterLimits { max_bytes, max_adapters })

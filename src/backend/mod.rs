@@ -13,6 +13,7 @@
 
 pub mod cpu;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::adapter::batch::{AdapterBatch, SlotId};
@@ -156,11 +157,23 @@ impl StepRows {
         self.positions.is_empty()
     }
 
+    /// Adds the rows of one more sequence, which has those pages.
+    pub fn push(&mut self, positions: Range<usize>, pages: impl IntoIterator<Item = u32>) {
+        let sequence = self.sequences.last().map_or(0, |last| last + 1);
+        if self.block_tables.len() <= sequence as usize {
+            self.block_tables.push(Vec::new());
+        }
+        let table = &mut self.block_tables[sequence as usize];
+        table.clear();
+        table.extend(pages);
+        self.sequences.extend(positions.clone().map(|_| sequence));
+        self.positions.extend(positions.map(|position| position as u32));
+    }
+
     /// Forgets the rows, keeping the buffers.
     pub fn clear(&mut self) {
         self.positions.clear();
         self.sequences.clear();
-        self.block_tables.clear();
     }
 }
 

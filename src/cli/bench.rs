@@ -13,8 +13,8 @@ use serde::Serialize;
 
 use super::load::{ModelArgs, NamedAdapter};
 use super::output::{print, print_json};
-use crate::adapter::batch::SlotId;
-use crate::backend::KvDType;
+use crate::adapter::mixture::Mixture;
+use crate::backend::{KvDType, StepRows};
 use crate::doctor;
 use crate::engine::EngineOptions;
 use crate::error::{Error, ErrorCode, Result};
@@ -84,9 +84,12 @@ pub(super) fn run(args: &BenchArgs, json: bool) -> Result<()> {
         }
     };
     let lora_load_s = lease.as_ref().map(|_| rounded(start.elapsed().as_secs_f64(), 3));
-    let mut variants = vec![Variant::new(Vec::new())];
-    variants.extend(lease.as_ref().map(|lease| Variant::new(vec![(lease.slot(), 1.0)])));
-    measure(args, &mut Stream::new(&model, args)?, &mut variants)?;
+    let mut variants = vec![Variant::new(Mixture::default())];
+    if let Some(lease) = lease {
+        variants.push(Variant::new(Mixture::new(vec![(lease, 1.0)], model.sites())?));
+    }
+    let planes = variants.iter().map(|variant| model.planes_of(variant.mixture.layers())).max().unwrap_or(1);
+    measure(args, &mut Stream::new(&model, args, planes)?, &mut variants)?;
 
     let name = args.model.model.file_name().unwrap_or(args.model.model.as_os_str());
     let measurement = Measurement {
@@ -127,13 +130,13 @@ fn check(args: &BenchArgs, positions: usize) -> Result<()> {
 
 /// The base, or an adapter on every row, and what was measured with it in tokens per second.
 struct Variant {
-    mixture: Vec<(SlotId, f32)>,
+    mixture: Mixture,
     prefill: Vec<f64>,
     decode: Vec<f64>,
 }
 
 impl Variant {
-    fn new(mixture: Vec<(SlotId, f32)>) -> Self {
+    fn new(mixture: Mixture) -> Self {
         Self { mixture, prefill: Vec::new(), decode: Vec::new() }
     }
 
@@ -170,19 +173,19 @@ fn measure(args: &BenchArgs, stream: &mut Stream<'_>, variants: &mut [Variant]) 
 struct Stream<'a> {
     model: &'a Arc<Model>,
     kv: KvStorage,
-    pages: Vec<u32>,
-    position: u32,
+    pages_of_plane: usize,
+    position: usize,
     batch: ForwardBatch,
     logits: Vec<f32>,
     random: u32,
 }
 
 impl<'a> Stream<'a> {
-    fn new(model: &'a Arc<Model>, args: &BenchArgs) -> Result<Self> {
-        let pages = pages_for(args.prompt.max(args.decode).max(WARM_PREFILL) + WARM_STEPS);
-        let kv = model.create_kv(pages, KvDType::F16)?;
-        let pages = (0..pages as u32).collect();
-        Ok(Self { model, kv, pages, position: 0, batch: ForwardBatch::default(), logits: Vec::new(), random: 1 })
+    fn new(model: &'a Arc<Model>, args: &BenchArgs, planes: usize) -> Result<Self> {
+        let pages_of_plane = pages_for(args.prompt.max(args.decode).max(WARM_PREFILL) + WARM_STEPS);
+        let kv = model.create_kv(pages_of_plane * planes, KvDType::F16)?;
+        let batch = ForwardBatch::default();
+        Ok(Self { model, kv, pages_of_plane, position: 0, batch, logits: Vec::new(), random: 1 })
     }
 
     fn clear(&mut self) {
@@ -190,7 +193,7 @@ impl<'a> Stream<'a> {
     }
 
     /// Feeds a new sequence of `tokens`, in the chunks in which the engine would.
-    fn prefill(&mut self, mixture: &[(SlotId, f32)], tokens: usize) -> Result<()> {
+    fn prefill(&mut self, mixture: &Mixture, tokens: usize) -> Result<()> {
         self.clear();
         let chunk = EngineOptions::default().prefill_chunk;
         let mut done = 0;
@@ -202,34 +205,34 @@ impl<'a> Stream<'a> {
         Ok(())
     }
 
-    fn decode(&mut self, mixture: &[(SlotId, f32)], tokens: usize) -> Result<()> {
+    fn decode(&mut self, mixture: &Mixture, tokens: usize) -> Result<()> {
         (0..tokens).try_for_each(|_| self.feed(mixture, 1, true))
     }
 
     /// One step over the next positions; logits of the last row if they are wanted.
-    fn feed(&mut self, mixture: &[(SlotId, f32)], rows: usize, wants_logits: bool) -> Result<()> {
-        let vocab = self.model.config().vocab_size as u32;
+    fn feed(&mut self, mixture: &Mixture, rows: usize, wants_logits: bool) -> Result<()> {
+        let vocab = self.model.config().vocab_size;
         let batch = &mut self.batch;
-        batch.tokens.clear();
-        batch.rows.positions.clear();
+        batch.clear();
         for _ in 0..rows {
             // Numerical Recipes' linear congruential generator: any spread of ids will do.
             self.random = self.random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            batch.tokens.push((self.random >> 8) % vocab);
-            batch.rows.positions.push(self.position);
-            self.position += 1;
+            batch.tokens.push((self.random >> 8) % vocab as u32);
         }
-        batch.rows.sequences.clear();
-        batch.rows.sequences.resize(rows, 0);
-        if batch.rows.block_tables.is_empty() {
-            batch.rows.block_tables.push(self.pages.clone());
+        batch.layers = mixture.layers().cloned();
+        batch.planes.resize_with(self.model.planes_of(mixture.layers()), StepRows::default);
+        for (plane, places) in batch.planes.iter_mut().enumerate() {
+            let pages = plane * self.pages_of_plane..(plane + 1) * self.pages_of_plane;
+            places.push(self.position..self.position + rows, pages.map(|page| page as u32));
         }
-        batch.adapters.rebuild((0..rows).map(|_| mixture));
+        self.position += rows;
+        let entries = mixture.entries();
+        batch.adapters.rebuild((0..rows).map(|_| &entries[..]));
         let logit_rows = usize::from(wants_logits);
-        batch.logit_rows.clear();
         batch.logit_rows.extend((0..logit_rows).map(|_| rows as u32 - 1));
-        batch.logit_adapters.rebuild((0..logit_rows).map(|_| mixture));
-        self.model.forward(batch, &self.kv, &mut self.logits)
+        batch.logit_adapters.rebuild((0..logit_rows).map(|_| &entries[..]));
+        batch.logit_width = mixture.head_rows(vocab);
+        self.model.forward(batch, &[&self.kv], &mut self.logits)
     }
 }
 

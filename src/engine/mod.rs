@@ -17,15 +17,16 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::adapter::pool::{AdapterInfo, AdapterLease, AdapterLimits};
+use crate::adapter::mixture::Mixture;
+use crate::adapter::pool::{AdapterInfo, AdapterLimits};
 use crate::backend::KvDType;
 use crate::error::{Error, ErrorCode, Result};
-use crate::kv::{PAGE_TOKENS, PrefixKey, pages_for};
+use crate::kv::{PAGE_TOKENS, pages_for};
 use crate::model::{Device, Model, ModelOptions, Progress};
 use job::JobShared;
 use request::{AdapterRef, Completion, Prompt, Request, Stop};
 use scheduler::Scheduler;
-use sequence::{Generation, Purpose, Sequence};
+use sequence::{Generation, Purpose, Sequence, Walk};
 use text::{StopStrings, Tokenizer};
 
 pub use job::Job;
@@ -120,6 +121,7 @@ struct Shared {
     tokenizer: Option<Arc<Tokenizer>>,
     /// Positions a sequence can reach: the model's, or the cache's if that is smaller.
     max_tokens: usize,
+    kv_pages: usize,
     /// Submitted, not yet seen by the scheduler: submitting never waits for a step.
     incoming: Mutex<VecDeque<Sequence>>,
     scheduler: Mutex<Scheduler>,
@@ -161,6 +163,7 @@ impl Engine {
         let kv = model.create_kv(pages, options.kv_dtype)?;
         let shared = Shared {
             max_tokens: positions.min(pages * PAGE_TOKENS),
+            kv_pages: pages,
             model,
             tokenizer,
             incoming: Mutex::default(),
@@ -220,10 +223,10 @@ impl Engine {
         if request.max_new_tokens == 0 {
             return Err(Error::new(ErrorCode::RequestInvalid, "max_new_tokens is 0").expected("at least 1"));
         }
-        request.sampling.check(self.model().config().vocab_size)?;
-        self.check_length(tokens.len())?;
-        let generation = self.generation(&request, tokens.len())?;
-        self.enqueue(tokens, &request.adapters, Purpose::Generate(Box::new(generation)))
+        let (mixture, walk) = self.walk(&request.adapters, &tokens)?;
+        request.sampling.check(walk.vocab)?;
+        let generation = self.generation(&request, tokens.len(), self.max_tokens_of(&walk))?;
+        Ok(self.enqueue(tokens, mixture, walk, Purpose::Generate(Box::new(generation))))
     }
 
     /// Computes one step for all requests; `false` if there was nothing to do.
@@ -278,9 +281,9 @@ impl Engine {
         between_steps: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Logits> {
         let tokens = self.encode(prompt, true)?;
-        self.check_length(tokens.len())?;
-        let (tokens_len, vocab) = (tokens.len(), self.model().config().vocab_size);
-        let mut job = self.enqueue(tokens, adapters, Purpose::PromptLogits(Vec::new()))?;
+        let (mixture, walk) = self.walk(adapters, &tokens)?;
+        let (tokens_len, vocab) = (tokens.len(), walk.vocab);
+        let mut job = self.enqueue(tokens, mixture, walk, Purpose::PromptLogits(Vec::new()));
         let mut values = Vec::new();
         while let Some(chunk) = job.next_chunk_with(between_steps)? {
             values = chunk.logits;
@@ -315,7 +318,7 @@ impl Engine {
         self.scheduler().clear_prefixes();
     }
 
-    /// Token ids of a prompt, checked against the vocabulary.
+    /// Token ids of a prompt.
     fn encode(&self, prompt: &Prompt, add_special: bool) -> Result<Vec<u32>> {
         let tokens = match prompt {
             Prompt::Tokens(tokens) => tokens.clone(),
@@ -326,30 +329,44 @@ impl Engine {
                 tokenizer.encode(&tokenizer.apply_chat_template(messages, true)?, false, true)?
             }
         };
-        if tokens.is_empty() {
-            return Err(Error::new(ErrorCode::PromptEmpty, "the prompt has no tokens"));
-        }
-        let vocab = self.model().config().vocab_size;
-        match tokens.iter().find(|&&id| id as usize >= vocab) {
-            None => Ok(tokens),
-            Some(id) => Err(Error::new(ErrorCode::TokenOutOfRange, "a token id is outside the vocabulary")
-                .expected(format!("0..{vocab}"))
-                .found(id)),
+        match tokens.is_empty() {
+            false => Ok(tokens),
+            true => Err(Error::new(ErrorCode::PromptEmpty, "the prompt has no tokens")),
         }
     }
 
-    fn check_length(&self, prompt_tokens: usize) -> Result<()> {
-        if prompt_tokens <= self.shared.max_tokens {
+    /// Leases the adapters of a request, and says how they lead a prompt through the model; both are checked.
+    fn walk(&self, adapters: &[(AdapterRef, f32)], tokens: &[u32]) -> Result<(Mixture, Walk)> {
+        let model = self.model();
+        let mixture = request::lease_all(adapters, model)?;
+        mixture.check_tokens(tokens, model.config().vocab_size)?;
+        let walk = Walk {
+            spans: mixture.along(tokens),
+            layers: mixture.layers().cloned(),
+            planes: model.planes_of(mixture.layers()),
+            vocab: mixture.head_rows(model.config().vocab_size),
+        };
+        self.check_length(tokens.len(), self.max_tokens_of(&walk))?;
+        Ok((mixture, walk))
+    }
+
+    /// Positions a sequence can reach: repeated layers take more of the cache for each.
+    fn max_tokens_of(&self, walk: &Walk) -> usize {
+        self.shared.max_tokens.min(self.shared.kv_pages / walk.planes * PAGE_TOKENS)
+    }
+
+    fn check_length(&self, prompt_tokens: usize, max_tokens: usize) -> Result<()> {
+        if prompt_tokens <= max_tokens {
             return Ok(());
         }
         let positions = self.model().config().max_positions;
-        let limit = if self.shared.max_tokens == positions { "the model's positions" } else { "the KV cache" };
+        let limit = if max_tokens == positions { "the model's positions" } else { "the KV cache" };
         Err(Error::new(ErrorCode::PromptTooLong, format!("the prompt does not fit {limit}"))
-            .expected(format!("at most {} tokens", self.shared.max_tokens))
+            .expected(format!("at most {max_tokens} tokens"))
             .found(format!("{prompt_tokens} tokens")))
     }
 
-    fn generation(&self, request: &Request, prompt_tokens: usize) -> Result<Generation> {
+    fn generation(&self, request: &Request, prompt_tokens: usize, max_tokens: usize) -> Result<Generation> {
         let mut stop_ids = if request.stop_at_eos { self.model().config().eos_token_ids.clone() } else { Vec::new() };
         let mut stop_texts = Vec::new();
         for stop in &request.stop {
@@ -372,7 +389,7 @@ impl Engine {
         Ok(Generation {
             sampling: request.sampling.clone(),
             // The last token needs no position: nothing is computed after it.
-            max_tokens: prompt_tokens.saturating_add(request.max_new_tokens).min(self.shared.max_tokens + 1),
+            max_tokens: prompt_tokens.saturating_add(request.max_new_tokens).min(max_tokens + 1),
             min_new_tokens: request.min_new_tokens,
             stop_ids,
             text,
@@ -381,40 +398,12 @@ impl Engine {
         })
     }
 
-    fn enqueue(&self, tokens: Vec<u32>, adapters: &[(AdapterRef, f32)], purpose: Purpose) -> Result<Job> {
-        let leases = self.lease_all(adapters)?;
-        let weights = adapters.iter().map(|(_, weight)| *weight);
-        let mixture = leases.iter().map(AdapterLease::slot).zip(weights.clone()).collect();
-        let root = PrefixKey::root(leases.iter().map(AdapterLease::content_hash).zip(weights));
-        let shared = JobShared::new(leases);
+    fn enqueue(&self, tokens: Vec<u32>, mixture: Mixture, walk: Walk, purpose: Purpose) -> Job {
+        let shared = JobShared::new(mixture.into_leases());
         let prompt: Arc<[u32]> = tokens.as_slice().into();
-        let sequence = Sequence::new(Arc::clone(&shared), purpose, tokens, mixture, root);
+        let sequence = Sequence::new(Arc::clone(&shared), purpose, tokens, walk);
         self.shared.incoming.lock().push_back(sequence);
-        Ok(Job::new(self.clone(), shared, prompt))
-    }
-
-    fn lease_all(&self, adapters: &[(AdapterRef, f32)]) -> Result<Vec<AdapterLease>> {
-        let pool = self.model().adapters();
-        let lease = |(adapter, weight): &(AdapterRef, f32)| {
-            let lease = match adapter {
-                AdapterRef::Name(name) => pool.lease(name)?,
-                AdapterRef::Lease(lease) if lease.is_of(pool) => lease.clone(),
-                AdapterRef::Lease(lease) => {
-                    return Err(Error::new(ErrorCode::AdapterModelMismatch, "the adapter was loaded on another model")
-                        .path(&lease.info().summary.path));
-                }
-            };
-            if !weight.is_finite() {
-                let name = lease.info().name;
-                return Err(Error::new(
-                    ErrorCode::AdapterWeightInvalid,
-                    format!("the weight of '{name}' is not finite"),
-                )
-                .found(weight));
-            }
-            Ok(lease)
-        };
-        adapters.iter().map(lease).collect()
+        Job::new(self.clone(), shared, prompt)
     }
 
     /// The scheduler, with everything in it that was submitted before.

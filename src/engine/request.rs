@@ -1,8 +1,11 @@
 //! What a user asks and gets: requests, chunks, completions.
 
-use crate::adapter::pool::AdapterLease;
+use crate::adapter::mixture::Mixture;
+use crate::adapter::pool::{AdapterLease, AdapterPool};
 use crate::engine::sampler::SamplingParams;
 use crate::engine::text::ChatMessage;
+use crate::error::{Error, ErrorCode, Result};
+use crate::model::Model;
 
 /// What to continue.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,13 +56,33 @@ impl AdapterRef {
     pub fn label(&self) -> String {
         match self {
             AdapterRef::Name(name) => name.clone(),
+            AdapterRef::Lease(lease) => lease.label(),
+        }
+    }
+
+    /// A lease on the generation it means.
+    ///
+    /// # Errors
+    /// `adapter_not_found`, `adapter_model_mismatch`.
+    pub fn lease(&self, pool: &AdapterPool) -> Result<AdapterLease> {
+        match self {
+            AdapterRef::Name(name) => pool.lease(name),
+            AdapterRef::Lease(lease) if lease.is_of(pool) => Ok(lease.clone()),
             AdapterRef::Lease(lease) => {
-                let info = lease.info();
-                let folder = info.summary.path.file_name().map(|name| name.to_string_lossy().into_owned());
-                if info.name.is_empty() { folder.unwrap_or_default() } else { info.name }
+                Err(Error::new(ErrorCode::AdapterModelMismatch, "the adapter was loaded on another model")
+                    .path(&lease.summary().path))
             }
         }
     }
+}
+
+/// Leases the adapters of a request on a model and checks that they can act on one row.
+///
+/// # Errors
+/// `adapter_not_found`, `adapter_model_mismatch`, `adapter_weight_invalid`, `adapter_mixture_invalid`.
+pub(crate) fn lease_all(adapters: &[(AdapterRef, f32)], model: &Model) -> Result<Mixture> {
+    let lease = |(adapter, weight): &(AdapterRef, f32)| Ok((adapter.lease(model.adapters())?, *weight));
+    Mixture::new(adapters.iter().map(lease).collect::<Result<_>>()?, model.sites())
 }
 
 /// What ends a text early.

@@ -5,13 +5,15 @@
 //! back and starts over later: since rows are independent of their batch it arrives at the same tokens.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use super::EngineOptions;
 use super::request::FinishReason;
 use super::sampler::Sampler;
 use super::sequence::{Purpose, Sequence};
+use crate::backend::StepRows;
 use crate::error::{Error, Result};
-use crate::kv::{KvPool, PAGE_TOKENS, pages_for};
+use crate::kv::{KvPool, PAGE_TOKENS, PrefixKey};
 use crate::model::{ForwardBatch, KvStorage, Model};
 
 /// The sequences of an engine and the pages they use.
@@ -25,6 +27,8 @@ pub(super) struct Scheduler {
     sampler: Sampler,
     /// Tokens that each running sequence takes in this step.
     takes: Vec<usize>,
+    /// The running sequences in the order of the step: those that walk the same stack of layers stand together.
+    order: Vec<usize>,
     batch: ForwardBatch,
     logits: Vec<f32>,
     pub tokens_prompt: u64,
@@ -42,6 +46,7 @@ impl Scheduler {
             prefill_chunk: options.prefill_chunk.max(1),
             sampler: Sampler::default(),
             takes: Vec::new(),
+            order: Vec::new(),
             batch: ForwardBatch::default(),
             logits: Vec::new(),
             tokens_prompt: 0,
@@ -93,13 +98,38 @@ impl Scheduler {
         if self.running.is_empty() {
             return Ok(false);
         }
-        self.fill_batch();
-        if let Err(error) = model.forward(&self.batch, &self.kv, &mut self.logits) {
-            self.fail_all(&error);
-            return Err(error);
+        self.order_by_stack();
+        let mut finished = Vec::new();
+        let mut start = 0;
+        while start < self.order.len() {
+            let end = start + self.same_stack(start);
+            self.fill_batch(start..end);
+            if let Err(error) = model.forward(&mut self.batch, &[&self.kv], &mut self.logits) {
+                self.fail_all(&error);
+                return Err(error);
+            }
+            self.advance(start..end, &mut finished);
+            start = end;
         }
-        self.advance(model.config().vocab_size);
+        finished.sort_unstable();
+        for index in finished.into_iter().rev() {
+            let mut sequence = self.running.remove(index);
+            self.pool.release(sequence.pages.drain(..));
+        }
         Ok(true)
+    }
+
+    /// Nearly always all sequences walk the base's own layers, in one pass; each further stack is a pass of its own.
+    fn order_by_stack(&mut self) {
+        self.order.clear();
+        self.order.extend(0..self.running.len());
+        self.order.sort_by(|&a, &b| self.running[a].walk.layers.cmp(&self.running[b].walk.layers));
+    }
+
+    /// How many sequences from that place in the order on walk the same layers.
+    fn same_stack(&self, start: usize) -> usize {
+        let layers = |place: &usize| &self.running[*place].walk.layers;
+        self.order[start..].iter().take_while(|place| layers(place) == layers(&self.order[start])).count()
     }
 
     /// Lets waiting sequences run while rows and pages suffice for their whole text so far.
@@ -108,11 +138,13 @@ impl Scheduler {
             let Some(mut sequence) = self.waiting.pop_front() else { return };
             // Logits of all positions need all positions computed.
             let (pages, key) = match sequence.purpose {
-                Purpose::Generate(_) => self.pool.find_prefix(sequence.root, &sequence.tokens),
-                Purpose::PromptLogits(_) => (Vec::new(), sequence.root),
+                Purpose::Generate(_) if sequence.shares_prefixes() => {
+                    self.pool.find_prefix(sequence.tokens.len(), |key, page| sequence.extend_key(key, page))
+                }
+                _ => (Vec::new(), PrefixKey::EMPTY),
             };
             // A page to spare for each sequence that runs, or the newcomer would soon have to leave again.
-            let wanted = pages_for(sequence.tokens.len()) - pages.len() + self.running.len();
+            let wanted = sequence.pages_for(sequence.tokens.len()) - pages.len() + self.running.len();
             if wanted > self.pool.free() && !self.running.is_empty() {
                 self.pool.release(pages);
                 self.waiting.push_front(sequence);
@@ -139,7 +171,7 @@ impl Scheduler {
             let pending = self.running[index].pending();
             let take = if pending == 1 { 1 } else { pending.min(budget) };
             let end = self.running[index].computed + take;
-            if !self.give_pages(index, pages_for(end)) {
+            if !self.give_pages(index, self.running[index].pages_for(end)) {
                 continue; // the last sequence left: perhaps this one
             }
             if pending > 1 {
@@ -179,63 +211,61 @@ impl Scheduler {
         }
     }
 
-    fn fill_batch(&mut self) {
+    /// The rows of the sequences at those places of the order, which walk the same layers.
+    fn fill_batch(&mut self, places: Range<usize>) {
+        let sequences = || self.order[places.clone()].iter().map(|&index| (&self.running[index], self.takes[index]));
         let batch = &mut self.batch;
-        batch.tokens.clear();
-        batch.rows.positions.clear();
-        batch.rows.sequences.clear();
-        batch.rows.block_tables.resize_with(self.running.len(), Vec::new);
-        batch.logit_rows.clear();
-        for (index, (sequence, &take)) in self.running.iter().zip(&self.takes).enumerate() {
+        batch.clear();
+        let Some((first, _)) = sequences().next() else { return };
+        batch.layers = first.walk.layers.clone();
+        batch.planes.resize_with(first.walk.planes, StepRows::default);
+        batch.logit_width = sequences().map(|(sequence, _)| sequence.walk.vocab).max().unwrap_or(0);
+        for (sequence, take) in sequences() {
             let range = sequence.computed..sequence.computed + take;
             batch.tokens.extend_from_slice(&sequence.tokens[range.clone()]);
-            batch.rows.positions.extend(range.clone().map(|position| position as u32));
-            batch.rows.sequences.extend(range.clone().map(|_| index as u32));
-            let table = &mut batch.rows.block_tables[index];
-            table.clear();
-            table.extend_from_slice(&sequence.pages);
+            for (plane, rows) in batch.planes.iter_mut().enumerate() {
+                rows.push(range.clone(), sequence.pages.iter().copied().skip(plane).step_by(sequence.walk.planes));
+            }
             let wanted = logit_rows_of(sequence, take);
             let rows = batch.tokens.len();
             batch.logit_rows.extend((rows - wanted..rows).map(|row| row as u32));
         }
-        let sequences = || self.running.iter().zip(&self.takes);
-        batch.adapters.rebuild(sequences().flat_map(|(s, &take)| std::iter::repeat_n(&s.mixture[..], take)));
-        batch
-            .logit_adapters
-            .rebuild(sequences().flat_map(|(s, &take)| std::iter::repeat_n(&s.mixture[..], logit_rows_of(s, take))));
+        batch.adapters.rebuild(sequences().flat_map(|(s, take)| s.walk.spans.over(s.computed..s.computed + take)));
+        batch.logit_adapters.rebuild(sequences().flat_map(|(s, take)| {
+            let end = s.computed + take;
+            s.walk.spans.over(end - logit_rows_of(s, take)..end)
+        }));
     }
 
-    /// Takes the step's results in: pages that became full are published, tokens chosen, ended sequences leave.
-    fn advance(&mut self, vocab: usize) {
-        let mut logits = &mut self.logits[..];
-        let mut finished = Vec::new();
-        for (index, (sequence, &take)) in self.running.iter_mut().zip(&self.takes).enumerate() {
+    /// Takes the results of those places in: pages that became full are published, tokens chosen, ended sequences told.
+    fn advance(&mut self, places: Range<usize>, finished: &mut Vec<usize>) {
+        let mut logits = self.logits.chunks_exact_mut(self.batch.logit_width);
+        for &index in &self.order[places] {
+            let (sequence, take) = (&mut self.running[index], self.takes[index]);
             let rows = logit_rows_of(sequence, take);
-            let (mine, rest) = logits.split_at_mut(rows * vocab);
-            logits = rest;
             sequence.computed += take;
             sequence.report_progress();
             publish_full_pages(&mut self.pool, sequence);
             if rows == 0 {
                 continue;
             }
-            let ended = match &sequence.purpose {
-                Purpose::PromptLogits(_) => sequence.accept_prompt_logits(mine),
-                Purpose::Generate(_) => {
-                    self.tokens_generated += 1;
-                    choose(&mut self.sampler, sequence, mine).unwrap_or_else(|error| {
-                        sequence.fail(error);
-                        true
-                    })
-                }
-            };
+            let mut ended = false;
+            for row in logits.by_ref().take(rows) {
+                let row = &mut row[..sequence.walk.vocab];
+                ended = match &sequence.purpose {
+                    Purpose::PromptLogits(_) => sequence.accept_prompt_logits(row),
+                    Purpose::Generate(_) => {
+                        self.tokens_generated += 1;
+                        choose(&mut self.sampler, sequence, row).unwrap_or_else(|error| {
+                            sequence.fail(error);
+                            true
+                        })
+                    }
+                };
+            }
             if ended {
                 finished.push(index);
             }
-        }
-        for index in finished.into_iter().rev() {
-            let mut sequence = self.running.remove(index);
-            self.pool.release(sequence.pages.drain(..));
         }
     }
 
@@ -256,9 +286,8 @@ fn logit_rows_of(sequence: &Sequence, take: usize) -> usize {
 }
 
 fn publish_full_pages(pool: &mut KvPool, sequence: &mut Sequence) {
-    while (sequence.published + 1) * PAGE_TOKENS <= sequence.computed {
-        let start = sequence.published * PAGE_TOKENS;
-        sequence.key = sequence.key.extend(&sequence.tokens[start..start + PAGE_TOKENS]);
+    while sequence.shares_prefixes() && (sequence.published + 1) * PAGE_TOKENS <= sequence.computed {
+        sequence.key = sequence.extend_key(&sequence.key, sequence.published);
         pool.publish(sequence.pages[sequence.published], sequence.key);
         sequence.published += 1;
     }

@@ -6,9 +6,9 @@ use super::job::JobShared;
 use super::request::{Chunk, Finish, FinishReason, StopMatch, TokenLogprobs, Usage};
 use super::sampler::{Sampled, SamplingParams};
 use super::text::{StopStrings, TextStream};
-use crate::adapter::batch::SlotId;
+use crate::adapter::mixture::MixtureSpans;
 use crate::error::{Error, ErrorCode, Result};
-use crate::kv::PrefixKey;
+use crate::kv::{PAGE_TOKENS, PrefixKey, pages_for};
 
 /// What a sequence is for.
 pub(super) enum Purpose {
@@ -31,6 +31,18 @@ pub(super) struct Generation {
     pub returns_logits: bool,
 }
 
+/// What a request's adapters make of its way through the model.
+pub(super) struct Walk {
+    /// Which adapters act where along its tokens.
+    pub spans: MixtureSpans,
+    /// The base's layer that each layer of its stack is; `None` is the base's own stack.
+    pub layers: Option<Arc<[u32]>>,
+    /// How often the cache of a token has the base's number of layers: more than once where they repeat.
+    pub planes: usize,
+    /// Width of its logits.
+    pub vocab: usize,
+}
+
 /// A request in the scheduler.
 pub(super) struct Sequence {
     pub shared: Arc<JobShared>,
@@ -38,9 +50,7 @@ pub(super) struct Sequence {
     /// Prompt, then output.
     pub tokens: Vec<u32>,
     pub prompt_len: usize,
-    pub mixture: Vec<(SlotId, f32)>,
-    /// Key of the empty prefix under this mixture.
-    pub root: PrefixKey,
+    pub walk: Walk,
     /// Tokens whose keys and values are in `pages`.
     pub computed: usize,
     pub pages: Vec<u32>,
@@ -52,26 +62,35 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
-    pub(super) fn new(
-        shared: Arc<JobShared>,
-        purpose: Purpose,
-        tokens: Vec<u32>,
-        mixture: Vec<(SlotId, f32)>,
-        root: PrefixKey,
-    ) -> Self {
+    pub(super) fn new(shared: Arc<JobShared>, purpose: Purpose, tokens: Vec<u32>, walk: Walk) -> Self {
         Self {
             shared,
             purpose,
             prompt_len: tokens.len(),
             tokens,
-            mixture,
-            root,
+            walk,
             computed: 0,
             pages: Vec::new(),
             published: 0,
-            key: root,
+            key: PrefixKey::EMPTY,
             cached_tokens: None,
         }
+    }
+
+    /// Pages that hold so many of its tokens.
+    pub(super) fn pages_for(&self, tokens: usize) -> usize {
+        pages_for(tokens) * self.walk.planes
+    }
+
+    /// Whether its pages are found and kept under prefix keys; those of repeated layers are not.
+    pub(super) fn shares_prefixes(&self) -> bool {
+        self.walk.planes == 1
+    }
+
+    /// The key of a page of its tokens, after that of the page before.
+    pub(super) fn extend_key(&self, key: &PrefixKey, page: usize) -> PrefixKey {
+        let positions = page * PAGE_TOKENS..(page + 1) * PAGE_TOKENS;
+        key.extend(&self.tokens[positions.clone()], self.walk.spans.identity(positions))
     }
 
     /// Tokens that a step has to take in before the next one can be chosen.
@@ -127,11 +146,11 @@ impl Sequence {
         Ok(true)
     }
 
-    /// Adds logits of prompt positions; sends them when the last position is there.
-    pub(super) fn accept_prompt_logits(&mut self, rows: &[f32]) -> bool {
+    /// Adds the logits of the next prompt position; sends all when the last position is there.
+    pub(super) fn accept_prompt_logits(&mut self, row: &[f32]) -> bool {
         let Purpose::PromptLogits(collected) = &mut self.purpose else { return true };
-        collected.extend_from_slice(rows);
-        if self.computed < self.tokens.len() {
+        collected.extend_from_slice(row);
+        if collected.len() < self.tokens.len() * self.walk.vocab {
             return false;
         }
         let logits = std::mem::take(collected);

@@ -1,5 +1,7 @@
 //! A decoder in a backend, and the one walk over its layers that every family shares.
 
+use std::sync::Arc;
+
 use crate::adapter::batch::AdapterBatch;
 use crate::backend::{
     AttentionSpec, Backend, BufferId, GroupId, KvId, LinearSource, StepRows, TableId, VectorId, Write,
@@ -17,14 +19,34 @@ use crate::tensor::TensorView;
 pub struct ForwardBatch {
     /// Token of each row.
     pub tokens: Vec<u32>,
-    /// Where each row stands.
-    pub rows: StepRows,
+    /// The base's layer that each layer of the rows' stack is; `None` is the base's own stack.
+    pub layers: Option<Arc<[u32]>>,
+    /// Where each row stands. A cache has the base's number of layers; a stack with more of them goes on in a further
+    /// *plane*: other pages of the same rows.
+    pub planes: Vec<StepRows>,
     /// Adapters of each row.
     pub adapters: AdapterBatch,
     /// Rows whose logits are wanted.
     pub logit_rows: Vec<u32>,
     /// Adapters of each of those.
     pub logit_adapters: AdapterBatch,
+    /// Largest number of logits of a row.
+    pub logit_width: usize,
+}
+
+impl ForwardBatch {
+    /// Forgets the rows, keeping the buffers.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+        self.layers = None;
+        self.planes.iter_mut().for_each(StepRows::clear);
+        self.logit_rows.clear();
+    }
+}
+
+/// How often the cache of a token has the base's number of layers, for a stack of that many.
+pub(super) fn planes_of(stack: usize, base_layers: usize) -> usize {
+    stack.div_ceil(base_layers.max(1)).max(1)
 }
 
 /// Packed weights of a decoder, by their ids in a backend.
@@ -64,34 +86,88 @@ struct Buffers {
 }
 
 impl Decoder {
-    /// Walks the layers for the rows of `batch`; `logits` becomes `[logit_rows, vocab]`.
+    /// Walks the layers for the rows of `batch`; `logits` becomes `[logit_rows, logit_width]`. There is a cache for each
+    /// plane, or one that has the pages of all.
     pub(super) fn forward(
         &self,
         backend: &mut dyn Backend,
-        batch: &ForwardBatch,
-        kv: KvId,
+        batch: &mut ForwardBatch,
+        kvs: &[KvId],
         logits: &mut [f32],
     ) -> Result<()> {
-        let (b, eps, rows, adapters) = (&self.buffers, self.config.norm_eps, batch.tokens.len(), &batch.adapters);
+        let (b, eps, rows) = (&self.buffers, self.config.norm_eps, batch.tokens.len());
         backend.reserve_rows(rows)?;
-        backend.embed(self.embedding, &batch.tokens, 1.0, adapters, b.hidden)?;
-        for layer in &self.layers {
-            backend.norm(layer.attention_norm, eps, b.hidden, rows, adapters, b.normed)?;
-            backend.linear(layer.qkv, b.normed, rows, adapters, b.qkv, Write::Replace)?;
-            backend.attend(&layer.attention, kv, &batch.rows, adapters, b.qkv, b.attended)?;
-            backend.linear(layer.output, b.attended, rows, adapters, b.hidden, Write::Add)?;
-
-            backend.norm(layer.mlp_norm, eps, b.hidden, rows, adapters, b.normed)?;
-            backend.linear(layer.gate_up, b.normed, rows, adapters, b.gate_up, Write::Replace)?;
-            backend.activate(self.config.activation, b.gate_up, rows, b.activated)?;
-            backend.linear(layer.down, b.activated, rows, adapters, b.hidden, Write::Add)?;
+        backend.embed(self.embedding, &batch.tokens, 1.0, &batch.adapters, b.hidden)?;
+        match batch.layers.clone() {
+            None => {
+                let (rows, kv) = plane(&batch.planes, kvs, 0)?;
+                for layer in &self.layers {
+                    self.layer(backend, layer, &layer.attention, &batch.adapters, rows, kv)?;
+                }
+            }
+            Some(stack) => self.stacked_layers(backend, &stack, batch, kvs)?,
         }
         if batch.logit_rows.is_empty() {
             return Ok(());
         }
-        backend.norm(self.final_norm, eps, b.hidden, rows, adapters, b.normed)?;
-        backend.head(self.head, b.normed, &batch.logit_rows, &batch.logit_adapters, logits, self.config.vocab_size)
+        backend.norm(self.final_norm, eps, b.hidden, rows, &batch.adapters, b.normed)?;
+        backend.head(self.head, b.normed, &batch.logit_rows, &batch.logit_adapters, logits, batch.logit_width)
     }
+
+    /// The layers in the order of a stack of an adapter's own, where one may stand several times.
+    fn stacked_layers(
+        &self,
+        backend: &mut dyn Backend,
+        stack: &[u32],
+        batch: &mut ForwardBatch,
+        kvs: &[KvId],
+    ) -> Result<()> {
+        let mut passes = vec![0; self.layers.len()];
+        for (index, &base) in stack.iter().enumerate() {
+            let layer = self.layers.get(base as usize).ok_or_else(unfit)?;
+            batch.adapters.set_pass(passes[base as usize]);
+            passes[base as usize] += 1;
+            let attention = AttentionSpec { layer: index % self.layers.len(), ..layer.attention.clone() };
+            let (rows, kv) = plane(&batch.planes, kvs, index / self.layers.len())?;
+            self.layer(backend, layer, &attention, &batch.adapters, rows, kv)?;
+        }
+        batch.adapters.set_pass(0);
+        Ok(())
+    }
+
+    fn layer(
+        &self,
+        backend: &mut dyn Backend,
+        layer: &Layer,
+        attention: &AttentionSpec,
+        adapters: &AdapterBatch,
+        places: &StepRows,
+        kv: KvId,
+    ) -> Result<()> {
+        let (b, eps, rows) = (&self.buffers, self.config.norm_eps, places.len());
+        backend.norm(layer.attention_norm, eps, b.hidden, rows, adapters, b.normed)?;
+        backend.linear(layer.qkv, b.normed, rows, adapters, b.qkv, Write::Replace)?;
+        backend.attend(attention, kv, places, adapters, b.qkv, b.attended)?;
+        backend.linear(layer.output, b.attended, rows, adapters, b.hidden, Write::Add)?;
+
+        backend.norm(layer.mlp_norm, eps, b.hidden, rows, adapters, b.normed)?;
+        backend.linear(layer.gate_up, b.normed, rows, adapters, b.gate_up, Write::Replace)?;
+        backend.activate(self.config.activation, b.gate_up, rows, b.activated)?;
+        backend.linear(layer.down, b.activated, rows, adapters, b.hidden, Write::Add)
+    }
+}
+
+/// Rows and cache of a plane: its own, or those that all planes share.
+fn plane<'a>(rows: &'a [StepRows], kvs: &[KvId], plane: usize) -> Result<(&'a StepRows, KvId)> {
+    let of = |count: usize| if count == 1 { 0 } else { plane };
+    match (rows.get(of(rows.len())), kvs.get(of(kvs.len()))) {
+        (Some(rows), Some(&kv)) if plane == 0 || rows.len().max(kvs.len()) > 1 => Ok((rows, kv)),
+        _ => Err(unfit()),
+    }
+}
+
+fn unfit() -> Error {
+    Error::new(ErrorCode::Internal, "a step's stack of layers does not fit the model or its cache")
 }
 
 /// Packs a checkpoint's decoder into a backend and lists its sites.

@@ -212,23 +212,31 @@ impl Model {
         Ok(KvStorage { model: Arc::clone(self), id, shape })
     }
 
-    /// Runs one step; `logits` becomes `[batch.logit_rows, vocab]`.
+    /// How often the cache of a token has the base's number of layers, for that stack of layers.
+    pub fn planes_of(&self, layers: Option<&Arc<[u32]>>) -> usize {
+        layers.map_or(1, |layers| decoder::planes_of(layers.len(), self.config.layers))
+    }
+
+    /// Runs one step; `logits` becomes `[batch.logit_rows, batch.logit_width]`, where a row whose adapters give it fewer
+    /// logits than that leaves the rest undefined. There is a cache for each plane of the batch, or one for all.
     ///
     /// # Errors
     /// The device failed.
-    pub fn forward(&self, batch: &ForwardBatch, kv: &KvStorage, logits: &mut Vec<f32>) -> Result<()> {
+    pub fn forward(&self, batch: &mut ForwardBatch, kvs: &[&KvStorage], logits: &mut Vec<f32>) -> Result<()> {
         let mut core = self.core.lock();
         self.reap(&mut core);
         let Core { backend, decoder } = &mut *core;
-        logits.resize(batch.logit_rows.len() * self.config.vocab_size, 0.0);
-        decoder.forward(&mut **backend, batch, kv.id, logits)
+        let kvs: Vec<KvId> = kvs.iter().map(|kv| kv.id).collect();
+        logits.resize(batch.logit_rows.len() * batch.logit_width, 0.0);
+        decoder.forward(&mut **backend, batch, &kvs, logits)
     }
 
     fn upload(&self, dir: &Path) -> Result<(Reservation, AdapterSummary)> {
         let files = AdapterFiles::read(dir)?;
-        let plan = files.plan(&self.sites)?;
+        let mut plan = files.plan(&self.sites)?;
         let mut core = self.core.lock();
         self.reap(&mut core);
+        plan.drop_copies(&self.sites, |site, part, values| core.backend.holds(site, part, values));
         let mut reservation = self.adapters.reserve(plan.summary.bytes)?;
         let resident = core.backend.upload_adapter(reservation.slot(), &plan.deltas)?;
         reservation.set_resident_bytes(resident);

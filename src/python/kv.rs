@@ -1,7 +1,8 @@
 //! A KV cache that Python drives by itself: what `model.forward(ids, cache)` stands on.
 //!
 //! Each sequence owns its pages for good, sequence `i` the pages `i * n .. (i + 1) * n`: no pool, no sharing. So a caller
-//! may go back to any earlier length and write on from there.
+//! may go back to any earlier length and write on from there. The tokens are kept too: an activated adapter acts from the
+//! last place on where its invocation stands in them.
 
 use parking_lot::Mutex;
 use pyo3::prelude::*;
@@ -10,9 +11,9 @@ use super::convert::{Floats, Mixture};
 use super::detach::detached;
 use super::engine::kv_dtype;
 use super::model::PyModel;
-use crate::adapter::batch::SlotId;
-use crate::adapter::pool::AdapterLease;
-use crate::engine::request::AdapterRef;
+use crate::adapter::mixture::MixtureSpans;
+use crate::backend::{KvShape, StepRows};
+use crate::engine::request::lease_all;
 use crate::error::{Error, ErrorCode, Result};
 use crate::kv::{PAGE_TOKENS, pages_for};
 use crate::model::{ForwardBatch, KvStorage, Model};
@@ -20,12 +21,21 @@ use crate::model::{ForwardBatch, KvStorage, Model};
 /// Keys and values of some sequences of a model.
 #[pyclass(frozen, name = "KvCache", module = "exlora._exlora")]
 pub(super) struct PyKvCache {
-    storage: KvStorage,
+    state: Mutex<State>,
     model: std::sync::Arc<Model>,
     pages_each: usize,
     sequences: usize,
+    shape: KvShape,
+}
+
+/// What a step changes.
+struct State {
+    /// Storage of each plane; further ones are made for the first adapter whose layers repeat.
+    planes: Vec<KvStorage>,
+    /// The tokens of each sequence, by position, those that were announced included.
+    tokens: Vec<Vec<u32>>,
     /// Buffers of a step, kept from call to call.
-    scratch: Mutex<ForwardBatch>,
+    batch: ForwardBatch,
 }
 
 #[pymethods]
@@ -46,7 +56,21 @@ impl PyKvCache {
             .filter(|&pages| u32::try_from(pages).is_ok())
             .ok_or_else(|| Error::new(ErrorCode::MemoryExhausted, "the KV cache is too large"))?;
         let storage = detached(py, |_| model.create_kv(pages, dtype))?;
-        Ok(Self { storage, model, pages_each, sequences, scratch: Mutex::default() })
+        let shape = *storage.shape();
+        let tokens = vec![Vec::new(); sequences];
+        let state = Mutex::new(State { planes: vec![storage], tokens, batch: ForwardBatch::default() });
+        Ok(Self { state, model, pages_each, sequences, shape })
+    }
+
+    /// Tells the tokens that a sequence goes on with from a position on, before they are computed in steps.
+    fn announce(&self, sequence: usize, position: usize, tokens: Vec<u32>) -> PyResult<()> {
+        let mut state = self.state.lock();
+        let Some(known) = state.tokens.get_mut(sequence).filter(|known| known.len() >= position) else {
+            return Err(Error::new(ErrorCode::RequestInvalid, "tokens before the announced ones are missing").into());
+        };
+        known.truncate(position);
+        known.extend(tokens);
+        Ok(())
     }
 
     /// Computes tokens of several sequences in one step and returns the logits of those picked, float32 [picked, vocab].
@@ -64,22 +88,30 @@ impl PyKvCache {
         adapter: Mixture,
     ) -> PyResult<Floats> {
         self.check(&tokens, &positions, &sequences, &picked)?;
-        let values = detached(py, |_| {
+        let (values, columns) = detached(py, |_| {
             // Held until the step is over.
-            let leases = self.lease_all(&adapter.0)?;
-            let mixture: Vec<(SlotId, f32)> =
-                leases.iter().zip(&adapter.0).map(|(lease, (_, weight))| (lease.slot(), *weight)).collect();
-            let mut batch = self.scratch.lock();
-            batch.adapters.rebuild(std::iter::repeat_n(mixture.as_slice(), tokens.len()));
-            batch.logit_adapters.rebuild(std::iter::repeat_n(mixture.as_slice(), picked.len()));
+            let mixture = lease_all(&adapter.0, &self.model)?;
+            mixture.check_tokens(&tokens, self.model.config().vocab_size)?;
+            let mut state = self.state.lock();
+            let State { planes, tokens: known, batch } = &mut *state;
+            remember(known, &tokens, &positions, &sequences);
+            while planes.len() < self.model.planes_of(mixture.layers()) {
+                planes.push(self.model.create_kv(self.shape.pages, self.shape.dtype)?);
+            }
+            let spans: Vec<MixtureSpans> = known.iter().map(|known| mixture.along(known)).collect();
+            let acting = |row: usize| spans[sequences[row] as usize].at(positions[row] as usize);
+            batch.adapters.rebuild((0..tokens.len()).map(acting));
+            batch.logit_adapters.rebuild(picked.iter().map(|&row| acting(row as usize)));
             (batch.tokens, batch.logit_rows) = (tokens, picked);
-            (batch.rows.positions, batch.rows.sequences) = (positions, sequences);
-            batch.rows.block_tables = (0..self.sequences).map(|sequence| self.pages_of(sequence)).collect();
+            batch.layers = mixture.layers().cloned();
+            batch.logit_width = mixture.head_rows(self.model.config().vocab_size);
+            let block_tables = (0..self.sequences).map(|sequence| self.pages_of(sequence)).collect();
+            batch.planes = vec![StepRows { positions, sequences, block_tables }];
             let mut logits = Vec::new();
-            self.model.forward(&batch, &self.storage, &mut logits)?;
-            Ok(logits)
+            self.model.forward(batch, &planes.iter().collect::<Vec<_>>(), &mut logits)?;
+            Ok((logits, batch.logit_width))
         })?;
-        Ok(Floats { values, columns: Some(self.model.config().vocab_size) })
+        Ok(Floats { values, columns: Some(columns) })
     }
 
     /// Tokens a sequence can hold.
@@ -91,8 +123,7 @@ impl PyKvCache {
     /// Bytes of its keys and values.
     #[getter]
     fn bytes(&self) -> usize {
-        let shape = self.storage.shape();
-        2 * shape.layers * shape.pages * shape.page_tokens * shape.kv_heads * shape.head_dim * shape.dtype.bytes()
+        self.shape.bytes().unwrap_or(0) * self.state.lock().planes.len()
     }
 }
 
@@ -110,11 +141,6 @@ impl PyKvCache {
         }
         if positions.len() != tokens.len() || sequences.len() != tokens.len() {
             return Err(Error::new(ErrorCode::RequestInvalid, "tokens, positions and sequences differ in length"));
-        }
-        if let Some(id) = tokens.iter().find(|&&id| id as usize >= config.vocab_size) {
-            return Err(Error::new(ErrorCode::TokenOutOfRange, "a token id is outside the vocabulary")
-                .expected(format!("0..{}", config.vocab_size))
-                .found(id));
         }
         let room = config.max_positions.min(self.pages_each * PAGE_TOKENS);
         if let Some(position) = positions.iter().find(|&&position| position as usize >= room) {
@@ -134,22 +160,16 @@ impl PyKvCache {
         }
         Ok(())
     }
+}
 
-    fn lease_all(&self, adapters: &[(AdapterRef, f32)]) -> Result<Vec<AdapterLease>> {
-        let pool = self.model.adapters();
-        let lease = |(adapter, weight): &(AdapterRef, f32)| {
-            if !weight.is_finite() {
-                return Err(Error::new(ErrorCode::AdapterWeightInvalid, "a weight is not finite").found(weight));
-            }
-            match adapter {
-                AdapterRef::Name(name) => pool.lease(name),
-                AdapterRef::Lease(lease) if lease.is_of(pool) => Ok(lease.clone()),
-                AdapterRef::Lease(lease) => {
-                    Err(Error::new(ErrorCode::AdapterModelMismatch, "the adapter was loaded on another model")
-                        .path(&lease.info().summary.path))
-                }
-            }
-        };
-        adapters.iter().map(lease).collect()
+/// Takes down the tokens of a step where they stand in their sequences.
+fn remember(known: &mut [Vec<u32>], tokens: &[u32], positions: &[u32], sequences: &[u32]) {
+    for ((&token, &position), &sequence) in tokens.iter().zip(positions).zip(sequences) {
+        let (known, position) = (&mut known[sequence as usize], position as usize);
+        if known.get(position) != Some(&token) {
+            // What was there came after another token: it is computed again, if at all.
+            known.resize(position, 0);
+            known.push(token);
+        }
     }
 }

@@ -10,6 +10,7 @@ use pyo3::types::PyType;
 
 use super::detach::detached;
 use super::model::PyModel;
+use crate::adapter::mixture::Mixture;
 use crate::adapter::plan::AdapterSummary;
 use crate::adapter::pool::AdapterLease;
 use crate::engine::request::AdapterRef;
@@ -57,7 +58,8 @@ impl ExLlamaV2Lora {
         let ModelArg(model) = model;
         let native = model.call_method0("native_model")?.cast_into::<PyModel>()?.get().model();
         let lease = detached(py, |_| native.admit_adapter(&directory))?;
-        Ok(Self { summary: lease.info().summary, lease: Mutex::new(Some(lease)), weight, model: model.unbind() })
+        Mixture::new(vec![(lease.clone(), weight as f32)], native.sites())?;
+        Ok(Self { summary: lease.summary().clone(), lease: Mutex::new(Some(lease)), weight, model: model.unbind() })
     }
 }
 

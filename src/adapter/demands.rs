@@ -1,0 +1,93 @@
+//! What an adapter demands of the requests that name it: read off its deltas when it is planned, heeded by
+//! [`mixture`](super::mixture).
+
+use std::sync::Arc;
+
+use crate::adapter::delta::SiteDelta;
+use crate::sites::{SiteId, SitePart, SiteTable};
+
+/// What a request with an adapter has to heed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AdapterDemands {
+    /// Parts that are replaced whole, ascending.
+    pub replaced: Vec<(SiteId, SitePart)>,
+    /// Rows of weights that are replaced one by one, by site; each list ascends.
+    pub replaced_rows: Vec<(SiteId, Vec<u32>)>,
+    /// Sites with a DoRA magnitude, ascending.
+    pub rescaled: Vec<SiteId>,
+    /// Rows of the embedding it brings, if it replaces it.
+    pub embedding_rows: Option<usize>,
+    /// Rows of the head it brings, if it replaces it.
+    pub head_rows: Option<usize>,
+    /// It acts from the last place on where these tokens stand in the prompt (aLoRA); everywhere if there are none.
+    pub invocation: Vec<u32>,
+    /// The base's layer that each layer of its stack is (`layer_replication`); `None` is the base's own stack.
+    pub layers: Option<Arc<[u32]>>,
+}
+
+impl AdapterDemands {
+    /// Reads off the deltas what they demand; invocation and layers are the config's.
+    pub fn of(deltas: &[SiteDelta<'_>], sites: &SiteTable, invocation: &[u32], layers: Option<Arc<[u32]>>) -> Self {
+        let mut demands = Self { invocation: invocation.to_vec(), layers, ..Self::default() };
+        for delta in deltas {
+            if let Some(weight) = &delta.weight {
+                demands.replaced.push((delta.site, SitePart::Weight));
+                let rows = Some(weight.shape()[0]);
+                if sites.embedding == Some(delta.site) {
+                    demands.embedding_rows = rows;
+                } else if sites.head == Some(delta.site) {
+                    demands.head_rows = rows;
+                }
+            }
+            if delta.bias.is_some() {
+                demands.replaced.push((delta.site, SitePart::Bias));
+            }
+            if let Some(rows) = &delta.rows {
+                demands.replaced_rows.push((delta.site, rows.ids.clone()));
+            }
+            if delta.low_rank.as_ref().is_some_and(|low| low.magnitude.is_some()) {
+                demands.rescaled.push(delta.site);
+            }
+        }
+        demands.replaced.sort_unstable();
+        demands.replaced.dedup();
+        demands.rescaled.sort_unstable();
+        demands.rescaled.dedup();
+        demands
+    }
+
+    /// Whether it replaces anything, so that only a weight of 1 has a meaning.
+    pub fn is_replacing(&self) -> bool {
+        !self.replaced.is_empty() || !self.replaced_rows.is_empty()
+    }
+
+    fn replaces(&self, site: SiteId, part: SitePart) -> bool {
+        self.replaced.binary_search(&(site, part)).is_ok()
+    }
+
+    fn is_rescaling(&self, site: SiteId) -> bool {
+        self.rescaled.binary_search(&site).is_ok()
+    }
+
+    /// A site at which both can't act on one row: one replaces what the other replaces too, or took its norms of.
+    pub fn conflict(&self, other: &Self) -> Option<SiteId> {
+        // Rows of a weight whose norms were taken before they were replaced.
+        if let Some((site, _)) = self.replaced_rows.iter().find(|(site, _)| other.is_rescaling(*site)) {
+            return Some(*site);
+        }
+        let replaced = |&&(site, part): &&(SiteId, SitePart)| {
+            other.replaces(site, part)
+                || (part == SitePart::Weight
+                    && (other.is_rescaling(site) || other.replaced_rows.iter().any(|(rows_of, _)| *rows_of == site)))
+        };
+        let shared_rows = || {
+            let shared = |(site, ids): &&(SiteId, Vec<u32>)| {
+                other.replaced_rows.iter().any(|(other_site, other_ids)| {
+                    site == other_site && ids.iter().any(|id| other_ids.binary_search(id).is_ok())
+                })
+            };
+            self.replaced_rows.iter().find(shared).map(|(site, _)| *site)
+        };
+        self.replaced.iter().find(replaced).map(|(site, _)| *site).or_else(shared_rows)
+    }
+}
