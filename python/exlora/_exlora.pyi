@@ -363,6 +363,10 @@ class KvCache:
         """
         Room for `sequences` sequences of at most `max_tokens` tokens each.
         """
+    def announce(self, /, sequence: SupportsIndex, position: SupportsIndex, tokens: SupportsGetItem[int, SupportsIndex]) -> None:
+        """
+        Tells the tokens that a sequence goes on with from a position on, before they are computed in steps.
+        """
     @property
     def bytes(self, /) -> int:
         """

@@ -100,23 +100,26 @@ impl Scheduler {
         }
         self.order_by_stack();
         let mut finished = Vec::new();
-        let mut start = 0;
-        while start < self.order.len() {
-            let end = start + self.same_stack(start);
-            self.fill_batch(start..end);
-            if let Err(error) = model.forward(&mut self.batch, &[&self.kv], &mut self.logits) {
-                self.fail_all(&error);
-                return Err(error);
-            }
-            self.advance(start..end, &mut finished);
-            start = end;
-        }
+        let outcome = self.walk_stacks(model, &mut finished);
         finished.sort_unstable();
         for index in finished.into_iter().rev() {
             let mut sequence = self.running.remove(index);
             self.pool.release(sequence.pages.drain(..));
         }
-        Ok(true)
+        outcome.map(|()| true).inspect_err(|error| self.fail_all(error))
+    }
+
+    /// A pass for each stack of layers; the sequences that ended in it are `finished`.
+    fn walk_stacks(&mut self, model: &Model, finished: &mut Vec<usize>) -> Result<()> {
+        let mut start = 0;
+        while start < self.order.len() {
+            let end = start + self.same_stack(start);
+            self.fill_batch(start..end);
+            model.forward(&mut self.batch, &[&self.kv], &mut self.logits)?;
+            self.advance(start..end, finished);
+            start = end;
+        }
+        Ok(())
     }
 
     /// Nearly always all sequences walk the base's own layers, in one pass; each further stack is a pass of its own.
