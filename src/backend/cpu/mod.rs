@@ -166,6 +166,13 @@ fn unknown(what: &str) -> Error {
     Error::new(ErrorCode::Internal, format!("the step names {what} that the backend has not"))
 }
 
+/// DoRA divides by the norm of an output, which an adapter must not make 0.
+fn zero_norm(site: SiteId, output: usize) -> Error {
+    Error::new(ErrorCode::AdapterScaleInvalid, "DoRA divides by the norm of an output that is 0")
+        .expected("a norm above 0")
+        .found(format!("0 at output {output} of site {}", site.0))
+}
+
 /// Two different buffers, the second to write.
 fn pair(buffers: &mut [Buffer], x: BufferId, y: BufferId) -> Result<(&Buffer, &mut Buffer)> {
     match buffers.get_disjoint_mut([x.0 as usize, y.0 as usize]) {
