@@ -95,8 +95,8 @@ impl Expand {
         region.part_mut::<f64>(parts.quadratic[0]).fill(1.0);
         for (i, &m) in m.iter().enumerate() {
             let quadratic = [moments.weight[i], scale * moments.mixed[i], scale * scale * moments.delta[i]];
-            // Also false where it is not a number.
-            if !(quadratic[0] + 2.0 * quadratic[1] + quadratic[2] > 0.0) {
+            let square = quadratic[0] + 2.0 * quadratic[1] + quadratic[2];
+            if square <= 0.0 || square.is_nan() {
                 return Err(i);
             }
             region.part_mut::<f32>(parts.m)[i] = m;

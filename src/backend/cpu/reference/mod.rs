@@ -206,7 +206,7 @@ impl ReferenceBackend {
             return Ok(());
         }
         let norms: Option<Arc<[f64]>> = self.norms.of((slot, site, pass), delta, self.base_weight(site)?, 1.0);
-        match norms.iter().flat_map(|norms| norms.iter()).position(|norm| !(*norm > 0.0)) {
+        match norms.iter().flat_map(|norms| norms.iter()).position(|norm| *norm == 0.0 || norm.is_nan()) {
             Some(output) => Err(super::zero_norm(site, output)),
             None => Ok(()),
         }
