@@ -3,6 +3,9 @@
 //! The same weights are packed often enough to exceed any cache and taken in turn, as a decoder does; elements are
 //! multiplications with the base weight. `cargo bench --bench linear`, or once as a test with `-- --test`.
 
+#[path = "../tests/support/changes.rs"]
+#[allow(dead_code)]
+mod changes;
 #[path = "../tests/support/coded.rs"]
 mod coded;
 #[path = "../tests/support/rig.rs"]
@@ -12,6 +15,7 @@ mod rig;
 use std::hint::black_box;
 use std::time::Duration;
 
+use changes::{Change, random_low};
 use coded::{RandomCodes, Rng};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use exlora::adapter::batch::SlotId;
@@ -19,7 +23,7 @@ use exlora::backend::Write;
 use exlora::backend::cpu::CpuOptions;
 use exlora::quant::CodeGroup;
 use exlora::tensor::DType;
-use rig::{Factors, Member, Mixture, Rig, Weight, factors, route};
+use rig::{Member, Mixture, Rig, Weight, route};
 
 const INPUTS: usize = 2048;
 /// Packed bytes that exceed the last cache level.
@@ -41,9 +45,9 @@ fn linear(criterion: &mut Criterion) {
             (0..STREAMED.div_ceil(INPUTS * outputs / 2)).map(|_| rig.group(std::slice::from_ref(&member))).collect();
         let sites: Vec<_> = copies.iter().map(|(_, sites)| sites[0]).collect();
         for slot in 0..8 {
-            let adapter: Vec<Factors> =
-                (0..copies.len()).map(|copy| factors(&mut rng, DType::BF16, copy, 16, outputs, INPUTS)).collect();
-            rig.upload(SlotId(slot), &sites, &adapter);
+            let mut low = || random_low(&mut rng, DType::BF16, 16, outputs, INPUTS);
+            let adapter: Vec<Change> = (0..copies.len()).map(|copy| Change::low(copy, low())).collect();
+            rig.upload(SlotId(slot), &sites, &adapter).expect("the adapter uploads");
         }
         for rows in [1, 8, 128] {
             let x = rig.put(INPUTS, &rng.normals(rows * INPUTS, 1.0));

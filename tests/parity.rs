@@ -3,6 +3,8 @@
 //! Agreement is within 1e-5 of a row's largest value (f32 sums of up to some hundred terms). Everything the law of the
 //! backend promises, that rows are independent, is an equality of bits.
 
+#[path = "support/changes.rs"]
+mod changes;
 #[path = "support/coded.rs"]
 mod coded;
 #[path = "support/rig.rs"]
@@ -10,6 +12,7 @@ mod rig;
 
 use std::sync::Arc;
 
+use changes::{Change, Low, random_low};
 use coded::{RandomCodes, Rng};
 use exlora::adapter::batch::{AdapterBatch, SlotId};
 use exlora::backend::cpu::{CpuOptions, Isa};
@@ -18,22 +21,9 @@ use exlora::quant::CodeGroup;
 use exlora::tensor::DType;
 use exlora::{ErrorCode, backend::cpu};
 use proptest::prelude::*;
-use rig::{Factors, Member, Mixture, Rig, Tensor, Weight, assert_close, bits, factors, route};
+use rig::{FLOATS, Member, Mixture, Rig, Tensor, Weight, assert_close, bits, fast, isas, oracle, random_member, route};
 
 const TOLERANCE: f32 = 1e-5;
-const FLOATS: [DType; 3] = [DType::F16, DType::BF16, DType::F32];
-
-fn isas() -> impl Iterator<Item = Isa> {
-    Isa::ALL.into_iter().filter(|isa| isa.is_available())
-}
-
-fn fast(isa: Isa, threads: usize) -> CpuOptions {
-    CpuOptions { threads: Some(threads), isa: Some(isa), ..CpuOptions::default() }
-}
-
-fn oracle() -> CpuOptions {
-    CpuOptions { reference: true, ..CpuOptions::default() }
-}
 
 /// A group of linears, adapters on it, and rows with their mixtures.
 #[derive(Clone)]
@@ -41,7 +31,7 @@ struct Case {
     inputs: usize,
     outputs: usize,
     members: Vec<Member>,
-    adapters: Vec<(SlotId, Vec<Factors>)>,
+    adapters: Vec<(SlotId, Vec<Change>)>,
     x: Vec<f32>,
     y: Vec<f32>,
     mixtures: Vec<Mixture>,
@@ -84,8 +74,8 @@ impl Case {
     fn run(&self, options: &CpuOptions) -> Vec<f32> {
         let mut rig = Rig::open(options);
         let (group, sites) = rig.group(&self.members);
-        for (slot, factors) in &self.adapters {
-            rig.upload(*slot, &sites, factors);
+        for (slot, changes) in &self.adapters {
+            rig.upload(*slot, &sites, changes).expect("the adapter uploads");
         }
         let x = rig.put(self.inputs, &self.x);
         let y = rig.put(self.outputs, &self.y);
@@ -94,45 +84,14 @@ impl Case {
     }
 }
 
-fn random_groups(rng: &mut Rng, inputs: usize) -> Vec<CodeGroup> {
-    const BITS: [u8; 6] = [2, 3, 4, 5, 6, 8];
-    let bits = BITS[rng.below(6)];
-    // One width or runs of several; groups of a usual size, of irregular ones, or a whole column.
-    let (mixed, size) = (rng.below(3) == 0, [32, 64, 128, 0, inputs][rng.below(5)]);
-    let mut groups = Vec::new();
-    let mut left = inputs;
-    while left > 0 {
-        let size = if size == 0 { 1 + rng.below(80) } else { size };
-        let bits = if mixed { BITS[rng.below(6)] } else { bits };
-        groups.push(CodeGroup { bits, inputs: size.min(left) });
-        left -= size.min(left);
-    }
-    groups
-}
-
-fn random_member(rng: &mut Rng, inputs: usize, outputs: usize) -> Member {
-    let weight = if rng.below(4) == 0 {
-        let values = rng.normals(outputs * inputs, (inputs as f32).powf(-0.5));
-        Weight::Dense(Tensor::new(FLOATS[rng.below(3)], &[outputs, inputs], &values))
-    } else {
-        let groups = random_groups(rng, inputs);
-        let (half, shuffled) = (rng.below(3) > 0, rng.below(2) == 0);
-        Weight::Coded(RandomCodes::new(rng, outputs, groups, half, shuffled))
-    };
-    // Some formats pad biases.
-    let padded = outputs + [0, 0, 24][rng.below(3)];
-    let bias = (rng.below(2) == 0).then(|| Tensor::new(FLOATS[rng.below(3)], &[padded], &rng.normals(padded, 1.0)));
-    Member { weight, bias }
-}
-
 /// Factors at some of the members, of ranks of their own.
-fn random_adapter(rng: &mut Rng, inputs: usize, widths: &[usize]) -> Vec<Factors> {
+fn random_adapter(rng: &mut Rng, inputs: usize, widths: &[usize]) -> Vec<Change> {
     let dtype = FLOATS[rng.below(3)];
     let mut all = Vec::new();
     for (member, &outputs) in widths.iter().enumerate() {
         if rng.below(4) > 0 {
             let rank = 1 + rng.below(40);
-            all.push(factors(rng, dtype, member, rank, outputs, inputs));
+            all.push(Change::low(member, random_low(rng, dtype, rank, outputs, inputs)));
         }
     }
     all
@@ -218,8 +177,8 @@ proptest! {
         for isa in isas() {
             let mut rig = Rig::open(&fast(isa, 2));
             let (group, sites) = rig.group(&case.members);
-            for (slot, factors) in &case.adapters {
-                rig.upload(*slot, &sites, factors);
+            for (slot, changes) in &case.adapters {
+                rig.upload(*slot, &sites, changes).expect("the adapter uploads");
             }
             let x = rig.put(case.inputs, &case.x);
             let chosen = case.pick(&picked);
@@ -240,7 +199,7 @@ proptest! {
         let run = |options: &CpuOptions| {
             let mut rig = Rig::open(options);
             let (x, gate_up) = (rig.put(width, &x), rig.put(2 * width, &gate_up));
-            let weight = rig.vector(&weight);
+            let (weight, _) = rig.vector(&weight);
             let out = [(); 3].map(|()| rig.room(width, rows));
             let base = AdapterBatch::default();
             rig.backend.norm(weight, 1e-5, x, rows, &base, out[0]).expect("the norm runs");
@@ -310,7 +269,7 @@ impl Attention {
     fn run(&self, options: &CpuOptions, chunk: usize, page_tokens: usize) -> Vec<Vec<f32>> {
         let mut rig = Rig::open(options);
         let (width, out_width) = (self.width(), self.heads * self.dim);
-        let norms = self.norms.as_ref().map(|(q, k)| (rig.vector(q), rig.vector(k)));
+        let norms = self.norms.as_ref().map(|(q, k)| (rig.vector(q).0, rig.vector(k).0));
         let spec = AttentionSpec {
             layer: 1,
             heads: self.heads,
@@ -412,8 +371,8 @@ fn resident_bytes_return_to_what_they_were() {
         let (_, sites) = rig.group(&case.members);
         let before = rig.backend.memory();
         assert!(before.weights_bytes > 0 && before.adapters_bytes == 0 && before.kv_bytes == 0);
-        let widest = factors(&mut Rng(1), DType::F32, 0, 64, rows_of(&case.members[0]), 256);
-        let bytes = rig.upload(SlotId(9), &sites, &[widest]);
+        let widest = random_low(&mut Rng(1), DType::F32, 64, rows_of(&case.members[0]), 256);
+        let bytes = rig.upload(SlotId(9), &sites, &[Change::low(0, widest)]).expect("the adapter uploads");
         assert!(bytes >= 64 * 256 * 4);
         assert_eq!(rig.backend.memory().adapters_bytes, bytes);
         let shape = KvShape { layers: 2, pages: 8, page_tokens: 16, kv_heads: 2, head_dim: 64, dtype: KvDType::F32 };
@@ -464,13 +423,13 @@ fn an_empty_slot_is_an_error_and_never_the_base() {
 fn a_mixture_is_added_in_the_order_of_its_request() {
     // Base 1, deltas of 2^40 and 3: what is added before the 2^40 that come and go is lost, what comes after stays.
     let single = |value: f32| Tensor::new(DType::F32, &[1, 1], &[value]);
-    let delta = |value: f32| [Factors { member: 0, a: single(1.0), b: single(value), scale: 1.0 }];
+    let delta = |value: f32| [Change::low(0, Low::of(&[&[1.0]], &[&[value]], 1.0))];
     let (huge, three) = (SlotId(5), SlotId(2));
     for options in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
         let mut rig = Rig::open(&options);
         let (group, sites) = rig.group(&[Member { weight: Weight::Dense(single(1.0)), bias: None }]);
-        rig.upload(huge, &sites, &delta(2f32.powi(40)));
-        rig.upload(three, &sites, &delta(3.0));
+        rig.upload(huge, &sites, &delta(2f32.powi(40))).expect("the adapter uploads");
+        rig.upload(three, &sites, &delta(3.0)).expect("the adapter uploads");
         let (x, y) = (rig.put(1, &[1.0, 1.0]), rig.room(1, 2));
         let batch =
             route(&[vec![(huge, 1.0), (huge, -1.0), (three, 1.0)], vec![(three, 1.0), (huge, 1.0), (huge, -1.0)]]);

@@ -3,16 +3,36 @@
 
 use std::collections::HashMap;
 
+use exlora::Result;
 use exlora::adapter::batch::{AdapterBatch, SlotId};
-use exlora::adapter::delta::{LowRank, SiteDelta};
-use exlora::backend::cpu::{self, CpuOptions};
+use exlora::adapter::delta::SiteDelta;
+use exlora::backend::cpu::{self, CpuOptions, Isa};
 use exlora::backend::{Backend, BufferId, GroupId, LinearSource, VectorId};
-use exlora::quant::QuantWeight;
+use exlora::quant::{CodeGroup, QuantWeight};
 use exlora::sites::SiteId;
 use exlora::tensor::{DType, TensorView};
 use half::{bf16, f16};
 
+use super::changes::Change;
 use super::coded::{RandomCodes, Rng};
+
+/// The types that numbers are stored in.
+pub const FLOATS: [DType; 3] = [DType::F16, DType::BF16, DType::F32];
+
+/// The instruction sets of this machine.
+pub fn isas() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.is_available())
+}
+
+/// The fast paths.
+pub fn fast(isa: Isa, threads: usize) -> CpuOptions {
+    CpuOptions { threads: Some(threads), isa: Some(isa), ..CpuOptions::default() }
+}
+
+/// The reference.
+pub fn oracle() -> CpuOptions {
+    CpuOptions { reference: true, ..CpuOptions::default() }
+}
 
 /// A tensor that owns its bytes.
 #[derive(Clone)]
@@ -51,15 +71,6 @@ pub enum Weight {
 pub struct Member {
     pub weight: Weight,
     pub bias: Option<Tensor>,
-}
-
-/// A low-rank delta at a member of the group.
-#[derive(Clone)]
-pub struct Factors {
-    pub member: usize,
-    pub a: Tensor,
-    pub b: Tensor,
-    pub scale: f32,
 }
 
 /// The mixture of one row.
@@ -109,20 +120,17 @@ impl Rig {
         (self.backend.pack_group(&sources).expect("the group packs"), sites)
     }
 
-    /// Uploads deltas at the members of a group and returns the bytes they occupy.
-    pub fn upload(&mut self, slot: SlotId, sites: &[SiteId], factors: &[Factors]) -> usize {
-        let deltas: Vec<SiteDelta<'_>> = factors
-            .iter()
-            .map(|f| SiteDelta::at(sites[f.member]).with_low_rank(LowRank::new(f.a.view(), f.b.view(), f.scale)))
-            .collect();
-        self.backend.upload_adapter(slot, &deltas).expect("the adapter uploads")
+    /// Uploads what an adapter changes at some sites and returns the bytes it occupies.
+    pub fn upload(&mut self, slot: SlotId, sites: &[SiteId], changes: &[Change]) -> Result<usize> {
+        let deltas: Vec<SiteDelta<'_>> = changes.iter().map(|change| change.delta(sites)).collect();
+        self.backend.upload_adapter(slot, &deltas)
     }
 
-    pub fn vector(&mut self, values: &[f32]) -> VectorId {
+    /// Packs a norm's weight at a site of its own.
+    pub fn vector(&mut self, values: &[f32]) -> (VectorId, SiteId) {
         let site = self.site();
-        self.backend
-            .pack_vector(site, Tensor::new(DType::F32, &[values.len()], values).view())
-            .expect("the vector packs")
+        let vector = Tensor::new(DType::F32, &[values.len()], values);
+        (self.backend.pack_vector(site, vector.view()).expect("the vector packs"), site)
     }
 
     /// A buffer that holds these rows.
@@ -162,14 +170,36 @@ impl Rig {
     }
 }
 
-/// Random factors of a rank.
-pub fn factors(rng: &mut Rng, dtype: DType, member: usize, rank: usize, out: usize, inputs: usize) -> Factors {
-    Factors {
-        member,
-        a: Tensor::new(dtype, &[rank, inputs], &rng.normals(rank * inputs, (inputs as f32).powf(-0.5))),
-        b: Tensor::new(dtype, &[out, rank], &rng.normals(out * rank, (rank as f32).powf(-0.5))),
-        scale: 0.25 + rng.below(8) as f32 * 0.25,
+fn random_groups(rng: &mut Rng, inputs: usize) -> Vec<CodeGroup> {
+    const BITS: [u8; 6] = [2, 3, 4, 5, 6, 8];
+    let bits = BITS[rng.below(6)];
+    // One width or runs of several; groups of a usual size, of irregular ones, or a whole column.
+    let (mixed, size) = (rng.below(3) == 0, [32, 64, 128, 0, inputs][rng.below(5)]);
+    let mut groups = Vec::new();
+    let mut left = inputs;
+    while left > 0 {
+        let size = if size == 0 { 1 + rng.below(80) } else { size };
+        let bits = if mixed { BITS[rng.below(6)] } else { bits };
+        groups.push(CodeGroup { bits, inputs: size.min(left) });
+        left -= size.min(left);
     }
+    groups
+}
+
+/// A linear of random kind, dense or coded, with or without a bias.
+pub fn random_member(rng: &mut Rng, inputs: usize, outputs: usize) -> Member {
+    let weight = if rng.below(4) == 0 {
+        let values = rng.normals(outputs * inputs, (inputs as f32).powf(-0.5));
+        Weight::Dense(Tensor::new(FLOATS[rng.below(3)], &[outputs, inputs], &values))
+    } else {
+        let groups = random_groups(rng, inputs);
+        let (half, shuffled) = (rng.below(3) > 0, rng.below(2) == 0);
+        Weight::Coded(RandomCodes::new(rng, outputs, groups, half, shuffled))
+    };
+    // Some formats pad biases.
+    let padded = outputs + [0, 0, 24][rng.below(3)];
+    let bias = (rng.below(2) == 0).then(|| Tensor::new(FLOATS[rng.below(3)], &[padded], &rng.normals(padded, 1.0)));
+    Member { weight, bias }
 }
 
 /// Bits, so that equality means equality.

@@ -80,6 +80,54 @@ impl Region {
     }
 }
 
+/// A part of a [`Region`], in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    start: usize,
+    len: usize,
+}
+
+/// A region while it is laid out: how large it has to be.
+#[derive(Default)]
+pub(super) struct RegionLayout {
+    bytes: usize,
+}
+
+impl RegionLayout {
+    /// Takes room for `count` values, aligned to a line.
+    pub(super) fn take<T: Pod>(&mut self, count: usize) -> Part {
+        let part = Part { start: self.bytes, len: count * size_of::<T>() };
+        self.bytes += part.len.next_multiple_of(LINE);
+        part
+    }
+
+    /// The region, of zeros.
+    ///
+    /// # Errors
+    /// `memory_exhausted`.
+    pub(super) fn map(&self) -> Result<Region> {
+        Region::new(self.bytes)
+    }
+}
+
+impl Region {
+    /// The values of a part.
+    ///
+    /// # Panics
+    /// If the part is of another region, or its length is not a multiple of the value's.
+    pub(super) fn part<T: Pod>(&self, part: Part) -> &[T] {
+        bytemuck::cast_slice(&self.values::<u8>()[part.start..part.start + part.len])
+    }
+
+    /// The values of a part, to write.
+    ///
+    /// # Panics
+    /// As [`Region::part`].
+    pub(super) fn part_mut<T: Pod>(&mut self, part: Part) -> &mut [T] {
+        bytemuck::cast_slice_mut(&mut self.values_mut::<u8>()[part.start..part.start + part.len])
+    }
+}
+
 impl Drop for Region {
     fn drop(&mut self) {
         // SAFETY: the mapping was made by `new` and nothing borrows from it any more.

@@ -22,6 +22,7 @@ use super::arena::{Region, grow};
 use super::isa::{LANES, Vector};
 use super::kernels::Kernels;
 use super::linear::Output;
+use super::routing::RoutedVector;
 use super::threads::{Disjoint, Pool};
 use super::tile::Element;
 use crate::backend::{AttentionSpec, KvDType, KvShape, Rope, StepRows};
@@ -179,8 +180,8 @@ impl Scratch {
 /// The norms over heads, if the model has them.
 #[derive(Clone, Copy)]
 pub(super) struct HeadNorms<'a> {
-    pub(super) q: Option<&'a [f32]>,
-    pub(super) k: Option<&'a [f32]>,
+    pub(super) q: Option<RoutedVector<'a>>,
+    pub(super) k: Option<RoutedVector<'a>>,
 }
 
 /// Where a head's norm and rotation come from.
@@ -194,10 +195,10 @@ struct Prepare<'a> {
 
 impl Prepare<'_> {
     /// Norms and turns one head of one row.
-    fn head(&self, row: usize, norm: Option<&[f32]>, x: &[f32], out: &mut [f32]) {
+    fn head(&self, row: usize, norm: Option<RoutedVector<'_>>, x: &[f32], out: &mut [f32]) {
         match norm {
             // SAFETY: the kernels exist, so their instruction set does.
-            Some(weight) => unsafe { (self.kernels.norm)(weight, self.eps, x, out) },
+            Some(weight) => unsafe { (self.kernels.norm)(weight.of_row(row), self.eps, x, out) },
             None => out.copy_from_slice(x),
         }
         let turns = &self.turns[row * 2 * self.pairs..(row + 1) * 2 * self.pairs];

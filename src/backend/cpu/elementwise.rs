@@ -1,5 +1,7 @@
 //! Embedding, norm and gate: what happens to a row on its own.
 
+use std::ops::Range;
+
 use super::isa::{LANES, Vector};
 use super::threads::{Disjoint, Pool};
 use crate::error::Result;
@@ -78,19 +80,15 @@ pub(super) fn for_rows(
     })
 }
 
-/// `out = multiplier * table[token]`.
+/// Columns of a row of numbers, as f32; rows are `width` long.
 ///
 /// # Panics
-/// If the token or dtype is not the table's.
-pub(super) fn embed_row(dtype: DType, table: &[u8], token: u32, multiplier: f32, out: &mut [f32]) {
-    let bytes = out.len() * dtype.bytes();
-    let shape = [out.len()];
-    let row = &table[token as usize * bytes..][..bytes];
-    if let Some(view) = TensorView::new(dtype, &shape, row) {
-        view.read_f32(0..out.len(), out);
-    }
-    for value in out {
-        *value *= multiplier;
+/// If row or columns are outside of the matrix, or the dtype is no float.
+pub(super) fn read_row(dtype: DType, matrix: &[u8], width: usize, row: usize, columns: Range<usize>, out: &mut [f32]) {
+    let shape = [width];
+    let bytes = width * dtype.bytes();
+    if let Some(view) = TensorView::new(dtype, &shape, &matrix[row * bytes..][..bytes]) {
+        view.read_f32(columns, out);
     }
 }
 

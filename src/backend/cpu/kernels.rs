@@ -8,7 +8,7 @@ use super::elementwise::{self, GateFn, NormFn};
 #[cfg(target_arch = "x86_64")]
 use super::isa::{Avx2, Avx512};
 use super::isa::{Isa, LANES, Scalar};
-use super::tile::{self, ExpandFn, ProductFn, Tiles};
+use super::tile::{self, ExpandFn, ProductFn, SquaresFn, Tiles};
 
 /// Most rows a product takes at once.
 pub(super) const MAX_ROWS: usize = 8;
@@ -24,6 +24,7 @@ pub(super) struct Kernels {
     product_2x1: ProductFn,
     product_1x4: ProductFn,
     product_1x1: ProductFn,
+    squares: SquaresFn,
     pub(super) expand: ExpandFn,
     pub(super) norm: NormFn,
     pub(super) silu_gate: GateFn,
@@ -92,6 +93,22 @@ impl Kernels {
     }
 }
 
+impl Kernels {
+    /// The sum of squares of each output's weights, where `mask` is 1 and not 0.
+    ///
+    /// # Panics
+    /// If the tile is out of bounds or the mask shorter than the tiles' inputs, padding included.
+    pub(super) fn squares(&self, tiles: &Tiles<'_>, tile: usize, mask: &[f32]) -> [f64; LANES] {
+        assert!((tile + 1) * tiles.tile_bytes <= tiles.codes.len());
+        assert!((tile + 1) * tiles.scale_bytes <= tiles.scales.len());
+        assert!(tiles.spans.iter().map(|span| span.blocks * tile::BLOCK).sum::<usize>() <= mask.len());
+        let mut squares = [0.0; LANES];
+        // SAFETY: the table exists only where its instruction set does; the asserts above are the rest.
+        unsafe { (self.squares)(tiles, tile, mask, &mut squares) };
+        squares
+    }
+}
+
 macro_rules! stamp {
     ($module:ident, $vector:ty, $isa:expr, $rows:literal $(, $features:literal)?) => {
         mod $module {
@@ -107,6 +124,12 @@ macro_rules! stamp {
             ) {
                 // SAFETY: the caller's promises, and the instruction set of this module.
                 unsafe { tile::product::<$vector, R, T>(tiles, tile, x, y, stride) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn squares(tiles: &Tiles<'_>, tile: usize, mask: &[f32], squares: &mut [f64; LANES]) {
+                // SAFETY: as `product`.
+                unsafe { tile::squares::<$vector>(tiles, tile, mask, squares) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -148,6 +171,7 @@ macro_rules! stamp {
                 product_2x1: product::<2, 1>,
                 product_1x4: product::<1, 4>,
                 product_1x1: product::<1, 1>,
+                squares,
                 expand,
                 norm,
                 silu_gate,

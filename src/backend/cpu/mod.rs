@@ -5,33 +5,42 @@
 //! | `isa`, `kernels` | instruction sets, the vector type, the table of kernels of each |
 //! | `arena`, `threads` | memory for streaming, the pool |
 //! | `pack`, `tile` | the packed form, and the product of a tile with a few rows |
-//! | `linear`, `lora` | a group of linears; adapters in their slots |
+//! | `group`, `linear`, `epilogue` | a group of linears, and what adapters make of its outputs |
+//! | `embed` | the embedding |
+//! | `adapter`, `routing` | adapters in their slots; which of them act on a row |
 //! | `attention`, `elementwise` | the other operations |
 //! | `reference` | all of it again in plain maths: the oracle |
 //!
 //! Threads split outputs, rows and heads, never a sum, and vectors run over outputs, never over inputs: so a row's bits
 //! depend neither on who shares the step nor on the number of threads.
 
+mod adapter;
 mod arena;
 mod attention;
 mod elementwise;
+mod embed;
+mod epilogue;
+mod group;
 mod isa;
 mod kernels;
 mod linear;
-mod lora;
 mod pack;
 mod reference;
+mod routing;
 mod threads;
 mod tile;
 
 use std::collections::HashMap;
 
+use self::adapter::{Adapter, Base, SitePlace};
 use self::arena::{Arena, ArenaSlice, Region};
 use self::attention::{Cache, HeadNorms};
+use self::embed::{Embedding, Table};
+use self::group::Group;
 pub use self::isa::Isa;
 use self::kernels::Kernels;
-use self::linear::{Context, Group, Inputs, Output};
-use self::lora::{Adapter, SitePlace};
+use self::linear::{Context, Inputs, Output};
+use self::routing::{RoutedVector, Routing};
 use self::threads::Pool;
 use super::{
     Activation, AttentionSpec, Backend, BackendMemory, BufferId, GroupId, KvId, KvShape, LinearSource, StepRows,
@@ -41,7 +50,7 @@ use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::adapter::delta::SiteDelta;
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::{SiteId, SitePart};
-use crate::tensor::{DType, TensorView, shape_text};
+use crate::tensor::{TensorView, shape_text};
 
 /// Options of the CPU backend.
 #[derive(Clone, Debug, Default)]
@@ -140,13 +149,6 @@ impl Buffer {
     }
 }
 
-struct Table {
-    dtype: DType,
-    vocab: usize,
-    hidden: usize,
-    store: ArenaSlice,
-}
-
 struct CpuBackend {
     kernels: &'static Kernels,
     pool: Pool,
@@ -166,6 +168,13 @@ fn unknown(what: &str) -> Error {
     Error::new(ErrorCode::Internal, format!("the step names {what} that the backend has not"))
 }
 
+/// DoRA divides by the norm of an output, which an adapter must not make 0.
+fn zero_norm(site: SiteId, output: usize) -> Error {
+    Error::new(ErrorCode::AdapterScaleInvalid, "DoRA divides by the norm of an output that is 0")
+        .expected("a norm above 0")
+        .found(format!("0 at output {output} of site {}", site.0))
+}
+
 /// Two different buffers, the second to write.
 fn pair(buffers: &mut [Buffer], x: BufferId, y: BufferId) -> Result<(&Buffer, &mut Buffer)> {
     match buffers.get_disjoint_mut([x.0 as usize, y.0 as usize]) {
@@ -174,17 +183,15 @@ fn pair(buffers: &mut [Buffer], x: BufferId, y: BufferId) -> Result<(&Buffer, &m
     }
 }
 
-fn float_vector<'a>(arena: &'a Arena, vectors: &[ArenaSlice], id: VectorId) -> Result<&'a [f32]> {
-    let slice = vectors.get(id.0 as usize).ok_or_else(|| unknown("a vector"))?;
-    Ok(arena.values(*slice))
-}
-
-fn checked_vector<'a>(arena: &'a Arena, vectors: &[ArenaSlice], id: VectorId, len: usize) -> Result<&'a [f32]> {
-    let vector = float_vector(arena, vectors, id)?;
-    if vector.len() == len {
-        return Ok(vector);
-    }
-    Err(Error::new(ErrorCode::Internal, "a norm's weight does not fit").expected(len).found(vector.len()))
+fn routed_vector<'a>(
+    arena: &'a Arena,
+    vectors: &[ArenaSlice],
+    id: VectorId,
+    routing: Routing<'a>,
+) -> Result<RoutedVector<'a>> {
+    let index = id.0 as usize;
+    let slice = vectors.get(index).ok_or_else(|| unknown("a vector"))?;
+    Ok(RoutedVector::new(routing, index, arena.values(*slice)))
 }
 
 impl Backend for CpuBackend {
@@ -204,31 +211,32 @@ impl Backend for CpuBackend {
     fn pack_group(&mut self, members: &[LinearSource<'_>]) -> Result<GroupId> {
         let packed = Group::pack(&mut self.pool, &mut self.arena, members)?;
         let group = self.groups.len();
-        for (member, (source, linear)) in members.iter().zip(&packed.members).enumerate() {
-            let (in_features, out_features) = (packed.in_features, linear.out_features());
-            self.sites.insert(source.site, SitePlace { group, member, in_features, out_features });
+        for (member, source) in members.iter().enumerate() {
+            self.sites.insert(source.site, SitePlace::Linear { group, member });
         }
         self.groups.push(packed);
         Ok(GroupId(group as u32))
     }
 
-    fn pack_table(&mut self, _: SiteId, table: TensorView<'_>) -> Result<TableId> {
+    fn pack_table(&mut self, site: SiteId, table: TensorView<'_>) -> Result<TableId> {
         let (&[vocab, hidden], true) = (table.shape(), table.dtype().is_float()) else {
             return Err(Error::new(ErrorCode::Internal, "an embedding table must be a matrix of floats")
                 .found(format!("{} {}", table.dtype(), shape_text(table.shape()))));
         };
         let store = self.arena.take(table.bytes().len())?;
         self.arena.values_mut::<u8>(store).copy_from_slice(table.bytes());
+        self.sites.insert(site, SitePlace::Table(self.tables.len()));
         self.tables.push(Table { dtype: table.dtype(), vocab, hidden, store });
         Ok(TableId(self.tables.len() as u32 - 1))
     }
 
-    fn pack_vector(&mut self, _: SiteId, vector: TensorView<'_>) -> Result<VectorId> {
+    fn pack_vector(&mut self, site: SiteId, vector: TensorView<'_>) -> Result<VectorId> {
         if !vector.dtype().is_float() {
             return Err(Error::new(ErrorCode::Internal, "a vector must hold floats").found(vector.dtype()));
         }
         let slice = self.arena.take(vector.len() * size_of::<f32>())?;
         vector.read_f32(0..vector.len(), self.arena.values_mut(slice));
+        self.sites.insert(site, SitePlace::Vector(self.vectors.len()));
         self.vectors.push(slice);
         Ok(VectorId(self.vectors.len() as u32 - 1))
     }
@@ -257,8 +265,22 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn holds(&self, _: SiteId, _: SitePart, _: TensorView<'_>) -> bool {
-        false
+    fn holds(&self, site: SiteId, part: SitePart, values: TensorView<'_>) -> bool {
+        if !values.dtype().is_float() {
+            return false;
+        }
+        let (arena, same) = (&self.arena, |held: &[f32]| values.shape() == [held.len()] && values.to_f32() == held);
+        match (self.sites.get(&site), part) {
+            (Some(&SitePlace::Linear { group, member }), SitePart::Weight) => {
+                self.groups[group].members[member].holds(arena, values)
+            }
+            (Some(&SitePlace::Linear { group, member }), SitePart::Bias) => {
+                self.groups[group].members[member].bias(arena).is_some_and(same)
+            }
+            (Some(&SitePlace::Table(table)), SitePart::Weight) => self.tables[table].holds(arena, values),
+            (Some(&SitePlace::Vector(vector)), SitePart::Weight) => same(arena.values(self.vectors[vector])),
+            _ => false,
+        }
     }
 
     fn upload_adapter(&mut self, slot: SlotId, deltas: &[SiteDelta<'_>]) -> Result<usize> {
@@ -266,7 +288,15 @@ impl Backend for CpuBackend {
         if self.adapters.get(index).is_some_and(Option::is_some) {
             return Err(Error::new(ErrorCode::Internal, format!("slot {index} is taken")));
         }
-        let adapter = Adapter::new(deltas, &self.sites, self.groups.len())?;
+        let base = Base {
+            kernels: self.kernels,
+            arena: &self.arena,
+            sites: &self.sites,
+            groups: &self.groups,
+            tables: &self.tables,
+            vectors: &self.vectors,
+        };
+        let adapter = Adapter::new(&mut self.pool, &base, deltas)?;
         let bytes = adapter.bytes();
         if self.adapters.len() <= index {
             self.adapters.resize_with(index + 1, || None);
@@ -286,21 +316,17 @@ impl Backend for CpuBackend {
         table: TableId,
         tokens: &[u32],
         multiplier: f32,
-        _: &AdapterBatch,
+        batch: &AdapterBatch,
         out: BufferId,
     ) -> Result<()> {
-        let table = self.tables.get(table.0 as usize).ok_or_else(|| unknown("an embedding table"))?;
+        let index = table.0 as usize;
+        let table = self.tables.get(index).ok_or_else(|| unknown("an embedding table"))?;
         let out = self.buffers.get_mut(out.0 as usize).ok_or_else(|| unknown("a buffer"))?;
         out.expect(table.hidden, tokens.len())?;
-        if let Some(&token) = tokens.iter().find(|&&token| token as usize >= table.vocab) {
-            return Err(Error::new(ErrorCode::TokenOutOfRange, "a token is outside the vocabulary")
-                .expected(format!("below {}", table.vocab))
-                .found(token));
-        }
-        let (stride, bytes) = (out.stride, self.arena.values::<u8>(table.store));
-        elementwise::for_rows(&mut self.pool, tokens.len(), table.hidden, out.values_mut(), stride, |i, out| {
-            elementwise::embed_row(table.dtype, bytes, tokens[i], multiplier, out);
-        })
+        let routing = Routing::new(batch, &self.adapters, tokens.len())?;
+        let embedding = Embedding { kernels: self.kernels, arena: &self.arena, table, index, routing };
+        let (stride, shrunk) = (out.stride, &mut self.linear_scratch.shrunk);
+        embedding.run(&mut self.pool, tokens, multiplier, out.values_mut(), stride, shrunk)
     }
 
     fn norm(
@@ -309,17 +335,17 @@ impl Backend for CpuBackend {
         eps: f32,
         x: BufferId,
         rows: usize,
-        _: &AdapterBatch,
+        batch: &AdapterBatch,
         out: BufferId,
     ) -> Result<()> {
-        let weight = float_vector(&self.arena, &self.vectors, weight)?;
+        let weight = routed_vector(&self.arena, &self.vectors, weight, Routing::new(batch, &self.adapters, rows)?)?;
         let (x, out) = pair(&mut self.buffers, x, out)?;
         x.expect(weight.len(), rows)?;
         out.expect(weight.len(), rows)?;
         let (kernels, width, stride, x) = (self.kernels, weight.len(), out.stride, x.rows());
         elementwise::for_rows(&mut self.pool, rows, width, out.values_mut(), stride, |i, out| {
             // SAFETY: the kernels exist, so their instruction set does.
-            unsafe { (kernels.norm)(weight, eps, &x.row(i)[..width], out) };
+            unsafe { (kernels.norm)(weight.of_row(i), eps, &x.row(i)[..width], out) };
         })
     }
 
@@ -337,10 +363,10 @@ impl Backend for CpuBackend {
         let (x, y) = pair(&mut self.buffers, x, y)?;
         x.expect(group.in_features, rows)?;
         y.expect(group.out_features, rows)?;
-        let context =
-            Context { kernels: self.kernels, arena: &self.arena, adapters: &self.adapters, group, group_index, batch };
+        let routing = Routing::new(batch, &self.adapters, rows)?;
+        let context = Context { kernels: self.kernels, arena: &self.arena, group, group_index, routing };
         let inputs = Inputs { x: x.rows(), rows, picked: None };
-        let output = Output { stride: y.stride, y: y.values_mut(), write };
+        let output = Output { stride: y.stride, width: y.width, y: y.values_mut(), write };
         linear::run(&mut self.pool, &context, inputs, output, &mut self.linear_scratch)
     }
 
@@ -349,19 +375,26 @@ impl Backend for CpuBackend {
         spec: &AttentionSpec,
         kv: KvId,
         rows: &StepRows,
-        _: &AdapterBatch,
+        batch: &AdapterBatch,
         qkv: BufferId,
         out: BufferId,
     ) -> Result<()> {
         let cache = self.kvs.get_mut(kv.0 as usize).and_then(Option::as_mut).ok_or_else(|| unknown("a KV cache"))?;
+        let routing = Routing::new(batch, &self.adapters, rows.len())?;
         let norm = |id: Option<VectorId>| {
-            id.map(|id| checked_vector(&self.arena, &self.vectors, id, spec.head_dim)).transpose()
+            let norm = id.map(|id| routed_vector(&self.arena, &self.vectors, id, routing)).transpose()?;
+            match norm.filter(|norm| norm.len() != spec.head_dim) {
+                Some(norm) => Err(Error::new(ErrorCode::Internal, "a norm's weight does not fit")
+                    .expected(spec.head_dim)
+                    .found(norm.len())),
+                None => Ok(norm),
+            }
         };
         let norms = HeadNorms { q: norm(spec.q_norm)?, k: norm(spec.k_norm)? };
         let (qkv, out) = pair(&mut self.buffers, qkv, out)?;
         qkv.expect((spec.heads + 2 * spec.kv_heads) * spec.head_dim, rows.len())?;
         out.expect(spec.heads * spec.head_dim, rows.len())?;
-        let output = Output { stride: out.stride, y: out.values_mut(), write: Write::Replace };
+        let output = Output { stride: out.stride, width: out.width, y: out.values_mut(), write: Write::Replace };
         attention::run(
             &mut self.pool,
             self.kernels,
@@ -408,10 +441,10 @@ impl Backend for CpuBackend {
                 .expected(rows.len() * group.out_features)
                 .found(logits.len()));
         }
-        let context =
-            Context { kernels: self.kernels, arena: &self.arena, adapters: &self.adapters, group, group_index, batch };
+        let routing = Routing::new(batch, &self.adapters, rows.len())?;
+        let context = Context { kernels: self.kernels, arena: &self.arena, group, group_index, routing };
         let inputs = Inputs { x: x.rows(), rows: rows.len(), picked: Some(rows) };
-        let output = Output { stride, y: logits, write: Write::Replace };
+        let output = Output { stride, width: stride, y: logits, write: Write::Replace };
         linear::run(&mut self.pool, &context, inputs, output, &mut self.linear_scratch)
     }
 }

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::f16;
 
-use super::arena::{Arena, ArenaSlice};
+use super::arena::{Arena, ArenaSlice, Part, Region, RegionLayout};
 use super::isa::LANES;
 use super::threads::{Disjoint, Pool};
 use super::tile::{BLOCK, Span, Tiles, Width};
@@ -63,6 +63,26 @@ impl Packed {
             scale_bytes: self.scale_bytes,
             wide: self.wide,
         }
+    }
+
+    /// Whether it is stored as plain numbers and they are these, of the same shape.
+    pub(super) fn holds(&self, arena: &Arena, values: TensorView<'_>) -> bool {
+        let plain = self.spans.iter().all(|span| span.width.dtype().is_some());
+        if !plain || values.shape() != [self.out_features, self.in_features] {
+            return false;
+        }
+        let Some(dtype) = self.spans.first().and_then(|span| span.width.dtype()) else { return true };
+        let len = self.in_features * LANES;
+        let (mut held, mut wanted) = (vec![0.0; len], vec![0.0; len]);
+        self.view(arena).codes.chunks_exact(self.tile_bytes).enumerate().all(|(tile, codes)| {
+            let shape = [len];
+            let Some(tile_values) = TensorView::new(dtype, &shape, &codes[..len * dtype.bytes()]) else { return false };
+            tile_values.read_f32(0..len, &mut held);
+            wanted.fill(0.0);
+            let row = |lane| Some((values, tile * LANES + lane)).filter(|&(_, row)| row < self.out_features);
+            interleave(bytemuck::cast_slice_mut(&mut wanted), Width::F32, row);
+            held == wanted
+        })
     }
 }
 
@@ -113,14 +133,65 @@ fn pack_dense(pool: &mut Pool, arena: &mut Arena, view: TensorView<'_>) -> Resul
     Ok(packed)
 }
 
+/// Rows of plain numbers as tiles, in a region: what adapters bring.
+pub(super) struct DenseTiles {
+    width: Width,
+    /// Number of rows.
+    pub(super) rows: usize,
+    /// Number of tiles.
+    pub(super) tiles: usize,
+    spans: Vec<Span>,
+    tile_bytes: usize,
+    part: Part,
+}
+
+impl DenseTiles {
+    /// Takes room for rows of that many inputs.
+    pub(super) fn lay_out(layout: &mut RegionLayout, rows: usize, in_features: usize, width: Width) -> Self {
+        let spans = dense_spans(in_features, width);
+        let (tiles, tile_bytes) = (rows.div_ceil(LANES), tile_bytes(&spans));
+        Self { width, rows, tiles, spans, tile_bytes, part: layout.take::<u8>(tiles * tile_bytes) }
+    }
+
+    /// Writes the rows, each one of a matrix.
+    ///
+    /// # Errors
+    /// A task panicked.
+    pub(super) fn fill<'a>(
+        &self,
+        pool: &mut Pool,
+        region: &mut Region,
+        row: impl Fn(usize) -> (TensorView<'a>, usize) + Sync,
+    ) -> Result<()> {
+        let parts = Disjoint::new(region.part_mut::<u8>(self.part));
+        pool.run(self.tiles, |tile, _| {
+            // SAFETY: each tile belongs to one task.
+            let out = unsafe { parts.part(tile * self.tile_bytes..(tile + 1) * self.tile_bytes) };
+            interleave(out, self.width, |lane| Some(tile * LANES + lane).filter(|&i| i < self.rows).map(&row));
+        })
+    }
+
+    /// The tiles, for a kernel.
+    pub(super) fn view<'a>(&'a self, region: &'a Region) -> Tiles<'a> {
+        Tiles {
+            codes: region.part(self.part),
+            scales: &[],
+            spans: &self.spans,
+            tile_bytes: self.tile_bytes,
+            scale_bytes: 0,
+            wide: false,
+        }
+    }
+}
+
 /// The spans of plain numbers.
-pub(super) fn dense_spans(in_features: usize, width: Width) -> Vec<Span> {
+fn dense_spans(in_features: usize, width: Width) -> Vec<Span> {
     let blocks = in_features.div_ceil(BLOCK);
     (0..blocks).step_by(SPAN_BLOCKS).map(|b| Span { width, blocks: SPAN_BLOCKS.min(blocks - b) }).collect()
 }
 
 /// Bytes of a tile's blocks.
-pub(super) fn tile_bytes(spans: &[Span]) -> usize {
+fn tile_bytes(spans: &[Span]) -> usize {
     spans.iter().map(|span| span.blocks * span.width.block_bytes()).sum()
 }
 
@@ -164,6 +235,16 @@ impl Width {
             DType::F16 => Some(Width::F16),
             DType::BF16 => Some(Width::Bf16),
             DType::F32 => Some(Width::F32),
+            _ => None,
+        }
+    }
+
+    /// The type of plain numbers of that width.
+    fn dtype(self) -> Option<DType> {
+        match self {
+            Width::F16 => Some(DType::F16),
+            Width::Bf16 => Some(DType::BF16),
+            Width::F32 => Some(DType::F32),
             _ => None,
         }
     }

@@ -167,15 +167,7 @@ unsafe fn codes<V: Vector, const BITS: usize, const R: usize, const T: usize>(
         let mut scale = [V::splat(0.0); T];
         let mut zero = [V::splat(0.0); T];
         for t in 0..T {
-            if wide {
-                scale[t] = V::load(scales[t].cast());
-                zero[t] = V::load(scales[t].cast::<f32>().add(LANES));
-                scales[t] = scales[t].add(4 * 2 * LANES);
-            } else {
-                scale[t] = V::load_f16(scales[t].cast());
-                zero[t] = V::load_f16(scales[t].cast::<u16>().add(LANES));
-                scales[t] = scales[t].add(2 * 2 * LANES);
-            }
+            (scale[t], zero[t]) = scale_and_zero(wide, &mut scales[t]);
         }
         let mut acc = [[V::splat(0.0); R]; T];
         for _ in 0..count {
@@ -202,6 +194,25 @@ unsafe fn codes<V: Vector, const BITS: usize, const R: usize, const T: usize>(
     }
 }
 
+/// The next span's scales and zeros.
+///
+/// # Safety
+/// As [`product`].
+#[inline(always)]
+unsafe fn scale_and_zero<V: Vector>(wide: bool, scales: &mut *const u8) -> (V, V) {
+    // SAFETY: a coded span has 16 scales and 16 zeros of 2 or 4 bytes.
+    unsafe {
+        let at = *scales;
+        if wide {
+            *scales = at.add(4 * 2 * LANES);
+            (V::load(at.cast()), V::load(at.cast::<f32>().add(LANES)))
+        } else {
+            *scales = at.add(2 * 2 * LANES);
+            (V::load_f16(at.cast()), V::load_f16(at.cast::<u16>().add(LANES)))
+        }
+    }
+}
+
 /// Inputs `4 Q .. 4 Q + 4` of a block: byte `b` of each 32-bit lane is input `4 Q + b`, in the same bits of each byte.
 ///
 /// # Safety
@@ -215,24 +226,35 @@ unsafe fn quad<V: Vector, const BITS: usize, const Q: usize, const R: usize, con
 ) {
     for byte in 0..4 {
         for t in 0..T {
-            // SAFETY: a plane of b bits has b lines in a block, so that line `Q b / 8` is within; rows have the block's
-            // inputs.
+            // SAFETY: as `product`; rows have the block's inputs.
             unsafe {
-                let line = |plane: usize, bits: usize| V::load_line(blocks[t].add((plane + Q * bits / 8) * LINE));
-                let shift = |bits: usize| (Q * bits % 8 + 8 * byte) as u32;
-                let code = match BITS {
-                    2 => V::codes::<2>(line(0, 2), shift(2)),
-                    3 => V::codes_joined::<2, 1>(line(0, 2), shift(2), line(2, 1), shift(1)),
-                    4 => V::codes::<4>(line(0, 4), shift(4)),
-                    5 => V::codes_joined::<4, 1>(line(0, 4), shift(4), line(4, 1), shift(1)),
-                    6 => V::codes_joined::<4, 2>(line(0, 4), shift(4), line(4, 2), shift(2)),
-                    _ => V::codes::<8>(line(0, 8), shift(8)),
-                };
+                let code = unpack::<V, BITS, Q>(blocks[t], byte);
                 let weight = code.sub(zero[t]);
                 for r in 0..R {
                     acc[t][r] = weight.mul_add(V::splat(*rows[r].add(4 * Q + byte)), acc[t][r]);
                 }
             }
+        }
+    }
+}
+
+/// Input `4 Q + byte` of a block of codes.
+///
+/// # Safety
+/// The instruction set of `V` must be there, and `block` valid for a block.
+#[inline(always)]
+unsafe fn unpack<V: Vector, const BITS: usize, const Q: usize>(block: *const u8, byte: usize) -> V {
+    // SAFETY: a plane of b bits has b lines in a block, so that line `Q b / 8` is within.
+    unsafe {
+        let line = |plane: usize, bits: usize| V::load_line(block.add((plane + Q * bits / 8) * LINE));
+        let shift = |bits: usize| (Q * bits % 8 + 8 * byte) as u32;
+        match BITS {
+            2 => V::codes::<2>(line(0, 2), shift(2)),
+            3 => V::codes_joined::<2, 1>(line(0, 2), shift(2), line(2, 1), shift(1)),
+            4 => V::codes::<4>(line(0, 4), shift(4)),
+            5 => V::codes_joined::<4, 1>(line(0, 4), shift(4), line(4, 1), shift(1)),
+            6 => V::codes_joined::<4, 2>(line(0, 4), shift(4), line(4, 2), shift(2)),
+            _ => V::codes::<8>(line(0, 8), shift(8)),
         }
     }
 }
@@ -318,6 +340,98 @@ unsafe fn dense<V: Vector, E: Element, const R: usize, const T: usize>(
                 sums[t][r] = sums[t][r].add(acc[t][r]);
             }
         }
+    }
+}
+
+/// `squares[n] = sum over k of mask[k] W[n, k]^2` of a tile's outputs; `mask` is 0 at padding, which is no weight, else 1.
+pub(super) type SquaresFn = unsafe fn(tiles: &Tiles<'_>, tile: usize, mask: &[f32], squares: &mut [f64; LANES]);
+
+/// See [`SquaresFn`].
+///
+/// # Safety
+/// The instruction set of `V` must be there, `tile` within the tiles, and `mask` as long as their blocks.
+#[inline(always)]
+pub(super) unsafe fn squares<V: Vector>(tiles: &Tiles<'_>, tile: usize, mask: &[f32], squares: &mut [f64; LANES]) {
+    // SAFETY: the caller's promises; pointers advance span by span, as in `product`.
+    unsafe {
+        let mut block = tiles.codes.as_ptr().add(tile * tiles.tile_bytes);
+        let mut scales = tiles.scales.as_ptr().add(tile * tiles.scale_bytes);
+        let mut mask = mask.as_ptr();
+        for span in tiles.spans {
+            let count = span.blocks;
+            let sums = match span.width {
+                Width::Code2 => squared_codes::<V, 2>(count, tiles.wide, block, &mut scales, mask),
+                Width::Code3 => squared_codes::<V, 3>(count, tiles.wide, block, &mut scales, mask),
+                Width::Code4 => squared_codes::<V, 4>(count, tiles.wide, block, &mut scales, mask),
+                Width::Code5 => squared_codes::<V, 5>(count, tiles.wide, block, &mut scales, mask),
+                Width::Code6 => squared_codes::<V, 6>(count, tiles.wide, block, &mut scales, mask),
+                Width::Code8 => squared_codes::<V, 8>(count, tiles.wide, block, &mut scales, mask),
+                Width::F16 => squared::<V, F16>(count, block, mask),
+                Width::Bf16 => squared::<V, Bf16>(count, block, mask),
+                Width::F32 => squared::<V, F32>(count, block, mask),
+            };
+            for (square, sum) in squares.iter_mut().zip(sums.to_array()) {
+                *square += f64::from(sum);
+            }
+            block = block.add(count * span.width.block_bytes());
+            mask = mask.add(count * BLOCK);
+        }
+    }
+}
+
+/// The squares of one span of `BITS`-bit codes.
+///
+/// # Safety
+/// As [`squares`].
+#[inline(always)]
+unsafe fn squared_codes<V: Vector, const BITS: usize>(
+    count: usize,
+    wide: bool,
+    block: *const u8,
+    scales: &mut *const u8,
+    mask: *const f32,
+) -> V {
+    // SAFETY: as `squares`.
+    unsafe {
+        let (scale, zero) = scale_and_zero::<V>(wide, scales);
+        let mut acc = V::splat(0.0);
+        for i in 0..count {
+            let (block, mask) = (block.add(i * BITS * LINE), mask.add(i * BLOCK));
+            for byte in 0..4 {
+                let codes = [
+                    unpack::<V, BITS, 0>(block, byte),
+                    unpack::<V, BITS, 1>(block, byte),
+                    unpack::<V, BITS, 2>(block, byte),
+                    unpack::<V, BITS, 3>(block, byte),
+                    unpack::<V, BITS, 4>(block, byte),
+                    unpack::<V, BITS, 5>(block, byte),
+                    unpack::<V, BITS, 6>(block, byte),
+                    unpack::<V, BITS, 7>(block, byte),
+                ];
+                for (quad, code) in codes.into_iter().enumerate() {
+                    let weight = code.sub(zero);
+                    acc = weight.mul(V::splat(*mask.add(4 * quad + byte))).mul_add(weight, acc);
+                }
+            }
+        }
+        acc.mul(scale).mul(scale)
+    }
+}
+
+/// The squares of one span of plain numbers.
+///
+/// # Safety
+/// As [`squares`].
+#[inline(always)]
+unsafe fn squared<V: Vector, E: Element>(count: usize, block: *const u8, mask: *const f32) -> V {
+    // SAFETY: as `squares`.
+    unsafe {
+        let mut acc = V::splat(0.0);
+        for k in 0..count * BLOCK {
+            let weight = E::load::<V>(block.add(k * LANES * E::BYTES));
+            acc = weight.mul(V::splat(*mask.add(k))).mul_add(weight, acc);
+        }
+        acc
     }
 }
 

@@ -1,0 +1,429 @@
+//! The six operations in plain maths: the oracle of every fast path, and the meaning of the product.
+//!
+//! One thread, weights dequantised to f32, no layout, no vectors. Values are f32; a sum is taken in f64 in the order of
+//! its index and rounded once, so that what a fast path differs by is its own rounding alone.
+
+mod attention;
+mod delta;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use self::attention::{Cache, rms_norm};
+use self::delta::{BaseWeight, Delta, Norms};
+use crate::adapter::batch::{AdapterBatch, SlotId};
+use crate::adapter::delta::SiteDelta;
+use crate::backend::{
+    Activation, AttentionSpec, Backend, BackendMemory, BufferId, GroupId, KvId, KvShape, LinearSource, StepRows,
+    TableId, VectorId, Write,
+};
+use crate::error::{Error, ErrorCode, Result};
+use crate::quant::QuantWeight;
+use crate::sites::{SiteId, SitePart};
+use crate::tensor::TensorView;
+
+/// A matrix, row-major.
+#[derive(Default)]
+struct Matrix {
+    width: usize,
+    values: Vec<f32>,
+}
+
+impl Matrix {
+    fn row(&self, i: usize) -> &[f32] {
+        &self.values[i * self.width..(i + 1) * self.width]
+    }
+
+    fn rows(&self) -> usize {
+        self.values.len() / self.width.max(1)
+    }
+
+    /// `self x`
+    fn times(&self, x: &[f32]) -> Vec<f32> {
+        if self.width == 0 {
+            return Vec::new();
+        }
+        self.values.chunks_exact(self.width).map(|row| dot(row, x)).collect()
+    }
+
+    fn bytes(&self) -> usize {
+        size_of_val(&*self.values)
+    }
+}
+
+/// A linear of a group.
+struct Linear {
+    site: SiteId,
+    weight: Matrix,
+    /// Whether it was stored as plain numbers.
+    is_dense: bool,
+    bias: Option<Vec<f32>>,
+}
+
+/// Where a site is.
+#[derive(Clone, Copy)]
+enum Place {
+    Linear { group: usize, member: usize },
+    Table(usize),
+    Vector(usize),
+}
+
+/// The oracle as a backend.
+#[derive(Default)]
+pub(super) struct ReferenceBackend {
+    buffers: Vec<Matrix>,
+    groups: Vec<Vec<Linear>>,
+    tables: Vec<(SiteId, Matrix)>,
+    vectors: Vec<(SiteId, Vec<f32>)>,
+    sites: HashMap<SiteId, Place>,
+    kvs: HashMap<KvId, Cache>,
+    next_kv: u32,
+    adapters: HashMap<SlotId, HashMap<(SiteId, u32), Delta>>,
+    norms: Norms,
+}
+
+fn dot_f64(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+}
+
+/// The dot product, rounded once.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    dot_f64(a, b) as f32
+}
+
+fn matrix(view: &TensorView<'_>) -> Matrix {
+    Matrix { width: view.shape().last().copied().unwrap_or(0), values: view.to_f32() }
+}
+
+fn unknown() -> Error {
+    Error::new(ErrorCode::Internal, "the step names something that the backend has not, or of another shape")
+}
+
+/// Row `i` of a buffer.
+fn row(buffers: &[Matrix], id: BufferId, i: usize) -> Result<&[f32]> {
+    let buffer = buffers.get(id.0 as usize).ok_or_else(unknown)?;
+    buffer.values.get(i * buffer.width..(i + 1) * buffer.width).ok_or_else(unknown)
+}
+
+impl ReferenceBackend {
+    fn row(&self, id: BufferId, i: usize) -> Result<&[f32]> {
+        row(&self.buffers, id, i)
+    }
+
+    /// Row `i` of a buffer, to write `width` values.
+    fn row_mut(&mut self, id: BufferId, i: usize, width: usize) -> Result<&mut [f32]> {
+        let buffer = self.buffers.get_mut(id.0 as usize).filter(|buffer| buffer.width == width).ok_or_else(unknown)?;
+        buffer.values.get_mut(i * width..(i + 1) * width).ok_or_else(unknown)
+    }
+
+    /// What the row's adapters change at a site, each with its slot and weight, in the order of the request.
+    fn deltas(&self, batch: &AdapterBatch, row: usize, site: SiteId) -> Result<Vec<(SlotId, f32, &Delta)>> {
+        let entries = if batch.is_base_only() { &[] } else { batch.of_row(row) };
+        let mut deltas = Vec::new();
+        for entry in entries.iter().map(|&index| batch.entries()[index]) {
+            let adapter = self.adapters.get(&entry.slot).ok_or_else(unknown)?;
+            deltas.extend(adapter.get(&(site, batch.pass())).map(|delta| (entry.slot, entry.weight, delta)));
+        }
+        Ok(deltas)
+    }
+
+    /// A norm's weight for a row.
+    fn vector(&self, id: VectorId, batch: &AdapterBatch, row: usize) -> Result<&[f32]> {
+        let (site, vector) = self.vectors.get(id.0 as usize).ok_or_else(unknown)?;
+        let deltas = self.deltas(batch, row, *site)?;
+        let replaced = deltas.iter().rev().find_map(|(_, _, delta)| delta.weight.as_ref());
+        Ok(replaced.map_or(vector, |weight| &weight.values))
+    }
+
+    /// [`Backend::linear`] of one row, member after member.
+    fn project(&self, group: GroupId, x: &[f32], batch: &AdapterBatch, row: usize) -> Result<Vec<f32>> {
+        let mut out = Vec::new();
+        for linear in self.groups.get(group.0 as usize).ok_or_else(unknown)? {
+            if linear.weight.width != x.len() {
+                return Err(unknown());
+            }
+            let deltas = self.deltas(batch, row, linear.site)?;
+            let replaced = |part: fn(&Delta) -> bool| deltas.iter().rev().map(|(.., delta)| *delta).find(|d| part(d));
+            let weight = replaced(|delta| delta.weight.is_some()).and_then(|delta| delta.weight.as_ref());
+            let bias = replaced(|delta| delta.bias.is_some()).map_or(&linear.bias, |delta| &delta.bias).as_deref();
+            let mut y = weight.unwrap_or(&linear.weight).times(x);
+            for (id, values) in deltas.iter().flat_map(|(.., delta)| delta.rows()) {
+                *y.get_mut(id).ok_or_else(unknown)? = dot(values, x);
+            }
+            for (y, bias) in y.iter_mut().zip(bias.into_iter().flatten()) {
+                *y += bias;
+            }
+            let base = BaseWeight { values: &linear.weight, is_table: false };
+            for (slot, weight, delta) in deltas {
+                let Some(low) = &delta.low_rank else { continue };
+                let norms = self.norms.of((slot, linear.site, batch.pass()), delta, base, weight);
+                low.apply(&low.a.times(x), weight, norms.as_deref(), bias, &mut y);
+            }
+            out.append(&mut y);
+        }
+        Ok(out)
+    }
+
+    /// [`Backend::embed`] of one row, before the multiplier.
+    fn embedded(&self, table: TableId, token: u32, batch: &AdapterBatch, row: usize) -> Result<Vec<f32>> {
+        let (site, base) = self.tables.get(table.0 as usize).ok_or_else(unknown)?;
+        let deltas = self.deltas(batch, row, *site)?;
+        let table = deltas.iter().rev().find_map(|(.., delta)| delta.weight.as_ref()).unwrap_or(base);
+        if token as usize >= table.rows() {
+            return Err(Error::new(ErrorCode::TokenOutOfRange, "a token is outside the vocabulary")
+                .expected(format!("below {}", table.rows()))
+                .found(token));
+        }
+        let rows = deltas.iter().flat_map(|(.., delta)| delta.rows());
+        let replaced = rows.filter(|&(id, _)| id == token as usize).last();
+        let mut y = replaced.map_or(table.row(token as usize), |(_, values)| values).to_vec();
+        let base = BaseWeight { values: base, is_table: true };
+        for (slot, weight, delta) in deltas {
+            let Some(low) = &delta.low_rank else { continue };
+            // A column of A; of tokens that it has not, nothing is added.
+            let column = |r: usize| low.a.row(r).get(token as usize).copied().unwrap_or(0.0);
+            let t: Vec<f32> = (0..low.a.rows()).map(column).collect();
+            let norms = self.norms.of((slot, *site, batch.pass()), delta, base, weight);
+            low.apply(&t, weight, norms.as_deref(), None, &mut y);
+        }
+        Ok(y)
+    }
+
+    /// The base's weight at a site.
+    fn base_weight(&self, site: SiteId) -> Result<BaseWeight<'_>> {
+        match self.sites.get(&site) {
+            Some(&Place::Linear { group, member }) => {
+                Ok(BaseWeight { values: &self.groups[group][member].weight, is_table: false })
+            }
+            Some(&Place::Table(table)) => Ok(BaseWeight { values: &self.tables[table].1, is_table: true }),
+            _ => Err(unknown()),
+        }
+    }
+
+    /// Checks that an adapter's norms at a weight of 1 are no zeros.
+    fn check_norms(&self, slot: SlotId, (site, pass): (SiteId, u32), delta: &Delta) -> Result<()> {
+        if delta.low_rank.is_none() {
+            return Ok(());
+        }
+        let norms: Option<Arc<[f64]>> = self.norms.of((slot, site, pass), delta, self.base_weight(site)?, 1.0);
+        match norms.iter().flat_map(|norms| norms.iter()).position(|norm| *norm == 0.0 || norm.is_nan()) {
+            Some(output) => Err(super::zero_norm(site, output)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Backend for ReferenceBackend {
+    fn describe(&self) -> String {
+        "cpu (reference, 1 thread)".to_owned()
+    }
+
+    fn memory(&self) -> BackendMemory {
+        let linear = |linear: &Linear| linear.weight.bytes() + linear.bias.as_ref().map_or(0, |b| size_of_val(&**b));
+        let deltas = self.adapters.values().flat_map(HashMap::values);
+        let tables = self.tables.iter().map(|(_, table)| table.bytes());
+        let vectors = self.vectors.iter().map(|(_, vector)| size_of_val(&**vector));
+        BackendMemory {
+            weights_bytes: self.groups.iter().flatten().map(linear).sum::<usize>()
+                + tables.chain(vectors).sum::<usize>(),
+            adapters_bytes: deltas.map(Delta::bytes).sum(),
+            kv_bytes: self.kvs.values().map(Cache::bytes).sum(),
+        }
+    }
+
+    fn pack_group(&mut self, members: &[LinearSource<'_>]) -> Result<GroupId> {
+        let group = self.groups.len();
+        let linear = |source: &LinearSource<'_>| Linear {
+            site: source.site,
+            weight: Matrix {
+                width: source.weight.in_features(),
+                values: source.weight.dequantise(0..source.weight.out_features()),
+            },
+            is_dense: matches!(source.weight, QuantWeight::Dense(_)),
+            bias: source.bias.as_ref().map(|bias| bias.to_f32()[..source.weight.out_features()].to_vec()),
+        };
+        let places = members.iter().enumerate();
+        self.sites.extend(places.map(|(member, source)| (source.site, Place::Linear { group, member })));
+        self.groups.push(members.iter().map(linear).collect());
+        Ok(GroupId(group as u32))
+    }
+
+    fn pack_table(&mut self, site: SiteId, table: TensorView<'_>) -> Result<TableId> {
+        self.sites.insert(site, Place::Table(self.tables.len()));
+        self.tables.push((site, matrix(&table)));
+        Ok(TableId(self.tables.len() as u32 - 1))
+    }
+
+    fn pack_vector(&mut self, site: SiteId, vector: TensorView<'_>) -> Result<VectorId> {
+        self.sites.insert(site, Place::Vector(self.vectors.len()));
+        self.vectors.push((site, vector.to_f32()));
+        Ok(VectorId(self.vectors.len() as u32 - 1))
+    }
+
+    fn create_buffer(&mut self, width: usize) -> BufferId {
+        self.buffers.push(Matrix { width, values: Vec::new() });
+        BufferId(self.buffers.len() as u32 - 1)
+    }
+
+    fn reserve_rows(&mut self, rows: usize) -> Result<()> {
+        for buffer in &mut self.buffers {
+            let len = buffer.values.len().max(rows * buffer.width);
+            buffer.values.resize(len, 0.0);
+        }
+        Ok(())
+    }
+
+    fn create_kv(&mut self, shape: KvShape) -> Result<KvId> {
+        let kv = KvId(self.next_kv);
+        self.kvs.insert(kv, Cache::new(shape)?);
+        self.next_kv += 1;
+        Ok(kv)
+    }
+
+    fn drop_kv(&mut self, kv: KvId) {
+        self.kvs.remove(&kv);
+    }
+
+    fn holds(&self, site: SiteId, part: SitePart, values: TensorView<'_>) -> bool {
+        let held: Option<&[f32]> = match (self.sites.get(&site), part) {
+            (Some(&Place::Linear { group, member }), SitePart::Weight) => {
+                Some(&self.groups[group][member]).filter(|linear| linear.is_dense).map(|linear| &*linear.weight.values)
+            }
+            (Some(&Place::Linear { group, member }), SitePart::Bias) => self.groups[group][member].bias.as_deref(),
+            (Some(&Place::Table(table)), SitePart::Weight) => Some(&self.tables[table].1.values),
+            (Some(&Place::Vector(vector)), SitePart::Weight) => Some(&self.vectors[vector].1),
+            _ => None,
+        };
+        values.dtype().is_float() && held.is_some_and(|held| held == values.to_f32())
+    }
+
+    fn upload_adapter(&mut self, slot: SlotId, deltas: &[SiteDelta<'_>]) -> Result<usize> {
+        if self.adapters.contains_key(&slot) {
+            return Err(unknown());
+        }
+        let mut adapter = HashMap::new();
+        for delta in deltas {
+            let key = (delta.site, delta.pass);
+            if !self.sites.contains_key(&delta.site) || adapter.insert(key, Delta::new(delta)).is_some() {
+                return Err(unknown());
+            }
+        }
+        if let Err(error) = adapter.iter().try_for_each(|(&key, delta)| self.check_norms(slot, key, delta)) {
+            self.norms.forget(slot);
+            return Err(error);
+        }
+        let bytes = adapter.values().map(Delta::bytes).sum();
+        self.adapters.insert(slot, adapter);
+        Ok(bytes)
+    }
+
+    fn drop_adapter(&mut self, slot: SlotId) {
+        self.adapters.remove(&slot);
+        self.norms.forget(slot);
+    }
+
+    fn embed(
+        &mut self,
+        table: TableId,
+        tokens: &[u32],
+        multiplier: f32,
+        batch: &AdapterBatch,
+        out: BufferId,
+    ) -> Result<()> {
+        for (i, &token) in tokens.iter().enumerate() {
+            let embedded: Vec<f32> =
+                self.embedded(table, token, batch, i)?.into_iter().map(|value| value * multiplier).collect();
+            self.row_mut(out, i, embedded.len())?.copy_from_slice(&embedded);
+        }
+        Ok(())
+    }
+
+    fn norm(
+        &mut self,
+        weight: VectorId,
+        eps: f32,
+        x: BufferId,
+        rows: usize,
+        batch: &AdapterBatch,
+        out: BufferId,
+    ) -> Result<()> {
+        for i in 0..rows {
+            let normed = rms_norm(self.vector(weight, batch, i)?, eps, self.row(x, i)?);
+            self.row_mut(out, i, normed.len())?.copy_from_slice(&normed);
+        }
+        Ok(())
+    }
+
+    fn linear(
+        &mut self,
+        group: GroupId,
+        x: BufferId,
+        rows: usize,
+        batch: &AdapterBatch,
+        y: BufferId,
+        write: Write,
+    ) -> Result<()> {
+        for i in 0..rows {
+            let result = self.project(group, self.row(x, i)?, batch, i)?;
+            let y = self.row_mut(y, i, result.len())?;
+            match write {
+                Write::Replace => y.copy_from_slice(&result),
+                Write::Add => y.iter_mut().zip(result).for_each(|(y, result)| *y += result),
+            }
+        }
+        Ok(())
+    }
+
+    fn attend(
+        &mut self,
+        spec: &AttentionSpec,
+        kv: KvId,
+        rows: &StepRows,
+        batch: &AdapterBatch,
+        qkv: BufferId,
+        out: BufferId,
+    ) -> Result<()> {
+        let norms: Vec<[Option<Vec<f32>>; 2]> = (0..rows.len())
+            .map(|i| {
+                let norm = |id: Option<VectorId>| id.map(|id| Ok(self.vector(id, batch, i)?.to_vec())).transpose();
+                Ok([norm(spec.q_norm)?, norm(spec.k_norm)?])
+            })
+            .collect::<Result<_>>()?;
+        let qkv: Vec<&[f32]> = (0..rows.len()).map(|i| row(&self.buffers, qkv, i)).collect::<Result<_>>()?;
+        let mixed = self.kvs.get_mut(&kv).ok_or_else(unknown)?.attend(spec, rows, &norms, &qkv)?;
+        for (i, mixed) in mixed.into_iter().enumerate() {
+            self.row_mut(out, i, mixed.len())?.copy_from_slice(&mixed);
+        }
+        Ok(())
+    }
+
+    fn activate(&mut self, activation: Activation, gate_up: BufferId, rows: usize, out: BufferId) -> Result<()> {
+        let act = |x: f32| match activation {
+            Activation::Silu => x / (1.0 + (-x).exp()),
+        };
+        for i in 0..rows {
+            let row = self.row(gate_up, i)?;
+            let (gate, up) = row.split_at(row.len() / 2);
+            let gated: Vec<f32> = gate.iter().zip(up).map(|(&gate, up)| act(gate) * up).collect();
+            self.row_mut(out, i, gated.len())?.copy_from_slice(&gated);
+        }
+        Ok(())
+    }
+
+    fn head(
+        &mut self,
+        group: GroupId,
+        x: BufferId,
+        rows: &[u32],
+        batch: &AdapterBatch,
+        logits: &mut [f32],
+        stride: usize,
+    ) -> Result<()> {
+        for (i, &row) in rows.iter().enumerate() {
+            let result = self.project(group, self.row(x, row as usize)?, batch, i)?;
+            let row = logits.get_mut(i * stride..(i + 1) * stride).ok_or_else(unknown)?;
+            row.get_mut(..result.len()).ok_or_else(unknown)?.copy_from_slice(&result);
+        }
+        Ok(())
+    }
+}

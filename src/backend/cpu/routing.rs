@@ -1,0 +1,113 @@
+//! The routing of a step over the adapters in their slots.
+
+use std::ops::Range;
+
+use super::adapter::Adapter;
+use crate::adapter::batch::AdapterBatch;
+use crate::error::{Error, ErrorCode, Result};
+
+/// Which resident adapters act on which rows.
+#[derive(Clone, Copy)]
+pub(super) struct Routing<'a> {
+    batch: &'a AdapterBatch,
+    adapters: &'a [Option<Adapter>],
+}
+
+impl<'a> Routing<'a> {
+    /// The routing of a step of that many rows.
+    ///
+    /// # Errors
+    /// `internal` if it names an empty slot, which is never computed as the base, or a row that the step has not.
+    pub(super) fn new(batch: &'a AdapterBatch, adapters: &'a [Option<Adapter>], rows: usize) -> Result<Self> {
+        let resident = |slot: usize| adapters.get(slot).is_some_and(Option::is_some);
+        if let Some(segment) = batch.segments().iter().find(|s| !resident(s.slot.0 as usize)) {
+            return Err(Error::new(ErrorCode::Internal, format!("slot {} holds no adapter", segment.slot.0)));
+        }
+        match batch.entries().iter().find(|entry| entry.row as usize >= rows) {
+            Some(entry) => Err(Error::new(ErrorCode::Internal, "the routing names a row that the step has not")
+                .expected(format!("below {rows}"))
+                .found(entry.row)),
+            None => Ok(Self { batch, adapters }),
+        }
+    }
+
+    /// Whether no row has an adapter.
+    pub(super) fn is_base_only(&self) -> bool {
+        self.batch.is_base_only()
+    }
+
+    /// Which pass over its layer the step is in.
+    pub(super) fn pass(&self) -> u32 {
+        self.batch.pass()
+    }
+
+    /// The row that an entry is of.
+    pub(super) fn row_of(&self, entry: usize) -> usize {
+        self.batch.entries()[entry].row as usize
+    }
+
+    /// The slot of an entry's adapter.
+    pub(super) fn slot_of(&self, entry: usize) -> usize {
+        self.batch.entries()[entry].slot.0 as usize
+    }
+
+    /// The adapter in a slot.
+    pub(super) fn adapter(&self, slot: usize) -> Option<&'a Adapter> {
+        self.adapters.get(slot)?.as_ref()
+    }
+
+    /// Entry, weight and adapter of each adapter of a row, in the order of its request.
+    pub(super) fn of_row(
+        &self,
+        row: usize,
+    ) -> impl DoubleEndedIterator<Item = (usize, f32, &'a Adapter)> + Clone + use<'a> {
+        let Self { batch, adapters } = *self;
+        let entries = if batch.is_base_only() { &[] } else { batch.of_row(row) };
+        entries.iter().filter_map(move |&index| {
+            let entry = batch.entries()[index];
+            Some((index, entry.weight, adapters.get(entry.slot.0 as usize)?.as_ref()?))
+        })
+    }
+
+    /// Slot, adapter and entries of each distinct adapter.
+    pub(super) fn segments(&self) -> impl Iterator<Item = (usize, &'a Adapter, Range<usize>)> + use<'a> {
+        let Self { batch, adapters } = *self;
+        batch.segments().iter().filter_map(move |segment| {
+            let slot = segment.slot.0 as usize;
+            Some((slot, adapters.get(slot)?.as_ref()?, segment.entries.clone()))
+        })
+    }
+}
+
+/// A norm's weight, with those that adapters bring in its place.
+#[derive(Clone, Copy)]
+pub(super) struct RoutedVector<'a> {
+    base: &'a [f32],
+    vector: usize,
+    routing: Routing<'a>,
+    is_replaced: bool,
+}
+
+impl<'a> RoutedVector<'a> {
+    /// The vector `vector`, whose base is `base`.
+    pub(super) fn new(routing: Routing<'a>, vector: usize, base: &'a [f32]) -> Self {
+        let pass = routing.pass();
+        let is_replaced = routing.segments().any(|(_, adapter, _)| adapter.vector(vector, pass).is_some());
+        Self { base, vector, routing, is_replaced }
+    }
+
+    /// Number of values.
+    pub(super) fn len(&self) -> usize {
+        self.base.len()
+    }
+
+    /// Its values for a row.
+    pub(super) fn of_row(&self, row: usize) -> &'a [f32] {
+        if !self.is_replaced {
+            return self.base;
+        }
+        let pass = self.routing.pass();
+        let replaced = self.routing.of_row(row).rev().find_map(|(.., adapter)| adapter.vector(self.vector, pass));
+        replaced.unwrap_or(self.base)
+    }
+}

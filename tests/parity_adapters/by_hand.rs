@@ -1,0 +1,214 @@
+//! Numbers computed by hand, errors, bytes, and what the base holds.
+
+use exlora::ErrorCode;
+use exlora::adapter::batch::SlotId;
+use exlora::backend::Write;
+use exlora::backend::cpu::CpuOptions;
+use exlora::quant::CodeGroup;
+use exlora::sites::{SiteId, SitePart};
+use exlora::tensor::DType;
+
+use crate::changes::{Change, Low};
+use crate::coded::{RandomCodes, Rng};
+use crate::random::{Place, random_adapters};
+use crate::rig::{FLOATS, Member, Mixture, Rig, Tensor, Weight, assert_close, fast, isas, oracle, route};
+
+/// With DoRA's magnitude.
+fn rescaled(low: Low, magnitude: &[f32]) -> Low {
+    Low { magnitude: Some(Tensor::new(DType::F32, &[magnitude.len()], magnitude)), ..low }
+}
+
+/// Bytes of a change's tensors.
+fn bytes_of(change: &Change) -> usize {
+    change.delta(&[SiteId(0)]).tensors().map(|tensor| tensor.bytes().len()).sum()
+}
+
+/// The identity times 2 with a bias, `[2, 2]`.
+fn small_linear() -> Member {
+    let weight = Weight::Dense(Tensor::new(DType::F32, &[2, 2], &[2.0, 0.0, 0.0, 2.0]));
+    Member { weight, bias: Some(Tensor::new(DType::F32, &[2], &[0.5, -1.0])) }
+}
+
+#[test]
+fn dora_by_hand() {
+    // W = 2 I, s B A = [1 4; 0 0], so that V = [3 4; 0 2] has norms 5 and 2 at a weight of 1, and 2 and 2 at 0.
+    // V x = (7, 2) for x = (1, 1); y = b + m / n V x with m = (10, 3).
+    let dora = rescaled(Low::of(&[&[1.0, 4.0]], &[&[2.0], &[0.0]], 0.5), &[10.0, 3.0]);
+    let plain = Low::of(&[&[1.0, 0.0]], &[&[1.0], &[1.0]], 1.0);
+    let (d, p) = (SlotId(0), SlotId(1));
+    let cases: [(Mixture, [f32; 2]); 6] = [
+        (vec![], [2.5, 1.0]),
+        (vec![(d, 1.0)], [14.5, 2.0]),
+        (vec![(d, 0.0)], [10.5, 2.0]),
+        // V = [1 -4; 0 2], V x = (-3, 2)
+        (vec![(d, -1.0)], [0.5 - 30.0 / 17f32.sqrt(), 2.0]),
+        // What comes before is rescaled, what comes after is not.
+        (vec![(p, 1.0), (d, 1.0)], [16.5, 3.5]),
+        (vec![(d, 1.0), (p, 1.0)], [15.5, 3.0]),
+    ];
+    for options in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
+        let mut rig = Rig::open(&options);
+        let (group, sites) = rig.group(&[small_linear()]);
+        rig.upload(d, &sites, &[Change::low(0, dora.clone())]).expect("the adapter uploads");
+        rig.upload(p, &sites, &[Change::low(0, plain.clone())]).expect("the adapter uploads");
+        let (x, y) = (rig.put(2, &vec![1.0; 2 * cases.len()]), rig.room(2, cases.len()));
+        let batch = route(&cases.clone().map(|(mixture, _)| mixture));
+        rig.backend.linear(group, x, cases.len(), &batch, y, Write::Replace).expect("the linear runs");
+        assert_close("by hand", 2, &rig.get(y, 2, cases.len()), &cases.clone().map(|(_, y)| y).concat(), 1e-7);
+    }
+}
+
+#[test]
+fn an_embedding_is_rescaled_by_norms_over_the_vocabulary() {
+    // E = [3 0; 0 0], s (B A)^T = [0 0; 4 1], so that the channels of V have norms 5 and 1.
+    let table = Tensor::new(DType::F32, &[2, 2], &[3.0, 0.0, 0.0, 0.0]);
+    let low = rescaled(Low::of(&[&[0.0, 1.0]], &[&[4.0], &[1.0]], 1.0), &[10.0, 2.0]);
+    for options in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
+        let mut rig = Rig::open(&options);
+        let site = rig.site();
+        let id = rig.backend.pack_table(site, table.view()).expect("the table packs");
+        rig.upload(SlotId(0), &[site], &[Change::low(0, low.clone())]).expect("the adapter uploads");
+        let out = rig.room(2, 2);
+        let batch = route(&[vec![(SlotId(0), 1.0)], vec![(SlotId(0), 1.0)]]);
+        rig.backend.embed(id, &[0, 1], 1.0, &batch, out).expect("tokens embed");
+        assert_eq!(rig.get(out, 2, 2), [6.0, 0.0, 8.0, 2.0]);
+    }
+}
+
+#[test]
+fn a_norm_of_zero_is_an_error_that_names_the_output_and_leaves_the_slot_free() {
+    let cancelling = Change::low(0, rescaled(Low::of(&[&[0.0, 1.0]], &[&[0.0], &[-2.0]], 1.0), &[1.0, 1.0]));
+    for options in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
+        let mut rig = Rig::open(&options);
+        let (_, sites) = rig.group(&[small_linear()]);
+        let before = rig.backend.memory();
+        let error = rig.upload(SlotId(0), &sites, std::slice::from_ref(&cancelling)).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::AdapterScaleInvalid);
+        assert!(error.to_string().contains("output 1"), "{error}");
+        assert_eq!(rig.backend.memory(), before);
+        let plain = Low { magnitude: None, ..cancelling.low.clone().expect("low") };
+        rig.upload(SlotId(0), &sites, &[Change::low(0, plain)]).expect("the adapter uploads");
+    }
+}
+
+#[test]
+fn what_does_not_fit_its_site_is_an_error_that_leaves_the_slot_free() {
+    let tensor = |shape: &[usize]| Tensor::new(DType::F32, shape, &vec![1.0; shape.iter().product()]);
+    let low = Low::of(&[&[0.0, 1.0]], &[&[0.0], &[-2.0]], 1.0);
+    let misfits: Vec<Vec<Change>> = vec![
+        vec![Change::default()],
+        vec![Change::low(0, low.clone()), Change::low(0, low.clone())],
+        vec![Change { weight: Some(tensor(&[1, 2])), ..Change::default() }],
+        vec![Change { weight: Some(tensor(&[2, 3])), ..Change::default() }],
+        vec![Change { weight: Some(tensor(&[4])), ..Change::default() }],
+        vec![Change { bias: Some(tensor(&[3])), ..Change::default() }],
+        vec![Change { rows: Some((vec![2], tensor(&[1, 2]))), ..Change::default() }],
+        vec![Change { rows: Some((vec![1, 0], tensor(&[2, 2]))), ..Change::default() }],
+        vec![Change { rows: Some((vec![1, 1], tensor(&[2, 2]))), ..Change::default() }],
+        vec![Change::low(0, Low { b: tensor(&[3, 1]), ..low.clone() })],
+        vec![Change::low(0, Low { a: tensor(&[2, 2]), ..low.clone() })],
+        vec![Change::low(0, Low { b_bias: Some(tensor(&[1])), ..low.clone() })],
+        vec![Change::low(0, rescaled(low.clone(), &[1.0]))],
+    ];
+    for isa in isas() {
+        let mut rig = Rig::open(&fast(isa, 2));
+        let (_, sites) = rig.group(&[small_linear()]);
+        for (i, changes) in misfits.iter().enumerate() {
+            let error = rig.upload(SlotId(0), &sites, changes).expect_err(&i.to_string());
+            assert_eq!(error.code(), ErrorCode::Internal, "{i}: {error}");
+        }
+        rig.upload(SlotId(0), &sites, &[Change::low(0, low.clone())]).expect("the adapter uploads");
+    }
+}
+
+#[test]
+fn a_token_that_only_another_rows_adapter_brings_is_an_error() {
+    let tensor = |rows: usize| Tensor::new(DType::F16, &[rows, 2], &vec![1.0; 2 * rows]);
+    for options in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
+        let mut rig = Rig::open(&options);
+        let site = rig.site();
+        let table = rig.backend.pack_table(site, tensor(3).view()).expect("the table packs");
+        let wider = Change { weight: Some(tensor(5)), ..Change::default() };
+        rig.upload(SlotId(0), &[site], &[wider]).expect("the adapter uploads");
+        let out = rig.room(2, 2);
+        let batch = route(&[vec![(SlotId(0), 1.0)], vec![]]);
+        rig.backend.embed(table, &[4, 2], 1.0, &batch, out).expect("its own rows have the tokens");
+        for tokens in [[4, 3], [5, 2]] {
+            let error = rig.backend.embed(table, &tokens, 1.0, &batch, out).unwrap_err();
+            assert_eq!(error.code(), ErrorCode::TokenOutOfRange);
+        }
+    }
+}
+
+#[test]
+fn a_wider_head_without_room_is_an_error() {
+    for options in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
+        let mut rig = Rig::open(&options);
+        let (group, sites) = rig.group(&[small_linear()]);
+        let wider = Change { weight: Some(Tensor::new(DType::F32, &[3, 2], &[1.0; 6])), ..Change::default() };
+        rig.upload(SlotId(0), &sites, &[wider]).expect("the adapter uploads");
+        let (x, batch) = (rig.put(2, &[1.0; 2]), route(&[vec![(SlotId(0), 1.0)]]));
+        let error = rig.backend.head(group, x, &[0], &batch, &mut [0.0; 2], 2).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::Internal);
+        let mut logits = [0.0; 4];
+        rig.backend.head(group, x, &[0], &batch, &mut logits, 4).expect("the head runs");
+        // Rows of ones on ones, the base's bias on its two outputs, and one that the row has not.
+        assert_eq!(logits, [2.5, 1.0, 2.0, 0.0]);
+    }
+}
+
+#[test]
+fn resident_bytes_of_every_kind_return() {
+    for options in [CpuOptions::default(), oracle()] {
+        let mut rng = Rng(21);
+        let mut rig = Rig::open(&options);
+        let place = Place { inputs: 40, outputs: 60, is_table: false, spare_rows: 7 };
+        let weight = Weight::Dense(Tensor::new(DType::F16, &[60, 40], &rng.normals(60 * 40, 0.1)));
+        let (_, sites) = rig.group(&[Member { weight, bias: None }]);
+        let before = rig.backend.memory();
+        for _ in 0..16 {
+            let adapters = random_adapters(&mut rng, &[place]);
+            let mut resident = 0;
+            for (slot, changes) in &adapters {
+                let bytes = rig.upload(*slot, &sites, changes).expect("the adapter uploads");
+                assert!(bytes >= changes.iter().map(bytes_of).sum());
+                resident += bytes;
+                assert_eq!(rig.backend.memory().adapters_bytes, resident);
+            }
+            adapters.iter().for_each(|(slot, _)| rig.backend.drop_adapter(*slot));
+            assert_eq!(rig.backend.memory(), before);
+        }
+    }
+}
+
+#[test]
+fn the_base_holds_what_was_packed_and_nothing_else() {
+    let mut rng = Rng(4);
+    let (dense, vector) = (rng.normals(21 * 40, 1.0), rng.normals(21, 1.0));
+    let coded = Weight::Coded(RandomCodes::new(&mut rng, 21, vec![CodeGroup { bits: 4, inputs: 40 }], true, false));
+    for options in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
+        for dtype in FLOATS {
+            let mut rig = Rig::open(&options);
+            let weight = Tensor::new(dtype, &[21, 40], &dense);
+            let bias = Tensor::new(dtype, &[21], &vector);
+            let member = |weight: Weight| Member { weight, bias: Some(bias.clone()) };
+            let (_, sites) = rig.group(&[member(Weight::Dense(weight.clone())), member(coded.clone())]);
+            let (table, norm) = (rig.site(), rig.site());
+            rig.backend.pack_table(table, weight.view()).expect("the table packs");
+            rig.backend.pack_vector(norm, bias.view()).expect("the vector packs");
+            // As another type, of the same values.
+            let widened = Tensor::new(DType::F32, &[21, 40], &weight.view().to_f32());
+            let mut other = widened.clone();
+            other.bytes[4 * (20 * 40 + 39) + 3] ^= 0x80;
+            let holds = |site, part, tensor: &Tensor| rig.backend.holds(site, part, tensor.view());
+            for site in [sites[0], table] {
+                assert!(holds(site, SitePart::Weight, &weight) && holds(site, SitePart::Weight, &widened));
+                assert!(!holds(site, SitePart::Weight, &other) && !holds(site, SitePart::Weight, &bias));
+            }
+            assert!(holds(sites[0], SitePart::Bias, &bias) && holds(sites[1], SitePart::Bias, &bias));
+            assert!(holds(norm, SitePart::Weight, &bias) && !holds(norm, SitePart::Weight, &weight));
+            assert!(!holds(sites[1], SitePart::Weight, &weight) && !holds(table, SitePart::Bias, &bias));
+            assert!(!holds(SiteId(99), SitePart::Weight, &weight));
+        }
+    }
+}
