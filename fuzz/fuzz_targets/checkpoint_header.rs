@@ -1,4 +1,4 @@
-//! Any bytes as a safetensors file: refused, or every tensor it names can be looked up. Run: `cargo fuzz run checkpoint_header`.
+//! Any bytes as a safetensors file: refused, or every tensor it names can be looked up.
 
 #![no_main]
 
