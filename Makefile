@@ -36,7 +36,7 @@ lint: $(VENV)/.lint-tools ## Formatting and lints of Rust and Python, without bu
 	cargo fmt --check
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
-	cargo clippy --quiet --all-targets -- -D warnings
+	cargo clippy --quiet --workspace --all-targets -- -D warnings
 	cargo clippy --quiet --all-targets --features python -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps
 
