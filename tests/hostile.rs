@@ -3,75 +3,23 @@
 #[path = "support/adapters.rs"]
 #[allow(dead_code, reason = "each test target uses its own part")]
 mod adapter_files;
+#[path = "support/allocator.rs"]
+mod allocator;
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::fs::{self, OpenOptions};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use adapter_files::{Adapter, Folder, HIDDEN, sites};
+use allocator::with_peak;
 use exlora::adapter::AdapterFiles;
 use exlora::checkpoint::Checkpoint;
 use exlora::{Error, ErrorCode};
 use serde_json::{Value, json};
 use support::{StoredTensor, file_of, safetensors};
 
-/// The system's allocator, which counts what the current thread holds and the most it has held.
-struct Counting;
-
-thread_local! {
-    static HELD: Cell<usize> = const { Cell::new(0) };
-    static MOST: Cell<usize> = const { Cell::new(0) };
-}
-
-fn count(freed: usize, taken: usize) {
-    let held = HELD.get().saturating_sub(freed).saturating_add(taken);
-    HELD.set(held);
-    MOST.set(MOST.get().max(held));
-}
-
-// SAFETY: every call goes to the system's allocator unchanged; counting allocates nothing and does not unwind.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(0, layout.size());
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(0, layout.size());
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(layout.size(), size);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        count(layout.size(), 0);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// The result, and the most bytes that were held on the way to it.
-fn with_peak<T>(work: impl FnOnce() -> T) -> (T, usize) {
-    HELD.set(0);
-    MOST.set(0);
-    let result = work();
-    (result, MOST.get())
-}
-
-/// What a file may cost: JSON grows by at most so much when it is parsed (a list of empty lists does), and compiled
-/// patterns have a cap of their own.
+/// JSON grows when it is parsed (a list of empty lists most of all), and compiled patterns have a cap of their own.
 fn justified(file_bytes: u64) -> usize {
     32 * file_bytes as usize + (2 << 20)
 }
@@ -171,6 +119,16 @@ fn an_adapter_costs_no_more_memory_than_its_bytes_justify() {
         assert!(codes.contains(&error.code()), "{what}: {error}");
         assert!(peak <= justified(stored), "{what}: {peak} bytes for {stored} on disk");
     }
+}
+
+/// Names and Unicode classes make a small text a large automaton; each is capped, and so is their number.
+#[test]
+fn regular_expressions_cost_what_their_caps_allow() {
+    let patterns: serde_json::Map<_, _> = (0..64).map(|i| (format!(r"(?:\w{{8}}|q_proj{i})"), json!(2))).collect();
+    let folder = Adapter::on_q_proj().set("rank_pattern", Value::Object(patterns)).write();
+    let (loaded, peak) = with_peak(|| load(folder.path()));
+    assert_eq!(loaded, Ok(2));
+    assert!(peak <= 64 << 20, "{peak} bytes");
 }
 
 fn nested(depth: usize) -> Value {

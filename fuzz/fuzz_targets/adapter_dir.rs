@@ -1,8 +1,12 @@
-//! Both files of an adapter's folder, from bytes to a plan against a small model: an error or a plan, never a panic.
+//! Both files of an adapter's folder, from bytes to a plan against a small model: an error or a plan, never a panic, in memory
+//! that the bytes justify.
 //!
 //! The first byte says which file the input stands for (the other is a right one), or that it holds both.
 
 #![no_main]
+
+#[path = "../../tests/support/allocator.rs"]
+mod allocator;
 
 use std::path::Path;
 
@@ -11,6 +15,9 @@ use exlora::sites::{LinearSite, SiteTable};
 use libfuzzer_sys::fuzz_target;
 
 const CONFIG: &[u8] = br#"{"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["q_proj"]}"#;
+
+/// What the regular expressions of a config may take, compiled: each has a cap, and so has their number in each field.
+const PATTERN_BYTES: usize = 256 << 20;
 
 fn sites() -> SiteTable {
     let mut sites = SiteTable::default();
@@ -44,10 +51,12 @@ fuzz_target!(|input: &[u8]| {
             (config, weights.to_vec())
         }
     };
-    if let Ok(files) = AdapterFiles::from_bytes(config, weights, Path::new("adapter")) {
-        match files.plan(&sites()) {
+    let ((), peak) = allocator::with_peak(|| match AdapterFiles::from_bytes(config, weights, Path::new("adapter")) {
+        Ok(files) => match files.plan(&sites()) {
             Ok(plan) => assert!(!plan.deltas.is_empty()),
             Err(error) => assert!(!error.to_string().is_empty()),
-        }
-    }
+        },
+        Err(error) => assert!(!error.to_string().is_empty()),
+    });
+    assert!(peak <= 32 * input.len() + PATTERN_BYTES, "{peak} bytes for {}", input.len());
 });
