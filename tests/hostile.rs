@@ -70,6 +70,15 @@ fn the_allocator_sees_what_a_right_adapter_takes() {
     assert!((file..justified(file as u64)).contains(&peak), "{peak} bytes for a file of {file}");
 }
 
+/// Numbers that fit no model: refused as a feature, as a config, or for what the file lacks.
+const ABSURD: &[ErrorCode] = &[
+    ErrorCode::AdapterFeatureUnsupported,
+    ErrorCode::AdapterConfigInvalid,
+    ErrorCode::AdapterSiteNotFound,
+    ErrorCode::AdapterTensorMissing,
+    ErrorCode::AdapterShapeMismatch,
+];
+
 #[test]
 fn an_adapter_costs_no_more_memory_than_its_bytes_justify() {
     use ErrorCode::*;
@@ -94,6 +103,10 @@ fn an_adapter_costs_no_more_memory_than_its_bytes_justify() {
         ("a rank of 2^63", set("r", json!(1u64 << 63)), &[AdapterConfigInvalid]),
         ("a rank pattern of a million", set("rank_pattern", json!({"q_proj": 1 << 20})), &[AdapterRankMismatch]),
         ("a layer of 2^64", on_layer(u64::MAX), &[AdapterSiteExcluded]),
+        ("layers without end", set("layer_replication", json!([[0, 1u64 << 40]])), ABSURD),
+        ("layers backwards", set("layer_replication", json!([[u64::MAX, 0]])), ABSURD),
+        ("a token of 2^40", set("trainable_token_indices", json!([1u64 << 40])), ABSURD),
+        ("a token below zero", set("trainable_token_indices", json!({"embed_tokens": [-1]})), ABSURD),
         ("an alpha of 1e308", set("lora_alpha", json!(1e308)), &[AdapterScaleInvalid]),
         ("a name of a megabyte", set("peft_type", json!("X".repeat(1 << 20))), &[AdapterTypeUnsupported]),
         ("nested 200 deep", set("eva_config", nested(200)), &[AdapterConfigInvalid]),

@@ -21,8 +21,12 @@ const PATTERN_BYTES: usize = 256 << 20;
 
 fn sites() -> SiteTable {
     let mut sites = SiteTable::default();
-    for path in ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"] {
-        sites.push(LinearSite { path: path.to_owned(), in_features: 2, out_features: 3, has_bias: false });
+    for (path, out_features, has_bias) in [
+        ("model.layers.0.self_attn.q_proj", 3, false),
+        ("model.layers.1.self_attn.q_proj", 3, true),
+        ("lm_head", 4, false),
+    ] {
+        sites.push(LinearSite { path: path.to_owned(), in_features: 2, out_features, has_bias });
     }
     sites
 }
