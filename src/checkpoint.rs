@@ -61,7 +61,11 @@ impl Checkpoint {
     /// Maps the checkpoint of a model folder: `model.safetensors`, the shards of `model.safetensors.index.json`, or the
     /// `*.safetensors` there are. An index that names none of the files that are there is ignored with a warning.
     ///
-    /// The files must not be changed while they are mapped.
+    /// # Safety of the map
+    /// The files must not be changed while they are mapped, which is for as long as the `Checkpoint` lives (a model lets go of
+    /// its own once it is loaded). A file that another process truncates meanwhile ends this process with SIGBUS, and one
+    /// that is overwritten in place gives mixed weights: replace model files by writing beside them and renaming. Adapters
+    /// are not mapped, see [`Checkpoint::read_file`].
     ///
     /// # Errors
     /// `checkpoint_not_found`, `checkpoint_unreadable`, `checkpoint_truncated`, `checkpoint_header_invalid`,
@@ -104,12 +108,8 @@ impl Checkpoint {
     pub fn read_file(path: &Path) -> Result<Self> {
         let (mut file, length) = open_regular(path)?;
         let mut bytes = Vec::new();
-        let mut read_to = |bytes: &mut Vec<u8>, end: u64| read_until(&mut file, bytes, end, path);
-        read_to(&mut bytes, length.min(LENGTH_BYTES as u64))?;
-        let json = header::json_length(&bytes, length, path)?;
-        read_to(&mut bytes, (LENGTH_BYTES + json) as u64)?;
-        let tensors = header::read(&bytes[LENGTH_BYTES..], length, path)?;
-        read_to(&mut bytes, length)?;
+        let tensors = read_header(&mut file, length, &mut bytes, path)?;
+        read_until(&mut file, &mut bytes, length, path)?;
         let mut checkpoint = Self::empty(path);
         checkpoint.add(path.to_path_buf(), FileBytes::Owned(bytes), tensors)?;
         Ok(checkpoint)
@@ -233,6 +233,24 @@ impl Checkpoint {
     }
 }
 
+/// The names of a safetensors file's tensors, by reading its header alone.
+///
+/// # Errors
+/// As [`Checkpoint::read_file`].
+pub(crate) fn tensor_names(path: &Path) -> Result<Vec<String>> {
+    let (mut file, length) = open_regular(path)?;
+    let tensors = read_header(&mut file, length, &mut Vec::new(), path)?;
+    Ok(tensors.into_iter().map(|info| info.name).collect())
+}
+
+/// Reads a file's header into `bytes`, and what it says; nothing is read that the file's length does not allow.
+fn read_header(file: &mut File, length: u64, bytes: &mut Vec<u8>, path: &Path) -> Result<Vec<TensorInfo>> {
+    read_until(file, bytes, length.min(LENGTH_BYTES as u64), path)?;
+    let json = header::json_length(bytes, length, path)?;
+    read_until(file, bytes, (LENGTH_BYTES + json) as u64, path)?;
+    header::read(&bytes[LENGTH_BYTES..], length, path)
+}
+
 /// Reads a small file whole: a config, an index.
 ///
 /// # Errors
@@ -275,14 +293,31 @@ fn unreadable(path: &Path, error: &io::Error) -> Error {
     }
 }
 
+/// Bytes that are read without asking the kernel whether it has them.
+const UNASKED_BYTES: u64 = 64 << 20;
+
+/// Bytes of memory that are to be had without swapping, where the kernel tells.
+pub(crate) fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
 /// Reads on until `bytes` has `end` bytes.
 fn read_until(file: &mut File, bytes: &mut Vec<u8>, end: u64, path: &Path) -> Result<()> {
     let missing = end - bytes.len() as u64;
-    bytes.try_reserve_exact(missing as usize).map_err(|_| {
+    let exhausted = || {
         Error::new(ErrorCode::MemoryExhausted, "the file does not fit the memory")
             .path(path)
             .found(format!("{end} bytes"))
-    })?;
+    };
+    // A sparse file costs its writer nothing, and a kernel that overcommits kills whoever touches what it granted.
+    if missing > UNASKED_BYTES
+        && let Some(available) = available_memory().filter(|available| missing > *available)
+    {
+        return Err(exhausted().expected(format!("at most {available} bytes")));
+    }
+    bytes.try_reserve_exact(missing as usize).map_err(|_| exhausted())?;
     file.take(missing).read_to_end(bytes).map_err(|error| unreadable(path, &error))?;
     if (bytes.len() as u64) < end {
         return Err(Error::new(ErrorCode::CheckpointTruncated, "the file became shorter while it was read")

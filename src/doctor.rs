@@ -5,6 +5,7 @@ use std::fs;
 use serde::Serialize;
 
 use crate::backend::cpu;
+use crate::checkpoint::available_memory;
 
 /// What [`examine`] found.
 #[derive(Clone, Debug, Serialize)]
@@ -68,10 +69,7 @@ pub fn examine() -> Report {
             features: cpu_features(),
         },
         device,
-        memory: Memory {
-            total_bytes: bytes_of(&memory, "MemTotal"),
-            available_bytes: bytes_of(&memory, "MemAvailable"),
-        },
+        memory: Memory { total_bytes: bytes_of(&memory, "MemTotal"), available_bytes: available_memory() },
         huge_pages: fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").ok().and_then(|t| chosen(&t)),
         cuda: Cuda { built: false },
     }

@@ -151,8 +151,8 @@ catalogue! {
     AdapterNameInvalid = "adapter_name_invalid", Invalid, "choose a non-empty printable name";
     /// The adapter does not fit the adapters' byte or slot budget.
     AdapterBudgetExceeded = "adapter_budget_exceeded", Memory, "unload another adapter or raise the budget";
-    /// A mixture's weight is not a finite number, or not 1 where the adapter replaces what no weight scales.
-    AdapterWeightInvalid = "adapter_weight_invalid", Invalid, "give a finite weight; 1 to an adapter that replaces weights, biases or embedding rows";
+    /// A mixture's weight is not finite, or is not 1 where the adapter replaces weights, biases or embedding rows.
+    AdapterWeightInvalid = "adapter_weight_invalid", Invalid, "give a finite weight, and 1 to an adapter that replaces";
     /// Two adapters of a mixture replace the same part of the model, or walk its layers differently.
     AdapterMixtureInvalid = "adapter_mixture_invalid", Invalid, "name them in separate requests";
     /// The adapter belongs to another model than the one it is used with.

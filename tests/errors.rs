@@ -49,11 +49,12 @@ fn the_readme_lists_every_code_as_the_catalogue_has_it() {
         line.starts_with("| `") && ErrorCode::ALL.iter().any(|c| line.contains(&format!("| `{}` |", c.as_str())))
     };
     let listed: Vec<&str> = readme.lines().filter(|line| rows(line)).collect();
-    let expected: Vec<String> = ErrorCode::ALL
-        .iter()
-        .map(|code| format!("| `{}` | {} | {} |", code.as_str(), code.summary(), code.remedy()))
-        .collect();
-    assert_eq!(listed, expected, "run `make readme`");
+    // Each row goes on with an example, which only a failure can write: the Python tests hold those.
+    let expected = |code: ErrorCode| format!("| `{}` | {} | {} | ", code.as_str(), code.summary(), code.remedy());
+    assert_eq!(listed.len(), ErrorCode::ALL.len(), "run `make readme`");
+    for (row, &code) in listed.iter().zip(ErrorCode::ALL) {
+        assert!(row.starts_with(&expected(code)), "{row}: run `make readme`");
+    }
 }
 
 #[test]

@@ -6,13 +6,23 @@
 import pathlib
 import sys
 
+import error_examples
 import exlora
 
 
 def error_codes() -> str:
-    """One row a code, in the order of the catalogue."""
-    rows = [f"| `{code['code']}` | {code['summary']} | {code['remedy']} |" for code in exlora.error_codes()]
-    return "\n".join(["| code | what it means | what usually helps |", "| --- | --- | --- |", *rows])
+    """One row a code, in the order of the catalogue, with a message as it really comes."""
+    rows = [
+        f"| `{code['code']}` | {code['summary']} | {code['remedy']} | {cell(error_examples.example(code['code']))} |"
+        for code in exlora.error_codes()
+    ]
+    head = ["| code | what it means | what usually helps | for example |", "| --- | --- | --- | --- |"]
+    return "\n".join([*head, *rows])
+
+
+def cell(text: str) -> str:
+    """Text as code in a cell of a table; it may hold bars, and has no backticks."""
+    return f"`{text.replace('|', chr(92) + '|')}`" if text else ""
 
 
 SECTIONS = {"error codes": error_codes}

@@ -1,22 +1,40 @@
-//! Both files of an adapter's folder, from bytes to a plan against a small model: an error or a plan, never a panic.
+//! Both files of an adapter's folder, from bytes to a plan against a small model: an error or a plan, never a panic, in memory
+//! that the bytes justify.
 //!
 //! The first byte says which file the input stands for (the other is a right one), or that it holds both.
 
 #![no_main]
 
+#[path = "../../tests/support/allocator.rs"]
+mod allocator;
+
 use std::path::Path;
 
 use exlora::adapter::AdapterFiles;
-use exlora::sites::{Site, SiteTable};
+use exlora::sites::{LayerList, Site, SiteTable};
 use libfuzzer_sys::fuzz_target;
 
 const CONFIG: &[u8] = br#"{"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["q_proj"]}"#;
 
+/// What the regular expressions of a config may take, compiled: each has a cap, and so has their number in each field.
+const PATTERN_BYTES: usize = 256 << 20;
+
 fn sites() -> SiteTable {
     let mut sites = SiteTable::default();
-    for path in ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"] {
-        sites.push(Site::linear(path, 2, 3));
+    let embedding = sites.push(Site::embedding("model.embed_tokens", 4, 2));
+    for (path, out_features, has_bias) in [
+        ("model.layers.0.self_attn.q_proj", 3, false),
+        ("model.layers.1.self_attn.q_proj", 3, true),
+        ("lm_head", 4, false),
+    ] {
+        sites.push(Site::linear(path, 2, out_features).with_bias(has_bias));
     }
+    let parts = ["model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj"];
+    let parts = parts.map(|path| sites.push(Site::linear(path, 2, 3)));
+    sites.add_fused_alias("model.layers.0.mlp.gate_up_proj", &parts);
+    sites.push(Site::norm("model.norm", 2));
+    sites.layers = LayerList { prefix: "model.layers".to_owned(), count: 2 };
+    (sites.embedding, sites.head, sites.is_head_tied) = (Some(embedding), sites.find("lm_head"), true);
     sites
 }
 
@@ -44,10 +62,12 @@ fuzz_target!(|input: &[u8]| {
             (config, weights.to_vec())
         }
     };
-    if let Ok(files) = AdapterFiles::from_bytes(config, weights, Path::new("adapter")) {
-        match files.plan(&sites()) {
+    let ((), peak) = allocator::with_peak(|| match AdapterFiles::from_bytes(config, weights, Path::new("adapter")) {
+        Ok(files) => match files.plan(&sites()) {
             Ok(plan) => assert!(!plan.deltas.is_empty()),
             Err(error) => assert!(!error.to_string().is_empty()),
-        }
-    }
+        },
+        Err(error) => assert!(!error.to_string().is_empty()),
+    });
+    assert!(peak <= 32 * input.len() + PATTERN_BYTES, "{peak} bytes for {}", input.len());
 });

@@ -1,6 +1,9 @@
-//! Any bytes as a safetensors file: refused, or every tensor it names can be looked up. Run: `cargo fuzz run checkpoint_header`.
+//! Any bytes as a safetensors file: refused, or every tensor it names can be looked up, in memory that the bytes justify.
 
 #![no_main]
+
+#[path = "../../tests/support/allocator.rs"]
+mod allocator;
 
 use std::path::Path;
 
@@ -8,7 +11,9 @@ use exlora::checkpoint::Checkpoint;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    let Ok(checkpoint) = Checkpoint::from_bytes(bytes.to_vec(), Path::new("fuzz")) else { return };
+    let (opened, peak) = allocator::with_peak(|| Checkpoint::from_bytes(bytes.to_vec(), Path::new("fuzz")));
+    assert!(peak <= 32 * bytes.len() + (16 << 10), "{peak} bytes for {}", bytes.len());
+    let Ok(checkpoint) = opened else { return };
     for name in checkpoint.names() {
         assert!(checkpoint.contains(name) && checkpoint.path_of(name).is_some());
         if let Ok(view) = checkpoint.tensor(name) {

@@ -1,4 +1,4 @@
-//! Any bytes as the tensors of an EXL2 module: refused, or every weight is finite. Run: `cargo fuzz run exl2_tensors`.
+//! Any bytes as the tensors of an EXL2 module: refused, or every weight is finite.
 //!
 //! Byte 0 chooses flags and the number of groups, 1 the number of outputs; two bytes a group its width and number of inputs;
 //! the rest fills the tensors, over and over. Flags let in what cannot be: other widths, groups of nothing, a row too many, an
@@ -11,7 +11,7 @@ use std::path::Path;
 use exlora::checkpoint::Checkpoint;
 use exlora::quant::open_linear;
 use libfuzzer_sys::fuzz_target;
-use safetensors::tensor::{serialize, Dtype, TensorView};
+use safetensors::tensor::{Dtype, TensorView, serialize};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((&[flags, outs], rest)) = bytes.split_first_chunk() else { return };

@@ -1,4 +1,4 @@
-//! Any bytes as the tensors of a GPTQ module: refused, or every weight is finite. Run: `cargo fuzz run gptq_tensors`.
+//! Any bytes as the tensors of a GPTQ module: refused, or every weight is finite.
 //!
 //! Byte 0 chooses width, format and flags, 1 the group size, 2 and 3 the features; the rest fills the tensors, over and over.
 
@@ -7,9 +7,9 @@
 use std::path::Path;
 
 use exlora::checkpoint::Checkpoint;
-use exlora::quant::{open_linear, QuantConfig};
+use exlora::quant::{QuantConfig, open_linear};
 use libfuzzer_sys::fuzz_target;
-use safetensors::tensor::{serialize, Dtype, TensorView};
+use safetensors::tensor::{Dtype, TensorView, serialize};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((&[flags, group_size, ins, outs], fill)) = bytes.split_first_chunk() else { return };

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::adapter::keys::{Key, Role};
 use crate::checkpoint::{self, Checkpoint};
 use crate::error::{Error, ErrorCode, Result};
 
@@ -17,12 +18,22 @@ pub const WEIGHTS: &str = "adapter_model.safetensors";
 /// Longest config, in bytes. One with a pattern for each module of a large model has some 100 KiB.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
-/// Most entries of a folder that are looked at for a message.
+/// Most entries of a folder that are looked at for a message, and most files of which the header is.
 const MAX_ENTRIES: usize = 10_000;
+const MAX_HEADERS: usize = 4;
+
+/// mlx-lm's weights, which lie beside a config of PEFT's name.
+const MLX_WEIGHTS: &str = "adapters.safetensors";
+
+/// What diffusers calls its weights.
+const DIFFUSERS_WEIGHTS: &str = "pytorch_lora_weights.safetensors";
 
 /// Reads the bytes of the config.
 pub(super) fn read_config(dir: &Path) -> Result<Vec<u8>> {
     let path = dir.join(CONFIG);
+    if dir.join(MLX_WEIGHTS).exists() && !dir.join(WEIGHTS).exists() {
+        return Err(mlx(dir));
+    }
     checkpoint::read_bounded(&path, MAX_CONFIG_BYTES).map_err(|error| match error.code() {
         _ if !dir.is_dir() => no_folder(dir),
         ErrorCode::CheckpointNotFound => no_config(dir),
@@ -64,6 +75,10 @@ fn entries(dir: &Path) -> Vec<PathBuf> {
     paths
 }
 
+fn file_names(dir: &Path) -> impl Iterator<Item = String> {
+    entries(dir).into_iter().filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+}
+
 fn no_folder(dir: &Path) -> Error {
     let what =
         if dir.exists() { "this is a file, not an adapter's folder" } else { "the adapter's folder does not exist" };
@@ -71,8 +86,15 @@ fn no_folder(dir: &Path) -> Error {
 }
 
 fn no_config(dir: &Path) -> Error {
-    if dir.join("adapters.safetensors").exists() {
-        return mlx(dir);
+    if let Some(name) = image_weights(dir) {
+        return foreign(
+            dir,
+            &format!("'{name}' is an adapter of kohya's or diffusers' make, of an image model, not PEFT"),
+        )
+        .hint(
+            "an image model's adapter fits no language model; for one of a language model rename its tensors: \
+                   lora_down to lora_A, lora_up to lora_B",
+        );
     }
     let error = Error::new(ErrorCode::AdapterConfigNotFound, format!("the folder holds no {CONFIG}")).path(dir);
     let nested: Vec<String> = entries(dir)
@@ -88,33 +110,43 @@ fn no_config(dir: &Path) -> Error {
     error.found(format!("adapters in its folders {shown}{more}")).hint("point at one of them")
 }
 
+fn foreign(dir: &Path, what: &str) -> Error {
+    Error::new(ErrorCode::AdapterFormatUnsupported, what).path(dir)
+}
+
 fn no_weights(dir: &Path) -> Error {
-    let foreign = |what: &str| Error::new(ErrorCode::AdapterFormatUnsupported, what.to_owned()).path(dir);
     if dir.join("adapter_model.bin").exists() {
-        return foreign("the weights are a pickle (adapter_model.bin), which may run code when it is opened").hint(
-            "convert it once: python -c \"import torch; from safetensors.torch import save_file; \
+        return foreign(dir, "the weights are a pickle (adapter_model.bin), which may run code when it is opened")
+            .hint(
+                "convert it once: python -c \"import torch; from safetensors.torch import save_file; \
              t = torch.load('adapter_model.bin', map_location='cpu', weights_only=True); \
              save_file({k: v.contiguous() for k, v in t.items()}, 'adapter_model.safetensors')\"",
-        );
+            );
     }
-    if dir.join("adapters.safetensors").exists() {
-        return mlx(dir);
-    }
-    let names = entries(dir);
-    let has = |found: fn(&str) -> bool| {
-        names.iter().any(|path| path.file_name().is_some_and(|name| found(&name.to_string_lossy())))
-    };
+    let has = |found: fn(&str) -> bool| file_names(dir).any(|name| found(&name));
     if has(|name| name.starts_with("adapter_model") && name.contains(".safetensors")) {
-        return foreign("the weights are in shards, which PEFT can't read either").hint("save them as one file");
+        return foreign(dir, "the weights are in shards, which PEFT can't read either").hint("save them as one file");
     }
     Error::new(ErrorCode::AdapterWeightsNotFound, format!("the folder holds no {WEIGHTS}")).path(dir)
 }
 
 fn mlx(dir: &Path) -> Error {
-    Error::new(
-        ErrorCode::AdapterFormatUnsupported,
-        "the folder holds an adapter of mlx-lm (adapters.safetensors), not PEFT",
+    foreign(dir, "the folder holds an adapter of mlx-lm (adapters.safetensors), not PEFT").hint(
+        "convert it once: python -c \"import json; from safetensors.torch import load_file, save_file; \
+         p = json.load(open('adapter_config.json'))['lora_parameters']; \
+         save_file({'base_model.model.' + k.replace('.lora_a', '.lora_A.weight').replace('.lora_b', '.lora_B.weight'): \
+         v.T.contiguous() for k, v in load_file('adapters.safetensors').items()}, 'adapter_model.safetensors'); \
+         json.dump({'peft_type': 'LORA', 'r': p['rank'], 'lora_alpha': p['scale'] * p['rank']}, \
+         open('adapter_config.json', 'w'))\"",
     )
-    .path(dir)
-    .hint("convert it: transpose lora_a and lora_b, rename them as PEFT does, set lora_alpha to scale * rank")
+}
+
+/// The file of a folder that holds the adapter of an image model, told by its name or by the names of its tensors.
+fn image_weights(dir: &Path) -> Option<String> {
+    let is_image = |name: &str| {
+        name == DIFFUSERS_WEIGHTS
+            || checkpoint::tensor_names(&dir.join(name))
+                .is_ok_and(|tensors| tensors.iter().any(|name| matches!(Key::parse(name).role, Role::Foreign(_))))
+    };
+    file_names(dir).filter(|name| name.ends_with(".safetensors")).take(MAX_HEADERS).find(|name| is_image(name))
 }

@@ -8,10 +8,11 @@
 //! 3. all other `*.safetensors` (`output.safetensors`, or shards without an index).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::path::{Path, PathBuf};
+use std::{fmt, io};
 
 use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use super::header::{MAX_HEADER_BYTES, MAX_TENSORS, too_many_tensors};
 use crate::error::{Error, ErrorCode, Result};
@@ -32,7 +33,37 @@ pub(super) struct Folder {
 
 #[derive(Deserialize)]
 struct Index {
-    weight_map: BTreeMap<String, String>,
+    weight_map: WeightMap,
+}
+
+/// `weight_map`, in which no tensor may stand twice: which of the two files would be meant?
+struct WeightMap(BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for WeightMap {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+
+        impl<'de> Visitor<'de> for Entries {
+            type Value = BTreeMap<String, String>;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object of tensor and file names")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+                let mut map = BTreeMap::new();
+                while let Some((tensor, file)) = entries.next_entry::<String, String>()? {
+                    if map.contains_key(&tensor) {
+                        return Err(A::Error::custom(format!("the tensor {tensor:?} stands twice")));
+                    }
+                    map.insert(tensor, file);
+                }
+                Ok(map)
+            }
+        }
+
+        deserializer.deserialize_map(Entries).map(WeightMap)
+    }
 }
 
 /// Finds the checkpoint of a model folder.
@@ -105,15 +136,15 @@ fn file_names(dir: &Path) -> Result<BTreeSet<String>> {
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     let invalid = |what: String| Error::new(ErrorCode::CheckpointIndexInvalid, what).path(path);
     let bytes = super::read_bounded(path, MAX_HEADER_BYTES)?;
-    let index: Index =
+    let Index { weight_map: WeightMap(weight_map) } =
         serde_json::from_slice(&bytes).map_err(|error| invalid(format!("the index is not valid: {error}")))?;
-    if index.weight_map.is_empty() {
+    if weight_map.is_empty() {
         return Err(invalid("the index names no tensor".into()));
     }
-    if index.weight_map.len() > MAX_TENSORS {
+    if weight_map.len() > MAX_TENSORS {
         return Err(too_many_tensors().path(path));
     }
-    for (tensor, file) in &index.weight_map {
+    for (tensor, file) in &weight_map {
         if !is_plain_name(file) {
             return Err(invalid("the index leads out of its folder".into())
                 .tensor(tensor)
@@ -121,7 +152,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
                 .found(format!("'{file}'")));
         }
     }
-    Ok(index.weight_map)
+    Ok(weight_map)
 }
 
 /// Whether a name stays in its folder on every system.

@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+# Fixtures of the tests of damaged input.
+pytest_plugins = ["support.spoil"]
+
 
 @pytest.fixture(scope="session")
 def fixtures() -> Path:

@@ -3,6 +3,7 @@
 import pickle
 import re
 
+import error_examples
 import pytest
 from exlora import Engine, ExloraError, _exlora, error_codes, errors
 
@@ -27,6 +28,17 @@ def test_every_code_is_rendered_and_is_its_builtin(entry):
     assert (error.code, error.message, error.path) == (entry["code"], "something is wrong", "a/b")
     assert (error.expected, error.found, error.tensor, error.hint) == ("x", "y", None, entry["remedy"])
     assert entry["summary"].endswith(".")
+
+
+@pytest.mark.parametrize("code", [entry["code"] for entry in error_codes()])
+def test_the_readme_shows_each_code_by_an_error_that_was_really_raised(code):
+    """`tools/readme_tables.py --check` holds the README to its text; here it is the right code, and one problem."""
+    if code in error_examples.UNPROVOKED:
+        assert code not in error_examples.PROVOKE
+        return
+    error = error_examples.provoke(code)
+    assert (error.code, error.others) == (code, []), str(error)
+    assert "/tmp" not in str(error)
 
 
 def test_codes_are_unique():
