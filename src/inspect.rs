@@ -3,21 +3,22 @@
 //! A model is read and checked as loading it would, an adapter as loading it onto its base would; only nothing is kept. An
 //! adapter without a base is checked against the sites its own tensors imply, so everything but the fit is found.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod adapter;
+
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::adapter::delta::SiteDelta;
-use crate::adapter::plan::AdapterPlan;
-use crate::adapter::{AdapterFiles, folder, keys};
+pub use self::adapter::{AdapterContents, AdapterReport, RankGroup};
+use crate::adapter::folder;
 use crate::backend::KvDType;
 use crate::checkpoint::Checkpoint;
 use crate::engine::text::Tokenizer;
 use crate::error::{Error, ErrorCode, Result};
 use crate::model::{ModelSurvey, survey};
 use crate::quant::{self, QuantConfig, QuantWeight};
-use crate::sites::{Site, SiteKind, SiteTable};
+use crate::sites::{SiteKind, SiteTable};
 
 /// What a folder holds.
 #[derive(Clone, Debug, Serialize)]
@@ -27,55 +28,6 @@ pub enum Report {
     Adapter(AdapterReport),
     /// A model.
     Model(ModelReport),
-}
-
-/// A PEFT adapter and everything that is wrong with it.
-#[derive(Clone, Debug, Serialize)]
-pub struct AdapterReport {
-    /// Its folder.
-    pub path: PathBuf,
-    /// What it holds; `None` if its problems keep it from being read.
-    pub contents: Option<AdapterContents>,
-    /// The model it was checked against, if one was named.
-    pub base: Option<PathBuf>,
-    /// Every problem found; empty if it can be used.
-    pub problems: Vec<Error>,
-}
-
-/// What a readable adapter holds.
-#[derive(Clone, Debug, Serialize)]
-pub struct AdapterContents {
-    /// `r` of adapter_config.json.
-    pub rank: usize,
-    /// `lora_alpha` of adapter_config.json.
-    pub alpha: f64,
-    /// Whether alpha is divided by the rank's root.
-    pub use_rslora: bool,
-    /// Module names the config targets, as written.
-    pub target_modules: Vec<String>,
-    /// Number of sites with a delta.
-    pub sites: usize,
-    /// The sites by what acts there, in the order of rank, then scale.
-    pub groups: Vec<RankGroup>,
-    /// Data types of the factors, as stored.
-    pub dtypes: Vec<String>,
-    /// Bytes of the factors, as stored.
-    pub bytes: usize,
-    /// SHA-256 over config and weights.
-    pub content_hash: String,
-}
-
-/// Sites that share a rank and a scale.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct RankGroup {
-    /// Number of rows of A.
-    pub rank: usize,
-    /// `lora_alpha`, after alpha_pattern.
-    pub alpha: f64,
-    /// Factor of the delta: alpha / rank, or alpha / sqrt(rank).
-    pub scale: f64,
-    /// Number of sites.
-    pub sites: usize,
 }
 
 /// A model that can be loaded.
@@ -184,7 +136,7 @@ pub struct GroupRun {
 /// wrong with an adapter stands in its report.
 pub fn inspect(dir: &Path, base: Option<&Path>) -> Result<Report> {
     if dir.join(folder::CONFIG).exists() || dir.join(folder::WEIGHTS).exists() {
-        return inspect_adapter(dir, base).map(Report::Adapter);
+        return adapter::inspect(dir, base).map(Report::Adapter);
     }
     if !dir.join("config.json").exists() {
         let what = "the folder holds neither a model (config.json) nor an adapter (adapter_config.json)";
@@ -195,76 +147,6 @@ pub fn inspect(dir: &Path, base: Option<&Path>) -> Result<Report> {
         return Err(Error::new(ErrorCode::RequestInvalid, what).path(base));
     }
     inspect_model(dir).map(Report::Model)
-}
-
-fn inspect_adapter(dir: &Path, base: Option<&Path>) -> Result<AdapterReport> {
-    let base_sites = base.map(|base| survey(base).map(|survey| survey.sites)).transpose()?;
-    let contents = AdapterFiles::read(dir).and_then(|files| {
-        let sites = match base_sites {
-            Some(sites) => sites,
-            None => implied_sites(files.weights())?,
-        };
-        let plan = files.plan(&sites)?;
-        Ok(contents(&plan))
-    });
-    let (contents, problems) = match contents {
-        Ok(contents) => (Some(contents), Vec::new()),
-        Err(error) => (None, error.into_list()),
-    };
-    Ok(AdapterReport { path: dir.to_path_buf(), contents, base: base.map(Path::to_path_buf), problems })
-}
-
-/// The linears that the shapes of a file's pairs ask for: `A [rank, in_features]`, `B [out_features, rank]`.
-fn implied_sites(weights: &Checkpoint) -> Result<SiteTable> {
-    let mut sites = SiteTable::default();
-    for (path, names) in keys::sort(weights.names()).modules {
-        let (Some(a), Some(b)) = (names.a, names.b) else { continue };
-        if let (&[_, in_features], &[out_features, _]) = (weights.tensor(a)?.shape(), weights.tensor(b)?.shape()) {
-            sites.push(Site::linear(path, in_features, out_features));
-        }
-    }
-    Ok(sites)
-}
-
-fn contents(plan: &AdapterPlan<'_>) -> AdapterContents {
-    let summary = &plan.summary;
-    let mut dtypes: Vec<String> = plan.deltas.iter().flat_map(delta_dtypes).collect();
-    dtypes.sort_unstable();
-    dtypes.dedup();
-    AdapterContents {
-        rank: summary.rank,
-        alpha: summary.alpha,
-        use_rslora: summary.use_rslora,
-        target_modules: summary.target_modules.clone(),
-        sites: summary.sites,
-        groups: rank_groups(&plan.deltas, summary.use_rslora),
-        dtypes,
-        bytes: summary.bytes,
-        content_hash: summary.content_hash.clone(),
-    }
-}
-
-fn delta_dtypes(delta: &SiteDelta<'_>) -> impl Iterator<Item = String> {
-    delta.tensors().map(|tensor| tensor.dtype().to_string())
-}
-
-fn rank_groups(deltas: &[SiteDelta<'_>], use_rslora: bool) -> Vec<RankGroup> {
-    // Bits of a scale as key: equal alphas and ranks give equal bits.
-    let mut sites: BTreeMap<(usize, u32), usize> = BTreeMap::new();
-    for low in deltas.iter().filter_map(|delta| delta.low_rank.as_ref()) {
-        *sites.entry((low.rank(), low.scale.to_bits())).or_default() += 1;
-    }
-    let group = |((rank, scale), sites): ((usize, u32), usize)| {
-        let scale = shortest(f32::from_bits(scale));
-        let divisor = if use_rslora { (rank as f64).sqrt() } else { rank as f64 };
-        RankGroup { rank, alpha: shortest((scale * divisor) as f32), scale, sites }
-    };
-    sites.into_iter().map(group).collect()
-}
-
-/// The double that reads as the single does: 0.1, not 0.10000000149.
-fn shortest(value: f32) -> f64 {
-    value.to_string().parse().unwrap_or(f64::from(value))
 }
 
 fn inspect_model(dir: &Path) -> Result<ModelReport> {
@@ -394,29 +276,6 @@ impl StoredSizes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapter::delta::LowRank;
-    use crate::sites::SiteId;
-    use crate::tensor::{DType, TensorView};
-
-    #[test]
-    fn sites_are_grouped_by_rank_and_scale() {
-        let (zeros, a8, b8, a4, b4) = ([0; 64], [8, 1], [1, 8], [4, 1], [1, 4]);
-        let view =
-            |shape| TensorView::new(DType::F16, shape, &zeros[..2 * shape.iter().product::<usize>()]).expect("fits");
-        let delta =
-            |site, a, b, scale| SiteDelta::at(SiteId(site)).with_low_rank(LowRank::new(view(a), view(b), scale));
-        let deltas =
-            [delta(0, &a8, &b8, 2.0), delta(1, &a8, &b8, 2.0), delta(2, &a8, &b8, 0.1), delta(3, &a4, &b4, 4.0)];
-        assert_eq!(
-            rank_groups(&deltas, false),
-            [
-                RankGroup { rank: 4, alpha: 16.0, scale: 4.0, sites: 1 },
-                RankGroup { rank: 8, alpha: 0.8, scale: 0.1, sites: 1 },
-                RankGroup { rank: 8, alpha: 16.0, scale: 2.0, sites: 2 },
-            ]
-        );
-        assert_eq!(rank_groups(&deltas[3..], true)[0].alpha, 8.0);
-    }
 
     #[test]
     fn a_folder_of_neither_kind_is_named() {

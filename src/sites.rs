@@ -178,6 +178,11 @@ impl SiteTable {
         self.aliases.get(path).map(Vec::as_slice)
     }
 
+    /// Every module of another model's shape and the parts of sites it is made of, in no order.
+    pub fn aliases(&self) -> impl Iterator<Item = (&str, &[AliasPart])> {
+        self.aliases.iter().map(|(path, parts)| (path.as_str(), parts.as_slice()))
+    }
+
     /// All sites with their ids, in the model's order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (SiteId, &Site)> {
         self.sites.iter().enumerate().map(|(i, site)| (SiteId(i as u32), site))

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::adapter::delta::SiteDelta;
-use crate::sites::{SiteId, SitePart, SiteTable};
+use crate::sites::{SiteId, SitePart};
 
 /// What a request with an adapter has to heed.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -26,16 +26,23 @@ pub struct AdapterDemands {
 }
 
 impl AdapterDemands {
-    /// Reads off the deltas what they demand; invocation and layers are the config's.
-    pub fn of(deltas: &[SiteDelta<'_>], sites: &SiteTable, invocation: &[u32], layers: Option<Arc<[u32]>>) -> Self {
+    /// Reads off the deltas what they demand, in a model with that embedding and head; invocation and layers are the
+    /// config's.
+    pub fn of(
+        deltas: &[SiteDelta<'_>],
+        embedding: Option<SiteId>,
+        head: Option<SiteId>,
+        invocation: &[u32],
+        layers: Option<Arc<[u32]>>,
+    ) -> Self {
         let mut demands = Self { invocation: invocation.to_vec(), layers, ..Self::default() };
         for delta in deltas {
             if let Some(weight) = &delta.weight {
                 demands.replaced.push((delta.site, SitePart::Weight));
                 let rows = Some(weight.shape()[0]);
-                if sites.embedding == Some(delta.site) {
+                if embedding == Some(delta.site) {
                     demands.embedding_rows = rows;
-                } else if sites.head == Some(delta.site) {
+                } else if head == Some(delta.site) {
                     demands.head_rows = rows;
                 }
             }

@@ -1,38 +1,139 @@
-//! PEFT's features beside plain low-rank factors, each named once for every message that refuses one.
+//! PEFT's features and what becomes of each: the table that users read, and the refusals of what is not served.
+//!
+//! What a field of adapter_config.json means stands in one row of `config`, which also decides it; the rows here are what
+//! is no field: other types, formats, spellings, combinations. [`table`] is both.
 
 use std::fmt;
 
+use crate::adapter::config;
 use crate::error::{Error, ErrorCode};
 
-/// Something an adapter may ask for, by its config or by a tensor.
+/// What becomes of a feature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is served as PEFT computes it.
+    Yes,
+    /// An adapter that needs it is refused under this code.
+    Refused(ErrorCode),
+    /// It can't change a result.
+    NoEffect,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Verdict::Yes => "yes",
+            Verdict::Refused(_) => "refused",
+            Verdict::NoEffect => "no effect",
+        })
+    }
+}
+
+/// A feature of PEFT.
+#[derive(Clone, Copy, Debug)]
+pub struct FeatureRow {
+    /// Its name: a field of adapter_config.json, or what users call it.
+    pub feature: &'static str,
+    /// What becomes of it.
+    pub verdict: Verdict,
+    /// What it means, in a line.
+    pub note: &'static str,
+}
+
+const fn row(feature: &'static str, verdict: Verdict, note: &'static str) -> FeatureRow {
+    FeatureRow { feature, verdict, note }
+}
+
+/// What is no field of a config, or only some values of one.
+const OTHERS: &[FeatureRow] = &[
+    row(
+        "init_lora_weights: pissa, olora, corda, loftq, lora_ga",
+        Verdict::Refused(ErrorCode::AdapterBaseChanged),
+        "the initialisation changed the base; convert the adapter back to the original base",
+    ),
+    row(
+        "init_lora_weights: an unknown name",
+        Verdict::Refused(ErrorCode::AdapterFeatureUnsupported),
+        "it may have changed the base",
+    ),
+    row(
+        "any other peft_type",
+        Verdict::Refused(ErrorCode::AdapterTypeUnsupported),
+        "AdaLoRA, IA3, LoHa, LoKr, VeRA, OFT, prompt tuning and so on",
+    ),
+    row(
+        "a field PEFT 0.21 does not know, switched on",
+        Verdict::Refused(ErrorCode::AdapterFeatureUnsupported),
+        "true, or a list or object that is not empty: it may change the result",
+    ),
+    row("LoRA on embeddings (lora_embedding_A, lora_embedding_B)", Verdict::Yes, "with DoRA too"),
+    row("LoRA on lm_head", Verdict::Yes, "on a tied head too; then the embedding keeps its weight"),
+    row(
+        "a resized vocabulary (save_embedding_layers)",
+        Verdict::Yes,
+        "weights with more rows than the base's stand in its place; a copy of the base's own is dropped",
+    ),
+    row(
+        "fewer embedding or head rows than the base has",
+        Verdict::Refused(ErrorCode::AdapterShapeMismatch),
+        "the base's vocabulary is padded, or the adapter's was cut",
+    ),
+    row("fused projections (qkv_proj, gate_up_proj)", Verdict::Yes, "on a base that has them split, and the reverse"),
+    row(
+        "DoRA, a replaced weight or bias on some parts of a fused projection",
+        Verdict::Refused(ErrorCode::AdapterFeatureUnsupported),
+        "on a base that has the projection fused: on all parts, or on none",
+    ),
+    row(
+        "DoRA with lora_bias, aLoRA, BD-LoRA or QA-LoRA",
+        Verdict::Refused(ErrorCode::AdapterConfigInvalid),
+        "PEFT refuses it too",
+    ),
+    row(
+        "LoRA and trainable_token_indices on one module; aLoRA on an embedding",
+        Verdict::Refused(ErrorCode::AdapterFeatureUnsupported),
+        "PEFT refuses it too",
+    ),
+    row("adapter_model.safetensors in float32, float16, bfloat16", Verdict::Yes, "mixed within a file too"),
+    row("any other data type", Verdict::Refused(ErrorCode::AdapterDtypeUnsupported), "float64, float8, integers"),
+    row("values that are not finite", Verdict::Refused(ErrorCode::AdapterNotFinite), "the message counts them"),
+    row(
+        "adapter_model.bin, shards, mlx-lm, diffusers, kohya",
+        Verdict::Refused(ErrorCode::AdapterFormatUnsupported),
+        "a pickle is never opened; the message tells how to convert",
+    ),
+    row(
+        "names without base_model.model., of torch.compile, DDP, FSDP, or with an adapter's name",
+        Verdict::Yes,
+        "one spelling over the whole file",
+    ),
+    row(
+        "a mixture of adapters, each with a weight",
+        Verdict::Yes,
+        "as set_adapter([...]) and set_scale; their order matters with DoRA",
+    ),
+    row(
+        "a weight other than 1 on an adapter that replaces weights, biases or rows",
+        Verdict::Refused(ErrorCode::AdapterWeightInvalid),
+        "PEFT has no meaning for it",
+    ),
+    row(
+        "two adapters of a mixture that replace the same part",
+        Verdict::Refused(ErrorCode::AdapterMixtureInvalid),
+        "PEFT refuses it too",
+    ),
+];
+
+/// Every feature and what becomes of it: the fields of adapter_config.json, then the rest.
+pub fn table() -> Vec<FeatureRow> {
+    config::rows().chain(OTHERS.iter().copied()).collect()
+}
+
+/// A feature that is not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Feature {
-    /// A magnitude vector rescales each output.
-    Dora,
-    /// B has a bias of its own.
-    LoraBias,
-    /// Biases of the base were trained.
-    Bias,
-    /// Whole weights of the base are replaced.
-    ModulesToSave,
-    /// A copy of a base weight lies in the file.
-    BaseWeight,
-    /// Low-rank factors on an embedding.
-    Embedding,
-    /// Single rows of an embedding are replaced.
-    TrainableTokens,
-    /// An adapter on a tied embedding acts on the head too.
-    WeightTying,
-    /// Layers stand several times in the stack.
-    LayerReplication,
     /// Factors on parameters that are no linears, such as stacked experts.
     TargetParameters,
-    /// The adapter acts only from an invocation on.
-    ActivatedLora,
-    /// The input is pooled before A.
-    QaLora,
-    /// A or B is block-diagonal.
-    BdLora,
     /// The base is truncated, and a diagonal stands between A and B.
     Kasa,
     /// A router over other adapters.
@@ -46,20 +147,8 @@ pub enum Feature {
 impl fmt::Display for Feature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Feature::Dora => "DoRA (use_dora)",
-            Feature::LoraBias => "a bias of B (lora_bias)",
-            Feature::Bias => "trained base biases (bias)",
-            Feature::ModulesToSave => "replaced weights (modules_to_save)",
-            Feature::BaseWeight => "a base weight stored in the adapter (save_embedding_layers)",
-            Feature::Embedding => "LoRA on an embedding",
-            Feature::TrainableTokens => "replaced embedding rows (trainable_token_indices)",
-            Feature::WeightTying => "tied adapters (ensure_weight_tying)",
-            Feature::LayerReplication => "repeated layers (layer_replication)",
             Feature::TargetParameters => "LoRA on parameters (target_parameters)",
-            Feature::ActivatedLora => "activated LoRA (alora_invocation_tokens)",
-            Feature::QaLora => "QA-LoRA (use_qalora)",
-            Feature::BdLora => "block-diagonal LoRA (use_bdlora)",
-            Feature::Kasa => "KaSA (kasa_config)",
+            Feature::Kasa => "KaSA (kasa_config), for which the base's weight would have to be decomposed",
             Feature::Arrow => "Arrow routing (arrow_config)",
             Feature::TaskHead => "another task than text generation (task_type)",
             Feature::Initialisation => "an unknown initialisation (init_lora_weights)",
@@ -70,6 +159,11 @@ impl fmt::Display for Feature {
 impl Feature {
     /// The refusal of an adapter that needs it.
     pub(super) fn refusal(self) -> Error {
-        Error::new(ErrorCode::AdapterFeatureUnsupported, format!("the adapter needs {self}, which is not served"))
+        unsupported(format!("the adapter needs {self}; it is not served"))
     }
+}
+
+/// A refusal of something that is understood and not served.
+pub(super) fn unsupported(what: impl Into<String>) -> Error {
+    Error::new(ErrorCode::AdapterFeatureUnsupported, what)
 }

@@ -1,4 +1,4 @@
-//! PEFT's tensor names: which factor of which module a tensor is, and what else a file can hold.
+//! PEFT's tensor names: which part of which module a tensor is, and what else a file can hold.
 //!
 //! ```text
 //! base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight
@@ -20,45 +20,86 @@ pub const PREFIX: &str = "base_model.model.";
 /// Segments that wrappers of a model (torch.compile, FSDP) leave in a path; no module is called so.
 const WRAPPERS: [&str; 2] = ["_orig_mod", "_fsdp_wrapped_module"];
 
-/// The name under which PEFT saves a factor.
-pub fn factor_name(module: &str, factor: Factor) -> String {
-    format!("{PREFIX}{module}.{}.weight", factor.segment())
-}
-
-/// One of the two matrices of a low-rank delta.
+/// What a tensor of an adapter is to its module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Factor {
+pub enum Part {
     /// `A [rank, in_features]`.
     A,
     /// `B [out_features, rank]`.
     B,
+    /// B's bias `[out_features]`.
+    BBias,
+    /// DoRA's magnitude `[out_features]`.
+    Magnitude,
+    /// An embedding's `A [rank, rows]`.
+    EmbeddingA,
+    /// An embedding's `B [width, rank]`.
+    EmbeddingB,
+    /// The weight that stands in the base's place.
+    Weight,
+    /// The same, as a wrapper of PEFT's calls it.
+    SavedWeight,
+    /// The same, of a module that has factors too.
+    BaseWeight,
+    /// The same, of an embedding with replaced rows.
+    RowsWeight,
+    /// The bias that stands in the base's place.
+    Bias,
+    /// The same, as a wrapper of PEFT's calls it.
+    SavedBias,
+    /// The same, of a module that has factors too.
+    BaseBias,
+    /// New rows `[rows, width]` of an embedding.
+    Rows,
 }
 
-impl Factor {
-    /// Its segment in a tensor's name.
-    pub fn segment(self) -> &'static str {
+impl Part {
+    /// Names of a replaced weight; the first that is there counts.
+    pub const WEIGHTS: [Part; 4] = [Part::Weight, Part::SavedWeight, Part::BaseWeight, Part::RowsWeight];
+    /// Names of a replaced bias; the first that is there counts.
+    pub const BIASES: [Part; 3] = [Part::Bias, Part::SavedBias, Part::BaseBias];
+    /// Parts of a low-rank delta.
+    pub const LOW_RANK: [Part; 6] =
+        [Part::A, Part::B, Part::EmbeddingA, Part::EmbeddingB, Part::BBias, Part::Magnitude];
+
+    /// What follows the module's path in the name PEFT gives the tensor.
+    pub fn suffix(self) -> &'static str {
         match self {
-            Factor::A => "lora_A",
-            Factor::B => "lora_B",
+            Part::A => "lora_A.weight",
+            Part::B => "lora_B.weight",
+            Part::BBias => "lora_B.bias",
+            Part::Magnitude => "lora_magnitude_vector",
+            Part::EmbeddingA => "lora_embedding_A",
+            Part::EmbeddingB => "lora_embedding_B",
+            Part::Weight => "weight",
+            Part::SavedWeight => "modules_to_save.weight",
+            Part::BaseWeight => "base_layer.weight",
+            Part::RowsWeight => "token_adapter.base_layer.weight",
+            Part::Bias => "bias",
+            Part::SavedBias => "modules_to_save.bias",
+            Part::BaseBias => "base_layer.bias",
+            Part::Rows => "token_adapter.trainable_tokens_delta",
         }
     }
 
-    /// The other of the pair.
-    pub fn other(self) -> Self {
-        match self {
-            Factor::A => Factor::B,
-            Factor::B => Factor::A,
-        }
+    /// The name under which PEFT saves it.
+    pub fn tensor_name(self, module: &str) -> String {
+        format!("{PREFIX}{module}.{}", self.suffix())
+    }
+
+    /// Whether its name holds an adapter's name before PEFT strips it.
+    fn is_named(self) -> bool {
+        !matches!(self, Part::Weight | Part::BaseWeight | Part::RowsWeight | Part::Bias | Part::BaseBias)
     }
 }
 
 /// What a tensor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// A factor of a linear.
-    Factor(Factor),
-    /// State that only training needs.
-    Training,
+    /// A part of a module.
+    Part(Part),
+    /// State that only training needs, or a copy of what stands elsewhere.
+    Redundant,
     /// Part of a feature that is not served.
     Feature(Feature),
     /// Named as another tool names it.
@@ -84,95 +125,140 @@ impl<'a> Key<'a> {
     /// Takes a tensor's name apart. Total: what isn't understood is [`Role::Unknown`].
     pub fn parse(name: &'a str) -> Self {
         let mut segments: Vec<&str> = name.split('.').filter(|s| !WRAPPERS.contains(s)).collect();
-        // DDP's wrapper is called `module`, which only at the top can't be a module's name.
-        segments.drain(..segments.iter().take_while(|s| **s == "module").count());
+        drop_ddp(&mut segments);
         let prefixed = segments.starts_with(&["base_model", "model"]);
         if prefixed {
             segments.drain(..2);
+            drop_ddp(&mut segments);
         }
-        let (module, role, adapter) = match segments.iter().rposition(|s| s.starts_with("lora_")) {
-            Some(at) => {
-                let (role, adapter) = lora_role(segments[at], &segments[at + 1..]);
-                (&segments[..at], role, adapter)
-            }
-            None => other_role(&segments),
+        let place = |found: fn(&str) -> bool| segments.iter().rposition(|s| found(s));
+        let (module, role, adapter) = if let Some(at) = place(|s| s.starts_with("lora_")) {
+            let (role, adapter) = lora_role(segments[at], &segments[at + 1..]);
+            (segments[..at].to_vec(), role, adapter)
+        } else if let Some(at) = place(|s| s == "token_adapter") {
+            let (role, adapter) = token_role(&segments[at + 1..]);
+            (segments[..at].to_vec(), role, adapter)
+        } else if let Some(at) = place(|s| s == "modules_to_save" || s == "original_module") {
+            saved_role(&segments[..at], segments[at] == "modules_to_save", &segments[at + 1..])
+        } else {
+            let (module, role) = plain_role(&segments);
+            (module.to_vec(), role, None)
         };
         let role = match role {
-            Role::Factor(_) if module.is_empty() => Role::Unknown,
+            Role::Part(_) if module.is_empty() => Role::Unknown,
             // A parameter's adapter that nests in another one.
-            Role::Factor(_) if module.last() == Some(&"base_layer") => Role::Feature(Feature::TargetParameters),
+            Role::Part(_) if module.last() == Some(&"base_layer") => Role::Feature(Feature::TargetParameters),
             role => role,
         };
         Self { module: module.join("."), role, adapter, prefixed }
     }
 }
 
+/// DDP's wrapper is called `module`, which only at the top can't be a module's name.
+fn drop_ddp(segments: &mut Vec<&str>) {
+    segments.drain(..segments.iter().take_while(|s| **s == "module").count());
+}
+
 /// The role of a tensor by its `lora_…` segment and what follows: `weight`, an adapter's name, both or neither.
 fn lora_role<'a>(segment: &str, tail: &[&'a str]) -> (Role, Option<&'a str>) {
-    let role = match (segment, tail) {
-        ("lora_A", ["weight"] | [_, "weight"]) => Role::Factor(Factor::A),
-        ("lora_B", ["weight"] | [_, "weight"]) => Role::Factor(Factor::B),
-        ("lora_B", ["bias"] | [_, "bias"]) => Role::Feature(Feature::LoraBias),
-        ("lora_magnitude_vector", [] | [_] | [_, "weight"]) => Role::Feature(Feature::Dora),
-        ("lora_embedding_A" | "lora_embedding_B", [] | [_]) => Role::Feature(Feature::Embedding),
-        ("lora_diag", [] | [_]) => Role::Feature(Feature::Kasa),
-        ("lora_arrow", _) => Role::Feature(Feature::Arrow),
-        ("lora_velora_embed" | "lora_monteclora_sampler", _) => Role::Training,
-        ("lora_a" | "lora_b", []) => Role::Foreign("mlx-lm"),
-        ("lora_down" | "lora_up", _) => Role::Foreign("kohya or diffusers"),
-        ("lora_linear_layer", _) => Role::Foreign("diffusers"),
-        (unet, _) if unet.starts_with("lora_unet_") || unet.starts_with("lora_te") => Role::Foreign("kohya"),
+    let part = |part, name| (Role::Part(part), name);
+    match (segment, tail) {
+        ("lora_A", ["weight"]) => part(Part::A, None),
+        ("lora_A", [name, "weight"]) => part(Part::A, Some(*name)),
+        ("lora_B", ["weight"]) => part(Part::B, None),
+        ("lora_B", [name, "weight"]) => part(Part::B, Some(*name)),
+        ("lora_B", ["bias"]) => part(Part::BBias, None),
+        ("lora_B", [name, "bias"]) => part(Part::BBias, Some(*name)),
+        ("lora_magnitude_vector", [] | ["weight"]) => part(Part::Magnitude, None),
+        ("lora_magnitude_vector", [name] | [name, "weight"]) => part(Part::Magnitude, Some(*name)),
+        ("lora_embedding_A", []) => part(Part::EmbeddingA, None),
+        ("lora_embedding_A", [name]) => part(Part::EmbeddingA, Some(*name)),
+        ("lora_embedding_B", []) => part(Part::EmbeddingB, None),
+        ("lora_embedding_B", [name]) => part(Part::EmbeddingB, Some(*name)),
+        ("lora_diag", [] | [_]) => (Role::Feature(Feature::Kasa), None),
+        ("lora_arrow", _) => (Role::Feature(Feature::Arrow), None),
+        ("lora_velora_embed" | "lora_monteclora_sampler", _) => (Role::Redundant, None),
+        ("lora_a" | "lora_b", []) => (Role::Foreign("mlx-lm"), None),
+        ("lora_down" | "lora_up", _) => (Role::Foreign("kohya or diffusers"), None),
+        ("lora_linear_layer", _) => (Role::Foreign("diffusers"), None),
+        (unet, _) if unet.starts_with("lora_unet_") || unet.starts_with("lora_te") => (Role::Foreign("kohya"), None),
+        _ => (Role::Unknown, None),
+    }
+}
+
+/// The role of a tensor by what follows `token_adapter`.
+fn token_role<'a>(tail: &[&'a str]) -> (Role, Option<&'a str>) {
+    match tail {
+        ["trainable_tokens_delta"] => (Role::Part(Part::Rows), None),
+        ["trainable_tokens_delta", name] => (Role::Part(Part::Rows), Some(*name)),
+        ["base_layer", "weight"] => (Role::Part(Part::RowsWeight), None),
+        // The rows before training, and what a tied head shares with the embedding.
+        ["trainable_tokens_original", ..] | ["tied_adapter", ..] => (Role::Redundant, None),
+        _ => (Role::Unknown, None),
+    }
+}
+
+/// The role of a tensor in PEFT's wrapper of a saved module: the trained one, or the original. The wrapper may hold a whole
+/// block, whose own path goes on behind the adapter's name.
+fn saved_role<'a>(module: &[&'a str], trained: bool, tail: &[&'a str]) -> (Vec<&'a str>, Role, Option<&'a str>) {
+    let (inner, name, leaf) = match tail {
+        [leaf] => (&[][..], None, *leaf),
+        [name, inner @ .., leaf] if trained => (inner, Some(*name), *leaf),
+        [inner @ .., leaf] => (inner, None, *leaf),
+        [] => (&[][..], None, ""),
+    };
+    let role = match (leaf, trained) {
+        ("weight", true) => Role::Part(Part::SavedWeight),
+        ("bias", true) => Role::Part(Part::SavedBias),
+        ("weight" | "bias", false) => Role::Redundant,
         _ => Role::Unknown,
     };
-    let adapter = match (role, tail) {
-        (Role::Factor(_), [name, _]) => Some(*name),
-        _ => None,
-    };
-    (role, adapter)
+    ([module, inner].concat(), role, name)
 }
 
-/// The role of a tensor without a `lora_…` segment: weights and biases of the base, and PEFT's other wrappers.
-fn other_role<'a, 'b>(segments: &'b [&'a str]) -> (&'b [&'a str], Role, Option<&'a str>) {
-    let place = |name: &str| segments.iter().rposition(|s| *s == name);
-    if let Some(at) = place("modules_to_save").or_else(|| place("original_module")) {
-        return (&segments[..at], Role::Feature(Feature::ModulesToSave), None);
-    }
-    if let Some(at) = place("token_adapter").or_else(|| place("trainable_tokens_delta")) {
-        return (&segments[..at], Role::Feature(Feature::TrainableTokens), None);
-    }
+/// The role of a tensor that no wrapper of PEFT's holds, or only the one around a base layer.
+fn plain_role<'a, 'b>(segments: &'b [&'a str]) -> (&'b [&'a str], Role) {
     match segments {
-        [module @ .., "base_layer", "weight"] => (module, Role::Feature(Feature::BaseWeight), None),
-        [module @ .., "base_layer", "bias"] => (module, Role::Feature(Feature::Bias), None),
-        [.., "lora", "down" | "up", _] => (segments, Role::Foreign("diffusers"), None),
-        [module @ .., "weight"] if !module.is_empty() => (module, Role::Feature(Feature::ModulesToSave), None),
-        [module @ .., "bias"] if !module.is_empty() => (module, Role::Feature(Feature::Bias), None),
-        _ => (segments, Role::Unknown, None),
+        [module @ .., "base_layer", "weight"] => (module, Role::Part(Part::BaseWeight)),
+        [module @ .., "base_layer", "bias"] => (module, Role::Part(Part::BaseBias)),
+        [.., "lora", "down" | "up", _] => (segments, Role::Foreign("diffusers")),
+        [module @ .., "weight"] => (module, Role::Part(Part::Weight)),
+        [module @ .., "bias"] => (module, Role::Part(Part::Bias)),
+        _ => (segments, Role::Unknown),
     }
 }
 
-/// The factors of one module, by the names of their tensors.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FactorNames<'a> {
-    /// A's tensor.
-    pub a: Option<&'a str>,
-    /// B's tensor.
-    pub b: Option<&'a str>,
-}
+/// The tensors of one module, by their names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModuleTensors<'a>(BTreeMap<Part, &'a str>);
 
-impl<'a> FactorNames<'a> {
-    fn slot(&mut self, factor: Factor) -> &mut Option<&'a str> {
-        match factor {
-            Factor::A => &mut self.a,
-            Factor::B => &mut self.b,
-        }
+impl<'a> ModuleTensors<'a> {
+    /// The name of a part's tensor.
+    pub fn get(&self, part: Part) -> Option<&'a str> {
+        self.0.get(&part).copied()
+    }
+
+    /// The first of these parts that is there.
+    pub fn first(&self, parts: &[Part]) -> Option<&'a str> {
+        parts.iter().find_map(|part| self.get(*part))
+    }
+
+    /// All names; there is at least one.
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &'a str> {
+        self.0.values().copied()
+    }
+
+    /// A name to show.
+    pub fn example(&self) -> &'a str {
+        self.names().next().unwrap_or_default()
     }
 }
 
 /// A file's names, sorted out.
 #[derive(Debug, Default)]
 pub struct Contents<'a> {
-    /// Factors by module path.
-    pub modules: BTreeMap<String, FactorNames<'a>>,
+    /// Tensors by module path.
+    pub modules: BTreeMap<String, ModuleTensors<'a>>,
     /// What is wrong with the names.
     pub problems: Vec<Error>,
 }
@@ -185,20 +271,20 @@ pub fn sort<'a>(names: impl IntoIterator<Item = &'a str>) -> Contents<'a> {
     for name in names {
         let key = Key::parse(name);
         match key.role {
-            Role::Factor(factor) => {
-                spellings.add(name, &key);
-                let slot = contents.modules.entry(key.module).or_default().slot(factor);
-                match slot {
+            Role::Part(part) => {
+                spellings.add(name, &key, part);
+                let tensors = &mut contents.modules.entry(key.module).or_default().0;
+                match tensors.get(&part) {
                     Some(first) => contents.problems.push(
-                        Error::new(ErrorCode::AdapterTensorUnexpected, "two tensors stand for the same factor")
+                        Error::new(ErrorCode::AdapterTensorUnexpected, "two tensors stand for the same part")
                             .tensor(name)
                             .found(format!("'{first}' too")),
                     ),
-                    None => *slot = Some(name),
+                    None => drop(tensors.insert(part, name)),
                 }
             }
             Role::Feature(feature) => features.entry(feature).or_insert((name, 0)).1 += 1,
-            Role::Training => tracing::info!(tensor = ?name, "a tensor that only training needs is left out"),
+            Role::Redundant => tracing::info!(tensor = ?name, "a tensor that changes no result is left out"),
             Role::Foreign(tool) => {
                 contents.problems = vec![foreign(tool, name)];
                 return contents;
@@ -222,7 +308,7 @@ fn foreign(tool: &str, name: &str) -> Error {
         .expected(format!("{PREFIX}<module>.lora_A.weight"))
 }
 
-/// The spellings of a file's factors: with or without prefix, under which adapter name; an example of each.
+/// The spellings of a file's names: with or without prefix, under which adapter name; an example of each.
 #[derive(Default)]
 struct Spellings<'a> {
     prefixed: BTreeMap<bool, &'a str>,
@@ -230,9 +316,11 @@ struct Spellings<'a> {
 }
 
 impl<'a> Spellings<'a> {
-    fn add(&mut self, name: &'a str, key: &Key<'a>) {
+    fn add(&mut self, name: &'a str, key: &Key<'a>, part: Part) {
         self.prefixed.entry(key.prefixed).or_insert(name);
-        self.adapters.entry(key.adapter).or_insert(name);
+        if part.is_named() {
+            self.adapters.entry(key.adapter).or_insert(name);
+        }
     }
 
     fn problems(&self) -> Vec<Error> {
@@ -249,7 +337,7 @@ impl<'a> Spellings<'a> {
             let names: BTreeSet<_> =
                 self.adapters.keys().map(|name| name.map_or("none".into(), |n| format!("'{n}'"))).collect();
             problems.push(
-                Error::new(ErrorCode::AdapterTensorUnexpected, "the file holds factors of several adapters")
+                Error::new(ErrorCode::AdapterTensorUnexpected, "the file holds tensors of several adapters")
                     .tensor(self.adapters.values().next_back().copied().unwrap_or_default())
                     .expected("one adapter name in all tensors, or none")
                     .found(names.into_iter().take(8).collect::<Vec<_>>().join(", "))
@@ -268,41 +356,46 @@ mod tests {
 
     const Q_PROJ: &str = "model.layers.0.self_attn.q_proj";
 
-    fn role(name: &str) -> Role {
-        Key::parse(name).role
-    }
-
     #[test]
     fn every_name_peft_writes_is_known() {
         let table = [
-            ("lora_A.weight", Role::Factor(Factor::A)),
-            ("lora_B.weight", Role::Factor(Factor::B)),
-            ("lora_B.default.weight", Role::Factor(Factor::B)),
-            ("lora_B.bias", Role::Feature(Feature::LoraBias)),
-            ("lora_magnitude_vector", Role::Feature(Feature::Dora)),
-            ("lora_magnitude_vector.weight", Role::Feature(Feature::Dora)),
-            ("lora_magnitude_vector.default.weight", Role::Feature(Feature::Dora)),
-            ("lora_embedding_A", Role::Feature(Feature::Embedding)),
-            ("lora_embedding_B.default", Role::Feature(Feature::Embedding)),
+            ("lora_A.weight", Role::Part(Part::A)),
+            ("lora_B.weight", Role::Part(Part::B)),
+            ("lora_B.default.weight", Role::Part(Part::B)),
+            ("lora_B.bias", Role::Part(Part::BBias)),
+            ("lora_B.default.bias", Role::Part(Part::BBias)),
+            ("lora_magnitude_vector", Role::Part(Part::Magnitude)),
+            ("lora_magnitude_vector.weight", Role::Part(Part::Magnitude)),
+            ("lora_magnitude_vector.default.weight", Role::Part(Part::Magnitude)),
+            ("lora_embedding_A", Role::Part(Part::EmbeddingA)),
+            ("lora_embedding_B.default", Role::Part(Part::EmbeddingB)),
             ("lora_diag", Role::Feature(Feature::Kasa)),
             ("lora_arrow.weight", Role::Feature(Feature::Arrow)),
-            ("lora_velora_embed", Role::Training),
-            ("lora_monteclora_sampler.std", Role::Training),
-            ("base_layer.weight", Role::Feature(Feature::BaseWeight)),
-            ("base_layer.bias", Role::Feature(Feature::Bias)),
+            ("lora_velora_embed", Role::Redundant),
+            ("lora_monteclora_sampler.std", Role::Redundant),
+            ("base_layer.weight", Role::Part(Part::BaseWeight)),
+            ("base_layer.bias", Role::Part(Part::BaseBias)),
             ("base_layer.lora_A.weight", Role::Feature(Feature::TargetParameters)),
-            ("weight", Role::Feature(Feature::ModulesToSave)),
-            ("modules_to_save.default.weight", Role::Feature(Feature::ModulesToSave)),
-            ("bias", Role::Feature(Feature::Bias)),
-            ("token_adapter.trainable_tokens_delta", Role::Feature(Feature::TrainableTokens)),
+            ("weight", Role::Part(Part::Weight)),
+            ("modules_to_save.weight", Role::Part(Part::SavedWeight)),
+            ("modules_to_save.default.weight", Role::Part(Part::SavedWeight)),
+            ("modules_to_save.bias", Role::Part(Part::SavedBias)),
+            ("original_module.weight", Role::Redundant),
+            ("bias", Role::Part(Part::Bias)),
+            ("token_adapter.trainable_tokens_delta", Role::Part(Part::Rows)),
+            ("token_adapter.trainable_tokens_delta.default", Role::Part(Part::Rows)),
+            ("token_adapter.base_layer.weight", Role::Part(Part::RowsWeight)),
             ("lora_A", Role::Unknown),
             ("lora_A.a.b.weight", Role::Unknown),
             ("lora_C.weight", Role::Unknown),
+            ("token_adapter.rubbish", Role::Unknown),
             ("qweight", Role::Unknown),
         ];
         for (suffix, expected) in table {
             let name = format!("{PREFIX}{Q_PROJ}.{suffix}");
-            assert_eq!(role(&name), expected, "{suffix}");
+            let key = Key::parse(&name);
+            assert_eq!(key.role, expected, "{suffix}");
+            assert!(!matches!(expected, Role::Part(_)) || key.module == Q_PROJ, "{suffix}: {}", key.module);
         }
     }
 
@@ -316,7 +409,7 @@ mod tests {
             "model.layers.0.self_attn.q_proj.lora_a",
             "unet.mid.to_q.lora_linear_layer.up.weight",
         ] {
-            assert!(matches!(role(name), Role::Foreign(_)), "{name}");
+            assert!(matches!(Key::parse(name).role, Role::Foreign(_)), "{name}");
         }
     }
 
@@ -325,6 +418,7 @@ mod tests {
         for name in [
             "_orig_mod.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
             "module.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+            "base_model.model.module.model.layers.0.self_attn.q_proj.lora_A.weight",
             "base_model.model._orig_mod.model.layers.0._fsdp_wrapped_module.self_attn.q_proj.lora_A.weight",
         ] {
             let key = Key::parse(name);
@@ -349,14 +443,33 @@ mod tests {
     }
 
     #[test]
+    fn a_saved_block_keeps_the_paths_inside_it() {
+        let key = Key::parse("base_model.model.model.layers.0.mlp.modules_to_save.default.gate_proj.weight");
+        assert_eq!(key.module, "model.layers.0.mlp.gate_proj");
+        assert_eq!((key.role, key.adapter), (Role::Part(Part::SavedWeight), Some("default")));
+    }
+
+    #[test]
+    fn the_adapters_name_is_the_same_in_tensors_of_every_kind() {
+        let kinds = ["a.lora_A.mine.weight", "a.lora_magnitude_vector.mine", "e.lora_embedding_A.mine"];
+        assert_eq!(sorted(&kinds), []);
+        assert_eq!(sorted(&["a.lora_A.mine.weight", "norm.weight", "a.base_layer.bias"]), []);
+        for other in
+            ["a.lora_magnitude_vector", "e.token_adapter.trainable_tokens_delta.other", "h.modules_to_save.weight"]
+        {
+            assert_eq!(sorted(&["a.lora_A.mine.weight", other]), [ErrorCode::AdapterTensorUnexpected], "{other}");
+        }
+    }
+
+    #[test]
     fn a_feature_is_refused_once_with_an_example_and_a_count() {
-        let contents = sort(["a.lora_magnitude_vector", "a.lora_A.weight", "b.lora_magnitude_vector", "a.lora_B.bias"]);
+        let contents = sort(["a.lora_diag", "a.lora_A.weight", "b.lora_diag", "a.lora_arrow.weight"]);
         let problems: Vec<_> = contents.problems.iter().map(|p| (p.message().to_owned(), p.tensor_name())).collect();
         assert_eq!(problems.len(), 2, "{problems:?}");
-        assert!(problems[0].0.contains("DoRA"));
-        assert_eq!(problems[0].1, Some("a.lora_magnitude_vector"));
+        assert!(problems[0].0.contains("KaSA"));
+        assert_eq!(problems[0].1, Some("a.lora_diag"));
         assert_eq!(contents.problems[0].found_value(), Some("2 tensors of it"));
-        assert!(problems[1].0.contains("lora_bias"));
+        assert!(problems[1].0.contains("Arrow"));
     }
 
     fn module_path() -> impl Strategy<Value = String> {
@@ -365,7 +478,7 @@ mod tests {
             "no name of PEFT's",
             |path| {
                 let first = path.split('.').next();
-                !path.split('.').any(|s| s.starts_with("lora_") || s == "base_layer")
+                !path.split('.').any(|s| s.starts_with("lora_") || s == "base_layer" || s == "token_adapter")
                     && first != Some("module")
                     && first != Some("base_model")
             },
@@ -374,19 +487,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_factors_name_leads_back_to_its_module(
+        fn a_parts_name_leads_back_to_its_module(
             module in module_path(),
             b in any::<bool>(),
             prefixed in any::<bool>(),
             adapter in prop::option::of("[a-z][a-z0-9_-]{0,6}"),
         ) {
-            let factor = if b { Factor::B } else { Factor::A };
+            let part = if b { Part::B } else { Part::A };
             let infix = adapter.as_ref().map_or(String::new(), |name| format!(".{name}"));
-            let name = factor_name(&module, factor);
+            let name = part.tensor_name(&module);
             let name = if prefixed { name.as_str() } else { &name[PREFIX.len()..] };
             let name = name.replace(".weight", &format!("{infix}.weight"));
             let key = Key::parse(&name);
-            prop_assert_eq!(key, Key { module, role: Role::Factor(factor), adapter: adapter.as_deref(), prefixed });
+            prop_assert_eq!(key, Key { module, role: Role::Part(part), adapter: adapter.as_deref(), prefixed });
         }
 
         #[test]

@@ -12,14 +12,24 @@ pub mod batch;
 pub mod config;
 pub mod delta;
 pub mod demands;
+mod ends;
+mod expand;
+mod factors;
 pub mod features;
+mod fields;
 pub mod folder;
+mod implied;
 mod json;
 pub mod keys;
 pub mod mixture;
+mod module;
 pub mod patterns;
+mod pieces;
 pub mod plan;
 pub mod pool;
+mod promises;
+mod stack;
+mod stored;
 
 use std::path::{Path, PathBuf};
 
@@ -44,14 +54,14 @@ impl AdapterFiles {
     /// Reads adapter_config.json and adapter_model.safetensors of a folder.
     ///
     /// # Errors
-    /// Everything wrong with the config at once, see [`AdapterConfig::parse`]; `adapter_config_not_found`,
-    /// `adapter_weights_not_found`, `adapter_format_unsupported`, and `checkpoint_*` of a damaged file.
+    /// `adapter_config_not_found`, `adapter_weights_not_found`, `adapter_format_unsupported`, `checkpoint_*` of a damaged
+    /// file, and those of [`AdapterConfig::parse`]. What is wrong with single fields or tensors is told by
+    /// [`AdapterFiles::plan`].
     pub fn read(dir: &Path) -> Result<Self> {
         let subject = subject_of(dir);
         let bytes = folder::read_config(dir).map_err(|error| error.subject(&subject))?;
         let config = AdapterConfig::parse(&bytes, &dir.join(folder::CONFIG), &subject)?;
-        let weights = folder::read_weights(dir).map_err(|error| error.subject(&subject))?;
-        Ok(Self::new(dir, &bytes, config, weights))
+        Self::new(dir, &bytes, config, folder::read_weights(dir))
     }
 
     /// Takes the bytes of both files; `dir` is for names and messages.
@@ -61,23 +71,38 @@ impl AdapterFiles {
     pub fn from_bytes(config: &[u8], weights: Vec<u8>, dir: &Path) -> Result<Self> {
         let subject = subject_of(dir);
         let parsed = AdapterConfig::parse(config, &dir.join(folder::CONFIG), &subject)?;
-        let weights = Checkpoint::from_bytes(weights, &dir.join(folder::WEIGHTS));
-        Ok(Self::new(dir, config, parsed, weights.map_err(|error| error.subject(&subject))?))
+        Self::new(dir, config, parsed, Checkpoint::from_bytes(weights, &dir.join(folder::WEIGHTS)))
     }
 
-    fn new(dir: &Path, config_bytes: &[u8], config: AdapterConfig, weights: Checkpoint) -> Self {
+    /// Without weights there is no plan that could tell the config's problems: they are told with those of the weights.
+    fn new(dir: &Path, config_bytes: &[u8], config: AdapterConfig, weights: Result<Checkpoint>) -> Result<Self> {
+        let weights = weights.map_err(|error| {
+            let error = error.subject(subject_of(dir));
+            Error::all(config.problems.iter().cloned().chain([error.clone()]).collect()).unwrap_or(error)
+        })?;
         let content_hash = content_hash(config_bytes, &weights);
-        Self { dir: dir.to_path_buf(), config, weights, content_hash }
+        Ok(Self { dir: dir.to_path_buf(), config, weights, content_hash })
     }
 
     /// Checks everything against a model's sites; nothing is uploaded. All problems at once.
     ///
     /// # Errors
-    /// `adapter_tensor_unexpected`, `adapter_tensor_missing`, `adapter_feature_unsupported`, `adapter_format_unsupported`,
+    /// `adapter_config_invalid`, `adapter_base_changed`, `adapter_tensor_unexpected`, `adapter_tensor_missing`, `adapter_feature_unsupported`, `adapter_format_unsupported`,
     /// `adapter_site_not_found`, `adapter_site_excluded`, `adapter_shape_mismatch`, `adapter_rank_mismatch`,
     /// `adapter_dtype_unsupported`, `adapter_not_finite`, `adapter_scale_invalid`, `adapter_pattern_invalid`.
     pub fn plan(&self, sites: &SiteTable) -> Result<AdapterPlan<'_>> {
-        plan::plan(self, sites)
+        let (plan, outcome) = self.examine(sites);
+        outcome.map(|()| plan)
+    }
+
+    /// As [`AdapterFiles::plan`], but with what could be read beside what is wrong: for reports.
+    pub fn examine(&self, sites: &SiteTable) -> (AdapterPlan<'_>, Result<()>) {
+        plan::examine(self, sites)
+    }
+
+    /// The sites that the tensors themselves ask for, to be checked against where there is no model.
+    pub fn implied_sites(&self) -> SiteTable {
+        implied::sites(self)
     }
 
     /// The folder they were read from.
@@ -142,11 +167,6 @@ impl Problems {
         } else {
             self.rest.get_or_insert((error.code(), 0)).1 += 1;
         }
-    }
-
-    /// The value, or the error kept.
-    fn keep<T>(&mut self, outcome: Result<T>) -> Option<T> {
-        outcome.map_err(|error| self.push(error)).ok()
     }
 
     fn len(&self) -> usize {

@@ -186,6 +186,14 @@ fn is_tail(name: &str, module: &str) -> bool {
     module.strip_suffix(name).is_some_and(|head| head.is_empty() || head.ends_with('.'))
 }
 
+/// Whether `name` is a dotted part of the path: the module itself, or one that it lies in.
+fn is_within(name: &str, module: &str) -> bool {
+    module.match_indices(name).any(|(at, _)| {
+        let (before, after) = (&module[..at], &module[at + name.len()..]);
+        (before.is_empty() || before.ends_with('.')) && (after.is_empty() || after.starts_with('.'))
+    })
+}
+
 /// `layers_to_transform` and `layers_pattern`: the layers that list targets are narrowed to.
 #[derive(Clone, Debug)]
 pub struct LayerFilter {
@@ -235,11 +243,18 @@ pub struct Targeting {
     pub targets: Option<Selector>,
     /// `exclude_modules`.
     pub exclude: Option<Selector>,
+    /// `modules_to_save`: a module at or below one of these is never targeted.
+    pub saved: Vec<String>,
     /// `layers_to_transform` with `layers_pattern`.
     pub layers: Option<LayerFilter>,
 }
 
 impl Targeting {
+    /// Whether every linear but the output head is targeted, and nothing else.
+    pub fn is_all_linear(&self) -> bool {
+        matches!(self.targets, Some(Selector::AllLinear))
+    }
+
     /// The field that positively excludes a module; `None` if the config has nothing against it.
     ///
     /// # Errors
@@ -249,6 +264,9 @@ impl Targeting {
             && exclude.selects(module)?
         {
             return Ok(Some("exclude_modules"));
+        }
+        if self.saved.iter().any(|name| is_within(name, module)) {
+            return Ok(Some("modules_to_save"));
         }
         let Some(targets) = &self.targets else { return Ok(None) };
         if !targets.selects(module)? {

@@ -63,13 +63,17 @@ fn adapter_lines(report: &AdapterReport) -> Vec<Line> {
 }
 
 fn contents_lines(contents: &AdapterContents) -> Vec<Line> {
+    let alpha = contents.alpha.map_or("unknown".to_owned(), |alpha| alpha.to_string());
     let kind = if contents.use_rslora { "LoRA, rank-stabilised" } else { "LoRA" };
     let mut lines = vec![
         ("kind", kind.to_owned()),
-        ("config", format!("r {}, alpha {}", contents.rank, contents.alpha)),
+        ("config", format!("r {}, alpha {alpha}", contents.rank)),
         ("targets", contents.target_modules.join(" ")),
-        ("sites", contents.sites.to_string()),
     ];
+    if !contents.features.is_empty() {
+        lines.push(("features", contents.features.join(", ")));
+    }
+    lines.push(("sites", contents.sites.to_string()));
     for group in &contents.groups {
         let what = format!("rank {}, alpha {}, scale {}: {} sites", group.rank, group.alpha, group.scale, group.sites);
         lines.push(("", what));

@@ -236,7 +236,7 @@ impl Model {
         let mut plan = files.plan(&self.sites)?;
         let mut core = self.core.lock();
         self.reap(&mut core);
-        plan.drop_copies(&self.sites, |site, part, values| core.backend.holds(site, part, values));
+        plan.drop_copies(|site, part, values| core.backend.holds(site, part, values));
         let mut reservation = self.adapters.reserve(plan.summary.bytes)?;
         let resident = core.backend.upload_adapter(reservation.slot(), &plan.deltas)?;
         reservation.set_resident_bytes(resident);

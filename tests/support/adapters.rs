@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use exlora::sites::{Site, SiteTable};
+use exlora::sites::{AliasPart, LayerList, Site, SiteTable};
 use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
@@ -13,21 +13,52 @@ pub const HIDDEN: usize = 6;
 /// Width of its MLP.
 pub const INNER: usize = 10;
 
-/// Two layers with the seven linears of a Llama, and a head.
+/// Rows of its embedding and head.
+pub const VOCAB: usize = 32;
+
+/// A Llama of two layers: embedding, norms, linears (k_proj with a bias), an untied head. Fused modules are known as their
+/// parts.
 pub fn sites() -> SiteTable {
     let mut sites = SiteTable::default();
-    let mut push = |path: String, in_features, out_features| {
-        sites.push(Site::linear(path, in_features, out_features));
-    };
+    sites.embedding = Some(sites.push(Site::embedding("model.embed_tokens", VOCAB, HIDDEN)));
     for layer in 0..2 {
-        for name in ["q_proj", "k_proj", "v_proj", "o_proj"] {
-            push(format!("model.layers.{layer}.self_attn.{name}"), HIDDEN, HIDDEN);
+        let mut linear = |name: &str, in_features, out_features| {
+            let site = Site::linear(format!("model.layers.{layer}.{name}"), in_features, out_features);
+            sites.push(site.with_bias(name.ends_with("k_proj")))
+        };
+        let qkv = ["q_proj", "k_proj", "v_proj"].map(|name| linear(&format!("self_attn.{name}"), HIDDEN, HIDDEN));
+        linear("self_attn.o_proj", HIDDEN, HIDDEN);
+        let gate_up = ["gate_proj", "up_proj"].map(|name| linear(&format!("mlp.{name}"), HIDDEN, INNER));
+        linear("mlp.down_proj", INNER, HIDDEN);
+        for name in ["input_layernorm", "post_attention_layernorm"] {
+            sites.push(Site::norm(format!("model.layers.{layer}.{name}"), HIDDEN));
         }
-        push(format!("model.layers.{layer}.mlp.gate_proj"), HIDDEN, INNER);
-        push(format!("model.layers.{layer}.mlp.up_proj"), HIDDEN, INNER);
-        push(format!("model.layers.{layer}.mlp.down_proj"), INNER, HIDDEN);
+        sites.add_fused_alias(format!("model.layers.{layer}.self_attn.qkv_proj"), &qkv);
+        sites.add_fused_alias(format!("model.layers.{layer}.mlp.gate_up_proj"), &gate_up);
     }
-    push("lm_head".to_owned(), HIDDEN, 32);
+    sites.push(Site::norm("model.norm", HIDDEN));
+    sites.head = Some(sites.push(Site::linear("lm_head", HIDDEN, VOCAB)));
+    sites.layers = LayerList { prefix: "model.layers".to_owned(), count: 2 };
+    sites
+}
+
+/// The same model, its head tied to its embedding.
+pub fn tied_sites() -> SiteTable {
+    let mut sites = sites();
+    sites.is_head_tied = true;
+    sites
+}
+
+/// One layer whose q, k and v are one linear, with a bias if asked for.
+pub fn fused_sites(has_bias: bool) -> SiteTable {
+    let mut sites = SiteTable::default();
+    let path = "model.layers.0.self_attn";
+    let site = sites.push(Site::linear(format!("{path}.qkv_proj"), HIDDEN, 4).with_bias(has_bias));
+    for (name, outputs) in [("q_proj", 0..2), ("k_proj", 2..3), ("v_proj", 3..4)] {
+        let part = AliasPart { alias_outputs: 0..outputs.len(), site, site_outputs: outputs };
+        sites.add_alias(format!("{path}.{name}"), vec![part]);
+    }
+    sites.layers = LayerList { prefix: "model.layers".to_owned(), count: 1 };
     sites
 }
 
@@ -75,6 +106,16 @@ impl Adapter {
     pub fn pair(self, module: &str, rank: usize, in_features: usize, out_features: usize) -> Self {
         self.ones(&format!("base_model.model.{module}.lora_A.weight"), &[rank, in_features])
             .ones(&format!("base_model.model.{module}.lora_B.weight"), &[out_features, rank])
+    }
+
+    /// Adds a module's tensor of these values in f32, with PEFT's prefix: `part("lm_head", "weight", …)`.
+    pub fn part(self, module: &str, suffix: &str, shape: &[usize], values: &[f32]) -> Self {
+        self.values(&format!("base_model.model.{module}.{suffix}"), "F32", shape, values)
+    }
+
+    /// Adds a module's tensor of ones in f32, with PEFT's prefix.
+    pub fn filled(self, module: &str, suffix: &str, shape: &[usize]) -> Self {
+        self.ones(&format!("base_model.model.{module}.{suffix}"), shape)
     }
 
     /// Adds a tensor of ones in f32.

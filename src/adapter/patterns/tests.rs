@@ -145,6 +145,24 @@ fn modules_are_selected_as_peft_selects_them() {
 }
 
 #[test]
+fn a_module_at_or_below_a_saved_one_is_never_targeted() {
+    let saved = |name: &str| Targeting { saved: vec![name.to_owned()], ..Targeting::default() };
+    for (name, module, expected) in [
+        ("q_proj", Q_PROJ, true),
+        ("self_attn", Q_PROJ, true),
+        ("layers.3", Q_PROJ, true),
+        ("model", Q_PROJ, true),
+        ("attn", Q_PROJ, false),
+        ("proj", Q_PROJ, false),
+        ("lm_head", "lm_head", true),
+        ("lm", "lm_head", false),
+    ] {
+        let found = saved(name).excluded_by(module).expect("no pattern");
+        assert_eq!(found, expected.then_some("modules_to_save"), "{name} {module}");
+    }
+}
+
+#[test]
 fn without_target_modules_nothing_is_positively_excluded() {
     assert_eq!(Targeting::default().excluded_by(Q_PROJ).expect("no pattern"), None);
     let all = Targeting { targets: Some(Selector::AllLinear), ..Targeting::default() };

@@ -1,0 +1,105 @@
+//! The two ends of the model: embedding and head, their rows, and what a tie between them means.
+//!
+//! A head tied to the embedding keeps the base's weight whatever an adapter does to the embedding. Two things reach it: rows
+//! of single tokens always, and everything if `ensure_weight_tying` says so (the file then usually holds the head's tensors,
+//! which count as they are).
+
+use crate::adapter::delta::{LowRank, ReplacedRows, SiteDelta};
+use crate::adapter::expand::transposed;
+use crate::adapter::features::unsupported;
+use crate::adapter::plan::Planner;
+use crate::adapter::promises::is_saved;
+use crate::error::{Error, ErrorCode};
+use crate::sites::SiteId;
+
+impl<'a> Planner<'a, '_> {
+    /// Lets what acts on the embedding reach a tied head, and checks the rows of both.
+    pub(super) fn tie_ends(&mut self, deltas: &mut Vec<SiteDelta<'a>>) {
+        if let (true, Some(embedding), Some(head)) = (self.sites.is_head_tied, self.sites.embedding, self.sites.head) {
+            self.tie(deltas, embedding, head);
+        }
+        self.check_rows(deltas);
+        self.check_invocation(deltas);
+    }
+
+    fn tie(&mut self, deltas: &mut Vec<SiteDelta<'a>>, embedding: SiteId, head: SiteId) {
+        let Some(from) = deltas.iter().find(|delta| delta.site == embedding).cloned() else { return };
+        let position = deltas.iter().position(|delta| delta.site == head);
+        let mut to = position.map_or_else(|| SiteDelta::at(head), |at| deltas.remove(at));
+        let path = &self.sites.get(head).path;
+        let is_head_saved = is_saved(&self.files.config.modules_to_save, path);
+        if let Some(rows) = from.rows.filter(|_| to.rows.is_none() && !is_head_saved) {
+            if to.low_rank.is_some() {
+                let what = format!("'{path}' has factors, and the embedding's replaced rows by the tie");
+                self.problem(unsupported(format!("{what}, which PEFT has no meaning for")));
+            }
+            to.rows = Some(rows);
+        }
+        if self.config().ensure_weight_tying {
+            to.weight = to.weight.or(from.weight);
+            if let (None, Some(low)) = (&to.low_rank, &from.low_rank) {
+                to.low_rank = self.tied_factors(path, low);
+            }
+        }
+        if to.is_replacing() || to.low_rank.is_some() {
+            deltas.push(to);
+            deltas.sort_by_key(|delta| (delta.site, delta.pass));
+        }
+    }
+
+    /// The head's factors where the file has the embedding's alone: each the other's transpose.
+    fn tied_factors(&mut self, path: &str, embedding: &LowRank<'a>) -> Option<LowRank<'a>> {
+        if embedding.magnitude.is_some() {
+            let what = format!("use_dora promises a magnitude of '{path}', which ensure_weight_tying ties");
+            self.problem(Error::new(ErrorCode::AdapterTensorMissing, what));
+            return None;
+        }
+        let scale = self.scale(path, embedding.rank());
+        let scale = self.keep(scale)??;
+        Some(LowRank::new(transposed(&embedding.b), transposed(&embedding.a), scale))
+    }
+
+    /// A token that the head can choose must have an embedding, and a row that is replaced must be there.
+    fn check_rows(&mut self, deltas: &[SiteDelta<'a>]) {
+        let (Some(embedding), Some(head)) = (self.sites.embedding, self.sites.head) else { return };
+        let rows_of = |site: SiteId| {
+            let weight = deltas.iter().find(|delta| delta.site == site).and_then(|delta| delta.weight.as_ref());
+            weight.map_or(self.sites.get(site).weight_shape()[0], |weight| weight.shape()[0])
+        };
+        let (tokens, choices) = (rows_of(embedding), rows_of(head));
+        if choices > tokens {
+            let (embedding, head) = (&self.sites.get(embedding).path, &self.sites.get(head).path);
+            let what = format!("'{head}' has {choices} rows and '{embedding}' {tokens}: some tokens have no embedding");
+            self.problem(
+                Error::new(ErrorCode::AdapterShapeMismatch, what)
+                    .expected(format!("at most {tokens} rows of '{head}'"))
+                    .found(choices)
+                    .hint("save both with the adapter: save_embedding_layers=True"),
+            );
+        }
+        let too_high = |rows: &ReplacedRows<'_>| rows.ids.last().copied().filter(|id| *id as usize >= choices);
+        let tied = deltas.iter().find(|delta| delta.site == head).and_then(|delta| delta.rows.as_ref());
+        if let Some(id) = tied.and_then(too_high) {
+            let what = "trainable_token_indices names a token that the tied head has no row for";
+            let error = Error::new(ErrorCode::AdapterConfigInvalid, what);
+            self.problem(error.expected(format!("ids below {choices}")).found(id));
+        }
+    }
+
+    fn check_invocation(&mut self, deltas: &[SiteDelta<'a>]) {
+        let Some(embedding) = self.sites.embedding else { return };
+        let invocation = &self.files.config.invocation;
+        let delta = deltas.iter().find(|delta| delta.site == embedding);
+        let weight = delta.and_then(|delta| delta.weight.as_ref());
+        let tokens = weight.map_or(self.sites.get(embedding).in_features, |weight| weight.shape()[0]);
+        if let Some(id) = invocation.iter().find(|id| **id as usize >= tokens) {
+            let what = "alora_invocation_tokens names a token outside the vocabulary";
+            let error = Error::new(ErrorCode::AdapterConfigInvalid, what);
+            self.problem(error.expected(format!("ids below {tokens}")).found(id));
+        }
+        if !invocation.is_empty() && delta.is_some_and(|delta| delta.low_rank.is_some()) {
+            let what = "factors on an embedding can't wait for an invocation (alora_invocation_tokens)";
+            self.problem(unsupported(what));
+        }
+    }
+}

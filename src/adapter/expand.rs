@@ -1,0 +1,71 @@
+//! Factors that a file stores smaller than they are: pooled, block-diagonal, transposed.
+//!
+//! The shapes are checked before anything is expanded, and an expanded factor is never larger than the base's own weight at
+//! its site, so that no small file asks for much memory.
+
+use crate::tensor::Tensor;
+
+/// QA-LoRA: A `[rank, groups]` acts on the mean of each `group` inputs, times the number of groups; as a plain A
+/// `[rank, groups * group]` each of its columns stands `group` times, times `groups / group`.
+///
+/// Source: PEFT 0.21.2, `QALoraLinearVariant.forward`.
+pub(super) fn pooled(a: &Tensor<'_>, group: usize) -> Tensor<'static> {
+    let (rank, groups) = (a.shape()[0], a.shape()[1]);
+    let factor = groups as f32 / group as f32;
+    let mut values = Vec::with_capacity(rank * groups * group);
+    for value in a.view().to_f32() {
+        values.extend(std::iter::repeat_n(value * factor, group));
+    }
+    Tensor::from_f32(&[rank, groups * group], &values)
+}
+
+/// BD-LoRA: the rows of `[rows, columns]` in `count` blocks, each moved to its own columns of `[rows, count * columns]`.
+///
+/// Source: PEFT 0.21.2, `BlockDiagonalLinear`.
+pub(super) fn block_diagonal(blocks: &Tensor<'_>, count: usize) -> Tensor<'static> {
+    let (rows, columns) = (blocks.shape()[0], blocks.shape()[1]);
+    let stored = blocks.view().to_f32();
+    let mut values = vec![0.0; rows * columns * count];
+    for (row, from) in stored.chunks_exact(columns).enumerate() {
+        let start = (row * count + row / (rows / count)) * columns;
+        values[start..start + columns].copy_from_slice(from);
+    }
+    Tensor::from_f32(&[rows, columns * count], &values)
+}
+
+/// The transpose of a matrix.
+pub(super) fn transposed(matrix: &Tensor<'_>) -> Tensor<'static> {
+    let (rows, columns) = (matrix.shape()[0], matrix.shape()[1]);
+    let stored = matrix.view().to_f32();
+    let mut values = Vec::with_capacity(stored.len());
+    for column in 0..columns {
+        values.extend(stored.iter().skip(column).step_by(columns));
+    }
+    Tensor::from_f32(&[columns, rows], &values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pooled_factor_repeats_its_columns() {
+        // Two groups of three inputs: x summed over a group, times 2 / 3.
+        let a = Tensor::from_f32(&[2, 2], &[3.0, 6.0, -3.0, 0.0]);
+        let expected = [2.0, 2.0, 2.0, 4.0, 4.0, 4.0, -2.0, -2.0, -2.0, 0.0, 0.0, 0.0];
+        assert_eq!(pooled(&a, 3), Tensor::from_f32(&[2, 6], &expected));
+    }
+
+    #[test]
+    fn blocks_stand_on_the_diagonal() {
+        let blocks = Tensor::from_f32(&[4, 1], &[1.0, 2.0, 3.0, 4.0]);
+        let expected = [1.0, 0.0, 2.0, 0.0, 0.0, 3.0, 0.0, 4.0];
+        assert_eq!(block_diagonal(&blocks, 2), Tensor::from_f32(&[4, 2], &expected));
+    }
+
+    #[test]
+    fn a_transpose_swaps_rows_and_columns() {
+        let matrix = Tensor::from_f32(&[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        assert_eq!(transposed(&matrix), Tensor::from_f32(&[3, 2], &[1.0, 4.0, 2.0, 5.0, 3.0, 6.0]));
+    }
+}

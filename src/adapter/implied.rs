@@ -1,0 +1,107 @@
+//! The sites that an adapter's own tensors ask for: what it can be checked against where no base is named.
+
+use std::collections::BTreeMap;
+
+use crate::adapter::AdapterFiles;
+use crate::adapter::keys::{self, ModuleTensors, Part};
+use crate::adapter::stack::{MAX_LAYERS, Place, Stack};
+use crate::sites::{LayerList, Site, SiteKind, SiteTable};
+
+/// What the tensors tell of a module.
+#[derive(Default)]
+struct Implied {
+    is_embedding: bool,
+    is_norm: bool,
+    has_bias: bool,
+    /// Sizes that no tensor tells stay 0.
+    in_features: usize,
+    out_features: usize,
+}
+
+/// The sites of an adapter's tensors; a size that no tensor tells is the smallest there is.
+pub(super) fn sites(files: &AdapterFiles) -> SiteTable {
+    let contents = keys::sort(files.weights.names());
+    let mut sites = SiteTable::default();
+    if let Some(end) = files.config.layer_replication.iter().map(|(_, end)| *end as usize).max() {
+        let prefix = contents.modules.keys().find_map(|path| Some(&path[..path.find(".layers.")? + ".layers".len()]));
+        let prefix = prefix.unwrap_or("model.layers").to_owned();
+        sites.layers = LayerList { prefix, count: end.min(MAX_LAYERS) };
+    }
+    let (stack, _) = Stack::of(&files.config, &sites);
+    let mut modules: BTreeMap<String, Implied> = BTreeMap::new();
+    for (path, tensors) in &contents.modules {
+        if let Place::At(base, _) = stack.locate(path) {
+            modules.entry(base.into_owned()).or_default().read(path, tensors, files);
+        }
+    }
+    let head_rows = modules.get("lm_head").map_or(0, |head| head.out_features);
+    for (path, module) in modules {
+        let (is_embedding, is_head) = (module.is_embedding, path == "lm_head");
+        let id = sites.push(module.site(path, head_rows));
+        sites.embedding = sites.embedding.or(is_embedding.then_some(id));
+        sites.head = sites.head.or(is_head.then_some(id));
+    }
+    sites
+}
+
+impl Implied {
+    fn read(&mut self, path: &str, tensors: &ModuleTensors<'_>, files: &AdapterFiles) {
+        let shape = |part| match tensors.get(part).map(|name| files.weights.get(name)) {
+            Some(Ok(Some(view))) => Some(view.shape()),
+            _ => None,
+        };
+        self.is_embedding |=
+            tensors.first(&[Part::EmbeddingA, Part::EmbeddingB]).is_some() || path.ends_with("embed_tokens");
+        if let Some(&[_, columns]) = shape(Part::A).or(shape(Part::EmbeddingA)) {
+            self.in_features = columns.saturating_mul(columns_per_stored(path, files, tensors));
+        }
+        if let Some(&[outputs, _]) = shape(Part::B).or(shape(Part::EmbeddingB)) {
+            self.out_features = outputs;
+        }
+        for part in [Part::BBias, Part::Magnitude] {
+            if let (0, Some(&[outputs])) = (self.out_features, shape(part)) {
+                self.out_features = outputs;
+            }
+        }
+        if let Some(&[outputs]) = Part::BIASES.into_iter().find_map(shape) {
+            (self.has_bias, self.out_features) = (true, outputs);
+        }
+        if let Some(&[rows, width]) = shape(Part::Rows) {
+            let ids = files.config.token_rows.iter().flat_map(|(_, ids)| ids);
+            let rows = ids.max().map_or(rows, |id| rows.max(*id as usize + 1));
+            self.set_weight(rows, width);
+        }
+        match Part::WEIGHTS.into_iter().find_map(shape) {
+            Some(&[rows, columns]) => self.set_weight(rows, columns),
+            Some(&[width]) => (self.is_norm, self.in_features, self.out_features) = (true, width, width),
+            _ => {}
+        }
+    }
+
+    fn set_weight(&mut self, rows: usize, columns: usize) {
+        (self.in_features, self.out_features) = if self.is_embedding { (rows, columns) } else { (columns, rows) };
+    }
+
+    fn site(self, path: String, head_rows: usize) -> Site {
+        let (mut in_features, out_features) = (self.in_features.max(1), self.out_features.max(1));
+        let kind = match (self.is_embedding, self.is_norm) {
+            (true, _) => SiteKind::Embedding,
+            (false, true) => SiteKind::Norm,
+            (false, false) => SiteKind::Linear,
+        };
+        if self.is_embedding {
+            in_features = in_features.max(head_rows);
+        }
+        Site { path, kind, in_features, out_features, has_bias: self.has_bias }
+    }
+}
+
+/// Inputs that one stored column of A stands for.
+fn columns_per_stored(path: &str, files: &AdapterFiles, tensors: &ModuleTensors<'_>) -> usize {
+    let config = &files.config;
+    match &config.blocks {
+        _ if tensors.get(Part::A).is_none() => 1,
+        Some(blocks) if blocks.a.iter().any(|name| path.contains(name.as_str())) => blocks.count,
+        _ => config.pooled_inputs.unwrap_or(1),
+    }
+}

@@ -1,0 +1,214 @@
+//! One module of an adapter against the base: what it replaces, and what it adds.
+
+use crate::adapter::delta::{ReplacedRows, SiteDelta};
+use crate::adapter::features::unsupported;
+use crate::adapter::keys::{ModuleTensors, Part};
+use crate::adapter::plan::Planner;
+use crate::adapter::stored::Stored;
+use crate::error::{Error, ErrorCode, Result};
+use crate::sites::{AliasPart, Site, SiteId, SiteKind};
+use crate::tensor::{Tensor, shape_text};
+
+/// A module of the adapter and what it is in the base.
+pub(super) struct Module<'m, 'a> {
+    /// Its path in the file, to which the config's patterns apply.
+    pub path: &'m str,
+    pub tensors: &'m ModuleTensors<'a>,
+    /// The site it is, or one as wide as the parts that it is.
+    pub site: Site,
+    pub parts: Vec<AliasPart>,
+    pub pass: u32,
+    pub is_embedding: bool,
+    pub is_head: bool,
+    /// Width of the input; of an embedding its rows, replaced ones counted.
+    pub inputs: usize,
+    /// Rows of B: outputs, of a head that is replaced its new rows.
+    pub outputs: usize,
+}
+
+impl Module<'_, '_> {
+    /// Width of what it computes.
+    pub fn width(&self) -> usize {
+        self.outputs
+    }
+
+    /// What it is, for messages.
+    pub fn kind(&self) -> &'static str {
+        match self.site.kind {
+            SiteKind::Linear => "a linear",
+            SiteKind::Embedding => "an embedding",
+            SiteKind::Norm => "a norm",
+        }
+    }
+
+    /// The site it is alone and whole.
+    pub fn only_site(&self) -> Option<SiteId> {
+        match &self.parts[..] {
+            [part] if part.site_outputs.len() == self.site.out_features => Some(part.site),
+            _ => None,
+        }
+    }
+
+    fn has(&self, parts: &[Part]) -> bool {
+        self.tensors.first(parts).is_some()
+    }
+}
+
+impl<'a> Planner<'a, '_> {
+    /// Everything a module changes, in its own outputs; its problems are told, and what has problems is left out.
+    pub(super) fn read_module(&mut self, module: &mut Module<'_, 'a>) -> SiteDelta<'a> {
+        let mut delta = SiteDelta { pass: module.pass, ..SiteDelta::at(module.parts[0].site) };
+        for part in &module.parts {
+            let at = (part.site, module.pass);
+            if module.has(&Part::WEIGHTS) {
+                self.replaced.insert(at);
+            }
+            if module.has(&Part::BIASES) {
+                self.biased.insert(at);
+            }
+        }
+        if module.has(&Part::WEIGHTS) {
+            delta.weight = self.weight(module);
+        }
+        if module.has(&Part::BIASES) {
+            delta.bias = self.bias(module);
+        }
+        if module.has(&[Part::Rows]) {
+            delta.rows = self.rows(module);
+        }
+        if module.has(&Part::LOW_RANK) {
+            delta.low_rank = self.low_rank(module);
+        }
+        self.effect |= delta.is_replacing();
+        delta
+    }
+
+    /// The one tensor that stands for a weight or a bias, where wrappers may have left copies of it.
+    fn replacement(&mut self, module: &Module<'_, 'a>, names: &[Part], dimensions: usize) -> Option<Stored<'a>> {
+        let mut found = names.iter().filter_map(|part| module.tensors.get(*part));
+        let first = Stored::open(&self.files.weights, found.next()?, dimensions);
+        let first = self.keep(first)?;
+        for name in found {
+            let other = Stored::open(&self.files.weights, name, dimensions);
+            let other = self.keep(other)?;
+            if other.shape() != first.shape() || other.view.bytes() != first.view.bytes() {
+                let what = "two tensors that differ stand for the same part";
+                let error = Error::new(ErrorCode::AdapterTensorUnexpected, what).tensor(name);
+                self.problem(error.found(format!("'{}' too", first.name)));
+                return None;
+            }
+            tracing::info!(tensor = ?name, "a second copy of a tensor is left out");
+        }
+        Some(first)
+    }
+
+    fn weight(&mut self, module: &mut Module<'_, 'a>) -> Option<Tensor<'a>> {
+        let dimensions = module.site.weight_shape().len();
+        let stored = self.replacement(module, &Part::WEIGHTS, dimensions)?;
+        let fits = fits_weight(module, &stored);
+        // What else the module holds is of the file's rows, right or wrong.
+        if module.is_embedding {
+            module.inputs = stored.shape()[0];
+        } else if module.is_head {
+            module.outputs = stored.shape()[0];
+        }
+        self.keep(fits)?;
+        self.keep(stored.is_nonzero())?;
+        Some(stored.tensor())
+    }
+
+    fn bias(&mut self, module: &Module<'_, 'a>) -> Option<Tensor<'a>> {
+        let stored = self.replacement(module, &Part::BIASES, 1)?;
+        if !module.site.has_bias {
+            let what = format!("the base model has no bias in '{}' that could be replaced", module.path);
+            self.problem(Error::new(ErrorCode::AdapterTensorUnexpected, what).tensor(stored.name));
+            return None;
+        }
+        let fits = stored.has_shape(&[module.outputs], "a bias does not fit the base model");
+        self.keep(fits)?;
+        self.keep(stored.is_nonzero())?;
+        Some(stored.tensor())
+    }
+
+    /// The rows of `trainable_token_indices`, sorted by token.
+    fn rows(&mut self, module: &Module<'_, 'a>) -> Option<ReplacedRows<'a>> {
+        let name = module.tensors.get(Part::Rows)?;
+        let stored = Stored::open(&self.files.weights, name, 2);
+        let stored = self.keep(stored)?;
+        let rows = if module.is_embedding { module.inputs } else { module.outputs };
+        let width = if module.is_embedding { module.outputs } else { module.inputs };
+        let problem = |what: String, code| Error::new(code, what).tensor(name);
+        if !module.is_embedding && !module.is_head {
+            let what = format!("rows of '{}' are replaced, which is neither the embedding nor the head", module.path);
+            self.problem(unsupported(what).tensor(name));
+            return None;
+        }
+        if module.has(&Part::LOW_RANK) {
+            let what = format!("'{}' has factors and replaced rows, which PEFT has no meaning for", module.path);
+            self.problem(unsupported(what).tensor(name));
+            return None;
+        }
+        if self.config().is_broken("trainable_token_indices") {
+            return None;
+        }
+        let Some(ids) = self.token_ids(module.path, module.is_embedding) else {
+            let what = format!("trainable_token_indices in adapter_config.json has no tokens for '{}'", module.path);
+            self.problem(problem(what, ErrorCode::AdapterTensorUnexpected));
+            return None;
+        };
+        if let Some(id) = ids.iter().find(|id| **id as usize >= rows) {
+            let what = format!("trainable_token_indices names a token that '{}' has no row for", module.path);
+            let error = Error::new(ErrorCode::AdapterConfigInvalid, what);
+            self.problem(error.expected(format!("ids below {rows}")).found(id));
+            return None;
+        }
+        let fits = stored.has_shape(&[ids.len(), width], "rows do not fit trainable_token_indices and the base model");
+        self.keep(fits)?;
+        self.keep(stored.is_nonzero())?;
+        Some(sorted_rows(ids, &stored))
+    }
+
+    /// The tokens of `trainable_token_indices` for a module.
+    pub(super) fn token_ids(&self, path: &str, is_embedding: bool) -> Option<&'a [u32]> {
+        let matches = |name: &Option<String>| match name {
+            None => is_embedding,
+            Some(name) => path.ends_with(name.as_str()),
+        };
+        let entries = &self.files.config.token_rows;
+        entries.iter().find(|(name, _)| matches(name)).map(|(_, ids)| ids.as_slice())
+    }
+}
+
+/// Whether a replaced weight is as the base's; embedding and head may have more rows.
+fn fits_weight(module: &Module<'_, '_>, stored: &Stored<'_>) -> Result<()> {
+    let expected = module.site.weight_shape();
+    let grows = module.is_embedding || module.is_head;
+    let (found, base) = (stored.shape()[0], expected[0]);
+    if !grows || stored.shape()[1..] != expected[1..] {
+        return stored.has_shape(&expected, "a replaced weight does not fit the base model");
+    }
+    match found < base {
+        false => Ok(()),
+        true => {
+            let what = format!("'{}' has {found} rows, fewer than the base's {base}", module.path);
+            Err(Error::new(ErrorCode::AdapterShapeMismatch, what)
+                .tensor(stored.name)
+                .expected(format!("{base} rows or more"))
+                .found(shape_text(stored.shape()))
+                .hint("the base's vocabulary is padded or was resized: resize the one trained on to the same size"))
+        }
+    }
+}
+
+/// Rows in ascending order of their tokens.
+fn sorted_rows<'a>(ids: &[u32], stored: &Stored<'a>) -> ReplacedRows<'a> {
+    if ids.is_sorted() {
+        return ReplacedRows { ids: ids.to_vec(), values: stored.tensor() };
+    }
+    let width = stored.shape()[1];
+    let values = stored.view.to_f32();
+    let mut order: Vec<usize> = (0..ids.len()).collect();
+    order.sort_by_key(|&at| ids[at]);
+    let sorted: Vec<f32> = order.iter().flat_map(|&at| &values[at * width..][..width]).copied().collect();
+    ReplacedRows { ids: order.iter().map(|&at| ids[at]).collect(), values: Tensor::from_f32(stored.shape(), &sorted) }
+}
