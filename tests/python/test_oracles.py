@@ -2,12 +2,13 @@
 
 import copy
 import importlib.util
+import json
 
 import numpy as np
 import peft
 import pytest
 from safetensors.numpy import load_file
-from support import adapters, gptq, tiny, zoo
+from support import adapters, gptq, tiny, twin, zoo
 from support.compare import distance
 
 # What is left out with its partner, and state of training that no forward reads.
@@ -113,3 +114,16 @@ def test_adapters_folded_one_after_the_other_are_what_peft_computes_for_the_list
     dense = collection.dense(base)
     ours = tiny.logits(collection.by_hand(dense, [(collection.read(base, name), 1.0) for name in mixture]), zoo.PROMPT)
     assert distance(ours, tiny.logits(collection.list_by_peft(dense, base, mixture), zoo.PROMPT)) < 1e-5
+
+
+def test_a_trained_dora_folded_by_hand_gives_the_logits_stored_for_it_at_both_weights(fixtures, quill):
+    reference = json.loads((fixtures / "reference" / "reference.json").read_text())
+    stored = load_file(fixtures / "reference" / "logits.safetensors")
+    adapter, model = twin.read(fixtures / "adapters" / "devil-dora-r8"), tiny.load(quill)
+    items = [item for item in reference["items"] if item["model"] == quill.name and item["logits_key"]]
+    items = [item for item in items if item["adapter"] == "devil-dora-r8"]
+    assert {item["lora_scaling"] for item in items} == {1.0, 0.5}
+    for item in items:
+        tokens = reference["prompts"][item["prompt"]]["ids"]
+        ours = tiny.logits(twin.fold(model, [(adapter, item["lora_scaling"])]), tokens)
+        assert distance(ours[-1], stored[item["logits_key"]]) < 1e-5, item["logits_key"]

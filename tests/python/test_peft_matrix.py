@@ -8,7 +8,8 @@ bound is 5e-4, absolute, at every position. Caches hold float32.
 
 import numpy as np
 import pytest
-from support import tiny, zoo
+from exlora import Engine
+from support import gptq, tiny, zoo
 from support.compare import bits, gap, log_softmax
 
 TOLERANCE = 5e-4
@@ -31,6 +32,16 @@ def test_a_feature_computes_what_peft_computes(base, name, server, collection):
 def test_a_feature_on_a_packed_base_computes_what_peft_computes_on_its_weights(base, name, server, collection):
     ours = server.logits(base, True, name)
     assert gap(ours, collection.oracle(collection.packed(base)[1], base, name)) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["saved-head", "grown-saved", "head-copied", "both-ends-copied-dora", "dora-head"])
+@pytest.mark.parametrize("base", ["llama", "qwen2"])
+def test_a_packed_head_is_replaced_and_adapted_as_a_dense_one_is(base, name, collection):
+    """A copy of the unpacked head in the file (`base_layer.weight`) stands in the packed one's place."""
+    packed = collection.root / f"{base}-packed-head"
+    meant = gptq.quantise(collection.dense(base), packed, gptq.Scheme(sym=False, lm_head=True))
+    engine = Engine(packed, adapters={"it": collection.adapter(base, name)}, kv_dtype="f32")
+    assert gap(engine.logits(zoo.prompt(name), adapter="it"), collection.oracle(meant, base, name)) < TOLERANCE
 
 
 @pytest.mark.parametrize(("base", "name"), zoo.CASES, ids=zoo.ids(zoo.CASES))

@@ -61,17 +61,20 @@ def test_a_mixture_computes_what_peft_computes_for_the_list_of_its_adapters(pack
     [
         {"dora": 0.5, "dora-rslora": -0.75},
         {"dora-rslora": -0.75, "dora": 0.5},
-        {"lora-bias": 0.5, "dora": 1.5},
+        {"lora-bias-rslora": 0.5, "dora": 1.5},
         {"embedding": -0.5, "embedding-dora": 0.5},
         {"embedding-dora": 0.5, "embedding": -0.5},
         {"saved-head": 1.0, "dora": 0.25},
-        {"bias-all": 1.0, "dora": 0.25, "lora-bias": 0.5},
+        {"saved-final-norm": 1.0, "dora": 0.25, "lora-bias": 0.5},
         {"uninitialised": 0.5, "tokens": 1.0},
         {"saved-embedding": 1.0, "saved-head": 1.0, "fused-dora": 0.5},
+        {"activated": 0.5, "uninitialised": 0.75},
+        {"activated": 1.0, "activated-rslora": -0.5},
+        {"block-diagonal": 0.5, "pooled": 1.5, "dora": 1.0},
     ],
     ids=str,
 )
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", ["llama", "qwen2"])
 def test_a_mixture_with_weights_is_its_adapters_folded_one_after_the_other(base, mixture, server, collection):
     engine, folder = server.engine(base, False, *mixture)
     ours = engine.logits(zoo.PROMPT, adapter=mixture)

@@ -229,6 +229,7 @@ SPECS = {
     "monteclora": Spec({"monteclora_config": {}}),
     "gaussian": Spec({"init_lora_weights": "gaussian"}),
     "orthogonal": Spec({"init_lora_weights": "orthogonal"}),
+    "eva": Spec({"init_lora_weights": "eva"}),
     "mica": Spec({"init_lora_weights": "mica"}),
     "uninitialised": Spec({"init_lora_weights": False}),
     "fused": Spec(edit=_fuse, peft=False),
