@@ -11,10 +11,14 @@ from safetensors.numpy import load_file
 from support import adapters, gptq, tiny, twin, zoo
 from support.compare import distance
 
+# float32 in another order, of the largest logit; large deltas through two layers round by about 1e-5.
+SAME = 3e-5
+
 # What is left out with its partner, and state of training that no forward reads.
 IDLE = {"A", "embedding_A", "velora_embed", "monteclora_sampler"}
 
 BY_PEFT = [case for case in zoo.CASES if zoo.spec(case[1]).peft]
+ONE_EACH = [(spec.bases[0], name) for name, spec in zoo.SPECS.items()]
 SCALABLE = [(spec.bases[0], name) for name, spec in zoo.SPECS.items() if spec.scalable and spec.peft]
 
 
@@ -66,7 +70,7 @@ def test_an_adapters_files_read_without_peft_mean_what_peft_computes(base, name,
     """The twin begins at the base's own vocabulary: rows the adapter adds come from its files."""
     dense = collection.dense(base)
     ours = tiny.logits(collection.by_hand(dense, [(collection.read(base, name), 1.0)]), zoo.prompt(name))
-    assert distance(ours, collection.oracle(dense, base, name)) < 1e-5
+    assert distance(ours, collection.oracle(dense, base, name)) < SAME
 
 
 @pytest.mark.parametrize("base", ["llama-biases", "qwen2"])
@@ -78,10 +82,10 @@ def test_so_they_do_for_every_pair_of_features_that_peft_builds(base, collection
         dense = collection.dense(base)
         ours = tiny.logits(collection.by_hand(dense, [(collection.read(base, name), 1.0)]), zoo.PROMPT)
         worst[name] = distance(ours, collection.oracle(dense, base, name))
-    assert max(worst.values()) < 1e-5, max(worst, key=worst.get)
+    assert max(worst.values()) < SAME, max(worst, key=worst.get)
 
 
-@pytest.mark.parametrize(("base", "name"), zoo.CASES, ids=zoo.ids(zoo.CASES))
+@pytest.mark.parametrize(("base", "name"), ONE_EACH, ids=zoo.ids(ONE_EACH))
 def test_leaving_out_any_kind_of_tensor_moves_the_logits_far_beyond_the_tolerances(base, name, collection):
     dense, whole = collection.dense(base), collection.read(base, name)
     kinds = {kind for tensors in whole.modules.values() for kind in tensors} - IDLE
@@ -98,14 +102,14 @@ def test_leaving_out_any_kind_of_tensor_moves_the_logits_far_beyond_the_toleranc
 
 
 @pytest.mark.parametrize(("base", "name"), SCALABLE, ids=zoo.ids(SCALABLE))
-@pytest.mark.parametrize("weight", [0.0, 0.5, -0.3])
-def test_a_request_weight_by_hand_is_what_peft_calls_rescaling_the_adapter(weight, base, name, collection):
-    dense = collection.dense(base)
+def test_a_request_weight_by_hand_is_what_peft_calls_rescaling_the_adapter(base, name, collection):
+    dense, adapter = collection.dense(base), collection.read(base, name)
     model = collection.by_peft(dense, base, name)
-    with peft.helpers.rescale_adapter_scale(model, weight):
-        theirs = tiny.logits(model, zoo.PROMPT)
-    ours = tiny.logits(collection.by_hand(dense, [(collection.read(base, name), weight)]), zoo.PROMPT)
-    assert distance(ours, theirs) < 1e-5
+    for weight in (0.0, 0.5, -0.3, 2.0):
+        with peft.helpers.rescale_adapter_scale(model, weight):
+            theirs = tiny.logits(model, zoo.PROMPT)
+        ours = tiny.logits(collection.by_hand(dense, [(adapter, weight)]), zoo.PROMPT)
+        assert distance(ours, theirs) < SAME, weight
 
 
 @pytest.mark.parametrize("mixture", zoo.MIXTURES, ids="+".join)
@@ -113,7 +117,7 @@ def test_a_request_weight_by_hand_is_what_peft_calls_rescaling_the_adapter(weigh
 def test_adapters_folded_one_after_the_other_are_what_peft_computes_for_the_list(base, mixture, collection):
     dense = collection.dense(base)
     ours = tiny.logits(collection.by_hand(dense, [(collection.read(base, name), 1.0) for name in mixture]), zoo.PROMPT)
-    assert distance(ours, tiny.logits(collection.list_by_peft(dense, base, mixture), zoo.PROMPT)) < 1e-5
+    assert distance(ours, tiny.logits(collection.list_by_peft(dense, base, mixture), zoo.PROMPT)) < SAME
 
 
 def test_a_trained_dora_folded_by_hand_gives_the_logits_stored_for_it_at_both_weights(fixtures, quill):
@@ -126,4 +130,4 @@ def test_a_trained_dora_folded_by_hand_gives_the_logits_stored_for_it_at_both_we
     for item in items:
         tokens = reference["prompts"][item["prompt"]]["ids"]
         ours = tiny.logits(twin.fold(model, [(adapter, item["lora_scaling"])]), tokens)
-        assert distance(ours[-1], stored[item["logits_key"]]) < 1e-5, item["logits_key"]
+        assert distance(ours[-1], stored[item["logits_key"]]) < SAME, item["logits_key"]

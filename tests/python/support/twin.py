@@ -57,6 +57,14 @@ def read(folder: pathlib.Path) -> Adapter:
     return Adapter(config, modules)
 
 
+@dataclass
+class Origin:
+    """A module's weight and bias before the deltas; no delta is added in place."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
 @torch.no_grad()
 def fold(base: torch.nn.Module, mixture: list[tuple[Adapter, float]]) -> torch.nn.Module:
     """A copy of a plain model that computes what the base does under the adapters, in that order."""
@@ -66,11 +74,13 @@ def fold(base: torch.nn.Module, mixture: list[tuple[Adapter, float]]) -> torch.n
     untie(model, [adapter for adapter, _ in mixture])
     for adapter, _ in mixture:
         replace(model, adapter)
-    origin = copy.deepcopy(model)
+    origins: dict[str, Origin] = {}
     for adapter, weight in mixture:
         for path, tensors in adapter.modules.items():
             for name, parts in split(model, path, tensors):
-                apply(model, origin.get_submodule(name), name, parts, adapter.config, path, weight)
+                module = model.get_submodule(name)
+                origin = origins.setdefault(name, Origin(module.weight, getattr(module, "bias", None)))
+                apply(model, module, origin, parts, adapter.config, path, weight)
     return model
 
 
@@ -128,48 +138,48 @@ def split(
 
 def apply(
     model: torch.nn.Module,
-    origin: torch.nn.Module,
-    name: str,
+    module: torch.nn.Module,
+    origin: Origin,
     parts: dict[str, torch.Tensor],
     config: dict[str, Any],
     path: str,
     weight: float,
 ) -> None:
-    """One adapter on one module; `origin` is the module as it was before all of them."""
-    module = model.get_submodule(name)
+    """One adapter's delta on one module of the model."""
     if "embedding_A" in parts:
-        delta, along = (parts["embedding_B"] @ parts["embedding_A"]).T, 0  # [vocab, hidden]
-        rank = parts["embedding_A"].shape[0]
+        delta, rank = (parts["embedding_B"] @ parts["embedding_A"]).T, parts["embedding_A"].shape[0]  # [vocab, hidden]
     elif "A" in parts:
-        delta, rank, along = low_rank(parts, config, name, origin)
-        if config.get("kasa_config"):
-            u, s, v = torch.linalg.svd(origin.weight, full_matrices=False)
-            module.weight.copy_((u[:, :-rank] * s[:-rank]) @ v[:-rank])
+        delta, rank = low_rank(parts, config, path, origin)
     else:
         return
+    if config.get("kasa_config"):
+        u, s, v = torch.linalg.svd(origin.weight, full_matrices=False)
+        module.weight = torch.nn.Parameter((u[:, :-rank] * s[:-rank]) @ v[:-rank])
     scale = weight * scaling(config, path, rank)
     if config.get("alora_invocation_tokens"):
         from_invocation(model, module, config["alora_invocation_tokens"], scale * delta, parts.get("c"), scale)
         return
-    module.weight += scale * delta
+    new, bias = module.weight + scale * delta, getattr(module, "bias", None)
     if "c" in parts:
-        before = 0 if module.bias is None else module.bias
-        module.bias = torch.nn.Parameter(before + scale * parts["c"])
+        bias = (0 if bias is None else bias) + scale * parts["c"]
     if "magnitude_vector" in parts:
-        norm = (origin.weight + scale * delta).norm(dim=along, keepdim=True)
+        norm = (origin.weight + scale * delta).norm(dim=0 if "embedding_A" in parts else 1, keepdim=True)
         ratio = parts["magnitude_vector"].view_as(norm) / norm
-        module.weight *= ratio
-        if getattr(module, "bias", None) is not None:
+        new = ratio * new
+        if bias is not None:
             first = 0 if origin.bias is None else origin.bias
-            module.bias.copy_(first + ratio.flatten() * (module.bias - first))
+            bias = first + ratio.flatten() * (bias - first)
+    module.weight = torch.nn.Parameter(new)
+    if bias is not None:
+        module.bias = torch.nn.Parameter(bias)
 
 
 def low_rank(
-    parts: dict[str, torch.Tensor], config: dict[str, Any], name: str, origin: torch.nn.Module
-) -> tuple[torch.Tensor, int, int]:
-    """`B A` `[out, in]` before scaling, its rank, and the dimension a magnitude's norm runs along."""
+    parts: dict[str, torch.Tensor], config: dict[str, Any], path: str, origin: Origin
+) -> tuple[torch.Tensor, int]:
+    """`B A` `[out, in]` before scaling, and its rank."""
     a, b = parts["A"], parts["B"]
-    rank = pattern(config.get("rank_pattern"), name, config["r"])
+    rank = pattern(config.get("rank_pattern"), path, config["r"])
     if config.get("use_bdlora"):
         blocks = config["use_bdlora"]["nblocks"]
         if a.shape[1] < origin.weight.shape[1]:
@@ -182,9 +192,9 @@ def low_rank(
         a = a.repeat_interleave(group, dim=1) * (a.shape[1] / group)
     if "diag" in parts:
         b = b * parts["diag"]
-    assert (b.shape[0], a.shape[1]) == origin.weight.shape, name
-    assert b.shape[1] == a.shape[0] == rank, name
-    return b @ a, rank, 1
+    assert (b.shape[0], a.shape[1]) == origin.weight.shape, path
+    assert b.shape[1] == a.shape[0] == rank, path
+    return b @ a, rank
 
 
 def scaling(config: dict[str, Any], path: str, rank: int) -> float:
