@@ -27,7 +27,6 @@ OTHER_TYPES = {
 # Fields of a LoRA config over whose files it stands by its word: what would have to be computed is not there.
 FEATURES = [
     {"arrow_config": {"top_k": 2}},
-    {"megatron_config": {"tensor_model_parallel_size": 2}},
     {"target_parameters": ["mlp.experts.gate_up_proj"]},
     {"task_type": "SEQ_CLS"},
     {"task_type": "TOKEN_CLS"},
@@ -35,8 +34,9 @@ FEATURES = [
     {"use_tomorrows_variant": True},
 ]
 
-# Initialisations that took something off the base, which the files do not bring.
-CHANGED_BASES = ["pissa", "pissa_niter_16", "olora", "loftq", "corda", "lora_ga"]
+# Initialisations that took something off the base, which the files do not bring, and the way out: all but one convert.
+_CONVERT = "path_initial_model_for_weight_conversion"
+CHANGED_BASES = dict.fromkeys(["pissa", "pissa_niter_16", "olora", "corda", "lora_ga"], _CONVERT) | {"loftq": "merge"}
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_an_initialisation_that_changed_the_base_is_refused_by_its_name(kind, en
     error = refused(engine, adapter)
     assert error.code == "adapter_base_changed"
     assert kind in str(error)
-    assert "path_initial_model_for_weight_conversion" in error.hint
+    assert CHANGED_BASES[kind] in error.hint
 
 
 @pytest.mark.parametrize("kind", ["pissa", "olora"])

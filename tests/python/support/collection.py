@@ -115,6 +115,7 @@ class Collection:
     def __init__(self, root: pathlib.Path) -> None:
         self.root = root
         self._adapters: dict[tuple[str, str], pathlib.Path] = {}
+        self._models: dict[tuple[pathlib.Path, str, str], torch.nn.Module] = {}
         self._logits: dict[tuple[pathlib.Path, str, str], Any] = {}
 
     def dense(self, base: str) -> pathlib.Path:
@@ -143,8 +144,11 @@ class Collection:
         return twin.fold(_loaded(folder), mixture)
 
     def by_peft(self, folder: pathlib.Path, base: str, name: str) -> torch.nn.Module:
-        """peft on the dense model in `folder`, with the adapter of `name` for `base`."""
-        return load(spec(name), self.adapter(base, name), folder)
+        """peft on the dense model in `folder`, with the adapter of `name` for `base`; to be left as it is."""
+        key = (folder, base, name)
+        if key not in self._models:
+            self._models[key] = load(spec(name), self.adapter(base, name), folder)
+        return self._models[key]
 
     def list_by_peft(self, folder: pathlib.Path, base: str, names: tuple[str, ...]) -> torch.nn.Module:
         """peft with several adapters active, in that order."""
