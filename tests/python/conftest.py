@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+from support.collection import Collection
+from support.server import Server
 
 # Fixtures of the tests of damaged input.
 pytest_plugins = ["support.spoil"]
@@ -18,3 +20,15 @@ def fixtures() -> Path:
 def quill(fixtures) -> Path:
     """The bundled model, unquantised."""
     return fixtures / "quill-4m"
+
+
+@pytest.fixture(scope="session")
+def collection(tmp_path_factory) -> Collection:
+    """Adapters of every PEFT feature with their oracles, written as they are asked for."""
+    return Collection(tmp_path_factory.mktemp("collection"))
+
+
+@pytest.fixture(scope="session")
+def server(collection) -> Server:
+    """Engines of the collection's bases, each with the adapters that tests asked for."""
+    return Server(collection)

@@ -22,7 +22,7 @@ MODELS = (
 )
 # Its weights are rounded products, which the fast kernels do not round: within the tolerance of an f16 cache only.
 EXL2 = "quill-4m-exl2-mixed"
-ADAPTERS = {"jargon-lora-r8", "sqlite-rslora-r16"}
+ADAPTERS = ("devil-dora-r8", "jargon-lora-r8", "sqlite-rslora-r16")
 TOLERANCE = {"f16": 2e-3, "f32": 1e-4}
 
 
@@ -40,12 +40,12 @@ def stored_logits(fixtures):
     scope="module", params=[*((model, kv) for model in MODELS for kv in TOLERANCE), (EXL2, "f16")], ids="-".join
 )
 def case(request, fixtures, reference):
-    """An engine with both adapters, its tolerance, and all items of its model that no DoRA takes part in."""
+    """An engine with the three adapters, its tolerance, and all items of its model."""
     model, kv_dtype = request.param
-    folders = {name: fixtures / "adapters" / name for name in sorted(ADAPTERS)}
+    folders = {name: fixtures / "adapters" / name for name in ADAPTERS}
     engine = Engine(fixtures / model, adapters=folders, kv_dtype=kv_dtype, kv_tokens=8192)
-    items = [item for item in reference["items"] if item["model"] == model and item["adapter"] in ADAPTERS | {None}]
-    assert len(items) == 6 + 2 * 2 * 6
+    items = [item for item in reference["items"] if item["model"] == model]
+    assert len(items) == 6 + 3 * 2 * 6
     return engine, TOLERANCE[kv_dtype], items
 
 

@@ -14,6 +14,13 @@ def distance(ours: Any, theirs: Any) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
+def gap(ours: Any, theirs: Any) -> float:
+    """The largest difference as it stands, for oracles whose values are of the order of 1 to 10."""
+    theirs = np.asarray(theirs)
+    assert 1 <= np.abs(theirs).max() <= 15
+    return distance(ours, theirs) * float(np.abs(theirs).max())
+
+
 def log_softmax(logits: Any) -> Any:
     """Natural logarithm of the probabilities, in float64."""
     logits = np.asarray(logits, np.float64)
