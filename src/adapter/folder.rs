@@ -28,6 +28,19 @@ const MLX_WEIGHTS: &str = "adapters.safetensors";
 /// What diffusers calls its weights.
 const DIFFUSERS_WEIGHTS: &str = "pytorch_lora_weights.safetensors";
 
+/// One line each that makes PEFT's files out of another tool's; run in the folder, by whoever trusts it.
+const FROM_PICKLE: &str = "convert it once: python -c \"import torch; from safetensors.torch import save_file; \
+    t = torch.load('adapter_model.bin', map_location='cpu', weights_only=True); \
+    save_file({k: v.contiguous() for k, v in t.items()}, 'adapter_model.safetensors')\"";
+const FROM_MLX: &str = "convert it once: python -c \"import json; from safetensors.torch import load_file, save_file; \
+    p = json.load(open('adapter_config.json'))['lora_parameters']; \
+    save_file({'base_model.model.' + k.replace('.lora_a', '.lora_A.weight').replace('.lora_b', '.lora_B.weight'): \
+    v.T.contiguous() for k, v in load_file('adapters.safetensors').items()}, 'adapter_model.safetensors'); \
+    json.dump({'peft_type': 'LORA', 'r': p['rank'], 'lora_alpha': p['scale'] * p['rank']}, \
+    open('adapter_config.json', 'w'))\"";
+const FROM_KOHYA: &str = "an image model's adapter fits no language model; for one of a language model rename its tensors: \
+    lora_down to lora_A, lora_up to lora_B";
+
 /// Reads the bytes of the config.
 pub(super) fn read_config(dir: &Path) -> Result<Vec<u8>> {
     let path = dir.join(CONFIG);
@@ -87,14 +100,8 @@ fn no_folder(dir: &Path) -> Error {
 
 fn no_config(dir: &Path) -> Error {
     if let Some(name) = image_weights(dir) {
-        return foreign(
-            dir,
-            &format!("'{name}' is an adapter of kohya's or diffusers' make, of an image model, not PEFT"),
-        )
-        .hint(
-            "an image model's adapter fits no language model; for one of a language model rename its tensors: \
-                   lora_down to lora_A, lora_up to lora_B",
-        );
+        return foreign(dir, &format!("'{name}' is an adapter of an image model (kohya, diffusers), not PEFT"))
+            .hint(FROM_KOHYA);
     }
     let error = Error::new(ErrorCode::AdapterConfigNotFound, format!("the folder holds no {CONFIG}")).path(dir);
     let nested: Vec<String> = entries(dir)
@@ -117,11 +124,7 @@ fn foreign(dir: &Path, what: &str) -> Error {
 fn no_weights(dir: &Path) -> Error {
     if dir.join("adapter_model.bin").exists() {
         return foreign(dir, "the weights are a pickle (adapter_model.bin), which may run code when it is opened")
-            .hint(
-                "convert it once: python -c \"import torch; from safetensors.torch import save_file; \
-             t = torch.load('adapter_model.bin', map_location='cpu', weights_only=True); \
-             save_file({k: v.contiguous() for k, v in t.items()}, 'adapter_model.safetensors')\"",
-            );
+            .hint(FROM_PICKLE);
     }
     let has = |found: fn(&str) -> bool| file_names(dir).any(|name| found(&name));
     if has(|name| name.starts_with("adapter_model") && name.contains(".safetensors")) {
@@ -131,14 +134,7 @@ fn no_weights(dir: &Path) -> Error {
 }
 
 fn mlx(dir: &Path) -> Error {
-    foreign(dir, "the folder holds an adapter of mlx-lm (adapters.safetensors), not PEFT").hint(
-        "convert it once: python -c \"import json; from safetensors.torch import load_file, save_file; \
-         p = json.load(open('adapter_config.json'))['lora_parameters']; \
-         save_file({'base_model.model.' + k.replace('.lora_a', '.lora_A.weight').replace('.lora_b', '.lora_B.weight'): \
-         v.T.contiguous() for k, v in load_file('adapters.safetensors').items()}, 'adapter_model.safetensors'); \
-         json.dump({'peft_type': 'LORA', 'r': p['rank'], 'lora_alpha': p['scale'] * p['rank']}, \
-         open('adapter_config.json', 'w'))\"",
-    )
+    foreign(dir, "the folder holds an adapter of mlx-lm (adapters.safetensors), not PEFT").hint(FROM_MLX)
 }
 
 /// The file of a folder that holds the adapter of an image model, told by its name or by the names of its tensors.
