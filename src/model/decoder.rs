@@ -158,10 +158,10 @@ impl Decoder {
 }
 
 /// Rows and cache of a plane: its own, or those that all planes share.
-fn plane<'a>(rows: &'a [StepRows], kvs: &[KvId], plane: usize) -> Result<(&'a StepRows, KvId)> {
+fn plane<'a>(planes: &'a [StepRows], kvs: &[KvId], plane: usize) -> Result<(&'a StepRows, KvId)> {
     let of = |count: usize| if count == 1 { 0 } else { plane };
-    match (rows.get(of(rows.len())), kvs.get(of(kvs.len()))) {
-        (Some(rows), Some(&kv)) if plane == 0 || rows.len().max(kvs.len()) > 1 => Ok((rows, kv)),
+    match (planes.get(of(planes.len())), kvs.get(of(kvs.len()))) {
+        (Some(rows), Some(&kv)) if plane < planes.len().max(kvs.len()) => Ok((rows, kv)),
         _ => Err(unfit()),
     }
 }

@@ -18,7 +18,7 @@ use adapter_files::{Adapter, Folder, sites};
 use exlora::Error;
 use exlora::adapter::AdapterFiles;
 use exlora::adapter::delta::{LowRank, SiteDelta};
-use exlora::adapter::mixture::AdapterDemands;
+use exlora::adapter::demands::AdapterDemands;
 use exlora::sites::SiteTable;
 use serde_json::Value;
 
