@@ -7,6 +7,7 @@ import pathlib
 import sys
 
 import exlora
+from exlora import _exlora
 
 
 def error_codes() -> str:
@@ -15,7 +16,22 @@ def error_codes() -> str:
     return "\n".join(["| code | what it means | what usually helps |", "| --- | --- | --- |", *rows])
 
 
-SECTIONS = {"error codes": error_codes}
+def peft_features() -> str:
+    """One row a feature, those of adapter_config.json first."""
+    head = ["| PEFT feature | | what it means here |", "| --- | --- | --- |"]
+    return "\n".join([*head, *(f"| {_name(row)} | {_verdict(row)} | {row['note']} |" for row in _exlora.peft_features())])
+
+
+def _name(row: dict[str, str]) -> str:
+    """A field in code's type, whatever else as it is."""
+    return f"`{row['feature']}`" if row["feature"].isidentifier() else row["feature"]
+
+
+def _verdict(row: dict[str, str]) -> str:
+    return f"refused: `{row['code']}`" if row["code"] else row["verdict"]
+
+
+SECTIONS = {"error codes": error_codes, "peft features": peft_features}
 
 
 def render(text: str) -> str:

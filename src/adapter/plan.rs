@@ -182,8 +182,11 @@ impl<'a> Planner<'a, '_> {
     fn deltas(&mut self) -> Vec<SiteDelta<'a>> {
         let mut contents = keys::sort(self.files.weights.names());
         let unreadable = !contents.problems.is_empty();
+        let told = &self.files.config.problems;
         for problem in std::mem::take(&mut contents.problems) {
-            self.problem(problem);
+            if !told.iter().any(|told| told.message() == problem.message()) {
+                self.problem(problem);
+            }
         }
         let modules = &contents.modules;
         let Some(first) = modules.iter().next() else {

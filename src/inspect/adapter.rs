@@ -70,7 +70,7 @@ pub(super) fn inspect(dir: &Path, base: Option<&Path>) -> Result<AdapterReport> 
     let model = base.map(survey).transpose()?;
     let (contents, problems) = match AdapterFiles::read(dir) {
         Ok(files) => {
-            let implied = model.is_none().then(|| files.implied_sites()).unwrap_or_default();
+            let implied = if model.is_none() { files.implied_sites() } else { SiteTable::default() };
             let sites = model.as_ref().map_or(&implied, |model| &model.sites);
             let (mut plan, outcome) = files.examine(sites);
             if let Some(model) = &model {

@@ -198,6 +198,8 @@ fn what_follows_from_a_told_problem_is_not_told_again() {
     let bias = Adapter::on_q_proj().filled(Q_PROJ, "lora_B.bias", &[HIDDEN]);
     let rows = Adapter::on_q_proj().filled(EMBEDDING, "token_adapter.trainable_tokens_delta", &[1, HIDDEN]);
     let rank_4 = Adapter::empty().pair(Q_PROJ, 4, HIDDEN, HIDDEN);
+    let kasa = Adapter::on_q_proj().filled(Q_PROJ, "lora_diag", &[2]).set("kasa_config", json!({}));
+    assert_eq!(refused(&kasa).code(), ErrorCode::AdapterFeatureUnsupported);
     let repeated = Adapter::empty().pair("model.layers.3.self_attn.q_proj", 2, HIDDEN, HIDDEN);
     for (field, value, adapter) in [
         ("use_dora", json!("true"), magnitude),
