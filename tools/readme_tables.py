@@ -19,7 +19,8 @@ def error_codes() -> str:
 def peft_features() -> str:
     """One row a feature, those of adapter_config.json first."""
     head = ["| PEFT feature | | what it means here |", "| --- | --- | --- |"]
-    return "\n".join([*head, *(f"| {_name(row)} | {_verdict(row)} | {row['note']} |" for row in _exlora.peft_features())])
+    rows = [f"| {_name(row)} | {_verdict(row)} | {row['note']} |" for row in _exlora.peft_features()]
+    return "\n".join([*head, *rows])
 
 
 def _name(row: dict[str, str]) -> str:
