@@ -252,13 +252,27 @@ fn inspect_tells_what_an_adapter_is_and_whether_it_fits() {
 }
 
 #[test]
-fn inspect_lists_every_problem_of_an_adapter() {
-    let refused = exlora(&["inspect", DORA, "--json"]);
+fn inspect_lists_every_problem_of_an_adapter_beside_what_it_holds() {
+    let dir = tempfile::tempdir().expect("a folder");
+    std::fs::copy(format!("{DORA}/adapter_model.safetensors"), dir.path().join("adapter_model.safetensors"))
+        .expect("copied");
+    let config = std::fs::read_to_string(format!("{DORA}/adapter_config.json")).expect("the fixture");
+    let mut config: Value = serde_json::from_str(&config).expect("valid");
+    (config["use_dora"], config["kasa_config"]) = (json!(false), json!({}));
+    std::fs::write(dir.path().join("adapter_config.json"), config.to_string()).expect("written");
+    let refused = exlora(&["inspect", dir.path().to_str().expect("UTF-8"), "--base", BASE, "--json"]);
     assert_eq!(refused.status, 1);
     let report = refused.json().remove(0);
-    assert_eq!(report["contents"], Value::Null);
-    assert_eq!(report["problems"][0]["code"], "adapter_feature_unsupported");
+    let codes: Vec<_> = report["problems"].as_array().expect("a list").iter().map(|p| p["code"].clone()).collect();
+    assert_eq!(codes.len(), 17);
+    assert!(
+        codes.contains(&json!("adapter_feature_unsupported")) && codes.contains(&json!("adapter_tensor_unexpected"))
+    );
+    assert_eq!((&report["contents"]["rank"], &report["contents"]["alpha"]), (&json!(8), &json!(16.0)));
     assert!(refused.stderr.contains("[adapter_feature_unsupported]"), "{}", refused.stderr);
+    let fits = exlora(&["inspect", DORA, "--base", BASE, "--json"]).lines().remove(0);
+    assert_eq!((&fits["problems"], &fits["contents"]["features"]), (&json!([]), &json!(["use_dora"])));
+    assert_eq!(fits["contents"]["sites"], json!(16));
 }
 
 #[test]

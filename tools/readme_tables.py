@@ -8,6 +8,7 @@ import sys
 
 import error_examples
 import exlora
+from exlora import _exlora
 
 
 def error_codes() -> str:
@@ -25,7 +26,23 @@ def cell(text: str) -> str:
     return f"`{text.replace('|', chr(92) + '|')}`" if text else ""
 
 
-SECTIONS = {"error codes": error_codes}
+def peft_features() -> str:
+    """One row a feature, those of adapter_config.json first."""
+    head = ["| PEFT feature | | what it means here |", "| --- | --- | --- |"]
+    rows = [f"| {_name(row)} | {_verdict(row)} | {row['note']} |" for row in _exlora.peft_features()]
+    return "\n".join([*head, *rows])
+
+
+def _name(row: dict[str, str]) -> str:
+    """A field in code's type, whatever else as it is."""
+    return f"`{row['feature']}`" if row["feature"].isidentifier() else row["feature"]
+
+
+def _verdict(row: dict[str, str]) -> str:
+    return f"refused: `{row['code']}`" if row["code"] else row["verdict"]
+
+
+SECTIONS = {"error codes": error_codes, "peft features": peft_features}
 
 
 def render(text: str) -> str:

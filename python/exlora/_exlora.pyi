@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Final, SupportsFloat, SupportsIndex, final
 
-__all__ = ["PAGE_TOKENS", "__version__", "AdapterInfo", "Chunk", "Completion", "Engine", "ExLlamaV2Lora", "Job", "KvCache", "Model", "Request", "Tokenizer", "Usage", "error", "error_codes", "main", "read_model_config"]
+__all__ = ["PAGE_TOKENS", "__version__", "AdapterInfo", "Chunk", "Completion", "Engine", "ExLlamaV2Lora", "Job", "KvCache", "Model", "Request", "Tokenizer", "Usage", "error", "error_codes", "main", "peft_features", "read_model_config"]
 
 PAGE_TOKENS: Final[int]
 """
@@ -538,6 +538,12 @@ def error_codes() -> list[dict[str, str]]:
 def main(argv: SupportsGetItem[int, str]) -> int:
     """
     Runs the command line on `argv` (its first item is the program's name) and returns the exit code.
+    """
+
+def peft_features() -> list[dict[str, str]]:
+    """
+    What becomes of each of PEFT's features: a dict with `feature`, `verdict` (yes, refused, no effect), `code` (of the
+    refusal, else empty) and `note` for each.
     """
 
 def read_model_config(path: str | PathLike[str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use crate::adapter::Problems;
 use crate::adapter::features::{Feature, FeatureRow, Verdict};
 use crate::adapter::fields::{self, Read, Switch, check_unknown, malformed, shown};
 use crate::adapter::json;
@@ -191,7 +192,7 @@ impl AdapterConfig {
 
         let rules: HashMap<&str, (&'static str, Rule)> = FIELDS.iter().map(|&(n, rule, _)| (n, (n, rule))).collect();
         let mut draft = Draft::default();
-        let mut problems = Vec::new();
+        let mut problems = Problems::new(subject);
         for (name, value) in &fields {
             let outcome = match rules.get(name.as_str()) {
                 Some(&(field, rule)) => {
@@ -203,10 +204,12 @@ impl AdapterConfig {
                 }
                 None => check_unknown(name, value),
             };
-            problems.extend(outcome.err());
+            if let Err(error) = outcome {
+                problems.push(place(error));
+            }
         }
-        let mut config = draft.finish(&mut problems);
-        config.problems = problems.into_iter().map(place).collect();
+        let mut config = draft.finish(|error| problems.push(place(error)));
+        config.problems = problems.finish().err().map(Error::into_list).unwrap_or_default();
         Ok(config)
     }
 
@@ -217,10 +220,10 @@ impl AdapterConfig {
 }
 
 impl Draft {
-    fn finish(self, problems: &mut Vec<Error>) -> AdapterConfig {
+    fn finish(self, mut tell: impl FnMut(Error)) -> AdapterConfig {
         let mut config = self.config;
         if config.alpha.is_none() && !config.is_broken("lora_alpha") {
-            problems.push(
+            tell(
                 Error::new(ErrorCode::AdapterConfigInvalid, "lora_alpha is missing, so the scale can't be known")
                     .expected("a number")
                     .hint("PEFT would assume 8: write what the training used into adapter_config.json"),
@@ -229,7 +232,7 @@ impl Draft {
         if let Some(layers) = self.layers.filter(|layers| !layers.is_empty()) {
             match LayerFilter::new(layers, &self.layer_names) {
                 Ok(filter) => config.targeting.layers = Some(filter),
-                Err(error) => problems.push(error),
+                Err(error) => tell(error),
             }
         }
         if self.use_qalora && !config.is_broken("qalora_group_size") {
@@ -245,7 +248,7 @@ impl Draft {
         ];
         for (other, _) in others.iter().filter(|(_, on)| *on && config.use_dora) {
             let what = format!("use_dora and {other} exclude each other, in PEFT too");
-            problems.push(Error::new(ErrorCode::AdapterConfigInvalid, what));
+            tell(Error::new(ErrorCode::AdapterConfigInvalid, what));
         }
         config
     }

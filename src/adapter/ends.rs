@@ -62,11 +62,9 @@ impl<'a> Planner<'a, '_> {
     /// A token that the head can choose must have an embedding, and a row that is replaced must be there.
     fn check_rows(&mut self, deltas: &[SiteDelta<'a>]) {
         let (Some(embedding), Some(head)) = (self.sites.embedding, self.sites.head) else { return };
-        let rows_of = |site: SiteId| {
-            let weight = deltas.iter().find(|delta| delta.site == site).and_then(|delta| delta.weight.as_ref());
-            weight.map_or(self.sites.get(site).weight_shape()[0], |weight| weight.shape()[0])
+        let (Some(tokens), Some(choices)) = (self.rows_of(embedding, deltas), self.rows_of(head, deltas)) else {
+            return;
         };
-        let (tokens, choices) = (rows_of(embedding), rows_of(head));
         if choices > tokens {
             let (embedding, head) = (&self.sites.get(embedding).path, &self.sites.get(head).path);
             let what = format!("'{head}' has {choices} rows and '{embedding}' {tokens}: some tokens have no embedding");
@@ -86,12 +84,21 @@ impl<'a> Planner<'a, '_> {
         }
     }
 
+    /// Rows of an end's weight under the adapter; `None` if the file has one that was told to be wrong.
+    fn rows_of(&self, site: SiteId, deltas: &[SiteDelta<'a>]) -> Option<usize> {
+        let weight = deltas.iter().find(|delta| delta.site == site).and_then(|delta| delta.weight.as_ref());
+        match weight {
+            Some(weight) => Some(weight.shape()[0]),
+            None if self.replaced.contains(&(site, 0)) => None,
+            None => Some(self.sites.get(site).weight_shape()[0]),
+        }
+    }
+
     fn check_invocation(&mut self, deltas: &[SiteDelta<'a>]) {
         let Some(embedding) = self.sites.embedding else { return };
         let invocation = &self.files.config.invocation;
         let delta = deltas.iter().find(|delta| delta.site == embedding);
-        let weight = delta.and_then(|delta| delta.weight.as_ref());
-        let tokens = weight.map_or(self.sites.get(embedding).in_features, |weight| weight.shape()[0]);
+        let Some(tokens) = self.rows_of(embedding, deltas) else { return };
         if let Some(id) = invocation.iter().find(|id| **id as usize >= tokens) {
             let what = "alora_invocation_tokens names a token outside the vocabulary";
             let error = Error::new(ErrorCode::AdapterConfigInvalid, what);

@@ -64,12 +64,15 @@ impl<'a> Planner<'a, '_> {
         let form = self.form(module, a.as_ref());
         let form = self.keep(form)?;
         let rank = self.rank(module, a.as_ref())?;
-        if let Some(a) = &a {
-            let columns = form.columns_of_a(module.inputs);
-            self.check_factor(a, rank, [rank.rank, columns], 0);
-        }
-        if let Some(b) = &b {
-            self.check_factor(b, rank, [module.outputs, form.columns_of_b(rank.rank)], 1);
+        // Without these fields nobody can say in which form they are.
+        let untold = ["use_bdlora", "use_qalora", "qalora_group_size"];
+        if !untold.iter().any(|field| self.config().is_broken(field)) {
+            if let Some(a) = &a {
+                self.check_factor(a, rank, [rank.rank, form.columns_of_a(module.inputs)], 0);
+            }
+            if let Some(b) = &b {
+                self.check_factor(b, rank, [module.outputs, form.columns_of_b(rank.rank)], 1);
+            }
         }
         let b_bias = self.b_bias(module, form);
         let magnitude = self.magnitude(module);

@@ -47,17 +47,17 @@ const fn row(feature: &'static str, verdict: Verdict, note: &'static str) -> Fea
 /// What is no field of a config, or only some values of one.
 const OTHERS: &[FeatureRow] = &[
     row(
-        "init_lora_weights: pissa, olora, corda, loftq, lora_ga",
+        "`init_lora_weights`: pissa, olora, corda, loftq, lora_ga",
         Verdict::Refused(ErrorCode::AdapterBaseChanged),
         "the initialisation changed the base; convert the adapter back to the original base",
     ),
     row(
-        "init_lora_weights: an unknown name",
+        "`init_lora_weights`: an unknown name",
         Verdict::Refused(ErrorCode::AdapterFeatureUnsupported),
         "it may have changed the base",
     ),
     row(
-        "any other peft_type",
+        "any other `peft_type`",
         Verdict::Refused(ErrorCode::AdapterTypeUnsupported),
         "AdaLoRA, IA3, LoHa, LoKr, VeRA, OFT, prompt tuning and so on",
     ),
@@ -66,10 +66,10 @@ const OTHERS: &[FeatureRow] = &[
         Verdict::Refused(ErrorCode::AdapterFeatureUnsupported),
         "true, or a list or object that is not empty: it may change the result",
     ),
-    row("LoRA on embeddings (lora_embedding_A, lora_embedding_B)", Verdict::Yes, "with DoRA too"),
-    row("LoRA on lm_head", Verdict::Yes, "on a tied head too; then the embedding keeps its weight"),
+    row("LoRA on embeddings (`lora_embedding_A`, `lora_embedding_B`)", Verdict::Yes, "with DoRA too"),
+    row("LoRA on `lm_head`", Verdict::Yes, "on a tied head too; then the embedding keeps its weight"),
     row(
-        "a resized vocabulary (save_embedding_layers)",
+        "a resized vocabulary (`save_embedding_layers`)",
         Verdict::Yes,
         "weights with more rows than the base's stand in its place; a copy of the base's own is dropped",
     ),
@@ -78,39 +78,43 @@ const OTHERS: &[FeatureRow] = &[
         Verdict::Refused(ErrorCode::AdapterShapeMismatch),
         "the base's vocabulary is padded, or the adapter's was cut",
     ),
-    row("fused projections (qkv_proj, gate_up_proj)", Verdict::Yes, "on a base that has them split, and the reverse"),
+    row(
+        "fused projections (`qkv_proj`, `gate_up_proj`)",
+        Verdict::Yes,
+        "on a base that has them split, and the reverse",
+    ),
     row(
         "DoRA, a replaced weight or bias on some parts of a fused projection",
         Verdict::Refused(ErrorCode::AdapterFeatureUnsupported),
         "on a base that has the projection fused: on all parts, or on none",
     ),
     row(
-        "DoRA with lora_bias, aLoRA, BD-LoRA or QA-LoRA",
+        "DoRA with `lora_bias`, aLoRA, BD-LoRA or QA-LoRA",
         Verdict::Refused(ErrorCode::AdapterConfigInvalid),
         "PEFT refuses it too",
     ),
     row(
-        "LoRA and trainable_token_indices on one module; aLoRA on an embedding",
+        "LoRA and `trainable_token_indices` on one module; aLoRA on an embedding",
         Verdict::Refused(ErrorCode::AdapterFeatureUnsupported),
         "PEFT refuses it too",
     ),
-    row("adapter_model.safetensors in float32, float16, bfloat16", Verdict::Yes, "mixed within a file too"),
+    row("`adapter_model.safetensors` in float32, float16, bfloat16", Verdict::Yes, "mixed within a file too"),
     row("any other data type", Verdict::Refused(ErrorCode::AdapterDtypeUnsupported), "float64, float8, integers"),
     row("values that are not finite", Verdict::Refused(ErrorCode::AdapterNotFinite), "the message counts them"),
     row(
-        "adapter_model.bin, shards, mlx-lm, diffusers, kohya",
+        "`adapter_model.bin`, shards, mlx-lm, diffusers, kohya",
         Verdict::Refused(ErrorCode::AdapterFormatUnsupported),
         "a pickle is never opened; the message tells how to convert",
     ),
     row(
-        "names without base_model.model., of torch.compile, DDP, FSDP, or with an adapter's name",
+        "names without `base_model.model.`, of torch.compile, DDP, FSDP, or with an adapter's name",
         Verdict::Yes,
         "one spelling over the whole file",
     ),
     row(
         "a mixture of adapters, each with a weight",
         Verdict::Yes,
-        "as set_adapter([...]) and set_scale; their order matters with DoRA",
+        "as `set_adapter([...])` and `set_scale`; their order matters with DoRA",
     ),
     row(
         "a weight other than 1 on an adapter that replaces weights, biases or rows",

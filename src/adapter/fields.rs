@@ -16,6 +16,12 @@ const MAX_INVOCATION: usize = 1024;
 /// Most rows that are replaced one by one: more than any vocabulary has.
 const MAX_TOKEN_ROWS: usize = 1 << 21;
 
+/// Most names of a list: more than any model has modules.
+const MAX_NAMES: usize = 16_384;
+
+/// Most entries of `modules_to_save`.
+const MAX_SAVED: usize = 4096;
+
 /// Reads a field's value into the draft.
 pub(super) type Read = fn(&mut Draft, &'static str, &Value) -> Result<()>;
 
@@ -102,6 +108,9 @@ fn bool_of(field: &'static str, value: &Value) -> Result<bool> {
 fn strings_of(field: &str, expected: &str, value: &Value) -> Result<Option<Vec<String>>> {
     match value {
         Value::Null => Ok(None),
+        Value::Array(list) if list.len() > MAX_NAMES => {
+            Err(malformed(field, &format!("at most {MAX_NAMES} names"), value).found(format!("{} names", list.len())))
+        }
         Value::Array(list) => {
             let strings = list.iter().map(|item| item.as_str().map(str::to_owned)).collect::<Option<_>>();
             strings.map(Some).ok_or_else(|| malformed(field, expected, value))
@@ -231,9 +240,9 @@ pub(super) fn read_weight_tying(draft: &mut Draft, field: &'static str, value: &
 
 pub(super) fn read_modules_to_save(draft: &mut Draft, field: &'static str, value: &Value) -> Result<()> {
     let names = strings_of(field, "a list of names or null", value)?.unwrap_or_default();
-    // Every path ends with the empty name.
-    if names.iter().any(String::is_empty) {
-        return Err(malformed(field, "names that are not empty", value));
+    // Every path ends with the empty name; and each name is held against each module.
+    if names.len() > MAX_SAVED || names.iter().any(String::is_empty) {
+        return Err(malformed(field, &format!("at most {MAX_SAVED} names, none empty"), value));
     }
     draft.config.modules_to_save = names;
     Ok(())
@@ -253,7 +262,7 @@ pub(super) fn read_token_rows(draft: &mut Draft, field: &'static str, value: &Va
     draft.config.token_rows = match value {
         Value::Null => Vec::new(),
         Value::Array(_) => vec![(None, ids(value)?)],
-        Value::Object(entries) => {
+        Value::Object(entries) if entries.len() <= MAX_NAMES && !entries.contains_key("") => {
             entries.iter().map(|(name, value)| Ok((Some(name.clone()), ids(value)?))).collect::<Result<_>>()?
         }
         _ => return Err(malformed(field, expected, value)),

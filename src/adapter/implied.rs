@@ -22,6 +22,7 @@ struct Implied {
 pub(super) fn sites(files: &AdapterFiles) -> SiteTable {
     let contents = keys::sort(files.weights.names());
     let mut sites = SiteTable::default();
+    sites.is_head_tied = files.config.ensure_weight_tying;
     if let Some(end) = files.config.layer_replication.iter().map(|(_, end)| *end as usize).max() {
         let prefix = contents.modules.keys().find_map(|path| Some(&path[..path.find(".layers.")? + ".layers".len()]));
         let prefix = prefix.unwrap_or("model.layers").to_owned();
@@ -34,10 +35,13 @@ pub(super) fn sites(files: &AdapterFiles) -> SiteTable {
             modules.entry(base.into_owned()).or_default().read(path, tensors, files);
         }
     }
+    // What the head can choose and what an invocation names has a row in the embedding.
     let head_rows = modules.get("lm_head").map_or(0, |head| head.out_features);
+    let named_rows = files.config.invocation.iter().max().map_or(0, |id| *id as usize + 1);
+    let rows = head_rows.max(named_rows);
     for (path, module) in modules {
         let (is_embedding, is_head) = (module.is_embedding, path == "lm_head");
-        let id = sites.push(module.site(path, head_rows));
+        let id = sites.push(module.site(path, rows));
         sites.embedding = sites.embedding.or(is_embedding.then_some(id));
         sites.head = sites.head.or(is_head.then_some(id));
     }
@@ -82,7 +86,7 @@ impl Implied {
         (self.in_features, self.out_features) = if self.is_embedding { (rows, columns) } else { (columns, rows) };
     }
 
-    fn site(self, path: String, head_rows: usize) -> Site {
+    fn site(self, path: String, rows: usize) -> Site {
         let (mut in_features, out_features) = (self.in_features.max(1), self.out_features.max(1));
         let kind = match (self.is_embedding, self.is_norm) {
             (true, _) => SiteKind::Embedding,
@@ -90,7 +94,7 @@ impl Implied {
             (false, false) => SiteKind::Linear,
         };
         if self.is_embedding {
-            in_features = in_features.max(head_rows);
+            in_features = in_features.max(rows);
         }
         Site { path, kind, in_features, out_features, has_bias: self.has_bias }
     }

@@ -27,19 +27,22 @@ pub(super) struct Pieces<'a>(BTreeMap<(SiteId, u32), Vec<Piece<'a>>>);
 
 impl<'a> Pieces<'a> {
     /// Adds what a module changes of its parts; `delta` is in the module's own outputs.
-    pub fn add(&mut self, module: &str, parts: &[AliasPart], pass: u32, delta: &SiteDelta<'a>) {
-        for part in parts {
-            let mut piece = match parts.len() {
-                1 => delta.clone(),
-                _ => cut(delta, part.alias_outputs.clone()),
-            };
-            (piece.site, piece.pass) = (part.site, pass);
-            self.0.entry((part.site, pass)).or_default().push(Piece {
-                module: module.to_owned(),
-                outputs: part.site_outputs.clone(),
-                delta: piece,
-            });
+    pub fn add(&mut self, module: &str, parts: Vec<AliasPart>, pass: u32, delta: SiteDelta<'a>) {
+        match <[AliasPart; 1]>::try_from(parts) {
+            Ok([part]) => self.push(module, part, pass, delta),
+            Err(parts) => {
+                for part in parts {
+                    let piece = cut(&delta, part.alias_outputs.clone());
+                    self.push(module, part, pass, piece);
+                }
+            }
         }
+    }
+
+    fn push(&mut self, module: &str, part: AliasPart, pass: u32, delta: SiteDelta<'a>) {
+        let delta = SiteDelta { site: part.site, pass, ..delta };
+        let piece = Piece { module: module.to_owned(), outputs: part.site_outputs, delta };
+        self.0.entry((part.site, pass)).or_default().push(piece);
     }
 
     /// The deltas in the order of site and pass, and what keeps pieces from becoming one.

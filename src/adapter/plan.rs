@@ -124,7 +124,7 @@ pub(super) fn examine<'a>(files: &'a AdapterFiles, sites: &SiteTable) -> (Adapte
         replaced: BTreeSet::new(),
         biased: BTreeSet::new(),
         effect: false,
-        pattern_told: files.config.problems.iter().any(|error| error.code() == ErrorCode::AdapterPatternInvalid),
+        patterns_told: BTreeSet::new(),
     };
     for error in files.config.problems.iter().cloned() {
         planner.problems.push(error);
@@ -152,8 +152,8 @@ pub(super) struct Planner<'a, 's> {
     pub biased: BTreeSet<(SiteId, u32)>,
     /// Whether anything differs from the base: a B that is not zero, or a part that is replaced.
     pub effect: bool,
-    /// Whether a pattern that can't be matched was told: it would be again for each module.
-    pattern_told: bool,
+    /// Patterns that can't be matched, which was told: it would be again for each module.
+    patterns_told: BTreeSet<String>,
 }
 
 impl<'a> Planner<'a, '_> {
@@ -163,9 +163,10 @@ impl<'a> Planner<'a, '_> {
 
     pub fn problem(&mut self, error: Error) {
         let file = match error.code() {
-            ErrorCode::AdapterPatternInvalid if self.pattern_told => return,
             ErrorCode::AdapterPatternInvalid => {
-                self.pattern_told = true;
+                if !self.patterns_told.insert(error.found_value().unwrap_or_default().to_owned()) {
+                    return;
+                }
                 CONFIG
             }
             ErrorCode::AdapterConfigInvalid => CONFIG,
@@ -182,8 +183,11 @@ impl<'a> Planner<'a, '_> {
     fn deltas(&mut self) -> Vec<SiteDelta<'a>> {
         let mut contents = keys::sort(self.files.weights.names());
         let unreadable = !contents.problems.is_empty();
+        let told = &self.files.config.problems;
         for problem in std::mem::take(&mut contents.problems) {
-            self.problem(problem);
+            if !told.iter().any(|told| told.message() == problem.message()) {
+                self.problem(problem);
+            }
         }
         let modules = &contents.modules;
         let Some(first) = modules.iter().next() else {
@@ -193,7 +197,9 @@ impl<'a> Planner<'a, '_> {
             return Vec::new();
         };
         if modules.keys().all(|module| self.is_elsewhere(module)) {
-            self.problem(nothing_matches(first, modules, self.sites));
+            if !self.is_elsewhere_told() {
+                self.problem(nothing_matches(first, modules, self.sites));
+            }
             return Vec::new();
         }
         let mut pieces = Pieces::default();
@@ -201,7 +207,7 @@ impl<'a> Planner<'a, '_> {
             if let Some(mut module) = self.find(path, tensors) {
                 let delta = self.read_module(&mut module);
                 if delta.is_replacing() || delta.low_rank.is_some() {
-                    pieces.add(path, &module.parts, module.pass, &delta);
+                    pieces.add(path, module.parts, module.pass, delta);
                 }
             }
         }
@@ -212,6 +218,11 @@ impl<'a> Planner<'a, '_> {
         self.tie_ends(&mut deltas);
         self.check_promises(&contents, &deltas);
         deltas
+    }
+
+    /// Whether the config was refused for a feature whose modules this model does not have.
+    fn is_elsewhere_told(&self) -> bool {
+        ["target_parameters", "task_type"].iter().any(|field| self.config().is_broken(field))
     }
 
     /// Whether the model has no such module.
@@ -243,6 +254,9 @@ impl<'a> Planner<'a, '_> {
             (None, None) => None,
         };
         let Some((site, parts)) = found else {
+            if self.is_elsewhere_told() {
+                return None;
+            }
             let what = format!("the model has no module '{path}'");
             self.problem(Error::new(ErrorCode::AdapterSiteNotFound, what).tensor(tensors.example()));
             return None;

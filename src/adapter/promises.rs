@@ -85,11 +85,14 @@ impl<'a> Planner<'a, '_> {
         const FIELD: &str = "trainable_token_indices";
         let path_of = |site: Option<SiteId>| site.map(|site| self.sites.get(site).path.as_str());
         let (embedding, head) = (path_of(self.sites.embedding), path_of(self.sites.head));
+        let with_rows = || contents.modules.iter().filter(|(_, tensors)| tensors.get(Part::Rows).is_some());
         let has_rows = |path: &str| contents.modules.get(path).is_some_and(|tensors| tensors.get(Part::Rows).is_some());
         let mut missing = Vec::new();
         for (name, ids) in &self.files.config.token_rows {
             let path = match name {
                 None => embedding,
+                // Rows of another module are there, and told of.
+                Some(name) if with_rows().any(|(path, _)| path.ends_with(name.as_str())) => continue,
                 Some(name) => [embedding, head].into_iter().flatten().find(|path| path.ends_with(name.as_str())),
             };
             let Some(path) = path else {

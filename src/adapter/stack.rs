@@ -73,10 +73,12 @@ impl Stack {
         }
     }
 
-    /// Every module of the file that a module of the base is, with the pass.
+    /// Every module of the file that a module of the base is, with the pass; none if the stack itself is wrong.
     pub fn occurrences(&self, path: &str) -> Vec<(String, u32)> {
-        let (Some(layers), Some((layer, rest))) = (&self.layers, self.split(path)) else {
-            return vec![(path.to_owned(), 0)];
+        let (layer, rest, layers) = match (self.split(path), &self.layers) {
+            (Some(_), _) if self.broken => return Vec::new(),
+            (Some((layer, rest)), Some(layers)) => (layer, rest, layers),
+            _ => return vec![(path.to_owned(), 0)],
         };
         let found = layers.iter().enumerate().filter(|(_, (base, _))| *base as usize == layer);
         found.map(|(index, (_, pass))| (format!("{}{index}{rest}", self.prefix), *pass)).collect()
@@ -165,6 +167,7 @@ mod tests {
             let (stack, problem) = stack(ranges, 3);
             assert_eq!(problem.map(|e| e.code()), Some(ErrorCode::AdapterConfigInvalid), "{ranges:?}");
             assert_eq!(stack.locate("model.layers.9.mlp"), Place::Untold);
+            assert!(stack.occurrences("model.layers.1.mlp").is_empty());
         }
     }
 }

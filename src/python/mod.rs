@@ -17,9 +17,12 @@ mod request;
 mod results;
 mod tokenizer;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 use pyo3::prelude::*;
+
+use crate::adapter::features::{FeatureRow, Verdict, table};
 
 /// The compiled half of exlora. Use the package `exlora`.
 #[pymodule(gil_used = false)]
@@ -38,6 +41,8 @@ mod _exlora {
     use super::main;
     #[pymodule_export]
     use super::model::{PyModel, read_model_config};
+    #[pymodule_export]
+    use super::peft_features;
     #[pymodule_export]
     use super::request::PyRequest;
     #[pymodule_export]
@@ -59,4 +64,20 @@ mod _exlora {
 #[pyfunction]
 fn main(py: Python<'_>, argv: Vec<OsString>) -> u8 {
     py.detach(|| crate::cli::run(argv))
+}
+
+/// What becomes of each of PEFT's features: a dict with `feature`, `verdict` (yes, refused, no effect), `code` (of the
+/// refusal, else empty) and `note` for each.
+#[pyfunction]
+fn peft_features() -> Vec<BTreeMap<&'static str, String>> {
+    let entry = |row: FeatureRow| {
+        let code = match row.verdict {
+            Verdict::Refused(code) => code.as_str(),
+            Verdict::Yes | Verdict::NoEffect => "",
+        };
+        let verdict = row.verdict.to_string();
+        let feature = ("feature", row.feature.to_owned());
+        [feature, ("verdict", verdict), ("code", code.to_owned()), ("note", row.note.to_owned())].into()
+    };
+    table().into_iter().map(entry).collect()
 }

@@ -75,6 +75,9 @@ fn malformed_fields_are_refused_with_what_was_expected() {
         ("trainable_token_indices", json!([-1])),
         ("trainable_token_indices", json!({"embed_tokens": 3})),
         ("trainable_token_indices", json!([3, 7, 3])),
+        ("trainable_token_indices", json!({"": [3]})),
+        ("target_modules", json!(vec!["a"; 20_000])),
+        ("modules_to_save", json!(vec!["a"; 5000])),
         ("alora_invocation_tokens", json!("go")),
         ("alora_invocation_tokens", json!([1.5])),
         ("alora_invocation_tokens", json!(vec![1; 1025])),
@@ -198,6 +201,16 @@ fn what_follows_from_a_told_problem_is_not_told_again() {
     let bias = Adapter::on_q_proj().filled(Q_PROJ, "lora_B.bias", &[HIDDEN]);
     let rows = Adapter::on_q_proj().filled(EMBEDDING, "token_adapter.trainable_tokens_delta", &[1, HIDDEN]);
     let rank_4 = Adapter::empty().pair(Q_PROJ, 4, HIDDEN, HIDDEN);
+    let kasa = Adapter::on_q_proj().filled(Q_PROJ, "lora_diag", &[2]).set("kasa_config", json!({}));
+    assert_eq!(refused(&kasa).code(), ErrorCode::AdapterFeatureUnsupported);
+    let experts = Adapter::empty().pair("model.layers.0.mlp.experts", 4, HIDDEN, HIDDEN);
+    for (field, value) in [("target_parameters", json!(["mlp.experts.up_proj"])), ("task_type", json!("SEQ_CLS"))] {
+        let error = refused(&experts.clone().set(field, value));
+        assert_eq!(error.code(), ErrorCode::AdapterFeatureUnsupported, "{error}");
+    }
+    let pooled =
+        Adapter::empty().filled(Q_PROJ, "lora_A.weight", &[2, 2]).filled(Q_PROJ, "lora_B.weight", &[HIDDEN, 2]);
+    let saved = Adapter::on_q_proj().set("modules_to_save", json!(["input_layernorm"]));
     let repeated = Adapter::empty().pair("model.layers.3.self_attn.q_proj", 2, HIDDEN, HIDDEN);
     for (field, value, adapter) in [
         ("use_dora", json!("true"), magnitude),
@@ -207,6 +220,9 @@ fn what_follows_from_a_told_problem_is_not_told_again() {
         ("alpha_pattern", json!({"q_proj": "4"}), Adapter::on_q_proj()),
         ("lora_alpha", json!("4"), Adapter::on_q_proj()),
         ("layer_replication", json!([[0, 2], [0, 9]]), repeated),
+        ("layer_replication", json!([[0, 9]]), saved),
+        ("use_qalora", json!("true"), pooled.clone()),
+        ("use_bdlora", json!({"nblocks": "3"}), pooled),
     ] {
         let error = refused(&adapter.set(field, value));
         assert_eq!(error.code(), ErrorCode::AdapterConfigInvalid, "{error}");

@@ -55,10 +55,10 @@ fn rows_that_are_no_fields_say_what_planning_does() {
             other => panic!("{start}: {other:?}"),
         };
     for (row, field, value) in [
-        ("init_lora_weights: pissa", "init_lora_weights", json!("pissa")),
-        ("init_lora_weights: an unknown", "init_lora_weights", json!("brand_new")),
+        ("`init_lora_weights`: pissa", "init_lora_weights", json!("pissa")),
+        ("`init_lora_weights`: an unknown", "init_lora_weights", json!("brand_new")),
         ("a field PEFT 0.21", "brand_new", json!(true)),
-        ("any other peft_type", "peft_type", json!("VERA")),
+        ("any other `peft_type`", "peft_type", json!("VERA")),
     ] {
         let error = plan_on(&Adapter::on_q_proj().set(field, value), &sites()).expect_err(row);
         assert_eq!(error.code(), refused_row(row), "{row}");

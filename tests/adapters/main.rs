@@ -9,6 +9,7 @@ mod features;
 mod folder;
 mod forms;
 mod fused;
+mod inspect;
 mod layers;
 mod plain;
 mod replaced;

@@ -184,6 +184,16 @@ fn a_head_with_more_rows_than_the_embedding_is_refused() {
 }
 
 #[test]
+fn a_wrong_weight_of_one_end_says_nothing_of_the_other() {
+    let adapter = resized(VOCAB + 5, VOCAB + 5).rename(|name| match name.contains("embed_tokens") {
+        true => String::new(),
+        false => name.to_owned(),
+    });
+    let error = refused(&adapter.filled(EMBEDDING, "weight", &[VOCAB + 5, HIDDEN + 1]));
+    assert_eq!((error.expected_value(), error.found_value()), (Some("[32, 6]"), Some("[37, 7]")));
+}
+
+#[test]
 fn factors_of_a_resized_end_are_of_its_rows() {
     let grown = VOCAB + 5;
     let adapter = Adapter::empty()

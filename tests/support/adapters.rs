@@ -63,6 +63,7 @@ pub fn fused_sites(has_bias: bool) -> SiteTable {
 }
 
 /// A tensor to be written.
+#[derive(Clone)]
 pub struct Tensor {
     pub name: String,
     pub dtype: &'static str,
@@ -71,6 +72,7 @@ pub struct Tensor {
 }
 
 /// An adapter to be written.
+#[derive(Clone)]
 pub struct Adapter {
     pub config: Map<String, Value>,
     pub tensors: Vec<Tensor>,
