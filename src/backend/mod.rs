@@ -293,8 +293,8 @@ pub trait Backend: Send {
     /// `y[i] = W x[i] + b`, then for each of row i's (slot, w) in order `y[i] += w * scale * (B (A x[i]) + b_B)`, or with a
     /// magnitude `y[i] = b + (m / n) (y[i] - b + w * scale * B (A x[i]))`; W and b are those of the adapter of the row
     /// that replaces them, if one does. Each member's outputs stand after the one before. The only way a projection is
-    /// computed. The base's sum is finished first, then each adapter adds its delta; [`Write::Add`] adds the result to the
-    /// old `y` once.
+    /// computed. The sum W x is finished first, then each adapter acts on it in turn, and b stands outside of what a magnitude
+    /// rescales; [`Write::Add`] adds the result to the old `y` once.
     ///
     /// # Errors
     /// `internal` if a row names an empty slot: it is never computed as the base. The device failed.

@@ -5,7 +5,7 @@
 //! `sqrt(a + 2 f b + f^2 c)`, whatever f is, without W.
 
 use super::moments::Moments;
-use crate::adapter::delta::LowRank;
+use crate::adapter::delta::{LowRank, SiteDelta};
 use crate::backend::cpu::arena::{Part, Region, RegionLayout};
 use crate::backend::cpu::isa::LANES;
 use crate::backend::cpu::kernels::Kernels;
@@ -14,9 +14,9 @@ use crate::backend::cpu::tile::Width;
 use crate::tensor::Tensor;
 
 /// What a low-rank delta does to the outputs, given `t = A x`.
-pub(in crate::backend::cpu) struct Expand {
+pub(in super::super) struct Expand {
     /// Length of t.
-    pub(in crate::backend::cpu) rank: usize,
+    pub(in super::super) rank: usize,
     scale: f32,
     width: Width,
     outputs: usize,
@@ -41,6 +41,11 @@ fn ratio(m: f32, [a, b, c]: [f64; 3], weight: f32) -> f32 {
     let weight = f64::from(weight);
     let square = a + 2.0 * weight * b + weight * weight * c;
     (f64::from(m) / square.max(0.0).sqrt()) as f32
+}
+
+/// The low-rank part, if it has a magnitude.
+pub(super) fn rescaling<'a>(source: &'a SiteDelta<'a>) -> Option<&'a LowRank<'a>> {
+    source.low_rank.as_ref().filter(|low| low.magnitude.is_some())
 }
 
 impl Expand {
@@ -109,7 +114,7 @@ impl Expand {
     }
 
     /// Applies the delta to one tile of a row's outputs, its bias not yet added.
-    pub(in crate::backend::cpu) fn apply(
+    pub(in super::super) fn apply(
         &self,
         region: &Region,
         kernels: &Kernels,

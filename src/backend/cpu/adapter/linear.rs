@@ -1,0 +1,184 @@
+//! What an adapter changes at the linears of one group, in one pass.
+
+use super::Base;
+use super::factors::{Expand, rescaling};
+use super::moments;
+use crate::adapter::delta::SiteDelta;
+use crate::backend::cpu::arena::{Part, Region, RegionLayout};
+use crate::backend::cpu::group::Group;
+use crate::backend::cpu::isa::LANES;
+use crate::backend::cpu::kernels::Kernels;
+use crate::backend::cpu::pack::DenseTiles;
+use crate::backend::cpu::threads::Pool;
+use crate::backend::cpu::tile::{Tiles, Width};
+use crate::backend::cpu::zero_norm;
+use crate::error::Result;
+use crate::tensor::{Tensor, TensorView};
+
+/// What an adapter changes at the sites of one group.
+pub(in super::super) struct GroupDelta {
+    /// Rows that multiply the input: A's and replaced rows.
+    stack: DenseTiles,
+    members: Vec<Option<LinearDelta>>,
+    /// Whether it replaces a weight, bias or row.
+    pub(in super::super) is_replacing: bool,
+}
+
+/// What an adapter changes at one linear.
+pub(in super::super) struct LinearDelta {
+    weight: Option<DenseTiles>,
+    bias: Option<Part>,
+    rows: Option<StackedRows>,
+    low: Option<StackedLow>,
+}
+
+/// Rows of a weight that are replaced, and where they stand in the stack.
+struct StackedRows {
+    ids: Part,
+    first: usize,
+}
+
+/// A low-rank delta, and where its A stands in the stack.
+struct StackedLow {
+    first: usize,
+    expand: Expand,
+}
+
+impl GroupDelta {
+    pub(super) fn lay_out(layout: &mut RegionLayout, in_features: usize, sources: &[(usize, &SiteDelta<'_>)]) -> Self {
+        let mut members: Vec<Option<LinearDelta>> = Vec::new();
+        let mut first = 0;
+        let mut stack = |rows: usize| {
+            first += rows;
+            first - rows
+        };
+        for &(member, source) in sources {
+            let weight = source.weight.as_ref().map(|weight| {
+                let width = Width::of_dtype(weight.dtype()).unwrap_or(Width::F32);
+                DenseTiles::lay_out(layout, weight.shape()[0], in_features, width)
+            });
+            let bias = source.bias.as_ref().map(|bias| layout.take::<f32>(bias.shape()[0].next_multiple_of(LANES)));
+            let low = source
+                .low_rank
+                .as_ref()
+                .map(|low| StackedLow { first: stack(low.rank()), expand: Expand::lay_out(layout, low) });
+            let rows = source
+                .rows
+                .as_ref()
+                .map(|rows| StackedRows { ids: layout.take::<u32>(rows.ids.len()), first: stack(rows.ids.len()) });
+            members.resize_with(member + 1, || None);
+            members[member] = Some(LinearDelta { weight, bias, rows, low });
+        }
+        // A stack of one type keeps it; a mixed one is widened.
+        let mut widths = stacked(sources).filter_map(|matrix| Width::of_dtype(matrix.dtype()));
+        let width = widths.next().unwrap_or(Width::F32);
+        let width = if widths.all(|other| other == width) { width } else { Width::F32 };
+        let is_replacing = sources.iter().any(|(_, source)| source.is_replacing());
+        Self { stack: DenseTiles::lay_out(layout, first, in_features, width), members, is_replacing }
+    }
+
+    pub(super) fn fill(&self, pool: &mut Pool, region: &mut Region, sources: &[(usize, &SiteDelta<'_>)]) -> Result<()> {
+        let rows: Vec<(TensorView<'_>, usize)> =
+            stacked(sources).flat_map(|matrix| (0..matrix.shape()[0]).map(|row| (matrix.view(), row))).collect();
+        self.stack.fill(pool, region, |row| rows[row])?;
+        for &(member, source) in sources {
+            let Some(delta) = self.member(member) else { continue };
+            if let (Some(tiles), Some(weight)) = (&delta.weight, &source.weight) {
+                tiles.fill(pool, region, |row| (weight.view(), row))?;
+            }
+            if let (Some(part), Some(bias)) = (delta.bias, &source.bias) {
+                let len = bias.view().len();
+                bias.view().read_f32(0..len, &mut region.part_mut(part)[..len]);
+            }
+            if let (Some(stacked), Some(rows)) = (&delta.rows, &source.rows) {
+                region.part_mut(stacked.ids).copy_from_slice(&rows.ids);
+            }
+            if let (Some(stacked), Some(low)) = (&delta.low, &source.low_rank) {
+                stacked.expand.fill(region, low);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the norms of a member's weight, where the adapter rescales by them.
+    pub(super) fn fill_magnitude(
+        &self,
+        pool: &mut Pool,
+        base: &Base<'_>,
+        group: &Group,
+        region: &mut Region,
+        member: usize,
+        source: &SiteDelta<'_>,
+    ) -> Result<()> {
+        let (Some(delta), Some(low)) = (self.member(member), rescaling(source)) else { return Ok(()) };
+        let (tiles, order) = match &delta.weight {
+            Some(weight) => (weight.view(region), None),
+            None => (group.members[member].tiles(base.arena), group.order(member)),
+        };
+        let moments = moments::of_linear(pool, base.kernels, &tiles, order, low, source.rows.as_ref())?;
+        let Some(stacked) = &delta.low else { return Ok(()) };
+        stacked.expand.fill_magnitude(region, low, &moments).map_err(|output| zero_norm(source.site, output))
+    }
+
+    /// What is changed at a member of the group.
+    pub(in super::super) fn member(&self, index: usize) -> Option<&LinearDelta> {
+        self.members.get(index)?.as_ref()
+    }
+
+    /// Tiles of the stack.
+    pub(in super::super) fn stack_tiles(&self) -> usize {
+        self.stack.tiles
+    }
+
+    /// The stack, for a kernel.
+    pub(in super::super) fn stack<'a>(&'a self, region: &'a Region) -> Tiles<'a> {
+        self.stack.view(region)
+    }
+}
+
+/// The matrices of a stack, in its order.
+fn stacked<'a>(sources: &[(usize, &'a SiteDelta<'a>)]) -> impl Iterator<Item = &'a Tensor<'a>> {
+    let of_source = |&(_, source): &(usize, &'a SiteDelta<'a>)| {
+        let (low, rows) = (source.low_rank.as_ref(), source.rows.as_ref());
+        low.map(|low| &low.a).into_iter().chain(rows.map(|rows| &rows.values))
+    };
+    sources.iter().flat_map(of_source)
+}
+
+impl LinearDelta {
+    /// The weight that stands in the base's place.
+    pub(in super::super) fn weight(&self) -> Option<&DenseTiles> {
+        self.weight.as_ref()
+    }
+
+    /// The bias that stands in the base's place, from a tile on.
+    pub(in super::super) fn bias<'a>(&self, region: &'a Region, tile: usize) -> Option<&'a [f32]> {
+        self.bias.map(|bias| region.part(bias).get(tile * LANES..).unwrap_or(&[]))
+    }
+
+    /// Writes the outputs of a tile whose rows are replaced; `t` is the product of the stack.
+    pub(in super::super) fn replace_rows(&self, region: &Region, tile: usize, t: &[f32], y: &mut [f32; LANES]) {
+        let Some(rows) = &self.rows else { return };
+        let ids: &[u32] = region.part(rows.ids);
+        let start = ids.partition_point(|&id| (id as usize) < tile * LANES);
+        let within = ids[start..].iter().take_while(|&&id| (id as usize) < (tile + 1) * LANES);
+        for (&id, &value) in within.zip(&t[rows.first + start..]) {
+            y[id as usize - tile * LANES] = value;
+        }
+    }
+
+    /// Applies the low-rank part to a tile of outputs; `t` is the product of the stack.
+    pub(in super::super) fn apply(
+        &self,
+        region: &Region,
+        kernels: &Kernels,
+        tile: usize,
+        t: &[f32],
+        weight: f32,
+        y: &mut [f32; LANES],
+    ) {
+        if let Some(StackedLow { first, expand }) = &self.low {
+            expand.apply(region, kernels, tile, &t[*first..*first + expand.rank], weight, y);
+        }
+    }
+}
