@@ -53,6 +53,8 @@ pub struct AdapterConfig {
     pub pooled_inputs: Option<usize>,
     /// `use_bdlora`: A or B is stored as the blocks of a block-diagonal matrix.
     pub blocks: Option<BlockDiagonal>,
+    /// `kasa_config`: the base's weights are truncated, and a diagonal stands between A and B.
+    pub uses_kasa: bool,
     /// Everything wrong with the fields.
     pub problems: Vec<Error>,
     /// Fields whose value could not be used: what follows from them is no problem of its own.
@@ -135,6 +137,11 @@ const FIELDS: &[(&str, Rule, &str)] = &[
     ("use_qalora", Rule::Read(fields::read_use_qalora), "A sees pooled inputs"),
     ("qalora_group_size", Rule::Read(fields::read_group_size), "how many are pooled; only with `use_qalora`"),
     ("use_bdlora", Rule::Read(fields::read_blocks), "block-diagonal A or B"),
+    (
+        "kasa_config",
+        Rule::Read(fields::read_kasa),
+        "drops the base's smallest singular values, which takes its decomposition at loading: minutes for a large base",
+    ),
     ("init_lora_weights", Rule::Read(fields::read_init), "true, false, gaussian, orthogonal, eva, mica; others below"),
     ("task_type", Rule::Read(fields::read_task_type), "`CAUSAL_LM` or null; a head of another task is refused"),
     (
@@ -143,7 +150,6 @@ const FIELDS: &[(&str, Rule, &str)] = &[
         "no linear served here is stored transposed, and PEFT resets it",
     ),
     ("target_parameters", Rule::Refused(Feature::TargetParameters, Switch::List), "LoRA on stacked experts"),
-    ("kasa_config", Rule::Refused(Feature::Kasa, Switch::Object), "the base's weight would have to be decomposed"),
     ("arrow_config", Rule::Refused(Feature::Arrow, Switch::Object), "a router over other adapters"),
     ("velora_config", Rule::Noted, "changes training alone; its tensors are left out"),
     ("monteclora_config", Rule::Noted, "changes training alone; its tensors are left out"),
@@ -245,6 +251,7 @@ impl Draft {
             ("alora_invocation_tokens", !config.invocation.is_empty()),
             ("use_bdlora", config.blocks.is_some()),
             ("use_qalora", config.pooled_inputs.is_some()),
+            ("kasa_config", config.uses_kasa),
         ];
         for (other, _) in others.iter().filter(|(_, on)| *on && config.use_dora) {
             let what = format!("use_dora and {other} exclude each other, in PEFT too");

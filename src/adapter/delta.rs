@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! replaced (by the request's one adapter that does)   W, b, rows of W          a weight other than 1 has no meaning
+//! dropped (KaSA)                                      the smallest singular values of W, whatever the weight
 //! added (by every adapter, in the request's order)    f s (B (A x) + b_B)      f: the request's weight
 //! rescaled (DoRA)                                     y = b + (m / n) (y - b) + (m / n) f s B (A x)
 //!                                                     n_i = |W_i + f s (B A)_i|, the row's norm over the inputs
@@ -80,12 +81,15 @@ pub struct LowRank<'a> {
     pub b_bias: Option<Tensor<'a>>,
     /// DoRA's magnitude m `[out_features]`; neither scale nor weight touches it.
     pub magnitude: Option<Tensor<'a>>,
+    /// How many of the weight's smallest singular values it does without, whatever the request's weight (KaSA); never
+    /// together with a magnitude, and fewer than there are.
+    pub truncated: usize,
 }
 
 impl<'a> LowRank<'a> {
     /// Plain factors.
     pub fn new(a: impl Into<Tensor<'a>>, b: impl Into<Tensor<'a>>, scale: f32) -> Self {
-        Self { a: a.into(), b: b.into(), scale, b_bias: None, magnitude: None }
+        Self { a: a.into(), b: b.into(), scale, b_bias: None, magnitude: None, truncated: 0 }
     }
 
     /// Number of rows of A.

@@ -15,6 +15,8 @@ pub struct AdapterDemands {
     pub replaced_rows: Vec<(SiteId, Vec<u32>)>,
     /// Sites with a DoRA magnitude, ascending.
     pub rescaled: Vec<SiteId>,
+    /// Sites whose weight it truncates, ascending.
+    pub truncated: Vec<SiteId>,
     /// Rows of the embedding it brings, if it replaces it.
     pub embedding_rows: Option<usize>,
     /// Rows of the head it brings, if it replaces it.
@@ -55,11 +57,16 @@ impl AdapterDemands {
             if delta.low_rank.as_ref().is_some_and(|low| low.magnitude.is_some()) {
                 demands.rescaled.push(delta.site);
             }
+            if delta.low_rank.as_ref().is_some_and(|low| low.truncated > 0) {
+                demands.truncated.push(delta.site);
+            }
         }
         demands.replaced.sort_unstable();
         demands.replaced.dedup();
         demands.rescaled.sort_unstable();
         demands.rescaled.dedup();
+        demands.truncated.sort_unstable();
+        demands.truncated.dedup();
         demands
     }
 
@@ -72,20 +79,22 @@ impl AdapterDemands {
         self.replaced.binary_search(&(site, part)).is_ok()
     }
 
-    fn is_rescaling(&self, site: SiteId) -> bool {
-        self.rescaled.binary_search(&site).is_ok()
+    /// Whether what it does at a site was taken of the weight there: its norms, or its smallest singular values.
+    fn depends_on(&self, site: SiteId) -> bool {
+        self.rescaled.binary_search(&site).is_ok() || self.truncated.binary_search(&site).is_ok()
     }
 
-    /// A site at which both can't act on one row: one replaces what the other replaces too, or took its norms of.
+    /// A site at which both can't act on one row: one changes what the other replaces, or took its norms of.
     pub fn conflict(&self, other: &Self) -> Option<SiteId> {
-        // Rows of a weight whose norms were taken before they were replaced.
-        if let Some((site, _)) = self.replaced_rows.iter().find(|(site, _)| other.is_rescaling(*site)) {
-            return Some(*site);
+        // A weight that is changed before the other took of it what it needs.
+        let changed = self.replaced_rows.iter().map(|(site, _)| site).chain(&self.truncated);
+        if let Some(site) = changed.copied().find(|&site| other.depends_on(site)) {
+            return Some(site);
         }
         let replaced = |&&(site, part): &&(SiteId, SitePart)| {
             other.replaces(site, part)
                 || (part == SitePart::Weight
-                    && (other.is_rescaling(site) || other.replaced_rows.iter().any(|(rows_of, _)| *rows_of == site)))
+                    && (other.depends_on(site) || other.replaced_rows.iter().any(|(rows_of, _)| *rows_of == site)))
         };
         let shared_rows = || {
             let shared = |(site, ids): &&(SiteId, Vec<u32>)| {

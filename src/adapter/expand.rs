@@ -33,6 +33,15 @@ pub(super) fn block_diagonal(blocks: &Tensor<'_>, count: usize) -> Tensor<'stati
     Tensor::from_f32(&[rows, columns * count], &values)
 }
 
+/// KaSA: B `[outputs, rank]` with each of its columns times an entry of the diagonal `[rank]`.
+pub(super) fn scaled_columns(b: &Tensor<'_>, diagonal: &Tensor<'_>) -> Tensor<'static> {
+    let (mut values, diagonal) = (b.view().to_f32(), diagonal.view().to_f32());
+    for row in values.chunks_exact_mut(diagonal.len()) {
+        row.iter_mut().zip(&diagonal).for_each(|(value, factor)| *value *= factor);
+    }
+    Tensor::from_f32(b.shape(), &values)
+}
+
 /// The transpose of a matrix.
 pub(super) fn transposed(matrix: &Tensor<'_>) -> Tensor<'static> {
     let (rows, columns) = (matrix.shape()[0], matrix.shape()[1]);
@@ -61,6 +70,13 @@ mod tests {
         let blocks = Tensor::from_f32(&[4, 1], &[1.0, 2.0, 3.0, 4.0]);
         let expected = [1.0, 0.0, 2.0, 0.0, 0.0, 3.0, 0.0, 4.0];
         assert_eq!(block_diagonal(&blocks, 2), Tensor::from_f32(&[4, 2], &expected));
+    }
+
+    #[test]
+    fn a_diagonal_scales_the_columns_of_b() {
+        let b = Tensor::from_f32(&[2, 2], &[1.0, 2.0, 3.0, 4.0]);
+        let scaled = scaled_columns(&b, &Tensor::from_f32(&[2], &[10.0, -1.0]));
+        assert_eq!(scaled, Tensor::from_f32(&[2, 2], &[10.0, -2.0, 30.0, -4.0]));
     }
 
     #[test]

@@ -76,8 +76,9 @@ impl<'a> Planner<'a, '_> {
         }
         let b_bias = self.b_bias(module, form);
         let magnitude = self.magnitude(module);
+        let diagonal = self.diagonal(module, rank.rank);
         let scale = self.scale(module.path, rank.rank);
-        for stored in [a, b_bias, magnitude].into_iter().flatten() {
+        for stored in [a, b_bias, magnitude, diagonal].into_iter().flatten() {
             self.keep(stored.is_nonzero());
         }
         if let Some(b) = b
@@ -98,8 +99,10 @@ impl<'a> Planner<'a, '_> {
             Form::BlocksOfA(count) => (expand::block_diagonal(&a, count), b),
             Form::BlocksOfB(count) => (a, expand::block_diagonal(&b, count)),
         };
+        let b = diagonal.map_or(b.clone(), |diagonal| expand::scaled_columns(&b, &diagonal.tensor()));
+        let truncated = if diagonal.is_some() { rank.rank } else { 0 };
         let tensor = |stored: Option<Stored<'a>>| stored.map(|stored| stored.tensor());
-        Some(LowRank { a, b, scale: scale?, b_bias: tensor(b_bias), magnitude: tensor(magnitude) })
+        Some(LowRank { a, b, scale: scale?, b_bias: tensor(b_bias), magnitude: tensor(magnitude), truncated })
     }
 
     /// The config must not speak against a module that the file has factors for.
@@ -221,20 +224,43 @@ impl<'a> Planner<'a, '_> {
         // An embedding has none, and PEFT drops it where B is block-diagonal.
         let promised = config.lora_bias && module.site.kind == SiteKind::Linear && !matches!(form, Form::BlocksOfB(_));
         let told = config.is_broken("lora_bias");
-        self.vector(module, Part::BBias, promised, told, "lora_bias")
+        self.vector(module, Part::BBias, module.outputs, promised, told, "lora_bias")
     }
 
     /// DoRA's magnitude: there where `use_dora` promises it, and only there.
     fn magnitude(&mut self, module: &Module<'_, 'a>) -> Option<Stored<'a>> {
         let (promised, told) = (self.config().use_dora, self.config().is_broken("use_dora"));
-        self.vector(module, Part::Magnitude, promised, told, "use_dora")
+        // An embedding's is of its width, which is what it puts out.
+        self.vector(module, Part::Magnitude, module.outputs, promised, told, "use_dora")
     }
 
-    /// A vector `[out_features]` that a field of the config promises.
+    /// KaSA's diagonal between A and B: on every linear where `kasa_config` promises it, and only there. The weight must keep
+    /// a singular value.
+    fn diagonal(&mut self, module: &Module<'_, 'a>, rank: usize) -> Option<Stored<'a>> {
+        let promised = self.config().uses_kasa && module.site.kind == SiteKind::Linear;
+        let told = self.config().is_broken("kasa_config");
+        let stored = self.vector(module, Part::Diagonal, rank, promised, told, "kasa_config")?;
+        let values = module.inputs.min(module.outputs);
+        if rank >= values {
+            let what = format!("KaSA leaves nothing of the weight of '{}'", module.path);
+            let error = Error::new(ErrorCode::AdapterShapeMismatch, what).tensor(stored.name);
+            self.problem(error.expected(format!("a rank below its {values} singular values")).found(rank));
+            return None;
+        }
+        if module.only_site().is_none() {
+            let what = format!("KaSA on '{}', which is no linear of its own in this model", module.path);
+            self.problem(unsupported(what).tensor(stored.name));
+            return None;
+        }
+        Some(stored)
+    }
+
+    /// A vector of that many values that a field of the config promises.
     fn vector(
         &mut self,
         module: &Module<'_, 'a>,
         part: Part,
+        len: usize,
         promised: bool,
         told: bool,
         field: &str,
@@ -243,8 +269,7 @@ impl<'a> Planner<'a, '_> {
             (Some(name), promised) if promised || told => {
                 let stored = Stored::open(&self.files.weights, name, 1);
                 let stored = self.keep(stored)?;
-                // An embedding's magnitude is of its width, as every vector of a module is of its outputs.
-                let fits = stored.has_shape(&[module.width()], "a vector does not fit the base model");
+                let fits = stored.has_shape(&[len], "a vector does not fit the base model");
                 self.keep(fits)?;
                 return Some(stored);
             }

@@ -89,7 +89,7 @@ const OTHERS: &[FeatureRow] = &[
         "on a base that has the projection fused: on all parts, or on none",
     ),
     row(
-        "DoRA with `lora_bias`, aLoRA, BD-LoRA or QA-LoRA",
+        "DoRA with `lora_bias`, aLoRA, BD-LoRA, QA-LoRA or KaSA",
         Verdict::Refused(ErrorCode::AdapterConfigInvalid),
         "PEFT refuses it too",
     ),
@@ -122,7 +122,7 @@ const OTHERS: &[FeatureRow] = &[
         "PEFT has no meaning for it",
     ),
     row(
-        "two adapters of a mixture that replace the same part",
+        "two adapters of a mixture that replace or truncate the same part",
         Verdict::Refused(ErrorCode::AdapterMixtureInvalid),
         "PEFT refuses it too",
     ),
@@ -138,8 +138,6 @@ pub fn table() -> Vec<FeatureRow> {
 pub enum Feature {
     /// Factors on parameters that are no linears, such as stacked experts.
     TargetParameters,
-    /// The base is truncated, and a diagonal stands between A and B.
-    Kasa,
     /// A router over other adapters.
     Arrow,
     /// A head of another task than text generation.
@@ -152,7 +150,6 @@ impl fmt::Display for Feature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Feature::TargetParameters => "LoRA on parameters (target_parameters)",
-            Feature::Kasa => "KaSA (kasa_config), for which the base's weight would have to be decomposed",
             Feature::Arrow => "Arrow routing (arrow_config)",
             Feature::TaskHead => "another task than text generation (task_type)",
             Feature::Initialisation => "an unknown initialisation (init_lora_weights)",

@@ -306,6 +306,11 @@ pub(super) fn read_group_size(draft: &mut Draft, field: &'static str, value: &Va
     Ok(())
 }
 
+pub(super) fn read_kasa(draft: &mut Draft, field: &'static str, value: &Value) -> Result<()> {
+    draft.config.uses_kasa = Switch::Object.is_on(field, value)?;
+    Ok(())
+}
+
 pub(super) fn read_blocks(draft: &mut Draft, field: &'static str, value: &Value) -> Result<()> {
     let fields = match value {
         Value::Null => return Ok(()),

@@ -29,6 +29,8 @@ pub enum Part {
     B,
     /// B's bias `[out_features]`.
     BBias,
+    /// KaSA's diagonal `[rank]` between A and B.
+    Diagonal,
     /// DoRA's magnitude `[out_features]`.
     Magnitude,
     /// An embedding's `A [rank, rows]`.
@@ -59,8 +61,8 @@ impl Part {
     /// Names of a replaced bias; the first that is there counts.
     pub const BIASES: [Part; 3] = [Part::Bias, Part::SavedBias, Part::BaseBias];
     /// Parts of a low-rank delta.
-    pub const LOW_RANK: [Part; 6] =
-        [Part::A, Part::B, Part::EmbeddingA, Part::EmbeddingB, Part::BBias, Part::Magnitude];
+    pub const LOW_RANK: [Part; 7] =
+        [Part::A, Part::B, Part::EmbeddingA, Part::EmbeddingB, Part::BBias, Part::Magnitude, Part::Diagonal];
 
     /// What follows the module's path in the name PEFT gives the tensor.
     pub fn suffix(self) -> &'static str {
@@ -69,6 +71,7 @@ impl Part {
             Part::B => "lora_B.weight",
             Part::BBias => "lora_B.bias",
             Part::Magnitude => "lora_magnitude_vector",
+            Part::Diagonal => "lora_diag",
             Part::EmbeddingA => "lora_embedding_A",
             Part::EmbeddingB => "lora_embedding_B",
             Part::Weight => "weight",
@@ -175,7 +178,8 @@ fn lora_role<'a>(segment: &str, tail: &[&'a str]) -> (Role, Option<&'a str>) {
         ("lora_embedding_A", [name]) => part(Part::EmbeddingA, Some(*name)),
         ("lora_embedding_B", []) => part(Part::EmbeddingB, None),
         ("lora_embedding_B", [name]) => part(Part::EmbeddingB, Some(*name)),
-        ("lora_diag", [] | [_]) => (Role::Feature(Feature::Kasa), None),
+        ("lora_diag", []) => part(Part::Diagonal, None),
+        ("lora_diag", [name]) => part(Part::Diagonal, Some(*name)),
         ("lora_arrow", _) => (Role::Feature(Feature::Arrow), None),
         ("lora_velora_embed" | "lora_monteclora_sampler", _) => (Role::Redundant, None),
         ("lora_a" | "lora_b", []) => (Role::Foreign("mlx-lm"), None),
@@ -369,7 +373,7 @@ mod tests {
             ("lora_magnitude_vector.default.weight", Role::Part(Part::Magnitude)),
             ("lora_embedding_A", Role::Part(Part::EmbeddingA)),
             ("lora_embedding_B.default", Role::Part(Part::EmbeddingB)),
-            ("lora_diag", Role::Feature(Feature::Kasa)),
+            ("lora_diag", Role::Part(Part::Diagonal)),
             ("lora_arrow.weight", Role::Feature(Feature::Arrow)),
             ("lora_velora_embed", Role::Redundant),
             ("lora_monteclora_sampler.std", Role::Redundant),

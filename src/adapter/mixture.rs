@@ -302,6 +302,7 @@ mod tests {
         let rows =
             |ids: &[u32]| AdapterDemands { replaced_rows: vec![(SiteId(0), ids.to_vec())], ..Default::default() };
         let rescaling = || AdapterDemands { rescaled: vec![SiteId(0)], ..Default::default() };
+        let truncating = || AdapterDemands { truncated: vec![SiteId(0)], ..Default::default() };
         let stacked = || AdapterDemands { layers: Some([0, 0].into()), ..Default::default() };
         let (weight, bias) = (|| replacing(SitePart::Weight), || replacing(SitePart::Bias));
         let pair = |one: AdapterDemands, other: AdapterDemands| {
@@ -313,6 +314,9 @@ mod tests {
         assert!(pair(rescaling(), rescaling()) && pair(rescaling(), bias()));
         assert!(!pair(weight(), weight()) && !pair(bias(), bias()) && !pair(rows(&[1, 3]), rows(&[3])));
         assert!(!pair(weight(), rows(&[1])) && !pair(weight(), rescaling()) && !pair(rows(&[1]), rescaling()));
+        assert!(pair(truncating(), bias()) && pair(truncating(), AdapterDemands::default()));
+        assert!(!pair(truncating(), truncating()) && !pair(truncating(), weight()));
+        assert!(!pair(truncating(), rescaling()) && !pair(truncating(), rows(&[1])));
         assert!(!pair(stacked(), AdapterDemands::default()));
     }
 }

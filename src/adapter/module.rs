@@ -27,11 +27,6 @@ pub(super) struct Module<'m, 'a> {
 }
 
 impl Module<'_, '_> {
-    /// Width of what it computes.
-    pub fn width(&self) -> usize {
-        self.outputs
-    }
-
     /// What it is, for messages.
     pub fn kind(&self) -> &'static str {
         match self.site.kind {

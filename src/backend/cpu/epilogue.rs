@@ -43,6 +43,9 @@ impl<'a> Epilogue<'a> {
                     bias = delta.bias(region, tile).or(bias);
                 }
             }
+            for (entry, _, region, delta) in deltas.clone() {
+                delta.truncate(region, self.kernels, tile, self.shrunk.of(entry), y);
+            }
             for (entry, weight, region, delta) in deltas {
                 delta.apply(region, self.kernels, tile, self.shrunk.of(entry), weight, y);
             }

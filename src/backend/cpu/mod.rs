@@ -27,6 +27,7 @@ mod linear;
 mod pack;
 mod reference;
 mod routing;
+mod singular;
 mod threads;
 mod tile;
 

@@ -11,9 +11,17 @@ use crate::tensor::{Tensor, shape_text};
 #[derive(Default)]
 pub(super) struct Sorted<'a> {
     /// By member, ascending.
-    pub(super) groups: BTreeMap<(usize, u32), Vec<(usize, &'a SiteDelta<'a>)>>,
+    pub(super) groups: BTreeMap<(usize, u32), Vec<MemberDelta<'a>>>,
     pub(super) tables: BTreeMap<(usize, u32), &'a SiteDelta<'a>>,
     pub(super) vectors: BTreeMap<(usize, u32), &'a Tensor<'a>>,
+}
+
+/// The delta at a member of a group.
+pub(super) struct MemberDelta<'a> {
+    pub(super) member: usize,
+    pub(super) delta: &'a SiteDelta<'a>,
+    /// What it takes out of the member's weight, once that is known.
+    pub(super) truncation: Option<LowRank<'static>>,
 }
 
 impl<'a> Sorted<'a> {
@@ -29,8 +37,8 @@ impl<'a> Sorted<'a> {
             let is_fresh = match site.place {
                 SitePlace::Linear { group, member } => {
                     let members = sorted.groups.entry((group, delta.pass)).or_default();
-                    let is_fresh = members.iter().all(|(other, _)| *other != member);
-                    members.push((member, delta));
+                    let is_fresh = members.iter().all(|other| other.member != member);
+                    members.push(MemberDelta { member, delta, truncation: None });
                     is_fresh
                 }
                 SitePlace::Table(table) => sorted.tables.insert((table, delta.pass), delta).is_none(),
@@ -43,7 +51,7 @@ impl<'a> Sorted<'a> {
                 return Err(misfit("an adapter has two deltas for one site and pass", delta));
             }
         }
-        sorted.groups.values_mut().for_each(|members| members.sort_by_key(|(member, _)| *member));
+        sorted.groups.values_mut().for_each(|members| members.sort_by_key(|source| source.member));
         Ok(sorted)
     }
 }
@@ -93,6 +101,9 @@ impl Site {
         let (inputs, outputs) = match self.place {
             SitePlace::Linear { .. } => (self.shape[1], rows),
             SitePlace::Table(_) if delta.bias.is_some() => return Err(misfit("an embedding has no bias", delta)),
+            SitePlace::Table(_) if delta.low_rank.as_ref().is_some_and(|low| low.truncated > 0) => {
+                return Err(misfit("an embedding is not truncated", delta));
+            }
             SitePlace::Table(_) => (rows, self.shape[1]),
             SitePlace::Vector(_) if others => return Err(misfit("a norm has a weight alone", delta)),
             SitePlace::Vector(_) => return Ok(()),
@@ -123,6 +134,7 @@ fn fits_low_rank(low: &LowRank<'_>, inputs: usize, outputs: usize) -> bool {
         && of_a == inputs
         && of_b == outputs
         && vectors.into_iter().flatten().all(|vector| vector.shape() == [outputs])
+        && (low.truncated == 0 || (low.truncated < inputs.min(outputs) && low.magnitude.is_none()))
 }
 
 fn misfit(what: &str, delta: &SiteDelta<'_>) -> Error {

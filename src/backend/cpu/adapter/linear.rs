@@ -1,9 +1,10 @@
 //! What an adapter changes at the linears of one group, in one pass.
 
 use super::Base;
+use super::check::MemberDelta;
 use super::factors::{Expand, rescaling};
 use super::moments;
-use crate::adapter::delta::SiteDelta;
+use crate::adapter::delta::{LowRank, SiteDelta};
 use crate::backend::cpu::arena::{Part, Region, RegionLayout};
 use crate::backend::cpu::group::Group;
 use crate::backend::cpu::isa::LANES;
@@ -29,6 +30,8 @@ pub(in super::super) struct LinearDelta {
     weight: Option<DenseTiles>,
     bias: Option<Part>,
     rows: Option<StackedRows>,
+    /// What is taken out of the weight, whatever the request's weight.
+    truncation: Option<StackedLow>,
     low: Option<StackedLow>,
 }
 
@@ -45,43 +48,45 @@ struct StackedLow {
 }
 
 impl GroupDelta {
-    pub(super) fn lay_out(layout: &mut RegionLayout, in_features: usize, sources: &[(usize, &SiteDelta<'_>)]) -> Self {
+    pub(super) fn lay_out(layout: &mut RegionLayout, in_features: usize, sources: &[MemberDelta<'_>]) -> Self {
         let mut members: Vec<Option<LinearDelta>> = Vec::new();
         let mut first = 0;
         let mut stack = |rows: usize| {
             first += rows;
             first - rows
         };
-        for &(member, source) in sources {
+        for &MemberDelta { member, delta: source, ref truncation } in sources {
             let weight = source.weight.as_ref().map(|weight| {
                 let width = Width::of_dtype(weight.dtype()).unwrap_or(Width::F32);
                 DenseTiles::lay_out(layout, weight.shape()[0], in_features, width)
             });
             let bias = source.bias.as_ref().map(|bias| layout.take::<f32>(bias.shape()[0].next_multiple_of(LANES)));
-            let low = source
-                .low_rank
-                .as_ref()
-                .map(|low| StackedLow { first: stack(low.rank()), expand: Expand::lay_out(layout, low) });
+            let mut stacked_low = |low: &LowRank<'_>| {
+                let expand = Expand::lay_out(layout, low);
+                StackedLow { first: stack(low.rank()), expand }
+            };
+            let low = source.low_rank.as_ref().map(&mut stacked_low);
+            let truncation = truncation.as_ref().map(&mut stacked_low);
             let rows = source
                 .rows
                 .as_ref()
                 .map(|rows| StackedRows { ids: layout.take::<u32>(rows.ids.len()), first: stack(rows.ids.len()) });
             members.resize_with(member + 1, || None);
-            members[member] = Some(LinearDelta { weight, bias, rows, low });
+            members[member] = Some(LinearDelta { weight, bias, rows, truncation, low });
         }
         // A stack of one type keeps it; a mixed one is widened.
         let mut widths = stacked(sources).filter_map(|matrix| Width::of_dtype(matrix.dtype()));
         let width = widths.next().unwrap_or(Width::F32);
         let width = if widths.all(|other| other == width) { width } else { Width::F32 };
-        let is_replacing = sources.iter().any(|(_, source)| source.is_replacing());
+        let is_replacing = sources.iter().any(|source| source.delta.is_replacing());
         Self { stack: DenseTiles::lay_out(layout, first, in_features, width), members, is_replacing }
     }
 
-    pub(super) fn fill(&self, pool: &mut Pool, region: &mut Region, sources: &[(usize, &SiteDelta<'_>)]) -> Result<()> {
+    pub(super) fn fill(&self, pool: &mut Pool, region: &mut Region, sources: &[MemberDelta<'_>]) -> Result<()> {
         let rows: Vec<(TensorView<'_>, usize)> =
             stacked(sources).flat_map(|matrix| (0..matrix.shape()[0]).map(|row| (matrix.view(), row))).collect();
         self.stack.fill(pool, region, |row| rows[row])?;
-        for &(member, source) in sources {
+        for &MemberDelta { member, delta: source, ref truncation } in sources {
             let Some(delta) = self.member(member) else { continue };
             if let (Some(tiles), Some(weight)) = (&delta.weight, &source.weight) {
                 tiles.fill(pool, region, |row| (weight.view(), row))?;
@@ -94,6 +99,9 @@ impl GroupDelta {
                 region.part_mut(stacked.ids).copy_from_slice(&rows.ids);
             }
             if let (Some(stacked), Some(low)) = (&delta.low, &source.low_rank) {
+                stacked.expand.fill(region, low);
+            }
+            if let (Some(stacked), Some(low)) = (&delta.truncation, truncation) {
                 stacked.expand.fill(region, low);
             }
         }
@@ -137,12 +145,12 @@ impl GroupDelta {
 }
 
 /// The matrices of a stack, in its order.
-fn stacked<'a>(sources: &[(usize, &'a SiteDelta<'a>)]) -> impl Iterator<Item = &'a Tensor<'a>> {
-    let of_source = |&(_, source): &(usize, &'a SiteDelta<'a>)| {
-        let (low, rows) = (source.low_rank.as_ref(), source.rows.as_ref());
-        low.map(|low| &low.a).into_iter().chain(rows.map(|rows| &rows.values))
-    };
-    sources.iter().flat_map(of_source)
+fn stacked<'a>(sources: &'a [MemberDelta<'a>]) -> impl Iterator<Item = &'a Tensor<'a>> {
+    sources.iter().flat_map(|MemberDelta { delta, truncation, .. }| {
+        let (low, rows) = (delta.low_rank.as_ref(), delta.rows.as_ref());
+        let factors = low.into_iter().chain(truncation).map(|low| &low.a);
+        factors.chain(rows.map(|rows| &rows.values))
+    })
 }
 
 impl LinearDelta {
@@ -179,6 +187,20 @@ impl LinearDelta {
     ) {
         if let Some(StackedLow { first, expand }) = &self.low {
             expand.apply(region, kernels, tile, &t[*first..*first + expand.rank], weight, y);
+        }
+    }
+
+    /// Takes out of a tile of outputs what the weight is truncated by; `t` is the product of the stack.
+    pub(in super::super) fn truncate(
+        &self,
+        region: &Region,
+        kernels: &Kernels,
+        tile: usize,
+        t: &[f32],
+        y: &mut [f32; LANES],
+    ) {
+        if let Some(StackedLow { first, expand }) = &self.truncation {
+            expand.apply(region, kernels, tile, &t[*first..*first + expand.rank], 1.0, y);
         }
     }
 }

@@ -16,12 +16,14 @@ mod factors;
 mod linear;
 mod moments;
 mod table;
+mod truncation;
 
 use std::collections::HashMap;
 
 use self::check::Sorted;
 use self::linear::GroupDelta;
 use self::table::TableDelta;
+use self::truncation::truncation;
 use super::arena::{Arena, ArenaSlice, Part, Region, RegionLayout};
 use super::embed::Table;
 use super::group::Group;
@@ -88,7 +90,12 @@ impl Adapter {
     /// `memory_exhausted`; `adapter_scale_invalid` where a DoRA norm is 0; `internal` if a delta does not fit its site, or
     /// a site stands twice in one pass.
     pub(super) fn new(pool: &mut Pool, base: &Base<'_>, deltas: &[SiteDelta<'_>]) -> Result<Self> {
-        let sorted = Sorted::new(base, deltas)?;
+        let mut sorted = Sorted::new(base, deltas)?;
+        for (&(group, _), members) in &mut sorted.groups {
+            for source in members {
+                source.truncation = truncation(pool, base, &base.groups[group], source.member, source.delta)?;
+            }
+        }
         let mut layout = RegionLayout::default();
         let (mut groups, mut tables, mut vectors) = (ByPass::new(), ByPass::new(), ByPass::new());
         for (&at, members) in &sorted.groups {
@@ -110,8 +117,8 @@ impl Adapter {
         for (&(group, pass), members) in &sorted.groups {
             let Some(delta) = self.groups.get(group, pass) else { continue };
             delta.fill(pool, region, members)?;
-            for &(member, source) in members {
-                delta.fill_magnitude(pool, base, &base.groups[group], region, member, source)?;
+            for source in members {
+                delta.fill_magnitude(pool, base, &base.groups[group], region, source.member, source.delta)?;
             }
         }
         for (&(table, pass), source) in &sorted.tables {

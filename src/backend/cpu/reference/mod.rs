@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use self::attention::{Cache, rms_norm};
 use self::delta::{BaseWeight, Delta, Norms};
+use super::singular::{Smallest, smallest};
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::adapter::delta::SiteDelta;
 use crate::backend::{
@@ -93,6 +94,17 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 fn matrix(view: &TensorView<'_>) -> Matrix {
     Matrix { width: view.shape().last().copied().unwrap_or(0), values: view.to_f32() }
+}
+
+/// A weight without its smallest singular values.
+fn truncated(weight: &Matrix, count: usize) -> Result<Matrix> {
+    let (outputs, inputs) = (weight.rows(), weight.width);
+    let Smallest { left, right } = smallest(&weight.values, outputs, inputs, count)?;
+    let dropped = |output: usize, input: usize| -> f64 {
+        (0..count).map(|i| f64::from(left[output * count + i]) * f64::from(right[i * inputs + input])).sum()
+    };
+    let value = |(i, &value): (usize, &f32)| (f64::from(value) - dropped(i / inputs, i % inputs)) as f32;
+    Ok(Matrix { width: inputs, values: weight.values.iter().enumerate().map(value).collect() })
 }
 
 fn unknown() -> Error {
@@ -302,9 +314,17 @@ impl Backend for ReferenceBackend {
             return Err(unknown());
         }
         let mut adapter = HashMap::new();
-        for delta in deltas {
-            let key = (delta.site, delta.pass);
-            if !self.sites.contains_key(&delta.site) || adapter.insert(key, Delta::new(delta)).is_some() {
+        for source in deltas {
+            let mut delta = Delta::new(source);
+            if let Some(count) = source.low_rank.as_ref().map(|low| low.truncated).filter(|&count| count > 0) {
+                let base = delta.weight.as_ref().map_or_else(
+                    || self.base_weight(source.site),
+                    |weight| Ok(BaseWeight { values: weight, is_table: false }),
+                )?;
+                delta.weight = Some(truncated(base.values, count)?);
+            }
+            let key = (source.site, source.pass);
+            if !self.sites.contains_key(&source.site) || adapter.insert(key, delta).is_some() {
                 return Err(unknown());
             }
         }
