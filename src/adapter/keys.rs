@@ -467,11 +467,12 @@ mod tests {
 
     #[test]
     fn a_feature_is_refused_once_with_an_example_and_a_count() {
-        let contents = sort(["a.lora_diag", "a.lora_A.weight", "b.lora_diag", "a.lora_arrow.weight"]);
+        let nested = ["a.base_layer.lora_A.weight", "a.base_layer.lora_B.weight"];
+        let contents = sort(["a.lora_A.weight", "a.lora_arrow.weight"].into_iter().chain(nested));
         let problems: Vec<_> = contents.problems.iter().map(|p| (p.message().to_owned(), p.tensor_name())).collect();
         assert_eq!(problems.len(), 2, "{problems:?}");
-        assert!(problems[0].0.contains("KaSA"));
-        assert_eq!(problems[0].1, Some("a.lora_diag"));
+        assert!(problems[0].0.contains("target_parameters"));
+        assert_eq!(problems[0].1, Some("a.base_layer.lora_A.weight"));
         assert_eq!(contents.problems[0].found_value(), Some("2 tensors of it"));
         assert!(problems[1].0.contains("Arrow"));
     }

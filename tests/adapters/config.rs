@@ -10,7 +10,6 @@ use crate::{EMBEDDING, Q_PROJ, codes, refusal, refusals_on, refused};
 fn features_that_are_not_served_are_refused_by_name() {
     let table = [
         ("target_parameters", json!(["mlp.experts.down_proj"]), "target_parameters"),
-        ("kasa_config", json!({}), "KaSA"),
         ("arrow_config", json!({"top_k": 3}), "Arrow"),
         ("task_type", json!("SEQ_CLS"), "task_type"),
         ("init_lora_weights", json!("brand_new"), "brand_new"),
@@ -180,7 +179,7 @@ fn patterns_that_can_not_be_used_are_refused() {
 #[test]
 fn config_and_tensors_are_told_of_at_once() {
     let adapter =
-        Adapter::on_q_proj().set("r", json!("8")).set("kasa_config", json!({})).set("bias", json!("some")).rename(
+        Adapter::on_q_proj().set("r", json!("8")).set("arrow_config", json!({})).set("bias", json!("some")).rename(
             |name| if name.contains("layers.1.self_attn.q_proj.lora_B") { String::new() } else { name.to_owned() },
         );
     let expected =
@@ -201,8 +200,8 @@ fn what_follows_from_a_told_problem_is_not_told_again() {
     let bias = Adapter::on_q_proj().filled(Q_PROJ, "lora_B.bias", &[HIDDEN]);
     let rows = Adapter::on_q_proj().filled(EMBEDDING, "token_adapter.trainable_tokens_delta", &[1, HIDDEN]);
     let rank_4 = Adapter::empty().pair(Q_PROJ, 4, HIDDEN, HIDDEN);
-    let kasa = Adapter::on_q_proj().filled(Q_PROJ, "lora_diag", &[2]).set("kasa_config", json!({}));
-    assert_eq!(refused(&kasa).code(), ErrorCode::AdapterFeatureUnsupported);
+    let arrow = Adapter::on_q_proj().filled(Q_PROJ, "lora_arrow.weight", &[2, 2]).set("arrow_config", json!({}));
+    assert_eq!(refused(&arrow).code(), ErrorCode::AdapterFeatureUnsupported);
     let experts = Adapter::empty().pair("model.layers.0.mlp.experts", 4, HIDDEN, HIDDEN);
     for (field, value) in [("target_parameters", json!(["mlp.experts.up_proj"])), ("task_type", json!("SEQ_CLS"))] {
         let error = refused(&experts.clone().set(field, value));

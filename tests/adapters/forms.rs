@@ -211,3 +211,40 @@ fn factors_of_another_kind_of_module_are_refused() {
     let on_norm = Adapter::empty().pair("model.norm", 2, HIDDEN, HIDDEN);
     assert_eq!(refused(&on_norm).code(), ErrorCode::AdapterTensorUnexpected);
 }
+
+// --- KaSA
+
+fn kasa() -> Adapter {
+    on_q().set("kasa_config", json!({}))
+}
+
+#[test]
+fn a_diagonal_is_taken_into_b_and_the_weight_is_truncated_by_the_rank() {
+    let adapter = kasa().part(Q_PROJ, "lora_diag", &[2], &[3.0, -0.5]);
+    let planned = plan(&adapter);
+    let b = [3.0, -0.5].repeat(HIDDEN);
+    assert_eq!(planned.at(Q_PROJ).b, Some((vec![HIDDEN, 2], b)));
+    assert_eq!((planned.demands.truncated.len(), planned.demands.is_replacing()), (1, false));
+}
+
+#[test]
+fn a_diagonal_is_there_exactly_where_the_config_says() {
+    let name = format!("base_model.model.{Q_PROJ}.lora_diag");
+    let missing = refused(&kasa());
+    assert_eq!((missing.code(), missing.tensor_name()), (ErrorCode::AdapterTensorMissing, Some(name.as_str())));
+    let unannounced = refused(&on_q().filled(Q_PROJ, "lora_diag", &[2]));
+    assert_eq!(unannounced.code(), ErrorCode::AdapterTensorUnexpected);
+    let short = refused(&kasa().filled(Q_PROJ, "lora_diag", &[1]));
+    assert_eq!((short.code(), short.expected_value()), (ErrorCode::AdapterShapeMismatch, Some("[2]")));
+}
+
+#[test]
+fn a_weight_must_keep_a_singular_value() {
+    let adapter = Adapter::empty()
+        .set("r", json!(HIDDEN))
+        .set("kasa_config", json!({"beta": 0.1}))
+        .pair(Q_PROJ, HIDDEN, HIDDEN, HIDDEN)
+        .filled(Q_PROJ, "lora_diag", &[HIDDEN]);
+    let error = refused(&adapter);
+    assert_eq!((error.code(), error.found_value()), (ErrorCode::AdapterShapeMismatch, Some("6")));
+}

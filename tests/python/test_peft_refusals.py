@@ -9,7 +9,7 @@ import pytest
 import torch
 from exlora import Engine, ExloraError
 from support import tiny, zoo
-from support.collection import base_model, write
+from support.collection import base_model
 from support.compare import gap
 from transformers import LlamaForSequenceClassification
 
@@ -81,14 +81,6 @@ def test_a_feature_that_is_not_served_is_refused_by_its_field(change, engine, ad
     error = refused(engine, adapter)
     assert error.code == "adapter_feature_unsupported"
     assert next(iter(change)) in str(error)
-
-
-def test_an_adapter_that_truncates_the_base_is_refused_by_its_field(engine, collection, tmp_path):
-    """KaSA drops singular values of the base's own weight, which a packed one has not at hand."""
-    folder = write(zoo.Spec({"kasa_config": {}}), tmp_path / "kasa", collection.dense("llama"), seed=0)
-    error = refused(engine, folder)
-    assert error.code == "adapter_feature_unsupported"
-    assert "kasa_config" in str(error)
 
 
 def test_a_classifier_is_refused_by_its_task(engine, collection, tmp_path):

@@ -22,12 +22,13 @@ CLASHES = [
     ("saved-final-norm", "saved-every-norm"),
     ("bias-all", "bias-lora-only"),
     ("tokens", "tokens-dora"),
+    ("truncated", "truncated-rslora-patterns"),
 ]
 
 
 @pytest.mark.parametrize(("base", "name"), SCALABLE, ids=zoo.ids(SCALABLE))
 def test_a_weight_scales_the_delta_and_nothing_else(base, name, server, collection):
-    """0 does not give the base back where a magnitude remains."""
+    """0 does not give the base back where a magnitude or a truncated weight remains."""
     adapter = collection.read(base, name)
     for weight in (0.5, -0.3, 0.0, 2.0):
         model = collection.by_hand(collection.dense(base), [(adapter, weight)])

@@ -77,7 +77,7 @@ def draw(model: torch.nn.Module, spec: Spec, seed: int) -> None:
     biased = spec.options.get("bias", "none") != "none"
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if "lora_embedding_A" in name:
+        if "lora_embedding_A" in name or "lora_diag" in name:
             parameter.copy_(noise)
         elif "lora_embedding_B" in name:
             parameter.copy_(0.15 * noise * parameter.shape[1] ** -0.5)

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 _WRAPPERS = ("base_model.model.", "_orig_mod.", "module.", "_fsdp_wrapped_module.")
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 _PART = re.compile(
-    r"(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector"
+    r"(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|lora_diag"
     r"|lora_velora\w*|lora_monteclora\w*|token_adapter|base_layer|modules_to_save|original_module|weight$|bias$)"
     r"(?P<rest>\..*)?$"
 )
@@ -152,6 +152,9 @@ def apply(
         delta, rank = low_rank(parts, config, path, origin)
     else:
         return
+    if config.get("kasa_config"):
+        u, s, v = torch.linalg.svd(origin.weight, full_matrices=False)
+        module.weight = torch.nn.Parameter((u[:, :-rank] * s[:-rank]) @ v[:-rank])
     scale = weight * scaling(config, path, rank)
     if config.get("alora_invocation_tokens"):
         from_invocation(model, module, config["alora_invocation_tokens"], scale * delta, parts.get("c"), scale)
@@ -187,6 +190,8 @@ def low_rank(
         # Pooling takes the mean of each group and multiplies by the number of groups.
         group = config["qalora_group_size"]
         a = a.repeat_interleave(group, dim=1) * (a.shape[1] / group)
+    if "diag" in parts:
+        b = b * parts["diag"]
     assert (b.shape[0], a.shape[1]) == origin.weight.shape, path
     assert b.shape[1] == a.shape[0] == rank, path
     return b @ a, rank

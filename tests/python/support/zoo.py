@@ -222,6 +222,8 @@ SPECS = {
     "block-diagonal-rslora": Spec({"use_bdlora": {**_BD, "nblocks": 4}, "use_rslora": True}, r=8),
     "block-diagonal-partly": Spec({"use_bdlora": {**_BD, "target_modules_bd_a": [], "match_strict": False}}),
     "block-diagonal-lora-bias": Spec({"use_bdlora": _BD, "lora_bias": True}, bases=_BIASED),
+    "truncated": Spec({"kasa_config": {}}),
+    "truncated-rslora-patterns": Spec({"kasa_config": {}, "use_rslora": True, **_PATTERNS}),
     "pooled": Spec(edit=_pool, peft=False),
     "velora": Spec({"velora_config": {"num_groups": 4}}),
     "monteclora": Spec({"monteclora_config": {}}),
