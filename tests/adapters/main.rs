@@ -11,6 +11,7 @@ mod forms;
 mod fused;
 mod inspect;
 mod layers;
+mod odd;
 mod plain;
 mod replaced;
 mod tensors;
