@@ -204,6 +204,7 @@ def requests_that_are_not_there() -> object:
 CHAT = [{"role": "user", "content": "SELECT"}]
 STRICT = json.dumps({"chat_template": "{{ raise_exception('roles must alternate') }}"})
 
+
 def with_norm(tensors: Tensors) -> None:
     """Adds a norm in the base's place, as modules_to_save does."""
     tensors["base_model.model.model.norm.weight"] = ("F32", [256], bytes(1024))

@@ -107,7 +107,10 @@ def test_a_truncated_adapter(adapter, serving):
         ("adapter_tensor_missing", {"modules_to_save": ["lm_head"]}),
         ("adapter_tensor_missing", {"trainable_token_indices": [1, 2]}),
         ("adapter_tensor_missing", {"kasa_config": {"beta": 1e-3}}),
-        ("adapter_rank_mismatch", {"use_bdlora": {"nblocks": 2, "target_modules_bd_b": ["q_proj"], "match_strict": False}}),
+        (
+            "adapter_rank_mismatch",
+            {"use_bdlora": {"nblocks": 2, "target_modules_bd_b": ["q_proj"], "match_strict": False}},
+        ),
         ("adapter_config_invalid", {"layer_replication": [[0, 2], [1, 99]]}),
         ("adapter_config_invalid", {"alora_invocation_tokens": [5, 10**6]}),
     ],
