@@ -77,7 +77,7 @@ pub(super) fn inspect(dir: &Path, base: Option<&Path>) -> Result<AdapterReport> 
                 plan.drop_copies(|site, part, tensor| holds(model, site, part, tensor));
             }
             let problems = outcome.err().map(Error::into_list).unwrap_or_default();
-            (Some(contents(&plan, files.config(), sites)), problems)
+            (Some(contents(&plan, &files, sites)), problems)
         }
         Err(error) => (None, error.into_list()),
     };
@@ -96,10 +96,11 @@ fn holds(model: &ModelSurvey, site: SiteId, part: SitePart, tensor: TensorView<'
     own.is_some_and(|own| own.dtype().is_float() && own.shape() == tensor.shape() && own.to_f32() == tensor.to_f32())
 }
 
-fn contents(plan: &AdapterPlan<'_>, config: &AdapterConfig, sites: &SiteTable) -> AdapterContents {
-    let summary = &plan.summary;
-    let mut dtypes: Vec<String> =
-        plan.deltas.iter().flat_map(SiteDelta::tensors).map(|tensor| tensor.dtype().to_string()).collect();
+fn contents(plan: &AdapterPlan<'_>, files: &AdapterFiles, sites: &SiteTable) -> AdapterContents {
+    let (summary, config, weights) = (&plan.summary, files.config(), files.weights());
+    // Of the file, whatever could be made of it.
+    let tensors: Vec<TensorView<'_>> = weights.names().filter_map(|name| weights.tensor(name).ok()).collect();
+    let mut dtypes: Vec<String> = tensors.iter().map(|tensor| tensor.dtype().to_string()).collect();
     dtypes.sort_unstable();
     dtypes.dedup();
     AdapterContents {
@@ -111,7 +112,7 @@ fn contents(plan: &AdapterPlan<'_>, config: &AdapterConfig, sites: &SiteTable) -
         sites: summary.sites,
         groups: rank_groups(&plan.deltas, summary.use_rslora),
         dtypes,
-        bytes: summary.bytes,
+        bytes: tensors.iter().map(|tensor| tensor.bytes().len()).sum(),
         content_hash: summary.content_hash.clone(),
     }
 }
@@ -134,6 +135,7 @@ fn features(plan: &AdapterPlan<'_>, config: &AdapterConfig, sites: &SiteTable) -
         ("alora_invocation_tokens", !config.invocation.is_empty()),
         ("use_qalora", config.pooled_inputs.is_some()),
         ("use_bdlora", config.blocks.is_some()),
+        ("kasa_config", config.uses_kasa),
         ("LoRA on the embedding", factors_at(&|site| sites.get(site).kind == SiteKind::Embedding)),
         ("LoRA on the head", factors_at(&|site| sites.head == Some(site))),
     ];
