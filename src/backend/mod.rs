@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::adapter::delta::SiteDelta;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::quant::QuantWeight;
 use crate::sites::{SiteId, SitePart};
 use crate::tensor::TensorView;
@@ -194,6 +194,26 @@ pub enum Write {
     Add,
 }
 
+/// Why an adapter was not taken.
+#[derive(Clone, Debug, PartialEq)]
+pub enum UploadError {
+    /// DoRA would divide by the norm of an output, which is 0. Only who knows the sites can name it.
+    ZeroNorm {
+        /// Where.
+        site: SiteId,
+        /// Which of its outputs.
+        output: usize,
+    },
+    /// Anything else.
+    Failed(Error),
+}
+
+impl From<Error> for UploadError {
+    fn from(error: Error) -> Self {
+        UploadError::Failed(error)
+    }
+}
+
 /// Bytes that are resident in the backend's memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BackendMemory {
@@ -256,8 +276,8 @@ pub trait Backend: Send {
     /// Takes an adapter into a free slot and returns the bytes it occupies there.
     ///
     /// # Errors
-    /// `memory_exhausted`; `adapter_scale_invalid` where DoRA would divide by a norm of 0. The slot is then still free.
-    fn upload_adapter(&mut self, slot: SlotId, deltas: &[SiteDelta<'_>]) -> Result<usize>;
+    /// `memory_exhausted`, or a norm of 0 that DoRA would divide by. The slot is then still free.
+    fn upload_adapter(&mut self, slot: SlotId, deltas: &[SiteDelta<'_>]) -> Result<usize, UploadError>;
 
     /// Empties a slot. An empty slot is ignored.
     fn drop_adapter(&mut self, slot: SlotId);

@@ -17,12 +17,12 @@ use parking_lot::Mutex;
 use crate::adapter::AdapterFiles;
 use crate::adapter::plan::AdapterSummary;
 use crate::adapter::pool::{AdapterInfo, AdapterLease, AdapterLimits, AdapterPool, Reservation};
-use crate::backend::{Backend, BackendMemory, KvDType, KvId, KvShape, cpu};
+use crate::backend::{Backend, BackendMemory, KvDType, KvId, KvShape, UploadError, cpu};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result};
 use crate::kv::PAGE_TOKENS;
 use crate::quant::QuantConfig;
-use crate::sites::SiteTable;
+use crate::sites::{SiteId, SiteTable};
 use config::DecoderConfig;
 use decoder::{Decoder, DecoderLoader};
 
@@ -238,9 +238,22 @@ impl Model {
         self.reap(&mut core);
         plan.drop_copies(|site, part, values| core.backend.holds(site, part, values));
         let mut reservation = self.adapters.reserve(plan.summary.bytes)?;
-        let resident = core.backend.upload_adapter(reservation.slot(), &plan.deltas)?;
+        let uploaded = core.backend.upload_adapter(reservation.slot(), &plan.deltas);
+        let resident = uploaded.map_err(|error| match error {
+            UploadError::ZeroNorm { site, output } => self.zero_norm(dir, site, output),
+            UploadError::Failed(error) => error,
+        })?;
         reservation.set_resident_bytes(resident);
         Ok((reservation, plan.summary))
+    }
+
+    fn zero_norm(&self, dir: &Path, site: SiteId, output: usize) -> Error {
+        let what = format!("DoRA divides by norms of '{}', one of which is 0", self.sites.get(site).path);
+        Error::new(ErrorCode::AdapterScaleInvalid, what)
+            .path(dir)
+            .expected("norms above 0")
+            .found(format!("0 at output {output}"))
+            .hint("the base's weight and the adapter's delta cancel in that row, or both are 0")
     }
 
     fn reap(&self, core: &mut Core) {

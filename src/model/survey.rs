@@ -10,7 +10,7 @@ use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::adapter::delta::SiteDelta;
 use crate::backend::{
     Activation, AttentionSpec, Backend, BackendMemory, BufferId, GroupId, KvId, KvShape, LinearSource, StepRows,
-    TableId, VectorId, Write,
+    TableId, UploadError, VectorId, Write,
 };
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result};
@@ -98,8 +98,8 @@ impl Backend for Nowhere {
         false
     }
 
-    fn upload_adapter(&mut self, _: SlotId, _: &[SiteDelta<'_>]) -> Result<usize> {
-        Err(cannot_compute())
+    fn upload_adapter(&mut self, _: SlotId, _: &[SiteDelta<'_>]) -> Result<usize, UploadError> {
+        Err(cannot_compute().into())
     }
 
     fn drop_adapter(&mut self, _: SlotId) {}

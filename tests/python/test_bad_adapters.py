@@ -137,6 +137,26 @@ def test_a_peft_feature_that_is_not_served_is_refused_by_name(change, adapter, s
     assert next(iter(change)) in str(error)
 
 
+def test_a_dora_norm_of_zero_is_refused_with_its_place(models, tmp_path):
+    """peft divides by it and computes NaN."""
+    base = shutil.copytree(tiny.write("llama", models), tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3] = 0
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    adapter = shutil.copytree(adapters.write("plain", base), tmp_path / "adapter")
+    factors = load_file(adapter / "adapter_model.safetensors")
+    for name in list(factors):
+        if name.endswith("lora_B.weight"):
+            magnitude = name.replace("lora_B.weight", "lora_magnitude_vector")
+            factors[magnitude] = np.ones(len(factors[name]), dtype=np.float32)
+    factors[B][3] = 0
+    save_file(factors, adapter / "adapter_model.safetensors")
+    edit_config(adapter, "adapter_config.json", use_dora=True)
+    error = refused("adapter_scale_invalid", Engine(base).load_adapter, "it", adapter)
+    assert "'model.layers.1.mlp.up_proj'" in str(error)
+    assert (error.found, error.path) == ("0 at output 3", str(adapter))
+
+
 @pytest.mark.parametrize("kind", ["IA3", "LOHA", "lora", "PROMPT_TUNING"])
 def test_another_peft_type_is_refused_by_name(kind, adapter, serving):
     edit_config(adapter, "adapter_config.json", peft_type=kind)

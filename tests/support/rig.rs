@@ -3,11 +3,10 @@
 
 use std::collections::HashMap;
 
-use exlora::Result;
 use exlora::adapter::batch::{AdapterBatch, SlotId};
 use exlora::adapter::delta::SiteDelta;
 use exlora::backend::cpu::{self, CpuOptions, Isa};
-use exlora::backend::{Backend, BufferId, GroupId, LinearSource, VectorId};
+use exlora::backend::{Backend, BufferId, GroupId, LinearSource, UploadError, VectorId};
 use exlora::quant::{CodeGroup, QuantWeight};
 use exlora::sites::SiteId;
 use exlora::tensor::{DType, TensorView};
@@ -121,7 +120,7 @@ impl Rig {
     }
 
     /// Uploads what an adapter changes at some sites and returns the bytes it occupies.
-    pub fn upload(&mut self, slot: SlotId, sites: &[SiteId], changes: &[Change]) -> Result<usize> {
+    pub fn upload(&mut self, slot: SlotId, sites: &[SiteId], changes: &[Change]) -> Result<usize, UploadError> {
         let deltas: Vec<SiteDelta<'_>> = changes.iter().map(|change| change.delta(sites)).collect();
         self.backend.upload_adapter(slot, &deltas)
     }

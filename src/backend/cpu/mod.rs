@@ -45,7 +45,7 @@ use self::routing::{RoutedVector, Routing};
 use self::threads::Pool;
 use super::{
     Activation, AttentionSpec, Backend, BackendMemory, BufferId, GroupId, KvId, KvShape, LinearSource, StepRows,
-    TableId, VectorId, Write,
+    TableId, UploadError, VectorId, Write,
 };
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::adapter::delta::SiteDelta;
@@ -169,13 +169,6 @@ fn unknown(what: &str) -> Error {
     Error::new(ErrorCode::Internal, format!("the step names {what} that the backend has not"))
 }
 
-/// DoRA divides by the norm of an output, which an adapter must not make 0.
-fn zero_norm(site: SiteId, output: usize) -> Error {
-    Error::new(ErrorCode::AdapterScaleInvalid, "DoRA divides by the norm of an output that is 0")
-        .expected("a norm above 0")
-        .found(format!("0 at output {output} of site {}", site.0))
-}
-
 /// Two different buffers, the second to write.
 fn pair(buffers: &mut [Buffer], x: BufferId, y: BufferId) -> Result<(&Buffer, &mut Buffer)> {
     match buffers.get_disjoint_mut([x.0 as usize, y.0 as usize]) {
@@ -284,10 +277,10 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn upload_adapter(&mut self, slot: SlotId, deltas: &[SiteDelta<'_>]) -> Result<usize> {
+    fn upload_adapter(&mut self, slot: SlotId, deltas: &[SiteDelta<'_>]) -> Result<usize, UploadError> {
         let index = slot.0 as usize;
         if self.adapters.get(index).is_some_and(Option::is_some) {
-            return Err(Error::new(ErrorCode::Internal, format!("slot {index} is taken")));
+            return Err(Error::new(ErrorCode::Internal, format!("slot {index} is taken")).into());
         }
         let base = Base {
             kernels: self.kernels,

@@ -5,6 +5,7 @@ use super::check::MemberDelta;
 use super::factors::{Expand, rescaling};
 use super::moments;
 use crate::adapter::delta::{LowRank, SiteDelta};
+use crate::backend::UploadError;
 use crate::backend::cpu::arena::{Part, Region, RegionLayout};
 use crate::backend::cpu::group::Group;
 use crate::backend::cpu::isa::LANES;
@@ -12,7 +13,6 @@ use crate::backend::cpu::kernels::Kernels;
 use crate::backend::cpu::pack::DenseTiles;
 use crate::backend::cpu::threads::Pool;
 use crate::backend::cpu::tile::{Tiles, Width};
-use crate::backend::cpu::zero_norm;
 use crate::error::Result;
 use crate::tensor::{Tensor, TensorView};
 
@@ -117,7 +117,7 @@ impl GroupDelta {
         region: &mut Region,
         member: usize,
         source: &SiteDelta<'_>,
-    ) -> Result<()> {
+    ) -> Result<(), UploadError> {
         let (Some(delta), Some(low)) = (self.member(member), rescaling(source)) else { return Ok(()) };
         let (tiles, order) = match &delta.weight {
             Some(weight) => (weight.view(region), None),
@@ -125,7 +125,10 @@ impl GroupDelta {
         };
         let moments = moments::of_linear(pool, base.kernels, &tiles, order, low, source.rows.as_ref())?;
         let Some(stacked) = &delta.low else { return Ok(()) };
-        stacked.expand.fill_magnitude(region, low, &moments).map_err(|output| zero_norm(source.site, output))
+        stacked
+            .expand
+            .fill_magnitude(region, low, &moments)
+            .map_err(|output| UploadError::ZeroNorm { site: source.site, output })
     }
 
     /// What is changed at a member of the group.

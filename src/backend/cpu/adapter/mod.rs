@@ -30,6 +30,7 @@ use super::group::Group;
 use super::kernels::Kernels;
 use super::threads::Pool;
 use crate::adapter::delta::SiteDelta;
+use crate::backend::UploadError;
 use crate::error::Result;
 use crate::sites::SiteId;
 
@@ -87,9 +88,9 @@ impl Adapter {
     /// Re-lays an adapter.
     ///
     /// # Errors
-    /// `memory_exhausted`; `adapter_scale_invalid` where a DoRA norm is 0; `internal` if a delta does not fit its site, or
+    /// `memory_exhausted`; a DoRA norm of 0; `internal` if a delta does not fit its site, or
     /// a site stands twice in one pass.
-    pub(super) fn new(pool: &mut Pool, base: &Base<'_>, deltas: &[SiteDelta<'_>]) -> Result<Self> {
+    pub(super) fn new(pool: &mut Pool, base: &Base<'_>, deltas: &[SiteDelta<'_>]) -> Result<Self, UploadError> {
         let mut sorted = Sorted::new(base, deltas)?;
         for (&(group, _), members) in &mut sorted.groups {
             for source in members {
@@ -112,7 +113,7 @@ impl Adapter {
         Ok(adapter)
     }
 
-    fn fill(&mut self, pool: &mut Pool, base: &Base<'_>, sorted: &Sorted<'_>) -> Result<()> {
+    fn fill(&mut self, pool: &mut Pool, base: &Base<'_>, sorted: &Sorted<'_>) -> Result<(), UploadError> {
         let region = &mut self.region;
         for (&(group, pass), members) in &sorted.groups {
             let Some(delta) = self.groups.get(group, pass) else { continue };

@@ -16,7 +16,7 @@ use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::adapter::delta::SiteDelta;
 use crate::backend::{
     Activation, AttentionSpec, Backend, BackendMemory, BufferId, GroupId, KvId, KvShape, LinearSource, StepRows,
-    TableId, VectorId, Write,
+    TableId, UploadError, VectorId, Write,
 };
 use crate::error::{Error, ErrorCode, Result};
 use crate::quant::QuantWeight;
@@ -213,13 +213,13 @@ impl ReferenceBackend {
     }
 
     /// Checks that an adapter's norms at a weight of 1 are no zeros.
-    fn check_norms(&self, slot: SlotId, (site, pass): (SiteId, u32), delta: &Delta) -> Result<()> {
+    fn check_norms(&self, slot: SlotId, (site, pass): (SiteId, u32), delta: &Delta) -> Result<(), UploadError> {
         if delta.low_rank.is_none() {
             return Ok(());
         }
         let norms: Option<Arc<[f64]>> = self.norms.of((slot, site, pass), delta, self.base_weight(site)?, 1.0);
         match norms.iter().flat_map(|norms| norms.iter()).position(|norm| *norm == 0.0 || norm.is_nan()) {
-            Some(output) => Err(super::zero_norm(site, output)),
+            Some(output) => Err(UploadError::ZeroNorm { site, output }),
             None => Ok(()),
         }
     }
@@ -309,9 +309,9 @@ impl Backend for ReferenceBackend {
         values.dtype().is_float() && held.is_some_and(|held| held == values.to_f32())
     }
 
-    fn upload_adapter(&mut self, slot: SlotId, deltas: &[SiteDelta<'_>]) -> Result<usize> {
+    fn upload_adapter(&mut self, slot: SlotId, deltas: &[SiteDelta<'_>]) -> Result<usize, UploadError> {
         if self.adapters.contains_key(&slot) {
-            return Err(unknown());
+            return Err(unknown().into());
         }
         let mut adapter = HashMap::new();
         for source in deltas {
@@ -325,7 +325,7 @@ impl Backend for ReferenceBackend {
             }
             let key = (source.site, source.pass);
             if !self.sites.contains_key(&source.site) || adapter.insert(key, delta).is_some() {
-                return Err(unknown());
+                return Err(unknown().into());
             }
         }
         if let Err(error) = adapter.iter().try_for_each(|(&key, delta)| self.check_norms(slot, key, delta)) {
