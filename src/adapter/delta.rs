@@ -29,12 +29,17 @@ pub struct SiteDelta<'a> {
     pub rows: Option<ReplacedRows<'a>>,
     /// What is added.
     pub low_rank: Option<LowRank<'a>>,
+    /// How many of the weight's smallest singular values it does without, whatever the request's weight (KaSA); never
+    /// together with a magnitude, and fewer than there are.
+    pub truncated: usize,
+    /// What takes them out: plain factors to which no request's weight applies.
+    pub removed: Option<LowRank<'a>>,
 }
 
 impl<'a> SiteDelta<'a> {
     /// Nothing yet, at a site.
     pub fn at(site: SiteId) -> Self {
-        Self { site, pass: 0, weight: None, bias: None, rows: None, low_rank: None }
+        Self { site, pass: 0, weight: None, bias: None, rows: None, low_rank: None, truncated: 0, removed: None }
     }
 
     /// With a low-rank part.
@@ -53,7 +58,8 @@ impl<'a> SiteDelta<'a> {
             [Some(&low.a), Some(&low.b), low.b_bias.as_ref(), low.magnitude.as_ref()].into_iter().flatten()
         });
         let rows = self.rows.iter().map(|rows| &rows.values);
-        self.weight.iter().chain(&self.bias).chain(rows).chain(low_rank)
+        let removed = self.removed.iter().flat_map(|removed| [&removed.a, &removed.b]);
+        self.weight.iter().chain(&self.bias).chain(rows).chain(low_rank).chain(removed)
     }
 }
 
@@ -81,15 +87,12 @@ pub struct LowRank<'a> {
     pub b_bias: Option<Tensor<'a>>,
     /// DoRA's magnitude m `[out_features]`; neither scale nor weight touches it.
     pub magnitude: Option<Tensor<'a>>,
-    /// How many of the weight's smallest singular values it does without, whatever the request's weight (KaSA); never
-    /// together with a magnitude, and fewer than there are.
-    pub truncated: usize,
 }
 
 impl<'a> LowRank<'a> {
     /// Plain factors.
     pub fn new(a: impl Into<Tensor<'a>>, b: impl Into<Tensor<'a>>, scale: f32) -> Self {
-        Self { a: a.into(), b: b.into(), scale, b_bias: None, magnitude: None, truncated: 0 }
+        Self { a: a.into(), b: b.into(), scale, b_bias: None, magnitude: None }
     }
 
     /// Number of rows of A.

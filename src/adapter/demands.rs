@@ -57,7 +57,7 @@ impl AdapterDemands {
             if delta.low_rank.as_ref().is_some_and(|low| low.magnitude.is_some()) {
                 demands.rescaled.push(delta.site);
             }
-            if delta.low_rank.as_ref().is_some_and(|low| low.truncated > 0) {
+            if delta.truncated > 0 {
                 demands.truncated.push(delta.site);
             }
         }

@@ -19,6 +19,7 @@ pub mod mixture;
 pub mod patterns;
 pub mod plan;
 pub mod pool;
+mod singular;
 
 use std::path::{Path, PathBuf};
 

@@ -29,6 +29,7 @@ use crate::adapter::delta::{LowRank, SiteDelta};
 use crate::adapter::demands::AdapterDemands;
 use crate::adapter::folder::{CONFIG, WEIGHTS};
 use crate::adapter::keys::{self, ModuleTensors};
+use crate::adapter::singular::without_smallest;
 use crate::adapter::{AdapterFiles, Problems};
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::{AliasPart, Site, SiteId, SiteKind, SitePart, SiteTable};
@@ -107,6 +108,25 @@ impl<'a> AdapterPlan<'a> {
         }
         self.deltas.retain(|delta| delta.is_replacing() || delta.low_rank.is_some());
         self.sum_up();
+    }
+
+    /// Finds what takes the smallest singular values out of the weights that are truncated (KaSA), each its own or the
+    /// base's, which `dense_weight` gives as `[out_features, in_features]`. A decomposition may take a minute.
+    ///
+    /// # Errors
+    /// Those of `dense_weight`; `internal` if a decomposition does not converge.
+    pub fn truncate(&mut self, mut dense_weight: impl FnMut(SiteId) -> Result<Vec<f32>>) -> Result<()> {
+        for delta in self.deltas.iter_mut().filter(|delta| delta.truncated > 0) {
+            let Some(low) = &delta.low_rank else { continue };
+            let weight = match &delta.weight {
+                Some(weight) => weight.view().to_f32(),
+                None => dense_weight(delta.site)?,
+            };
+            let (outputs, inputs) = (low.b.shape()[0], low.a.shape()[1]);
+            delta.removed = Some(without_smallest(&weight, outputs, inputs, delta.truncated)?);
+        }
+        self.sum_up();
+        Ok(())
     }
 
     /// Everything in the summary that follows from the deltas.

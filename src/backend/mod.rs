@@ -273,6 +273,12 @@ pub trait Backend: Send {
     /// then replaces nothing. `false` wherever it can't be told.
     fn holds(&self, site: SiteId, part: SitePart, values: TensorView<'_>) -> bool;
 
+    /// The base's weight at a linear site as plain numbers, `[out_features, in_features]`.
+    ///
+    /// # Errors
+    /// `internal`: no linear was packed there.
+    fn dense_weight(&mut self, site: SiteId) -> Result<Vec<f32>>;
+
     /// Takes an adapter into a free slot and returns the bytes it occupies there.
     ///
     /// # Errors

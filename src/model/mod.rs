@@ -234,9 +234,11 @@ impl Model {
     fn upload(&self, dir: &Path) -> Result<(Reservation, AdapterSummary)> {
         let files = AdapterFiles::read(dir)?;
         let mut plan = files.plan(&self.sites)?;
+        plan.drop_copies(|site, part, values| self.core.lock().backend.holds(site, part, values));
+        // Steps go on meanwhile: a decomposition takes long.
+        plan.truncate(|site| self.core.lock().backend.dense_weight(site))?;
         let mut core = self.core.lock();
         self.reap(&mut core);
-        plan.drop_copies(|site, part, values| core.backend.holds(site, part, values));
         let mut reservation = self.adapters.reserve(plan.summary.bytes)?;
         let uploaded = core.backend.upload_adapter(reservation.slot(), &plan.deltas);
         let resident = uploaded.map_err(|error| match error {

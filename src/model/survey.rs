@@ -98,6 +98,10 @@ impl Backend for Nowhere {
         false
     }
 
+    fn dense_weight(&mut self, _: SiteId) -> Result<Vec<f32>> {
+        Err(cannot_compute())
+    }
+
     fn upload_adapter(&mut self, _: SlotId, _: &[SiteDelta<'_>]) -> Result<usize, UploadError> {
         Err(cannot_compute().into())
     }

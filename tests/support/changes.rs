@@ -17,6 +17,8 @@ pub struct Change {
     pub bias: Option<Tensor>,
     pub rows: Option<(Vec<u32>, Tensor)>,
     pub low: Option<Low>,
+    /// What is taken out of the weight.
+    pub removed: Option<Low>,
 }
 
 /// A low-rank part.
@@ -27,14 +29,23 @@ pub struct Low {
     pub scale: f32,
     pub b_bias: Option<Tensor>,
     pub magnitude: Option<Tensor>,
-    pub truncated: usize,
 }
 
 impl Low {
     /// Factors of small numbers.
     pub fn of(a: &[&[f32]], b: &[&[f32]], scale: f32) -> Self {
         let tensor = |rows: &[&[f32]]| Tensor::new(DType::F32, &[rows.len(), rows[0].len()], &rows.concat());
-        Self { a: tensor(a), b: tensor(b), scale, b_bias: None, magnitude: None, truncated: 0 }
+        Self { a: tensor(a), b: tensor(b), scale, b_bias: None, magnitude: None }
+    }
+}
+
+impl Low {
+    fn low_rank(&self) -> LowRank<'_> {
+        LowRank {
+            b_bias: self.b_bias.as_ref().map(|bias| bias.view().into()),
+            magnitude: self.magnitude.as_ref().map(|magnitude| magnitude.view().into()),
+            ..LowRank::new(self.a.view(), self.b.view(), self.scale)
+        }
     }
 }
 
@@ -55,12 +66,9 @@ impl Change {
                 .rows
                 .as_ref()
                 .map(|(ids, values)| ReplacedRows { ids: ids.clone(), values: values.view().into() }),
-            low_rank: self.low.as_ref().map(|low| LowRank {
-                b_bias: low.b_bias.as_ref().map(|bias| bias.view().into()),
-                magnitude: low.magnitude.as_ref().map(|magnitude| magnitude.view().into()),
-                truncated: low.truncated,
-                ..LowRank::new(low.a.view(), low.b.view(), low.scale)
-            }),
+            low_rank: self.low.as_ref().map(Low::low_rank),
+            truncated: self.removed.as_ref().map_or(0, |removed| removed.a.shape[0]),
+            removed: self.removed.as_ref().map(Low::low_rank),
         }
     }
 }
@@ -73,6 +81,5 @@ pub fn random_low(rng: &mut Rng, dtype: DType, rank: usize, outputs: usize, inpu
         scale: 0.25 + rng.below(8) as f32 * 0.25,
         b_bias: None,
         magnitude: None,
-        truncated: 0,
     }
 }

@@ -100,9 +100,8 @@ impl<'a> Planner<'a, '_> {
             Form::BlocksOfB(count) => (a, expand::block_diagonal(&b, count)),
         };
         let b = diagonal.map_or(b.clone(), |diagonal| expand::scaled_columns(&b, &diagonal.tensor()));
-        let truncated = if diagonal.is_some() { rank.rank } else { 0 };
         let tensor = |stored: Option<Stored<'a>>| stored.map(|stored| stored.tensor());
-        Some(LowRank { a, b, scale: scale?, b_bias: tensor(b_bias), magnitude: tensor(magnitude), truncated })
+        Some(LowRank { a, b, scale: scale?, b_bias: tensor(b_bias), magnitude: tensor(magnitude) })
     }
 
     /// The config must not speak against a module that the file has factors for.

@@ -1,6 +1,6 @@
 //! One module of an adapter against the base: what it replaces, and what it adds.
 
-use crate::adapter::delta::{ReplacedRows, SiteDelta};
+use crate::adapter::delta::{LowRank, ReplacedRows, SiteDelta};
 use crate::adapter::features::unsupported;
 use crate::adapter::keys::{ModuleTensors, Part};
 use crate::adapter::plan::Planner;
@@ -73,6 +73,8 @@ impl<'a> Planner<'a, '_> {
         }
         if module.has(&Part::LOW_RANK) {
             delta.low_rank = self.low_rank(module);
+            let is_diagonal = module.has(&[Part::Diagonal]);
+            delta.truncated = delta.low_rank.as_ref().filter(|_| is_diagonal).map_or(0, LowRank::rank);
         }
         self.effect |= delta.is_replacing();
         delta

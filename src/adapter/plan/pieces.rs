@@ -70,10 +70,9 @@ fn cut<'a>(delta: &SiteDelta<'a>, outputs: Range<usize>) -> SiteDelta<'a> {
             scale: low.scale,
             b_bias: low.b_bias.as_ref().map(rows),
             magnitude: low.magnitude.as_ref().map(rows),
-            truncated: low.truncated,
         }),
-        rows: None,
-        ..*delta
+        pass: delta.pass,
+        ..SiteDelta::at(delta.site)
     }
 }
 
@@ -153,6 +152,5 @@ fn stack<'a>(pieces: &[Piece<'a>], site: &Site) -> Result<Option<LowRank<'a>>> {
         scale: 1.0,
         b_bias: biases.map(|biases| Tensor::from_f32(&[site.out_features], &biases)),
         magnitude,
-        truncated: 0,
     }))
 }

@@ -44,7 +44,7 @@ impl<'a> Epilogue<'a> {
                 }
             }
             for (entry, _, region, delta) in deltas.clone() {
-                delta.truncate(region, self.kernels, tile, self.shrunk.of(entry), y);
+                delta.remove(region, self.kernels, tile, self.shrunk.of(entry), y);
             }
             for (entry, weight, region, delta) in deltas {
                 delta.apply(region, self.kernels, tile, self.shrunk.of(entry), weight, y);

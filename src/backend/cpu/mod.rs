@@ -27,9 +27,9 @@ mod linear;
 mod pack;
 mod reference;
 mod routing;
-mod singular;
 mod threads;
 mod tile;
+mod unpack;
 
 use std::collections::HashMap;
 
@@ -275,6 +275,14 @@ impl Backend for CpuBackend {
             (Some(&SitePlace::Vector(vector)), SitePart::Weight) => same(arena.values(self.vectors[vector])),
             _ => false,
         }
+    }
+
+    fn dense_weight(&mut self, site: SiteId) -> Result<Vec<f32>> {
+        let Some(&SitePlace::Linear { group, member }) = self.sites.get(&site) else { return Err(unknown("a linear")) };
+        let group = &self.groups[group];
+        let (linear, order) = (&group.members[member], group.order(member));
+        let (tiles, outputs) = (linear.tiles(&self.arena), linear.out_features());
+        unpack::unpack(&mut self.pool, self.kernels, &tiles, order, outputs, group.in_features)
     }
 
     fn upload_adapter(&mut self, slot: SlotId, deltas: &[SiteDelta<'_>]) -> Result<usize, UploadError> {

@@ -11,17 +11,9 @@ use crate::tensor::{Tensor, shape_text};
 #[derive(Default)]
 pub(super) struct Sorted<'a> {
     /// By member, ascending.
-    pub(super) groups: BTreeMap<(usize, u32), Vec<MemberDelta<'a>>>,
+    pub(super) groups: BTreeMap<(usize, u32), Vec<(usize, &'a SiteDelta<'a>)>>,
     pub(super) tables: BTreeMap<(usize, u32), &'a SiteDelta<'a>>,
     pub(super) vectors: BTreeMap<(usize, u32), &'a Tensor<'a>>,
-}
-
-/// The delta at a member of a group.
-pub(super) struct MemberDelta<'a> {
-    pub(super) member: usize,
-    pub(super) delta: &'a SiteDelta<'a>,
-    /// What it takes out of the member's weight, once that is known.
-    pub(super) truncation: Option<LowRank<'static>>,
 }
 
 impl<'a> Sorted<'a> {
@@ -37,8 +29,8 @@ impl<'a> Sorted<'a> {
             let is_fresh = match site.place {
                 SitePlace::Linear { group, member } => {
                     let members = sorted.groups.entry((group, delta.pass)).or_default();
-                    let is_fresh = members.iter().all(|other| other.member != member);
-                    members.push(MemberDelta { member, delta, truncation: None });
+                    let is_fresh = members.iter().all(|(other, _)| *other != member);
+                    members.push((member, delta));
                     is_fresh
                 }
                 SitePlace::Table(table) => sorted.tables.insert((table, delta.pass), delta).is_none(),
@@ -51,7 +43,7 @@ impl<'a> Sorted<'a> {
                 return Err(misfit("an adapter has two deltas for one site and pass", delta));
             }
         }
-        sorted.groups.values_mut().for_each(|members| members.sort_by_key(|source| source.member));
+        sorted.groups.values_mut().for_each(|members| members.sort_by_key(|(member, _)| *member));
         Ok(sorted)
     }
 }
@@ -97,11 +89,12 @@ impl Site {
             }
             rows = weight.shape()[0];
         }
-        let others = delta.bias.is_some() || delta.rows.is_some() || delta.low_rank.is_some();
+        let others =
+            delta.bias.is_some() || delta.rows.is_some() || delta.low_rank.is_some() || delta.removed.is_some();
         let (inputs, outputs) = match self.place {
             SitePlace::Linear { .. } => (self.shape[1], rows),
             SitePlace::Table(_) if delta.bias.is_some() => return Err(misfit("an embedding has no bias", delta)),
-            SitePlace::Table(_) if delta.low_rank.as_ref().is_some_and(|low| low.truncated > 0) => {
+            SitePlace::Table(_) if delta.removed.is_some() => {
                 return Err(misfit("an embedding is not truncated", delta));
             }
             SitePlace::Table(_) => (rows, self.shape[1]),
@@ -110,8 +103,11 @@ impl Site {
         };
         let bias_fits = delta.bias.as_ref().is_none_or(|bias| bias.shape() == [outputs]);
         let rows_fit = delta.rows.as_ref().is_none_or(|replaced| fits_rows(replaced, rows, self.shape[1]));
-        let low_fits = delta.low_rank.as_ref().is_none_or(|low| fits_low_rank(low, inputs, outputs));
-        match bias_fits && rows_fit && low_fits {
+        let low_fits = delta.low_rank.iter().chain(&delta.removed).all(|low| fits_low_rank(low, inputs, outputs));
+        // Norms are of the whole weight; and what truncates must have been found.
+        let is_removed = delta.removed.as_ref().map_or(0, LowRank::rank) == delta.truncated;
+        let is_rescaled = delta.low_rank.as_ref().is_some_and(|low| low.magnitude.is_some());
+        match bias_fits && rows_fit && low_fits && is_removed && !(is_rescaled && delta.truncated > 0) {
             true => Ok(()),
             false => Err(misfit("a delta does not fit its site", delta)
                 .expected(shape_text(&[outputs, inputs]))
@@ -134,7 +130,6 @@ fn fits_low_rank(low: &LowRank<'_>, inputs: usize, outputs: usize) -> bool {
         && of_a == inputs
         && of_b == outputs
         && vectors.into_iter().flatten().all(|vector| vector.shape() == [outputs])
-        && (low.truncated == 0 || (low.truncated < inputs.min(outputs) && low.magnitude.is_none()))
 }
 
 fn misfit(what: &str, delta: &SiteDelta<'_>) -> Error {

@@ -1,7 +1,6 @@
 //! What an adapter changes at the linears of one group, in one pass.
 
 use super::Base;
-use super::check::MemberDelta;
 use super::factors::{Expand, rescaling};
 use super::moments;
 use crate::adapter::delta::{LowRank, SiteDelta};
@@ -31,7 +30,7 @@ pub(in super::super) struct LinearDelta {
     bias: Option<Part>,
     rows: Option<StackedRows>,
     /// What is taken out of the weight, whatever the request's weight.
-    truncation: Option<StackedLow>,
+    removed: Option<StackedLow>,
     low: Option<StackedLow>,
 }
 
@@ -48,14 +47,14 @@ struct StackedLow {
 }
 
 impl GroupDelta {
-    pub(super) fn lay_out(layout: &mut RegionLayout, in_features: usize, sources: &[MemberDelta<'_>]) -> Self {
+    pub(super) fn lay_out(layout: &mut RegionLayout, in_features: usize, sources: &[(usize, &SiteDelta<'_>)]) -> Self {
         let mut members: Vec<Option<LinearDelta>> = Vec::new();
         let mut first = 0;
         let mut stack = |rows: usize| {
             first += rows;
             first - rows
         };
-        for &MemberDelta { member, delta: source, ref truncation } in sources {
+        for &(member, source) in sources {
             let weight = source.weight.as_ref().map(|weight| {
                 let width = Width::of_dtype(weight.dtype()).unwrap_or(Width::F32);
                 DenseTiles::lay_out(layout, weight.shape()[0], in_features, width)
@@ -66,27 +65,27 @@ impl GroupDelta {
                 StackedLow { first: stack(low.rank()), expand }
             };
             let low = source.low_rank.as_ref().map(&mut stacked_low);
-            let truncation = truncation.as_ref().map(&mut stacked_low);
+            let removed = source.removed.as_ref().map(&mut stacked_low);
             let rows = source
                 .rows
                 .as_ref()
                 .map(|rows| StackedRows { ids: layout.take::<u32>(rows.ids.len()), first: stack(rows.ids.len()) });
             members.resize_with(member + 1, || None);
-            members[member] = Some(LinearDelta { weight, bias, rows, truncation, low });
+            members[member] = Some(LinearDelta { weight, bias, rows, removed, low });
         }
         // A stack of one type keeps it; a mixed one is widened.
         let mut widths = stacked(sources).filter_map(|matrix| Width::of_dtype(matrix.dtype()));
         let width = widths.next().unwrap_or(Width::F32);
         let width = if widths.all(|other| other == width) { width } else { Width::F32 };
-        let is_replacing = sources.iter().any(|source| source.delta.is_replacing());
+        let is_replacing = sources.iter().any(|(_, source)| source.is_replacing());
         Self { stack: DenseTiles::lay_out(layout, first, in_features, width), members, is_replacing }
     }
 
-    pub(super) fn fill(&self, pool: &mut Pool, region: &mut Region, sources: &[MemberDelta<'_>]) -> Result<()> {
+    pub(super) fn fill(&self, pool: &mut Pool, region: &mut Region, sources: &[(usize, &SiteDelta<'_>)]) -> Result<()> {
         let rows: Vec<(TensorView<'_>, usize)> =
             stacked(sources).flat_map(|matrix| (0..matrix.shape()[0]).map(|row| (matrix.view(), row))).collect();
         self.stack.fill(pool, region, |row| rows[row])?;
-        for &MemberDelta { member, delta: source, ref truncation } in sources {
+        for &(member, source) in sources {
             let Some(delta) = self.member(member) else { continue };
             if let (Some(tiles), Some(weight)) = (&delta.weight, &source.weight) {
                 tiles.fill(pool, region, |row| (weight.view(), row))?;
@@ -101,7 +100,7 @@ impl GroupDelta {
             if let (Some(stacked), Some(low)) = (&delta.low, &source.low_rank) {
                 stacked.expand.fill(region, low);
             }
-            if let (Some(stacked), Some(low)) = (&delta.truncation, truncation) {
+            if let (Some(stacked), Some(low)) = (&delta.removed, &source.removed) {
                 stacked.expand.fill(region, low);
             }
         }
@@ -148,11 +147,10 @@ impl GroupDelta {
 }
 
 /// The matrices of a stack, in its order.
-fn stacked<'a>(sources: &'a [MemberDelta<'a>]) -> impl Iterator<Item = &'a Tensor<'a>> {
-    sources.iter().flat_map(|MemberDelta { delta, truncation, .. }| {
-        let (low, rows) = (delta.low_rank.as_ref(), delta.rows.as_ref());
-        let factors = low.into_iter().chain(truncation).map(|low| &low.a);
-        factors.chain(rows.map(|rows| &rows.values))
+fn stacked<'a>(sources: &[(usize, &'a SiteDelta<'a>)]) -> impl Iterator<Item = &'a Tensor<'a>> {
+    sources.iter().flat_map(|&(_, source)| {
+        let factors = source.low_rank.iter().chain(&source.removed).map(|low| &low.a);
+        factors.chain(source.rows.as_ref().map(|rows| &rows.values))
     })
 }
 
@@ -194,7 +192,7 @@ impl LinearDelta {
     }
 
     /// Takes out of a tile of outputs what the weight is truncated by; `t` is the product of the stack.
-    pub(in super::super) fn truncate(
+    pub(in super::super) fn remove(
         &self,
         region: &Region,
         kernels: &Kernels,
@@ -202,7 +200,7 @@ impl LinearDelta {
         t: &[f32],
         y: &mut [f32; LANES],
     ) {
-        if let Some(StackedLow { first, expand }) = &self.truncation {
+        if let Some(StackedLow { first, expand }) = &self.removed {
             expand.apply(region, kernels, tile, &t[*first..*first + expand.rank], 1.0, y);
         }
     }

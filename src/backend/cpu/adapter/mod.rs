@@ -16,14 +16,12 @@ mod factors;
 mod linear;
 mod moments;
 mod table;
-mod truncation;
 
 use std::collections::HashMap;
 
 use self::check::Sorted;
 use self::linear::GroupDelta;
 use self::table::TableDelta;
-use self::truncation::truncation;
 use super::arena::{Arena, ArenaSlice, Part, Region, RegionLayout};
 use super::embed::Table;
 use super::group::Group;
@@ -91,12 +89,7 @@ impl Adapter {
     /// `memory_exhausted`; a DoRA norm of 0; `internal` if a delta does not fit its site, or
     /// a site stands twice in one pass.
     pub(super) fn new(pool: &mut Pool, base: &Base<'_>, deltas: &[SiteDelta<'_>]) -> Result<Self, UploadError> {
-        let mut sorted = Sorted::new(base, deltas)?;
-        for (&(group, _), members) in &mut sorted.groups {
-            for source in members {
-                source.truncation = truncation(pool, base, &base.groups[group], source.member, source.delta)?;
-            }
-        }
+        let sorted = Sorted::new(base, deltas)?;
         let mut layout = RegionLayout::default();
         let (mut groups, mut tables, mut vectors) = (ByPass::new(), ByPass::new(), ByPass::new());
         for (&at, members) in &sorted.groups {
@@ -118,8 +111,8 @@ impl Adapter {
         for (&(group, pass), members) in &sorted.groups {
             let Some(delta) = self.groups.get(group, pass) else { continue };
             delta.fill(pool, region, members)?;
-            for source in members {
-                delta.fill_magnitude(pool, base, &base.groups[group], region, source.member, source.delta)?;
+            for &(member, source) in members {
+                delta.fill_magnitude(pool, base, &base.groups[group], region, member, source)?;
             }
         }
         for (&(table, pass), source) in &sorted.tables {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Matrix, dot_f64, matrix};
 use crate::adapter::batch::SlotId;
-use crate::adapter::delta::SiteDelta;
+use crate::adapter::delta::{self, SiteDelta};
 use crate::sites::SiteId;
 
 /// What an adapter changes at a site, in one pass.
@@ -18,6 +18,8 @@ pub(super) struct Delta {
     row_ids: Vec<u32>,
     row_values: Matrix,
     pub(super) low_rank: Option<LowRank>,
+    /// What is taken out of the weight, whatever the request's weight.
+    pub(super) removed: Option<LowRank>,
 }
 
 /// A low-rank delta.
@@ -39,24 +41,18 @@ pub(super) struct BaseWeight<'a> {
 
 impl Delta {
     pub(super) fn new(delta: &SiteDelta<'_>) -> Self {
-        let low_rank = delta.low_rank.as_ref().map(|low| LowRank {
-            a: matrix(&low.a.view()),
-            b: matrix(&low.b.view()),
-            b_bias: low.b_bias.as_ref().map(|bias| bias.view().to_f32()),
-            scale: f64::from(low.scale),
-            magnitude: low.magnitude.as_ref().map(|magnitude| magnitude.view().to_f32()),
-        });
         Self {
             weight: delta.weight.as_ref().map(|weight| matrix(&weight.view())),
             bias: delta.bias.as_ref().map(|bias| bias.view().to_f32()),
             row_ids: delta.rows.as_ref().map_or_else(Vec::new, |rows| rows.ids.clone()),
             row_values: delta.rows.as_ref().map_or_else(Matrix::default, |rows| matrix(&rows.values.view())),
-            low_rank,
+            low_rank: delta.low_rank.as_ref().map(LowRank::new),
+            removed: delta.removed.as_ref().map(LowRank::new),
         }
     }
 
     pub(super) fn bytes(&self) -> usize {
-        let low = self.low_rank.iter().flat_map(|low| {
+        let low = self.low_rank.iter().chain(&self.removed).flat_map(|low| {
             let vectors = [&low.b_bias, &low.magnitude].into_iter().flatten().map(|v| size_of_val(&**v));
             [low.a.bytes(), low.b.bytes()].into_iter().chain(vectors)
         });
@@ -89,6 +85,16 @@ impl Delta {
 }
 
 impl LowRank {
+    fn new(low: &delta::LowRank<'_>) -> Self {
+        Self {
+            a: matrix(&low.a.view()),
+            b: matrix(&low.b.view()),
+            b_bias: low.b_bias.as_ref().map(|bias| bias.view().to_f32()),
+            scale: f64::from(low.scale),
+            magnitude: low.magnitude.as_ref().map(|magnitude| magnitude.view().to_f32()),
+        }
+    }
+
     /// Adds the delta of an input whose `A x` is `t` to `y`, whose bias is `bias`.
     pub(super) fn apply(&self, t: &[f32], weight: f32, norms: Option<&[f64]>, bias: Option<&[f32]>, y: &mut [f32]) {
         for (i, y) in y.iter_mut().enumerate().take(self.b.rows()) {

@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 use self::attention::{Cache, rms_norm};
 use self::delta::{BaseWeight, Delta, Norms};
-use super::singular::{Smallest, smallest};
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::adapter::delta::SiteDelta;
 use crate::backend::{
@@ -96,17 +95,6 @@ fn matrix(view: &TensorView<'_>) -> Matrix {
     Matrix { width: view.shape().last().copied().unwrap_or(0), values: view.to_f32() }
 }
 
-/// A weight without its smallest singular values.
-fn truncated(weight: &Matrix, count: usize) -> Result<Matrix> {
-    let (outputs, inputs) = (weight.rows(), weight.width);
-    let Smallest { left, right } = smallest(&weight.values, outputs, inputs, count)?;
-    let dropped = |output: usize, input: usize| -> f64 {
-        (0..count).map(|i| f64::from(left[output * count + i]) * f64::from(right[i * inputs + input])).sum()
-    };
-    let value = |(i, &value): (usize, &f32)| (f64::from(value) - dropped(i / inputs, i % inputs)) as f32;
-    Ok(Matrix { width: inputs, values: weight.values.iter().enumerate().map(value).collect() })
-}
-
 fn unknown() -> Error {
     Error::new(ErrorCode::Internal, "the step names something that the backend has not, or of another shape")
 }
@@ -167,6 +155,9 @@ impl ReferenceBackend {
             }
             for (y, bias) in y.iter_mut().zip(bias.into_iter().flatten()) {
                 *y += bias;
+            }
+            for removed in deltas.iter().filter_map(|(.., delta)| delta.removed.as_ref()) {
+                removed.apply(&removed.a.times(x), 1.0, None, None, &mut y);
             }
             let base = BaseWeight { values: &linear.weight, is_table: false };
             for (slot, weight, delta) in deltas {
@@ -312,22 +303,21 @@ impl Backend for ReferenceBackend {
         values.dtype().is_float() && held.is_some_and(|held| held == values.to_f32())
     }
 
+    fn dense_weight(&mut self, site: SiteId) -> Result<Vec<f32>> {
+        match self.base_weight(site)? {
+            BaseWeight { values, is_table: false } => Ok(values.values.clone()),
+            BaseWeight { is_table: true, .. } => Err(unknown()),
+        }
+    }
+
     fn upload_adapter(&mut self, slot: SlotId, deltas: &[SiteDelta<'_>]) -> Result<usize, UploadError> {
         if self.adapters.contains_key(&slot) {
             return Err(unknown().into());
         }
         let mut adapter = HashMap::new();
-        for source in deltas {
-            let mut delta = Delta::new(source);
-            if let Some(count) = source.low_rank.as_ref().map(|low| low.truncated).filter(|&count| count > 0) {
-                let base = delta.weight.as_ref().map_or_else(
-                    || self.base_weight(source.site),
-                    |weight| Ok(BaseWeight { values: weight, is_table: false }),
-                )?;
-                delta.weight = Some(truncated(base.values, count)?);
-            }
-            let key = (source.site, source.pass);
-            if !self.sites.contains_key(&source.site) || adapter.insert(key, delta).is_some() {
+        for delta in deltas {
+            let key = (delta.site, delta.pass);
+            if !self.sites.contains_key(&delta.site) || adapter.insert(key, Delta::new(delta)).is_some() {
                 return Err(unknown().into());
             }
         }
