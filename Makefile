@@ -24,7 +24,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: $(VENV)/.build-tools ## Build, then answer one batch: the base, two adapters, their half-and-half mixture
+demo: $(VENV)/.build-tools ## Build, then answer one batch: the base, three adapters, a mixture
 	$(BIN)/maturin develop --quiet --release
 	$(BIN)/python examples/demo.py
 

@@ -1,4 +1,4 @@
-"""The main job in one screen: a 4-bit GPTQ model, four requests in one batch, each with adapters of its own.
+"""The main job in one screen: a 4-bit GPTQ model, five requests in one batch, each with adapters of its own.
 
 Run by `make demo`, or `python examples/demo.py` at the root of the repository.
 """
@@ -9,7 +9,11 @@ import time
 from exlora import Engine
 
 MODEL = "tests/fixtures/quill-4m-gptq-4bit-g128-sym"
-ADAPTERS = {"jargon": "tests/fixtures/adapters/jargon-lora-r8", "sqlite": "tests/fixtures/adapters/sqlite-rslora-r16"}
+ADAPTERS = {
+    "jargon": "tests/fixtures/adapters/jargon-lora-r8",
+    "sqlite": "tests/fixtures/adapters/sqlite-rslora-r16",
+    "devil": "tests/fixtures/adapters/devil-dora-r8",
+}
 PROMPT = "The file"
 TOKENS = 48
 
@@ -17,7 +21,8 @@ WHO = {
     "the base model": None,
     "jargon": "jargon",
     "sqlite": "sqlite",
-    "half of each": {"jargon": 0.5, "sqlite": 0.5},
+    "devil (DoRA)": "devil",
+    "half jargon, half sqlite": {"jargon": 0.5, "sqlite": 0.5},
 }
 
 

@@ -258,7 +258,7 @@ fn inspect_lists_every_problem_of_an_adapter_beside_what_it_holds() {
         .expect("copied");
     let config = std::fs::read_to_string(format!("{DORA}/adapter_config.json")).expect("the fixture");
     let mut config: Value = serde_json::from_str(&config).expect("valid");
-    (config["use_dora"], config["kasa_config"]) = (json!(false), json!({}));
+    (config["use_dora"], config["arrow_config"]) = (json!(false), json!({}));
     std::fs::write(dir.path().join("adapter_config.json"), config.to_string()).expect("written");
     let refused = exlora(&["inspect", dir.path().to_str().expect("UTF-8"), "--base", BASE, "--json"]);
     assert_eq!(refused.status, 1);

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from math import inf, nan, prod
+from math import inf, prod
 from typing import Any
 
 import exlora
@@ -34,8 +34,8 @@ FACTORS = ADAPTER / "adapter_model.safetensors"
 Q_PROJ = "model.layers.0.self_attn.q_proj"
 Q_A, Q_B = (f"base_model.model.{Q_PROJ}.lora_{factor}.weight" for factor in "AB")
 
-# A fault that nobody knows of; a Ctrl-C, which Python hears as KeyboardInterrupt; what no served adapter can do.
-UNPROVOKED = {"internal", "interrupted", "adapter_mixture_invalid"}
+# A fault that nobody knows of; a Ctrl-C, which Python hears as KeyboardInterrupt.
+UNPROVOKED = {"internal", "interrupted"}
 
 # Tensor name -> dtype, shape, bytes.
 Tensors = dict[str, tuple[str, list[int], bytes]]
@@ -204,6 +204,19 @@ def requests_that_are_not_there() -> object:
 CHAT = [{"role": "user", "content": "SELECT"}]
 STRICT = json.dumps({"chat_template": "{{ raise_exception('roles must alternate') }}"})
 
+
+def with_norm(tensors: Tensors) -> None:
+    """Adds a norm in the base's place, as modules_to_save does."""
+    tensors["base_model.model.model.norm.weight"] = ("F32", [256], bytes(1024))
+
+
+def norm_replaced_twice() -> None:
+    """Two adapters of a mixture that bring one norm."""
+    engine = adapter(with_norm)
+    engine.load_adapter("wit", ADAPTER)
+    engine.generate("SELECT", adapters={"sql": 1.0, "wit": 1.0})
+
+
 PROVOKE: dict[str, Callable[[], object]] = {
     "checkpoint_not_found": lambda: exlora.Engine(MODEL),
     "checkpoint_unreadable": directory_for_a_file,
@@ -246,7 +259,8 @@ PROVOKE: dict[str, Callable[[], object]] = {
     "adapter_not_found": lambda: model().generate("SELECT", adapters="sql"),
     "adapter_name_invalid": lambda: adapter().load_adapter("", ADAPTER),
     "adapter_budget_exceeded": too_many_adapters,
-    "adapter_weight_invalid": lambda: adapter().generate("SELECT", adapters={"sql": nan}),
+    "adapter_weight_invalid": lambda: adapter(with_norm).generate("SELECT", adapters={"sql": 0.5}),
+    "adapter_mixture_invalid": norm_replaced_twice,
     "adapter_model_mismatch": adapter_of_another_model,
     "tokenizer_not_found": lambda: model(files={"tokenizer.json": None}).generate("SELECT"),
     "tokenizer_invalid": lambda: model(files={"tokenizer.json": "[]"}),

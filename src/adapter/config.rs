@@ -4,15 +4,17 @@
 //! does and is not served. The README's table is made from the same rows. PEFT itself drops fields it doesn't know with a
 //! warning, also those that switch something on; here such a field is an error.
 
+mod fields;
+mod json;
+
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use self::fields::{Read, Switch, check_unknown, malformed, shown};
 use crate::adapter::Problems;
 use crate::adapter::features::{Feature, FeatureRow, Verdict};
-use crate::adapter::fields::{self, Read, Switch, check_unknown, malformed, shown};
-use crate::adapter::json;
 use crate::adapter::patterns::{LayerFilter, PatternMap, Targeting};
 use crate::error::{Error, ErrorCode, Result};
 

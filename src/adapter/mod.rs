@@ -12,24 +12,13 @@ pub mod batch;
 pub mod config;
 pub mod delta;
 pub mod demands;
-mod ends;
-mod expand;
-mod factors;
 pub mod features;
-mod fields;
 pub mod folder;
-mod implied;
-mod json;
 pub mod keys;
 pub mod mixture;
-mod module;
 pub mod patterns;
-mod pieces;
 pub mod plan;
 pub mod pool;
-mod promises;
-mod stack;
-mod stored;
 
 use std::path::{Path, PathBuf};
 
@@ -102,7 +91,7 @@ impl AdapterFiles {
 
     /// The sites that the tensors themselves ask for, to be checked against where there is no model.
     pub fn implied_sites(&self) -> SiteTable {
-        implied::sites(self)
+        plan::implied_sites(self)
     }
 
     /// The folder they were read from.

@@ -7,17 +7,28 @@
 //! names ── keys ── modules ── stack, aliases ── read_module ── pieces ── join ── tie_ends ── check_promises ── deltas
 //! ```
 
+mod ends;
+mod expand;
+mod factors;
+mod implied;
+mod module;
+mod pieces;
+mod promises;
+mod stack;
+mod stored;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+pub(super) use self::implied::sites as implied_sites;
+use self::module::Module;
+use self::pieces::Pieces;
+use self::stack::{Place, Stack};
 use crate::adapter::config::AdapterConfig;
 use crate::adapter::delta::{LowRank, SiteDelta};
 use crate::adapter::demands::AdapterDemands;
 use crate::adapter::folder::{CONFIG, WEIGHTS};
 use crate::adapter::keys::{self, ModuleTensors};
-use crate::adapter::module::Module;
-use crate::adapter::pieces::Pieces;
-use crate::adapter::stack::{Place, Stack};
 use crate::adapter::{AdapterFiles, Problems};
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::{AliasPart, Site, SiteId, SiteKind, SitePart, SiteTable};
@@ -141,7 +152,7 @@ pub(super) fn examine<'a>(files: &'a AdapterFiles, sites: &SiteTable) -> (Adapte
 }
 
 /// What is needed while an adapter is read.
-pub(super) struct Planner<'a, 's> {
+struct Planner<'a, 's> {
     pub files: &'a AdapterFiles,
     pub sites: &'s SiteTable,
     pub stack: Stack,

@@ -3,7 +3,6 @@
 //! A family is one row of `FAMILIES`: what the architecture fixes and which keys it reads. Nothing else in the crate
 //! knows an architecture's name.
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,7 +11,11 @@ use serde_json::Value;
 
 use super::rope::{RopeContext, RopeParameters};
 use crate::backend::{Activation, Rope};
+use crate::checkpoint;
 use crate::error::{Error, ErrorCode, Result};
+
+/// Longest config.json, in bytes. Real ones have some KiB.
+const MAX_FILE_BYTES: u64 = 16 << 20;
 
 /// Which linears of a layer have a bias.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -362,10 +365,10 @@ fn invalid(key: &str) -> Error {
 
 /// A JSON file of a model folder, or `None` where there is none.
 fn read_json(path: &Path) -> Result<Option<Value>> {
-    let text = match fs::read(path) {
+    let text = match checkpoint::read_bounded(path, MAX_FILE_BYTES) {
         Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::new(ErrorCode::CheckpointUnreadable, e.to_string()).path(path)),
+        Err(error) if error.code() == ErrorCode::CheckpointNotFound => return Ok(None),
+        Err(error) => return Err(error),
     };
     serde_json::from_slice(&text)
         .map(Some)

@@ -36,7 +36,7 @@ fn fields_without_effect_have_none_and_refused_ones_are_refused_under_their_code
             _ => {}
         }
     }
-    assert_eq!((without, refusals), (15, 3));
+    assert_eq!((without, refusals), (15, 2));
 }
 
 #[test]

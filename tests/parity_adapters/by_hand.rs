@@ -59,6 +59,50 @@ fn dora_by_hand() {
 }
 
 #[test]
+fn a_truncated_weight_by_hand() {
+    // W = [2 1; 1 2] has the singular values 3 and 1; without the smaller it is [1.5 1.5; 1.5 1.5], whatever the weight.
+    let weight = Weight::Dense(Tensor::new(DType::F32, &[2, 2], &[2.0, 1.0, 1.0, 2.0]));
+    let bias = Some(Tensor::new(DType::F32, &[2], &[0.5, -1.0]));
+    let low = Low { truncated: 1, ..Low::of(&[&[1.0, 0.0]], &[&[1.0], &[2.0]], 0.5) };
+    let (slot, plain) = (SlotId(0), SlotId(1));
+    let mixtures: [Mixture; 4] = [vec![], vec![(slot, 1.0)], vec![(slot, 0.0)], vec![(plain, 1.0), (slot, -2.0)]];
+    // x = (2, 0): W x = (4, 2), truncated (3, 3); B A x = (2, 4).
+    let expected = [[4.5, 1.0], [4.5, 4.0], [3.5, 2.0], [2.5, 0.0]];
+    for options in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
+        let mut rig = Rig::open(&options);
+        let (group, sites) = rig.group(&[Member { weight: weight.clone(), bias: bias.clone() }]);
+        rig.upload(slot, &sites, &[Change::low(0, low.clone())]).expect("the adapter uploads");
+        rig.upload(plain, &sites, &[Change::low(0, Low { truncated: 0, ..low.clone() })]).expect("the adapter uploads");
+        let (x, y) = (rig.put(2, &[2.0, 0.0].repeat(4)), rig.room(2, 4));
+        rig.backend.linear(group, x, 4, &route(&mixtures), y, Write::Replace).expect("the linear runs");
+        assert_close("by hand", 2, &rig.get(y, 2, 4), &expected.concat(), 1e-6);
+    }
+}
+
+#[test]
+fn a_packed_weight_is_truncated_as_the_kernels_see_it() {
+    // A permutation, short groups, and more outputs than a tile: with most of its values gone it is told from any other.
+    let mut rng = Rng(7);
+    let groups = [(4, 96), (3, 40), (8, 64)].map(|(bits, inputs)| CodeGroup { bits, inputs });
+    let codes = RandomCodes::new(&mut rng, 70, groups.to_vec(), false, true);
+    let low = Low { truncated: 60, ..crate::changes::random_low(&mut rng, DType::F32, 2, 70, 200) };
+    let x = rng.normals(3 * 200, 1.0);
+    let run = |options: &CpuOptions| {
+        let mut rig = Rig::open(options);
+        let (group, sites) = rig.group(&[Member { weight: Weight::Coded(codes.clone()), bias: None }]);
+        rig.upload(SlotId(0), &sites, &[Change::low(0, low.clone())]).expect("the adapter uploads");
+        let (x, y) = (rig.put(200, &x), rig.room(70, 3));
+        let batch = route(&[vec![(SlotId(0), 1.0)], vec![(SlotId(0), 0.25)], vec![]]);
+        rig.backend.linear(group, x, 3, &batch, y, Write::Replace).expect("the linear runs");
+        rig.get(y, 70, 3)
+    };
+    let expected = run(&oracle());
+    for isa in isas() {
+        assert_close("truncated", 70, &run(&fast(isa, 2)), &expected, 1e-4);
+    }
+}
+
+#[test]
 fn an_embedding_is_rescaled_by_norms_over_the_vocabulary() {
     // E = [3 0; 0 0], s (B A)^T = [0 0; 4 1], so that the channels of V have norms 5 and 1.
     let table = Tensor::new(DType::F32, &[2, 2], &[3.0, 0.0, 0.0, 0.0]);

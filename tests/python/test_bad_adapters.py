@@ -99,25 +99,33 @@ def test_a_truncated_adapter(adapter, serving):
     assert error.path == str(weights(adapter))
 
 
-def test_a_dora_adapter_is_refused_by_name(engine, fixtures, serving):
-    error = unloadable("adapter_feature_unsupported", serving, fixtures / "adapters" / "devil-dora-r8")
-    assert "use_dora" in str(error)
+@pytest.mark.parametrize(
+    ("code", "change"),
+    [
+        ("adapter_tensor_missing", {"use_dora": True}),
+        ("adapter_tensor_missing", {"lora_bias": True}),
+        ("adapter_tensor_missing", {"modules_to_save": ["lm_head"]}),
+        ("adapter_tensor_missing", {"trainable_token_indices": [1, 2]}),
+        ("adapter_tensor_missing", {"kasa_config": {"beta": 1e-3}}),
+        (
+            "adapter_rank_mismatch",
+            {"use_bdlora": {"nblocks": 2, "target_modules_bd_b": ["q_proj"], "match_strict": False}},
+        ),
+        ("adapter_config_invalid", {"layer_replication": [[0, 2], [1, 99]]}),
+        ("adapter_config_invalid", {"alora_invocation_tokens": [5, 10**6]}),
+    ],
+    ids=str,
+)
+def test_a_feature_that_the_files_do_not_bear_out_is_refused(code, change, adapter, serving):
+    edit_config(adapter, "adapter_config.json", **change)
+    error = unloadable(code, serving, adapter)
+    assert next(iter(change)) in str(error) or error.tensor
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"use_dora": True},
-        {"bias": "all"},
-        {"lora_bias": True},
-        {"modules_to_save": ["lm_head"]},
-        {"layer_replication": [[0, 2], [1, 2]]},
-        {"trainable_token_indices": [1, 2]},
         {"target_parameters": ["mlp.experts.gate_up_proj"]},
-        {"alora_invocation_tokens": [5, 6]},
-        {"use_qalora": True},
-        {"use_bdlora": {"nblocks": 2}},
-        {"kasa_config": {"beta": 1e-3}},
         {"arrow_config": {"top_k": 2}},
         {"use_tomorrows_variant": True},
     ],

@@ -246,6 +246,13 @@ def test_weights_that_are_no_regular_file_are_refused_at_once(kind, model):
     assert refused("checkpoint_unreadable", Engine, model).path == str(index)
 
 
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("kind", ["fifo", "folder", "device"])
+def test_a_config_that_is_no_regular_file_is_refused_at_once(kind, name, model):
+    no_file(kind, model / name)
+    assert refused("checkpoint_unreadable", Engine, model).path == str(model / name)
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
 @pytest.mark.parametrize("kind", ["fifo", "folder", "device"])
 def test_what_is_no_regular_file_is_no_tokenizer(kind, name, quill, tmp_path):

@@ -27,13 +27,14 @@ pub struct Low {
     pub scale: f32,
     pub b_bias: Option<Tensor>,
     pub magnitude: Option<Tensor>,
+    pub truncated: usize,
 }
 
 impl Low {
     /// Factors of small numbers.
     pub fn of(a: &[&[f32]], b: &[&[f32]], scale: f32) -> Self {
         let tensor = |rows: &[&[f32]]| Tensor::new(DType::F32, &[rows.len(), rows[0].len()], &rows.concat());
-        Self { a: tensor(a), b: tensor(b), scale, b_bias: None, magnitude: None }
+        Self { a: tensor(a), b: tensor(b), scale, b_bias: None, magnitude: None, truncated: 0 }
     }
 }
 
@@ -57,6 +58,7 @@ impl Change {
             low_rank: self.low.as_ref().map(|low| LowRank {
                 b_bias: low.b_bias.as_ref().map(|bias| bias.view().into()),
                 magnitude: low.magnitude.as_ref().map(|magnitude| magnitude.view().into()),
+                truncated: low.truncated,
                 ..LowRank::new(low.a.view(), low.b.view(), low.scale)
             }),
         }
@@ -71,5 +73,6 @@ pub fn random_low(rng: &mut Rng, dtype: DType, rank: usize, outputs: usize, inpu
         scale: 0.25 + rng.below(8) as f32 * 0.25,
         b_bias: None,
         magnitude: None,
+        truncated: 0,
     }
 }

@@ -4,7 +4,7 @@ use crate::adapter::delta::{ReplacedRows, SiteDelta};
 use crate::adapter::features::unsupported;
 use crate::adapter::keys::{ModuleTensors, Part};
 use crate::adapter::plan::Planner;
-use crate::adapter::stored::Stored;
+use crate::adapter::plan::stored::Stored;
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::{AliasPart, Site, SiteId, SiteKind};
 use crate::tensor::{Tensor, shape_text};

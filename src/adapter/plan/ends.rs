@@ -6,11 +6,11 @@
 //! head's tensors, which count as they are).
 
 use crate::adapter::delta::{LowRank, ReplacedRows, SiteDelta};
-use crate::adapter::expand::transposed;
 use crate::adapter::features::unsupported;
 use crate::adapter::keys::Part;
 use crate::adapter::plan::Planner;
-use crate::adapter::promises::is_saved;
+use crate::adapter::plan::expand::transposed;
+use crate::adapter::plan::promises::is_saved;
 use crate::error::{Error, ErrorCode};
 use crate::sites::SiteId;
 

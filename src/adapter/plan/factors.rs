@@ -1,12 +1,12 @@
 //! The low-rank delta of one module: its factors, B's bias and magnitude against config and base.
 
 use crate::adapter::delta::{LowRank, scaling};
-use crate::adapter::expand;
 use crate::adapter::features::unsupported;
 use crate::adapter::keys::Part;
-use crate::adapter::module::Module;
 use crate::adapter::plan::Planner;
-use crate::adapter::stored::Stored;
+use crate::adapter::plan::expand;
+use crate::adapter::plan::module::Module;
+use crate::adapter::plan::stored::Stored;
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::SiteKind;
 use crate::tensor::shape_text;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::adapter::AdapterFiles;
 use crate::adapter::keys::{self, Contents, ModuleTensors, Part};
-use crate::adapter::stack::{MAX_LAYERS, Place, Stack};
+use crate::adapter::plan::stack::{MAX_LAYERS, Place, Stack};
 use crate::sites::{LayerList, Site, SiteKind, SiteTable};
 
 /// What every model served here calls its head.
@@ -22,7 +22,7 @@ struct Implied {
 }
 
 /// The sites of an adapter's tensors; a size that no tensor tells is the smallest there is.
-pub(super) fn sites(files: &AdapterFiles) -> SiteTable {
+pub(in crate::adapter) fn sites(files: &AdapterFiles) -> SiteTable {
     let contents = keys::sort(files.weights.names());
     let mut sites = SiteTable::default();
     sites.is_head_tied = files.config.ensure_weight_tying || shares_rows(&contents, files);
