@@ -97,8 +97,11 @@ def replicate(model: torch.nn.Module, ranges: list[list[int]] | None) -> None:
 
 
 def untie(model: torch.nn.Module, adapters: list[Adapter]) -> None:
-    """Gives a tied head a weight of its own; trained token rows still reach it through the tie, and so does a weight under
-    either name that `modules_to_save` does not give to one of them."""
+    """Gives a tied head a weight of its own.
+
+    Trained token rows still reach it through the tie, as does a weight that the file has under either name and that
+    `modules_to_save` gives to neither.
+    """
     tied = model.lm_head.weight is model.model.embed_tokens.weight
     if not tied:
         return

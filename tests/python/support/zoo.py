@@ -140,9 +140,7 @@ SPECS = {
     # peft writes the weight that both ends share under the name of the targeted one alone, and the rows under both.
     "grown-tied-embedding": _replacing(targets=_WITH_EMBEDDING, growth=GROWTH, bases=_TIED),
     "grown-tied-head": _replacing(targets=(*ALL_LINEAR, "lm_head"), growth=GROWTH, bases=_TIED),
-    "grown-tied-tokens": _replacing(
-        options={"trainable_token_indices": [97, 99, 3]}, growth=GROWTH, bases=_TIED
-    ),
+    "grown-tied-tokens": _replacing(options={"trainable_token_indices": [97, 99, 3]}, growth=GROWTH, bases=_TIED),
     # LoRA on the two ends.
     "embedding": Spec(targets=_WITH_EMBEDDING, save_embeddings=False),
     "embedding-copied": Spec(targets=_WITH_EMBEDDING, save_embeddings=True),
