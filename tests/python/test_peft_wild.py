@@ -128,3 +128,12 @@ def test_rows_of_every_kind_survive_a_cache_too_small_for_all_of_them(collection
     together = narrow.generate(prompts, adapters=rows, **settings)
     for prompt, row, out in zip(prompts, rows, together, strict=True):
         assert bits(wide.generate([prompt], adapters=[row], **settings)[0]) == bits(out), row
+
+
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_factors_of_a_resized_vocabulary_without_its_weights_are_refused_with_the_remedy(target, collection, tmp_path):
+    spec = Spec(growth=zoo.GROWTH, targets=(target,), save_embeddings=False)
+    with pytest.raises(ExloraError) as caught:
+        Engine(collection.dense("llama"), adapters={"it": write(spec, "it", "llama", collection, tmp_path)})
+    assert caught.value.code == "adapter_shape_mismatch"
+    assert "save_embedding_layers=True" in caught.value.hint
