@@ -64,7 +64,7 @@ impl<'a> SiteDelta<'a> {
 }
 
 /// Rows of a weight that are replaced.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ReplacedRows<'a> {
     /// Which rows, ascending and distinct.
     pub ids: Vec<u32>,

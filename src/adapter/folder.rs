@@ -103,6 +103,9 @@ fn no_config(dir: &Path) -> Error {
         return foreign(dir, &format!("'{name}' is an adapter of an image model (kohya, diffusers), not PEFT"))
             .hint(FROM_KOHYA);
     }
+    if is_dangling(dir, CONFIG) {
+        return dangling(ErrorCode::AdapterConfigNotFound, dir, CONFIG);
+    }
     let error = Error::new(ErrorCode::AdapterConfigNotFound, format!("the folder holds no {CONFIG}")).path(dir);
     let nested: Vec<String> = entries(dir)
         .iter()
@@ -121,7 +124,22 @@ fn foreign(dir: &Path, what: &str) -> Error {
     Error::new(ErrorCode::AdapterFormatUnsupported, what).path(dir)
 }
 
+/// Whether a file that can't be found is there as a link: folders of a download cache hold links, and may be copied without
+/// what these point to.
+fn is_dangling(dir: &Path, name: &str) -> bool {
+    dir.join(name).symlink_metadata().is_ok()
+}
+
+fn dangling(code: ErrorCode, dir: &Path, name: &str) -> Error {
+    Error::new(code, format!("{name} is a link to a file that does not exist"))
+        .path(dir.join(name))
+        .hint("copy what the link points to, or download the adapter again")
+}
+
 fn no_weights(dir: &Path) -> Error {
+    if is_dangling(dir, WEIGHTS) {
+        return dangling(ErrorCode::AdapterWeightsNotFound, dir, WEIGHTS);
+    }
     if dir.join("adapter_model.bin").exists() {
         return foreign(dir, "the weights are a pickle (adapter_model.bin), which may run code when it is opened")
             .hint(FROM_PICKLE);

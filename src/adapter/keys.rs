@@ -317,12 +317,16 @@ fn foreign(tool: &str, name: &str) -> Error {
 struct Spellings<'a> {
     prefixed: BTreeMap<bool, &'a str>,
     adapters: BTreeMap<Option<&'a str>, &'a str>,
+    /// Of modules inside a saved block: where biases are saved too, PEFT leaves the name in their second copies.
+    blocks: BTreeMap<&'a str, &'a str>,
 }
 
 impl<'a> Spellings<'a> {
     fn add(&mut self, name: &'a str, key: &Key<'a>, part: Part) {
         self.prefixed.entry(key.prefixed).or_insert(name);
-        if part.is_named() {
+        if let (Part::SavedWeight | Part::SavedBias, Some(adapter)) = (part, key.adapter) {
+            self.blocks.entry(adapter).or_insert(name);
+        } else if part.is_named() {
             self.adapters.entry(key.adapter).or_insert(name);
         }
     }
@@ -337,12 +341,16 @@ impl<'a> Spellings<'a> {
                     .found(format!("'{with}' too")),
             );
         }
-        if self.adapters.len() > 1 {
+        let mut adapters = self.adapters.clone();
+        if self.blocks.len() > 1 || adapters.keys().any(Option::is_some) {
+            adapters.extend(self.blocks.iter().map(|(adapter, name)| (Some(*adapter), *name)));
+        }
+        if adapters.len() > 1 {
             let names: BTreeSet<_> =
-                self.adapters.keys().map(|name| name.map_or("none".into(), |n| format!("'{n}'"))).collect();
+                adapters.keys().map(|name| name.map_or("none".into(), |n| format!("'{n}'"))).collect();
             problems.push(
                 Error::new(ErrorCode::AdapterTensorUnexpected, "the file holds tensors of several adapters")
-                    .tensor(self.adapters.values().next_back().copied().unwrap_or_default())
+                    .tensor(adapters.values().next_back().copied().unwrap_or_default())
                     .expected("one adapter name in all tensors, or none")
                     .found(names.into_iter().take(8).collect::<Vec<_>>().join(", "))
                     .hint("save each adapter into a folder of its own"),

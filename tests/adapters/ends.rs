@@ -151,6 +151,49 @@ fn of_an_embeddings_changes_only_rows_reach_a_tied_head() {
 }
 
 #[test]
+fn a_weight_in_the_place_of_the_shared_one_is_both_ends_under_either_name() {
+    for (named, other) in [(EMBEDDING, HEAD), (HEAD, EMBEDDING)] {
+        let shape = [VOCAB + 2, HIDDEN];
+        let adapter = Adapter::on_q_proj().part(named, "base_layer.weight", &shape, &counting(&shape));
+        let planned = plan_tied(&adapter);
+        assert_eq!(planned.at(other).weight, Some((shape.to_vec(), counting(&shape))));
+        assert_eq!(planned.at(named).weight, planned.at(other).weight);
+        assert_eq!((planned.demands.embedding_rows, planned.demands.head_rows), (Some(VOCAB + 2), Some(VOCAB + 2)));
+        // A module that is saved keeps it for itself.
+        let saved = adapter.set("modules_to_save", json!([named]));
+        if named == EMBEDDING {
+            assert!(plan_tied(&saved).paths().iter().all(|(path, _)| *path != HEAD));
+        }
+    }
+}
+
+#[test]
+fn two_weights_for_the_shared_one_must_be_equal() {
+    let both =
+        |factor: f32| {
+            let values: Vec<f32> = counting(&[VOCAB, HIDDEN]).iter().map(|value| factor * value).collect();
+            Adapter::on_q_proj()
+                .part(EMBEDDING, "base_layer.weight", &[VOCAB, HIDDEN], &counting(&[VOCAB, HIDDEN]))
+                .part(HEAD, "base_layer.weight", &[VOCAB, HIDDEN], &values)
+        };
+    assert_eq!(plan_tied(&both(1.0)).at(HEAD).weight, plan_tied(&both(1.0)).at(EMBEDDING).weight);
+    let error = plan_on(&both(2.0), &tied_sites()).err().map(|error| error.code());
+    assert_eq!(error, Some(ErrorCode::AdapterTensorUnexpected));
+    assert!(plan_on(&both(2.0), &sites()).is_ok());
+}
+
+#[test]
+fn shared_rows_under_the_heads_name_too_must_be_the_embeddings() {
+    let shape = [2, HIDDEN];
+    let both = |values: &[f32]| rows(json!([7, 3]), &[(EMBEDDING, &shape)]).part(HEAD, ROWS, &shape, values);
+    let planned = plan_tied(&both(&counting(&shape)));
+    assert_eq!(planned.at(HEAD).rows, planned.at(EMBEDDING).rows);
+    let error = plan_on(&both(&[1.0; 2 * HIDDEN]), &tied_sites()).err().map(|error| error.code());
+    assert_eq!(error, Some(ErrorCode::AdapterTensorUnexpected));
+    assert_eq!(refused(&both(&counting(&shape))).code(), ErrorCode::AdapterTensorUnexpected);
+}
+
+#[test]
 fn a_tied_heads_own_rows_count_for_it() {
     let indices = json!({"embed_tokens": [1, 2], "lm_head": [5]});
     let planned = plan_tied(&rows(indices, &[(EMBEDDING, &[2, HIDDEN]), (HEAD, &[1, HIDDEN])]));

@@ -1,11 +1,13 @@
 //! The two ends of the model: embedding and head, their rows, and what a tie between them means.
 //!
-//! A head tied to the embedding keeps the base's weight whatever an adapter does to the embedding. Two things reach it: rows
-//! of single tokens always, and everything if `ensure_weight_tying` says so (the file then usually holds the head's tensors,
-//! which count as they are).
+//! A head tied to the embedding keeps the base's weight whatever an adapter does to the embedding. Three things reach it:
+//! rows of single tokens, a weight in the place of the one that both share (`base_layer.weight`: a vocabulary that was
+//! resized, an embedding that was trained), and everything if `ensure_weight_tying` says so (the file then usually holds the
+//! head's tensors, which count as they are).
 
 use crate::adapter::delta::{LowRank, ReplacedRows, SiteDelta};
 use crate::adapter::features::unsupported;
+use crate::adapter::keys::Part;
 use crate::adapter::plan::Planner;
 use crate::adapter::plan::expand::transposed;
 use crate::adapter::plan::promises::is_saved;
@@ -16,10 +18,46 @@ impl<'a> Planner<'a, '_> {
     /// Lets what acts on the embedding reach a tied head, and checks the rows of both.
     pub(super) fn tie_ends(&mut self, deltas: &mut Vec<SiteDelta<'a>>) {
         if let (true, Some(embedding), Some(head)) = (self.sites.is_head_tied, self.sites.embedding, self.sites.head) {
+            self.share_weight(deltas, embedding, head);
             self.tie(deltas, embedding, head);
         }
         self.check_rows(deltas);
         self.check_invocation(deltas);
+    }
+
+    /// A weight that no end keeps for itself (`modules_to_save`) is written over the one that both share, by whose name the
+    /// file may have it.
+    fn share_weight(&mut self, deltas: &mut Vec<SiteDelta<'a>>, embedding: SiteId, head: SiteId) {
+        let ends = [embedding, head];
+        let paths = ends.map(|site| self.sites.get(site).path.as_str());
+        if paths.iter().any(|path| is_saved(&self.files.config.modules_to_save, path)) {
+            return;
+        }
+        let weight = |site| deltas.iter().find(|delta| delta.site == site).and_then(|delta| delta.weight.clone());
+        let (other, weight) = match ends.map(weight) {
+            [Some(weight), None] => (head, weight),
+            [None, Some(weight)] => (embedding, weight),
+            [Some(first), Some(second)] if first != second => {
+                let what = format!("'{}' and '{}' share a weight, of which the file has two", paths[0], paths[1]);
+                self.problem(
+                    Error::new(ErrorCode::AdapterTensorUnexpected, what)
+                        .tensor(Part::BaseWeight.tensor_name(paths[1]))
+                        .expected("the same values for both")
+                        .found("others")
+                        .hint("the adapter was made for a base whose head is not tied"),
+                );
+                return;
+            }
+            _ => return,
+        };
+        // What was read and found wrong stays so.
+        if !self.replaced.insert((other, 0)) {
+            return;
+        }
+        match deltas.iter_mut().find(|delta| delta.site == other) {
+            Some(delta) => delta.weight = Some(weight),
+            None => insert(deltas, SiteDelta { weight: Some(weight), ..SiteDelta::at(other) }),
+        }
     }
 
     fn tie(&mut self, deltas: &mut Vec<SiteDelta<'a>>, embedding: SiteId, head: SiteId) {
@@ -28,6 +66,14 @@ impl<'a> Planner<'a, '_> {
         let mut to = position.map_or_else(|| SiteDelta::at(head), |at| deltas.remove(at));
         let path = &self.sites.get(head).path;
         let is_head_saved = is_saved(&self.files.config.modules_to_save, path);
+        // A resized vocabulary is saved with the shared rows under the head's name too.
+        if let (Some(rows), Some(copy), None) = (&from.rows, &to.rows, self.token_ids(path, false))
+            && rows != copy
+        {
+            let what = format!("'{path}' shares the embedding's rows, of which the file has two");
+            let error = Error::new(ErrorCode::AdapterTensorUnexpected, what).tensor(Part::Rows.tensor_name(path));
+            self.problem(error.expected("the same values for both").found("others"));
+        }
         if let Some(rows) = from.rows.filter(|_| to.rows.is_none() && !is_head_saved) {
             if to.low_rank.is_some() {
                 let what = format!("'{path}' has factors, and the embedding's replaced rows by the tie");
@@ -42,8 +88,7 @@ impl<'a> Planner<'a, '_> {
             }
         }
         if to.is_replacing() || to.low_rank.is_some() {
-            deltas.push(to);
-            deltas.sort_by_key(|delta| (delta.site, delta.pass));
+            insert(deltas, to);
         }
     }
 
@@ -109,4 +154,10 @@ impl<'a> Planner<'a, '_> {
             self.problem(unsupported(what));
         }
     }
+}
+
+/// Adds a delta, whose site and pass have none yet, at its place.
+fn insert<'a>(deltas: &mut Vec<SiteDelta<'a>>, delta: SiteDelta<'a>) {
+    let at = deltas.partition_point(|other| (other.site, other.pass) < (delta.site, delta.pass));
+    deltas.insert(at, delta);
 }

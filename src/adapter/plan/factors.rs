@@ -68,10 +68,10 @@ impl<'a> Planner<'a, '_> {
         let untold = ["use_bdlora", "use_qalora", "qalora_group_size"];
         if !untold.iter().any(|field| self.config().is_broken(field)) {
             if let Some(a) = &a {
-                self.check_factor(a, rank, [rank.rank, form.columns_of_a(module.inputs)], 0);
+                self.check_factor(module, a, rank, [rank.rank, form.columns_of_a(module.inputs)], 0);
             }
             if let Some(b) = &b {
-                self.check_factor(b, rank, [module.outputs, form.columns_of_b(rank.rank)], 1);
+                self.check_factor(module, b, rank, [module.outputs, form.columns_of_b(rank.rank)], 1);
             }
         }
         let b_bias = self.b_bias(module, form);
@@ -191,14 +191,27 @@ impl<'a> Planner<'a, '_> {
     }
 
     /// A matrix against what it must be; `rank_axis` is the dimension that holds the rank.
-    fn check_factor(&mut self, stored: &Stored<'a>, rank: ModuleRank, expected: [usize; 2], rank_axis: usize) {
+    fn check_factor(
+        &mut self,
+        module: &Module<'_, 'a>,
+        stored: &Stored<'a>,
+        rank: ModuleRank,
+        expected: [usize; 2],
+        rank_axis: usize,
+    ) {
         let found = stored.shape();
         if found == expected {
             return;
         }
         if found[1 - rank_axis] != expected[1 - rank_axis] {
+            // The side of the vocabulary: an embedding's inputs, the head's outputs.
+            let is_grown = found[1 - rank_axis] > expected[1 - rank_axis]
+                && if rank_axis == 0 { module.is_embedding } else { module.is_head };
             let outcome = stored.has_shape(&expected, "a factor does not fit the base model");
-            self.keep(outcome);
+            self.keep(outcome.map_err(|error| match is_grown {
+                true => error.hint("if the vocabulary was resized, save its weights too: save_embedding_layers=True"),
+                false => error,
+            }));
             return;
         }
         let hint = match rank.origin {

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 
 use crate::adapter::AdapterFiles;
-use crate::adapter::keys::{self, ModuleTensors, Part};
+use crate::adapter::keys::{self, Contents, ModuleTensors, Part};
 use crate::adapter::plan::stack::{MAX_LAYERS, Place, Stack};
 use crate::sites::{LayerList, Site, SiteKind, SiteTable};
+
+/// What every model served here calls its head.
+const HEAD: &str = "lm_head";
 
 /// What the tensors tell of a module.
 #[derive(Default)]
@@ -22,7 +25,7 @@ struct Implied {
 pub(in crate::adapter) fn sites(files: &AdapterFiles) -> SiteTable {
     let contents = keys::sort(files.weights.names());
     let mut sites = SiteTable::default();
-    sites.is_head_tied = files.config.ensure_weight_tying;
+    sites.is_head_tied = files.config.ensure_weight_tying || shares_rows(&contents, files);
     if let Some(end) = files.config.layer_replication.iter().map(|(_, end)| *end as usize).max() {
         let prefix = contents.modules.keys().find_map(|path| Some(&path[..path.find(".layers.")? + ".layers".len()]));
         let prefix = prefix.unwrap_or("model.layers").to_owned();
@@ -36,11 +39,11 @@ pub(in crate::adapter) fn sites(files: &AdapterFiles) -> SiteTable {
         }
     }
     // What the head can choose and what an invocation names has a row in the embedding.
-    let head_rows = modules.get("lm_head").map_or(0, |head| head.out_features);
+    let head_rows = modules.get(HEAD).map_or(0, |head| head.out_features);
     let named_rows = files.config.invocation.iter().max().map_or(0, |id| *id as usize + 1);
     let rows = head_rows.max(named_rows);
     for (path, module) in modules {
-        let (is_embedding, is_head) = (module.is_embedding, path == "lm_head");
+        let (is_embedding, is_head) = (module.is_embedding, path == HEAD);
         let id = sites.push(module.site(path, rows));
         sites.embedding = sites.embedding.or(is_embedding.then_some(id));
         sites.head = sites.head.or(is_head.then_some(id));
@@ -98,6 +101,13 @@ impl Implied {
         }
         Site { path, kind, in_features, out_features, has_bias: self.has_bias }
     }
+}
+
+/// Whether the head has rows that the config gives to the embedding alone: the two are tied then.
+fn shares_rows(contents: &Contents<'_>, files: &AdapterFiles) -> bool {
+    let rows = contents.modules.get(HEAD).and_then(|head| head.get(Part::Rows));
+    let is_named = files.config.token_rows.iter().flat_map(|(name, _)| name).any(|name| HEAD.ends_with(name.as_str()));
+    rows.is_some() && !is_named
 }
 
 /// Inputs that one stored column of A stands for.

@@ -148,7 +148,10 @@ impl<'a> Planner<'a, '_> {
         if self.config().is_broken("trainable_token_indices") {
             return None;
         }
-        let Some(ids) = self.token_ids(module.path, module.is_embedding) else {
+        // A tied head shares the embedding's rows where the config gives it none of its own.
+        let shared = self.sites.embedding.filter(|_| module.is_head && self.sites.is_head_tied);
+        let shared = || shared.and_then(|site| self.token_ids(&self.sites.get(site).path, true));
+        let Some(ids) = self.token_ids(module.path, module.is_embedding).or_else(shared) else {
             let what = format!("trainable_token_indices in adapter_config.json has no tokens for '{}'", module.path);
             self.problem(problem(what, ErrorCode::AdapterTensorUnexpected));
             return None;

@@ -97,14 +97,22 @@ def replicate(model: torch.nn.Module, ranges: list[list[int]] | None) -> None:
 
 
 def untie(model: torch.nn.Module, adapters: list[Adapter]) -> None:
-    """Gives a tied head a weight of its own; trained token rows, and these alone, still reach it through the tie."""
+    """Gives a tied head a weight of its own.
+
+    Trained token rows still reach it through the tie, as does a weight that the file has under either name and that
+    `modules_to_save` gives to neither.
+    """
     tied = model.lm_head.weight is model.model.embed_tokens.weight
     if not tied:
         return
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
     model.config.tie_word_embeddings = False
     for adapter in adapters:
-        ends = adapter.modules.get("model.embed_tokens", {}), adapter.modules.setdefault("lm_head", {})
+        ends = adapter.modules.setdefault("model.embed_tokens", {}), adapter.modules.setdefault("lm_head", {})
+        if not adapter.config.get("modules_to_save"):
+            for end, other in (ends, ends[::-1]):
+                if "weight" in end:
+                    other.setdefault("weight", end["weight"])
         if "rows" in ends[0] and "rows" not in ends[1]:
             ends[1]["rows"] = ends[0]["rows"]
 

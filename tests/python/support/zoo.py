@@ -137,6 +137,10 @@ SPECS = {
         options={"modules_to_save": ["embed_tokens", "lm_head"]}, growth=GROWTH, bases=_TIED
     ),
     "grown-tied": _replacing(growth=GROWTH, bases=_TIED),
+    # peft writes the weight that both ends share under the name of the targeted one alone, and the rows under both.
+    "grown-tied-embedding": _replacing(targets=_WITH_EMBEDDING, growth=GROWTH, bases=_TIED),
+    "grown-tied-head": _replacing(targets=(*ALL_LINEAR, "lm_head"), growth=GROWTH, bases=_TIED),
+    "grown-tied-tokens": _replacing(options={"trainable_token_indices": [97, 99, 3]}, growth=GROWTH, bases=_TIED),
     # LoRA on the two ends.
     "embedding": Spec(targets=_WITH_EMBEDDING, save_embeddings=False),
     "embedding-copied": Spec(targets=_WITH_EMBEDDING, save_embeddings=True),
@@ -153,6 +157,9 @@ SPECS = {
     "both-ends-copied-dora": Spec(_DORA, targets=(*_WITH_EMBEDDING, "lm_head"), save_embeddings=True),
     "tied-embedding": Spec(targets=_WITH_EMBEDDING, bases=_TIED, save_embeddings=False),
     "tied-embedding-dora": Spec(_DORA, targets=_WITH_EMBEDDING, bases=_TIED, save_embeddings=False),
+    "tied-embedding-copy-changed": _replacing(
+        targets=_WITH_EMBEDDING, bases=_TIED, save_embeddings=True, stray_copies=True
+    ),
     "tied-head": Spec(targets=(*ALL_LINEAR, "lm_head"), bases=_TIED, save_embeddings=False),
     "tied-saved-embedding": _replacing(options={"modules_to_save": ["embed_tokens"]}, bases=_TIED),
     "tied-saved-head": _replacing(options={"modules_to_save": ["lm_head"]}, bases=_TIED),
