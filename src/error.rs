@@ -175,6 +175,8 @@ catalogue! {
     TokenOutOfRange = "token_out_of_range", Invalid, "use the model's own tokenizer";
     /// A sampling setting is out of range.
     SamplingInvalid = "sampling_invalid", Invalid, "see the message";
+    /// The logits of a request are not finite, so that no token can be chosen.
+    LogitsNotFinite = "logits_not_finite", Invalid, "give the adapters smaller weights; the base or an adapter may be damaged";
     /// A setting that exllamav2 has and exlora does not.
     SettingUnsupported = "setting_unsupported", Unsupported, "leave it at its default";
     /// The model object has no weights loaded yet, or no more.

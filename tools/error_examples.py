@@ -270,6 +270,7 @@ PROVOKE: dict[str, Callable[[], object]] = {
     "prompt_empty": lambda: model().generate([[]]),
     "prompt_too_long": lambda: model().generate([[1] * 10_000]),
     "token_out_of_range": lambda: model().generate([[1, 2048]]),
+    "logits_not_finite": lambda: adapter().generate("SELECT", adapters={"sql": 1e30}),
     "sampling_invalid": lambda: model().generate("SELECT", temperature=inf),
     "setting_unsupported": lambda: exllamav2().load_tp(),
     "model_not_loaded": lambda: exllamav2().forward([[1]]),

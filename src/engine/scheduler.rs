@@ -12,7 +12,7 @@ use super::request::FinishReason;
 use super::sampler::Sampler;
 use super::sequence::{Purpose, Sequence};
 use crate::backend::StepRows;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorCode, Result};
 use crate::kv::{KvPool, PAGE_TOKENS, PrefixKey};
 use crate::model::{ForwardBatch, KvStorage, Model};
 
@@ -298,6 +298,12 @@ fn publish_full_pages(pool: &mut KvPool, sequence: &mut Sequence) {
 
 fn choose(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32]) -> Result<bool> {
     let Purpose::Generate(generation) = &sequence.purpose else { return Ok(true) };
+    if let Some(id) = logits.iter().position(|logit| !logit.is_finite()) {
+        let what = "the logits are not finite, so that no token can be chosen";
+        return Err(Error::new(ErrorCode::LogitsNotFinite, what)
+            .expected("finite numbers")
+            .found(format!("{} for token {id}", logits[id])));
+    }
     let new_tokens = sequence.tokens.len() - sequence.prompt_len;
     let returned = if generation.returns_logits { logits.to_vec() } else { Vec::new() };
     if new_tokens < generation.min_new_tokens {

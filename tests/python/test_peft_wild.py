@@ -101,19 +101,22 @@ def test_a_row_of_a_wider_vocabulary_speaks_new_tokens_beside_rows_of_the_base(b
     assert gap(engine.logits([*prompts[0], *said], adapter="grown"), oracle) < TOLERANCE
 
 
-def test_an_adapter_that_overflows_leaves_the_rows_beside_it_alone(collection, tmp_path):
-    """Finite in the file, infinite in the product: peft's logits are NaN as well."""
+def test_an_adapter_that_overflows_fails_alone(collection, tmp_path):
+    """Finite in the file, infinite in the product: peft's logits are NaN as well. The rows beside it keep their bits."""
     huge = shutil.copytree(collection.adapter("llama", "uninitialised"), tmp_path / "huge")
     tensors = load_file(huge / "adapter_model.safetensors")
     save_file({key: 1e30 * value for key, value in tensors.items()}, huge / "adapter_model.safetensors")
     engine = Engine(collection.dense("llama"), adapters={"huge": huge, "dora": collection.adapter("llama", "dora")})
     assert not np.isfinite(engine.logits(zoo.PROMPT, adapter="huge")).all()
-    settings = {"max_new_tokens": 4, "temperature": 0.0, "logprobs": 2}
-    rows = [None, "huge", "dora"]
-    together = engine.generate([zoo.PROMPT] * 3, adapters=rows, **settings)
-    for place in (0, 2):
-        [alone] = engine.generate([zoo.PROMPT], adapters=[rows[place]], **settings)
-        assert bits(alone) == bits(together[place])
+    settings = {"max_new_tokens": 8, "temperature": 0.0}
+    alone = {row: engine.generate(zoo.PROMPT, adapter=row, **settings).token_ids for row in (None, "dora")}
+    streams = {row: engine.stream(zoo.PROMPT, adapter=row, **settings) for row in (None, "huge", "dora")}
+    with pytest.raises(ExloraError) as caught:
+        next(streams.pop("huge"))
+    assert caught.value.code == "logits_not_finite"
+    for row, stream in streams.items():
+        assert [token for chunk in stream for token in chunk.token_ids] == list(alone[row])
+    assert engine.stats()["leases"] == 0
 
 
 def test_rows_of_every_kind_survive_a_cache_too_small_for_all_of_them(collection):
