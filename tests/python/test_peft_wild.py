@@ -102,7 +102,7 @@ def test_a_row_of_a_wider_vocabulary_speaks_new_tokens_beside_rows_of_the_base(b
 
 
 def test_an_adapter_that_overflows_fails_alone(collection, tmp_path):
-    """Finite in the file, infinite in the product: peft's logits are NaN as well. The rows beside it keep their bits."""
+    """Finite in the file, infinite in the product, as in peft: its row ends, those beside it keep their tokens."""
     huge = shutil.copytree(collection.adapter("llama", "uninitialised"), tmp_path / "huge")
     tensors = load_file(huge / "adapter_model.safetensors")
     save_file({key: 1e30 * value for key, value in tensors.items()}, huge / "adapter_model.safetensors")
