@@ -78,6 +78,12 @@ fn contents_lines(contents: &AdapterContents) -> Vec<Line> {
         let what = format!("rank {}, alpha {}, scale {}: {} sites", group.rank, group.alpha, group.scale, group.sites);
         lines.push(("", what));
     }
+    let ends = [("embedding", contents.embedding_rows), ("head", contents.head_rows)];
+    let ends: Vec<String> =
+        ends.into_iter().filter_map(|(end, rows)| Some(format!("{end} of {} rows", rows?))).collect();
+    if !ends.is_empty() {
+        lines.push(("vocabulary", ends.join(", ")));
+    }
     lines.push(("stored", format!("{} as {}", size(contents.bytes as u64), contents.dtypes.join(", "))));
     lines.push(("content", contents.content_hash.clone()));
     lines
@@ -165,5 +171,8 @@ fn join<T: ToString>(values: &[T], between: &str) -> String {
 }
 
 fn size(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+    match bytes {
+        0..100_000 => format!("{:.1} KiB", bytes as f64 / 1024.0),
+        _ => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
+    }
 }

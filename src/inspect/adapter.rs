@@ -44,6 +44,10 @@ pub struct AdapterContents {
     pub sites: usize,
     /// The sites with factors by what acts there, in the order of rank, then scale.
     pub groups: Vec<RankGroup>,
+    /// Rows of the embedding that it brings in the base's place: the tokens its requests may hold.
+    pub embedding_rows: Option<usize>,
+    /// Rows of the head that it brings in the base's place: the width of its requests' logits.
+    pub head_rows: Option<usize>,
     /// Data types of its tensors.
     pub dtypes: Vec<String>,
     /// Bytes of its tensors.
@@ -111,6 +115,8 @@ fn contents(plan: &AdapterPlan<'_>, files: &AdapterFiles, sites: &SiteTable) -> 
         features: features(plan, config, sites),
         sites: summary.sites,
         groups: rank_groups(&plan.deltas, summary.use_rslora),
+        embedding_rows: summary.demands.embedding_rows,
+        head_rows: summary.demands.head_rows,
         dtypes,
         bytes: tensors.iter().map(|tensor| tensor.bytes().len()).sum(),
         content_hash: summary.content_hash.clone(),

@@ -38,6 +38,18 @@ fn contents_are_told_beside_problems() {
 }
 
 #[test]
+fn a_vocabulary_of_its_own_is_told() {
+    let adapter = Adapter::on_q_proj()
+        .set("modules_to_save", json!(["embed_tokens", "lm_head"]))
+        .filled(EMBEDDING, "weight", &[VOCAB + 3, HIDDEN])
+        .filled(HEAD, "weight", &[VOCAB + 2, HIDDEN]);
+    let contents = report(&adapter.write()).contents.expect("readable");
+    assert_eq!((contents.embedding_rows, contents.head_rows), (Some(VOCAB + 3), Some(VOCAB + 2)));
+    let contents = report(&Adapter::on_q_proj().write()).contents.expect("readable");
+    assert_eq!((contents.embedding_rows, contents.head_rows), (None, None));
+}
+
+#[test]
 fn an_unknown_alpha_is_told_as_such() {
     let report = report(&Adapter::on_q_proj().unset("lora_alpha").write());
     assert_eq!(report.problems.len(), 1);

@@ -75,7 +75,6 @@ pub(super) struct Scratch {
     /// All rows, then those of each weight that some adapter replaces.
     row_lists: Vec<u32>,
     weights: Vec<WeightRows>,
-    products: Vec<Product>,
 }
 
 /// One tile of a stack for a few entries of one slot.
@@ -87,7 +86,9 @@ struct ShrinkTask {
     entries: usize,
 }
 
-/// A member's weight and the rows that it multiplies.
+/// A member's weight and the rows that it multiplies, cut into tasks: some tiles for some of the rows each.
+///
+/// Tasks are counted, not listed: a list would have to travel from the core that writes it to those that read it, each time.
 #[derive(Clone)]
 struct WeightRows {
     member: usize,
@@ -96,17 +97,29 @@ struct WeightRows {
     tiles: usize,
     /// In the row lists.
     rows: Range<usize>,
+    /// Parts that the rows are cut into.
+    parts: usize,
+    first_task: usize,
 }
 
-/// Some tiles of a weight for some of its rows: a task.
-#[derive(Clone)]
-struct Product {
-    member: usize,
-    slot: Option<usize>,
-    tile: usize,
-    count: usize,
-    /// In the row lists.
-    rows: Range<usize>,
+impl WeightRows {
+    /// Tasks that go once over all tiles.
+    fn runs(&self) -> usize {
+        self.tiles.div_ceil(TASK_TILES)
+    }
+
+    fn end_task(&self) -> usize {
+        self.first_task + self.parts * self.runs()
+    }
+
+    /// First tile, number of tiles and rows of a task.
+    fn task(&self, task: usize) -> (usize, usize, Range<usize>) {
+        let (part, run) = ((task - self.first_task) / self.runs(), (task - self.first_task) % self.runs());
+        let blocks = self.rows.len().div_ceil(MAX_ROWS);
+        let at = |part: usize| self.rows.end.min(self.rows.start + blocks * part / self.parts * MAX_ROWS);
+        let tile = run * TASK_TILES;
+        (tile, TASK_TILES.min(self.tiles - tile), at(part)..at(part + 1))
+    }
 }
 
 /// The parts of a backend that `linear` works with.
@@ -217,15 +230,15 @@ impl<'a> Context<'a> {
         Some((adapter, delta.weight()?))
     }
 
-    /// Lists the rows of each weight, and cuts weights and rows into tasks.
+    /// Lists the rows of each weight, and counts the tasks.
     fn plan(&self, threads: usize, rows: usize, width: usize, scratch: &mut Scratch) -> Result<()> {
-        let Scratch { row_lists, weights, products, .. } = scratch;
+        let Scratch { row_lists, weights, .. } = scratch;
         row_lists.clear();
         row_lists.extend(0..rows as u32);
         weights.clear();
         for (member, linear) in self.group.members.iter().enumerate() {
             let tiles = linear.tile_count();
-            let base = WeightRows { member, slot: None, tiles, rows: 0..rows };
+            let base = WeightRows { member, slot: None, tiles, rows: 0..rows, parts: 0, first_task: 0 };
             if self.routing.segments().all(|(slot, ..)| self.replaced(member, slot).is_none()) {
                 weights.push(base);
                 continue;
@@ -249,21 +262,14 @@ impl<'a> Context<'a> {
                 list(Some(slot), weight.tiles);
             }
         }
-        products.clear();
-        let runs: usize = weights.iter().map(|weight| weight.tiles.div_ceil(TASK_TILES)).sum();
+        let runs: usize = weights.iter().map(WeightRows::runs).sum();
         // Few tiles for many threads: split the rows too.
         let wanted_parts = (TASKS_OF_THREAD * threads).div_ceil(runs.max(1));
-        for weight in weights.iter().filter(|weight| !weight.rows.is_empty()) {
-            let blocks = weight.rows.len().div_ceil(MAX_ROWS);
-            let parts = wanted_parts.clamp(1, blocks);
-            for part in 0..parts {
-                let at = |part: usize| weight.rows.end.min(weight.rows.start + blocks * part / parts * MAX_ROWS);
-                let (member, slot, rows) = (weight.member, weight.slot, at(part)..at(part + 1));
-                products.extend((0..weight.tiles).step_by(TASK_TILES).map(|tile| {
-                    let count = TASK_TILES.min(weight.tiles - tile);
-                    Product { member, slot, tile, count, rows: rows.clone() }
-                }));
-            }
+        let mut first_task = 0;
+        for weight in weights {
+            weight.parts = wanted_parts.min(weight.rows.len().div_ceil(MAX_ROWS));
+            weight.first_task = first_task;
+            first_task = weight.end_task();
         }
         Ok(())
     }
@@ -272,8 +278,11 @@ impl<'a> Context<'a> {
     fn multiply(&self, pool: &mut Pool, inputs: Inputs<'_>, output: Output<'_>, scratch: &Scratch) -> Result<()> {
         let epilogue = Epilogue::new(self, &scratch.shrunk);
         let out = Disjoint::new(output.y);
-        pool.run(scratch.products.len(), |task, _| {
-            let Product { member, slot, tile: first_tile, count, rows } = scratch.products[task].clone();
+        let weights = &scratch.weights;
+        pool.run(weights.last().map_or(0, WeightRows::end_task), |task, _| {
+            let of_task = weights.partition_point(|weight| weight.end_task() <= task);
+            let &WeightRows { member, slot, .. } = &weights[of_task];
+            let (first_tile, count, rows) = weights[of_task].task(task);
             let linear = &self.group.members[member];
             let replaced = slot.and_then(|slot| self.replaced(member, slot));
             let (tiles, outputs) = match replaced {
