@@ -42,11 +42,6 @@ impl<'a> SiteDelta<'a> {
         Self { site, pass: 0, weight: None, bias: None, rows: None, low_rank: None, truncated: 0, removed: None }
     }
 
-    /// With a low-rank part.
-    pub fn with_low_rank(self, low_rank: LowRank<'a>) -> Self {
-        Self { low_rank: Some(low_rank), ..self }
-    }
-
     /// Whether it replaces anything: then only a weight of 1 has a meaning.
     pub fn is_replacing(&self) -> bool {
         self.weight.is_some() || self.bias.is_some() || self.rows.is_some()

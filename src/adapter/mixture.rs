@@ -166,13 +166,6 @@ struct Span {
     content: Vec<String>,
 }
 
-impl Default for MixtureSpans {
-    /// The base model everywhere.
-    fn default() -> Self {
-        Self { spans: vec![Span { first: 0, entries: Vec::new(), content: Vec::new() }] }
-    }
-}
-
 impl MixtureSpans {
     /// The adapters that act on the row at a position, with their weights, in the order of the request.
     pub fn at(&self, position: usize) -> &[(SlotId, f32)] {
@@ -274,7 +267,7 @@ mod tests {
         assert_eq!(identity(5..8), [(0, "i", 0.5)]);
         assert_eq!(identity(8..12), [(0, "i", 0.5)]);
         assert_eq!(identity(0..5), []);
-        assert_eq!(MixtureSpans::default().identity(0..4).count(), 0);
+        assert_eq!(Mixture::default().along(&[]).identity(0..4).count(), 0);
     }
 
     fn refused(parts: Vec<(AdapterDemands, f32)>) -> Option<ErrorCode> {

@@ -54,7 +54,7 @@ pub struct AdapterSummary {
     pub sites: usize,
     /// Largest rank of a site.
     pub max_rank: usize,
-    /// Bytes of its tensors as stored.
+    /// Bytes of its tensors, expanded where the file has less than they are.
     pub bytes: usize,
     /// What a request with it has to heed.
     pub demands: AdapterDemands,

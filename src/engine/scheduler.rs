@@ -126,7 +126,9 @@ impl Scheduler {
     fn order_by_stack(&mut self) {
         self.order.clear();
         self.order.extend(0..self.running.len());
-        self.order.sort_by(|&a, &b| self.running[a].walk.layers.cmp(&self.running[b].walk.layers));
+        // No two keys are equal, so the sort that needs no buffer keeps the order of admission.
+        let key = |&index: &usize| (&self.running[index].walk.layers, index);
+        self.order.sort_unstable_by(|a, b| key(a).cmp(&key(b)));
     }
 
     /// How many sequences from that place in the order on walk the same layers.

@@ -177,8 +177,10 @@ mod tests {
         let (zeros, a8, b8, a4, b4) = ([0; 64], [8, 1], [1, 8], [4, 1], [1, 4]);
         let view =
             |shape| TensorView::new(DType::F16, shape, &zeros[..2 * shape.iter().product::<usize>()]).expect("fits");
-        let delta =
-            |site, a, b, scale| SiteDelta::at(SiteId(site)).with_low_rank(LowRank::new(view(a), view(b), scale));
+        let delta = |site, a, b, scale| SiteDelta {
+            low_rank: Some(LowRank::new(view(a), view(b), scale)),
+            ..SiteDelta::at(SiteId(site))
+        };
         let deltas =
             [delta(0, &a8, &b8, 2.0), delta(1, &a8, &b8, 2.0), delta(2, &a8, &b8, 0.1), delta(3, &a4, &b4, 4.0)];
         assert_eq!(

@@ -8,8 +8,8 @@ use crate::backend::{
 };
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result};
-use crate::model::Progress;
 use crate::model::config::DecoderConfig;
+use crate::model::{KvStorage, Progress};
 use crate::quant::{self, QuantConfig, QuantWeight};
 use crate::sites::{LayerList, Site, SiteId, SiteTable};
 use crate::tensor::TensorView;
@@ -92,7 +92,7 @@ impl Decoder {
         &self,
         backend: &mut dyn Backend,
         batch: &mut ForwardBatch,
-        kvs: &[KvId],
+        kvs: &[&KvStorage],
         logits: &mut [f32],
     ) -> Result<()> {
         let (b, eps, rows) = (&self.buffers, self.config.norm_eps, batch.tokens.len());
@@ -120,7 +120,7 @@ impl Decoder {
         backend: &mut dyn Backend,
         stack: &[u32],
         batch: &mut ForwardBatch,
-        kvs: &[KvId],
+        kvs: &[&KvStorage],
     ) -> Result<()> {
         let mut passes = vec![0; self.layers.len()];
         for (index, &base) in stack.iter().enumerate() {
@@ -158,10 +158,10 @@ impl Decoder {
 }
 
 /// Rows and cache of a plane: its own, or those that all planes share.
-fn plane<'a>(planes: &'a [StepRows], kvs: &[KvId], plane: usize) -> Result<(&'a StepRows, KvId)> {
+fn plane<'a>(planes: &'a [StepRows], kvs: &[&KvStorage], plane: usize) -> Result<(&'a StepRows, KvId)> {
     let of = |count: usize| if count == 1 { 0 } else { plane };
     match (planes.get(of(planes.len())), kvs.get(of(kvs.len()))) {
-        (Some(rows), Some(&kv)) if plane < planes.len().max(kvs.len()) => Ok((rows, kv)),
+        (Some(rows), Some(kv)) if plane < planes.len().max(kvs.len()) => Ok((rows, kv.id)),
         _ => Err(unfit()),
     }
 }

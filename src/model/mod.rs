@@ -226,9 +226,8 @@ impl Model {
         let mut core = self.core.lock();
         self.reap(&mut core);
         let Core { backend, decoder } = &mut *core;
-        let kvs: Vec<KvId> = kvs.iter().map(|kv| kv.id).collect();
         logits.resize(batch.logit_rows.len() * batch.logit_width, 0.0);
-        decoder.forward(&mut **backend, batch, &kvs, logits)
+        decoder.forward(&mut **backend, batch, kvs, logits)
     }
 
     fn upload(&self, dir: &Path) -> Result<(Reservation, AdapterSummary)> {

@@ -17,7 +17,7 @@ pub(super) struct Epilogue<'a> {
     routing: Routing<'a>,
     group: usize,
     shrunk: &'a Shrunk,
-    /// Whether an adapter of the step replaces a bias or rows of the group.
+    /// Whether an adapter of the step replaces a bias or rows of the group, or takes something out of a weight.
     is_replacing: bool,
 }
 
@@ -42,9 +42,9 @@ impl<'a> Epilogue<'a> {
                     delta.replace_rows(region, tile, self.shrunk.of(entry), y);
                     bias = delta.bias(region, tile).or(bias);
                 }
-            }
-            for (entry, _, region, delta) in deltas.clone() {
-                delta.remove(region, self.kernels, tile, self.shrunk.of(entry), y);
+                for (entry, _, region, delta) in deltas.clone() {
+                    delta.remove(region, self.kernels, tile, self.shrunk.of(entry), y);
+                }
             }
             for (entry, weight, region, delta) in deltas {
                 delta.apply(region, self.kernels, tile, self.shrunk.of(entry), weight, y);

@@ -20,7 +20,7 @@ pub(in super::super) struct GroupDelta {
     /// Rows that multiply the input: A's and replaced rows.
     stack: DenseTiles,
     members: Vec<Option<LinearDelta>>,
-    /// Whether it replaces a weight, bias or row.
+    /// Whether it replaces a weight, bias or row, or takes something out of a weight: what the base's sums need first.
     pub(in super::super) is_replacing: bool,
 }
 
@@ -77,7 +77,7 @@ impl GroupDelta {
         let mut widths = stacked(sources).filter_map(|matrix| Width::of_dtype(matrix.dtype()));
         let width = widths.next().unwrap_or(Width::F32);
         let width = if widths.all(|other| other == width) { width } else { Width::F32 };
-        let is_replacing = sources.iter().any(|(_, source)| source.is_replacing());
+        let is_replacing = sources.iter().any(|(_, source)| source.is_replacing() || source.removed.is_some());
         Self { stack: DenseTiles::lay_out(layout, first, in_features, width), members, is_replacing }
     }
 
