@@ -54,7 +54,7 @@ test-benches: ## Run each benchmark once, as a test
 	$(if $(wildcard benches/*.rs),cargo test --quiet --bench '*')
 
 .PHONY: develop
-develop: $(VENV)/.build-tools ## Build the Python package into .venv, unoptimised link, quick to rebuild
+develop: $(VENV)/.build-tools ## Build the Python package into .venv, unoptimized link, quick to rebuild
 	$(BIN)/maturin develop --quiet
 
 .PHONY: stubs

@@ -3,27 +3,27 @@
 //! The same weights are packed often enough to exceed any cache and taken in turn, as a decoder does; elements are
 //! multiplications with the base weight. `cargo bench --bench linear`, or once as a test with `-- --test`.
 
-#[path = "../tests/support/changes.rs"]
+#[path = "../tests/support/deltas.rs"]
 #[allow(dead_code)]
-mod changes;
-#[path = "../tests/support/coded.rs"]
-mod coded;
-#[path = "../tests/support/rig.rs"]
+mod deltas;
+#[path = "../tests/support/harness.rs"]
 #[allow(dead_code)]
-mod rig;
+mod harness;
+#[path = "../tests/support/random_weights.rs"]
+mod random_weights;
 
 use std::hint::black_box;
 use std::time::Duration;
 
-use changes::{Change, random_low};
-use coded::{RandomCodes, Rng};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use deltas::{Change, random_low};
 use exlora::adapter::batch::SlotId;
 use exlora::backend::Write;
 use exlora::backend::cpu::CpuOptions;
 use exlora::quant::CodeGroup;
 use exlora::tensor::DType;
-use rig::{Member, Mixture, Rig, Weight, route};
+use harness::{Harness, Member, Mixture, Weight, route};
+use random_weights::{RandomCodes, Rng};
 
 const INPUTS: usize = 2048;
 /// Packed bytes that exceed the last cache level.
@@ -40,18 +40,19 @@ fn linear(criterion: &mut Criterion) {
         let groups = vec![CodeGroup { bits: 4, inputs: 128 }; INPUTS / 128];
         let weight = Weight::Coded(RandomCodes::new(&mut rng, outputs, groups, true, false));
         let member = Member { weight, bias: None };
-        let mut rig = Rig::open(&CpuOptions::default());
-        let copies: Vec<_> =
-            (0..STREAMED.div_ceil(INPUTS * outputs / 2)).map(|_| rig.group(std::slice::from_ref(&member))).collect();
+        let mut harness = Harness::open(&CpuOptions::default());
+        let copies: Vec<_> = (0..STREAMED.div_ceil(INPUTS * outputs / 2))
+            .map(|_| harness.group(std::slice::from_ref(&member)))
+            .collect();
         let sites: Vec<_> = copies.iter().map(|(_, sites)| sites[0]).collect();
         for slot in 0..8 {
             let mut low = || random_low(&mut rng, DType::BF16, 16, outputs, INPUTS);
             let adapter: Vec<Change> = (0..copies.len()).map(|copy| Change::low(copy, low())).collect();
-            rig.upload(SlotId(slot), &sites, &adapter).expect("the adapter uploads");
+            harness.upload(SlotId(slot), &sites, &adapter).expect("the adapter uploads");
         }
         for rows in [1, 8, 128] {
-            let x = rig.put(INPUTS, &rng.normals(rows * INPUTS, 1.0));
-            let y = rig.room(outputs, rows);
+            let x = harness.put(INPUTS, &rng.normals(rows * INPUTS, 1.0));
+            let y = harness.room(outputs, rows);
             benches.throughput(Throughput::Elements((rows * INPUTS * outputs) as u64));
             for (name, adapters) in ROUTES.into_iter().filter(|&(_, adapters)| adapters <= rows) {
                 let mixture = |row: usize| -> Mixture {
@@ -63,7 +64,7 @@ fn linear(criterion: &mut Criterion) {
                     bencher.iter(|| {
                         let (group, _) = copies[turn % copies.len()];
                         turn += 1;
-                        black_box(rig.backend.linear(group, x, rows, &batch, y, Write::Replace))
+                        black_box(harness.backend.linear(group, x, rows, &batch, y, Write::Replace))
                     });
                 });
             }

@@ -89,10 +89,10 @@ impl Checkpoint {
             let path = checkpoint.path_of(tensor);
             if path != Some(&*dir.join(file)) {
                 return Err(Error::new(ErrorCode::CheckpointIndexInvalid, "a tensor is not where the index says")
-                    .path(&folder.index)
-                    .tensor(tensor)
-                    .expected(file)
-                    .found(path.map_or("no such tensor".into(), |path| path.display().to_string())));
+                    .with_path(&folder.index)
+                    .with_tensor(tensor)
+                    .with_expected(file)
+                    .with_found(path.map_or("no such tensor".into(), |path| path.display().to_string())));
             }
         }
         Ok(checkpoint)
@@ -134,7 +134,7 @@ impl Checkpoint {
 
     fn add(&mut self, path: PathBuf, bytes: FileBytes, tensors: Vec<TensorInfo>) -> Result<()> {
         if self.tensors.len() + tensors.len() > MAX_TENSORS {
-            return Err(header::too_many_tensors().path(&self.origin));
+            return Err(header::too_many_tensors().with_path(&self.origin));
         }
         let file = self.files.len();
         for info in tensors {
@@ -143,9 +143,9 @@ impl Checkpoint {
                 None => {}
                 Some(other) => {
                     return Err(Error::new(ErrorCode::CheckpointTensorDuplicate, "a tensor stands in two files")
-                        .path(&path)
-                        .tensor(info.name)
-                        .found(format!("another in {}", self.files[other].path.display())));
+                        .with_path(&path)
+                        .with_tensor(info.name)
+                        .with_found(format!("another in {}", self.files[other].path.display())));
                 }
             }
             self.tensors.push((info, file));
@@ -160,7 +160,9 @@ impl Checkpoint {
     /// `checkpoint_tensor_missing`, `checkpoint_dtype_unsupported`.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
         self.get(name)?.ok_or_else(|| {
-            Error::new(ErrorCode::CheckpointTensorMissing, "a tensor is missing").path(&self.origin).tensor(name)
+            Error::new(ErrorCode::CheckpointTensorMissing, "a tensor is missing")
+                .with_path(&self.origin)
+                .with_tensor(name)
         })
     }
 
@@ -173,14 +175,14 @@ impl Checkpoint {
         let file = &self.files[*file];
         let Some(dtype) = info.readable_dtype() else {
             return Err(Error::new(ErrorCode::CheckpointDtypeUnsupported, "a data type that is not read here")
-                .path(&file.path)
-                .tensor(name)
-                .found(info.dtype));
+                .with_path(&file.path)
+                .with_tensor(name)
+                .with_found(info.dtype));
         };
         let view = TensorView::new(dtype, &info.shape, &file.bytes[info.range.clone()]);
         // The header's check makes the sizes agree.
         view.map(Some)
-            .ok_or_else(|| Error::new(ErrorCode::Internal, "a checked tensor has the wrong size").tensor(name))
+            .ok_or_else(|| Error::new(ErrorCode::Internal, "a checked tensor has the wrong size").with_tensor(name))
     }
 
     /// Whether a tensor of that name exists, readable or not.
@@ -259,9 +261,9 @@ pub(crate) fn read_bounded(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     let (mut file, length) = open_regular(path)?;
     if length > max_bytes {
         return Err(Error::new(ErrorCode::CheckpointTooLarge, "the file is too long")
-            .path(path)
-            .expected(format!("at most {max_bytes} bytes"))
-            .found(format!("{length} bytes")));
+            .with_path(path)
+            .with_expected(format!("at most {max_bytes} bytes"))
+            .with_found(format!("{length} bytes")));
     }
     let mut bytes = Vec::new();
     read_until(&mut file, &mut bytes, length, path)?;
@@ -281,15 +283,15 @@ fn open_regular(path: &Path) -> Result<(File, u64)> {
         _ => "something else",
     };
     Err(Error::new(ErrorCode::CheckpointUnreadable, "not a regular file")
-        .path(path)
-        .expected("a regular file")
-        .found(kind))
+        .with_path(path)
+        .with_expected("a regular file")
+        .with_found(kind))
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Error {
     match error.kind() {
-        io::ErrorKind::NotFound => Error::new(ErrorCode::CheckpointNotFound, "the file does not exist").path(path),
-        _ => Error::new(ErrorCode::CheckpointUnreadable, format!("the file cannot be read: {error}")).path(path),
+        io::ErrorKind::NotFound => Error::new(ErrorCode::CheckpointNotFound, "the file does not exist").with_path(path),
+        _ => Error::new(ErrorCode::CheckpointUnreadable, format!("the file cannot be read: {error}")).with_path(path),
     }
 }
 
@@ -308,22 +310,22 @@ fn read_until(file: &mut File, bytes: &mut Vec<u8>, end: u64, path: &Path) -> Re
     let missing = end - bytes.len() as u64;
     let exhausted = || {
         Error::new(ErrorCode::MemoryExhausted, "the file does not fit the memory")
-            .path(path)
-            .found(format!("{end} bytes"))
+            .with_path(path)
+            .with_found(format!("{end} bytes"))
     };
     // A sparse file costs its writer nothing, and a kernel that overcommits kills whoever touches what it granted.
     if missing > UNASKED_BYTES
         && let Some(available) = available_memory().filter(|available| missing > *available)
     {
-        return Err(exhausted().expected(format!("at most {available} bytes")));
+        return Err(exhausted().with_expected(format!("at most {available} bytes")));
     }
     bytes.try_reserve_exact(missing as usize).map_err(|_| exhausted())?;
     file.take(missing).read_to_end(bytes).map_err(|error| unreadable(path, &error))?;
     if (bytes.len() as u64) < end {
         return Err(Error::new(ErrorCode::CheckpointTruncated, "the file became shorter while it was read")
-            .path(path)
-            .expected(format!("{end} bytes"))
-            .found(format!("{} bytes", bytes.len())));
+            .with_path(path)
+            .with_expected(format!("{end} bytes"))
+            .with_found(format!("{} bytes", bytes.len())));
     }
     Ok(())
 }

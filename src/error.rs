@@ -1,4 +1,4 @@
-//! The one catalogue of errors: a stable code, what is wrong, where, what was expected and found, what to do.
+//! The one catalog of errors: a stable code, what is wrong, where, what was expected and found, what to do.
 //!
 //! A code never changes its spelling once released; scripts and servers match on it. The sentence around it may improve.
 //! Everything that reaches a user is an [`Error`] built here and rendered here, in Rust, in the CLI and in Python.
@@ -7,11 +7,11 @@
 //! use exlora::{Error, ErrorCode};
 //!
 //! let error = Error::new(ErrorCode::AdapterShapeMismatch, "a tensor has the wrong shape")
-//!     .subject("adapter 'sql'")
-//!     .tensor("base_model.model.model.layers.3.self_attn.q_proj.lora_B.weight")
-//!     .expected("[4096, 16]")
-//!     .found("[4096, 8]")
-//!     .hint("r = 16 in adapter_config.json; a rank_pattern would have to name this module");
+//!     .with_subject("adapter 'sql'")
+//!     .with_tensor("base_model.model.model.layers.3.self_attn.q_proj.lora_B.weight")
+//!     .with_expected("[4096, 16]")
+//!     .with_found("[4096, 8]")
+//!     .with_hint("r = 16 in adapter_config.json; a rank_pattern would have to name this module");
 //! assert_eq!(error.code().as_str(), "adapter_shape_mismatch");
 //! assert!(error.to_string().contains("expected [4096, 16], found [4096, 8]"));
 //! ```
@@ -40,7 +40,7 @@ pub enum ErrorKind {
     Internal,
 }
 
-macro_rules! catalogue {
+macro_rules! catalog {
     ($($(#[doc = $summary:literal])+ $variant:ident = $code:literal, $kind:ident, $remedy:literal;)+) => {
         /// Stable identity of an error: [`ErrorCode::as_str`] is what scripts match on.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,7 +50,7 @@ macro_rules! catalogue {
         }
 
         impl ErrorCode {
-            /// Every code, in the order of the catalogue.
+            /// Every code, in the order of the catalog.
             pub const ALL: &'static [ErrorCode] = &[$(ErrorCode::$variant,)+];
 
             /// The stable snake_case spelling.
@@ -76,7 +76,7 @@ macro_rules! catalogue {
     };
 }
 
-catalogue! {
+catalog! {
     /// The model folder or one of its files does not exist.
     CheckpointNotFound = "checkpoint_not_found", NotFound, "check the path; a model folder holds config.json and *.safetensors";
     /// A checkpoint file could not be read.
@@ -97,14 +97,14 @@ catalogue! {
     CheckpointShapeMismatch = "checkpoint_shape_mismatch", Invalid, "config.json and weights are of different models";
     /// A tensor is stored in a data type that is not read here.
     CheckpointDtypeUnsupported = "checkpoint_dtype_unsupported", Unsupported, "convert it to float16, bfloat16 or float32";
-    /// A quantisation format that is not read here.
-    QuantFormatUnsupported = "quant_format_unsupported", Unsupported, "use a GPTQ (gptq, gptq_v2), EXL2 or unquantised checkpoint";
-    /// The quantisation config is malformed.
-    QuantConfigInvalid = "quant_config_invalid", Invalid, "quantise again, or mend quantize_config.json";
-    /// A quantised tensor's shape contradicts its bits or group size.
-    QuantShapeMismatch = "quant_shape_mismatch", Invalid, "the quantisation config belongs to other weights";
-    /// A quantised tensor holds a value that means nothing.
-    QuantValueInvalid = "quant_value_invalid", Invalid, "the file is damaged; quantise again";
+    /// A quantization format that is not read here.
+    QuantFormatUnsupported = "quant_format_unsupported", Unsupported, "use a GPTQ (gptq, gptq_v2), EXL2 or unquantized checkpoint";
+    /// The quantization config is malformed.
+    QuantConfigInvalid = "quant_config_invalid", Invalid, "quantize again, or mend quantize_config.json";
+    /// A quantized tensor's shape contradicts its bits or group size.
+    QuantShapeMismatch = "quant_shape_mismatch", Invalid, "the quantization config belongs to other weights";
+    /// A quantized tensor holds a value that means nothing.
+    QuantValueInvalid = "quant_value_invalid", Invalid, "the file is damaged; quantize again";
     /// config.json is missing, malformed or contradictory.
     ModelConfigInvalid = "model_config_invalid", Invalid, "use the config.json that came with the weights";
     /// An architecture that is not known here.
@@ -119,7 +119,7 @@ catalogue! {
     AdapterTypeUnsupported = "adapter_type_unsupported", Unsupported, "only LoRA adapters are served";
     /// The adapter uses a PEFT feature that is not served here.
     AdapterFeatureUnsupported = "adapter_feature_unsupported", Unsupported, "see the README's table of PEFT features";
-    /// The adapter was trained on a base that its initialisation changed.
+    /// The adapter was trained on a base that its initialization changed.
     AdapterBaseChanged = "adapter_base_changed", Unsupported, "convert it: save with path_initial_model_for_weight_conversion";
     /// The folder holds no adapter_model.safetensors.
     AdapterWeightsNotFound = "adapter_weights_not_found", NotFound, "save the adapter with safe_serialization=True";
@@ -228,40 +228,40 @@ impl Error {
 
     /// What the work was about: `adapter 'sql'`, `request 3`. The caller knows best, so a later name replaces an earlier
     /// one, in all problems that were found together.
-    pub fn subject(mut self, subject: impl Into<String>) -> Self {
+    pub fn with_subject(mut self, subject: impl Into<String>) -> Self {
         let subject = subject.into();
         let others = std::mem::take(&mut self.0.others);
-        self.0.others = others.into_iter().map(|other| other.subject(subject.as_str())).collect();
+        self.0.others = others.into_iter().map(|other| other.with_subject(subject.as_str())).collect();
         self.0.subject = Some(subject);
         self
     }
 
     /// The file or folder.
-    pub fn path(mut self, path: impl AsRef<Path>) -> Self {
+    pub fn with_path(mut self, path: impl AsRef<Path>) -> Self {
         self.0.path.get_or_insert_with(|| path.as_ref().to_path_buf());
         self
     }
 
     /// The tensor, by its full name in the file.
-    pub fn tensor(mut self, tensor: impl Into<String>) -> Self {
+    pub fn with_tensor(mut self, tensor: impl Into<String>) -> Self {
         self.0.tensor.get_or_insert_with(|| tensor.into());
         self
     }
 
     /// What was expected.
-    pub fn expected(mut self, expected: impl fmt::Display) -> Self {
+    pub fn with_expected(mut self, expected: impl fmt::Display) -> Self {
         self.0.expected = Some(expected.to_string());
         self
     }
 
     /// What was found instead.
-    pub fn found(mut self, found: impl fmt::Display) -> Self {
+    pub fn with_found(mut self, found: impl fmt::Display) -> Self {
         self.0.found = Some(found.to_string());
         self
     }
 
     /// What to do about it; without one the code's usual remedy stands.
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = Some(hint.into());
         self
     }
@@ -288,22 +288,22 @@ impl Error {
     }
 
     /// The file or folder, if there is one.
-    pub fn path_ref(&self) -> Option<&Path> {
+    pub fn path(&self) -> Option<&Path> {
         self.0.path.as_deref()
     }
 
     /// The tensor's name, if there is one.
-    pub fn tensor_name(&self) -> Option<&str> {
+    pub fn tensor(&self) -> Option<&str> {
         self.0.tensor.as_deref()
     }
 
     /// What was expected, if that can be said.
-    pub fn expected_value(&self) -> Option<&str> {
+    pub fn expected(&self) -> Option<&str> {
         self.0.expected.as_deref()
     }
 
     /// What was found, if that can be said.
-    pub fn found_value(&self) -> Option<&str> {
+    pub fn found(&self) -> Option<&str> {
         self.0.found.as_deref()
     }
 
@@ -418,9 +418,10 @@ mod tests {
 
     #[test]
     fn programs_find_every_part_by_its_name() {
-        let error = Error::new(ErrorCode::AdapterRankMismatch, "ranks differ").tensor("t").path("a/b").found(8);
+        let error =
+            Error::new(ErrorCode::AdapterRankMismatch, "ranks differ").with_tensor("t").with_path("a/b").with_found(8);
         assert_eq!(
-            serde_json::to_value(&error).expect("serialises"),
+            serde_json::to_value(&error).expect("serializes"),
             serde_json::json!({
                 "code": "adapter_rank_mismatch", "message": "ranks differ", "subject": null, "path": "a/b",
                 "tensor": "t", "expected": null, "found": "8", "hint": "config and weights are of different runs",
@@ -431,7 +432,8 @@ mod tests {
 
     #[test]
     fn control_characters_of_a_file_are_escaped() {
-        let error = Error::new(ErrorCode::AdapterTensorUnexpected, "a tensor is unknown").tensor("a\nroot: \x1b[31mb");
+        let error =
+            Error::new(ErrorCode::AdapterTensorUnexpected, "a tensor is unknown").with_tensor("a\nroot: \x1b[31mb");
         assert!(!error.to_string().contains('\n'));
         assert!(error.to_string().contains("a\\nroot: \\u{1b}[31mb"));
     }

@@ -17,7 +17,7 @@ use crate::checkpoint::Checkpoint;
 use crate::engine::text::Tokenizer;
 use crate::error::{Error, ErrorCode, Result};
 use crate::model::{ModelSurvey, survey};
-use crate::quant::{self, QuantConfig, QuantWeight};
+use crate::quant::{self, QuantConfig, StoredWeight};
 use crate::sites::{SiteKind, SiteTable};
 
 /// What a folder holds.
@@ -39,15 +39,15 @@ pub struct ModelReport {
     pub architecture: String,
     /// Numbers the model has, each packed code counted as one.
     pub parameters: u64,
-    /// How its linears are quantised, if they are.
-    pub quantisation: Option<Quantisation>,
+    /// How its linears are quantized, if they are.
+    pub quantization: Option<Quantization>,
     /// Stored bits of the linears, scales, zeros and indices included, by the number of their weights.
     pub bits_per_weight: f64,
     /// The same of the head alone, unless it is the embedding.
     pub head_bits_per_weight: Option<f64>,
     /// Each linear that has a weight of its own, in the order of its site.
     pub linears: Vec<LinearReport>,
-    /// Data type of what is not quantised.
+    /// Data type of what is not quantized.
     pub dtypes: Vec<String>,
     /// Bytes of its files.
     pub file_bytes: u64,
@@ -81,17 +81,17 @@ pub struct ModelReport {
     pub has_chat_template: bool,
 }
 
-/// How linears are quantised.
+/// How linears are quantized.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "method", rename_all = "snake_case")]
-pub enum Quantisation {
+pub enum Quantization {
     /// GPTQ, as the folder declares it for modules without a rule of their own.
     Gptq {
         /// Width of a code.
         bits: u8,
         /// Inputs that share a scale; `None` for all of them.
         group_size: Option<usize>,
-        /// Whether inputs were quantised in order of activation.
+        /// Whether inputs were quantized in order of activation.
         desc_act: bool,
         /// Whether all zero points lie in the middle.
         sym: bool,
@@ -140,11 +140,11 @@ pub fn inspect(dir: &Path, base: Option<&Path>) -> Result<Report> {
     }
     if !dir.join("config.json").exists() {
         let what = "the folder holds neither a model (config.json) nor an adapter (adapter_config.json)";
-        return Err(Error::new(ErrorCode::CheckpointNotFound, what).path(dir));
+        return Err(Error::new(ErrorCode::CheckpointNotFound, what).with_path(dir));
     }
     if let Some(base) = base {
         let what = "a base was named, but the folder holds a model, not an adapter";
-        return Err(Error::new(ErrorCode::RequestInvalid, what).path(base));
+        return Err(Error::new(ErrorCode::RequestInvalid, what).with_path(base));
     }
     inspect_model(dir).map(Report::Model)
 }
@@ -159,7 +159,7 @@ fn inspect_model(dir: &Path) -> Result<ModelReport> {
         path: dir.to_path_buf(),
         architecture: config.architecture.clone(),
         parameters: stored.weights + stored.other_parameters,
-        quantisation: quantisation(quant.as_ref(), &linears),
+        quantization: quantization(quant.as_ref(), &linears),
         head_bits_per_weight: linears.iter().find(|linear| linear.path == "lm_head").map(|head| head.bits_per_weight),
         bits_per_weight: bits_per_weight(stored.site_bytes.iter().sum(), stored.weights),
         linears,
@@ -182,20 +182,20 @@ fn inspect_model(dir: &Path) -> Result<ModelReport> {
     })
 }
 
-fn quantisation(quant: Option<&QuantConfig>, linears: &[LinearReport]) -> Option<Quantisation> {
+fn quantization(quant: Option<&QuantConfig>, linears: &[LinearReport]) -> Option<Quantization> {
     let of_format = |format| linears.iter().filter(move |linear| linear.format == format);
     if of_format("exl2").next().is_some() {
         let runs = || of_format("exl2").flat_map(|linear| &linear.groups);
         let widths: BTreeSet<u8> = runs().map(|run| run.bits).collect();
         let group_sizes: BTreeSet<usize> = runs().map(|run| run.inputs).collect();
-        return Some(Quantisation::Exl2 {
+        return Some(Quantization::Exl2 {
             widths: widths.into_iter().rev().collect(),
             group_sizes: group_sizes.into_iter().collect(),
         });
     }
     of_format("gptq").next()?;
     let params = quant?.gptq()?.params();
-    Some(Quantisation::Gptq {
+    Some(Quantization::Gptq {
         bits: params.bits,
         group_size: params.group_size,
         desc_act: params.desc_act,
@@ -214,7 +214,7 @@ fn linears(
         let Some(format) = quant::format_of(checkpoint, &site.path) else { continue };
         let weight = quant::open_linear(checkpoint, quant, &site.path, site.in_features, site.out_features)?;
         let mut groups: Vec<GroupRun> = Vec::new();
-        if let QuantWeight::Coded(weight) = &weight {
+        if let StoredWeight::Quantized(weight) = &weight {
             for group in &weight.layout().groups {
                 match groups.last_mut() {
                     Some(run) if (run.bits, run.inputs) == (group.bits, group.inputs) => run.count += 1,
@@ -282,6 +282,6 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let error = inspect(dir.path(), None).expect_err("an error");
         assert_eq!(error.code(), ErrorCode::CheckpointNotFound);
-        assert_eq!(error.path_ref(), Some(dir.path()));
+        assert_eq!(error.path(), Some(dir.path()));
     }
 }

@@ -1,6 +1,6 @@
-//! Any PEFT LoRA, on any quantised LLM, chosen per request.
+//! Any PEFT LoRA, on any quantized LLM, chosen per request.
 //!
-//! One quantised base model (GPTQ, EXL2, or plain float16, bfloat16, float32) and many adapters: every request of a batch names
+//! One quantized base model (GPTQ, EXL2, or plain float16, bfloat16, float32) and many adapters: every request of a batch names
 //! its own adapter, or a weighted mixture of several, without restarts, without merging, and without wrong answers.
 //!
 //! ```
@@ -20,7 +20,7 @@
 //! ```
 //!
 //! # What it promises
-//! 1. **Faithful.** What PEFT computes for an adapter on the dequantised base, exlora computes; what it cannot honour it
+//! 1. **Faithful.** What PEFT computes for an adapter on the dequantized base, exlora computes; what it cannot honor it
 //!    refuses by name. Never silently the base.
 //! 2. **Per row.** Each row of a batch has its own list of (adapter, weight); a row without one is bit-equal to the base.
 //! 3. **Same bits.** A row's result does not depend on who shares the batch, nor on whether its prefix was cached.

@@ -96,7 +96,7 @@ fn help_names_the_commands_and_the_exit_status() {
     let help = exlora(&["--help"]);
     assert_eq!(help.status, 0);
     insta::assert_snapshot!(help.stdout, @"
-    Any PEFT LoRA, on any quantised LLM, chosen per request
+    Any PEFT LoRA, on any quantized LLM, chosen per request
 
     Usage: exlora [OPTIONS] <COMMAND>
 
@@ -153,7 +153,7 @@ fn inspect_tells_what_a_model_is() {
     model            tests/fixtures/quill-4m-gptq-4bit-g32-asym-actorder
     architecture     LlamaForCausalLM
     parameters       4.2 M
-    quantisation     gptq 4 bits, groups of 32, asymmetric, act-order
+    quantization     gptq 4 bits, groups of 32, asymmetric, act-order
     bits per weight  6.33 in all linears, 16 in lm_head; otherwise float16
     files            3.8 MiB
     layers           4, 29 sites
@@ -167,11 +167,11 @@ fn inspect_tells_what_a_model_is() {
                      4:32x8                 4.875  8 linears
                      4:32x8                 4.667  8 linears
                      4:32x24                4.750  4 linears
-                     not quantised         16.000  lm_head
+                     not quantized         16.000  lm_head
     ");
     let report = exlora(&["inspect", "tests/fixtures/quill-4m", "--json"]).lines().remove(0);
     assert_eq!((&report["kind"], &report["parameters"]), (&json!("model"), &json!(4_196_608)));
-    assert_eq!((&report["quantisation"], &report["bits_per_weight"]), (&Value::Null, &json!(16.0)));
+    assert_eq!((&report["quantization"], &report["bits_per_weight"]), (&Value::Null, &json!(16.0)));
 }
 
 #[test]
@@ -180,7 +180,7 @@ fn inspect_tells_how_each_linear_of_an_exl2_model_is_stored() {
     model            tests/fixtures/quill-4m-exl2-mixed
     architecture     LlamaForCausalLM
     parameters       4.2 M
-    quantisation     exl2 8, 6, 5, 4, 3, 2 bits, groups of 32, 64, 128
+    quantization     exl2 8, 6, 5, 4, 3, 2 bits, groups of 32, 64, 128
     bits per weight  4.885 in all linears, 7.047 in lm_head; otherwise float16
     files            3.2 MiB
     layers           4, 29 sites
@@ -221,7 +221,7 @@ fn inspect_tells_how_each_linear_of_an_exl2_model_is_stored() {
     ");
     let report = exlora(&["inspect", "tests/fixtures/quill-4m-exl2-mixed", "--json"]).lines().remove(0);
     let (widths, sizes) = (json!([8, 6, 5, 4, 3, 2]), json!([32, 64, 128]));
-    assert_eq!(report["quantisation"], json!({"method": "exl2", "widths": widths, "group_sizes": sizes}));
+    assert_eq!(report["quantization"], json!({"method": "exl2", "widths": widths, "group_sizes": sizes}));
     let linears = report["linears"].as_array().expect("a list");
     assert_eq!(linears.len(), 29);
     let down = linears.iter().find(|linear| linear["path"] == "model.layers.1.mlp.down_proj").expect("there");

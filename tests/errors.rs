@@ -1,4 +1,4 @@
-//! The catalogue of errors as users meet it: each code rendered once, and the README's table of troubles.
+//! The catalog of errors as users meet it: each code rendered once, and the README's table of troubles.
 
 use std::fs;
 
@@ -6,11 +6,11 @@ use exlora::{Error, ErrorCode, ErrorKind};
 
 fn full(code: ErrorCode) -> Error {
     Error::new(code, "something is wrong")
-        .subject("adapter 'sql'")
-        .path("adapters/sql/adapter_model.safetensors")
-        .tensor("base_model.model.lm_head.lora_A.weight")
-        .expected("[8, 64]")
-        .found("[4, 64]")
+        .with_subject("adapter 'sql'")
+        .with_path("adapters/sql/adapter_model.safetensors")
+        .with_tensor("base_model.model.lm_head.lora_A.weight")
+        .with_expected("[8, 64]")
+        .with_found("[4, 64]")
 }
 
 #[test]
@@ -27,7 +27,7 @@ fn every_code_renders_what_where_expected_found_remedy_and_itself() {
             )
         );
         assert_eq!(
-            Error::new(code, "something is wrong").hint("do that").to_string(),
+            Error::new(code, "something is wrong").with_hint("do that").to_string(),
             format!("something is wrong (do that) [{}]", code.as_str())
         );
     }

@@ -3,25 +3,27 @@
 //! Agreement is within 1e-5 of a row's largest value (f32 sums of up to some hundred terms). Everything the law of the
 //! backend promises, that rows are independent, is an equality of bits.
 
-#[path = "support/changes.rs"]
-mod changes;
-#[path = "support/coded.rs"]
-mod coded;
-#[path = "support/rig.rs"]
-mod rig;
+#[path = "support/deltas.rs"]
+mod deltas;
+#[path = "support/harness.rs"]
+mod harness;
+#[path = "support/random_weights.rs"]
+mod random_weights;
 
 use std::sync::Arc;
 
-use changes::{Change, Low, random_low};
-use coded::{RandomCodes, Rng};
+use deltas::{Change, Low, random_low};
 use exlora::adapter::batch::{AdapterBatch, SlotId};
 use exlora::backend::cpu::{CpuOptions, Isa};
 use exlora::backend::{Activation, AttentionSpec, KvDType, KvShape, Rope, StepRows, Write};
 use exlora::quant::CodeGroup;
 use exlora::tensor::DType;
 use exlora::{ErrorCode, backend::cpu};
+use harness::{
+    FLOATS, Harness, Member, Mixture, Tensor, Weight, assert_close, bits, fast, isas, oracle, random_member, route,
+};
 use proptest::prelude::*;
-use rig::{FLOATS, Member, Mixture, Rig, Tensor, Weight, assert_close, bits, fast, isas, oracle, random_member, route};
+use random_weights::{RandomCodes, Rng};
 
 const TOLERANCE: f32 = 1e-5;
 
@@ -72,15 +74,15 @@ impl Case {
     }
 
     fn run(&self, options: &CpuOptions) -> Vec<f32> {
-        let mut rig = Rig::open(options);
-        let (group, sites) = rig.group(&self.members);
+        let mut harness = Harness::open(options);
+        let (group, sites) = harness.group(&self.members);
         for (slot, changes) in &self.adapters {
-            rig.upload(*slot, &sites, changes).expect("the adapter uploads");
+            harness.upload(*slot, &sites, changes).expect("the adapter uploads");
         }
-        let x = rig.put(self.inputs, &self.x);
-        let y = rig.put(self.outputs, &self.y);
-        rig.backend.linear(group, x, self.rows(), &route(&self.mixtures), y, self.write).expect("the linear runs");
-        rig.get(y, self.outputs, self.rows())
+        let x = harness.put(self.inputs, &self.x);
+        let y = harness.put(self.outputs, &self.y);
+        harness.backend.linear(group, x, self.rows(), &route(&self.mixtures), y, self.write).expect("the linear runs");
+        harness.get(y, self.outputs, self.rows())
     }
 }
 
@@ -175,16 +177,16 @@ proptest! {
         let mut rng = Rng(seed ^ 2);
         let picked: Vec<usize> = (0..1 + rng.below(rows)).map(|_| rng.below(rows)).collect();
         for isa in isas() {
-            let mut rig = Rig::open(&fast(isa, 2));
-            let (group, sites) = rig.group(&case.members);
+            let mut harness = Harness::open(&fast(isa, 2));
+            let (group, sites) = harness.group(&case.members);
             for (slot, changes) in &case.adapters {
-                rig.upload(*slot, &sites, changes).expect("the adapter uploads");
+                harness.upload(*slot, &sites, changes).expect("the adapter uploads");
             }
-            let x = rig.put(case.inputs, &case.x);
+            let x = harness.put(case.inputs, &case.x);
             let chosen = case.pick(&picked);
             let ids: Vec<u32> = picked.iter().map(|&row| row as u32).collect();
             let mut logits = vec![f32::NAN; picked.len() * case.outputs];
-            rig.backend.head(group, x, &ids, &route(&chosen.mixtures), &mut logits, case.outputs).expect("the head runs");
+            harness.backend.head(group, x, &ids, &route(&chosen.mixtures), &mut logits, case.outputs).expect("the head runs");
             prop_assert_eq!(bits(&logits), bits(&chosen.run(&fast(isa, 1))));
         }
     }
@@ -197,17 +199,17 @@ proptest! {
         let table = Tensor::new(FLOATS[rng.below(3)], &[50, width], &rng.normals(50 * width, 1.0));
         let tokens: Vec<u32> = (0..rows).map(|_| rng.below(50) as u32).collect();
         let run = |options: &CpuOptions| {
-            let mut rig = Rig::open(options);
-            let (x, gate_up) = (rig.put(width, &x), rig.put(2 * width, &gate_up));
-            let (weight, _) = rig.vector(&weight);
-            let out = [(); 3].map(|()| rig.room(width, rows));
+            let mut harness = Harness::open(options);
+            let (x, gate_up) = (harness.put(width, &x), harness.put(2 * width, &gate_up));
+            let (weight, _) = harness.vector(&weight);
+            let out = [(); 3].map(|()| harness.room(width, rows));
             let base = AdapterBatch::default();
-            rig.backend.norm(weight, 1e-5, x, rows, &base, out[0]).expect("the norm runs");
-            rig.backend.activate(Activation::Silu, gate_up, rows, out[1]).expect("the gate runs");
-            let site = rig.site();
-            let table = rig.backend.pack_table(site, table.view()).expect("the table packs");
-            rig.backend.embed(table, &tokens, 1.25, &base, out[2]).expect("tokens embed");
-            out.map(|out| rig.get(out, width, rows))
+            harness.backend.norm(weight, 1e-5, x, rows, &base, out[0]).expect("the norm runs");
+            harness.backend.activate(Activation::Silu, gate_up, rows, out[1]).expect("the gate runs");
+            let site = harness.site();
+            let table = harness.backend.load_embedding(site, table.view()).expect("the table packs");
+            harness.backend.embed(table, &tokens, 1.25, &base, out[2]).expect("tokens embed");
+            out.map(|out| harness.get(out, width, rows))
         };
         let expected = run(&oracle());
         for isa in isas() {
@@ -267,9 +269,9 @@ impl Attention {
 
     /// Outputs of each sequence. Each step takes at most `chunk` positions of each sequence that has some left.
     fn run(&self, options: &CpuOptions, chunk: usize, page_tokens: usize) -> Vec<Vec<f32>> {
-        let mut rig = Rig::open(options);
+        let mut harness = Harness::open(options);
         let (width, out_width) = (self.width(), self.heads * self.dim);
-        let norms = self.norms.as_ref().map(|(q, k)| (rig.vector(q).0, rig.vector(k).0));
+        let norms = self.norms.as_ref().map(|(q, k)| (harness.vector(q).0, harness.vector(k).0));
         let spec = AttentionSpec {
             layer: 1,
             heads: self.heads,
@@ -288,7 +290,7 @@ impl Attention {
         let count = self.sequences.len();
         let (layers, pages) = (2, each * count);
         let (kv_heads, head_dim, dtype) = (self.kv_heads, self.dim, self.dtype);
-        let kv = rig.backend.create_kv(KvShape { layers, pages, page_tokens, kv_heads, head_dim, dtype });
+        let kv = harness.backend.create_kv(KvShape { layers, pages, page_tokens, kv_heads, head_dim, dtype });
         let kv = kv.expect("the cache fits");
         let tables: Vec<Vec<u32>> =
             (0..count).map(|s| (0..each).map(|page| (pages - 1 - page * count - s) as u32).collect()).collect();
@@ -308,9 +310,9 @@ impl Attention {
             if rows.is_empty() {
                 return out;
             }
-            let (x, y) = (rig.put(width, &qkv), rig.room(out_width, rows.len()));
-            rig.backend.attend(&spec, kv, &rows, &AdapterBatch::default(), x, y).expect("attention runs");
-            let result = rig.get(y, out_width, rows.len());
+            let (x, y) = (harness.put(width, &qkv), harness.room(out_width, rows.len()));
+            harness.backend.attend(&spec, kv, &rows, &AdapterBatch::default(), x, y).expect("attention runs");
+            let result = harness.get(y, out_width, rows.len());
             for (row, &s) in result.chunks(out_width).zip(&rows.sequences) {
                 out[s as usize].extend_from_slice(row);
             }
@@ -367,27 +369,27 @@ fn a_row_that_is_not_a_number_stays_alone() {
 fn resident_bytes_return_to_what_they_were() {
     for options in [CpuOptions::default(), oracle()] {
         let case = Case::random(5, 256, 1);
-        let mut rig = Rig::open(&options);
-        let (_, sites) = rig.group(&case.members);
-        let before = rig.backend.memory();
+        let mut harness = Harness::open(&options);
+        let (_, sites) = harness.group(&case.members);
+        let before = harness.backend.memory();
         assert!(before.weights_bytes > 0 && before.adapters_bytes == 0 && before.kv_bytes == 0);
         let widest = random_low(&mut Rng(1), DType::F32, 64, rows_of(&case.members[0]), 256);
-        let bytes = rig.upload(SlotId(9), &sites, &[Change::low(0, widest)]).expect("the adapter uploads");
+        let bytes = harness.upload(SlotId(9), &sites, &[Change::low(0, widest)]).expect("the adapter uploads");
         assert!(bytes >= 64 * 256 * 4);
-        assert_eq!(rig.backend.memory().adapters_bytes, bytes);
+        assert_eq!(harness.backend.memory().adapters_bytes, bytes);
         let shape = KvShape { layers: 2, pages: 8, page_tokens: 16, kv_heads: 2, head_dim: 64, dtype: KvDType::F32 };
-        let kv = rig.backend.create_kv(shape).unwrap();
-        assert!(rig.backend.memory().kv_bytes >= shape.bytes().unwrap());
-        rig.backend.drop_kv(kv);
-        rig.backend.drop_kv(kv);
-        rig.backend.drop_adapter(SlotId(9));
-        rig.backend.drop_adapter(SlotId(1000));
-        assert_eq!(rig.backend.memory(), before);
+        let kv = harness.backend.create_kv(shape).unwrap();
+        assert!(harness.backend.memory().kv_bytes >= shape.bytes().unwrap());
+        harness.backend.drop_kv(kv);
+        harness.backend.drop_kv(kv);
+        harness.backend.drop_adapter(SlotId(9));
+        harness.backend.drop_adapter(SlotId(1000));
+        assert_eq!(harness.backend.memory(), before);
     }
 }
 
 fn rows_of(member: &Member) -> usize {
-    use exlora::quant::CodedWeight;
+    use exlora::quant::QuantizedWeight;
     match &member.weight {
         Weight::Dense(tensor) => tensor.shape[0],
         Weight::Coded(codes) => codes.out_features(),
@@ -399,9 +401,9 @@ fn packed_codes_take_their_bits_and_little_more() {
     for (bits, per_weight) in [(2, 2.25), (3, 3.25), (4, 4.25), (5, 5.25), (6, 6.25), (8, 8.25)] {
         let groups = vec![CodeGroup { bits, inputs: 128 }; 4];
         let weight = Weight::Coded(RandomCodes::new(&mut Rng(3), 256, groups, true, false));
-        let mut rig = Rig::open(&CpuOptions::default());
-        rig.group(&[Member { weight, bias: None }]);
-        assert_eq!(rig.backend.memory().weights_bytes as f64 * 8.0 / (256.0 * 512.0), per_weight);
+        let mut harness = Harness::open(&CpuOptions::default());
+        harness.group(&[Member { weight, bias: None }]);
+        assert_eq!(harness.backend.memory().weights_bytes as f64 * 8.0 / (256.0 * 512.0), per_weight);
     }
 }
 
@@ -410,11 +412,11 @@ fn an_empty_slot_is_an_error_and_never_the_base() {
     for options in [CpuOptions::default(), oracle()] {
         let mut case = Case::random(7, 64, 2);
         case.adapters.clear();
-        let mut rig = Rig::open(&options);
-        let (group, _) = rig.group(&case.members);
-        let (x, y) = (rig.put(64, &case.x), rig.put(case.outputs, &case.y));
+        let mut harness = Harness::open(&options);
+        let (group, _) = harness.group(&case.members);
+        let (x, y) = (harness.put(64, &case.x), harness.put(case.outputs, &case.y));
         let batch = route(&[vec![], vec![(SlotId(0), 1.0)]]);
-        let error = rig.backend.linear(group, x, 2, &batch, y, Write::Replace).unwrap_err();
+        let error = harness.backend.linear(group, x, 2, &batch, y, Write::Replace).unwrap_err();
         assert_eq!(error.code(), ErrorCode::Internal);
     }
 }
@@ -426,27 +428,27 @@ fn a_mixture_is_added_in_the_order_of_its_request() {
     let delta = |value: f32| [Change::low(0, Low::of(&[&[1.0]], &[&[value]], 1.0))];
     let (huge, three) = (SlotId(5), SlotId(2));
     for options in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
-        let mut rig = Rig::open(&options);
-        let (group, sites) = rig.group(&[Member { weight: Weight::Dense(single(1.0)), bias: None }]);
-        rig.upload(huge, &sites, &delta(2f32.powi(40))).expect("the adapter uploads");
-        rig.upload(three, &sites, &delta(3.0)).expect("the adapter uploads");
-        let (x, y) = (rig.put(1, &[1.0, 1.0]), rig.room(1, 2));
+        let mut harness = Harness::open(&options);
+        let (group, sites) = harness.group(&[Member { weight: Weight::Dense(single(1.0)), bias: None }]);
+        harness.upload(huge, &sites, &delta(2f32.powi(40))).expect("the adapter uploads");
+        harness.upload(three, &sites, &delta(3.0)).expect("the adapter uploads");
+        let (x, y) = (harness.put(1, &[1.0, 1.0]), harness.room(1, 2));
         let batch =
             route(&[vec![(huge, 1.0), (huge, -1.0), (three, 1.0)], vec![(three, 1.0), (huge, 1.0), (huge, -1.0)]]);
-        rig.backend.linear(group, x, 2, &batch, y, Write::Replace).unwrap();
-        assert_eq!(rig.get(y, 1, 2), [3.0, 0.0]);
+        harness.backend.linear(group, x, 2, &batch, y, Write::Replace).unwrap();
+        assert_eq!(harness.get(y, 1, 2), [3.0, 0.0]);
     }
 }
 
 #[test]
 fn a_token_outside_the_table_is_an_error() {
     for options in [CpuOptions::default(), oracle()] {
-        let mut rig = Rig::open(&options);
-        let out = rig.room(4, 1);
-        let site = rig.site();
-        let table = rig.backend.pack_table(site, Tensor::new(DType::F16, &[3, 4], &[1.0; 12]).view()).unwrap();
+        let mut harness = Harness::open(&options);
+        let out = harness.room(4, 1);
+        let site = harness.site();
+        let table = harness.backend.load_embedding(site, Tensor::new(DType::F16, &[3, 4], &[1.0; 12]).view()).unwrap();
         assert_eq!(
-            rig.backend.embed(table, &[3], 1.0, &AdapterBatch::default(), out).unwrap_err().code(),
+            harness.backend.embed(table, &[3], 1.0, &AdapterBatch::default(), out).unwrap_err().code(),
             ErrorCode::TokenOutOfRange
         );
     }
@@ -456,9 +458,9 @@ fn a_token_outside_the_table_is_an_error() {
 fn a_cache_beyond_the_machine_is_an_error() {
     let shape =
         |pages| KvShape { layers: 64, pages, page_tokens: 256, kv_heads: 64, head_dim: 128, dtype: KvDType::F32 };
-    let mut rig = Rig::open(&CpuOptions::default());
+    let mut harness = Harness::open(&CpuOptions::default());
     for pages in [1 << 40, usize::MAX] {
-        assert_eq!(rig.backend.create_kv(shape(pages)).unwrap_err().code(), ErrorCode::MemoryExhausted);
+        assert_eq!(harness.backend.create_kv(shape(pages)).unwrap_err().code(), ErrorCode::MemoryExhausted);
     }
 }
 
@@ -479,19 +481,20 @@ fn pages_outside_the_cache_are_an_error() {
         rope: Arc::clone(&case.rope),
     };
     for options in [CpuOptions::default(), oracle()] {
-        let mut rig = Rig::open(&options);
+        let mut harness = Harness::open(&options);
         let shape = KvShape { layers: 1, pages: 2, page_tokens: 16, kv_heads, head_dim, dtype: KvDType::F16 };
-        let kv = rig.backend.create_kv(shape).unwrap();
-        let (x, y) = (rig.put(case.width(), &vec![0.5; case.width()]), rig.room(case.heads * case.dim, 1));
+        let kv = harness.backend.create_kv(shape).unwrap();
+        let (x, y) = (harness.put(case.width(), &vec![0.5; case.width()]), harness.room(case.heads * case.dim, 1));
         for (position, table) in [(0, vec![2]), (16, vec![0]), (0, vec![])] {
             let rows = StepRows { positions: vec![position], sequences: vec![0], block_tables: vec![table] };
             assert_eq!(
-                rig.backend.attend(&spec, kv, &rows, &AdapterBatch::default(), x, y).unwrap_err().code(),
+                harness.backend.attend(&spec, kv, &rows, &AdapterBatch::default(), x, y).unwrap_err().code(),
                 ErrorCode::Internal
             );
         }
         let rows = StepRows { positions: vec![31], sequences: vec![0], block_tables: vec![vec![1, 0]] };
-        rig.backend
+        harness
+            .backend
             .attend(&spec, kv, &rows, &AdapterBatch::default(), x, y)
             .expect("an error left the cache as it was");
     }

@@ -1,4 +1,4 @@
-//! The stored values that transformers and peft computed in float32 on the dequantised weights (tests/fixtures/README.md).
+//! The stored values that transformers and peft computed in float32 on the dequantized weights (tests/fixtures/README.md).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

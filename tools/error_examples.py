@@ -1,4 +1,4 @@
-"""One real message for each code of the catalogue, provoked on copies of the bundled model and adapters.
+"""One real message for each code of the catalog, provoked on copies of the bundled model and adapters.
 
 Each is provoked in a folder of its own, under the relative paths a reader would use, so that it is the same on every
 machine. `example(code)` is what README's table of codes shows.
@@ -136,8 +136,8 @@ def model(
     return exlora.Engine(MODEL, **options)
 
 
-def quantised(**fields: Any) -> exlora.Engine:
-    """An engine on a quantised model with changed fields of its quantisation config."""
+def quantized(**fields: Any) -> exlora.Engine:
+    """An engine on a quantized model with changed fields of its quantization config."""
     config = json.loads((PACKED / "config.json").read_text())["quantization_config"]
     return model(PACKED, config={"quantization_config": {**config, **fields}})
 
@@ -230,9 +230,9 @@ PROVOKE: dict[str, Callable[[], object]] = {
     "checkpoint_tensor_missing": lambda: model(change=renamed("model.", "", "model.norm.weight")),
     "checkpoint_shape_mismatch": lambda: model(change=of_shape("model.norm.weight", [64])),
     "checkpoint_dtype_unsupported": lambda: model(change=of_dtype("model.norm.weight", "U16")),
-    "quant_format_unsupported": lambda: quantised(quant_method="awq"),
-    "quant_config_invalid": lambda: quantised(bits="four"),
-    "quant_shape_mismatch": lambda: quantised(bits=8),
+    "quant_format_unsupported": lambda: quantized(quant_method="awq"),
+    "quant_config_invalid": lambda: quantized(bits="four"),
+    "quant_shape_mismatch": lambda: quantized(bits=8),
     "quant_value_invalid": lambda: model(PACKED, of_bytes(f"{Q_PROJ}.g_idx", struct.pack("<i", 4000))),
     "model_config_invalid": lambda: model(config={"num_attention_heads": 0}),
     "model_architecture_unsupported": lambda: model(config={"architectures": ["GPT2LMHeadModel"]}),

@@ -12,7 +12,7 @@ from exlora import _exlora
 
 
 def error_codes() -> str:
-    """One row a code, in the order of the catalogue, with a message as it really comes."""
+    """One row a code, in the order of the catalog, with a message as it really comes."""
     rows = [
         f"| `{code['code']}` | {code['summary']} | {code['remedy']} | {cell(error_examples.example(code['code']))} |"
         for code in exlora.error_codes()

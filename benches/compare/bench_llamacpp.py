@@ -13,7 +13,7 @@ import os
 import random
 import time
 
-from side import line, measured  # beside this file
+from timing import line, measured  # beside this file
 
 
 def main():

@@ -17,7 +17,7 @@ import onnx
 import onnxruntime as ort
 from make_random_llama import SHAPES, linear_sizes
 from onnx import TensorProto, helper, numpy_helper
-from side import line, measured
+from timing import line, measured
 
 
 def graph(shape, accuracy, group=128):

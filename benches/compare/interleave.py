@@ -4,7 +4,7 @@
   interleave.py COMMANDS.txt [--model DIR] [--rounds 5] [--rest 1] [--log runs.jsonl] [--first]
 
 COMMANDS.txt has one `label: command` a line (blank lines and # lines are skipped); {python}, {lib} and {model}
-stand for this interpreter, this folder and --model. Each command prints one JSON line (side.py says what is in it).
+stand for this interpreter, this folder and --model. Each command prints one JSON line (timing.py says what is in it).
 Every run is a fresh process, in a scheduler autogroup of its own; --first gives that group the highest weight, for a
 machine that other work shares (needs root). Runs of all labels alternate, so a slow spell of the machine hits them all.
 """

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Makes one randomly initialised Llama model in every form that the CPU peers load.
+"""Makes one randomly initialized Llama model in every form that the CPU peers load.
 
-  make_random_llama.py OUT --shape 1.1b [--rank 16] [--sym] [--quantise Q4_0,Q4_K_M,Q8_0]
+  make_random_llama.py OUT --shape 1.1b [--rank 16] [--sym] [--quantize Q4_0,Q4_K_M,Q8_0]
 
-Needs numpy, torch, safetensors; `gguf` for the GGUF forms; `llama_cpp` for --quantise.
+Needs numpy, torch, safetensors; `gguf` for the GGUF forms; `llama_cpp` for --quantize.
 Writes under OUT:
   hf-bf16/           config.json, model.safetensors (bf16), tokenizer.json (one word a token: t0 t1 ...)
   gptq-4bit-g128/    the same linears rounded to nearest: qweight/qzeros/scales/g_idx, v1 zero points
-  hf-dequant-bf16/   the GPTQ copy dequantised (--dequant): the reference for the GPTQ copy's logits
+  hf-dequant-bf16/   the GPTQ copy dequantized (--dequant): the reference for the GPTQ copy's logits
   lora-r16/          a PEFT adapter on all seven linears (adapter_config.json, adapter_model.safetensors)
-  model-bf16.gguf    lora-r16.gguf    model-<TYPE>.gguf for each --quantise
+  model-bf16.gguf    lora-r16.gguf    model-<TYPE>.gguf for each --quantize
 """
 
 import argparse
@@ -220,7 +220,7 @@ def write_peft(folder, lora, rank):
 
 
 def for_rope(tensor, name, heads, kv_heads):
-    """GGUF's llama pairs neighbouring rows in RoPE where HF pairs the two halves of a head."""
+    """GGUF's llama pairs neighboring rows in RoPE where HF pairs the two halves of a head."""
     if name not in ("self_attn.q_proj", "self_attn.k_proj"):
         return tensor
     n = heads if name.endswith("q_proj") else kv_heads
@@ -287,7 +287,7 @@ def finish(file):
     file.close()
 
 
-def quantise(source, out, kinds):
+def quantize(source, out, kinds):
     import ctypes
 
     import llama_cpp
@@ -299,7 +299,7 @@ def quantise(source, out, kinds):
         if llama_cpp.llama_model_quantize(
             str(source).encode(), str(out / f"model-{kind}.gguf").encode(), ctypes.byref(how)
         ):
-            raise SystemExit(f"quantising to {kind} failed")
+            raise SystemExit(f"quantizing to {kind} failed")
 
 
 def main():
@@ -312,7 +312,7 @@ def main():
     say.add_argument("--sym", action="store_true", help="zero point fixed at 8 (default: asymmetric)")
     say.add_argument("--dequant", action="store_true")
     say.add_argument("--no-gguf", action="store_true")
-    say.add_argument("--quantise", default="", metavar="Q4_0,Q4_K_M,...")
+    say.add_argument("--quantize", default="", metavar="Q4_0,Q4_K_M,...")
     o = say.parse_args()
     torch.set_num_threads(2)
     o.out.mkdir(parents=True, exist_ok=True)
@@ -323,8 +323,8 @@ def main():
     if not o.no_gguf:
         write_gguf(o.out / "model-bf16.gguf", weights, o.shape)
         write_gguf_lora(o.out / f"lora-r{o.rank}.gguf", lora, o.rank, o.shape)
-        if o.quantise:
-            quantise(o.out / "model-bf16.gguf", o.out, o.quantise.split(","))
+        if o.quantize:
+            quantize(o.out / "model-bf16.gguf", o.out, o.quantize.split(","))
     sizes = {
         str(p.relative_to(o.out)): round(p.stat().st_size / 2**20, 1)
         for p in sorted(o.out.rglob("*"))

@@ -60,6 +60,6 @@ fuzz_target!(|bytes: &[u8]| {
     // A wrong width is refused; a right one gives numbers.
     assert!(open_linear(&checkpoint, None, "m", ins + 32, outs).is_err());
     if let Ok(weight) = open_linear(&checkpoint, None, "m", ins, outs) {
-        assert!(weight.dequantise(0..outs).iter().all(|value| value.is_finite()));
+        assert!(weight.dequantize(0..outs).iter().all(|value| value.is_finite()));
     }
 });

@@ -1,4 +1,4 @@
-"""Any PEFT LoRA, on any quantised LLM, chosen per request.
+"""Any PEFT LoRA, on any quantized LLM, chosen per request.
 
     from exlora import Engine
 

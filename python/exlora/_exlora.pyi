@@ -273,7 +273,7 @@ class ExLlamaV2Lora:
     @property
     def lora_alpha(self, /) -> float:
         """
-        `lora_alpha` of adapter_config.json, times the root of r where it asks for rank-stabilised scaling.
+        `lora_alpha` of adapter_config.json, times the root of r where it asks for rank-stabilized scaling.
         """
     @property
     def lora_config_path(self, /) -> str:
@@ -465,7 +465,7 @@ class Tokenizer:
     def encode(self, /, text: str, add_special_tokens: bool = True, parse_special_tokens: bool = True) -> list[int]:
         """
         Token ids of a text. The tokenizer's own BOS is added if `add_special_tokens`; special tokens written in the text
-        are recognised if `parse_special_tokens`.
+        are recognized if `parse_special_tokens`.
         """
     @property
     def eos_token_id(self, /) -> int | None:
@@ -532,7 +532,7 @@ def error(code: str, message: str, *, path: str | None = None, expected: str | N
 
 def error_codes() -> list[dict[str, str]]:
     """
-    The catalogue of errors: a dict with `code`, `kind`, `remedy` and `summary` for each.
+    The catalog of errors: a dict with `code`, `kind`, `remedy` and `summary` for each.
     """
 
 def main(argv: SupportsGetItem[int, str]) -> int:

@@ -14,7 +14,7 @@ __all__ = ["Engine", "Stream"]
 
 
 class Engine:
-    """A quantised base model and any number of LoRA adapters; each request names its own adapter or mixture.
+    """A quantized base model and any number of LoRA adapters; each request names its own adapter or mixture.
 
     Any thread may call anything at any time: requests of several threads run in one batch, and adapters come and go
     while they run. An engine can be pickled: the copy loads the same model and adapters anew.

@@ -1,6 +1,6 @@
 """The exceptions of exlora: one class per kind of mistake, each also the builtin a caller would expect.
 
-What they carry comes from the crate's catalogue of errors (`exlora.error_codes()`). `code` is stable, the text may
+What they carry comes from the crate's catalog of errors (`exlora.error_codes()`). `code` is stable, the text may
 improve.
 """
 

@@ -144,8 +144,8 @@ class ExLlamaV2:
         """Nothing to do: adapters are chosen request by request."""
 
     def is_quant(self) -> bool:
-        """Whether its weights are quantised."""
-        return bool(getattr(self.config, "is_quantised", False))
+        """Whether its weights are quantized."""
+        return bool(getattr(self.config, "is_quantized", False))
 
     def get_cache_devices(self) -> list[str]:
         """The devices caches live on."""

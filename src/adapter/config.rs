@@ -157,10 +157,10 @@ const FIELDS: &[(&str, Rule, &str)] = &[
     ("monteclora_config", Rule::Noted, "changes training alone; its tensors are left out"),
     ("megatron_config", Rule::Noted, "how training was spread"),
     ("megatron_core", Rule::NoEffect, "how training was spread"),
-    ("loftq_config", Rule::NoEffect, "initialisation; `init_lora_weights` tells whether it changed the base"),
-    ("eva_config", Rule::NoEffect, "initialisation"),
-    ("corda_config", Rule::NoEffect, "initialisation; `init_lora_weights` tells whether it changed the base"),
-    ("lora_ga_config", Rule::NoEffect, "initialisation; `init_lora_weights` tells whether it changed the base"),
+    ("loftq_config", Rule::NoEffect, "initialization; `init_lora_weights` tells whether it changed the base"),
+    ("eva_config", Rule::NoEffect, "initialization"),
+    ("corda_config", Rule::NoEffect, "initialization; `init_lora_weights` tells whether it changed the base"),
+    ("lora_ga_config", Rule::NoEffect, "initialization; `init_lora_weights` tells whether it changed the base"),
     ("lora_dropout", Rule::NoEffect, "training alone"),
     ("base_model_name_or_path", Rule::NoEffect, "a label; never opened"),
     ("revision", Rule::NoEffect, "a label"),
@@ -190,11 +190,11 @@ impl AdapterConfig {
     /// It is no PEFT LoRA's config at all: `adapter_type_unsupported`, `adapter_format_unsupported`, and
     /// `adapter_config_invalid` where it is no JSON object.
     pub fn parse(bytes: &[u8], path: &Path, subject: &str) -> Result<Self> {
-        let place = |error: Error| error.path(path).subject(subject);
+        let place = |error: Error| error.with_path(path).with_subject(subject);
         let invalid = |what: String| place(Error::new(ErrorCode::AdapterConfigInvalid, what));
         let fields = match json::read(bytes).map_err(|what| invalid(format!("the config is not valid JSON: {what}")))? {
             Value::Object(fields) => fields,
-            other => return Err(invalid("the config is not a JSON object".into()).found(shown(&other))),
+            other => return Err(invalid("the config is not a JSON object".into()).with_found(shown(&other))),
         };
         check_type(&fields).map_err(place)?;
 
@@ -233,8 +233,8 @@ impl Draft {
         if config.alpha.is_none() && !config.is_broken("lora_alpha") {
             tell(
                 Error::new(ErrorCode::AdapterConfigInvalid, "lora_alpha is missing, so the scale can't be known")
-                    .expected("a number")
-                    .hint("PEFT would assume 8: write what the training used into adapter_config.json"),
+                    .with_expected("a number")
+                    .with_hint("PEFT would assume 8: write what the training used into adapter_config.json"),
             );
         }
         if let Some(layers) = self.layers.filter(|layers| !layers.is_empty()) {
@@ -269,17 +269,17 @@ fn check_type(fields: &Map<String, Value>) -> Result<()> {
         Some(Value::String(kind)) if kind == "LORA" => Ok(()),
         Some(Value::String(kind)) => {
             Err(Error::new(ErrorCode::AdapterTypeUnsupported, format!("the adapter is of PEFT type '{kind}'"))
-                .expected("peft_type 'LORA'")
-                .found(format!("'{kind}'")))
+                .with_expected("peft_type 'LORA'")
+                .with_found(format!("'{kind}'")))
         }
         Some(other) => Err(malformed("peft_type", "\"LORA\"", other)),
         None if fields.contains_key("fine_tune_type") || fields.contains_key("lora_parameters") => {
             Err(Error::new(ErrorCode::AdapterFormatUnsupported, "the adapter is in the format of mlx-lm, not PEFT")
-                .hint(
+                .with_hint(
                     "convert it: transpose lora_a and lora_b, rename them as PEFT does, set lora_alpha to scale * rank",
                 ))
         }
-        None => Err(Error::new(ErrorCode::AdapterConfigInvalid, "peft_type is missing").expected("\"LORA\"")),
+        None => Err(Error::new(ErrorCode::AdapterConfigInvalid, "peft_type is missing").with_expected("\"LORA\"")),
     }
 }
 
@@ -294,7 +294,7 @@ fn apply(rule: Rule, field: &'static str, value: &Value, draft: &mut Draft) -> R
             Ok(())
         }
         Rule::Refused(feature, switch) => match switch.is_on(field, value)? {
-            true => Err(feature.refusal().found(format!("{field} = {}", shown(value)))),
+            true => Err(feature.refusal().with_found(format!("{field} = {}", shown(value)))),
             false => Ok(()),
         },
     }

@@ -19,8 +19,8 @@ use crate::tensor::Tensor;
 pub struct SiteDelta<'a> {
     /// The site.
     pub site: SiteId,
-    /// Which pass over the site's layer it is for: 0, and more where an adapter's layers repeat (`layer_replication`).
-    pub pass: u32,
+    /// Which repeat of the site's layer it is for: 0, and more where an adapter's layers repeat (`layer_replication`).
+    pub repeat: u32,
     /// The weight that stands in the base's place, of the base's shape; an embedding or the head may have more rows.
     pub weight: Option<Tensor<'a>>,
     /// The bias `[out_features]` that stands in the base's place.
@@ -39,7 +39,7 @@ pub struct SiteDelta<'a> {
 impl<'a> SiteDelta<'a> {
     /// Nothing yet, at a site.
     pub fn at(site: SiteId) -> Self {
-        Self { site, pass: 0, weight: None, bias: None, rows: None, low_rank: None, truncated: 0, removed: None }
+        Self { site, repeat: 0, weight: None, bias: None, rows: None, low_rank: None, truncated: 0, removed: None }
     }
 
     /// Whether it replaces anything: then only a weight of 1 has a meaning.
@@ -96,7 +96,7 @@ impl<'a> LowRank<'a> {
     }
 }
 
-/// The scaling PEFT gives a module: `alpha / r`, or `alpha / sqrt(r)` with rank-stabilised LoRA.
+/// The scaling PEFT gives a module: `alpha / r`, or `alpha / sqrt(r)` with rank-stabilized LoRA.
 ///
 /// Source: PEFT 0.21.2, `LoraLayer.update_layer`; `r` and `alpha` are the module's own, after both patterns.
 pub fn scaling(alpha: f64, rank: usize, use_rslora: bool) -> f64 {

@@ -49,7 +49,7 @@ const OTHERS: &[FeatureRow] = &[
     row(
         "`init_lora_weights`: pissa, olora, corda, loftq, lora_ga",
         Verdict::Refused(ErrorCode::AdapterBaseChanged),
-        "the initialisation changed the base; convert the adapter back to the original base",
+        "the initialization changed the base; convert the adapter back to the original base",
     ),
     row(
         "`init_lora_weights`: an unknown name",
@@ -142,8 +142,8 @@ pub enum Feature {
     Arrow,
     /// A head of another task than text generation.
     TaskHead,
-    /// An initialisation that is not known, and may have changed the base.
-    Initialisation,
+    /// An initialization that is not known, and may have changed the base.
+    Initialization,
 }
 
 impl fmt::Display for Feature {
@@ -152,7 +152,7 @@ impl fmt::Display for Feature {
             Feature::TargetParameters => "LoRA on parameters (target_parameters)",
             Feature::Arrow => "Arrow routing (arrow_config)",
             Feature::TaskHead => "another task than text generation (task_type)",
-            Feature::Initialisation => "an unknown initialisation (init_lora_weights)",
+            Feature::Initialization => "an unknown initialization (init_lora_weights)",
         })
     }
 }

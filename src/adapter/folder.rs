@@ -51,7 +51,7 @@ pub(super) fn read_config(dir: &Path) -> Result<Vec<u8>> {
         _ if !dir.is_dir() => no_folder(dir),
         ErrorCode::CheckpointNotFound => no_config(dir),
         ErrorCode::MemoryExhausted => error,
-        _ => recode(ErrorCode::AdapterConfigInvalid, &error).path(&path),
+        _ => recode(ErrorCode::AdapterConfigInvalid, &error).with_path(&path),
     })
 }
 
@@ -60,7 +60,7 @@ pub(super) fn read_weights(dir: &Path) -> Result<Checkpoint> {
     let path = dir.join(WEIGHTS);
     let weights = Checkpoint::read_file(&path).map_err(|error| match error.code() {
         ErrorCode::CheckpointNotFound => no_weights(dir),
-        _ => error.path(&path),
+        _ => error.with_path(&path),
     })?;
     if dir.join("trainable_params.bin").exists() {
         tracing::warn!(dir = %dir.display(), "trainable_params.bin (LongLoRA) is not read: the adapter may need it");
@@ -71,11 +71,11 @@ pub(super) fn read_weights(dir: &Path) -> Result<Checkpoint> {
 /// The same problem under the code of this floor.
 fn recode(code: ErrorCode, error: &Error) -> Error {
     let mut recoded = Error::new(code, error.message());
-    if let Some(expected) = error.expected_value() {
-        recoded = recoded.expected(expected);
+    if let Some(expected) = error.expected() {
+        recoded = recoded.with_expected(expected);
     }
-    match error.found_value() {
-        Some(found) => recoded.found(found),
+    match error.found() {
+        Some(found) => recoded.with_found(found),
         None => recoded,
     }
 }
@@ -95,18 +95,18 @@ fn file_names(dir: &Path) -> impl Iterator<Item = String> {
 fn no_folder(dir: &Path) -> Error {
     let what =
         if dir.exists() { "this is a file, not an adapter's folder" } else { "the adapter's folder does not exist" };
-    Error::new(ErrorCode::AdapterConfigNotFound, what).path(dir)
+    Error::new(ErrorCode::AdapterConfigNotFound, what).with_path(dir)
 }
 
 fn no_config(dir: &Path) -> Error {
     if let Some(name) = image_weights(dir) {
         return foreign(dir, &format!("'{name}' is an adapter of an image model (kohya, diffusers), not PEFT"))
-            .hint(FROM_KOHYA);
+            .with_hint(FROM_KOHYA);
     }
     if is_dangling(dir, CONFIG) {
         return dangling(ErrorCode::AdapterConfigNotFound, dir, CONFIG);
     }
-    let error = Error::new(ErrorCode::AdapterConfigNotFound, format!("the folder holds no {CONFIG}")).path(dir);
+    let error = Error::new(ErrorCode::AdapterConfigNotFound, format!("the folder holds no {CONFIG}")).with_path(dir);
     let nested: Vec<String> = entries(dir)
         .iter()
         .filter(|path| path.join(CONFIG).exists())
@@ -117,11 +117,11 @@ fn no_config(dir: &Path) -> Error {
     }
     let shown = nested.iter().take(8).map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
     let more = if nested.len() > 8 { format!(" and {} more", nested.len() - 8) } else { String::new() };
-    error.found(format!("adapters in its folders {shown}{more}")).hint("point at one of them")
+    error.with_found(format!("adapters in its folders {shown}{more}")).with_hint("point at one of them")
 }
 
 fn foreign(dir: &Path, what: &str) -> Error {
-    Error::new(ErrorCode::AdapterFormatUnsupported, what).path(dir)
+    Error::new(ErrorCode::AdapterFormatUnsupported, what).with_path(dir)
 }
 
 /// Whether a file that can't be found is there as a link: folders of a download cache hold links, and may be copied without
@@ -132,8 +132,8 @@ fn is_dangling(dir: &Path, name: &str) -> bool {
 
 fn dangling(code: ErrorCode, dir: &Path, name: &str) -> Error {
     Error::new(code, format!("{name} is a link to a file that does not exist"))
-        .path(dir.join(name))
-        .hint("copy what the link points to, or download the adapter again")
+        .with_path(dir.join(name))
+        .with_hint("copy what the link points to, or download the adapter again")
 }
 
 fn no_weights(dir: &Path) -> Error {
@@ -142,17 +142,18 @@ fn no_weights(dir: &Path) -> Error {
     }
     if dir.join("adapter_model.bin").exists() {
         return foreign(dir, "the weights are a pickle (adapter_model.bin), which may run code when it is opened")
-            .hint(FROM_PICKLE);
+            .with_hint(FROM_PICKLE);
     }
     let has = |found: fn(&str) -> bool| file_names(dir).any(|name| found(&name));
     if has(|name| name.starts_with("adapter_model") && name.contains(".safetensors")) {
-        return foreign(dir, "the weights are in shards, which PEFT can't read either").hint("save them as one file");
+        return foreign(dir, "the weights are in shards, which PEFT can't read either")
+            .with_hint("save them as one file");
     }
-    Error::new(ErrorCode::AdapterWeightsNotFound, format!("the folder holds no {WEIGHTS}")).path(dir)
+    Error::new(ErrorCode::AdapterWeightsNotFound, format!("the folder holds no {WEIGHTS}")).with_path(dir)
 }
 
 fn mlx(dir: &Path) -> Error {
-    foreign(dir, "the folder holds an adapter of mlx-lm (adapters.safetensors), not PEFT").hint(FROM_MLX)
+    foreign(dir, "the folder holds an adapter of mlx-lm (adapters.safetensors), not PEFT").with_hint(FROM_MLX)
 }
 
 /// The file of a folder that holds the adapter of an image model, told by its name or by the names of its tensors.

@@ -268,7 +268,7 @@ pub struct Contents<'a> {
 }
 
 /// Sorts out the tensor names of an adapter's file.
-pub fn sort<'a>(names: impl IntoIterator<Item = &'a str>) -> Contents<'a> {
+pub fn classify<'a>(names: impl IntoIterator<Item = &'a str>) -> Contents<'a> {
     let mut contents = Contents::default();
     let mut spellings = Spellings::default();
     let mut features: BTreeMap<Feature, (&str, usize)> = BTreeMap::new();
@@ -281,8 +281,8 @@ pub fn sort<'a>(names: impl IntoIterator<Item = &'a str>) -> Contents<'a> {
                 match tensors.get(&part) {
                     Some(first) => contents.problems.push(
                         Error::new(ErrorCode::AdapterTensorUnexpected, "two tensors stand for the same part")
-                            .tensor(name)
-                            .found(format!("'{first}' too")),
+                            .with_tensor(name)
+                            .with_found(format!("'{first}' too")),
                     ),
                     None => drop(tensors.insert(part, name)),
                 }
@@ -295,21 +295,21 @@ pub fn sort<'a>(names: impl IntoIterator<Item = &'a str>) -> Contents<'a> {
             }
             Role::Unknown => contents
                 .problems
-                .push(Error::new(ErrorCode::AdapterTensorUnexpected, "a tensor is not known").tensor(name)),
+                .push(Error::new(ErrorCode::AdapterTensorUnexpected, "a tensor is not known").with_tensor(name)),
         }
     }
     contents.problems.extend(spellings.problems());
     contents.problems.extend(features.into_iter().map(|(feature, (name, count))| {
-        let refusal = feature.refusal().tensor(name);
-        if count > 1 { refusal.found(format!("{count} tensors of it")) } else { refusal }
+        let refusal = feature.refusal().with_tensor(name);
+        if count > 1 { refusal.with_found(format!("{count} tensors of it")) } else { refusal }
     }));
     contents
 }
 
 fn foreign(tool: &str, name: &str) -> Error {
     Error::new(ErrorCode::AdapterFormatUnsupported, format!("the tensors are named as {tool} names them, not PEFT"))
-        .tensor(name)
-        .expected(format!("{PREFIX}<module>.lora_A.weight"))
+        .with_tensor(name)
+        .with_expected(format!("{PREFIX}<module>.lora_A.weight"))
 }
 
 /// The spellings of a file's names: with or without prefix, under which adapter name; an example of each.
@@ -336,9 +336,9 @@ impl<'a> Spellings<'a> {
         if let (Some(with), Some(without)) = (self.prefixed.get(&true), self.prefixed.get(&false)) {
             problems.push(
                 Error::new(ErrorCode::AdapterTensorUnexpected, "names with and without PEFT's prefix are mixed")
-                    .tensor(*without)
-                    .expected(format!("'{PREFIX}' before all names or before none"))
-                    .found(format!("'{with}' too")),
+                    .with_tensor(*without)
+                    .with_expected(format!("'{PREFIX}' before all names or before none"))
+                    .with_found(format!("'{with}' too")),
             );
         }
         let mut adapters = self.adapters.clone();
@@ -350,10 +350,10 @@ impl<'a> Spellings<'a> {
                 adapters.keys().map(|name| name.map_or("none".into(), |n| format!("'{n}'"))).collect();
             problems.push(
                 Error::new(ErrorCode::AdapterTensorUnexpected, "the file holds tensors of several adapters")
-                    .tensor(adapters.values().next_back().copied().unwrap_or_default())
-                    .expected("one adapter name in all tensors, or none")
-                    .found(names.into_iter().take(8).collect::<Vec<_>>().join(", "))
-                    .hint("save each adapter into a folder of its own"),
+                    .with_tensor(adapters.values().next_back().copied().unwrap_or_default())
+                    .with_expected("one adapter name in all tensors, or none")
+                    .with_found(names.into_iter().take(8).collect::<Vec<_>>().join(", "))
+                    .with_hint("save each adapter into a folder of its own"),
             );
         }
         problems
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_other_tools_are_recognised() {
+    fn names_of_other_tools_are_recognized() {
         for name in [
             "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight",
             "lora_unet_down_blocks_0.alpha",
@@ -439,19 +439,19 @@ mod tests {
         assert_eq!(Key::parse("base_model.model.a.module.b.lora_A.weight").module, "a.module.b");
     }
 
-    fn sorted(names: &[&'static str]) -> Vec<ErrorCode> {
-        sort(names.iter().copied()).problems.iter().map(Error::code).collect()
+    fn classified(names: &[&'static str]) -> Vec<ErrorCode> {
+        classify(names.iter().copied()).problems.iter().map(Error::code).collect()
     }
 
     #[test]
     fn one_spelling_over_the_whole_file_is_accepted_and_two_are_not() {
         use ErrorCode::AdapterTensorUnexpected as Unexpected;
-        assert_eq!(sorted(&["a.lora_A.weight", "a.lora_B.weight"]), []);
-        assert_eq!(sorted(&["a.lora_A.mine.weight", "a.lora_B.mine.weight"]), []);
-        assert_eq!(sorted(&["a.lora_A.mine.weight", "a.lora_B.weight"]), [Unexpected]);
-        assert_eq!(sorted(&["a.lora_A.mine.weight", "b.lora_A.yours.weight"]), [Unexpected]);
-        assert_eq!(sorted(&["base_model.model.a.lora_A.weight", "a.lora_B.weight"]), [Unexpected]);
-        assert_eq!(sorted(&["a.lora_A.weight", "_orig_mod.a.lora_A.weight"]), [Unexpected]);
+        assert_eq!(classified(&["a.lora_A.weight", "a.lora_B.weight"]), []);
+        assert_eq!(classified(&["a.lora_A.mine.weight", "a.lora_B.mine.weight"]), []);
+        assert_eq!(classified(&["a.lora_A.mine.weight", "a.lora_B.weight"]), [Unexpected]);
+        assert_eq!(classified(&["a.lora_A.mine.weight", "b.lora_A.yours.weight"]), [Unexpected]);
+        assert_eq!(classified(&["base_model.model.a.lora_A.weight", "a.lora_B.weight"]), [Unexpected]);
+        assert_eq!(classified(&["a.lora_A.weight", "_orig_mod.a.lora_A.weight"]), [Unexpected]);
     }
 
     #[test]
@@ -464,24 +464,24 @@ mod tests {
     #[test]
     fn the_adapters_name_is_the_same_in_tensors_of_every_kind() {
         let kinds = ["a.lora_A.mine.weight", "a.lora_magnitude_vector.mine", "e.lora_embedding_A.mine"];
-        assert_eq!(sorted(&kinds), []);
-        assert_eq!(sorted(&["a.lora_A.mine.weight", "norm.weight", "a.base_layer.bias"]), []);
+        assert_eq!(classified(&kinds), []);
+        assert_eq!(classified(&["a.lora_A.mine.weight", "norm.weight", "a.base_layer.bias"]), []);
         for other in
             ["a.lora_magnitude_vector", "e.token_adapter.trainable_tokens_delta.other", "h.modules_to_save.weight"]
         {
-            assert_eq!(sorted(&["a.lora_A.mine.weight", other]), [ErrorCode::AdapterTensorUnexpected], "{other}");
+            assert_eq!(classified(&["a.lora_A.mine.weight", other]), [ErrorCode::AdapterTensorUnexpected], "{other}");
         }
     }
 
     #[test]
     fn a_feature_is_refused_once_with_an_example_and_a_count() {
         let nested = ["a.base_layer.lora_A.weight", "a.base_layer.lora_B.weight"];
-        let contents = sort(["a.lora_A.weight", "a.lora_arrow.weight"].into_iter().chain(nested));
-        let problems: Vec<_> = contents.problems.iter().map(|p| (p.message().to_owned(), p.tensor_name())).collect();
+        let contents = classify(["a.lora_A.weight", "a.lora_arrow.weight"].into_iter().chain(nested));
+        let problems: Vec<_> = contents.problems.iter().map(|p| (p.message().to_owned(), p.tensor())).collect();
         assert_eq!(problems.len(), 2, "{problems:?}");
         assert!(problems[0].0.contains("target_parameters"));
         assert_eq!(problems[0].1, Some("a.base_layer.lora_A.weight"));
-        assert_eq!(contents.problems[0].found_value(), Some("2 tensors of it"));
+        assert_eq!(contents.problems[0].found(), Some("2 tensors of it"));
         assert!(problems[1].0.contains("Arrow"));
     }
 
@@ -517,7 +517,7 @@ mod tests {
 
         #[test]
         fn no_name_is_too_odd_to_be_sorted(names in prop::collection::vec("[a-z_A.]{0,12}|\\PC{0,12}", 0..8)) {
-            let contents = sort(names.iter().map(String::as_str));
+            let contents = classify(names.iter().map(String::as_str));
             prop_assert!(contents.modules.len() <= names.len());
         }
     }

@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::adapter::batch::SlotId;
-use crate::adapter::demands::AdapterDemands;
+use crate::adapter::constraints::AdapterConstraints;
 use crate::adapter::pool::AdapterLease;
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::SiteTable;
@@ -43,18 +43,18 @@ impl Mixture {
         Ok(Self { parts })
     }
 
-    fn demands(&self) -> impl Iterator<Item = &AdapterDemands> {
-        self.parts.iter().map(|(lease, _)| &lease.summary().demands)
+    fn constraints(&self) -> impl Iterator<Item = &AdapterConstraints> {
+        self.parts.iter().map(|(lease, _)| &lease.summary().constraints)
     }
 
     /// Tokens that have an embedding; `base` is the model's number of them.
     pub fn embedding_rows(&self, base: usize) -> usize {
-        self.demands().find_map(|demands| demands.embedding_rows).unwrap_or(base)
+        self.constraints().find_map(|constraints| constraints.embedding_rows).unwrap_or(base)
     }
 
     /// Tokens that have a logit; `base` is the model's number of them.
     pub fn head_rows(&self, base: usize) -> usize {
-        self.demands().find_map(|demands| demands.head_rows).unwrap_or(base)
+        self.constraints().find_map(|constraints| constraints.head_rows).unwrap_or(base)
     }
 
     /// Checks that every token has an embedding; `base` is the model's number of them.
@@ -66,14 +66,14 @@ impl Mixture {
         match tokens.iter().find(|&&id| id as usize >= rows) {
             None => Ok(()),
             Some(id) => Err(Error::new(ErrorCode::TokenOutOfRange, "a token id is outside the vocabulary")
-                .expected(format!("0..{rows}"))
-                .found(id)),
+                .with_expected(format!("0..{rows}"))
+                .with_found(id)),
         }
     }
 
     /// The base's layer that each layer of its stack is; `None` is the base's own stack.
     pub fn layers(&self) -> Option<&Arc<[u32]>> {
-        self.demands().find_map(|demands| demands.layers.as_ref())
+        self.constraints().find_map(|constraints| constraints.layers.as_ref())
     }
 
     /// All adapters with their weights, as they act where none waits for its invocation.
@@ -83,7 +83,8 @@ impl Mixture {
 
     /// Which adapters act where on a sequence that begins with `prompt`.
     pub fn along(&self, prompt: &[u32]) -> MixtureSpans {
-        let starts: Vec<Option<usize>> = self.demands().map(|demands| start_of(&demands.invocation, prompt)).collect();
+        let starts: Vec<Option<usize>> =
+            self.constraints().map(|constraints| start_of(&constraints.invocation, prompt)).collect();
         let mut borders: Vec<usize> = starts.iter().copied().flatten().chain([0]).collect();
         borders.sort_unstable();
         borders.dedup();
@@ -93,7 +94,7 @@ impl Mixture {
                 // What it replaces it replaces everywhere; only what it adds waits.
                 let weight = match is_invoked {
                     true => *weight,
-                    false if lease.summary().demands.is_replacing() => 0.0,
+                    false if lease.summary().constraints.is_replacing() => 0.0,
                     false => return None,
                 };
                 Some((lease, weight))
@@ -124,17 +125,19 @@ fn start_of(invocation: &[u32], prompt: &[u32]) -> Option<usize> {
 fn check_weight(lease: &AdapterLease, weight: f32) -> Result<()> {
     if !weight.is_finite() {
         let what = format!("the weight of '{}' is not finite", lease.label());
-        return Err(Error::new(ErrorCode::AdapterWeightInvalid, what).found(weight));
+        return Err(Error::new(ErrorCode::AdapterWeightInvalid, what).with_found(weight));
     }
-    if weight != 1.0 && lease.summary().demands.is_replacing() {
+    if weight != 1.0 && lease.summary().constraints.is_replacing() {
         let what = format!("'{}' replaces weights, biases or embedding rows, which no weight scales", lease.label());
-        return Err(Error::new(ErrorCode::AdapterWeightInvalid, what).expected("a weight of 1").found(weight));
+        return Err(Error::new(ErrorCode::AdapterWeightInvalid, what)
+            .with_expected("a weight of 1")
+            .with_found(weight));
     }
     Ok(())
 }
 
 fn check_pair(one: &AdapterLease, other: &AdapterLease, sites: &SiteTable) -> Result<()> {
-    let (mine, theirs) = (&one.summary().demands, &other.summary().demands);
+    let (mine, theirs) = (&one.summary().constraints, &other.summary().constraints);
     let invalid = |what| Err(Error::new(ErrorCode::AdapterMixtureInvalid, what));
     if mine.layers != theirs.layers {
         return invalid(format!("'{}' and '{}' stack the layers differently", one.label(), other.label()));
@@ -197,7 +200,7 @@ mod tests {
     use crate::adapter::pool::{AdapterLimits, AdapterPool};
     use crate::sites::{Site, SiteId, SitePart};
 
-    fn lease(pool: &AdapterPool, hash: &str, demands: AdapterDemands) -> AdapterLease {
+    fn lease(pool: &AdapterPool, hash: &str, constraints: AdapterConstraints) -> AdapterLease {
         let summary = AdapterSummary {
             path: hash.into(),
             content_hash: hash.to_owned(),
@@ -208,9 +211,9 @@ mod tests {
             sites: 1,
             max_rank: 1,
             bytes: 1,
-            demands,
+            constraints,
         };
-        pool.admit(pool.reserve(1).expect("room"), summary)
+        pool.insert_anonymous(pool.reserve(1).expect("room"), summary)
     }
 
     fn pool() -> AdapterPool {
@@ -223,18 +226,19 @@ mod tests {
         sites
     }
 
-    fn invoked_by(tokens: &[u32]) -> AdapterDemands {
-        AdapterDemands { invocation: tokens.to_vec(), ..AdapterDemands::default() }
+    fn invoked_by(tokens: &[u32]) -> AdapterConstraints {
+        AdapterConstraints { invocation: tokens.to_vec(), ..AdapterConstraints::default() }
     }
 
-    fn replacing(part: SitePart) -> AdapterDemands {
-        AdapterDemands { replaced: vec![(SiteId(0), part)], ..AdapterDemands::default() }
+    fn replacing(part: SitePart) -> AdapterConstraints {
+        AdapterConstraints { replaced: vec![(SiteId(0), part)], ..AdapterConstraints::default() }
     }
 
     #[test]
     fn an_activated_adapter_acts_from_the_last_invocation_on() {
         let pool = pool();
-        let (plain, activated) = (lease(&pool, "p", AdapterDemands::default()), lease(&pool, "i", invoked_by(&[7, 8])));
+        let (plain, activated) =
+            (lease(&pool, "p", AdapterConstraints::default()), lease(&pool, "i", invoked_by(&[7, 8])));
         let (p, i) = (plain.slot(), activated.slot());
         let mixture = Mixture::new(vec![(plain, 1.0), (activated, 0.5)], &sites()).expect("valid");
         let spans = mixture.along(&[7, 8, 1, 7, 8, 2]);
@@ -250,7 +254,7 @@ mod tests {
     #[test]
     fn what_an_activated_adapter_replaces_it_replaces_everywhere() {
         let pool = pool();
-        let one = lease(&pool, "i", AdapterDemands { invocation: vec![7], ..replacing(SitePart::Bias) });
+        let one = lease(&pool, "i", AdapterConstraints { invocation: vec![7], ..replacing(SitePart::Bias) });
         let slot = one.slot();
         let spans = Mixture::new(vec![(one, 1.0)], &sites()).expect("valid").along(&[1, 7]);
         assert_eq!((spans.at(0), spans.at(1)), (&[(slot, 0.0)][..], &[(slot, 1.0)][..]));
@@ -270,35 +274,35 @@ mod tests {
         assert_eq!(Mixture::default().along(&[]).identity(0..4).count(), 0);
     }
 
-    fn refused(parts: Vec<(AdapterDemands, f32)>) -> Option<ErrorCode> {
+    fn refused(parts: Vec<(AdapterConstraints, f32)>) -> Option<ErrorCode> {
         let pool = pool();
-        let parts = parts.into_iter().map(|(demands, weight)| (lease(&pool, "x", demands), weight)).collect();
+        let parts = parts.into_iter().map(|(constraints, weight)| (lease(&pool, "x", constraints), weight)).collect();
         Mixture::new(parts, &sites()).err().map(|error| error.code())
     }
 
     #[test]
     fn only_what_is_added_takes_a_weight() {
-        let plain = AdapterDemands::default;
+        let plain = AdapterConstraints::default;
         assert_eq!(refused(vec![(plain(), -0.5), (replacing(SitePart::Bias), 1.0)]), None);
-        for (demands, weight) in [
+        for (constraints, weight) in [
             (plain(), f32::NAN),
             (plain(), f32::INFINITY),
             (replacing(SitePart::Weight), 0.5),
             (replacing(SitePart::Bias), 0.0),
         ] {
-            assert_eq!(refused(vec![(demands, weight)]), Some(ErrorCode::AdapterWeightInvalid));
+            assert_eq!(refused(vec![(constraints, weight)]), Some(ErrorCode::AdapterWeightInvalid));
         }
     }
 
     #[test]
     fn adapters_that_replace_the_same_part_do_not_mix() {
         let rows =
-            |ids: &[u32]| AdapterDemands { replaced_rows: vec![(SiteId(0), ids.to_vec())], ..Default::default() };
-        let rescaling = || AdapterDemands { rescaled: vec![SiteId(0)], ..Default::default() };
-        let truncating = || AdapterDemands { truncated: vec![SiteId(0)], ..Default::default() };
-        let stacked = || AdapterDemands { layers: Some([0, 0].into()), ..Default::default() };
+            |ids: &[u32]| AdapterConstraints { replaced_rows: vec![(SiteId(0), ids.to_vec())], ..Default::default() };
+        let rescaling = || AdapterConstraints { rescaled: vec![SiteId(0)], ..Default::default() };
+        let truncating = || AdapterConstraints { truncated: vec![SiteId(0)], ..Default::default() };
+        let stacked = || AdapterConstraints { layers: Some([0, 0].into()), ..Default::default() };
         let (weight, bias) = (|| replacing(SitePart::Weight), || replacing(SitePart::Bias));
-        let pair = |one: AdapterDemands, other: AdapterDemands| {
+        let pair = |one: AdapterConstraints, other: AdapterConstraints| {
             let found = refused(vec![(one.clone(), 1.0), (other.clone(), 1.0)]);
             assert_eq!(found, refused(vec![(other, 1.0), (one, 1.0)]));
             found.is_none()
@@ -307,9 +311,9 @@ mod tests {
         assert!(pair(rescaling(), rescaling()) && pair(rescaling(), bias()));
         assert!(!pair(weight(), weight()) && !pair(bias(), bias()) && !pair(rows(&[1, 3]), rows(&[3])));
         assert!(!pair(weight(), rows(&[1])) && !pair(weight(), rescaling()) && !pair(rows(&[1]), rescaling()));
-        assert!(pair(truncating(), bias()) && pair(truncating(), AdapterDemands::default()));
+        assert!(pair(truncating(), bias()) && pair(truncating(), AdapterConstraints::default()));
         assert!(!pair(truncating(), truncating()) && !pair(truncating(), weight()));
         assert!(!pair(truncating(), rescaling()) && !pair(truncating(), rows(&[1])));
-        assert!(!pair(stacked(), AdapterDemands::default()));
+        assert!(!pair(stacked(), AdapterConstraints::default()));
     }
 }

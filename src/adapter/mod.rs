@@ -10,8 +10,8 @@
 
 pub mod batch;
 pub mod config;
+pub mod constraints;
 pub mod delta;
-pub mod demands;
 pub mod features;
 pub mod folder;
 pub mod keys;
@@ -49,7 +49,7 @@ impl AdapterFiles {
     /// [`AdapterFiles::plan`].
     pub fn read(dir: &Path) -> Result<Self> {
         let subject = subject_of(dir);
-        let bytes = folder::read_config(dir).map_err(|error| error.subject(&subject))?;
+        let bytes = folder::read_config(dir).map_err(|error| error.with_subject(&subject))?;
         let config = AdapterConfig::parse(&bytes, &dir.join(folder::CONFIG), &subject)?;
         Self::new(dir, &bytes, config, folder::read_weights(dir))
     }
@@ -67,7 +67,7 @@ impl AdapterFiles {
     /// Without weights there is no plan that could tell the config's problems: they are told with those of the weights.
     fn new(dir: &Path, config_bytes: &[u8], config: AdapterConfig, weights: Result<Checkpoint>) -> Result<Self> {
         let weights = weights.map_err(|error| {
-            let error = error.subject(subject_of(dir));
+            let error = error.with_subject(subject_of(dir));
             Error::all(config.problems.iter().cloned().chain([error.clone()]).collect()).unwrap_or(error)
         })?;
         let content_hash = content_hash(config_bytes, &weights);
@@ -153,7 +153,7 @@ impl Problems {
 
     fn push(&mut self, error: Error) {
         if self.list.len() < Self::MAX {
-            self.list.push(error.subject(&self.subject));
+            self.list.push(error.with_subject(&self.subject));
         } else {
             self.rest.get_or_insert((error.code(), 0)).1 += 1;
         }
@@ -165,7 +165,8 @@ impl Problems {
 
     fn finish(mut self) -> Result<()> {
         if let Some((code, count)) = self.rest {
-            self.list.push(Error::new(code, format!("{count} further problems")).subject(&self.subject).hint(""));
+            self.list
+                .push(Error::new(code, format!("{count} further problems")).with_subject(&self.subject).with_hint(""));
         }
         Error::all(self.list).map_or(Ok(()), Err)
     }

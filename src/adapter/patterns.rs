@@ -36,8 +36,8 @@ impl FieldRegex {
     fn new(field: &'static str, source: &str, around: impl Fn(&str) -> String) -> Result<Self> {
         if source.len() > MAX_PATTERN_BYTES {
             return Err(invalid(field, source, "is too long")
-                .expected(format!("at most {MAX_PATTERN_BYTES} bytes"))
-                .found(format!("{} bytes", source.len())));
+                .with_expected(format!("at most {MAX_PATTERN_BYTES} bytes"))
+                .with_found(format!("{} bytes", source.len())));
         }
         // On its own first: a pattern with unbalanced brackets must not become valid by what stands around it.
         let built = RegexBuilder::new(source).delegate_size_limit(COMPILED_BYTES).build().and_then(|_| {
@@ -62,7 +62,8 @@ impl FieldRegex {
 
 fn invalid(field: &str, source: &str, what: &str) -> Error {
     let shown: String = source.chars().take(120).collect();
-    Error::new(ErrorCode::AdapterPatternInvalid, format!("a pattern of {field} {what}")).found(format!("'{shown}'"))
+    Error::new(ErrorCode::AdapterPatternInvalid, format!("a pattern of {field} {what}"))
+        .with_found(format!("'{shown}'"))
 }
 
 /// A key of `rank_pattern` or `alpha_pattern`: it covers a module if it matches a whole dotted tail of its path.
@@ -120,7 +121,9 @@ impl<T: Copy> PatternMap<T> {
             map.entries.push((pattern, value));
             if map.entries.len() > MAX_PATTERNS || regexes > MAX_REGEXES {
                 return Err(Error::new(ErrorCode::AdapterPatternInvalid, format!("{field} has too many patterns"))
-                    .expected(format!("at most {MAX_PATTERNS} module names and {MAX_REGEXES} regular expressions")));
+                    .with_expected(format!(
+                        "at most {MAX_PATTERNS} module names and {MAX_REGEXES} regular expressions"
+                    )));
             }
         }
         Ok(map)
@@ -211,7 +214,7 @@ impl LayerFilter {
         const FIELD: &str = "layers_pattern";
         if names.len() > MAX_REGEXES {
             return Err(Error::new(ErrorCode::AdapterPatternInvalid, format!("{FIELD} has too many patterns"))
-                .expected(format!("at most {MAX_REGEXES}")));
+                .with_expected(format!("at most {MAX_REGEXES}")));
         }
         let after_any = |name: &str| format!(r"\A(?:.*?\.{name}\.(?<layer>\d+)\.)");
         let after_name = |name: &str| format!(r"\A(?:(?:^|.*?\.){name}\.(?<layer>\d+)\.)");

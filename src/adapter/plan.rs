@@ -25,8 +25,8 @@ use self::module::Module;
 use self::pieces::Pieces;
 use self::stack::{Place, Stack};
 use crate::adapter::config::AdapterConfig;
+use crate::adapter::constraints::AdapterConstraints;
 use crate::adapter::delta::{LowRank, SiteDelta};
-use crate::adapter::demands::AdapterDemands;
 use crate::adapter::folder::{CONFIG, WEIGHTS};
 use crate::adapter::keys::{self, ModuleTensors};
 use crate::adapter::singular::without_smallest;
@@ -57,13 +57,13 @@ pub struct AdapterSummary {
     /// Bytes of its tensors, expanded where the file has less than they are.
     pub bytes: usize,
     /// What a request with it has to heed.
-    pub demands: AdapterDemands,
+    pub constraints: AdapterConstraints,
 }
 
 /// Every delta of an adapter, checked: names, shapes, ranks, finite values, completeness.
 #[derive(Debug)]
 pub struct AdapterPlan<'a> {
-    /// The deltas, ordered by site and pass.
+    /// The deltas, ordered by site and repeat.
     pub deltas: Vec<SiteDelta<'a>>,
     /// Summary for reports.
     pub summary: AdapterSummary,
@@ -80,7 +80,7 @@ struct Ends {
 impl<'a> AdapterPlan<'a> {
     fn new(files: &AdapterFiles, deltas: Vec<SiteDelta<'a>>, ends: Ends, stack: &Stack) -> Self {
         let config = &files.config;
-        let demands = AdapterDemands { layers: stack.base_layers(), ..AdapterDemands::default() };
+        let constraints = AdapterConstraints { layers: stack.base_layers(), ..AdapterConstraints::default() };
         let summary = AdapterSummary {
             path: files.dir.clone(),
             content_hash: files.content_hash.clone(),
@@ -91,20 +91,20 @@ impl<'a> AdapterPlan<'a> {
             sites: 0,
             max_rank: 0,
             bytes: 0,
-            demands: AdapterDemands { invocation: config.invocation.clone(), ..demands },
+            constraints: AdapterConstraints { invocation: config.invocation.clone(), ..constraints },
         };
         let mut plan = Self { deltas, summary, ends };
         plan.sum_up();
         plan
     }
 
-    /// Leaves out weights and biases that are the base's own (copies ride along where a vocabulary was saved); `holds` tells
+    /// Leaves out weights and biases that are the base's own (copies ride along where a vocabulary was saved); `equals_base` tells
     /// whether the base has exactly this tensor there.
-    pub fn drop_copies(&mut self, holds: impl Fn(SiteId, SitePart, TensorView<'_>) -> bool) {
+    pub fn drop_copies(&mut self, equals_base: impl Fn(SiteId, SitePart, TensorView<'_>) -> bool) {
         for delta in &mut self.deltas {
             let site = delta.site;
-            delta.weight.take_if(|weight| holds(site, SitePart::Weight, weight.view()));
-            delta.bias.take_if(|bias| holds(site, SitePart::Bias, bias.view()));
+            delta.weight.take_if(|weight| equals_base(site, SitePart::Weight, weight.view()));
+            delta.bias.take_if(|bias| equals_base(site, SitePart::Bias, bias.view()));
         }
         self.deltas.retain(|delta| delta.is_replacing() || delta.low_rank.is_some());
         self.sum_up();
@@ -135,8 +135,8 @@ impl<'a> AdapterPlan<'a> {
         summary.sites = deltas.len();
         summary.max_rank = max_rank(deltas);
         summary.bytes = deltas.iter().flat_map(SiteDelta::tensors).map(|tensor| tensor.bytes().len()).sum();
-        let AdapterDemands { invocation, layers, .. } = std::mem::take(&mut summary.demands);
-        summary.demands = AdapterDemands::of(deltas, ends.embedding, ends.head, &invocation, layers);
+        let AdapterConstraints { invocation, layers, .. } = std::mem::take(&mut summary.constraints);
+        summary.constraints = AdapterConstraints::of(deltas, ends.embedding, ends.head, &invocation, layers);
     }
 }
 
@@ -195,7 +195,7 @@ impl<'a> Planner<'a, '_> {
     pub fn problem(&mut self, error: Error) {
         let file = match error.code() {
             ErrorCode::AdapterPatternInvalid => {
-                if !self.patterns_told.insert(error.found_value().unwrap_or_default().to_owned()) {
+                if !self.patterns_told.insert(error.found().unwrap_or_default().to_owned()) {
                     return;
                 }
                 CONFIG
@@ -203,7 +203,7 @@ impl<'a> Planner<'a, '_> {
             ErrorCode::AdapterConfigInvalid => CONFIG,
             _ => WEIGHTS,
         };
-        self.problems.push(error.path(self.files.dir.join(file)));
+        self.problems.push(error.with_path(self.files.dir.join(file)));
     }
 
     /// The value, or the error told.
@@ -212,7 +212,7 @@ impl<'a> Planner<'a, '_> {
     }
 
     fn deltas(&mut self) -> Vec<SiteDelta<'a>> {
-        let mut contents = keys::sort(self.files.weights.names());
+        let mut contents = keys::classify(self.files.weights.names());
         let unreadable = !contents.problems.is_empty();
         let told = &self.files.config.problems;
         for problem in std::mem::take(&mut contents.problems) {
@@ -238,7 +238,7 @@ impl<'a> Planner<'a, '_> {
             if let Some(mut module) = self.find(path, tensors) {
                 let delta = self.read_module(&mut module);
                 if delta.is_replacing() || delta.low_rank.is_some() {
-                    pieces.add(path, module.parts, module.pass, delta);
+                    pieces.add(path, module.parts, module.repeat, delta);
                 }
             }
         }
@@ -268,8 +268,8 @@ impl<'a> Planner<'a, '_> {
     /// What a module of the file is in the base; `None` with the problem told.
     fn find<'m>(&mut self, path: &'m str, tensors: &'m ModuleTensors<'a>) -> Option<Module<'m, 'a>> {
         let sites = self.sites;
-        let (base, pass) = match self.stack.locate(path) {
-            Place::At(base, pass) => (base, pass),
+        let (base, repeat) = match self.stack.locate(path) {
+            Place::At(base, repeat) => (base, repeat),
             Place::Untold => return None,
             Place::Nowhere => (path.into(), 0),
         };
@@ -289,12 +289,12 @@ impl<'a> Planner<'a, '_> {
                 return None;
             }
             let what = format!("the model has no module '{path}'");
-            self.problem(Error::new(ErrorCode::AdapterSiteNotFound, what).tensor(tensors.example()));
+            self.problem(Error::new(ErrorCode::AdapterSiteNotFound, what).with_tensor(tensors.example()));
             return None;
         };
         let (inputs, outputs) = (site.in_features, site.out_features);
         let mut module =
-            Module { path, tensors, site, parts, pass, is_embedding: false, is_head: false, inputs, outputs };
+            Module { path, tensors, site, parts, repeat, is_embedding: false, is_head: false, inputs, outputs };
         let only = module.only_site();
         module.is_embedding = only.is_some() && only == sites.embedding;
         module.is_head = only.is_some() && only == sites.head;
@@ -318,7 +318,7 @@ fn nothing_matches(
     let count: usize = modules.values().map(|tensors| tensors.names().len()).sum();
     let site = sites.linears().next().map_or("no sites", |(_, site)| &site.path);
     Error::new(ErrorCode::AdapterSiteNotFound, format!("0 of {count} tensors match the model"))
-        .tensor(tensors.example())
-        .expected(format!("modules such as '{site}'"))
-        .found(format!("modules such as '{module}'"))
+        .with_tensor(tensors.example())
+        .with_expected(format!("modules such as '{site}'"))
+        .with_found(format!("modules such as '{module}'"))
 }

@@ -154,7 +154,8 @@ impl State {
             (shown, all) if shown < all => format!("{} and {} more", names.join(", "), all - shown),
             _ => names.join(", "),
         };
-        Error::new(ErrorCode::AdapterNotFound, format!("no adapter is loaded under the name '{name}'")).found(found)
+        Error::new(ErrorCode::AdapterNotFound, format!("no adapter is loaded under the name '{name}'"))
+            .with_found(found)
     }
 }
 
@@ -174,8 +175,8 @@ impl AdapterPool {
         let mut state = self.shared.state.lock();
         if bytes > max_bytes.saturating_sub(state.bytes) {
             return Err(Error::new(ErrorCode::AdapterBudgetExceeded, "the adapter does not fit the byte budget")
-                .expected(format!("at most {} of {max_bytes} bytes", max_bytes.saturating_sub(state.bytes)))
-                .found(format!("{bytes} bytes")));
+                .with_expected(format!("at most {} of {max_bytes} bytes", max_bytes.saturating_sub(state.bytes)))
+                .with_found(format!("{bytes} bytes")));
         }
         let slot = match state.free.pop() {
             Some(slot) => slot,
@@ -185,7 +186,7 @@ impl AdapterPool {
             }
             None => {
                 return Err(Error::new(ErrorCode::AdapterBudgetExceeded, "every slot is taken")
-                    .expected(format!("at most {max_adapters} resident adapters, running ones included")));
+                    .with_expected(format!("at most {max_adapters} resident adapters, running ones included")));
             }
         };
         state.bytes += bytes;
@@ -214,7 +215,7 @@ impl AdapterPool {
     ///
     /// # Panics
     /// If the reservation is of another pool.
-    pub fn admit(&self, mut reservation: Reservation, summary: AdapterSummary) -> AdapterLease {
+    pub fn insert_anonymous(&self, mut reservation: Reservation, summary: AdapterSummary) -> AdapterLease {
         assert!(Arc::ptr_eq(&self.shared, &reservation.shared), "the reservation is of another pool");
         let mut state = self.shared.state.lock();
         reservation.settled = true;
@@ -444,7 +445,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::adapter::demands::AdapterDemands;
+    use crate::adapter::constraints::AdapterConstraints;
 
     fn pool(max_bytes: usize, max_adapters: usize) -> AdapterPool {
         AdapterPool::new(AdapterLimits { max_bytes, max_adapters })
@@ -461,7 +462,7 @@ mod tests {
             sites: 1,
             max_rank: 8,
             bytes: 10,
-            demands: AdapterDemands::default(),
+            constraints: AdapterConstraints::default(),
         }
     }
 
@@ -530,7 +531,7 @@ mod tests {
         load(&pool, "a", "one");
         let error = pool.reserve(9).expect_err("12 of 20 are taken");
         assert_eq!(error.code(), ErrorCode::AdapterBudgetExceeded);
-        assert_eq!(error.expected_value(), Some("at most 8 of 20 bytes"));
+        assert_eq!(error.expected(), Some("at most 8 of 20 bytes"));
         let _second = pool.reserve(8).expect("fits");
         assert_eq!(pool.reserve(0).expect_err("no slot").code(), ErrorCode::AdapterBudgetExceeded);
     }
@@ -538,7 +539,7 @@ mod tests {
     #[test]
     fn an_anonymous_adapter_lives_as_long_as_its_leases() {
         let pool = pool(100, 1);
-        let lease = pool.admit(pool.reserve(5).expect("room"), summary("one"));
+        let lease = pool.insert_anonymous(pool.reserve(5).expect("room"), summary("one"));
         assert_eq!((lease.info().name.as_str(), lease.info().leases), ("", 1));
         let clone = lease.clone();
         assert_eq!((pool.leases(), lease.info().leases), (2, 2));
@@ -553,12 +554,12 @@ mod tests {
     #[test]
     fn an_unknown_name_is_told_with_the_names_there_are() {
         let pool = pool(100, 4);
-        assert_eq!(pool.lease("sql").expect_err("empty").found_value(), Some("no adapters"));
+        assert_eq!(pool.lease("sql").expect_err("empty").found(), Some("no adapters"));
         load(&pool, "wit", "one");
         load(&pool, "fr", "two");
         let error = pool.unload("sql").expect_err("not loaded");
         assert_eq!(error.code(), ErrorCode::AdapterNotFound);
-        assert_eq!(error.found_value(), Some("'fr', 'wit'"));
+        assert_eq!(error.found(), Some("'fr', 'wit'"));
         assert_eq!(pool.list().iter().map(AsRef::<str>::as_ref).collect::<Vec<_>>(), ["fr", "wit"]);
     }
 
@@ -586,7 +587,7 @@ mod tests {
         assert_eq!(other.resident(), 0);
     }
 
-    /// Four threads load, replace, unload and lease three names at random. What a backend would hold is modelled by the set
+    /// Four threads load, replace, unload and lease three names at random. What a backend would hold is modeled by the set
     /// of uploaded slots: a slot uploaded twice without a drop between, or dropped while leased, fails.
     #[test]
     fn threads_share_a_pool_without_losing_a_slot_or_a_byte() {

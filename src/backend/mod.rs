@@ -19,7 +19,7 @@ use std::sync::Arc;
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::adapter::delta::SiteDelta;
 use crate::error::{Error, Result};
-use crate::quant::QuantWeight;
+use crate::quant::StoredWeight;
 use crate::sites::{SiteId, SitePart};
 use crate::tensor::TensorView;
 
@@ -33,11 +33,11 @@ pub struct GroupId(pub u32);
 
 /// A vector of parameters, such as a norm's weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct VectorId(pub u32);
+pub struct NormId(pub u32);
 
 /// An embedding table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TableId(pub u32);
+pub struct EmbeddingId(pub u32);
 
 /// Storage of a KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,7 +48,7 @@ pub struct LinearSource<'a> {
     /// Where adapters find it.
     pub site: SiteId,
     /// The stored weight `[out_features, in_features]`.
-    pub weight: QuantWeight<'a>,
+    pub weight: StoredWeight<'a>,
     /// The base's bias `[out_features]`; what a format pads it with beyond that is not read.
     pub bias: Option<TensorView<'a>>,
 }
@@ -126,9 +126,9 @@ pub struct AttentionSpec {
     /// A row sees this many positions, its own included; `None` sees all before it.
     pub window: Option<usize>,
     /// RMS norm over each query head, before the rotation.
-    pub q_norm: Option<VectorId>,
+    pub q_norm: Option<NormId>,
     /// RMS norm over each key head, before the rotation.
-    pub k_norm: Option<VectorId>,
+    pub k_norm: Option<NormId>,
     /// Epsilon of both norms.
     pub norm_eps: f32,
     /// The rotation, shared by layers.
@@ -237,19 +237,19 @@ pub trait Backend: Send {
     ///
     /// # Errors
     /// `memory_exhausted`.
-    fn pack_group(&mut self, members: &[LinearSource<'_>]) -> Result<GroupId>;
+    fn load_linears(&mut self, members: &[LinearSource<'_>]) -> Result<GroupId>;
 
     /// Takes an embedding table `[vocab, hidden]`; adapters find it at `site`.
     ///
     /// # Errors
     /// `memory_exhausted`.
-    fn pack_table(&mut self, site: SiteId, table: TensorView<'_>) -> Result<TableId>;
+    fn load_embedding(&mut self, site: SiteId, table: TensorView<'_>) -> Result<EmbeddingId>;
 
     /// Takes a norm's weight; adapters find it at `site`.
     ///
     /// # Errors
     /// `memory_exhausted`.
-    fn pack_vector(&mut self, site: SiteId, vector: TensorView<'_>) -> Result<VectorId>;
+    fn load_norm(&mut self, site: SiteId, vector: TensorView<'_>) -> Result<NormId>;
 
     /// A buffer of rows of `width` values; it grows to the rows of the largest step.
     fn create_buffer(&mut self, width: usize) -> BufferId;
@@ -271,7 +271,7 @@ pub trait Backend: Send {
 
     /// Whether the base's weight or bias at a site is stored as numbers and holds exactly these: an adapter's copy of it
     /// then replaces nothing. `false` wherever it can't be told.
-    fn holds(&self, site: SiteId, part: SitePart, values: TensorView<'_>) -> bool;
+    fn equals_base(&self, site: SiteId, part: SitePart, values: TensorView<'_>) -> bool;
 
     /// The base's weight at a linear site as plain numbers, `[out_features, in_features]`.
     ///
@@ -295,7 +295,7 @@ pub trait Backend: Send {
     /// `token_out_of_range`, where a row's adapter has more tokens than the base only beyond those; the device failed.
     fn embed(
         &mut self,
-        table: TableId,
+        table: EmbeddingId,
         tokens: &[u32],
         multiplier: f32,
         batch: &AdapterBatch,
@@ -308,7 +308,7 @@ pub trait Backend: Send {
     /// The device failed.
     fn norm(
         &mut self,
-        weight: VectorId,
+        weight: NormId,
         eps: f32,
         x: BufferId,
         rows: usize,

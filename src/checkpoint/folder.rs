@@ -99,10 +99,10 @@ pub(super) fn find(dir: &Path) -> Result<Folder> {
         }
         if missing.len() < shards.len() || stored.is_empty() {
             return Err(Error::new(ErrorCode::CheckpointNotFound, "a shard that the index names is missing")
-                .path(dir.join(missing[0]))
-                .expected(format!("{} shards", shards.len()))
-                .found(format!("{} of them", shards.len() - missing.len()))
-                .hint("finish the download, or remove a stale index"));
+                .with_path(dir.join(missing[0]))
+                .with_expected(format!("{} shards", shards.len()))
+                .with_found(format!("{} of them", shards.len() - missing.len()))
+                .with_hint("finish the download, or remove a stale index"));
         }
         tracing::warn!(index = %index.display(), "ignored: none of the files it names is there");
     }
@@ -121,7 +121,7 @@ fn file_names(dir: &Path) -> Result<BTreeSet<String>> {
             io::ErrorKind::NotFound => ErrorCode::CheckpointNotFound,
             _ => ErrorCode::CheckpointUnreadable,
         };
-        Error::new(code, format!("the model folder cannot be read: {error}")).path(dir)
+        Error::new(code, format!("the model folder cannot be read: {error}")).with_path(dir)
     };
     let mut names = BTreeSet::new();
     for entry in std::fs::read_dir(dir).map_err(failed)? {
@@ -134,7 +134,7 @@ fn file_names(dir: &Path) -> Result<BTreeSet<String>> {
 }
 
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
-    let invalid = |what: String| Error::new(ErrorCode::CheckpointIndexInvalid, what).path(path);
+    let invalid = |what: String| Error::new(ErrorCode::CheckpointIndexInvalid, what).with_path(path);
     let bytes = super::read_bounded(path, MAX_HEADER_BYTES)?;
     let Index { weight_map: WeightMap(weight_map) } =
         serde_json::from_slice(&bytes).map_err(|error| invalid(format!("the index is not valid: {error}")))?;
@@ -142,14 +142,14 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
         return Err(invalid("the index names no tensor".into()));
     }
     if weight_map.len() > MAX_TENSORS {
-        return Err(too_many_tensors().path(path));
+        return Err(too_many_tensors().with_path(path));
     }
     for (tensor, file) in &weight_map {
         if !is_plain_name(file) {
             return Err(invalid("the index leads out of its folder".into())
-                .tensor(tensor)
-                .expected("the name of a file in the same folder")
-                .found(format!("'{file}'")));
+                .with_tensor(tensor)
+                .with_expected("the name of a file in the same folder")
+                .with_found(format!("'{file}'")));
         }
     }
     Ok(weight_map)
@@ -161,12 +161,13 @@ fn is_plain_name(name: &str) -> bool {
 }
 
 fn nothing_stored(dir: &Path, names: &BTreeSet<String>) -> Error {
-    let error =
-        Error::new(ErrorCode::CheckpointNotFound, "the folder holds no weights").path(dir).expected("*.safetensors");
+    let error = Error::new(ErrorCode::CheckpointNotFound, "the folder holds no weights")
+        .with_path(dir)
+        .with_expected("*.safetensors");
     let other =
         names.iter().find(|n| n.ends_with(".bin") || n.ends_with(".gguf") || n.ends_with(".pt") || n.ends_with(".pth"));
     match other {
-        Some(name) => error.found(name).hint("convert it to safetensors"),
+        Some(name) => error.with_found(name).with_hint("convert it to safetensors"),
         None => error,
     }
 }

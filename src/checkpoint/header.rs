@@ -61,22 +61,22 @@ impl TensorInfo {
 pub(super) fn json_length(first: &[u8], file_bytes: u64, path: &Path) -> Result<usize> {
     let too_short = |needed: u64| {
         Error::new(ErrorCode::CheckpointTruncated, "the file ends within its header")
-            .path(path)
-            .expected(format!("at least {needed} bytes"))
-            .found(format!("{file_bytes} bytes"))
+            .with_path(path)
+            .with_expected(format!("at least {needed} bytes"))
+            .with_found(format!("{file_bytes} bytes"))
     };
     let Some(length) = first.first_chunk::<LENGTH_BYTES>() else { return Err(too_short(LENGTH_BYTES as u64)) };
     if length == b"version " {
         return Err(Error::new(ErrorCode::CheckpointHeaderInvalid, "the file is a Git LFS pointer, not the weights")
-            .path(path)
-            .hint("fetch the real file: git lfs pull"));
+            .with_path(path)
+            .with_hint("fetch the real file: git lfs pull"));
     }
     let length = u64::from_le_bytes(*length);
     if length > MAX_HEADER_BYTES {
         return Err(Error::new(ErrorCode::CheckpointTooLarge, "the header is too long")
-            .path(path)
-            .expected(format!("at most {MAX_HEADER_BYTES} bytes"))
-            .found(format!("{length} bytes")));
+            .with_path(path)
+            .with_expected(format!("at most {MAX_HEADER_BYTES} bytes"))
+            .with_found(format!("{length} bytes")));
     }
     if LENGTH_BYTES as u64 + length > file_bytes {
         return Err(too_short(LENGTH_BYTES as u64 + length));
@@ -89,18 +89,19 @@ pub(super) fn json_length(first: &[u8], file_bytes: u64, path: &Path) -> Result<
 /// # Errors
 /// `checkpoint_header_invalid`, `checkpoint_truncated`, `checkpoint_too_large`.
 pub(super) fn read(json: &[u8], file_bytes: u64, path: &Path) -> Result<Vec<TensorInfo>> {
-    let invalid = |what: String| Error::new(ErrorCode::CheckpointHeaderInvalid, what).path(path);
+    let invalid = |what: String| Error::new(ErrorCode::CheckpointHeaderInvalid, what).with_path(path);
     let metadata: Metadata =
         serde_json::from_slice(json).map_err(|error| invalid(format!("the header is not valid: {error}")))?;
     let names = metadata.offset_keys();
     if names.len() > MAX_TENSORS {
-        return Err(too_many_tensors().path(path));
+        return Err(too_many_tensors().with_path(path));
     }
 
     let data_start = LENGTH_BYTES + json.len();
     let announced = (data_start as u64).saturating_add(metadata.data_len() as u64);
-    let sizes =
-        |error: Error| error.path(path).expected(format!("{announced} bytes")).found(format!("{file_bytes} bytes"));
+    let sizes = |error: Error| {
+        error.with_path(path).with_expected(format!("{announced} bytes")).with_found(format!("{file_bytes} bytes"))
+    };
     if announced > file_bytes {
         return Err(sizes(Error::new(ErrorCode::CheckpointTruncated, "the file is cut short")));
     }
@@ -122,5 +123,5 @@ pub(super) fn read(json: &[u8], file_bytes: u64, path: &Path) -> Result<Vec<Tens
 
 /// The error of a checkpoint with more than [`MAX_TENSORS`].
 pub(super) fn too_many_tensors() -> Error {
-    Error::new(ErrorCode::CheckpointTooLarge, "too many tensors").expected(format!("at most {MAX_TENSORS}"))
+    Error::new(ErrorCode::CheckpointTooLarge, "too many tensors").with_expected(format!("at most {MAX_TENSORS}"))
 }

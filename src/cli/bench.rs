@@ -88,8 +88,8 @@ pub(super) fn run(args: &BenchArgs, json: bool) -> Result<()> {
     if let Some(lease) = lease {
         variants.push(Variant::new(Mixture::new(vec![(lease, 1.0)], model.sites())?));
     }
-    let planes = variants.iter().map(|variant| model.planes_of(variant.mixture.layers())).max().unwrap_or(1);
-    measure(args, &mut Stream::new(&model, args, planes)?, &mut variants)?;
+    let kv_groups = variants.iter().map(|variant| model.kv_groups_of(variant.mixture.layers())).max().unwrap_or(1);
+    measure(args, &mut Stream::new(&model, args, kv_groups)?, &mut variants)?;
 
     let name = args.model.model.file_name().unwrap_or(args.model.model.as_os_str());
     let measurement = Measurement {
@@ -117,13 +117,13 @@ fn check(args: &BenchArgs, positions: usize) -> Result<()> {
         return Err(wrong("prompt and rounds must be at least 1"));
     }
     if args.decode < PARTS {
-        return Err(wrong("decode is measured in four parts").expected("at least 4").found(args.decode));
+        return Err(wrong("decode is measured in four parts").with_expected("at least 4").with_found(args.decode));
     }
     let needed = args.prompt.max(args.decode / PARTS + WARM_STEPS).max(WARM_PREFILL + WARM_STEPS);
     if needed > positions {
         return Err(Error::new(ErrorCode::PromptTooLong, "the measurement does not fit the model's positions")
-            .expected(format!("at most {positions} tokens"))
-            .found(format!("{needed} tokens")));
+            .with_expected(format!("at most {positions} tokens"))
+            .with_found(format!("{needed} tokens")));
     }
     Ok(())
 }
@@ -173,7 +173,7 @@ fn measure(args: &BenchArgs, stream: &mut Stream<'_>, variants: &mut [Variant]) 
 struct Stream<'a> {
     model: &'a Arc<Model>,
     kv: KvStorage,
-    pages_of_plane: usize,
+    pages_of_kv_group: usize,
     position: usize,
     batch: ForwardBatch,
     logits: Vec<f32>,
@@ -181,11 +181,11 @@ struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    fn new(model: &'a Arc<Model>, args: &BenchArgs, planes: usize) -> Result<Self> {
-        let pages_of_plane = pages_for(args.prompt.max(args.decode).max(WARM_PREFILL) + WARM_STEPS);
-        let kv = model.create_kv(pages_of_plane * planes, KvDType::F16)?;
+    fn new(model: &'a Arc<Model>, args: &BenchArgs, kv_groups: usize) -> Result<Self> {
+        let pages_of_kv_group = pages_for(args.prompt.max(args.decode).max(WARM_PREFILL) + WARM_STEPS);
+        let kv = model.create_kv(pages_of_kv_group * kv_groups, KvDType::F16)?;
         let batch = ForwardBatch::default();
-        Ok(Self { model, kv, pages_of_plane, position: 0, batch, logits: Vec::new(), random: 1 })
+        Ok(Self { model, kv, pages_of_kv_group, position: 0, batch, logits: Vec::new(), random: 1 })
     }
 
     fn clear(&mut self) {
@@ -220,9 +220,9 @@ impl<'a> Stream<'a> {
             batch.tokens.push((self.random >> 8) % vocab as u32);
         }
         batch.layers = mixture.layers().cloned();
-        batch.planes.resize_with(self.model.planes_of(mixture.layers()), StepRows::default);
-        for (plane, places) in batch.planes.iter_mut().enumerate() {
-            let pages = plane * self.pages_of_plane..(plane + 1) * self.pages_of_plane;
+        batch.kv_groups.resize_with(self.model.kv_groups_of(mixture.layers()), StepRows::default);
+        for (kv_group, places) in batch.kv_groups.iter_mut().enumerate() {
+            let pages = kv_group * self.pages_of_kv_group..(kv_group + 1) * self.pages_of_kv_group;
             places.push(self.position..self.position + rows, pages.map(|page| page as u32));
         }
         self.position += rows;

@@ -39,7 +39,7 @@ pub(super) fn run(args: &ChatArgs, json: bool) -> Result<()> {
     let (engine, load_time) = args.engine.load()?;
     if !engine.tokenizer()?.has_chat_template() {
         let what = "the model has no chat template, so it cannot be talked with";
-        return Err(Error::new(ErrorCode::ChatTemplateNotFound, what).path(engine.model().path()));
+        return Err(Error::new(ErrorCode::ChatTemplateNotFound, what).with_path(engine.model().path()));
     }
     note(&format!("loaded in {:.2} s: {}", load_time.as_secs_f64(), engine.model().describe_device()));
     let is_terminal = std::io::stdin().is_terminal();
@@ -94,7 +94,7 @@ impl Chat<'_> {
             ("/adapter", argument) => self.switch(argument)?,
             _ if command.starts_with('/') => {
                 return Err(Error::new(ErrorCode::RequestInvalid, format!("'{line}' is not a command"))
-                    .expected("/adapter, /reset, /help or /exit"));
+                    .with_expected("/adapter, /reset, /help or /exit"));
             }
             _ => self.turn(line)?,
         }

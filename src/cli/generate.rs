@@ -182,12 +182,12 @@ mod tests {
         };
         let mixture: Mixture = "sql*0.5".parse().expect("parses");
         assert_eq!(
-            serde_json::to_string(&result_line(Some(&json!(7)), &mixture, &done)).expect("serialises"),
+            serde_json::to_string(&result_line(Some(&json!(7)), &mixture, &done)).expect("serializes"),
             r#"{"id":7,"text":"a\n","token_ids":[5,6],"finish_reason":"length","usage":{"prompt_tokens":3,"cached_tokens":0,"completion_tokens":2},"adapter":{"sql":0.5}}"#
         );
         done.logprobs = vec![TokenLogprobs { chosen: -0.5, top: vec![(5, -0.5)] }];
         let base = Mixture::default();
-        let text = serde_json::to_string(&result_line(None, &base, &done)).expect("serialises");
+        let text = serde_json::to_string(&result_line(None, &base, &done)).expect("serializes");
         assert!(text.ends_with(r#""adapter":null,"logprobs":[-0.5],"top_logprobs":[[[5,-0.5]]]}"#), "{text}");
     }
 }

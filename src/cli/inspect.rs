@@ -7,7 +7,7 @@ use clap::Args;
 use super::output::{note, print, print_json};
 use crate::error::Result;
 use crate::inspect::{
-    AdapterContents, AdapterReport, GroupRun, LinearReport, ModelReport, Quantisation, Report, inspect,
+    AdapterContents, AdapterReport, GroupRun, LinearReport, ModelReport, Quantization, Report, inspect,
 };
 
 #[derive(Args)]
@@ -64,7 +64,7 @@ fn adapter_lines(report: &AdapterReport) -> Vec<Line> {
 
 fn contents_lines(contents: &AdapterContents) -> Vec<Line> {
     let alpha = contents.alpha.map_or("unknown".to_owned(), |alpha| alpha.to_string());
-    let kind = if contents.use_rslora { "LoRA, rank-stabilised" } else { "LoRA" };
+    let kind = if contents.use_rslora { "LoRA, rank-stabilized" } else { "LoRA" };
     let mut lines = vec![
         ("kind", kind.to_owned()),
         ("config", format!("r {}, alpha {alpha}", contents.rank)),
@@ -90,15 +90,15 @@ fn contents_lines(contents: &AdapterContents) -> Vec<Line> {
 }
 
 fn model_lines(model: &ModelReport) -> Vec<Line> {
-    let quantisation = match &model.quantisation {
+    let quantization = match &model.quantization {
         None => "none".to_owned(),
-        Some(Quantisation::Gptq { bits, group_size, desc_act, sym }) => {
+        Some(Quantization::Gptq { bits, group_size, desc_act, sym }) => {
             let group = group_size.map_or("whole columns".to_owned(), |size| format!("groups of {size}"));
             let zeros = if *sym { "symmetric" } else { "asymmetric" };
             let order = if *desc_act { ", act-order" } else { "" };
             format!("gptq {bits} bits, {group}, {zeros}{order}")
         }
-        Some(Quantisation::Exl2 { widths, group_sizes }) => {
+        Some(Quantization::Exl2 { widths, group_sizes }) => {
             format!("exl2 {} bits, groups of {}", join(widths, ", "), join(group_sizes, ", "))
         }
     };
@@ -110,7 +110,7 @@ fn model_lines(model: &ModelReport) -> Vec<Line> {
         ("model", model.path.display().to_string()),
         ("architecture", model.architecture.clone()),
         ("parameters", format!("{:.1} M", model.parameters as f64 / 1e6)),
-        ("quantisation", quantisation),
+        ("quantization", quantization),
         ("bits per weight", format!("{} in all linears{head}; otherwise {dtypes}", model.bits_per_weight)),
         ("files", size(model.file_bytes)),
         ("layers", format!("{}, {} sites", model.layers, model.sites)),
@@ -126,7 +126,7 @@ fn model_lines(model: &ModelReport) -> Vec<Line> {
         ("tokenizer", has(model.has_tokenizer).to_owned()),
         ("chat template", has(model.has_chat_template).to_owned()),
     ];
-    if model.quantisation.is_some() {
+    if model.quantization.is_some() {
         lines.extend(layout_lines(&model.linears));
     }
     lines
@@ -161,7 +161,7 @@ fn groups_text(groups: &[GroupRun]) -> String {
         count => format!("{}:{}x{count}", run.bits, run.inputs),
     };
     match groups {
-        [] => "not quantised".to_owned(),
+        [] => "not quantized".to_owned(),
         _ => join(&groups.iter().map(run).collect::<Vec<_>>(), " "),
     }
 }

@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn json_keeps_the_order() {
-        let text = |m: &Mixture| serde_json::to_string(m).expect("serialises");
+        let text = |m: &Mixture| serde_json::to_string(m).expect("serializes");
         assert_eq!(text(&mixture(&[("wit", 0.5), ("sql", 1.0)])), r#"{"wit":0.5,"sql":1.0}"#);
         assert_eq!(text(&Mixture::default()), "null");
     }

@@ -30,7 +30,7 @@ const FAILED: u8 = 1;
 /// Exit status of a command line that is not understood.
 const WRONG_USAGE: u8 = 2;
 
-/// Any PEFT LoRA, on any quantised LLM, chosen per request.
+/// Any PEFT LoRA, on any quantized LLM, chosen per request.
 #[derive(Parser)]
 #[command(
     name = "exlora",

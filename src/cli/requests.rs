@@ -63,9 +63,9 @@ pub(super) fn read(source: &Path, defaults: &Request, mixture: &Mixture) -> Resu
     } else {
         std::fs::read_to_string(source)
     };
-    let text =
-        text.map_err(|e| Error::new(ErrorCode::IoFailed, format!("the requests cannot be read: {e}")).path(source))?;
-    parse(&text, defaults, mixture).map_err(|e| e.path(source))
+    let text = text
+        .map_err(|e| Error::new(ErrorCode::IoFailed, format!("the requests cannot be read: {e}")).with_path(source))?;
+    parse(&text, defaults, mixture).map_err(|e| e.with_path(source))
 }
 
 fn parse(text: &str, defaults: &Request, mixture: &Mixture) -> Result<Vec<JsonRequest>> {
@@ -76,8 +76,8 @@ fn parse(text: &str, defaults: &Request, mixture: &Mixture) -> Result<Vec<JsonRe
                 // Each line is parsed alone, so the parser's own line number says nothing.
                 let what = e.to_string().replace(" at line 1 column ", " at column ");
                 Error::new(ErrorCode::RequestInvalid, what)
-                    .subject(format!("line {number}"))
-                    .hint("each line is one JSON object with at least a prompt")
+                    .with_subject(format!("line {number}"))
+                    .with_hint("each line is one JSON object with at least a prompt")
             })?;
             Ok(line.over(defaults, mixture))
         })

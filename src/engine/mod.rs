@@ -150,14 +150,14 @@ impl Engine {
             ModelOptions { device: options.device, threads: options.threads, adapter_limits: options.adapter_limits };
         let model = Model::load(dir, &model_options, progress)?;
         let tokenizer = Tokenizer::open(dir)?.map(Arc::new);
-        Self::over(model, tokenizer, options)
+        Self::from_model(model, tokenizer, options)
     }
 
     /// An engine over a model that is loaded already, with a cache of its own.
     ///
     /// # Errors
     /// `memory_exhausted`.
-    pub fn over(model: Arc<Model>, tokenizer: Option<Arc<Tokenizer>>, options: EngineOptions) -> Result<Self> {
+    pub fn from_model(model: Arc<Model>, tokenizer: Option<Arc<Tokenizer>>, options: EngineOptions) -> Result<Self> {
         let positions = model.config().max_positions;
         let pages = pages_for(options.kv_tokens.unwrap_or(DEFAULT_KV_TOKENS).max(1));
         let kv = model.create_kv(pages, options.kv_dtype)?;
@@ -183,7 +183,8 @@ impl Engine {
     /// `tokenizer_not_found`.
     pub fn tokenizer(&self) -> Result<&Arc<Tokenizer>> {
         self.shared.tokenizer.as_ref().ok_or_else(|| {
-            Error::new(ErrorCode::TokenizerNotFound, "the model folder has no tokenizer.json").path(self.model().path())
+            Error::new(ErrorCode::TokenizerNotFound, "the model folder has no tokenizer.json")
+                .with_path(self.model().path())
         })
     }
 
@@ -221,7 +222,7 @@ impl Engine {
     pub fn submit(&self, request: Request) -> Result<Job> {
         let tokens = self.encode(&request.prompt, request.add_special_tokens)?;
         if request.max_new_tokens == 0 {
-            return Err(Error::new(ErrorCode::RequestInvalid, "max_new_tokens is 0").expected("at least 1"));
+            return Err(Error::new(ErrorCode::RequestInvalid, "max_new_tokens is 0").with_expected("at least 1"));
         }
         let (mixture, walk) = self.walk(&request.adapters, &tokens)?;
         request.sampling.check(walk.vocab)?;
@@ -255,7 +256,7 @@ impl Engine {
         between_steps: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Vec<Completion>> {
         let submit = |(index, request): (usize, &Request)| {
-            let subject = |e: Error| if requests.len() > 1 { e.subject(format!("request {index}")) } else { e };
+            let subject = |e: Error| if requests.len() > 1 { e.with_subject(format!("request {index}")) } else { e };
             self.submit(request.clone()).map_err(subject)
         };
         let mut jobs = requests.iter().enumerate().map(submit).collect::<Result<Vec<_>>>()?;
@@ -343,7 +344,7 @@ impl Engine {
         let walk = Walk {
             spans: mixture.along(tokens),
             layers: mixture.layers().cloned(),
-            planes: model.planes_of(mixture.layers()),
+            kv_groups: model.kv_groups_of(mixture.layers()),
             vocab: mixture.head_rows(model.config().vocab_size),
         };
         self.check_length(tokens.len(), self.max_tokens_of(&walk))?;
@@ -352,7 +353,7 @@ impl Engine {
 
     /// Positions a sequence can reach: repeated layers take more of the cache for each.
     fn max_tokens_of(&self, walk: &Walk) -> usize {
-        self.shared.max_tokens.min(self.shared.kv_pages / walk.planes * PAGE_TOKENS)
+        self.shared.max_tokens.min(self.shared.kv_pages / walk.kv_groups * PAGE_TOKENS)
     }
 
     fn check_length(&self, prompt_tokens: usize, max_tokens: usize) -> Result<()> {
@@ -362,8 +363,8 @@ impl Engine {
         let positions = self.model().config().max_positions;
         let limit = if max_tokens == positions { "the model's positions" } else { "the KV cache" };
         Err(Error::new(ErrorCode::PromptTooLong, format!("the prompt does not fit {limit}"))
-            .expected(format!("at most {max_tokens} tokens"))
-            .found(format!("{prompt_tokens} tokens")))
+            .with_expected(format!("at most {max_tokens} tokens"))
+            .with_found(format!("{prompt_tokens} tokens")))
     }
 
     fn generation(&self, request: &Request, prompt_tokens: usize, max_tokens: usize) -> Result<Generation> {
@@ -383,7 +384,7 @@ impl Engine {
             None if stop_texts.is_empty() => None,
             None => {
                 let what = "stop strings need a tokenizer, and the model folder has no tokenizer.json";
-                return Err(Error::new(ErrorCode::TokenizerNotFound, what).path(self.model().path()));
+                return Err(Error::new(ErrorCode::TokenizerNotFound, what).with_path(self.model().path()));
             }
         };
         Ok(Generation {

@@ -10,7 +10,7 @@ use crate::model::Model;
 /// What to continue.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Prompt {
-    /// Text, encoded by the model's tokenizer with its special tokens recognised.
+    /// Text, encoded by the model's tokenizer with its special tokens recognized.
     Text(String),
     /// Token ids.
     Tokens(Vec<u32>),
@@ -70,7 +70,7 @@ impl AdapterRef {
             AdapterRef::Lease(lease) if lease.is_of(pool) => Ok(lease.clone()),
             AdapterRef::Lease(lease) => {
                 Err(Error::new(ErrorCode::AdapterModelMismatch, "the adapter was loaded on another model")
-                    .path(&lease.summary().path))
+                    .with_path(&lease.summary().path))
             }
         }
     }

@@ -64,7 +64,7 @@ impl SamplingParams {
         let mut check = |name: &str, value: f32, valid: bool, expected: &str| {
             if !valid {
                 let error = Error::new(ErrorCode::SamplingInvalid, format!("{name} is out of range"));
-                problems.push(error.expected(expected).found(value));
+                problems.push(error.with_expected(expected).with_found(value));
             }
         };
         let t = self.temperature;
@@ -81,7 +81,7 @@ impl SamplingParams {
         }
         if let Some(&(id, _)) = self.logit_bias.iter().find(|(id, _)| *id as usize >= vocab) {
             let error = Error::new(ErrorCode::SamplingInvalid, "logit_bias names a token the model does not have");
-            problems.push(error.expected(format!("ids below {vocab}")).found(id));
+            problems.push(error.with_expected(format!("ids below {vocab}")).with_found(id));
         }
         Error::all(problems).map_or(Ok(()), Err)
     }
@@ -308,7 +308,7 @@ fn keep_nucleus(candidates: &mut Vec<Candidate>, mass: f64) {
     }
 }
 
-/// A random number of (seed, position): the finaliser of SplitMix64 twice, so that neighbouring seeds and positions, and
+/// A random number of (seed, position): the finaliser of SplitMix64 twice, so that neighboring seeds and positions, and
 /// seeds that differ by the generator's own increment, have nothing in common.
 ///
 /// Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014; constants of Stafford's Mix13.

@@ -223,13 +223,16 @@ impl Scheduler {
         batch.clear();
         let Some((first, _)) = sequences().next() else { return };
         batch.layers = first.walk.layers.clone();
-        batch.planes.resize_with(first.walk.planes, StepRows::default);
+        batch.kv_groups.resize_with(first.walk.kv_groups, StepRows::default);
         batch.logit_width = sequences().map(|(sequence, _)| sequence.walk.vocab).max().unwrap_or(0);
         for (sequence, take) in sequences() {
             let range = sequence.computed..sequence.computed + take;
             batch.tokens.extend_from_slice(&sequence.tokens[range.clone()]);
-            for (plane, rows) in batch.planes.iter_mut().enumerate() {
-                rows.push(range.clone(), sequence.pages.iter().copied().skip(plane).step_by(sequence.walk.planes));
+            for (kv_group, rows) in batch.kv_groups.iter_mut().enumerate() {
+                rows.push(
+                    range.clone(),
+                    sequence.pages.iter().copied().skip(kv_group).step_by(sequence.walk.kv_groups),
+                );
             }
             let wanted = logit_rows_of(sequence, take);
             let rows = batch.tokens.len();
@@ -303,8 +306,8 @@ fn choose(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32]) ->
     if let Some(id) = logits.iter().position(|logit| !logit.is_finite()) {
         let what = "the logits are not finite, so that no token can be chosen";
         return Err(Error::new(ErrorCode::LogitsNotFinite, what)
-            .expected("finite numbers")
-            .found(format!("{} for token {id}", logits[id])));
+            .with_expected("finite numbers")
+            .with_found(format!("{} for token {id}", logits[id])));
     }
     let new_tokens = sequence.tokens.len() - sequence.prompt_len;
     let returned = if generation.returns_logits { logits.to_vec() } else { Vec::new() };

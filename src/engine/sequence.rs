@@ -38,7 +38,7 @@ pub(super) struct Walk {
     /// The base's layer that each layer of its stack is; `None` is the base's own stack.
     pub layers: Option<Arc<[u32]>>,
     /// How often the cache of a token has the base's number of layers: more than once where they repeat.
-    pub planes: usize,
+    pub kv_groups: usize,
     /// Width of its logits.
     pub vocab: usize,
 }
@@ -79,12 +79,12 @@ impl Sequence {
 
     /// Pages that hold so many of its tokens.
     pub(super) fn pages_for(&self, tokens: usize) -> usize {
-        pages_for(tokens) * self.walk.planes
+        pages_for(tokens) * self.walk.kv_groups
     }
 
     /// Whether its pages are found and kept under prefix keys; those of repeated layers are not.
     pub(super) fn shares_prefixes(&self) -> bool {
-        self.walk.planes == 1
+        self.walk.kv_groups == 1
     }
 
     /// The key of a page of its tokens, after that of the page before.

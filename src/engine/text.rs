@@ -1,4 +1,4 @@
-//! Text in and out: tokenizer, chat template, incremental detokenising.
+//! Text in and out: tokenizer, chat template, incremental detokenizing.
 //!
 //! Everything is read from the model's own folder, so that a prompt is cut into the tokens the model was trained on:
 //! tokenizer.json by the `tokenizers` crate, the names of special tokens from tokenizer_config.json, the chat template
@@ -53,7 +53,7 @@ impl ChatMessage {
 
 /// tokenizer.json and the chat template of a model folder. Any thread may call anything.
 pub struct Tokenizer {
-    /// Behind a lock, since whether special tokens are recognised is a state of the inner tokenizer.
+    /// Behind a lock, since whether special tokens are recognized is a state of the inner tokenizer.
     inner: RwLock<tokenizers::Tokenizer>,
     token_text: TokenText,
     special: BTreeMap<String, String>,
@@ -99,7 +99,7 @@ impl Tokenizer {
         }))
     }
 
-    /// Token ids of a text. Special tokens written in the text are recognised if `parse_special`;
+    /// Token ids of a text. Special tokens written in the text are recognized if `parse_special`;
     /// the tokenizer's own post-processing (a BOS) is applied if `add_special`.
     ///
     /// `add_bos_token` in tokenizer_config.json, where it stands, has the last word on the BOS, as in transformers. The
@@ -212,8 +212,8 @@ impl Tokenizer {
 
     fn unknown_id(&self, id: u32) -> Error {
         Error::new(ErrorCode::TokenOutOfRange, "the tokenizer has no such token id")
-            .expected(format!("one of {} ids", self.vocab_size))
-            .found(id)
+            .with_expected(format!("one of {} ids", self.vocab_size))
+            .with_found(id)
     }
 
     /// The inner tokenizer with its parsing of special tokens set. Callers rarely mix both ways, so the writer's lock is
@@ -230,13 +230,13 @@ impl Tokenizer {
     }
 }
 
-/// A special token is a string, or an object with its `content` (a serialised `AddedToken`).
+/// A special token is a string, or an object with its `content` (a serialized `AddedToken`).
 fn token_content(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value.get("content")?.as_str())
 }
 
 fn invalid(message: impl Into<String>, path: &Path) -> Error {
-    Error::new(ErrorCode::TokenizerInvalid, message).path(path)
+    Error::new(ErrorCode::TokenizerInvalid, message).with_path(path)
 }
 
 /// The text of a file, `None` where there is no such file.
@@ -252,8 +252,8 @@ fn read(path: &Path) -> Result<Option<String>> {
     }
     if metadata.len() > MAX_FILE_BYTES {
         return Err(invalid("the file is too large", path)
-            .expected(format!("at most {MAX_FILE_BYTES} bytes"))
-            .found(format!("{} bytes", metadata.len())));
+            .with_expected(format!("at most {MAX_FILE_BYTES} bytes"))
+            .with_found(format!("{} bytes", metadata.len())));
     }
     std::fs::read_to_string(path).map(Some).map_err(unreadable)
 }
@@ -318,11 +318,11 @@ pub(crate) mod tests {
         std::fs::write(dir.path().join("tokenizer.json"), "{").expect("writes");
         let error = Tokenizer::open(dir.path()).err().expect("an error");
         assert_eq!(error.code(), ErrorCode::TokenizerInvalid);
-        assert_eq!(error.path_ref(), Some(dir.path().join("tokenizer.json").as_path()));
+        assert_eq!(error.path(), Some(dir.path().join("tokenizer.json").as_path()));
 
         write_tokenizer(dir.path(), json!({"type": "Fuse"}), &["a"], json!([1]));
         let error = Tokenizer::open(dir.path()).err().expect("an error");
-        assert_eq!(error.path_ref(), Some(dir.path().join("tokenizer_config.json").as_path()));
+        assert_eq!(error.path(), Some(dir.path().join("tokenizer_config.json").as_path()));
     }
 
     #[test]
@@ -361,7 +361,7 @@ pub(crate) mod tests {
     fn an_unknown_id_is_an_error() {
         let error = letters(json!({})).decode(&[0, 99], true).expect_err("an error");
         assert_eq!(error.code(), ErrorCode::TokenOutOfRange);
-        assert_eq!(error.found_value(), Some("99"));
+        assert_eq!(error.found(), Some("99"));
     }
 
     #[test]

@@ -78,7 +78,7 @@ pub(super) fn inspect(dir: &Path, base: Option<&Path>) -> Result<AdapterReport> 
             let sites = model.as_ref().map_or(&implied, |model| &model.sites);
             let (mut plan, outcome) = files.examine(sites);
             if let Some(model) = &model {
-                plan.drop_copies(|site, part, tensor| holds(model, site, part, tensor));
+                plan.drop_copies(|site, part, tensor| equals_base(model, site, part, tensor));
             }
             let problems = outcome.err().map(Error::into_list).unwrap_or_default();
             (Some(contents(&plan, &files, sites)), problems)
@@ -89,7 +89,7 @@ pub(super) fn inspect(dir: &Path, base: Option<&Path>) -> Result<AdapterReport> 
 }
 
 /// Whether a model has exactly this tensor at a site.
-fn holds(model: &ModelSurvey, site: SiteId, part: SitePart, tensor: TensorView<'_>) -> bool {
+fn equals_base(model: &ModelSurvey, site: SiteId, part: SitePart, tensor: TensorView<'_>) -> bool {
     let sites = &model.sites;
     let site = if sites.is_head_tied && sites.head == Some(site) { sites.embedding.unwrap_or(site) } else { site };
     let suffix = match part {
@@ -115,8 +115,8 @@ fn contents(plan: &AdapterPlan<'_>, files: &AdapterFiles, sites: &SiteTable) -> 
         features: features(plan, config, sites),
         sites: summary.sites,
         groups: rank_groups(&plan.deltas, summary.use_rslora),
-        embedding_rows: summary.demands.embedding_rows,
-        head_rows: summary.demands.head_rows,
+        embedding_rows: summary.constraints.embedding_rows,
+        head_rows: summary.constraints.head_rows,
         dtypes,
         bytes: tensors.iter().map(|tensor| tensor.bytes().len()).sum(),
         content_hash: summary.content_hash.clone(),
@@ -137,7 +137,7 @@ fn features(plan: &AdapterPlan<'_>, config: &AdapterConfig, sites: &SiteTable) -
         ("replaced weights", any(&|delta| delta.weight.is_some())),
         ("trainable_token_indices", any(&|delta| delta.rows.is_some())),
         ("ensure_weight_tying", config.ensure_weight_tying),
-        ("layer_replication", plan.summary.demands.layers.is_some()),
+        ("layer_replication", plan.summary.constraints.layers.is_some()),
         ("alora_invocation_tokens", !config.invocation.is_empty()),
         ("use_qalora", config.pooled_inputs.is_some()),
         ("use_bdlora", config.blocks.is_some()),

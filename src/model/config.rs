@@ -215,13 +215,13 @@ impl DecoderConfig {
     /// `checkpoint_not_found`, `model_config_invalid`, `model_architecture_unsupported`, `model_feature_unsupported`.
     pub fn read(dir: &Path) -> Result<(Self, Value)> {
         if !dir.is_dir() {
-            return Err(Error::new(ErrorCode::CheckpointNotFound, "the model folder does not exist").path(dir));
+            return Err(Error::new(ErrorCode::CheckpointNotFound, "the model folder does not exist").with_path(dir));
         }
         let path = dir.join("config.json");
         let value = read_json(&path)?.ok_or_else(|| {
-            Error::new(ErrorCode::CheckpointNotFound, "the model folder has no config.json").path(&path)
+            Error::new(ErrorCode::CheckpointNotFound, "the model folder has no config.json").with_path(&path)
         })?;
-        let mut config = Self::from_json(&value).map_err(|e| e.path(&path))?;
+        let mut config = Self::from_json(&value).map_err(|e| e.with_path(&path))?;
         let generation_path = dir.join("generation_config.json");
         if let Some(generation) = read_json(&generation_path)?
             && let Some(ids) = generation.get("eos_token_id").and_then(|v| OneOrMany::deserialize(v).ok())
@@ -259,10 +259,12 @@ impl DecoderConfig {
         };
         let head_dim = raw.head_dim.or(family.default_head_dim).unwrap_or(raw.hidden_size / heads);
         if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-            return Err(invalid("num_key_value_heads").expected(format!("a divisor of {heads}")).found(kv_heads));
+            return Err(invalid("num_key_value_heads")
+                .with_expected(format!("a divisor of {heads}"))
+                .with_found(kv_heads));
         }
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
-            return Err(invalid("head_dim").expected("an even number").found(head_dim));
+            return Err(invalid("head_dim").with_expected("an even number").with_found(head_dim));
         }
         let context = RopeContext { head_dim, max_positions: raw.max_position_embeddings, theta: raw.rope_theta };
         let parameters = raw.rope_scaling.clone().or_else(|| raw.rope_parameters.clone()).unwrap_or_default();
@@ -297,12 +299,12 @@ impl DecoderConfig {
 fn family_of(value: &Value) -> Result<&'static Family> {
     let named = value.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str);
     let Some(named) = named else {
-        return Err(invalid("architectures").expected("a list with the architecture's name"));
+        return Err(invalid("architectures").with_expected("a list with the architecture's name"));
     };
     FAMILIES.iter().find(|family| family.architecture == named).ok_or_else(|| {
         Error::new(ErrorCode::ModelArchitectureUnsupported, format!("architecture '{named}' is not known here"))
-            .expected(architectures().collect::<Vec<_>>().join(", "))
-            .found(named)
+            .with_expected(architectures().collect::<Vec<_>>().join(", "))
+            .with_found(named)
     })
 }
 
@@ -317,11 +319,11 @@ fn check_positive(raw: &RawConfig) -> Result<()> {
     ];
     for (name, count) in counts {
         if count == 0 || count > u32::MAX as usize {
-            return Err(invalid(name).expected("a positive 32-bit number").found(count));
+            return Err(invalid(name).with_expected("a positive 32-bit number").with_found(count));
         }
     }
     if !(raw.rms_norm_eps.is_finite() && raw.rms_norm_eps >= 0.0) {
-        return Err(invalid("rms_norm_eps").found(raw.rms_norm_eps));
+        return Err(invalid("rms_norm_eps").with_found(raw.rms_norm_eps));
     }
     Ok(())
 }
@@ -333,7 +335,7 @@ fn windows(family: &Family, raw: &RawConfig, value: &Value) -> Result<Vec<Option
         Some(Value::Null) => None,
         Some(number) => match number.as_u64() {
             Some(window) if window > 0 => Some(window as usize),
-            _ => return Err(invalid("sliding_window").expected("a positive number or null").found(number)),
+            _ => return Err(invalid("sliding_window").with_expected("a positive number or null").with_found(number)),
         },
     };
     let chosen = match family.window {
@@ -342,7 +344,7 @@ fn windows(family: &Family, raw: &RawConfig, value: &Value) -> Result<Vec<Option
         WindowRule::Chosen if !raw.use_sliding_window => vec![false; raw.num_hidden_layers],
         WindowRule::Chosen => match &raw.layer_types {
             Some(types) if types.len() != raw.num_hidden_layers => {
-                return Err(invalid("layer_types").expected(raw.num_hidden_layers).found(types.len()));
+                return Err(invalid("layer_types").with_expected(raw.num_hidden_layers).with_found(types.len()));
             }
             Some(types) => types.iter().map(|kind| layer_slides(kind)).collect::<Result<_>>()?,
             None => (0..raw.num_hidden_layers).map(|layer| layer >= raw.max_window_layers.unwrap_or(28)).collect(),
@@ -372,7 +374,7 @@ fn read_json(path: &Path) -> Result<Option<Value>> {
     };
     serde_json::from_slice(&text)
         .map(Some)
-        .map_err(|e| Error::new(ErrorCode::ModelConfigInvalid, format!("not valid JSON: {e}")).path(path))
+        .map_err(|e| Error::new(ErrorCode::ModelConfigInvalid, format!("not valid JSON: {e}")).with_path(path))
 }
 
 #[cfg(test)]

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use crate::adapter::batch::AdapterBatch;
 use crate::backend::{
-    AttentionSpec, Backend, BufferId, GroupId, KvId, LinearSource, StepRows, TableId, VectorId, Write,
+    AttentionSpec, Backend, BufferId, EmbeddingId, GroupId, KvId, LinearSource, NormId, StepRows, Write,
 };
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result};
 use crate::model::config::DecoderConfig;
 use crate::model::{KvStorage, Progress};
-use crate::quant::{self, QuantConfig, QuantWeight};
+use crate::quant::{self, QuantConfig, StoredWeight};
 use crate::sites::{LayerList, Site, SiteId, SiteTable};
 use crate::tensor::TensorView;
 
@@ -22,8 +22,8 @@ pub struct ForwardBatch {
     /// The base's layer that each layer of the rows' stack is; `None` is the base's own stack.
     pub layers: Option<Arc<[u32]>>,
     /// Where each row stands. A cache has the base's number of layers; a stack with more of them goes on in a further
-    /// *plane*: other pages of the same rows.
-    pub planes: Vec<StepRows>,
+    /// *kv_group*: other pages of the same rows.
+    pub kv_groups: Vec<StepRows>,
     /// Adapters of each row.
     pub adapters: AdapterBatch,
     /// Rows whose logits are wanted.
@@ -39,32 +39,32 @@ impl ForwardBatch {
     pub fn clear(&mut self) {
         self.tokens.clear();
         self.layers = None;
-        self.planes.iter_mut().for_each(StepRows::clear);
+        self.kv_groups.iter_mut().for_each(StepRows::clear);
         self.logit_rows.clear();
     }
 }
 
 /// How often the cache of a token has the base's number of layers, for a stack of that many.
-pub(super) fn planes_of(stack: usize, base_layers: usize) -> usize {
+pub(super) fn kv_groups_of(stack: usize, base_layers: usize) -> usize {
     stack.div_ceil(base_layers.max(1)).max(1)
 }
 
 /// Packed weights of a decoder, by their ids in a backend.
 pub(super) struct Decoder {
-    embedding: TableId,
+    embedding: EmbeddingId,
     layers: Vec<Layer>,
-    final_norm: VectorId,
+    final_norm: NormId,
     head: GroupId,
     buffers: Buffers,
     config: DecoderConfig,
 }
 
 struct Layer {
-    attention_norm: VectorId,
+    attention_norm: NormId,
     qkv: GroupId,
     attention: AttentionSpec,
     output: GroupId,
-    mlp_norm: VectorId,
+    mlp_norm: NormId,
     gate_up: GroupId,
     down: GroupId,
 }
@@ -87,7 +87,7 @@ struct Buffers {
 
 impl Decoder {
     /// Walks the layers for the rows of `batch`; `logits` becomes `[logit_rows, logit_width]`. There is a cache for each
-    /// plane, or one that has the pages of all.
+    /// kv_group, or one that has the pages of all.
     pub(super) fn forward(
         &self,
         backend: &mut dyn Backend,
@@ -100,7 +100,7 @@ impl Decoder {
         backend.embed(self.embedding, &batch.tokens, 1.0, &batch.adapters, b.hidden)?;
         match batch.layers.clone() {
             None => {
-                let (rows, kv) = plane(&batch.planes, kvs, 0)?;
+                let (rows, kv) = kv_group(&batch.kv_groups, kvs, 0)?;
                 for layer in &self.layers {
                     self.layer(backend, layer, &layer.attention, &batch.adapters, rows, kv)?;
                 }
@@ -122,16 +122,16 @@ impl Decoder {
         batch: &mut ForwardBatch,
         kvs: &[&KvStorage],
     ) -> Result<()> {
-        let mut passes = vec![0; self.layers.len()];
+        let mut repeats = vec![0; self.layers.len()];
         for (index, &base) in stack.iter().enumerate() {
             let layer = self.layers.get(base as usize).ok_or_else(unfit)?;
-            batch.adapters.set_pass(passes[base as usize]);
-            passes[base as usize] += 1;
+            batch.adapters.set_repeat(repeats[base as usize]);
+            repeats[base as usize] += 1;
             let attention = AttentionSpec { layer: index % self.layers.len(), ..layer.attention.clone() };
-            let (rows, kv) = plane(&batch.planes, kvs, index / self.layers.len())?;
+            let (rows, kv) = kv_group(&batch.kv_groups, kvs, index / self.layers.len())?;
             self.layer(backend, layer, &attention, &batch.adapters, rows, kv)?;
         }
-        batch.adapters.set_pass(0);
+        batch.adapters.set_repeat(0);
         Ok(())
     }
 
@@ -157,11 +157,11 @@ impl Decoder {
     }
 }
 
-/// Rows and cache of a plane: its own, or those that all planes share.
-fn plane<'a>(planes: &'a [StepRows], kvs: &[&KvStorage], plane: usize) -> Result<(&'a StepRows, KvId)> {
-    let of = |count: usize| if count == 1 { 0 } else { plane };
-    match (planes.get(of(planes.len())), kvs.get(of(kvs.len()))) {
-        (Some(rows), Some(kv)) if plane < planes.len().max(kvs.len()) => Ok((rows, kv.id)),
+/// Rows and cache of a kv_group: its own, or those that all kv_groups share.
+fn kv_group<'a>(kv_groups: &'a [StepRows], kvs: &[&KvStorage], kv_group: usize) -> Result<(&'a StepRows, KvId)> {
+    let of = |count: usize| if count == 1 { 0 } else { kv_group };
+    match (kv_groups.get(of(kv_groups.len())), kvs.get(of(kvs.len()))) {
+        (Some(rows), Some(kv)) if kv_group < kv_groups.len().max(kvs.len()) => Ok((rows, kv.id)),
         _ => Err(unfit()),
     }
 }
@@ -196,7 +196,7 @@ impl<'a> DecoderLoader<'a> {
         let (query, key) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         let table = quant::open_dense(self.checkpoint, self.embedding_name(), &[c.vocab_size, c.hidden_size])?;
         let site = self.sites.push(Site::embedding(EMBEDDING, c.vocab_size, c.hidden_size));
-        let embedding = self.backend.pack_table(site, table)?;
+        let embedding = self.backend.load_embedding(site, table)?;
         self.advance()?;
         self.sites.layers = LayerList { prefix: LAYERS.to_owned(), count: c.layers };
         let layers = (0..c.layers).map(|layer| self.layer(layer)).collect::<Result<Vec<_>>>()?;
@@ -273,27 +273,27 @@ impl<'a> DecoderLoader<'a> {
         path: &str,
         out_features: usize,
         is_promised: bool,
-        weight: &QuantWeight<'_>,
+        weight: &StoredWeight<'_>,
     ) -> Result<Option<TensorView<'a>>> {
         let bias = quant::open_bias(self.checkpoint, path, out_features)?;
         let wrong = match (&bias, is_promised, weight) {
             (None, true, _) => (ErrorCode::CheckpointTensorMissing, "a bias that the architecture has is missing"),
-            (Some(_), false, QuantWeight::Dense(_)) => {
+            (Some(_), false, StoredWeight::Dense(_)) => {
                 (ErrorCode::ModelConfigInvalid, "the checkpoint has a bias where config.json says there is none")
             }
             _ => return Ok(bias),
         };
-        Err(Error::new(wrong.0, wrong.1).tensor(format!("{path}.bias")))
+        Err(Error::new(wrong.0, wrong.1).with_tensor(format!("{path}.bias")))
     }
 
-    fn source<'w>(&mut self, path: &str, weight: QuantWeight<'w>, bias: Option<TensorView<'w>>) -> LinearSource<'w> {
+    fn source<'w>(&mut self, path: &str, weight: StoredWeight<'w>, bias: Option<TensorView<'w>>) -> LinearSource<'w> {
         let site = Site::linear(path, weight.in_features(), weight.out_features()).with_bias(bias.is_some());
         let site = self.sites.push(site);
         LinearSource { site, weight, bias }
     }
 
     fn pack(&mut self, sources: &[LinearSource<'_>]) -> Result<GroupId> {
-        let group = self.backend.pack_group(sources)?;
+        let group = self.backend.load_linears(sources)?;
         for _ in sources {
             self.advance()?;
         }
@@ -307,7 +307,7 @@ impl<'a> DecoderLoader<'a> {
             return self.group(c.hidden_size, &[(HEAD.to_owned(), c.vocab_size, false)]);
         }
         let table = quant::open_dense(self.checkpoint, self.embedding_name(), &[c.vocab_size, c.hidden_size])?;
-        let source = self.source(HEAD, QuantWeight::Dense(table), None);
+        let source = self.source(HEAD, StoredWeight::Dense(table), None);
         self.pack(&[source])
     }
 
@@ -318,17 +318,17 @@ impl<'a> DecoderLoader<'a> {
         if self.config.tie_word_embeddings && only_head { head } else { embedding }
     }
 
-    fn head_norm(&mut self, path: &str) -> Result<Option<VectorId>> {
+    fn head_norm(&mut self, path: &str) -> Result<Option<NormId>> {
         if !self.config.has_qk_norm {
             return Ok(None);
         }
         self.norm(path, self.config.head_dim).map(Some)
     }
 
-    fn norm(&mut self, path: &str, width: usize) -> Result<VectorId> {
+    fn norm(&mut self, path: &str, width: usize) -> Result<NormId> {
         let weight = quant::open_dense(self.checkpoint, &format!("{path}.weight"), &[width])?;
         let site = self.sites.push(Site::norm(path, width));
-        self.backend.pack_vector(site, weight)
+        self.backend.load_norm(site, weight)
     }
 
     fn advance(&mut self) -> Result<()> {

@@ -51,8 +51,8 @@ impl FromStr for Device {
             "cpu" => Ok(Device::Cpu),
             "reference" => Ok(Device::Reference),
             other => Err(Error::new(ErrorCode::DeviceUnavailable, "this build does not have the device")
-                .expected("auto, cpu or reference")
-                .found(other)),
+                .with_expected("auto, cpu or reference")
+                .with_found(other)),
         }
     }
 }
@@ -166,7 +166,7 @@ impl Model {
     /// # Errors
     /// Anything of `adapter_*`; nothing changed then.
     pub fn load_adapter(&self, name: &str, dir: &Path) -> Result<AdapterInfo> {
-        let subject = |e: Error| e.subject(format!("adapter '{name}'"));
+        let subject = |e: Error| e.with_subject(format!("adapter '{name}'"));
         // Before any file is read; publishing checks it again.
         AdapterPool::check_name(name).map_err(subject)?;
         let (reservation, summary) = self.upload(dir).map_err(subject)?;
@@ -177,9 +177,9 @@ impl Model {
     ///
     /// # Errors
     /// Anything of `adapter_*`; nothing changed then.
-    pub fn admit_adapter(&self, dir: &Path) -> Result<AdapterLease> {
+    pub fn load_anonymous_adapter(&self, dir: &Path) -> Result<AdapterLease> {
         let (reservation, summary) = self.upload(dir)?;
-        Ok(self.adapters.admit(reservation, summary))
+        Ok(self.adapters.insert_anonymous(reservation, summary))
     }
 
     /// Forgets a name; memory returns when the last request that uses it has ended.
@@ -213,12 +213,12 @@ impl Model {
     }
 
     /// How often the cache of a token has the base's number of layers, for that stack of layers.
-    pub fn planes_of(&self, layers: Option<&Arc<[u32]>>) -> usize {
-        layers.map_or(1, |layers| decoder::planes_of(layers.len(), self.config.layers))
+    pub fn kv_groups_of(&self, layers: Option<&Arc<[u32]>>) -> usize {
+        layers.map_or(1, |layers| decoder::kv_groups_of(layers.len(), self.config.layers))
     }
 
     /// Runs one step; `logits` becomes `[batch.logit_rows, batch.logit_width]`, where a row whose adapters give it fewer
-    /// logits than that leaves the rest undefined. There is a cache for each plane of the batch, or one for all.
+    /// logits than that leaves the rest undefined. There is a cache for each kv_group of the batch, or one for all.
     ///
     /// # Errors
     /// The device failed.
@@ -233,7 +233,7 @@ impl Model {
     fn upload(&self, dir: &Path) -> Result<(Reservation, AdapterSummary)> {
         let files = AdapterFiles::read(dir)?;
         let mut plan = files.plan(&self.sites)?;
-        plan.drop_copies(|site, part, values| self.core.lock().backend.holds(site, part, values));
+        plan.drop_copies(|site, part, values| self.core.lock().backend.equals_base(site, part, values));
         // Steps go on meanwhile: a decomposition takes long.
         plan.truncate(|site| self.core.lock().backend.dense_weight(site))?;
         let mut core = self.core.lock();
@@ -251,10 +251,10 @@ impl Model {
     fn zero_norm(&self, dir: &Path, site: SiteId, output: usize) -> Error {
         let what = format!("DoRA divides by norms of '{}', one of which is 0", self.sites.get(site).path);
         Error::new(ErrorCode::AdapterScaleInvalid, what)
-            .path(dir)
-            .expected("norms above 0")
-            .found(format!("0 at output {output}"))
-            .hint("the base's weight and the adapter's delta cancel in that row, or both are 0")
+            .with_path(dir)
+            .with_expected("norms above 0")
+            .with_found(format!("0 at output {output}"))
+            .with_hint("the base's weight and the adapter's delta cancel in that row, or both are 0")
     }
 
     fn reap(&self, core: &mut Core) {

@@ -41,7 +41,7 @@ impl RopeParameters {
     pub(super) fn build(&self, context: &RopeContext) -> Result<Rope> {
         let theta = self.rope_theta.or(context.theta).unwrap_or(10_000.0);
         if !(theta.is_finite() && theta > 1.0) {
-            return Err(invalid("rope_theta").expected("a number above 1").found(theta));
+            return Err(invalid("rope_theta").with_expected("a number above 1").with_found(theta));
         }
         if self.partial_rotary_factor.is_some_and(|f| f != 1.0) {
             return Err(Error::new(ErrorCode::ModelFeatureUnsupported, "partial_rotary_factor is not 1"));
@@ -64,8 +64,8 @@ impl RopeParameters {
     fn factor(&self) -> Result<f64> {
         match self.factor {
             Some(factor) if factor.is_finite() && factor > 0.0 => Ok(factor),
-            Some(factor) => Err(invalid("rope factor").expected("a positive number").found(factor)),
-            None => Err(invalid("rope factor").found("nothing")),
+            Some(factor) => Err(invalid("rope factor").with_expected("a positive number").with_found(factor)),
+            None => Err(invalid("rope factor").with_found("nothing")),
         }
     }
 
@@ -76,7 +76,7 @@ impl RopeParameters {
     /// Llama 3.1: long wavelengths are divided by the factor, short ones stay, those between are blended.
     fn llama3(&self, base: Vec<f32>, context: &RopeContext) -> Result<Rope> {
         let (Some(low), Some(high)) = (self.low_freq_factor, self.high_freq_factor) else {
-            return Err(invalid("llama3 rope").expected("low_freq_factor and high_freq_factor"));
+            return Err(invalid("llama3 rope").with_expected("low_freq_factor and high_freq_factor"));
         };
         let (factor, original) = (self.factor()? as f32, self.original_positions(context) as f32);
         let (low, high) = (low as f32, high as f32);

@@ -9,8 +9,8 @@ use super::decoder::DecoderLoader;
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::adapter::delta::SiteDelta;
 use crate::backend::{
-    Activation, AttentionSpec, Backend, BackendMemory, BufferId, GroupId, KvId, KvShape, LinearSource, StepRows,
-    TableId, UploadError, VectorId, Write,
+    Activation, AttentionSpec, Backend, BackendMemory, BufferId, EmbeddingId, GroupId, KvId, KvShape, LinearSource,
+    NormId, StepRows, UploadError, Write,
 };
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result};
@@ -23,7 +23,7 @@ use crate::tensor::TensorView;
 pub struct ModelSurvey {
     /// What config.json says.
     pub config: DecoderConfig,
-    /// The quantisation the folder declares.
+    /// The quantization the folder declares.
     pub quant: Option<QuantConfig>,
     /// The files, mapped.
     pub checkpoint: Checkpoint,
@@ -43,7 +43,7 @@ pub fn survey(dir: &Path) -> Result<ModelSurvey> {
         config: &config,
         quant: quant.as_ref(),
         checkpoint: &checkpoint,
-        backend: &mut Nowhere,
+        backend: &mut NullBackend,
         sites: SiteTable::default(),
         progress: &mut |_| Ok(()),
         done: 0,
@@ -53,13 +53,13 @@ pub fn survey(dir: &Path) -> Result<ModelSurvey> {
 }
 
 /// Takes weights and keeps nothing; it cannot compute.
-struct Nowhere;
+struct NullBackend;
 
 fn cannot_compute() -> Error {
     Error::new(ErrorCode::Internal, "a surveyed model was asked to compute")
 }
 
-impl Backend for Nowhere {
+impl Backend for NullBackend {
     fn describe(&self) -> String {
         "nowhere".to_owned()
     }
@@ -68,16 +68,16 @@ impl Backend for Nowhere {
         BackendMemory::default()
     }
 
-    fn pack_group(&mut self, _: &[LinearSource<'_>]) -> Result<GroupId> {
+    fn load_linears(&mut self, _: &[LinearSource<'_>]) -> Result<GroupId> {
         Ok(GroupId(0))
     }
 
-    fn pack_table(&mut self, _: SiteId, _: TensorView<'_>) -> Result<TableId> {
-        Ok(TableId(0))
+    fn load_embedding(&mut self, _: SiteId, _: TensorView<'_>) -> Result<EmbeddingId> {
+        Ok(EmbeddingId(0))
     }
 
-    fn pack_vector(&mut self, _: SiteId, _: TensorView<'_>) -> Result<VectorId> {
-        Ok(VectorId(0))
+    fn load_norm(&mut self, _: SiteId, _: TensorView<'_>) -> Result<NormId> {
+        Ok(NormId(0))
     }
 
     fn create_buffer(&mut self, _: usize) -> BufferId {
@@ -94,7 +94,7 @@ impl Backend for Nowhere {
 
     fn drop_kv(&mut self, _: KvId) {}
 
-    fn holds(&self, _: SiteId, _: SitePart, _: TensorView<'_>) -> bool {
+    fn equals_base(&self, _: SiteId, _: SitePart, _: TensorView<'_>) -> bool {
         false
     }
 
@@ -108,11 +108,11 @@ impl Backend for Nowhere {
 
     fn drop_adapter(&mut self, _: SlotId) {}
 
-    fn embed(&mut self, _: TableId, _: &[u32], _: f32, _: &AdapterBatch, _: BufferId) -> Result<()> {
+    fn embed(&mut self, _: EmbeddingId, _: &[u32], _: f32, _: &AdapterBatch, _: BufferId) -> Result<()> {
         Err(cannot_compute())
     }
 
-    fn norm(&mut self, _: VectorId, _: f32, _: BufferId, _: usize, _: &AdapterBatch, _: BufferId) -> Result<()> {
+    fn norm(&mut self, _: NormId, _: f32, _: BufferId, _: usize, _: &AdapterBatch, _: BufferId) -> Result<()> {
         Err(cannot_compute())
     }
 

@@ -36,14 +36,18 @@ impl<'py> FromPyObject<'_, 'py> for TokenIds {
 /// An integer that can be an id in any vocabulary; which ids a model has is the engine's to say.
 pub(super) fn token_id(value: &Bound<'_, PyAny>) -> PyResult<u32> {
     let id: i64 = value.extract()?;
-    u32::try_from(id)
-        .map_err(|_| Error::new(ErrorCode::TokenOutOfRange, "a token id is outside the vocabulary").found(id).into())
+    u32::try_from(id).map_err(|_| {
+        Error::new(ErrorCode::TokenOutOfRange, "a token id is outside the vocabulary").with_found(id).into()
+    })
 }
 
 /// A count of something; a negative one is refused by the name of its argument.
 pub(super) fn count(name: &str, value: i64) -> PyResult<usize> {
     usize::try_from(value).map_err(|_| {
-        Error::new(ErrorCode::RequestInvalid, format!("{name} is negative")).expected("at least 0").found(value).into()
+        Error::new(ErrorCode::RequestInvalid, format!("{name} is negative"))
+            .with_expected("at least 0")
+            .with_found(value)
+            .into()
     })
 }
 
@@ -85,7 +89,7 @@ impl<'py> FromPyObject<'_, 'py> for Messages {
         let json: String = value.py().import("json")?.call_method1("dumps", (value,))?.extract()?;
         serde_json::from_str(&json).map(Self).map_err(|e| {
             Error::new(ErrorCode::ChatTemplateFailed, format!("the messages are not a chat: {e}"))
-                .expected("a list of dicts with 'role' and 'content', both text")
+                .with_expected("a list of dicts with 'role' and 'content', both text")
                 .into()
         })
     }

@@ -28,8 +28,8 @@ pub(super) fn kv_dtype(name: &str) -> PyResult<KvDType> {
         "f16" => Ok(KvDType::F16),
         "f32" => Ok(KvDType::F32),
         other => Err(Error::new(ErrorCode::RequestInvalid, "the cache has no such element type")
-            .expected("f16 or f32")
-            .found(other)
+            .with_expected("f16 or f32")
+            .with_found(other)
             .into()),
     }
 }
@@ -102,7 +102,7 @@ impl PyEngine {
         let options = options(kv_dtype, kv_tokens, max_batch_size, prefill_chunk, prefix_cache)?;
         let model = model.get().model();
         let tokenizer = tokenizer.map(|tokenizer| tokenizer.get().tokenizer());
-        Ok(Self { engine: detached(py, |_| Engine::over(model, tokenizer, options))? })
+        Ok(Self { engine: detached(py, |_| Engine::from_model(model, tokenizer, options))? })
     }
 
     /// Runs requests to their end in one batch; results stand in the order of the requests.

@@ -26,10 +26,10 @@ fn exception<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny>>
     let context = PyDict::new(py);
     context.set_item("code", code)?;
     context.set_item("message", error.message())?;
-    context.set_item("path", error.path_ref().map(|path| path.to_string_lossy().into_owned()))?;
-    context.set_item("tensor", error.tensor_name())?;
-    context.set_item("expected", error.expected_value())?;
-    context.set_item("found", error.found_value())?;
+    context.set_item("path", error.path().map(|path| path.to_string_lossy().into_owned()))?;
+    context.set_item("tensor", error.tensor())?;
+    context.set_item("expected", error.expected())?;
+    context.set_item("found", error.found())?;
     context.set_item("hint", error.remedy())?;
     context.set_item("others", others)?;
     class.call((error.to_string(),), Some(&context))
@@ -46,7 +46,7 @@ fn kind_name(kind: ErrorKind) -> &'static str {
     }
 }
 
-/// The catalogue of errors: a dict with `code`, `kind`, `remedy` and `summary` for each.
+/// The catalog of errors: a dict with `code`, `kind`, `remedy` and `summary` for each.
 #[pyfunction]
 pub(super) fn error_codes() -> Vec<BTreeMap<&'static str, &'static str>> {
     let entry = |code: &ErrorCode| {
@@ -90,16 +90,16 @@ pub(super) fn error<'py>(
     let code = ErrorCode::ALL.iter().copied().find(|known| known.as_str() == code).unwrap_or(ErrorCode::Internal);
     let mut error = Error::new(code, message);
     if let Some(path) = path {
-        error = error.path(path);
+        error = error.with_path(path);
     }
     if let Some(expected) = expected {
-        error = error.expected(expected);
+        error = error.with_expected(expected);
     }
     if let Some(found) = found {
-        error = error.found(found);
+        error = error.with_found(found);
     }
     if let Some(hint) = hint {
-        error = error.hint(hint);
+        error = error.with_hint(hint);
     }
     exception(py, &error).map(Exception)
 }

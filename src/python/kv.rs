@@ -30,8 +30,8 @@ pub(super) struct PyKvCache {
 
 /// What a step changes.
 struct State {
-    /// Storage of each plane; further ones are made for the first adapter whose layers repeat.
-    planes: Vec<KvStorage>,
+    /// Storage of each kv_group; further ones are made for the first adapter whose layers repeat.
+    kv_groups: Vec<KvStorage>,
     /// The tokens of each sequence, by position, those that were announced included.
     tokens: Vec<Vec<u32>>,
     /// Buffers of a step, kept from call to call.
@@ -58,7 +58,7 @@ impl PyKvCache {
         let storage = detached(py, |_| model.create_kv(pages, dtype))?;
         let shape = *storage.shape();
         let tokens = vec![Vec::new(); sequences];
-        let state = Mutex::new(State { planes: vec![storage], tokens, batch: ForwardBatch::default() });
+        let state = Mutex::new(State { kv_groups: vec![storage], tokens, batch: ForwardBatch::default() });
         Ok(Self { state, model, pages_each, sequences, shape })
     }
 
@@ -93,10 +93,10 @@ impl PyKvCache {
             let mixture = lease_all(&adapter.0, &self.model)?;
             mixture.check_tokens(&tokens, self.model.config().vocab_size)?;
             let mut state = self.state.lock();
-            let State { planes, tokens: known, batch } = &mut *state;
+            let State { kv_groups, tokens: known, batch } = &mut *state;
             remember(known, &tokens, &positions, &sequences);
-            while planes.len() < self.model.planes_of(mixture.layers()) {
-                planes.push(self.model.create_kv(self.shape.pages, self.shape.dtype)?);
+            while kv_groups.len() < self.model.kv_groups_of(mixture.layers()) {
+                kv_groups.push(self.model.create_kv(self.shape.pages, self.shape.dtype)?);
             }
             let spans: Vec<MixtureSpans> = known.iter().map(|known| mixture.along(known)).collect();
             let acting = |row: usize| spans[sequences[row] as usize].at(positions[row] as usize);
@@ -106,9 +106,9 @@ impl PyKvCache {
             batch.layers = mixture.layers().cloned();
             batch.logit_width = mixture.head_rows(self.model.config().vocab_size);
             let block_tables = (0..self.sequences).map(|sequence| self.pages_of(sequence)).collect();
-            batch.planes = vec![StepRows { positions, sequences, block_tables }];
+            batch.kv_groups = vec![StepRows { positions, sequences, block_tables }];
             let mut logits = Vec::new();
-            self.model.forward(batch, &planes.iter().collect::<Vec<_>>(), &mut logits)?;
+            self.model.forward(batch, &kv_groups.iter().collect::<Vec<_>>(), &mut logits)?;
             Ok((logits, batch.logit_width))
         })?;
         Ok(Floats { values, columns: Some(columns) })
@@ -123,7 +123,7 @@ impl PyKvCache {
     /// Bytes of its keys and values.
     #[getter]
     fn bytes(&self) -> usize {
-        self.shape.bytes().unwrap_or(0) * self.state.lock().planes.len()
+        self.shape.bytes().unwrap_or(0) * self.state.lock().kv_groups.len()
     }
 }
 
@@ -145,8 +145,8 @@ impl PyKvCache {
         let room = config.max_positions.min(self.pages_each * PAGE_TOKENS);
         if let Some(position) = positions.iter().find(|&&position| position as usize >= room) {
             return Err(Error::new(ErrorCode::PromptTooLong, "the tokens do not fit the model or the cache")
-                .expected(format!("at most {room} tokens"))
-                .found(format!("{} tokens", u64::from(*position) + 1)));
+                .with_expected(format!("at most {room} tokens"))
+                .with_found(format!("{} tokens", u64::from(*position) + 1)));
         }
         let is_known = |list: &[u32], bound: usize| list.iter().all(|&index| (index as usize) < bound);
         if !is_known(sequences, self.sequences) || !is_known(picked, tokens.len()) {

@@ -45,19 +45,21 @@ impl ExLlamaV2Lora {
         match &*self.lease.lock() {
             Some(lease) => Ok((AdapterRef::Lease(lease.clone()), self.weight as f32)),
             None => Err(Error::new(ErrorCode::AdapterNotFound, "the adapter was unloaded")
-                .path(&self.summary.path)
-                .hint("load it again; the base model is None")
+                .with_path(&self.summary.path)
+                .with_hint("load it again; the base model is None")
                 .into()),
         }
     }
 
     fn admit(py: Python<'_>, model: ModelArg<'_>, directory: PathBuf, weight: f64) -> PyResult<Self> {
         if !weight.is_finite() {
-            return Err(Error::new(ErrorCode::AdapterWeightInvalid, "lora_scaling is not finite").found(weight).into());
+            return Err(Error::new(ErrorCode::AdapterWeightInvalid, "lora_scaling is not finite")
+                .with_found(weight)
+                .into());
         }
         let ModelArg(model) = model;
         let native = model.call_method0("native_model")?.cast_into::<PyModel>()?.get().model();
-        let lease = detached(py, |_| native.admit_adapter(&directory))?;
+        let lease = detached(py, |_| native.load_anonymous_adapter(&directory))?;
         Mixture::new(vec![(lease.clone(), weight as f32)], native.sites())?;
         Ok(Self { summary: lease.summary().clone(), lease: Mutex::new(Some(lease)), weight, model: model.unbind() })
     }
@@ -84,9 +86,9 @@ impl ExLlamaV2Lora {
         match directory {
             Some(directory) => Self::admit(py, model, directory.to_path_buf(), lora_scaling),
             None => Err(Error::new(ErrorCode::SettingUnsupported, "an adapter is read from one folder")
-                .path(&lora_path)
-                .expected("adapter_config.json and adapter_model.safetensors side by side")
-                .hint("use ExLlamaV2Lora.from_directory")
+                .with_path(&lora_path)
+                .with_expected("adapter_config.json and adapter_model.safetensors side by side")
+                .with_hint("use ExLlamaV2Lora.from_directory")
                 .into()),
         }
     }
@@ -121,7 +123,7 @@ impl ExLlamaV2Lora {
         self.summary.rank
     }
 
-    /// `lora_alpha` of adapter_config.json, times the root of r where it asks for rank-stabilised scaling.
+    /// `lora_alpha` of adapter_config.json, times the root of r where it asks for rank-stabilized scaling.
     #[getter]
     fn lora_alpha(&self) -> f64 {
         let root = if self.summary.use_rslora { (self.summary.rank as f64).sqrt() } else { 1.0 };

@@ -82,7 +82,7 @@ impl PyModel {
 #[pyfunction]
 pub(super) fn read_model_config(py: Python<'_>, path: PathBuf) -> PyResult<NamedValues<'_>> {
     let (config, json) = DecoderConfig::read(&path)?;
-    let is_quantised = QuantConfig::read(&path, &json)?.is_some();
+    let is_quantized = QuantConfig::read(&path, &json)?.is_some();
     let dict = PyDict::new(py);
     dict.set_item("architecture", config.architecture)?;
     dict.set_item("hidden_size", config.hidden_size)?;
@@ -94,7 +94,7 @@ pub(super) fn read_model_config(py: Python<'_>, path: PathBuf) -> PyResult<Named
     dict.set_item("vocab_size", config.vocab_size)?;
     dict.set_item("max_seq_len", config.max_positions)?;
     dict.set_item("norm_eps", config.norm_eps)?;
-    dict.set_item("is_quantised", is_quantised)?;
+    dict.set_item("is_quantized", is_quantized)?;
     dict.set_item("tie_word_embeddings", config.tie_word_embeddings)?;
     dict.set_item("eos_token_ids", config.eos_token_ids)?;
     dict.set_item("bos_token_id", config.bos_token_id)?;

@@ -32,13 +32,13 @@ impl PyTokenizer {
     #[new]
     fn open(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
         let tokenizer = py.detach(|| Tokenizer::open(&path))?.ok_or_else(|| {
-            Error::new(ErrorCode::TokenizerNotFound, "the model folder has no tokenizer.json").path(&path)
+            Error::new(ErrorCode::TokenizerNotFound, "the model folder has no tokenizer.json").with_path(&path)
         })?;
         Ok(Self { tokenizer: Arc::new(tokenizer), path })
     }
 
     /// Token ids of a text. The tokenizer's own BOS is added if `add_special_tokens`; special tokens written in the text
-    /// are recognised if `parse_special_tokens`.
+    /// are recognized if `parse_special_tokens`.
     #[pyo3(signature = (text, add_special_tokens=true, parse_special_tokens=true))]
     fn encode(
         &self,

@@ -1,9 +1,9 @@
-//! What a model folder says of its quantisation: `quantization_config` of config.json, or quantize_config.json.
+//! What a model folder says of its quantization: `quantization_config` of config.json, or quantize_config.json.
 //!
 //! Both spellings of each key are read (`quant_method`/`method`, `checkpoint_format`/`format`): GPTQModel writes both, AutoGPTQ
 //! and transformers one or the other. `dynamic` is GPTQModel's: an ordered map from a Python regular expression to overrides,
 //! matched from the start of the module's path (`re.match`); the first rule that matches decides, and `-:` before a pattern
-//! leaves the module unquantised.
+//! leaves the module unquantized.
 
 use std::fmt;
 use std::path::Path;
@@ -32,14 +32,14 @@ pub enum ZeroFormat {
     Plain,
 }
 
-/// How one module is quantised.
+/// How one module is quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GptqParams {
     /// Width of a code: 2, 3, 4 or 8.
     pub bits: u8,
     /// Inputs that share a scale; `None` for all of them.
     pub group_size: Option<usize>,
-    /// Whether inputs were quantised in order of activation, so that groups need `g_idx`.
+    /// Whether inputs were quantized in order of activation, so that groups need `g_idx`.
     pub desc_act: bool,
     /// Whether all zero points are 2^(bits-1).
     pub sym: bool,
@@ -60,7 +60,7 @@ impl fmt::Display for GptqParams {
     }
 }
 
-/// The quantisation a model folder declares.
+/// The quantization a model folder declares.
 #[derive(Debug)]
 pub enum QuantConfig {
     /// GPTQ, whose tensors mean nothing without it.
@@ -70,7 +70,7 @@ pub enum QuantConfig {
     Exl2,
 }
 
-/// How GPTQ's modules are quantised, with overrides per module.
+/// How GPTQ's modules are quantized, with overrides per module.
 #[derive(Debug)]
 pub struct GptqConfig {
     base: GptqParams,
@@ -82,7 +82,7 @@ pub struct GptqConfig {
 #[derive(Debug)]
 struct Rule {
     pattern: Regex,
-    /// `None` leaves the module unquantised.
+    /// `None` leaves the module unquantized.
     params: Option<GptqParams>,
 }
 
@@ -94,28 +94,28 @@ impl QuantConfig {
     pub fn read(dir: &Path, config: &Value) -> Result<Option<Self>> {
         let path = dir.join("config.json");
         if config.get("compression_config").is_some_and(|value| !value.is_null()) {
-            return Err(unsupported("quantisation method", "compressed-tensors").path(path));
+            return Err(unsupported("quantization method", "compressed-tensors").with_path(path));
         }
         if let Some(value) = config.get("quantization_config").filter(|value| !value.is_null()) {
-            return Self::from_json(value).map(Some).map_err(|error| error.path(path));
+            return Self::from_json(value).map(Some).map_err(|error| error.with_path(path));
         }
         let path = dir.join(FILE);
         if !path.exists() {
             return Ok(None);
         }
         let value = serde_json::from_slice(&read_bounded(&path, MAX_FILE_BYTES)?)
-            .map_err(|error| invalid(format!("not valid JSON: {error}")).path(&path))?;
-        Self::from_json(&value).map(Some).map_err(|error| error.path(path))
+            .map_err(|error| invalid(format!("not valid JSON: {error}")).with_path(&path))?;
+        Self::from_json(&value).map(Some).map_err(|error| error.with_path(path))
     }
 
-    /// Reads the JSON of a quantisation config.
+    /// Reads the JSON of a quantization config.
     ///
     /// # Errors
     /// `quant_format_unsupported`, `quant_config_invalid`.
     pub fn from_json(value: &Value) -> Result<Self> {
-        let keys = value.as_object().ok_or_else(|| invalid("the quantisation config is not an object"))?;
+        let keys = value.as_object().ok_or_else(|| invalid("the quantization config is not an object"))?;
         if ["load_in_4bit", "load_in_8bit"].iter().any(|key| keys.get(*key) == Some(&Value::Bool(true))) {
-            return Err(unsupported("quantisation method", "bitsandbytes"));
+            return Err(unsupported("quantization method", "bitsandbytes"));
         }
         match read_method(keys)? {
             Method::Gptq => GptqConfig::read(keys).map(Self::Gptq),
@@ -146,8 +146,8 @@ impl GptqConfig {
             None | Some(Value::Null) => Vec::new(),
             Some(Value::Object(rules)) if rules.len() > MAX_RULES => {
                 return Err(invalid("too many rules in 'dynamic'")
-                    .expected(format!("at most {MAX_RULES}"))
-                    .found(rules.len()));
+                    .with_expected(format!("at most {MAX_RULES}"))
+                    .with_found(rules.len()));
             }
             Some(Value::Object(rules)) => {
                 rules.iter().map(|(key, value)| Rule::read(key, value, base)).collect::<Result<_>>()?
@@ -162,7 +162,7 @@ impl GptqConfig {
         self.base
     }
 
-    /// How the module at `path` is quantised; `None` if the config leaves it unquantised.
+    /// How the module at `path` is quantized; `None` if the config leaves it unquantized.
     ///
     /// # Errors
     /// `quant_config_invalid` if a pattern costs too much to match.
@@ -170,7 +170,7 @@ impl GptqConfig {
         for rule in &self.rules {
             // A leftmost match begins at 0 exactly if there is any match at 0, which is what `re.match` asks.
             let found = rule.pattern.find(path).map_err(|error| {
-                invalid(format!("a pattern of 'dynamic' cannot be matched: {error}")).found(rule.pattern.as_str())
+                invalid(format!("a pattern of 'dynamic' cannot be matched: {error}")).with_found(rule.pattern.as_str())
             })?;
             if found.is_some_and(|found| found.start() == 0) {
                 return Ok(rule.params);
@@ -187,20 +187,19 @@ impl Rule {
             None => (false, key.strip_prefix("+:").unwrap_or(key)),
         };
         if text.len() > MAX_PATTERN_BYTES {
-            return Err(
-                invalid("a pattern of 'dynamic' is too long").expected(format!("at most {MAX_PATTERN_BYTES} bytes"))
-            );
+            return Err(invalid("a pattern of 'dynamic' is too long")
+                .with_expected(format!("at most {MAX_PATTERN_BYTES} bytes")));
         }
         let pattern = RegexBuilder::new(text)
             .backtrack_limit(MAX_BACKTRACKS)
             .delegate_size_limit(MAX_COMPILED_BYTES)
             .build()
-            .map_err(|error| invalid(format!("a pattern of 'dynamic' is not valid: {error}")).found(text))?;
+            .map_err(|error| invalid(format!("a pattern of 'dynamic' is not valid: {error}")).with_found(text))?;
         if skip {
             return Ok(Self { pattern, params: None });
         }
         let keys = value.as_object().ok_or_else(|| wrong_value(key, "a map of overrides", value))?;
-        let own = Partial::read(keys).map_err(|error| error.subject(format!("rule '{key}' of 'dynamic'")))?;
+        let own = Partial::read(keys).map_err(|error| error.with_subject(format!("rule '{key}' of 'dynamic'")))?;
         let params = GptqParams {
             bits: own.bits.unwrap_or(base.bits),
             group_size: own.group_size.unwrap_or(base.group_size),
@@ -226,7 +225,7 @@ fn read_method(keys: &Map<String, Value>) -> Result<Method> {
             None => continue,
             Some("gptq") => Method::Gptq,
             Some("exl2") => Method::Exl2,
-            Some(other) => return Err(unsupported("quantisation method", other).expected("gptq or exl2")),
+            Some(other) => return Err(unsupported("quantization method", other).with_expected("gptq or exl2")),
         };
         if method.is_some_and(|method| method != own) {
             return Err(invalid("'quant_method' and 'method' contradict each other"));
@@ -270,13 +269,15 @@ impl Partial {
         }
         match text(keys, "pack_dtype")?.as_deref() {
             None | Some("int32" | "torch.int32") => {}
-            Some(other) => return Err(unsupported("pack_dtype", other).expected("int32")),
+            Some(other) => return Err(unsupported("pack_dtype", other).with_expected("int32")),
         }
         let bits = match present(keys, "bits") {
             None => None,
             Some(value) => match value.as_u64() {
                 Some(bits @ (2 | 3 | 4 | 8)) => Some(bits as u8),
-                Some(bits) => return Err(unsupported("width", &format!("{bits} bits")).expected("2, 3, 4 or 8 bits")),
+                Some(bits) => {
+                    return Err(unsupported("width", &format!("{bits} bits")).with_expected("2, 3, 4 or 8 bits"));
+                }
                 None => return Err(wrong_value("bits", "2, 3, 4 or 8", value)),
             },
         };
@@ -317,15 +318,15 @@ fn invalid(what: impl Into<String>) -> Error {
 }
 
 fn missing(key: &str) -> Error {
-    invalid(format!("the quantisation config has no '{key}'"))
+    invalid(format!("the quantization config has no '{key}'"))
 }
 
 fn wrong_value(key: &str, expected: &str, found: &Value) -> Error {
-    invalid(format!("'{key}' of the quantisation config has a wrong value")).expected(expected).found(found)
+    invalid(format!("'{key}' of the quantization config has a wrong value")).with_expected(expected).with_found(found)
 }
 
 fn unsupported(what: &str, found: &str) -> Error {
     Error::new(ErrorCode::QuantFormatUnsupported, format!("a {what} that is not read here"))
-        .expected("gptq or gptq_v2")
-        .found(found)
+        .with_expected("gptq or gptq_v2")
+        .with_found(found)
 }

@@ -24,7 +24,7 @@
 //! inputs make its kernels write past their scales. Such files are refused here. Biases are plain float16 and stand beside, padded to `out'`.
 //!
 //! `s` is a float16, so scales reach a backend exactly. The last rounding, of the product, belongs to the meaning of the
-//! weight ([`CodedWeight::rounds_to_f16`]), but a kernel that scales the sum over a group never has a single weight in hand
+//! weight ([`QuantizedWeight::rounds_to_f16`]), but a kernel that scales the sum over a group never has a single weight in hand
 //! to round. Leaving it out moves a weight by at most half a unit in float16's last place. exllamav2's fused kernel leaves it
 //! out too: it scales sums of 8 to 32 products. On the real model in `tests/fixtures` that moves logits by up to 6.3e-4 of the
 //! largest; with the rounding, as the reference device computes, they are the stored ones to 7e-7.
@@ -34,7 +34,7 @@ use std::ops::Range;
 use half::f16;
 
 use super::packed::{Field, Module, Streams, WORD_BITS};
-use super::{CodeGroup, CodeLayout, CodedWeight};
+use super::{CodeGroup, CodeLayout, QuantizedWeight};
 use crate::checkpoint::Checkpoint;
 use crate::error::{ErrorCode, Result};
 use crate::tensor::{DType, shape_text};
@@ -112,15 +112,15 @@ impl<'a> Exl2Weight<'a> {
             if let Some(output) = (0..self.out_features).find(|&output| overflows(self.scale(g, output))) {
                 return Err(module
                     .error(ErrorCode::QuantValueInvalid, "a scale makes weights that are not finite", "q_scale_max")
-                    .expected("a finite number of usual size")
-                    .found(format!("a scale of {} for group {g}, output {output}", self.scale(g, output))));
+                    .with_expected("a finite number of usual size")
+                    .with_found(format!("a scale of {} for group {g}, output {output}", self.scale(g, output))));
             }
         }
         Ok(())
     }
 }
 
-impl CodedWeight for Exl2Weight<'_> {
+impl QuantizedWeight for Exl2Weight<'_> {
     fn in_features(&self) -> usize {
         self.in_features
     }
@@ -179,8 +179,8 @@ fn permutation(module: &Module<'_, '_>, in_features: usize) -> Result<Option<Vec
     if in_features == 0 || in_features > MAX_INPUTS || !in_features.is_multiple_of(ALIGNMENT) {
         return Err(module
             .mismatch("a number of inputs that the format cannot have", "q_invperm")
-            .expected(format!("a multiple of {ALIGNMENT} up to {MAX_INPUTS}"))
-            .found(in_features));
+            .with_expected(format!("a multiple of {ALIGNMENT} up to {MAX_INPUTS}"))
+            .with_found(in_features));
     }
     let words = module.words("q_invperm", &[in_features])?;
     let mut permutation = vec![u32::MAX; in_features];
@@ -192,8 +192,8 @@ fn permutation(module: &Module<'_, '_>, in_features: usize) -> Result<Option<Vec
                 let what = if place.is_some() { ", a second time," } else { "" };
                 return Err(module
                     .error(ErrorCode::QuantValueInvalid, "an input order that is no permutation", "q_invperm")
-                    .expected(format!("each of 0..{in_features} once"))
-                    .found(format!("{}{what} for input {input}", stored as i32)));
+                    .with_expected(format!("each of 0..{in_features} once"))
+                    .with_found(format!("{}{what} for input {input}", stored as i32)));
             }
         }
     }
@@ -215,9 +215,9 @@ fn codes<'a>(module: &Module<'a, '_>, out_features: usize) -> Result<(Streams<'a
             Ok((Streams { words, columns }, rows))
         }
         _ => Err(module
-            .mismatch("a quantised tensor has the wrong shape", "q_weight")
-            .expected(format!("[rows, {columns}]"))
-            .found(shape_text(view.shape()))),
+            .mismatch("a quantized tensor has the wrong shape", "q_weight")
+            .with_expected(format!("[rows, {columns}]"))
+            .with_found(shape_text(view.shape()))),
     }
 }
 
@@ -226,17 +226,17 @@ fn group_table(module: &Module<'_, '_>) -> Result<Vec<(i16, usize)>> {
     let view = module.of_dtype(module.checkpoint.tensor(&module.name("q_groups"))?, "q_groups", DType::I16)?;
     if view.shape().len() != 1 || view.is_empty() || !view.len().is_multiple_of(2) {
         return Err(module
-            .mismatch("a quantised tensor has the wrong shape", "q_groups")
-            .expected("two numbers for each group")
-            .found(shape_text(view.shape())));
+            .mismatch("a quantized tensor has the wrong shape", "q_groups")
+            .with_expected("two numbers for each group")
+            .with_found(shape_text(view.shape())));
     }
     let pairs = view.bytes().as_chunks::<4>().0.iter().enumerate();
     let group = |(g, &[b0, b1, r0, r1]): (usize, &[u8; 4])| match usize::try_from(i16::from_le_bytes([r0, r1])) {
         Ok(row) => Ok((i16::from_le_bytes([b0, b1]), row)),
         Err(_) => Err(module
             .error(ErrorCode::QuantValueInvalid, "a group begins at a row that cannot be", "q_groups")
-            .expected("a row of q_weight")
-            .found(format!("{} for group {g}", i16::from_le_bytes([r0, r1])))),
+            .with_expected("a row of q_weight")
+            .with_found(format!("{} for group {g}", i16::from_le_bytes([r0, r1])))),
     };
     pairs.map(group).collect()
 }
@@ -253,24 +253,24 @@ fn code_groups(
     let mut groups: Vec<CodeGroup> = Vec::with_capacity(table.len());
     for (g, (&(width, first), end)) in table.iter().zip(ends).enumerate() {
         let Some(&bits) = WIDTHS.iter().find(|&&bits| i16::from(bits) == width) else {
-            let error = invalid("a width that the format does not have").expected("8, 6, 5, 4, 3 or 2 bits");
-            return Err(error.found(format!("{width} bits for group {g}")));
+            let error = invalid("a width that the format does not have").with_expected("8, 6, 5, 4, 3 or 2 bits");
+            return Err(error.with_found(format!("{width} bits for group {g}")));
         };
         if let Some(before) = groups.last().filter(|before| before.bits < bits) {
             return Err(invalid("widths that ascend")
-                .expected(format!("at most {} bits", before.bits))
-                .found(format!("{bits} bits for group {g}")));
+                .with_expected(format!("at most {} bits", before.bits))
+                .with_found(format!("{bits} bits for group {g}")));
         }
         if (g == 0 && first != 0) || end <= first || end > rows {
             return Err(invalid("groups that do not divide the rows of q_weight")
-                .expected(format!("0 = first row < next row < ... < {rows}"))
-                .found(format!("rows {first}..{end} for group {g}")));
+                .with_expected(format!("0 = first row < next row < ... < {rows}"))
+                .with_found(format!("rows {first}..{end} for group {g}")));
         }
         let words = end - first;
         if !words.is_multiple_of(usize::from(bits)) {
             return Err(invalid("a group that is not a multiple of 32 inputs")
-                .expected(format!("a multiple of {bits} rows of q_weight"))
-                .found(format!("{words} rows, {} inputs, for group {g}", words * WORD_BITS / usize::from(bits))));
+                .with_expected(format!("a multiple of {bits} rows of q_weight"))
+                .with_found(format!("{words} rows, {} inputs, for group {g}", words * WORD_BITS / usize::from(bits))));
         }
         groups.push(CodeGroup { bits, inputs: words / usize::from(bits) * WORD_BITS });
     }
@@ -278,8 +278,8 @@ fn code_groups(
     if found != in_features {
         return Err(module
             .mismatch("groups of more or fewer inputs than the module has", "q_groups")
-            .expected(in_features)
-            .found(found));
+            .with_expected(in_features)
+            .with_found(found));
     }
     Ok(groups)
 }
@@ -291,8 +291,8 @@ fn steps(module: &Module<'_, '_>, groups: usize) -> Result<Vec<f16>> {
     if let Some(group) = values.iter().position(|value| !value.is_finite()) {
         return Err(module
             .error(ErrorCode::QuantValueInvalid, "a scale that is not finite", "q_scale_max")
-            .expected("a finite number")
-            .found(format!("{} for group {group}", values[group])));
+            .with_expected("a finite number")
+            .with_found(format!("{} for group {group}", values[group])));
     }
     Ok(values.into_iter().map(|value| f16::from_f32(value / 256.0)).collect())
 }

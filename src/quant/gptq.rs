@@ -17,7 +17,7 @@
 //! and 21 of each 32 lie in two words.
 //!
 //! Format 1 (`checkpoint_format` "gptq") stores `zero - 1`: a field of all ones means 2^bits and carries nothing into its
-//! neighbour, as it would if one were added to whole words. Format 2 ("gptq_v2") stores `zero`. Some files declare format 1 and
+//! neighbor, as it would if one were added to whole words. Format 2 ("gptq_v2") stores `zero`. Some files declare format 1 and
 //! hold the zeros of format 2; when symmetric they are told by all fields being 2^(bits-1), where format 1 has one less.
 //!
 //! With act-order, stored input k of the layout is the k-th of a stable sort by group: what was scattered by `g_idx` becomes
@@ -27,7 +27,7 @@ use std::ops::Range;
 
 use super::config::{GptqConfig, GptqParams, ZeroFormat};
 use super::packed::{Field, Module, Streams, WORD_BITS};
-use super::{CodeGroup, CodeLayout, CodedWeight};
+use super::{CodeGroup, CodeLayout, QuantizedWeight};
 use crate::checkpoint::Checkpoint;
 use crate::error::{ErrorCode, Result};
 use crate::tensor::TensorView;
@@ -60,7 +60,7 @@ impl<'a> GptqWeight<'a> {
         in_features: usize,
         out_features: usize,
     ) -> Result<Self> {
-        let hint = format!("the quantisation config says {params} for this module");
+        let hint = format!("the quantization config says {params} for this module");
         let module = Module { checkpoint, path, hint };
         let bits = usize::from(params.bits);
         let in_words = whole_words(&module, "in_features", in_features, bits)?;
@@ -92,7 +92,7 @@ impl<'a> GptqWeight<'a> {
     }
 }
 
-impl CodedWeight for GptqWeight<'_> {
+impl QuantizedWeight for GptqWeight<'_> {
     fn in_features(&self) -> usize {
         self.in_features
     }
@@ -155,7 +155,7 @@ fn whole_words(module: &Module<'_, '_>, dimension: &str, features: usize, bits: 
         Some(total) if total > 0 && total.is_multiple_of(WORD_BITS) => Ok(total / WORD_BITS),
         _ => {
             let what = format!("{dimension} does not fill whole 32-bit words of {bits}-bit codes");
-            Err(module.mismatch(&what, "qweight").found(features))
+            Err(module.mismatch(&what, "qweight").with_found(features))
         }
     }
 }
@@ -165,8 +165,8 @@ fn open_scales<'a>(module: &Module<'a, '_>, shape: &[usize], params: GptqParams)
     if !view.dtype().is_float() {
         return Err(module
             .error(ErrorCode::CheckpointDtypeUnsupported, "scales that are not floats", "scales")
-            .expected("float16, bfloat16 or float32")
-            .found(view.dtype()));
+            .with_expected("float16, bfloat16 or float32")
+            .with_found(view.dtype()));
     }
     // Finite scales could still make infinite weights; no code is further than 2^bits from its zero point.
     let furthest = f32::from(1u16 << params.bits);
@@ -176,8 +176,8 @@ fn open_scales<'a>(module: &Module<'a, '_>, shape: &[usize], params: GptqParams)
         if let Some(output) = row.iter().position(|scale| !(scale * furthest).is_finite()) {
             return Err(module
                 .error(ErrorCode::QuantValueInvalid, "a scale makes weights that are not finite", "scales")
-                .expected("a finite number of usual size")
-                .found(format!("{} for group {group}, output {output}", row[output])));
+                .with_expected("a finite number of usual size")
+                .with_found(format!("{} for group {group}, output {output}", row[output])));
         }
     }
     Ok(view)
@@ -194,7 +194,7 @@ fn open_layout(
     match group_index(module, in_features, groups)? {
         None if params.desc_act && groups > 1 && !module.checkpoint.contains(&module.name("g_idx")) => Err(module
             .error(ErrorCode::CheckpointTensorMissing, "an act-order weight without its group index", "g_idx")
-            .hint("quantised with desc_act, which needs g_idx; quantise again")),
+            .with_hint("quantized with desc_act, which needs g_idx; quantize again")),
         None => {
             let sizes = (0..groups).map(|g| group_size.min(in_features - g * group_size));
             let groups: Vec<CodeGroup> = sizes.map(|inputs| CodeGroup { bits: params.bits, inputs }).collect();
@@ -215,8 +215,8 @@ fn group_index(module: &Module<'_, '_>, in_features: usize, groups: usize) -> Re
     if let Some(input) = index.iter().position(|&group| group as usize >= groups) {
         return Err(module
             .error(ErrorCode::QuantValueInvalid, "a group index is out of range", "g_idx")
-            .expected(format!("0..{groups}"))
-            .found(format!("{} for input {input}", index[input] as i32)));
+            .with_expected(format!("0..{groups}"))
+            .with_found(format!("{} for input {input}", index[input] as i32)));
     }
     Ok(index.iter().any(|&group| group != 0).then_some(index))
 }

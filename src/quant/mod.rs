@@ -1,14 +1,14 @@
 //! What a stored weight means.
 //!
-//! Each packing is known in one file of this folder and nowhere else. To a backend every quantised weight looks the same,
-//! [`CodedWeight`]: rows of unsigned codes in *stored order*, cut into groups of inputs, with
+//! Each packing is known in one file of this folder and nowhere else. To a backend every quantized weight looks the same,
+//! [`QuantizedWeight`]: rows of unsigned codes in *stored order*, cut into groups of inputs, with
 //!
 //! ```text
 //! W[n, permutation[k]] = scale[g, n] * (code[k, n] - zero[g, n])        g = the group that stored input k lies in
 //! ```
 //!
-//! so that no kernel learns a file format. Where the format means that product rounded to float16, [`CodedWeight::rounds_to_f16`]
-//! says so. [`QuantWeight::dequantise`] is the oracle of every packing and every kernel.
+//! so that no kernel learns a file format. Where the format means that product rounded to float16, [`QuantizedWeight::rounds_to_f16`]
+//! says so. [`StoredWeight::dequantize`] is the oracle of every packing and every kernel.
 
 pub mod config;
 pub mod exl2;
@@ -35,7 +35,7 @@ pub struct CodeGroup {
     pub inputs: usize,
 }
 
-/// How the inputs of a quantised weight are cut and ordered.
+/// How the inputs of a quantized weight are cut and ordered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CodeLayout {
     /// The groups in stored order; their inputs sum to `in_features`.
@@ -45,7 +45,7 @@ pub struct CodeLayout {
 }
 
 /// A weight of unsigned codes; see the module for the formula.
-pub trait CodedWeight: Send + Sync {
+pub trait QuantizedWeight: Send + Sync {
     /// Width of the input.
     fn in_features(&self) -> usize;
 
@@ -75,27 +75,27 @@ pub trait CodedWeight: Send + Sync {
 }
 
 /// A weight `[out_features, in_features]` of a linear, as the checkpoint stores it.
-pub enum QuantWeight<'a> {
+pub enum StoredWeight<'a> {
     /// Plain numbers, row-major `[out_features, in_features]`.
     Dense(TensorView<'a>),
     /// Codes with scales and zeros.
-    Coded(Box<dyn CodedWeight + 'a>),
+    Quantized(Box<dyn QuantizedWeight + 'a>),
 }
 
-impl QuantWeight<'_> {
+impl StoredWeight<'_> {
     /// Width of the input.
     pub fn in_features(&self) -> usize {
         match self {
-            QuantWeight::Dense(view) => view.shape()[1],
-            QuantWeight::Coded(weight) => weight.in_features(),
+            StoredWeight::Dense(view) => view.shape()[1],
+            StoredWeight::Quantized(weight) => weight.in_features(),
         }
     }
 
     /// Width of the output.
     pub fn out_features(&self) -> usize {
         match self {
-            QuantWeight::Dense(view) => view.shape()[0],
-            QuantWeight::Coded(weight) => weight.out_features(),
+            StoredWeight::Dense(view) => view.shape()[0],
+            StoredWeight::Quantized(weight) => weight.out_features(),
         }
     }
 
@@ -103,18 +103,20 @@ impl QuantWeight<'_> {
     ///
     /// # Panics
     /// If the range is out of bounds.
-    pub fn dequantise(&self, outputs: Range<usize>) -> Vec<f32> {
+    pub fn dequantize(&self, outputs: Range<usize>) -> Vec<f32> {
         let in_features = self.in_features();
         let mut out = vec![0.0; outputs.len() * in_features];
         match self {
-            QuantWeight::Dense(view) => view.read_f32(outputs.start * in_features..outputs.end * in_features, &mut out),
-            QuantWeight::Coded(weight) => dequantise_codes(&**weight, outputs, &mut out),
+            StoredWeight::Dense(view) => {
+                view.read_f32(outputs.start * in_features..outputs.end * in_features, &mut out)
+            }
+            StoredWeight::Quantized(weight) => dequantize_codes(&**weight, outputs, &mut out),
         }
         out
     }
 }
 
-fn dequantise_codes(weight: &dyn CodedWeight, outputs: Range<usize>, out: &mut [f32]) {
+fn dequantize_codes(weight: &dyn QuantizedWeight, outputs: Range<usize>, out: &mut [f32]) {
     let (in_features, width) = (weight.in_features(), outputs.len());
     let (mut scales, mut zeros) = (vec![0.0; width], vec![0; width]);
     let mut codes = Vec::new();
@@ -175,49 +177,50 @@ pub fn open_linear<'a>(
     path: &str,
     in_features: usize,
     out_features: usize,
-) -> Result<QuantWeight<'a>> {
+) -> Result<StoredWeight<'a>> {
     for (part, format) in FOREIGN {
         let name = format!("{path}.{part}");
         if let Some(file) = checkpoint.path_of(&name) {
-            return Err(Error::new(ErrorCode::QuantFormatUnsupported, "a quantisation format that is not read here")
-                .path(file)
-                .tensor(name)
-                .found(*format));
+            return Err(Error::new(ErrorCode::QuantFormatUnsupported, "a quantization format that is not read here")
+                .with_path(file)
+                .with_tensor(name)
+                .with_found(*format));
         }
     }
     let [exl2, gptq, plain] = FORMATS.map(|(part, _)| format!("{path}.{part}"));
     let Some((codes, file)) = [&exl2, &gptq].into_iter().find_map(|name| Some((name, checkpoint.path_of(name)?)))
     else {
-        return open_dense(checkpoint, &plain, &[out_features, in_features]).map(QuantWeight::Dense);
+        return open_dense(checkpoint, &plain, &[out_features, in_features]).map(StoredWeight::Dense);
     };
-    let contradiction = |what: &str| Err(Error::new(ErrorCode::QuantConfigInvalid, what).path(file).tensor(codes));
+    let contradiction =
+        |what: &str| Err(Error::new(ErrorCode::QuantConfigInvalid, what).with_path(file).with_tensor(codes));
     if checkpoint.contains(&plain) {
-        return contradiction("a module has both a plain and a quantised weight");
+        return contradiction("a module has both a plain and a quantized weight");
     }
     if *codes == exl2 {
         if checkpoint.contains(&gptq) {
             return contradiction("a module has both an EXL2 and a GPTQ weight");
         }
         let weight = Exl2Weight::open(checkpoint, path, in_features, out_features)?;
-        return Ok(QuantWeight::Coded(Box::new(weight)));
+        return Ok(StoredWeight::Quantized(Box::new(weight)));
     }
     let config = match config {
         Some(QuantConfig::Gptq(config)) => config,
-        Some(QuantConfig::Exl2) => return contradiction("a GPTQ weight where the quantisation config says EXL2"),
+        Some(QuantConfig::Exl2) => return contradiction("a GPTQ weight where the quantization config says EXL2"),
         None => {
-            return contradiction("a quantised weight, but neither config.json nor quantize_config.json says how");
+            return contradiction("a quantized weight, but neither config.json nor quantize_config.json says how");
         }
     };
     let Some(params) = config.params_of(path)? else {
         return contradiction(
-            "a quantised weight where 'dynamic' of the quantisation config leaves the module unquantised",
+            "a quantized weight where 'dynamic' of the quantization config leaves the module unquantized",
         );
     };
     let weight = GptqWeight::open(checkpoint, config, params, path, in_features, out_features)?;
-    Ok(QuantWeight::Coded(Box::new(weight)))
+    Ok(StoredWeight::Quantized(Box::new(weight)))
 }
 
-/// The bias of the linear at module path `path`, `[out_features]`, if it has one. Quantisers often write one of zeros; EXL2
+/// The bias of the linear at module path `path`, `[out_features]`, if it has one. Quantizers often write one of zeros; EXL2
 /// pads it as it pads the columns of the weight, and what is beyond `out_features` means nothing.
 ///
 /// # Errors
@@ -242,17 +245,17 @@ pub fn open_bias<'a>(checkpoint: &'a Checkpoint, path: &str, out_features: usize
 pub fn open_dense<'a>(checkpoint: &'a Checkpoint, name: &str, shape: &[usize]) -> Result<TensorView<'a>> {
     let view = checkpoint.tensor(name)?;
     let error = |code, what: &str| {
-        Error::new(code, what).tensor(name).path(checkpoint.path_of(name).unwrap_or(checkpoint.path()))
+        Error::new(code, what).with_tensor(name).with_path(checkpoint.path_of(name).unwrap_or(checkpoint.path()))
     };
     if view.shape() != shape {
         return Err(error(ErrorCode::CheckpointShapeMismatch, "a tensor has the wrong shape")
-            .expected(shape_text(shape))
-            .found(shape_text(view.shape())));
+            .with_expected(shape_text(shape))
+            .with_found(shape_text(view.shape())));
     }
     if !view.dtype().is_float() {
         return Err(error(ErrorCode::CheckpointDtypeUnsupported, "a weight that is not stored as floats")
-            .expected("float16, bfloat16 or float32")
-            .found(view.dtype()));
+            .with_expected("float16, bfloat16 or float32")
+            .with_found(view.dtype()));
     }
     Ok(view)
 }

@@ -73,11 +73,11 @@ impl<'a> Module<'a, '_> {
     pub(super) fn error(&self, code: ErrorCode, what: &str, part: &str) -> Error {
         let name = self.name(part);
         let file = self.checkpoint.path_of(&name).unwrap_or(self.checkpoint.path());
-        Error::new(code, what).path(file).tensor(name)
+        Error::new(code, what).with_path(file).with_tensor(name)
     }
 
     pub(super) fn mismatch(&self, what: &str, part: &str) -> Error {
-        self.error(ErrorCode::QuantShapeMismatch, what, part).hint(&*self.hint)
+        self.error(ErrorCode::QuantShapeMismatch, what, part).with_hint(&*self.hint)
     }
 
     pub(super) fn tensor(&self, part: &str, shape: &[usize]) -> Result<TensorView<'a>> {
@@ -86,19 +86,19 @@ impl<'a> Module<'a, '_> {
             return Ok(view);
         }
         Err(self
-            .mismatch("a quantised tensor has the wrong shape", part)
-            .expected(shape_text(shape))
-            .found(shape_text(view.shape())))
+            .mismatch("a quantized tensor has the wrong shape", part)
+            .with_expected(shape_text(shape))
+            .with_found(shape_text(view.shape())))
     }
 
     pub(super) fn of_dtype(&self, view: TensorView<'a>, part: &str, dtype: DType) -> Result<TensorView<'a>> {
         match view.dtype() {
             found if found == dtype => Ok(view),
             found => Err(self
-                .error(ErrorCode::CheckpointDtypeUnsupported, "a quantised tensor of another type", part)
-                .expected(dtype)
-                .found(found)
-                .hint(format!("quantise again with {part} as {dtype}"))),
+                .error(ErrorCode::CheckpointDtypeUnsupported, "a quantized tensor of another type", part)
+                .with_expected(dtype)
+                .with_found(found)
+                .with_hint(format!("quantize again with {part} as {dtype}"))),
         }
     }
 

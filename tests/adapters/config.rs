@@ -95,8 +95,8 @@ fn malformed_fields_are_refused_with_what_was_expected() {
     for (field, value) in table {
         let error = refusal(&Adapter::on_q_proj().set(field, value.clone()).write());
         assert_eq!(error.code(), ErrorCode::AdapterConfigInvalid, "{field} = {value}: {error}");
-        assert!(error.message().contains(field) && error.expected_value().is_some(), "{error}");
-        assert!(error.path_ref().is_some_and(|path| path.ends_with("sql/adapter_config.json")), "{error}");
+        assert!(error.message().contains(field) && error.expected().is_some(), "{error}");
+        assert!(error.path().is_some_and(|path| path.ends_with("sql/adapter_config.json")), "{error}");
         assert_eq!(error.others().len(), 0, "{field} = {value}: {error}");
     }
 }
@@ -171,7 +171,7 @@ fn patterns_that_can_not_be_used_are_refused() {
         let error = refusal(&Adapter::on_q_proj().set(field, value.clone()).write());
         assert_eq!(error.code(), ErrorCode::AdapterPatternInvalid, "{field} = {value}: {error:?}");
         assert!(error.message().contains(field), "{error}");
-        assert!(error.path_ref().is_some_and(|path| path.ends_with("sql/adapter_config.json")), "{error}");
+        assert!(error.path().is_some_and(|path| path.ends_with("sql/adapter_config.json")), "{error}");
         assert_eq!(error.others().len(), 0, "{error}");
     }
 }

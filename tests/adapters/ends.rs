@@ -65,10 +65,10 @@ fn an_embeddings_factors_must_fit_its_rows_and_its_width() {
         ([2, VOCAB], [HIDDEN, 3], ErrorCode::AdapterRankMismatch, "[6, 2]", "[6, 3]"),
     ] {
         let error = refused(&embedding(&a, &b));
-        assert_eq!((error.code(), error.expected_value(), error.found_value()), (code, Some(expected), Some(found)));
+        assert_eq!((error.code(), error.expected(), error.found()), (code, Some(expected), Some(found)));
     }
     let alone = refused(&Adapter::empty().filled(EMBEDDING, "lora_embedding_B", &[HIDDEN, 2]));
-    assert_eq!(alone.tensor_name(), Some("base_model.model.model.embed_tokens.lora_embedding_A"));
+    assert_eq!(alone.tensor(), Some("base_model.model.model.embed_tokens.lora_embedding_A"));
 }
 
 // --- replaced rows
@@ -87,9 +87,9 @@ fn rows_are_new_values_in_the_order_of_the_config_sorted_by_token() {
     ];
     let planned = plan(&rows(json!([7, 3, 30]), &[(EMBEDDING, &[3, HIDDEN])]));
     assert_eq!(planned.at(EMBEDDING).rows, Some((vec![3, 7, 30], (vec![3, HIDDEN], sorted.concat()))));
-    assert_eq!(planned.demands.replaced_rows.len(), 1);
-    assert_eq!(planned.demands.replaced_rows[0].1, [3, 7, 30]);
-    assert!(planned.demands.is_replacing());
+    assert_eq!(planned.constraints.replaced_rows.len(), 1);
+    assert_eq!(planned.constraints.replaced_rows[0].1, [3, 7, 30]);
+    assert!(planned.constraints.is_replacing());
 }
 
 #[test]
@@ -110,21 +110,21 @@ fn rows_of_a_resized_embedding_lie_on_its_new_weight() {
     );
     let planned = plan(&adapter);
     assert_eq!(planned.at(EMBEDDING).rows.as_ref().map(|rows| rows.0[0] as usize), Some(VOCAB + 4));
-    assert_eq!(planned.demands.embedding_rows, Some(grown));
+    assert_eq!(planned.constraints.embedding_rows, Some(grown));
 }
 
 #[test]
 fn wrong_rows_are_refused() {
     let one = |indices: Value, shape: &[usize]| refused(&rows(indices, &[(EMBEDDING, shape)]));
     let error = one(json!([VOCAB]), &[1, HIDDEN]);
-    assert_eq!((error.code(), error.found_value()), (ErrorCode::AdapterConfigInvalid, Some("32")));
+    assert_eq!((error.code(), error.found()), (ErrorCode::AdapterConfigInvalid, Some("32")));
     let error = one(json!([1, 2]), &[3, HIDDEN]);
     assert_eq!(error.code(), ErrorCode::AdapterShapeMismatch);
-    assert_eq!((error.expected_value(), error.found_value()), (Some("[2, 6]"), Some("[3, 6]")));
+    assert_eq!((error.expected(), error.found()), (Some("[2, 6]"), Some("[3, 6]")));
     assert_eq!(one(Value::Null, &[1, HIDDEN]).code(), ErrorCode::AdapterTensorUnexpected);
     let missing = refused(&rows(json!([1]), &[]));
     assert_eq!(missing.code(), ErrorCode::AdapterTensorMissing);
-    assert_eq!(missing.tensor_name(), Some("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"));
+    assert_eq!(missing.tensor(), Some("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"));
     let elsewhere = rows(json!({"q_proj": [1]}), &[("model.layers.0.self_attn.q_proj", &[1, HIDDEN])]);
     assert_eq!(refused(&elsewhere).code(), ErrorCode::AdapterFeatureUnsupported);
 }
@@ -145,9 +145,9 @@ fn of_an_embeddings_changes_only_rows_reach_a_tied_head() {
     assert_eq!(plan_tied(&saved).paths(), [(EMBEDDING, 0)]);
     let planned = plan_tied(&rows(json!([7, 3]), &[(EMBEDDING, &[2, HIDDEN])]));
     assert_eq!(planned.at(HEAD).rows, planned.at(EMBEDDING).rows);
-    assert_eq!(planned.demands.replaced_rows.len(), 2);
+    assert_eq!(planned.constraints.replaced_rows.len(), 2);
     let untied = plan(&rows(json!([7, 3]), &[(EMBEDDING, &[2, HIDDEN])]));
-    assert_eq!(untied.demands.replaced_rows.len(), 1);
+    assert_eq!(untied.constraints.replaced_rows.len(), 1);
 }
 
 #[test]
@@ -158,7 +158,10 @@ fn a_weight_in_the_place_of_the_shared_one_is_both_ends_under_either_name() {
         let planned = plan_tied(&adapter);
         assert_eq!(planned.at(other).weight, Some((shape.to_vec(), counting(&shape))));
         assert_eq!(planned.at(named).weight, planned.at(other).weight);
-        assert_eq!((planned.demands.embedding_rows, planned.demands.head_rows), (Some(VOCAB + 2), Some(VOCAB + 2)));
+        assert_eq!(
+            (planned.constraints.embedding_rows, planned.constraints.head_rows),
+            (Some(VOCAB + 2), Some(VOCAB + 2))
+        );
         // A module that is saved keeps it for itself.
         let saved = adapter.set("modules_to_save", json!([named]));
         if named == EMBEDDING {
@@ -236,5 +239,5 @@ fn a_saved_embedding_is_tied_if_the_config_says_so() {
         .part(EMBEDDING, "weight", &[VOCAB + 1, HIDDEN], &counting(&[VOCAB + 1, HIDDEN]));
     let planned = plan_tied(&adapter);
     assert_eq!(planned.at(HEAD).weight, planned.at(EMBEDDING).weight);
-    assert_eq!(planned.demands.head_rows, Some(VOCAB + 1));
+    assert_eq!(planned.constraints.head_rows, Some(VOCAB + 1));
 }

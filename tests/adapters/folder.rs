@@ -58,7 +58,7 @@ fn what_is_no_regular_file_can_not_make_the_process_wait() {
             }
             let error = refusal(&folder);
             let refused = [ErrorCode::AdapterConfigInvalid, ErrorCode::CheckpointUnreadable];
-            assert!(refused.contains(&error.code()) && error.path_ref() == Some(&path), "{error}");
+            assert!(refused.contains(&error.code()) && error.path() == Some(&path), "{error}");
         }
     }
 }
@@ -69,7 +69,7 @@ fn a_config_of_more_than_four_mebibytes_is_not_read() {
     folder.file("adapter_config.json", vec![b' '; (4 << 20) + 1]);
     let error = refusal(&folder);
     assert_eq!(error.code(), ErrorCode::AdapterConfigInvalid);
-    assert!(error.found_value().is_some_and(|found| found.contains("4194305")), "{error}");
+    assert!(error.found().is_some_and(|found| found.contains("4194305")), "{error}");
 }
 
 #[test]

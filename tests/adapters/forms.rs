@@ -19,7 +19,7 @@ fn a_magnitude_is_read_under_both_of_its_names() {
         let adapter = on_q().set("use_dora", json!(true)).part(Q_PROJ, name, &[HIDDEN], &counting(&[HIDDEN]));
         let planned = plan(&adapter);
         assert_eq!(planned.at(Q_PROJ).magnitude, Some((vec![HIDDEN], counting(&[HIDDEN]))), "{name}");
-        assert_eq!((planned.demands.rescaled.len(), planned.demands.is_replacing()), (1, false));
+        assert_eq!((planned.constraints.rescaled.len(), planned.constraints.is_replacing()), (1, false));
     }
 }
 
@@ -46,7 +46,7 @@ fn an_embeddings_magnitude_is_as_wide_as_it() {
     assert_eq!(plan(&embedding(HIDDEN)).at(EMBEDDING).magnitude, Some((vec![HIDDEN], vec![1.0; HIDDEN])));
     let error = refused(&embedding(VOCAB));
     assert_eq!(error.code(), ErrorCode::AdapterShapeMismatch);
-    assert_eq!((error.expected_value(), error.found_value()), (Some("[6]"), Some("[32]")));
+    assert_eq!((error.expected(), error.found()), (Some("[6]"), Some("[32]")));
 }
 
 #[test]
@@ -54,15 +54,15 @@ fn a_vector_is_there_exactly_where_its_field_says() {
     for (field, suffix) in [("use_dora", "lora_magnitude_vector"), ("lora_bias", "lora_B.bias")] {
         let name = format!("base_model.model.{Q_PROJ}.{suffix}");
         let missing = refused(&on_q().set(field, json!(true)));
-        assert_eq!((missing.code(), missing.tensor_name()), (ErrorCode::AdapterTensorMissing, Some(name.as_str())));
+        assert_eq!((missing.code(), missing.tensor()), (ErrorCode::AdapterTensorMissing, Some(name.as_str())));
         let unannounced = refused(&on_q().filled(Q_PROJ, suffix, &[HIDDEN]));
         assert_eq!(unannounced.code(), ErrorCode::AdapterTensorUnexpected);
-        assert_eq!(unannounced.tensor_name(), Some(name.as_str()));
+        assert_eq!(unannounced.tensor(), Some(name.as_str()));
         let long = refused(&on_q().set(field, json!(true)).filled(Q_PROJ, suffix, &[HIDDEN + 1]));
         assert_eq!(long.code(), ErrorCode::AdapterShapeMismatch);
-        assert_eq!((long.expected_value(), long.found_value()), (Some("[6]"), Some("[7]")));
+        assert_eq!((long.expected(), long.found()), (Some("[6]"), Some("[7]")));
         let nan = refused(&on_q().set(field, json!(true)).part(Q_PROJ, suffix, &[HIDDEN], &[f32::NAN; HIDDEN]));
-        assert_eq!((nan.code(), nan.tensor_name()), (ErrorCode::AdapterNotFinite, Some(name.as_str())));
+        assert_eq!((nan.code(), nan.tensor()), (ErrorCode::AdapterNotFinite, Some(name.as_str())));
     }
 }
 
@@ -78,7 +78,7 @@ fn bs_bias_is_read_on_linears_with_and_without_a_bias_of_their_own() {
     for module in [Q_PROJ, K_PROJ] {
         assert_eq!(planned.at(module).b_bias, Some((vec![HIDDEN], counting(&[HIDDEN]))));
     }
-    assert!(!planned.demands.is_replacing());
+    assert!(!planned.constraints.is_replacing());
 }
 
 // --- QA-LoRA
@@ -115,7 +115,7 @@ fn a_pooled_a_is_no_larger_than_the_bases_weight() {
         .filled(Q_PROJ, "lora_B.weight", &[HIDDEN, 7]);
     let error = refused(&adapter);
     assert_eq!(error.code(), ErrorCode::AdapterFeatureUnsupported);
-    assert_eq!((error.expected_value(), error.found_value()), (Some("at most 36 values"), Some("7 x 6")));
+    assert_eq!((error.expected(), error.found()), (Some("at most 36 values"), Some("7 x 6")));
 }
 
 // --- BD-LoRA
@@ -165,7 +165,7 @@ fn block_diagonal_files_that_contradict_their_config_are_refused() {
         .filled(Q_PROJ, "lora_B.weight", &[HIDDEN, 2]);
     let error = refused(&uneven);
     assert_eq!(error.code(), ErrorCode::AdapterShapeMismatch);
-    assert_eq!(error.expected_value(), Some("rows and columns that are multiples of 4"));
+    assert_eq!(error.expected(), Some("rows and columns that are multiples of 4"));
 }
 
 #[test]
@@ -179,15 +179,15 @@ fn without_match_strict_other_modules_are_plain() {
 
 #[test]
 fn the_invocation_is_a_demand_of_the_adapter() {
-    assert_eq!(plan(&on_q().set("alora_invocation_tokens", json!([7, 3, 7]))).demands.invocation, [7, 3, 7]);
-    assert!(plan(&on_q().set("alora_invocation_tokens", json!([]))).demands.invocation.is_empty());
+    assert_eq!(plan(&on_q().set("alora_invocation_tokens", json!([7, 3, 7]))).constraints.invocation, [7, 3, 7]);
+    assert!(plan(&on_q().set("alora_invocation_tokens", json!([]))).constraints.invocation.is_empty());
 }
 
 #[test]
 fn an_invocation_outside_the_vocabulary_is_refused() {
     let error = refused(&on_q().set("alora_invocation_tokens", json!([3, VOCAB])));
     assert_eq!(error.code(), ErrorCode::AdapterConfigInvalid);
-    assert_eq!((error.expected_value(), error.found_value()), (Some("ids below 32"), Some("32")));
+    assert_eq!((error.expected(), error.found()), (Some("ids below 32"), Some("32")));
 }
 
 #[test]
@@ -224,18 +224,18 @@ fn a_diagonal_is_taken_into_b_and_the_weight_is_truncated_by_the_rank() {
     let planned = plan(&adapter);
     let b = [3.0, -0.5].repeat(HIDDEN);
     assert_eq!(planned.at(Q_PROJ).b, Some((vec![HIDDEN, 2], b)));
-    assert_eq!((planned.demands.truncated.len(), planned.demands.is_replacing()), (1, false));
+    assert_eq!((planned.constraints.truncated.len(), planned.constraints.is_replacing()), (1, false));
 }
 
 #[test]
 fn a_diagonal_is_there_exactly_where_the_config_says() {
     let name = format!("base_model.model.{Q_PROJ}.lora_diag");
     let missing = refused(&kasa());
-    assert_eq!((missing.code(), missing.tensor_name()), (ErrorCode::AdapterTensorMissing, Some(name.as_str())));
+    assert_eq!((missing.code(), missing.tensor()), (ErrorCode::AdapterTensorMissing, Some(name.as_str())));
     let unannounced = refused(&on_q().filled(Q_PROJ, "lora_diag", &[2]));
     assert_eq!(unannounced.code(), ErrorCode::AdapterTensorUnexpected);
     let short = refused(&kasa().filled(Q_PROJ, "lora_diag", &[1]));
-    assert_eq!((short.code(), short.expected_value()), (ErrorCode::AdapterShapeMismatch, Some("[2]")));
+    assert_eq!((short.code(), short.expected()), (ErrorCode::AdapterShapeMismatch, Some("[2]")));
 }
 
 #[test]
@@ -246,5 +246,5 @@ fn a_weight_must_keep_a_singular_value() {
         .pair(Q_PROJ, HIDDEN, HIDDEN, HIDDEN)
         .filled(Q_PROJ, "lora_diag", &[HIDDEN]);
     let error = refused(&adapter);
-    assert_eq!((error.code(), error.found_value()), (ErrorCode::AdapterShapeMismatch, Some("6")));
+    assert_eq!((error.code(), error.found()), (ErrorCode::AdapterShapeMismatch, Some("6")));
 }

@@ -62,7 +62,7 @@ fn a_fused_saved_module_is_promised_and_kept_as_its_parts() {
     assert_eq!(plan(&whole).sites, 4);
     let error = &refusals_on(&saved("gate_up_proj").filled(&gate_up(0), "weight", &[2 * INNER, HIDDEN]), &sites())[0];
     assert_eq!(error.code(), ErrorCode::AdapterTensorMissing);
-    assert!(error.tensor_name().is_some_and(|name| name.contains("layers.1.mlp.gate_up_proj")), "{error}");
+    assert!(error.tensor().is_some_and(|name| name.contains("layers.1.mlp.gate_up_proj")), "{error}");
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn a_fused_module_and_a_part_of_it_in_one_file_are_refused() {
 fn a_fused_module_of_another_width_is_refused() {
     let error = refused(&Adapter::empty().pair(QKV, 2, HIDDEN, 2 * HIDDEN));
     assert_eq!(error.code(), ErrorCode::AdapterShapeMismatch);
-    assert_eq!((error.expected_value(), error.found_value()), (Some("[18, 2]"), Some("[12, 2]")));
+    assert_eq!((error.expected(), error.found()), (Some("[18, 2]"), Some("[12, 2]")));
 }
 
 // --- split in the file, fused in the model: q has 2 outputs, k and v one each
@@ -138,9 +138,6 @@ fn magnitudes_and_replaced_parts_must_be_of_all_outputs() {
         let errors = refusals_on(&adapter, &fused_sites(true));
         assert_eq!(errors.len(), 1, "{errors:?}");
         assert_eq!(errors[0].code(), ErrorCode::AdapterFeatureUnsupported);
-        assert_eq!(
-            (errors[0].expected_value(), errors[0].found_value()),
-            (Some("all 4 outputs of it"), Some("3 of them"))
-        );
+        assert_eq!((errors[0].expected(), errors[0].found()), (Some("all 4 outputs of it"), Some("3 of them")));
     }
 }

@@ -23,16 +23,16 @@ fn on(ranges: Value, layers: &[usize]) -> Adapter {
 }
 
 /// The layer of the file whose B acts at a layer of the base in a pass.
-fn layer_at(planned: &Planned, layer: usize, pass: u32) -> f32 {
-    planned.in_pass(&q_proj(layer), pass).b.as_ref().expect("factors").1[0]
+fn layer_at(planned: &Planned, layer: usize, repeat: u32) -> f32 {
+    planned.in_repeat(&q_proj(layer), repeat).b.as_ref().expect("factors").1[0]
 }
 
 #[test]
 fn each_copy_of_a_layer_has_deltas_of_its_own() {
     let planned = plan(&on(json!([[0, 2], [1, 2], [0, 1]]), &[0, 1, 2, 3]));
-    assert_eq!(planned.demands.layers.as_deref(), Some(&[0, 1, 1, 0][..]));
+    assert_eq!(planned.constraints.layers.as_deref(), Some(&[0, 1, 1, 0][..]));
     assert_eq!(planned.paths(), [(&*q_proj(0), 0), (&*q_proj(0), 1), (&*q_proj(1), 0), (&*q_proj(1), 1)]);
-    let found = [(0, 0), (1, 0), (1, 1), (0, 1)].map(|(layer, pass)| layer_at(&planned, layer, pass));
+    let found = [(0, 0), (1, 0), (1, 1), (0, 1)].map(|(layer, repeat)| layer_at(&planned, layer, repeat));
     assert_eq!(found, [0.0, 1.0, 2.0, 3.0]);
     assert_eq!(planned.sites, 4);
 }
@@ -50,8 +50,8 @@ fn patterns_and_targets_name_layers_of_the_new_stack() {
         .set("target_modules", json!(["q_proj"]))
         .set("layers_to_transform", json!([1, 3]));
     let planned = plan(&adapter);
-    assert_eq!(planned.in_pass(&q_proj(1), 0).scale, Some(2.0));
-    assert_eq!(planned.in_pass(&q_proj(1), 1).scale, Some(4.0));
+    assert_eq!(planned.in_repeat(&q_proj(1), 0).scale, Some(2.0));
+    assert_eq!(planned.in_repeat(&q_proj(1), 1).scale, Some(4.0));
     let error = refused(&adapter.set("layers_to_transform", json!([1])));
     assert_eq!(error.code(), ErrorCode::AdapterSiteExcluded);
     assert!(error.message().contains("model.layers.3."), "{error}");
@@ -74,7 +74,7 @@ fn ranges_are_checked_against_the_base() {
     ] {
         let error = refused(&on(ranges.clone(), &[0]));
         assert_eq!(error.code(), ErrorCode::AdapterConfigInvalid, "{ranges}");
-        assert_eq!((error.expected_value(), error.found_value()), (Some(expected), Some(found)), "{ranges}");
+        assert_eq!((error.expected(), error.found()), (Some(expected), Some(found)), "{ranges}");
     }
 }
 
@@ -85,8 +85,7 @@ fn what_a_config_promises_it_promises_for_each_copy() {
         .set("bias", json!("all"))
         .filled("model.layers.1.input_layernorm", "weight", &[HIDDEN])
         .filled("model.layers.0.self_attn.k_proj", "bias", &[HIDDEN]);
-    let names: Vec<_> =
-        refusals_on(&adapter, &sites()).iter().filter_map(|e| e.tensor_name().map(str::to_owned)).collect();
+    let names: Vec<_> = refusals_on(&adapter, &sites()).iter().filter_map(|e| e.tensor().map(str::to_owned)).collect();
     let expected = [
         "model.layers.0.input_layernorm.weight",
         "model.layers.2.input_layernorm.weight",

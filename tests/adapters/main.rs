@@ -11,16 +11,16 @@ mod forms;
 mod fused;
 mod inspect;
 mod layers;
-mod odd;
 mod plain;
+mod random_adapters;
 mod replaced;
 mod tensors;
 
 use adapter_files::{Adapter, Folder, sites};
 use exlora::Error;
 use exlora::adapter::AdapterFiles;
+use exlora::adapter::constraints::AdapterConstraints;
 use exlora::adapter::delta::{LowRank, SiteDelta};
-use exlora::adapter::demands::AdapterDemands;
 use exlora::sites::SiteTable;
 use serde_json::Value;
 
@@ -66,24 +66,24 @@ impl Change {
 #[derive(Debug)]
 struct Planned {
     changes: Vec<(String, u32, Change)>,
-    demands: AdapterDemands,
+    constraints: AdapterConstraints,
     sites: usize,
 }
 
 impl Planned {
     /// The change at a site.
     fn at(&self, path: &str) -> &Change {
-        self.in_pass(path, 0)
+        self.in_repeat(path, 0)
     }
 
     /// The change at a site in a pass over its layer.
-    fn in_pass(&self, path: &str, pass: u32) -> &Change {
-        let found = self.changes.iter().find(|change| change.0 == path && change.1 == pass);
-        &found.unwrap_or_else(|| panic!("no change at {path}, pass {pass}: {self:?}")).2
+    fn in_repeat(&self, path: &str, repeat: u32) -> &Change {
+        let found = self.changes.iter().find(|change| change.0 == path && change.1 == repeat);
+        &found.unwrap_or_else(|| panic!("no change at {path}, repeat {repeat}: {self:?}")).2
     }
 
     fn paths(&self) -> Vec<(&str, u32)> {
-        self.changes.iter().map(|(path, pass, _)| (path.as_str(), *pass)).collect()
+        self.changes.iter().map(|(path, repeat, _)| (path.as_str(), *repeat)).collect()
     }
 }
 
@@ -92,9 +92,9 @@ fn plan_on(adapter: &Adapter, sites: &SiteTable) -> Result<Planned, Error> {
     let config = Value::Object(adapter.config.clone()).to_string();
     let files = AdapterFiles::from_bytes(config.as_bytes(), adapter.safetensors(), "sql".as_ref())?;
     let plan = files.plan(sites)?;
-    let change = |delta: &SiteDelta<'_>| (sites.get(delta.site).path.clone(), delta.pass, Change::of(delta));
+    let change = |delta: &SiteDelta<'_>| (sites.get(delta.site).path.clone(), delta.repeat, Change::of(delta));
     let changes = plan.deltas.iter().map(change).collect();
-    Ok(Planned { changes, demands: plan.summary.demands, sites: plan.summary.sites })
+    Ok(Planned { changes, constraints: plan.summary.constraints, sites: plan.summary.sites })
 }
 
 /// Plans an adapter that is right on the tiny model.

@@ -57,7 +57,7 @@ fn the_real_dora_adapter_is_planned_whole() {
     let files = AdapterFiles::read(&fixture("devil-dora-r8")).expect("a right adapter");
     let sites = files.implied_sites();
     let plan = files.plan(&sites).expect("a right adapter");
-    assert_eq!((plan.deltas.len(), plan.summary.demands.rescaled.len()), (16, 16));
+    assert_eq!((plan.deltas.len(), plan.summary.constraints.rescaled.len()), (16, 16));
     for delta in &plan.deltas {
         let magnitude = low_rank(delta).magnitude.as_ref().expect("DoRA");
         assert_eq!(magnitude.shape(), [sites.get(delta.site).out_features]);

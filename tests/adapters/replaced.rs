@@ -23,8 +23,8 @@ fn trained_biases_stand_in_the_bases_place() {
     for suffix in ["base_layer.bias", "bias"] {
         let planned = plan(&biased("lora_only", &[K_PROJ], suffix));
         assert_eq!(planned.at(K_PROJ).bias, Some((vec![HIDDEN], counting(&[HIDDEN]))), "{suffix}");
-        assert_eq!(planned.demands.replaced.len(), 1);
-        assert_eq!(planned.demands.replaced[0].1, SitePart::Bias);
+        assert_eq!(planned.constraints.replaced.len(), 1);
+        assert_eq!(planned.constraints.replaced[0].1, SitePart::Bias);
     }
     let planned = plan(&biased("all", &[K_PROJ, other], "bias"));
     assert_eq!(planned.paths(), [(K_PROJ, 0), (other, 0)]);
@@ -34,9 +34,9 @@ fn trained_biases_stand_in_the_bases_place() {
 fn a_bias_that_the_config_promises_must_be_there() {
     let name = |layer: usize| format!("base_model.model.model.layers.{layer}.self_attn.k_proj.base_layer.bias");
     let lora_only = refused(&biased("lora_only", &[], "bias"));
-    assert_eq!((lora_only.code(), lora_only.tensor_name()), (ErrorCode::AdapterTensorMissing, Some(&*name(0))));
+    assert_eq!((lora_only.code(), lora_only.tensor()), (ErrorCode::AdapterTensorMissing, Some(&*name(0))));
     let all = refused(&biased("all", &[K_PROJ], "bias"));
-    assert_eq!((all.code(), all.tensor_name()), (ErrorCode::AdapterTensorMissing, Some(&*name(1))));
+    assert_eq!((all.code(), all.tensor()), (ErrorCode::AdapterTensorMissing, Some(&*name(1))));
 }
 
 #[test]
@@ -60,8 +60,8 @@ fn a_saved_weight_is_read_under_each_of_its_names() {
         );
         let planned = plan(&adapter);
         assert_eq!(planned.at(O_PROJ).weight, Some((vec![HIDDEN, HIDDEN], values)), "{suffix}");
-        assert_eq!(planned.demands.replaced.len(), 1);
-        assert_eq!(planned.demands.replaced[0].1, SitePart::Weight);
+        assert_eq!(planned.constraints.replaced.len(), 1);
+        assert_eq!(planned.constraints.replaced[0].1, SitePart::Weight);
     }
 }
 
@@ -74,14 +74,14 @@ fn a_saved_linear_brings_its_bias() {
     );
     let error = refused(&adapter);
     let name = format!("base_model.model.{K_PROJ}.bias");
-    assert_eq!((error.code(), error.tensor_name()), (ErrorCode::AdapterTensorMissing, Some(&*name)));
+    assert_eq!((error.code(), error.tensor()), (ErrorCode::AdapterTensorMissing, Some(&*name)));
     let planned = plan(
         &Adapter::empty()
             .set("modules_to_save", json!(["layers.0.self_attn.k_proj"]))
             .filled(K_PROJ, "weight", &[HIDDEN, HIDDEN])
             .filled(K_PROJ, "bias", &[HIDDEN]),
     );
-    assert_eq!(planned.demands.replaced.len(), 2);
+    assert_eq!(planned.constraints.replaced.len(), 2);
 }
 
 /// PEFT takes every module whose path ends with an entry, at a dot or not.
@@ -101,7 +101,7 @@ fn an_entry_saves_every_module_whose_path_ends_with_it() {
     let error =
         refused(&adapter.rename(|name| if name.contains("model.model.norm") { String::new() } else { name.into() }));
     assert_eq!(error.code(), ErrorCode::AdapterTensorMissing);
-    assert_eq!(error.tensor_name(), Some("base_model.model.model.norm.weight"));
+    assert_eq!(error.tensor(), Some("base_model.model.model.norm.weight"));
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn a_saved_block_is_all_modules_in_it() {
     };
     assert_eq!(plan(&block("")).sites, 3);
     let error = refused(&block("up_proj"));
-    assert_eq!(error.tensor_name(), Some("base_model.model.model.layers.1.mlp.up_proj.weight"));
+    assert_eq!(error.tensor(), Some("base_model.model.model.layers.1.mlp.up_proj.weight"));
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn factors_on_a_saved_module_are_refused() {
 #[test]
 fn wrong_replaced_weights_are_refused_with_both_shapes() {
     let one = |module: &str, shape: &[usize]| refused(&Adapter::empty().filled(module, "weight", shape));
-    let shapes = |error: &Error| (error.expected_value().map(str::to_owned), error.found_value().map(str::to_owned));
+    let shapes = |error: &Error| (error.expected().map(str::to_owned), error.found().map(str::to_owned));
     let some = |expected: &str, found: &str| (Some(expected.to_owned()), Some(found.to_owned()));
     for (module, shape, expected) in [
         (O_PROJ, &[HIDDEN + 1, HIDDEN][..], some("[6, 6]", "[7, 6]")),
@@ -163,7 +163,7 @@ fn resized(tokens: usize, choices: usize) -> Adapter {
 fn more_rows_than_the_base_has_are_a_demand_of_the_adapter() {
     let planned = plan(&resized(VOCAB + 5, VOCAB + 3));
     assert_eq!(planned.at(EMBEDDING).weight, Some((vec![VOCAB + 5, HIDDEN], counting(&[VOCAB + 5, HIDDEN]))));
-    assert_eq!((planned.demands.embedding_rows, planned.demands.head_rows), (Some(VOCAB + 5), Some(VOCAB + 3)));
+    assert_eq!((planned.constraints.embedding_rows, planned.constraints.head_rows), (Some(VOCAB + 5), Some(VOCAB + 3)));
 }
 
 #[test]
@@ -190,7 +190,7 @@ fn a_wrong_weight_of_one_end_says_nothing_of_the_other() {
         false => name.to_owned(),
     });
     let error = refused(&adapter.filled(EMBEDDING, "weight", &[VOCAB + 5, HIDDEN + 1]));
-    assert_eq!((error.expected_value(), error.found_value()), (Some("[32, 6]"), Some("[37, 7]")));
+    assert_eq!((error.expected(), error.found()), (Some("[32, 6]"), Some("[37, 7]")));
 }
 
 #[test]
@@ -207,7 +207,7 @@ fn factors_of_a_resized_end_are_of_its_rows() {
     assert_eq!(planned.at(HEAD).b.as_ref().map(|b| &b.0[..]), Some(&[grown, 2][..]));
     let stale = Adapter::empty().filled(HEAD, "base_layer.weight", &[VOCAB, HIDDEN]).pair(HEAD, 2, HIDDEN, grown);
     let error = refused(&stale);
-    assert_eq!((error.expected_value(), error.found_value()), (Some("[32, 2]"), Some("[37, 2]")));
+    assert_eq!((error.expected(), error.found()), (Some("[32, 2]"), Some("[37, 2]")));
 }
 
 /// A resized vocabulary with saved ends leaves the trained weight twice in the file, and the original beside it.
@@ -236,7 +236,7 @@ fn what_equals_the_base_is_no_replacement() {
     let sites = sites();
     let mut plan = files.plan(&sites).expect("right");
     let before = plan.summary.bytes;
-    assert_eq!((plan.summary.sites, plan.summary.demands.replaced.len()), (4, 4));
+    assert_eq!((plan.summary.sites, plan.summary.constraints.replaced.len()), (4, 4));
     let (embedding, head) = (sites.embedding.expect("there"), sites.head.expect("there"));
     plan.drop_copies(|site, part, tensor| {
         assert_eq!(tensor.shape(), if part == SitePart::Bias { &[HIDDEN][..] } else { &[VOCAB, HIDDEN] });
@@ -246,10 +246,10 @@ fn what_equals_the_base_is_no_replacement() {
     assert_eq!(left, [K_PROJ, HEAD]);
     let summary = &plan.summary;
     assert_eq!((summary.sites, summary.bytes), (2, before - 4 * (VOCAB * HIDDEN + 2 * HIDDEN)));
-    assert_eq!(summary.demands.replaced, [(head, SitePart::Weight)]);
-    assert_eq!((summary.demands.embedding_rows, summary.demands.head_rows), (None, Some(VOCAB)));
+    assert_eq!(summary.constraints.replaced, [(head, SitePart::Weight)]);
+    assert_eq!((summary.constraints.embedding_rows, summary.constraints.head_rows), (None, Some(VOCAB)));
     plan.drop_copies(|_, _, _| true);
-    assert!(!plan.summary.demands.is_replacing());
+    assert!(!plan.summary.constraints.is_replacing());
     assert_eq!(plan.summary.sites, 1);
 }
 
@@ -258,7 +258,7 @@ fn every_missing_tensor_of_a_saved_module_is_told() {
     let adapter = Adapter::on_q_proj().set("modules_to_save", json!(["lm_head", "embed_tokens", "k_proj"]));
     let errors = refusals_on(&adapter, &sites());
     let names: Vec<_> =
-        errors.iter().filter_map(Error::tensor_name).map(|name| &name["base_model.model.".len()..]).collect();
+        errors.iter().filter_map(Error::tensor).map(|name| &name["base_model.model.".len()..]).collect();
     let k_proj = |layer: usize, part: &str| format!("model.layers.{layer}.self_attn.k_proj.{part}");
     let expected = [
         "model.embed_tokens.weight".to_owned(),

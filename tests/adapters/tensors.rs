@@ -54,8 +54,8 @@ fn wrong_tensors_are_refused_each_under_its_code() {
     for (what, adapter, expected) in table {
         let error = refusal(&adapter.write());
         assert_eq!(codes(&error), expected, "{what}: {error}");
-        let named = expected == ["adapter_tensor_missing"] || error.tensor_name().is_some() || what == "a huge scale";
-        assert!(named && error.path_ref().is_some(), "{what}: {error}");
+        let named = expected == ["adapter_tensor_missing"] || error.tensor().is_some() || what == "a huge scale";
+        assert!(named && error.path().is_some(), "{what}: {error}");
         assert!(error.to_string().starts_with("adapter 'sql': "), "{what}: {error}");
     }
 }
@@ -73,14 +73,14 @@ fn a_factor_that_was_not_gathered_is_explained() {
 #[test]
 fn a_missing_factor_is_named() {
     let adapter = Adapter::on_q_proj().rename(|name| if name == Q_B { String::new() } else { name.to_owned() });
-    assert_eq!(refusal(&adapter.write()).tensor_name(), Some(Q_B));
+    assert_eq!(refusal(&adapter.write()).tensor(), Some(Q_B));
 }
 
 #[test]
 fn a_rank_mismatch_says_what_the_config_promised() {
     let adapter = Adapter::empty().set("r", json!(16)).ones(Q_A, &[16, HIDDEN]).ones(Q_B, &[HIDDEN, 8]);
     let error = refusal(&adapter.write());
-    assert_eq!((error.expected_value(), error.found_value()), (Some("[6, 16]"), Some("[6, 8]")));
+    assert_eq!((error.expected(), error.found()), (Some("[6, 16]"), Some("[6, 8]")));
     assert!(error.remedy().contains("r = 16 in adapter_config.json; a rank_pattern would have to name this module"));
 }
 
@@ -91,8 +91,8 @@ fn values_that_are_not_finite_are_counted() {
     for dtype in ["F32", "F16", "BF16"] {
         let adapter = Adapter::empty().values(Q_A, dtype, &[2, HIDDEN], &values).ones(Q_B, &[HIDDEN, 2]);
         let error = refusal(&adapter.write());
-        assert_eq!((error.code(), error.tensor_name()), (ErrorCode::AdapterNotFinite, Some(Q_A)));
-        assert_eq!(error.found_value(), Some("2 NaN and 1 infinite of 12, the first at index 5"), "{dtype}");
+        assert_eq!((error.code(), error.tensor()), (ErrorCode::AdapterNotFinite, Some(Q_A)));
+        assert_eq!(error.found(), Some("2 NaN and 1 infinite of 12, the first at index 5"), "{dtype}");
     }
 }
 
@@ -101,7 +101,7 @@ fn types_that_are_no_plain_floats_are_refused() {
     for (dtype, bytes) in [("I32", 4), ("I64", 8), ("F8_E4M3", 1), ("F64", 8), ("U8", 1)] {
         let a = vec![0; 2 * HIDDEN * bytes];
         let error = refusal(&Adapter::empty().raw(Q_A, dtype, &[2, HIDDEN], a).ones(Q_B, &[HIDDEN, 2]).write());
-        assert_eq!((error.code(), error.tensor_name()), (ErrorCode::AdapterDtypeUnsupported, Some(Q_A)), "{dtype}");
+        assert_eq!((error.code(), error.tensor()), (ErrorCode::AdapterDtypeUnsupported, Some(Q_A)), "{dtype}");
     }
 }
 
@@ -111,8 +111,8 @@ fn a_file_that_matches_nothing_is_one_clear_error() {
     let error = refusal(&adapter.write());
     assert_eq!(codes(&error), ["adapter_site_not_found"]);
     assert_eq!(error.message(), "0 of 4 tensors match the model");
-    assert!(error.expected_value().is_some_and(|text| text.contains("'model.layers.0.self_attn.q_proj'")));
-    let found = error.found_value().expect("a module of the file");
+    assert!(error.expected().is_some_and(|text| text.contains("'model.layers.0.self_attn.q_proj'")));
+    let found = error.found().expect("a module of the file");
     assert!(found.contains("'model.language_model.layers.0.self_attn.q_proj'"), "{found}");
 }
 
@@ -121,7 +121,7 @@ fn names_of_other_tools_are_refused_as_a_format() {
     for name in ["lora_unet_mid_block_proj.lora_down.weight", "model.layers.0.self_attn.q_proj.lora_a"] {
         let error = refusal(&Adapter::on_q_proj().ones(name, &[2, HIDDEN]).write());
         assert_eq!(codes(&error), ["adapter_format_unsupported"], "{name}");
-        assert_eq!(error.tensor_name(), Some(name));
+        assert_eq!(error.tensor(), Some(name));
     }
 }
 

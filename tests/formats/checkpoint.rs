@@ -50,7 +50,7 @@ fn refusal(bytes: &[u8]) -> Error {
     let dir = folder(&[("model.safetensors", bytes)]);
     let path = dir.path().join("model.safetensors");
     let mapped = refused(&dir);
-    assert_eq!(mapped.path_ref(), Some(&*path));
+    assert_eq!(mapped.path(), Some(&*path));
     assert_eq!(Checkpoint::read_file(&path).expect_err("refused"), mapped);
     assert_eq!(Checkpoint::from_bytes(bytes.to_vec(), &path).expect_err("refused"), mapped);
     mapped
@@ -119,7 +119,7 @@ fn a_file_without_tensors_is_valid() {
     assert_eq!(names(&checkpoint), [""; 0]);
     let error = checkpoint.tensor("a").expect_err("missing");
     assert_eq!(error.code(), ErrorCode::CheckpointTensorMissing);
-    assert_eq!((error.tensor_name(), error.path_ref()), (Some("a"), Some(Path::new("memory"))));
+    assert_eq!((error.tensor(), error.path()), (Some("a"), Some(Path::new("memory"))));
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn a_type_that_is_not_read_is_an_error_only_when_asked_for() {
         assert!(checkpoint.contains("strange"));
         assert_eq!(checkpoint.tensor("plain").expect("there").to_f32(), [1.0]);
         let error = checkpoint.get("strange").expect_err("refused");
-        assert_eq!((error.code(), error.found_value()), (ErrorCode::CheckpointDtypeUnsupported, Some(dtype)));
+        assert_eq!((error.code(), error.found()), (ErrorCode::CheckpointDtypeUnsupported, Some(dtype)));
     }
 }
 
@@ -207,8 +207,8 @@ fn a_missing_shard_is_named() {
     symlink("/nowhere/at/all", dir.path().join("x-2.safetensors")).expect("linked");
     let error = refused(&dir);
     assert_eq!(error.code(), ErrorCode::CheckpointNotFound);
-    assert_eq!(error.path_ref(), Some(&*dir.path().join("x-2.safetensors")));
-    assert_eq!((error.expected_value(), error.found_value()), (Some("2 shards"), Some("1 of them")));
+    assert_eq!(error.path(), Some(&*dir.path().join("x-2.safetensors")));
+    assert_eq!((error.expected(), error.found()), (Some("2 shards"), Some("1 of them")));
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn an_index_alone_is_an_incomplete_download() {
 fn a_tensor_in_two_shards_is_refused() {
     let dir = folder(&[("m-1.safetensors", &file(&["a", "b"])), ("m-2.safetensors", &file(&["b"]))]);
     let error = refused(&dir);
-    assert_eq!((error.code(), error.tensor_name()), (ErrorCode::CheckpointTensorDuplicate, Some("b")));
+    assert_eq!((error.code(), error.tensor()), (ErrorCode::CheckpointTensorDuplicate, Some("b")));
     let map = index(&[("a", "m-1.safetensors"), ("b", "m-2.safetensors")]);
     fs::write(dir.path().join(INDEX), map).expect("written");
     assert_eq!(refused(&dir).code(), ErrorCode::CheckpointTensorDuplicate);
@@ -235,8 +235,8 @@ fn an_index_that_promises_what_its_shards_do_not_hold_is_refused() {
     for (map, tensor) in [(absent, "ghost"), (elsewhere, "a")] {
         let dir = folder(&[shards[0], shards[1], (INDEX, &map)]);
         let error = refused(&dir);
-        assert_eq!((error.code(), error.tensor_name()), (ErrorCode::CheckpointIndexInvalid, Some(tensor)));
-        assert_eq!(error.path_ref(), Some(&*dir.path().join(INDEX)));
+        assert_eq!((error.code(), error.tensor()), (ErrorCode::CheckpointIndexInvalid, Some(tensor)));
+        assert_eq!(error.path(), Some(&*dir.path().join(INDEX)));
     }
 }
 
@@ -247,7 +247,7 @@ fn an_index_cannot_lead_out_of_its_folder() {
     for name in ["../x.safetensors", &absolute, "sub/x.safetensors", "..", ".", "", "a\\b.safetensors", "c:x", "a\0b"] {
         let dir = folder(&[("x.safetensors", &file(&["a"])), (INDEX, &index(&[("a", name)]))]);
         let error = refused(&dir);
-        assert_eq!((error.code(), error.tensor_name()), (ErrorCode::CheckpointIndexInvalid, Some("a")), "{name}");
+        assert_eq!((error.code(), error.tensor()), (ErrorCode::CheckpointIndexInvalid, Some("a")), "{name}");
     }
 }
 
@@ -257,7 +257,7 @@ fn an_index_that_is_none_is_refused() {
         let dir = folder(&[("x.safetensors", &file(&["a"])), (INDEX, bytes.as_bytes())]);
         let error = refused(&dir);
         assert_eq!(error.code(), ErrorCode::CheckpointIndexInvalid, "{bytes}");
-        assert_eq!(error.path_ref(), Some(&*dir.path().join(INDEX)));
+        assert_eq!(error.path(), Some(&*dir.path().join(INDEX)));
     }
 }
 
@@ -278,7 +278,7 @@ fn a_folder_that_is_not_there_or_holds_no_weights_is_not_found() {
     assert_eq!(error.code(), ErrorCode::CheckpointNotFound);
     let dir = folder(&[("pytorch_model.bin", b"")]);
     let error = refused(&dir);
-    assert_eq!((error.code(), error.found_value()), (ErrorCode::CheckpointNotFound, Some("pytorch_model.bin")));
+    assert_eq!((error.code(), error.found()), (ErrorCode::CheckpointNotFound, Some("pytorch_model.bin")));
     let error = Checkpoint::open(&dir.path().join("pytorch_model.bin")).expect_err("a file is no folder");
     assert_eq!(error.code(), ErrorCode::CheckpointUnreadable);
 }
@@ -294,7 +294,7 @@ fn what_is_not_a_regular_file_is_refused_at_once() {
     symlink("/dev/zero", device.path().join("model.safetensors")).expect("linked");
     for (dir, kind) in [(fifo, "a FIFO"), (directory, "a directory"), (device, "a device")] {
         let error = refused(&dir);
-        assert_eq!((error.code(), error.found_value()), (ErrorCode::CheckpointUnreadable, Some(kind)));
+        assert_eq!((error.code(), error.found()), (ErrorCode::CheckpointUnreadable, Some(kind)));
         let error = Checkpoint::read_file(&dir.path().join("model.safetensors")).expect_err("refused");
         assert_eq!(error.code(), ErrorCode::CheckpointUnreadable);
     }
@@ -307,8 +307,8 @@ fn a_file_cut_short_says_how_much_is_missing() {
     let whole = file(&["a", "b"]);
     let error = refusal(&whole[..whole.len() - 3]);
     assert_eq!(error.code(), ErrorCode::CheckpointTruncated);
-    assert_eq!(error.expected_value(), Some(&*format!("{} bytes", whole.len())));
-    assert_eq!(error.found_value(), Some(&*format!("{} bytes", whole.len() - 3)));
+    assert_eq!(error.expected(), Some(&*format!("{} bytes", whole.len())));
+    assert_eq!(error.found(), Some(&*format!("{} bytes", whole.len() - 3)));
 }
 
 #[test]
@@ -325,7 +325,7 @@ fn a_header_of_10_gigabytes_is_not_read() {
     bytes.extend_from_slice(b"{}");
     let error = refusal(&bytes);
     assert_eq!(error.code(), ErrorCode::CheckpointTooLarge);
-    assert_eq!(error.found_value(), Some("10737418240 bytes"));
+    assert_eq!(error.found(), Some("10737418240 bytes"));
     assert_eq!(refusal(&[0xff; 64]).code(), ErrorCode::CheckpointTooLarge);
 }
 
@@ -442,7 +442,7 @@ fn a_tensor_that_claims_more_than_memory_is_only_a_file_cut_short() {
 }
 
 #[test]
-fn a_git_lfs_pointer_is_recognised() {
+fn a_git_lfs_pointer_is_recognized() {
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n";
     let error = refusal(pointer);
     assert_eq!(error.code(), ErrorCode::CheckpointHeaderInvalid);

@@ -1,4 +1,4 @@
-//! What a quantisation config says, and every format that is refused by its name.
+//! What a quantization config says, and every format that is refused by its name.
 
 use std::path::Path;
 
@@ -42,7 +42,7 @@ macro_rules! refused_by_config {
         fn $test() {
             let error = refusal(&$config);
             assert_eq!(error.code(), ErrorCode::QuantFormatUnsupported);
-            assert_eq!(error.found_value(), Some($name));
+            assert_eq!(error.found(), Some($name));
             assert!(error.to_string().contains($name), "{error}");
         }
     )+};
@@ -78,7 +78,7 @@ refused_by_config! {
     a_rule_with_another_width_is_refused: with("dynamic", json!({"lm_head": {"bits": 6}})) => "6 bits";
 }
 
-/// One test a name: the tensors of that format are recognised where no config says anything.
+/// One test a name: the tensors of that format are recognized where no config says anything.
 macro_rules! refused_by_tensors {
     ($($test:ident: $part:literal => $name:literal;)+) => {$(
         #[test]
@@ -91,8 +91,8 @@ macro_rules! refused_by_tensors {
             let checkpoint = Checkpoint::from_bytes(safetensors(&tensors), Path::new("memory")).expect("a valid file");
             let error = open_linear(&checkpoint, None, path, 8, 4).err().expect("refused");
             assert_eq!(error.code(), ErrorCode::QuantFormatUnsupported);
-            assert_eq!(error.found_value(), Some($name));
-            assert_eq!(error.tensor_name(), Some(&*format!("{path}.{}", $part)));
+            assert_eq!(error.found(), Some($name));
+            assert_eq!(error.tensor(), Some(&*format!("{path}.{}", $part)));
         }
     )+};
 }
@@ -126,7 +126,7 @@ fn exl2_is_recognised_and_needs_no_numbers() {
 fn compression_config_is_refused_as_compressed_tensors() {
     let error =
         QuantConfig::read(Path::new("x"), &json!({"compression_config": {"format": "dense"}})).expect_err("refused");
-    assert_eq!((error.code(), error.found_value()), (ErrorCode::QuantFormatUnsupported, Some("compressed-tensors")));
+    assert_eq!((error.code(), error.found()), (ErrorCode::QuantFormatUnsupported, Some("compressed-tensors")));
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn config_json_is_read_before_the_file_beside_it() {
     assert!(QuantConfig::read(dir.path(), &json!({})).expect("no error").is_none());
     std::fs::write(dir.path().join("quantize_config.json"), with("bits", json!(8)).to_string()).expect("written");
     let bits = |config: Value| {
-        let config = QuantConfig::read(dir.path(), &config).expect("valid").expect("quantised");
+        let config = QuantConfig::read(dir.path(), &config).expect("valid").expect("quantized");
         config.gptq().expect("gptq").params().bits
     };
     assert_eq!(bits(json!({})), 8);
@@ -190,7 +190,7 @@ fn config_json_is_read_before_the_file_beside_it() {
     std::fs::write(dir.path().join("quantize_config.json"), "{").expect("written");
     let error = QuantConfig::read(dir.path(), &json!({})).expect_err("refused");
     assert_eq!(error.code(), ErrorCode::QuantConfigInvalid);
-    assert_eq!(error.path_ref(), Some(&*dir.path().join("quantize_config.json")));
+    assert_eq!(error.path(), Some(&*dir.path().join("quantize_config.json")));
 }
 
 #[test]
@@ -205,7 +205,7 @@ fn the_first_rule_that_matches_decides() {
     assert_eq!(bits("model.layers.0.mlp.up_proj"), None);
     assert_eq!(bits("model.layers.1.mlp.up_proj"), Some(2));
     assert_eq!(bits("lm_head"), Some(4));
-    let params = config.params_of("model.layers.0.mlp.down_proj").expect("matched").expect("quantised");
+    let params = config.params_of("model.layers.0.mlp.down_proj").expect("matched").expect("quantized");
     assert_eq!(params.group_size, Some(128), "what a rule leaves open is the config's");
 }
 
@@ -213,7 +213,7 @@ fn the_first_rule_that_matches_decides() {
 #[test]
 fn a_pattern_is_anchored_at_the_start_only() {
     let config = dynamic(json!({"layers": {"bits": 2}, "model.layers.1": {"bits": 8}, "(?=lm)": {"bits": 3}}));
-    let bits = |path: &str| config.params_of(path).expect("matched").expect("quantised").bits;
+    let bits = |path: &str| config.params_of(path).expect("matched").expect("quantized").bits;
     assert_eq!(bits("model.layers.0.mlp"), 4);
     assert_eq!(bits("model.layers.12.mlp"), 8);
     assert_eq!(bits("lm_head"), 3);

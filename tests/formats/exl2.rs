@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use exlora::checkpoint::Checkpoint;
-use exlora::quant::{QuantConfig, QuantWeight, open_bias, open_linear};
+use exlora::quant::{QuantConfig, StoredWeight, open_bias, open_linear};
 use exlora::{Device, Engine, EngineOptions, Error, ErrorCode, KvDType, Request, Result};
 use half::f16;
 use proptest::prelude::*;
@@ -31,8 +31,8 @@ fn module(groups: &[(usize, usize)], out_features: usize) -> Exl2Module {
 fn open(tensors: &[StoredTensor], in_features: usize, out_features: usize) -> Result<Vec<f32>> {
     let checkpoint = checkpoint(tensors);
     let weight = open_linear(&checkpoint, None, PATH, in_features, out_features)?;
-    assert!(matches!(weight, QuantWeight::Coded(_)));
-    Ok(weight.dequantise(0..out_features))
+    assert!(matches!(weight, StoredWeight::Quantized(_)));
+    Ok(weight.dequantize(0..out_features))
 }
 
 fn read(module: &Exl2Module) -> Vec<f32> {
@@ -44,7 +44,7 @@ fn refusal(change: impl FnOnce(&mut Vec<StoredTensor>)) -> Error {
     let mut tensors = module(&[(5, 64), (4, 64)], 40).tensors(PATH);
     change(&mut tensors);
     let error = open(&tensors, 128, 40).expect_err("refused");
-    assert_eq!(error.path_ref(), Some(Path::new("memory.safetensors")));
+    assert_eq!(error.path(), Some(Path::new("memory.safetensors")));
     error
 }
 
@@ -55,7 +55,7 @@ fn refusal_of_groups(q_groups: &[i16]) -> Error {
         tensor.shape = vec![q_groups.len()];
         tensor.bytes = q_groups.iter().flat_map(|v| v.to_le_bytes()).collect();
     });
-    assert_eq!(error.tensor_name(), Some(&*format!("{PATH}.q_groups")));
+    assert_eq!(error.tensor(), Some(&*format!("{PATH}.q_groups")));
     error
 }
 
@@ -83,7 +83,7 @@ proptest! {
     fn what_was_packed_is_what_is_read(blocks in 1usize..20, outs in 1usize..100, seed in any::<u64>()) {
         let random = &mut Random(seed);
         let module = Exl2Module::random(random_groups(blocks, random), outs, random);
-        prop_assert_eq!(bits(&read(&module)), bits(&module.dequantise()));
+        prop_assert_eq!(bits(&read(&module)), bits(&module.dequantize()));
     }
 
     #[test]
@@ -95,7 +95,7 @@ proptest! {
         let module = Exl2Module::random(random_groups(10, random), 40, random);
         let checkpoint = checkpoint(&module.tensors(PATH));
         let weight = open_linear(&checkpoint, None, PATH, 320, 40).expect("readable");
-        let QuantWeight::Coded(weight) = &weight else { panic!("coded") };
+        let StoredWeight::Quantized(weight) = &weight else { panic!("quantized") };
         let inputs = inputs.0.min(inputs.1)..inputs.0.max(inputs.1);
         let outputs = outputs.0.min(outputs.1)..outputs.0.max(outputs.1);
         let mut codes = vec![0; inputs.len() * outputs.len()];
@@ -127,7 +127,7 @@ fn the_fixture_means_what_exllamav2_makes_of_it() {
     for (path, expected) in golden {
         let size = |i: usize| expected["shape"][i].as_u64().expect("a size") as usize;
         let weight = open_linear(&checkpoint, None, path, size(0), size(1)).expect("readable");
-        let bytes = stored_bytes(&weight.dequantise(0..size(1)), size(0));
+        let bytes = stored_bytes(&weight.dequantize(0..size(1)), size(0));
         let hash: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(expected["sha256"], hash, "{path}");
     }
@@ -141,7 +141,7 @@ fn what_real_weights_miss_is_bit_equal_too() {
         let (ins, columns) = (expected.shape()[0], expected.shape()[1]);
         // All columns, then as a module whose last columns are padding.
         for outs in [columns, columns - 24] {
-            let weight = open_linear(&edges, None, name, ins, outs).expect("readable").dequantise(0..outs);
+            let weight = open_linear(&edges, None, name, ins, outs).expect("readable").dequantize(0..outs);
             let expected: Vec<u8> =
                 expected.bytes().chunks(columns * 2).flat_map(|row| row[..outs * 2].to_vec()).collect();
             assert!(stored_bytes(&weight, ins) == expected, "{name}, {outs} outputs");
@@ -155,14 +155,14 @@ fn inputs_in_their_own_order_need_no_permutation() {
     let is_permuted = |module: &Exl2Module| {
         let checkpoint = checkpoint(&module.tensors(PATH));
         match open_linear(&checkpoint, None, PATH, 96, 32).expect("readable") {
-            QuantWeight::Coded(weight) => weight.layout().permutation.is_some(),
-            QuantWeight::Dense(_) => panic!("coded"),
+            StoredWeight::Quantized(weight) => weight.layout().permutation.is_some(),
+            StoredWeight::Dense(_) => panic!("quantized"),
         }
     };
     assert!(is_permuted(&module));
     module.order.sort_unstable();
     assert!(!is_permuted(&module));
-    assert_eq!(read(&module), module.dequantise());
+    assert_eq!(read(&module), module.dequantize());
 }
 
 #[test]
@@ -172,7 +172,7 @@ fn the_tensors_decide_whatever_the_config_says() {
     for config in [None, Some(json!({"quant_method": "exl2"})), Some(json!({"bits": 4, "group_size": 128}))] {
         let config = config.map(|config| QuantConfig::from_json(&config).expect("valid"));
         let weight = open_linear(&checkpoint, config.as_ref(), PATH, 128, 32).expect("readable");
-        assert_eq!(weight.dequantise(0..32), module.dequantise());
+        assert_eq!(weight.dequantize(0..32), module.dequantize());
     }
 }
 
@@ -183,7 +183,7 @@ fn each_missing_part_is_named() {
     for name in ["q_groups", "q_scale", "q_scale_max", "q_invperm"] {
         let full = format!("{PATH}.{name}");
         let error = refusal(|tensors| tensors.retain(|tensor| tensor.name != full));
-        assert_eq!((error.code(), error.tensor_name()), (ErrorCode::CheckpointTensorMissing, Some(&*full)));
+        assert_eq!((error.code(), error.tensor()), (ErrorCode::CheckpointTensorMissing, Some(&*full)));
     }
 }
 
@@ -202,8 +202,8 @@ fn tensors_of_the_wrong_shape_are_refused() {
         let code = if name == "q_weight" { ErrorCode::QuantValueInvalid } else { ErrorCode::QuantShapeMismatch };
         assert_eq!(error.code(), code, "{name}");
         let full = if name == "q_weight" { format!("{PATH}.q_groups") } else { full };
-        assert_eq!(error.tensor_name(), Some(&*full));
-        assert!(error.expected_value().is_some() && error.found_value().is_some());
+        assert_eq!(error.tensor(), Some(&*full));
+        assert!(error.expected().is_some() && error.found().is_some());
     }
 }
 
@@ -217,7 +217,7 @@ fn tensors_of_another_type_are_refused() {
             tensors.iter_mut().find(|tensor| tensor.name == full).expect("there").dtype = dtype;
         });
         assert_eq!(error.code(), ErrorCode::CheckpointDtypeUnsupported, "{name}");
-        assert_eq!(error.tensor_name(), Some(&*full));
+        assert_eq!(error.tensor(), Some(&*full));
     }
 }
 
@@ -227,7 +227,7 @@ fn widths_and_inputs_of_another_model_are_refused() {
     for (ins, outs) in [(96, 40), (160, 40), (128, 32), (128, 65), (128, 0), (0, 40), (100, 40), (128, usize::MAX)] {
         let error = open(&tensors, ins, outs).expect_err("refused");
         assert_eq!(error.code(), ErrorCode::QuantShapeMismatch, "{ins} {outs}");
-        assert!(error.expected_value().is_some() && error.found_value().is_some());
+        assert!(error.expected().is_some() && error.found().is_some());
     }
 }
 
@@ -236,16 +236,16 @@ fn more_inputs_than_65535_are_refused() {
     let groups = [(2, 65_536)];
     let error = open(&module(&groups, 32).tensors(PATH), 65_536, 32).expect_err("refused");
     assert_eq!(error.code(), ErrorCode::QuantShapeMismatch);
-    assert_eq!(error.tensor_name(), Some(&*format!("{PATH}.q_invperm")));
-    assert_eq!(error.found_value(), Some("65536"));
-    assert_eq!(error.expected_value(), Some("a multiple of 32 up to 65535"));
+    assert_eq!(error.tensor(), Some(&*format!("{PATH}.q_invperm")));
+    assert_eq!(error.found(), Some("65536"));
+    assert_eq!(error.expected(), Some("a multiple of 32 up to 65535"));
 }
 
 #[test]
 fn ascending_widths_are_refused() {
     let error = refusal_of_groups(&[4, 0, 5, 8]);
     assert_eq!(error.code(), ErrorCode::QuantValueInvalid);
-    assert_eq!((error.expected_value(), error.found_value()), (Some("at most 4 bits"), Some("5 bits for group 1")));
+    assert_eq!((error.expected(), error.found()), (Some("at most 4 bits"), Some("5 bits for group 1")));
 }
 
 #[test]
@@ -253,8 +253,8 @@ fn widths_that_the_format_does_not_have_are_refused() {
     for width in [7, 1, 0, 9, 16, -4, i16::MIN, i16::MAX] {
         let error = refusal_of_groups(&[width, 0, 2, 14]);
         assert_eq!(error.code(), ErrorCode::QuantValueInvalid);
-        assert_eq!(error.expected_value(), Some("8, 6, 5, 4, 3 or 2 bits"));
-        assert_eq!(error.found_value(), Some(&*format!("{width} bits for group 0")));
+        assert_eq!(error.expected(), Some("8, 6, 5, 4, 3 or 2 bits"));
+        assert_eq!(error.found(), Some(&*format!("{width} bits for group 0")));
     }
 }
 
@@ -262,8 +262,8 @@ fn widths_that_the_format_does_not_have_are_refused() {
 fn groups_of_16_inputs_are_refused() {
     let error = refusal_of_groups(&[2, 0, 2, 1]);
     assert_eq!(error.code(), ErrorCode::QuantValueInvalid);
-    assert_eq!(error.expected_value(), Some("a multiple of 2 rows of q_weight"));
-    assert_eq!(error.found_value(), Some("1 rows, 16 inputs, for group 0"));
+    assert_eq!(error.expected(), Some("a multiple of 2 rows of q_weight"));
+    assert_eq!(error.found(), Some("1 rows, 16 inputs, for group 0"));
 }
 
 #[test]
@@ -272,7 +272,7 @@ fn groups_that_do_not_divide_the_rows_are_refused() {
     for q_groups in [[5, 5, 4, 10], [5, 0, 4, 0], [5, 0, 4, 18], [5, 0, 4, 40], [5, -10, 4, 10], [5, 0, 4, i16::MIN]] {
         let error = refusal_of_groups(&q_groups);
         assert_eq!(error.code(), ErrorCode::QuantValueInvalid, "{q_groups:?}");
-        assert!(error.expected_value().is_some() && error.found_value().is_some());
+        assert!(error.expected().is_some() && error.found().is_some());
     }
 }
 
@@ -280,7 +280,7 @@ fn groups_that_do_not_divide_the_rows_are_refused() {
 fn groups_that_do_not_sum_to_the_inputs_are_refused() {
     let error = refusal_of_groups(&[6, 0, 3, 6]);
     assert_eq!(error.code(), ErrorCode::QuantShapeMismatch);
-    assert_eq!((error.expected_value(), error.found_value()), (Some("128"), Some("160")));
+    assert_eq!((error.expected(), error.found()), (Some("128"), Some("160")));
 }
 
 #[test]
@@ -296,15 +296,15 @@ fn an_order_that_is_no_permutation_is_refused() {
         let error = refusal(|tensors| {
             part(tensors, "q_invperm").bytes[20..24].copy_from_slice(&stored.to_le_bytes());
         });
-        assert_eq!((error.code(), error.found_value()), (ErrorCode::QuantValueInvalid, Some(found)));
-        assert_eq!(error.expected_value(), Some("each of 0..128 once"));
+        assert_eq!((error.code(), error.found()), (ErrorCode::QuantValueInvalid, Some(found)));
+        assert_eq!(error.expected(), Some("each of 0..128 once"));
     }
     let error = refusal(|tensors| {
         let bytes = &mut part(tensors, "q_invperm").bytes;
         bytes.copy_within(0..4, 20);
     });
     assert_eq!(error.code(), ErrorCode::QuantValueInvalid);
-    assert!(error.found_value().is_some_and(|found| found.ends_with(", a second time, for input 5")), "{error}");
+    assert!(error.found().is_some_and(|found| found.ends_with(", a second time, for input 5")), "{error}");
 }
 
 #[test]
@@ -314,8 +314,8 @@ fn scales_that_are_not_finite_are_refused() {
             part(tensors, "q_scale_max").bytes[2..4].copy_from_slice(&f16::from_f32(bad).to_le_bytes());
         });
         assert_eq!(error.code(), ErrorCode::QuantValueInvalid);
-        assert_eq!(error.tensor_name(), Some(&*format!("{PATH}.q_scale_max")));
-        assert_eq!(error.found_value(), Some(&*format!("{bad} for group 1")));
+        assert_eq!(error.tensor(), Some(&*format!("{PATH}.q_scale_max")));
+        assert_eq!(error.found(), Some(&*format!("{bad} for group 1")));
     }
 }
 
@@ -326,11 +326,11 @@ fn finite_scales_of_infinite_weights_are_refused_but_not_for_what_is_padding() {
     module.fields.fill(0);
     // 1024 / 256 * 16^2 * 128 is beyond 65504; with the other fields it is 512.
     module.fields[40] = 15;
-    assert_eq!(read(&module), module.dequantise());
+    assert_eq!(read(&module), module.dequantize());
     module.fields[32] = 15;
     let error = open(&module.tensors(PATH), 32, 33).expect_err("refused");
     assert_eq!(error.code(), ErrorCode::QuantValueInvalid);
-    assert_eq!(error.found_value(), Some("a scale of 1024 for group 0, output 32"));
+    assert_eq!(error.found(), Some("a scale of 1024 for group 0, output 32"));
 }
 
 #[test]

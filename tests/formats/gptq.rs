@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use exlora::checkpoint::Checkpoint;
-use exlora::quant::{QuantConfig, QuantWeight, open_bias, open_linear};
+use exlora::quant::{QuantConfig, StoredWeight, open_bias, open_linear};
 use exlora::{ErrorCode, Result};
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
@@ -26,11 +26,11 @@ fn module(spec: GptqSpec, in_features: usize, out_features: usize) -> GptqModule
     GptqModule::random(spec, in_features, out_features, &mut Random(7))
 }
 
-/// Dequantises the module as stored, or fails.
+/// Dequantizes the module as stored, or fails.
 fn read(module: &GptqModule, tensors: &[StoredTensor]) -> Result<Vec<f32>> {
     let checkpoint = checkpoint(tensors);
     let weight = open_linear(&checkpoint, Some(&config(module.spec)), PATH, module.in_features, module.out_features)?;
-    Ok(weight.dequantise(0..module.out_features))
+    Ok(weight.dequantize(0..module.out_features))
 }
 
 /// The code with which the module is refused after a change to its tensors.
@@ -65,7 +65,7 @@ proptest! {
     #[test]
     fn what_was_packed_is_what_is_read(spec in specs(), ins in 1usize..9, outs in 1usize..7, seed in any::<u64>()) {
         let module = GptqModule::random(spec, ins * 32, outs * 32, &mut Random(seed));
-        prop_assert_eq!(read(&module, &module.tensors(PATH)).expect("readable"), module.dequantise());
+        prop_assert_eq!(read(&module, &module.tensors(PATH)).expect("readable"), module.dequantize());
     }
 
     #[test]
@@ -76,7 +76,7 @@ proptest! {
         let module = module(spec, 96, 64);
         let checkpoint = checkpoint(&module.tensors(PATH));
         let weight = open_linear(&checkpoint, Some(&config(spec)), PATH, 96, 64).expect("readable");
-        let QuantWeight::Coded(weight) = &weight else { panic!("coded") };
+        let StoredWeight::Quantized(weight) = &weight else { panic!("quantized") };
         let inputs = inputs.0.min(inputs.1)..inputs.0.max(inputs.1);
         let outputs = outputs.0.min(outputs.1)..outputs.0.max(outputs.1);
         let mut codes = vec![0; inputs.len() * outputs.len()];
@@ -92,7 +92,7 @@ proptest! {
         let module = GptqModule::random(spec, 160, 32, &mut Random(seed));
         let checkpoint = checkpoint(&module.tensors(PATH));
         let weight = open_linear(&checkpoint, Some(&config(spec)), PATH, 160, 32).expect("readable");
-        let QuantWeight::Coded(weight) = &weight else { panic!("coded") };
+        let StoredWeight::Quantized(weight) = &weight else { panic!("quantized") };
         let layout = weight.layout();
         let order = layout.permutation.clone().unwrap_or((0..160).collect());
         let mut sorted = order.clone();
@@ -114,7 +114,7 @@ fn groups_in_file_order_need_no_permutation() {
         let module = module(GptqSpec { order, ..GptqSpec::new(4, 32) }, 96, 32);
         let checkpoint = checkpoint(&module.tensors(PATH));
         let weight = open_linear(&checkpoint, Some(&config(module.spec)), PATH, 96, 32).expect("readable");
-        let QuantWeight::Coded(weight) = &weight else { panic!("coded") };
+        let StoredWeight::Quantized(weight) = &weight else { panic!("quantized") };
         assert_eq!(weight.layout().permutation, None);
         assert_eq!(weight.layout().groups.iter().map(|g| g.inputs).collect::<Vec<_>>(), [32, 32, 32]);
     }
@@ -124,7 +124,7 @@ fn groups_in_file_order_need_no_permutation() {
 fn a_last_group_may_be_short() {
     let module = module(GptqSpec { order: GroupOrder::Absent, ..GptqSpec::new(4, 64) }, 160, 32);
     assert_eq!(module.scales.len() / 32, 3);
-    assert_eq!(read(&module, &module.tensors(PATH)).expect("readable"), module.dequantise());
+    assert_eq!(read(&module, &module.tensors(PATH)).expect("readable"), module.dequantize());
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn a_format_1_field_of_all_ones_is_a_zero_point_of_2_to_the_bits_and_spares_its_
         for (n, zero) in module.zeros.iter_mut().enumerate() {
             *zero = if n % 3 == 0 { 1 << bits } else { 1 };
         }
-        assert_eq!(read(&module, &module.tensors(PATH)).expect("readable"), module.dequantise(), "{bits} bits");
+        assert_eq!(read(&module, &module.tensors(PATH)).expect("readable"), module.dequantize(), "{bits} bits");
     }
 }
 
@@ -142,7 +142,7 @@ fn a_format_1_field_of_all_ones_is_a_zero_point_of_2_to_the_bits_and_spares_its_
 fn a_format_2_zero_point_of_0_is_0() {
     let mut module = module(GptqSpec { v2: true, ..GptqSpec::new(4, 32) }, 32, 32);
     module.zeros.fill(0);
-    assert_eq!(read(&module, &module.tensors(PATH)).expect("readable"), module.dequantise());
+    assert_eq!(read(&module, &module.tensors(PATH)).expect("readable"), module.dequantize());
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn symmetric_zeros_of_format_2_are_seen_through_a_declaration_of_format_1() {
         let mut module = module(spec, 64, 64);
         let tensors = module.tensors(PATH);
         module.spec.v2 = false;
-        assert_eq!(read(&module, &tensors).expect("readable"), module.dequantise(), "{bits} bits");
+        assert_eq!(read(&module, &tensors).expect("readable"), module.dequantize(), "{bits} bits");
     }
 }
 
@@ -160,7 +160,7 @@ fn symmetric_zeros_of_format_2_are_seen_through_a_declaration_of_format_1() {
 fn an_asymmetric_file_is_taken_at_its_word() {
     let mut module = module(GptqSpec::new(4, 32), 64, 64);
     module.zeros.fill(9);
-    assert_eq!(read(&module, &module.tensors(PATH)).expect("readable"), module.dequantise());
+    assert_eq!(read(&module, &module.tensors(PATH)).expect("readable"), module.dequantize());
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn scales_may_be_float32_or_bfloat16() {
     let scales: Vec<f32> = module.scales.iter().map(|scale| scale.to_f32()).collect();
     let mut tensors = module.tensors(PATH);
     *part(&mut tensors, "scales") = StoredTensor::f32(&format!("{PATH}.scales"), &[2, 32], &scales);
-    assert_eq!(read(&module, &tensors).expect("readable"), module.dequantise());
+    assert_eq!(read(&module, &tensors).expect("readable"), module.dequantize());
 
     let coarse: Vec<f32> = scales.iter().map(|&scale| half::bf16::from_f32(scale).to_f32()).collect();
     *part(&mut tensors, "scales") = StoredTensor::bf16(&format!("{PATH}.scales"), &[2, 32], &coarse);
@@ -179,19 +179,19 @@ fn scales_may_be_float32_or_bfloat16() {
 }
 
 #[test]
-fn a_head_may_be_quantised_too() {
+fn a_head_may_be_quantized_too() {
     let dir = tempfile::tempdir().expect("a folder");
     let tiny = TinyModel { gptq: Some(GptqSpec::new(3, 32)), gptq_head: true, ..TinyModel::default() };
     let values = tiny.write(dir.path());
     let checkpoint = Checkpoint::open(dir.path()).expect("readable");
     let config = QuantConfig::read(dir.path(), &tiny.config()).expect("valid");
     let head = open_linear(&checkpoint, config.as_ref(), "lm_head", tiny.hidden, tiny.vocab).expect("readable");
-    assert!(matches!(head, QuantWeight::Coded(_)));
-    assert_eq!(head.dequantise(0..tiny.vocab), values["lm_head.weight"]);
+    assert!(matches!(head, StoredWeight::Quantized(_)));
+    assert_eq!(head.dequantize(0..tiny.vocab), values["lm_head.weight"]);
 }
 
 #[test]
-fn plain_weights_beside_quantised_ones_are_read_as_they_are() {
+fn plain_weights_beside_quantized_ones_are_read_as_they_are() {
     for plain in [Plain::F32, Plain::F16, Plain::BF16] {
         let dir = tempfile::tempdir().expect("a folder");
         let tiny =
@@ -200,9 +200,9 @@ fn plain_weights_beside_quantised_ones_are_read_as_they_are() {
         let checkpoint = Checkpoint::open(dir.path()).expect("readable");
         let config = QuantConfig::read(dir.path(), &tiny.config()).expect("valid");
         let head = open_linear(&checkpoint, config.as_ref(), "lm_head", 64, 96).expect("readable");
-        assert!(matches!(head, QuantWeight::Dense(_)));
-        assert_eq!(head.dequantise(0..96), values["lm_head.weight"]);
-        assert_eq!(head.dequantise(5..7), values["lm_head.weight"][5 * 64..7 * 64]);
+        assert!(matches!(head, StoredWeight::Dense(_)));
+        assert_eq!(head.dequantize(0..96), values["lm_head.weight"]);
+        assert_eq!(head.dequantize(5..7), values["lm_head.weight"][5 * 64..7 * 64]);
         let bias = open_bias(&checkpoint, "model.layers.1.self_attn.k_proj", 32).expect("readable").expect("there");
         assert_eq!(bias.to_f32(), values["model.layers.1.self_attn.k_proj.bias"]);
         assert!(open_bias(&checkpoint, "lm_head", 96).expect("no error").is_none());
@@ -220,14 +220,14 @@ fn the_fixtures_mean_what_another_program_computed() {
         let checkpoint = Checkpoint::open(&dir).expect("readable");
         let json = std::fs::read(dir.join("config.json")).expect("there");
         let json = serde_json::from_slice(&json).expect("valid");
-        let config = QuantConfig::read(&dir, &json).expect("valid").expect("quantised");
+        let config = QuantConfig::read(&dir, &json).expect("valid").expect("quantized");
         let beside = QuantConfig::read(&dir, &serde_json::json!({})).expect("valid").expect("quantize_config.json");
         let params = |config: &QuantConfig| config.gptq().expect("gptq").params();
         assert_eq!(params(&config), params(&beside));
         for (path, expected) in expected.as_object().expect("a map") {
             let size = |i: usize| expected["shape"][i].as_u64().expect("a size") as usize;
             let weight = open_linear(&checkpoint, Some(&config), path, size(1), size(0)).expect("readable");
-            let values = weight.dequantise(0..size(0));
+            let values = weight.dequantize(0..size(0));
             for value in expected["values"].as_array().expect("a list") {
                 let at = |i: usize| value[i].as_u64().expect("an index") as usize;
                 let golden = value[2].as_f64().expect("a number") as f32;
@@ -252,8 +252,8 @@ fn packed_tensors_of_the_wrong_shape_are_refused() {
             tensor.bytes.extend(vec![0; row]);
         });
         assert_eq!(error.code(), ErrorCode::QuantShapeMismatch, "{name}");
-        assert_eq!(error.tensor_name(), Some(&*format!("{PATH}.{name}")));
-        assert!(error.expected_value().is_some() && error.found_value().is_some());
+        assert_eq!(error.tensor(), Some(&*format!("{PATH}.{name}")));
+        assert!(error.expected().is_some() && error.found().is_some());
     }
 }
 
@@ -276,7 +276,7 @@ fn each_missing_part_is_named() {
     for name in ["qzeros", "scales"] {
         let error = refusal(GptqSpec::new(4, 32), |tensors| tensors.retain(|tensor| !tensor.name.ends_with(name)));
         assert_eq!(error.code(), ErrorCode::CheckpointTensorMissing);
-        assert_eq!(error.tensor_name(), Some(&*format!("{PATH}.{name}")));
+        assert_eq!(error.tensor(), Some(&*format!("{PATH}.{name}")));
     }
     let error = refusal(GptqSpec::new(4, 32), |tensors| tensors.retain(|tensor| !tensor.name.ends_with("qweight")));
     assert_eq!(error.code(), ErrorCode::CheckpointTensorMissing);
@@ -287,7 +287,7 @@ fn act_order_without_a_group_index_is_refused() {
     let spec = GptqSpec { order: GroupOrder::ActOrder, ..GptqSpec::new(4, 32) };
     let error = refusal(spec, |tensors| tensors.retain(|tensor| !tensor.name.ends_with("g_idx")));
     assert_eq!(error.code(), ErrorCode::CheckpointTensorMissing);
-    assert_eq!(error.tensor_name(), Some(&*format!("{PATH}.g_idx")));
+    assert_eq!(error.tensor(), Some(&*format!("{PATH}.g_idx")));
 }
 
 #[test]
@@ -297,7 +297,7 @@ fn a_group_index_out_of_range_is_refused() {
             part(tensors, "g_idx").bytes[20..24].copy_from_slice(&group.to_le_bytes());
         });
         assert_eq!(error.code(), ErrorCode::QuantValueInvalid);
-        assert_eq!(error.found_value(), Some(&*format!("{group} for input 5")));
+        assert_eq!(error.found(), Some(&*format!("{group} for input 5")));
     }
 }
 
@@ -308,7 +308,7 @@ fn scales_that_are_not_finite_are_refused() {
             part(tensors, "scales").bytes[66..68].copy_from_slice(&half::f16::from_f32(bad).to_le_bytes());
         });
         assert_eq!(error.code(), ErrorCode::QuantValueInvalid);
-        assert_eq!(error.found_value(), Some(&*format!("{bad} for group 1, output 1")));
+        assert_eq!(error.found(), Some(&*format!("{bad} for group 1, output 1")));
     }
     let error = refusal(GptqSpec::new(4, 32), |tensors| {
         *part(tensors, "scales") = StoredTensor::f32(&format!("{PATH}.scales"), &[4, 32], &[1e38; 128]);
@@ -337,7 +337,7 @@ fn a_module_with_two_weights_is_refused() {
 }
 
 #[test]
-fn a_quantised_weight_without_any_config_is_refused() {
+fn a_quantized_weight_without_any_config_is_refused() {
     let module = module(GptqSpec::new(4, 32), 64, 32);
     let checkpoint = checkpoint(&module.tensors(PATH));
     let error = open_linear(&checkpoint, None, PATH, 64, 32).err().expect("refused");
@@ -370,6 +370,6 @@ fn modules_may_differ_in_width_and_group_by_dynamic_rules() {
     let checkpoint = checkpoint(&tensors);
     for (path, module) in [(a, first), (b, second)] {
         let weight = open_linear(&checkpoint, Some(&config), path, 128, 32).expect("readable");
-        assert_eq!(weight.dequantise(0..32), module.dequantise());
+        assert_eq!(weight.dequantize(0..32), module.dequantize());
     }
 }

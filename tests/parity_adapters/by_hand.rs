@@ -8,10 +8,10 @@ use exlora::quant::CodeGroup;
 use exlora::sites::{SiteId, SitePart};
 use exlora::tensor::DType;
 
-use crate::changes::{Change, Low};
-use crate::coded::{RandomCodes, Rng};
+use crate::deltas::{Change, Low};
+use crate::harness::{FLOATS, Harness, Member, Mixture, Tensor, Weight, assert_close, fast, isas, oracle, route};
 use crate::random::{Place, random_adapters};
-use crate::rig::{FLOATS, Member, Mixture, Rig, Tensor, Weight, assert_close, fast, isas, oracle, route};
+use crate::random_weights::{RandomCodes, Rng};
 
 /// With DoRA's magnitude.
 fn rescaled(low: Low, magnitude: &[f32]) -> Low {
@@ -47,14 +47,14 @@ fn dora_by_hand() {
         (vec![(d, 1.0), (p, 1.0)], [15.5, 3.0]),
     ];
     for options in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
-        let mut rig = Rig::open(&options);
-        let (group, sites) = rig.group(&[small_linear()]);
-        rig.upload(d, &sites, &[Change::low(0, dora.clone())]).expect("the adapter uploads");
-        rig.upload(p, &sites, &[Change::low(0, plain.clone())]).expect("the adapter uploads");
-        let (x, y) = (rig.put(2, &vec![1.0; 2 * cases.len()]), rig.room(2, cases.len()));
+        let mut harness = Harness::open(&options);
+        let (group, sites) = harness.group(&[small_linear()]);
+        harness.upload(d, &sites, &[Change::low(0, dora.clone())]).expect("the adapter uploads");
+        harness.upload(p, &sites, &[Change::low(0, plain.clone())]).expect("the adapter uploads");
+        let (x, y) = (harness.put(2, &vec![1.0; 2 * cases.len()]), harness.room(2, cases.len()));
         let batch = route(&cases.clone().map(|(mixture, _)| mixture));
-        rig.backend.linear(group, x, cases.len(), &batch, y, Write::Replace).expect("the linear runs");
-        assert_close("by hand", 2, &rig.get(y, 2, cases.len()), &cases.clone().map(|(_, y)| y).concat(), 1e-7);
+        harness.backend.linear(group, x, cases.len(), &batch, y, Write::Replace).expect("the linear runs");
+        assert_close("by hand", 2, &harness.get(y, 2, cases.len()), &cases.clone().map(|(_, y)| y).concat(), 1e-7);
     }
 }
 
@@ -70,14 +70,14 @@ fn a_truncated_weight_by_hand() {
     // x = (2, 0): W x = (4, 2), truncated (3, 3); B A x = (2, 4).
     let expected = [[4.5, 1.0], [4.5, 4.0], [3.5, 2.0], [2.5, 0.0]];
     for options in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
-        let mut rig = Rig::open(&options);
-        let (group, sites) = rig.group(&[Member { weight: weight.clone(), bias: bias.clone() }]);
+        let mut harness = Harness::open(&options);
+        let (group, sites) = harness.group(&[Member { weight: weight.clone(), bias: bias.clone() }]);
         let truncating = Change { removed: removed.clone(), ..Change::low(0, low.clone()) };
-        rig.upload(slot, &sites, &[truncating]).expect("the adapter uploads");
-        rig.upload(plain, &sites, &[Change::low(0, low.clone())]).expect("the adapter uploads");
-        let (x, y) = (rig.put(2, &[2.0, 0.0].repeat(4)), rig.room(2, 4));
-        rig.backend.linear(group, x, 4, &route(&mixtures), y, Write::Replace).expect("the linear runs");
-        assert_close("by hand", 2, &rig.get(y, 2, 4), &expected.concat(), 1e-6);
+        harness.upload(slot, &sites, &[truncating]).expect("the adapter uploads");
+        harness.upload(plain, &sites, &[Change::low(0, low.clone())]).expect("the adapter uploads");
+        let (x, y) = (harness.put(2, &[2.0, 0.0].repeat(4)), harness.room(2, 4));
+        harness.backend.linear(group, x, 4, &route(&mixtures), y, Write::Replace).expect("the linear runs");
+        assert_close("by hand", 2, &harness.get(y, 2, 4), &expected.concat(), 1e-6);
     }
 }
 
@@ -89,10 +89,10 @@ fn a_packed_weight_is_unpacked_as_the_oracle_has_it() {
     let codes = Weight::Coded(RandomCodes::new(&mut rng, 70, groups.to_vec(), false, true));
     let dense = Weight::Dense(Tensor::new(DType::F16, &[3, 200], &rng.normals(600, 1.0)));
     let run = |options: &CpuOptions| {
-        let mut rig = Rig::open(options);
+        let mut harness = Harness::open(options);
         let members = [&codes, &dense].map(|weight| Member { weight: weight.clone(), bias: None });
-        let (_, sites) = rig.group(&members);
-        [0, 1].map(|member| rig.backend.dense_weight(sites[member]).expect("a linear"))
+        let (_, sites) = harness.group(&members);
+        [0, 1].map(|member| harness.backend.dense_weight(sites[member]).expect("a linear"))
     };
     let expected = run(&oracle());
     for isa in isas() {
@@ -108,14 +108,14 @@ fn an_embedding_is_rescaled_by_norms_over_the_vocabulary() {
     let table = Tensor::new(DType::F32, &[2, 2], &[3.0, 0.0, 0.0, 0.0]);
     let low = rescaled(Low::of(&[&[0.0, 1.0]], &[&[4.0], &[1.0]], 1.0), &[10.0, 2.0]);
     for options in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
-        let mut rig = Rig::open(&options);
-        let site = rig.site();
-        let id = rig.backend.pack_table(site, table.view()).expect("the table packs");
-        rig.upload(SlotId(0), &[site], &[Change::low(0, low.clone())]).expect("the adapter uploads");
-        let out = rig.room(2, 2);
+        let mut harness = Harness::open(&options);
+        let site = harness.site();
+        let id = harness.backend.load_embedding(site, table.view()).expect("the table packs");
+        harness.upload(SlotId(0), &[site], &[Change::low(0, low.clone())]).expect("the adapter uploads");
+        let out = harness.room(2, 2);
         let batch = route(&[vec![(SlotId(0), 1.0)], vec![(SlotId(0), 1.0)]]);
-        rig.backend.embed(id, &[0, 1], 1.0, &batch, out).expect("tokens embed");
-        assert_eq!(rig.get(out, 2, 2), [6.0, 0.0, 8.0, 2.0]);
+        harness.backend.embed(id, &[0, 1], 1.0, &batch, out).expect("tokens embed");
+        assert_eq!(harness.get(out, 2, 2), [6.0, 0.0, 8.0, 2.0]);
     }
 }
 
@@ -123,14 +123,14 @@ fn an_embedding_is_rescaled_by_norms_over_the_vocabulary() {
 fn a_norm_of_zero_is_an_error_that_names_the_output_and_leaves_the_slot_free() {
     let cancelling = Change::low(0, rescaled(Low::of(&[&[0.0, 1.0]], &[&[0.0], &[-2.0]], 1.0), &[1.0, 1.0]));
     for options in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
-        let mut rig = Rig::open(&options);
-        let (_, sites) = rig.group(&[small_linear()]);
-        let before = rig.backend.memory();
-        let error = rig.upload(SlotId(0), &sites, std::slice::from_ref(&cancelling)).unwrap_err();
+        let mut harness = Harness::open(&options);
+        let (_, sites) = harness.group(&[small_linear()]);
+        let before = harness.backend.memory();
+        let error = harness.upload(SlotId(0), &sites, std::slice::from_ref(&cancelling)).unwrap_err();
         assert_eq!(error, UploadError::ZeroNorm { site: sites[0], output: 1 });
-        assert_eq!(rig.backend.memory(), before);
+        assert_eq!(harness.backend.memory(), before);
         let plain = Low { magnitude: None, ..cancelling.low.clone().expect("low") };
-        rig.upload(SlotId(0), &sites, &[Change::low(0, plain)]).expect("the adapter uploads");
+        harness.upload(SlotId(0), &sites, &[Change::low(0, plain)]).expect("the adapter uploads");
     }
 }
 
@@ -155,15 +155,15 @@ fn what_does_not_fit_its_site_is_an_error_that_leaves_the_slot_free() {
         vec![Change { removed: Some(low.clone()), ..Change::low(0, rescaled(low.clone(), &[1.0, 1.0])) }],
     ];
     for isa in isas() {
-        let mut rig = Rig::open(&fast(isa, 2));
-        let (_, sites) = rig.group(&[small_linear()]);
+        let mut harness = Harness::open(&fast(isa, 2));
+        let (_, sites) = harness.group(&[small_linear()]);
         for (i, changes) in misfits.iter().enumerate() {
-            match rig.upload(SlotId(0), &sites, changes) {
+            match harness.upload(SlotId(0), &sites, changes) {
                 Err(UploadError::Failed(error)) => assert_eq!(error.code(), ErrorCode::Internal, "{i}: {error}"),
                 other => panic!("{i}: {other:?}"),
             }
         }
-        rig.upload(SlotId(0), &sites, &[Change::low(0, low.clone())]).expect("the adapter uploads");
+        harness.upload(SlotId(0), &sites, &[Change::low(0, low.clone())]).expect("the adapter uploads");
     }
 }
 
@@ -171,16 +171,16 @@ fn what_does_not_fit_its_site_is_an_error_that_leaves_the_slot_free() {
 fn a_token_that_only_another_rows_adapter_brings_is_an_error() {
     let tensor = |rows: usize| Tensor::new(DType::F16, &[rows, 2], &vec![1.0; 2 * rows]);
     for options in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
-        let mut rig = Rig::open(&options);
-        let site = rig.site();
-        let table = rig.backend.pack_table(site, tensor(3).view()).expect("the table packs");
+        let mut harness = Harness::open(&options);
+        let site = harness.site();
+        let table = harness.backend.load_embedding(site, tensor(3).view()).expect("the table packs");
         let wider = Change { weight: Some(tensor(5)), ..Change::default() };
-        rig.upload(SlotId(0), &[site], &[wider]).expect("the adapter uploads");
-        let out = rig.room(2, 2);
+        harness.upload(SlotId(0), &[site], &[wider]).expect("the adapter uploads");
+        let out = harness.room(2, 2);
         let batch = route(&[vec![(SlotId(0), 1.0)], vec![]]);
-        rig.backend.embed(table, &[4, 2], 1.0, &batch, out).expect("its own rows have the tokens");
+        harness.backend.embed(table, &[4, 2], 1.0, &batch, out).expect("its own rows have the tokens");
         for tokens in [[4, 3], [5, 2]] {
-            let error = rig.backend.embed(table, &tokens, 1.0, &batch, out).unwrap_err();
+            let error = harness.backend.embed(table, &tokens, 1.0, &batch, out).unwrap_err();
             assert_eq!(error.code(), ErrorCode::TokenOutOfRange);
         }
     }
@@ -189,15 +189,15 @@ fn a_token_that_only_another_rows_adapter_brings_is_an_error() {
 #[test]
 fn a_wider_head_without_room_is_an_error() {
     for options in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
-        let mut rig = Rig::open(&options);
-        let (group, sites) = rig.group(&[small_linear()]);
+        let mut harness = Harness::open(&options);
+        let (group, sites) = harness.group(&[small_linear()]);
         let wider = Change { weight: Some(Tensor::new(DType::F32, &[3, 2], &[1.0; 6])), ..Change::default() };
-        rig.upload(SlotId(0), &sites, &[wider]).expect("the adapter uploads");
-        let (x, batch) = (rig.put(2, &[1.0; 2]), route(&[vec![(SlotId(0), 1.0)]]));
-        let error = rig.backend.head(group, x, &[0], &batch, &mut [0.0; 2], 2).unwrap_err();
+        harness.upload(SlotId(0), &sites, &[wider]).expect("the adapter uploads");
+        let (x, batch) = (harness.put(2, &[1.0; 2]), route(&[vec![(SlotId(0), 1.0)]]));
+        let error = harness.backend.head(group, x, &[0], &batch, &mut [0.0; 2], 2).unwrap_err();
         assert_eq!(error.code(), ErrorCode::Internal);
         let mut logits = [0.0; 4];
-        rig.backend.head(group, x, &[0], &batch, &mut logits, 4).expect("the head runs");
+        harness.backend.head(group, x, &[0], &batch, &mut logits, 4).expect("the head runs");
         // Rows of ones on ones, the base's bias on its two outputs, and one that the row has not.
         assert_eq!(logits, [2.5, 1.0, 2.0, 0.0]);
     }
@@ -207,22 +207,22 @@ fn a_wider_head_without_room_is_an_error() {
 fn resident_bytes_of_every_kind_return() {
     for options in [CpuOptions::default(), oracle()] {
         let mut rng = Rng(21);
-        let mut rig = Rig::open(&options);
+        let mut harness = Harness::open(&options);
         let place = Place { inputs: 40, outputs: 60, is_table: false, spare_rows: 7 };
         let weight = Weight::Dense(Tensor::new(DType::F16, &[60, 40], &rng.normals(60 * 40, 0.1)));
-        let (_, sites) = rig.group(&[Member { weight, bias: None }]);
-        let before = rig.backend.memory();
+        let (_, sites) = harness.group(&[Member { weight, bias: None }]);
+        let before = harness.backend.memory();
         for _ in 0..16 {
             let adapters = random_adapters(&mut rng, &[place]);
             let mut resident = 0;
             for (slot, changes) in &adapters {
-                let bytes = rig.upload(*slot, &sites, changes).expect("the adapter uploads");
+                let bytes = harness.upload(*slot, &sites, changes).expect("the adapter uploads");
                 assert!(bytes >= changes.iter().map(bytes_of).sum());
                 resident += bytes;
-                assert_eq!(rig.backend.memory().adapters_bytes, resident);
+                assert_eq!(harness.backend.memory().adapters_bytes, resident);
             }
-            adapters.iter().for_each(|(slot, _)| rig.backend.drop_adapter(*slot));
-            assert_eq!(rig.backend.memory(), before);
+            adapters.iter().for_each(|(slot, _)| harness.backend.drop_adapter(*slot));
+            assert_eq!(harness.backend.memory(), before);
         }
     }
 }
@@ -234,27 +234,27 @@ fn the_base_holds_what_was_packed_and_nothing_else() {
     let coded = Weight::Coded(RandomCodes::new(&mut rng, 21, vec![CodeGroup { bits: 4, inputs: 40 }], true, false));
     for options in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
         for dtype in FLOATS {
-            let mut rig = Rig::open(&options);
+            let mut harness = Harness::open(&options);
             let weight = Tensor::new(dtype, &[21, 40], &dense);
             let bias = Tensor::new(dtype, &[21], &vector);
             let member = |weight: Weight| Member { weight, bias: Some(bias.clone()) };
-            let (_, sites) = rig.group(&[member(Weight::Dense(weight.clone())), member(coded.clone())]);
-            let (table, norm) = (rig.site(), rig.site());
-            rig.backend.pack_table(table, weight.view()).expect("the table packs");
-            rig.backend.pack_vector(norm, bias.view()).expect("the vector packs");
+            let (_, sites) = harness.group(&[member(Weight::Dense(weight.clone())), member(coded.clone())]);
+            let (table, norm) = (harness.site(), harness.site());
+            harness.backend.load_embedding(table, weight.view()).expect("the table packs");
+            harness.backend.load_norm(norm, bias.view()).expect("the vector packs");
             // As another type, of the same values.
             let widened = Tensor::new(DType::F32, &[21, 40], &weight.view().to_f32());
             let mut other = widened.clone();
             other.bytes[4 * (20 * 40 + 39) + 3] ^= 0x80;
-            let holds = |site, part, tensor: &Tensor| rig.backend.holds(site, part, tensor.view());
+            let equals_base = |site, part, tensor: &Tensor| harness.backend.equals_base(site, part, tensor.view());
             for site in [sites[0], table] {
-                assert!(holds(site, SitePart::Weight, &weight) && holds(site, SitePart::Weight, &widened));
-                assert!(!holds(site, SitePart::Weight, &other) && !holds(site, SitePart::Weight, &bias));
+                assert!(equals_base(site, SitePart::Weight, &weight) && equals_base(site, SitePart::Weight, &widened));
+                assert!(!equals_base(site, SitePart::Weight, &other) && !equals_base(site, SitePart::Weight, &bias));
             }
-            assert!(holds(sites[0], SitePart::Bias, &bias) && holds(sites[1], SitePart::Bias, &bias));
-            assert!(holds(norm, SitePart::Weight, &bias) && !holds(norm, SitePart::Weight, &weight));
-            assert!(!holds(sites[1], SitePart::Weight, &weight) && !holds(table, SitePart::Bias, &bias));
-            assert!(!holds(SiteId(99), SitePart::Weight, &weight));
+            assert!(equals_base(sites[0], SitePart::Bias, &bias) && equals_base(sites[1], SitePart::Bias, &bias));
+            assert!(equals_base(norm, SitePart::Weight, &bias) && !equals_base(norm, SitePart::Weight, &weight));
+            assert!(!equals_base(sites[1], SitePart::Weight, &weight) && !equals_base(table, SitePart::Bias, &bias));
+            assert!(!equals_base(SiteId(99), SitePart::Weight, &weight));
         }
     }
 }

@@ -4,9 +4,9 @@ use exlora::adapter::batch::SlotId;
 use exlora::backend::cpu::CpuOptions;
 use proptest::prelude::*;
 
-use crate::coded::Rng;
+use crate::harness::{FLOATS, Harness, Mixture, Tensor, assert_close, bits, fast, isas, oracle};
 use crate::random::{Adapter, Place, random_adapters, random_mixtures, route_in, upload_all};
-use crate::rig::{FLOATS, Mixture, Rig, Tensor, assert_close, bits, fast, isas, oracle};
+use crate::random_weights::Rng;
 
 const TOLERANCE: f32 = 1e-5;
 
@@ -17,7 +17,7 @@ struct Embedding {
     adapters: Vec<Adapter>,
     tokens: Vec<u32>,
     mixtures: Vec<Mixture>,
-    pass: u32,
+    repeat: u32,
 }
 
 impl Embedding {
@@ -30,15 +30,15 @@ impl Embedding {
         let place = Place { inputs: vocab, outputs: hidden, is_table: true, spare_rows: 5 };
         let adapters = random_adapters(rng, &[place]);
         let mixtures = random_mixtures(rng, &adapters, rows);
-        let pass = rng.below(3) as u32;
+        let repeat = rng.below(3) as u32;
         // The last adapter of a row that replaces the table says how many tokens there are.
         let replaced = |&(slot, _): &(SlotId, f32)| {
             let changes = &adapters.iter().find(|(other, _)| *other == slot)?.1;
-            Some(changes.iter().find(|change| change.pass == pass)?.weight.as_ref()?.shape[0])
+            Some(changes.iter().find(|change| change.repeat == repeat)?.weight.as_ref()?.shape[0])
         };
         let tokens_of = |mixture: &Mixture| mixture.iter().rev().find_map(replaced).unwrap_or(vocab);
         let tokens = mixtures.iter().map(|mixture| rng.below(tokens_of(mixture)) as u32).collect();
-        Self { table, adapters, tokens, mixtures, pass }
+        Self { table, adapters, tokens, mixtures, repeat }
     }
 
     fn only(&self, row: usize) -> Self {
@@ -46,14 +46,14 @@ impl Embedding {
     }
 
     fn run(&self, options: &CpuOptions) -> Vec<f32> {
-        let mut rig = Rig::open(options);
-        let (hidden, site) = (self.table.shape[1], rig.site());
-        let table = rig.backend.pack_table(site, self.table.view()).expect("the table packs");
-        upload_all(&mut rig, &[site], &self.adapters);
-        let out = rig.room(hidden, self.tokens.len());
-        let batch = route_in(self.pass, &self.mixtures);
-        rig.backend.embed(table, &self.tokens, 1.25, &batch, out).expect("tokens embed");
-        rig.get(out, hidden, self.tokens.len())
+        let mut harness = Harness::open(options);
+        let (hidden, site) = (self.table.shape[1], harness.site());
+        let table = harness.backend.load_embedding(site, self.table.view()).expect("the table packs");
+        upload_all(&mut harness, &[site], &self.adapters);
+        let out = harness.room(hidden, self.tokens.len());
+        let batch = route_in(self.repeat, &self.mixtures);
+        harness.backend.embed(table, &self.tokens, 1.25, &batch, out).expect("tokens embed");
+        harness.get(out, hidden, self.tokens.len())
     }
 }
 

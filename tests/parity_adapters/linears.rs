@@ -3,9 +3,9 @@
 use exlora::backend::cpu::CpuOptions;
 use proptest::prelude::*;
 
-use crate::coded::Rng;
+use crate::harness::{Harness, Member, Mixture, assert_close, bits, fast, isas, oracle, random_member};
 use crate::random::{Adapter, Place, random_adapters, random_mixtures, route_in, upload_all};
-use crate::rig::{Member, Mixture, Rig, assert_close, bits, fast, isas, oracle, random_member};
+use crate::random_weights::Rng;
 
 const TOLERANCE: f32 = 1e-5;
 
@@ -19,7 +19,7 @@ struct Linears {
     adapters: Vec<Adapter>,
     x: Vec<f32>,
     mixtures: Vec<Mixture>,
-    pass: u32,
+    repeat: u32,
 }
 
 impl Linears {
@@ -33,8 +33,8 @@ impl Linears {
         let adapters = random_adapters(rng, &widths.iter().map(place).collect::<Vec<_>>());
         let mixtures = random_mixtures(rng, &adapters, rows);
         let stride = widths.iter().sum::<usize>() + spare_rows;
-        let pass = rng.below(3) as u32;
-        Self { inputs, stride, members, adapters, x: rng.normals(rows * inputs, 1.0), mixtures, pass }
+        let repeat = rng.below(3) as u32;
+        Self { inputs, stride, members, adapters, x: rng.normals(rows * inputs, 1.0), mixtures, repeat }
     }
 
     fn rows(&self) -> usize {
@@ -49,14 +49,14 @@ impl Linears {
 
     /// Outputs `[rows, stride]`; what a row has no outputs for stays 7.
     fn run(&self, options: &CpuOptions) -> Vec<f32> {
-        let mut rig = Rig::open(options);
-        let (group, sites) = rig.group(&self.members);
-        upload_all(&mut rig, &sites, &self.adapters);
-        let x = rig.put(self.inputs, &self.x);
+        let mut harness = Harness::open(options);
+        let (group, sites) = harness.group(&self.members);
+        upload_all(&mut harness, &sites, &self.adapters);
+        let x = harness.put(self.inputs, &self.x);
         let picked: Vec<u32> = (0..self.rows() as u32).collect();
         let mut logits = vec![7.0; self.rows() * self.stride];
-        let batch = route_in(self.pass, &self.mixtures);
-        rig.backend.head(group, x, &picked, &batch, &mut logits, self.stride).expect("the head runs");
+        let batch = route_in(self.repeat, &self.mixtures);
+        harness.backend.head(group, x, &picked, &batch, &mut logits, self.stride).expect("the head runs");
         logits
     }
 }

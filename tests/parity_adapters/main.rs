@@ -3,12 +3,12 @@
 //!
 //! Agreement is within 1e-5 of a row's largest value, as in `parity.rs`; what rows promise each other is an equality of bits.
 
-#[path = "../support/changes.rs"]
-mod changes;
-#[path = "../support/coded.rs"]
-mod coded;
-#[path = "../support/rig.rs"]
-mod rig;
+#[path = "../support/deltas.rs"]
+mod deltas;
+#[path = "../support/harness.rs"]
+mod harness;
+#[path = "../support/random_weights.rs"]
+mod random_weights;
 
 mod by_hand;
 mod embeddings;

@@ -7,10 +7,10 @@ use exlora::backend::{AttentionSpec, KvDType, KvShape, Rope, StepRows};
 use exlora::tensor::DType;
 use proptest::prelude::*;
 
-use crate::changes::Change;
-use crate::coded::Rng;
+use crate::deltas::Change;
+use crate::harness::{Harness, Mixture, Tensor, bits, fast, isas, oracle, route};
 use crate::random::{Adapter, random_mixtures, route_in, upload_all};
-use crate::rig::{Mixture, Rig, Tensor, bits, fast, isas, oracle, route};
+use crate::random_weights::Rng;
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
@@ -22,22 +22,22 @@ proptest! {
         let replaced = [(); 3].map(|()| rng.normals(width, 1.0));
         let adapters: Vec<Adapter> = (0u32..3).map(|slot| {
             let weight = Some(Tensor::new(DType::F32, &[width], &replaced[slot as usize]));
-            (SlotId(slot), vec![Change { weight, pass: slot % 2, ..Change::default() }])
+            (SlotId(slot), vec![Change { weight, repeat: slot % 2, ..Change::default() }])
         }).collect();
         let mixtures = random_mixtures(&mut rng, &adapters, rows);
         for options in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
             let norm = |weight: &[f32], adapters: &[Adapter], batch: &AdapterBatch| {
-                let mut rig = Rig::open(&options);
-                let (x, out) = (rig.put(width, &x), rig.room(width, rows));
-                let (vector, site) = rig.vector(weight);
-                upload_all(&mut rig, &[site], adapters);
-                rig.backend.norm(vector, 1e-5, x, rows, batch, out).expect("the norm runs");
-                rig.get(out, width, rows)
+                let mut harness = Harness::open(&options);
+                let (x, out) = (harness.put(width, &x), harness.room(width, rows));
+                let (vector, site) = harness.vector(weight);
+                upload_all(&mut harness, &[site], adapters);
+                harness.backend.norm(vector, 1e-5, x, rows, batch, out).expect("the norm runs");
+                harness.get(out, width, rows)
             };
-            for pass in 0..3 {
-                let found = norm(&base, &adapters, &route_in(pass, &mixtures));
+            for repeat in 0..3 {
+                let found = norm(&base, &adapters, &route_in(repeat, &mixtures));
                 for (row, mixture) in mixtures.iter().enumerate() {
-                    let last = mixture.iter().rev().find(|(slot, _)| pass < 2 && slot.0 % 2 == pass);
+                    let last = mixture.iter().rev().find(|(slot, _)| repeat < 2 && slot.0 % 2 == repeat);
                     let weight = last.map_or(&base, |(slot, _)| &replaced[slot.0 as usize]);
                     let expected = norm(weight, &[], &AdapterBatch::default());
                     let range = row * width..(row + 1) * width;
@@ -57,24 +57,24 @@ proptest! {
         let vector = |values: &[f32]| Tensor::new(DType::F32, &[DIM], values);
         for options in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
             let attend = |q: &[f32], k: &[f32], batch: &AdapterBatch| {
-                let mut rig = Rig::open(&options);
-                let ((q, q_site), (k, k_site)) = (rig.vector(q), rig.vector(k));
+                let mut harness = Harness::open(&options);
+                let ((q, q_site), (k, k_site)) = (harness.vector(q), harness.vector(k));
                 let sites = [q_site, k_site];
                 let changes = [0, 1].map(|site| Change { site, weight: Some(vector([&new_q, &new_k][site])), ..Change::default() });
-                rig.upload(SlotId(0), &sites, &changes).expect("the adapter uploads");
+                harness.upload(SlotId(0), &sites, &changes).expect("the adapter uploads");
                 let spec = AttentionSpec {
                     layer: 0, heads: 2, kv_heads: 1, head_dim: DIM, scale: 0.2, window: None,
                     q_norm: Some(q), k_norm: Some(k), norm_eps: 1e-6, rope: Arc::clone(&rope),
                 };
                 let shape = KvShape { layers: 1, pages: 2, page_tokens: 16, kv_heads: 1, head_dim: DIM, dtype: KvDType::F32 };
-                let kv = rig.backend.create_kv(shape).expect("the cache fits");
+                let kv = harness.backend.create_kv(shape).expect("the cache fits");
                 // Two sequences of two positions.
                 let rows = StepRows {
                     positions: vec![0, 1, 0, 1], sequences: vec![0, 0, 1, 1], block_tables: vec![vec![0], vec![1]],
                 };
-                let (x, out) = (rig.put(4 * DIM, &qkv), rig.room(2 * DIM, 4));
-                rig.backend.attend(&spec, kv, &rows, batch, x, out).expect("attention runs");
-                rig.get(out, 2 * DIM, 4)
+                let (x, out) = (harness.put(4 * DIM, &qkv), harness.room(2 * DIM, 4));
+                harness.backend.attend(&spec, kv, &rows, batch, x, out).expect("attention runs");
+                harness.get(out, 2 * DIM, 4)
             };
             let one: Mixture = vec![(SlotId(0), 1.0)];
             let found = attend(&q, &k, &route(&[one.clone(), one, vec![], vec![]]));

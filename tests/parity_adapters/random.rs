@@ -3,9 +3,9 @@
 use exlora::adapter::batch::{AdapterBatch, SlotId};
 use exlora::sites::SiteId;
 
-use crate::changes::{Change, random_low};
-use crate::coded::Rng;
-use crate::rig::{FLOATS, Mixture, Rig, Tensor, route};
+use crate::deltas::{Change, random_low};
+use crate::harness::{FLOATS, Harness, Mixture, Tensor, route};
+use crate::random_weights::Rng;
 
 /// Passes in which adapters change something; in later ones every row is a base row.
 const PASSES: u32 = 2;
@@ -14,9 +14,9 @@ const PASSES: u32 = 2;
 pub type Adapter = (SlotId, Vec<Change>);
 
 /// Uploads them all.
-pub fn upload_all(rig: &mut Rig, sites: &[SiteId], adapters: &[Adapter]) {
+pub fn upload_all(harness: &mut Harness, sites: &[SiteId], adapters: &[Adapter]) {
     for (slot, changes) in adapters {
-        rig.upload(*slot, sites, changes).expect("the adapter uploads");
+        harness.upload(*slot, sites, changes).expect("the adapter uploads");
     }
 }
 
@@ -32,13 +32,13 @@ pub struct Place {
 }
 
 /// A random change there: each of its parts is there or not.
-fn random_change(rng: &mut Rng, site: usize, pass: u32, place: Place) -> Change {
+fn random_change(rng: &mut Rng, site: usize, repeat: u32, place: Place) -> Change {
     let Place { mut inputs, mut outputs, is_table, spare_rows } = place;
     let some = |rng: &mut Rng, shape: &[usize], scale: f32| {
         Tensor::new(FLOATS[rng.below(3)], shape, &rng.normals(shape.iter().product(), scale))
     };
     let spread = (inputs as f32).powf(-0.5);
-    let mut change = Change { site, pass, ..Change::default() };
+    let mut change = Change { site, repeat, ..Change::default() };
     if rng.below(4) == 0 {
         let spare = rng.below(spare_rows + 1);
         (inputs, outputs) = if is_table { (inputs + spare, outputs) } else { (inputs, outputs + spare) };
@@ -74,9 +74,9 @@ pub fn random_adapters(rng: &mut Rng, places: &[Place]) -> Vec<Adapter> {
     let change_all = |rng: &mut Rng| {
         let mut changes = Vec::new();
         for (site, &place) in places.iter().enumerate() {
-            for pass in 0..PASSES {
+            for repeat in 0..PASSES {
                 if rng.below(4) > 0 {
-                    changes.push(random_change(rng, site, pass, place));
+                    changes.push(random_change(rng, site, repeat, place));
                 }
             }
         }
@@ -93,8 +93,8 @@ pub fn random_mixtures(rng: &mut Rng, adapters: &[Adapter], rows: usize) -> Vec<
 }
 
 /// Routing of rows in some pass over their layer.
-pub fn route_in(pass: u32, mixtures: &[Mixture]) -> AdapterBatch {
+pub fn route_in(repeat: u32, mixtures: &[Mixture]) -> AdapterBatch {
     let mut batch = route(mixtures);
-    batch.set_pass(pass);
+    batch.set_repeat(repeat);
     batch
 }

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 from support.collection import Collection
-from support.server import Server
+from support.engines import Engines
 
 # Fixtures of the tests of damaged input.
-pytest_plugins = ["support.spoil"]
+pytest_plugins = ["support.corruption"]
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +18,7 @@ def fixtures() -> Path:
 
 @pytest.fixture(scope="session")
 def quill(fixtures) -> Path:
-    """The bundled model, unquantised."""
+    """The bundled model, unquantized."""
     return fixtures / "quill-4m"
 
 
@@ -29,6 +29,6 @@ def collection(tmp_path_factory) -> Collection:
 
 
 @pytest.fixture(scope="session")
-def server(collection) -> Server:
+def engines(collection) -> Engines:
     """Engines of the collection's bases, each with the adapters that tests asked for."""
-    return Server(collection)
+    return Engines(collection)

@@ -19,7 +19,7 @@ import pytest
 from exlora import Engine, ExloraError
 from safetensors.numpy import load_file, save_file
 from support import adapters, tiny
-from support.spoil import edit_config, edit_tensors, no_file, refused
+from support.corruption import edit_config, edit_tensors, no_file, refused
 
 A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 B = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from exlora import Engine, ExloraError
 from support import gptq, tiny
-from support.spoil import edit_config, edit_tensors, no_file, refused
+from support.corruption import edit_config, edit_tensors, no_file, refused
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def model(models, tmp_path):
 @pytest.fixture
 def packed(models, tmp_path):
     """A GPTQ model folder of one's own to spoil."""
-    gptq.quantise(tiny.write("llama", models), models / "packed", gptq.Scheme(desc_act=True))
+    gptq.quantize(tiny.write("llama", models), models / "packed", gptq.Scheme(desc_act=True))
     return shutil.copytree(models / "packed", tmp_path / "packed")
 
 
@@ -153,7 +153,7 @@ def test_an_unknown_option_of_a_known_architecture_is_refused_by_name(change, na
     "method",
     ["awq", "bitsandbytes", "fp8", "exl3", "hqq", "aqlm", "compressed-tensors", "gguf", "nobodys"],
 )
-def test_a_foreign_quantisation_is_refused_by_name(method, packed):
+def test_a_foreign_quantization_is_refused_by_name(method, packed):
     edit_config(packed, quantization_config={"quant_method": method, "bits": 4})
     assert method in str(refused("quant_format_unsupported", Engine, packed))
 

@@ -49,7 +49,7 @@ def test_a_mixture_is_the_weighted_sum_of_deltas_on_every_architecture(name, mod
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_a_mixture_is_the_weighted_sum_of_deltas_on_every_packed_width(bits, models):
     packed = models / f"{bits}bit"
-    twin = gptq.quantise(tiny.write("llama", models), packed, gptq.Scheme(bits=bits, sym=False, desc_act=True))
+    twin = gptq.quantize(tiny.write("llama", models), packed, gptq.Scheme(bits=bits, sym=False, desc_act=True))
     assert computes_mixture(*serve(packed, twin), THIRDS)
 
 

@@ -29,7 +29,7 @@ SCHEMES = {
     f"{bits}bit-{layout}": gptq.Scheme(bits=bits, **LAYOUTS[layout])
     for bits, layout in itertools.product((2, 3, 4, 8), LAYOUTS)
 } | {
-    "4bit-quantised-head": gptq.Scheme(lm_head=True),
+    "4bit-quantized-head": gptq.Scheme(lm_head=True),
     "4bit-separate-config": gptq.Scheme(sym=False, format=2, separate_config=True),
     "4bit-dynamic": gptq.Scheme(
         dynamic={
@@ -75,16 +75,16 @@ def test_half_precision_caches_stay_within_their_rounding(name, models):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_packed_model_computes_what_its_dequantised_twin_computes(scheme, models):
+def test_a_packed_model_computes_what_its_dequantized_twin_computes(scheme, models):
     packed = models / scheme
-    twin = gptq.quantise(tiny.write("llama", models), packed, SCHEMES[scheme])
+    twin = gptq.quantize(tiny.write("llama", models), packed, SCHEMES[scheme])
     assert computes_as(Engine(packed, kv_dtype="f32"), tiny.load(twin))
 
 
 @pytest.mark.parametrize("name", [*tiny.ARCHITECTURES, "llama-biases", "llama-tied", "qwen2-tied", "llama-bfloat16"])
 def test_every_architecture_is_served_packed(name, models):
     packed = models / f"{name}-packed"
-    twin = gptq.quantise(tiny.write(name, models), packed, gptq.Scheme(sym=False, desc_act=True))
+    twin = gptq.quantize(tiny.write(name, models), packed, gptq.Scheme(sym=False, desc_act=True))
     assert computes_as(Engine(packed, kv_dtype="f32"), tiny.load(twin))
 
 
@@ -107,7 +107,7 @@ def test_an_adapter_on_every_architecture_computes_what_peft_computes(name, mode
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_an_adapter_on_a_packed_base_computes_what_peft_computes_on_its_twin(bits, models):
     packed = models / f"{bits}bit-with-adapter"
-    twin = gptq.quantise(
+    twin = gptq.quantize(
         tiny.write("llama", models), packed, gptq.Scheme(bits=bits, sym=False, desc_act=True, lm_head=True)
     )
     folder = adapters.write("with-head", twin)

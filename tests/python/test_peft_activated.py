@@ -11,23 +11,26 @@ import numpy as np
 import pytest
 import torch
 from exlora import Engine
-from support import tiny, zoo
+from support import adapter_specs, tiny
 from support.compare import bits, gap
 
 TOLERANCE = 5e-4
 NAMES = ["activated", "activated-rslora", "activated-patterns", "activated-head"]
-PLAIN = [token for token in tiny.PROMPT if token not in zoo.INVOCATION]
+PLAIN = [token for token in tiny.PROMPT if token not in adapter_specs.INVOCATION]
 
 # Where the invocation begins, the last of it first in the list where it stands more than once.
 PROMPTS = {
     "never": (PLAIN, None),
-    "broken": ([*PLAIN[:9], *zoo.INVOCATION[:2], *PLAIN[9:]], None),
-    "once": ([*PLAIN[:9], *zoo.INVOCATION, *PLAIN[9:]], 9),
-    "twice": ([*PLAIN[:9], *zoo.INVOCATION, *PLAIN[9:15], *zoo.INVOCATION, *PLAIN[15:]], 18),
-    "at-the-start": ([*zoo.INVOCATION, *PLAIN], 0),
-    "at-the-end": ([*PLAIN, *zoo.INVOCATION], len(PLAIN)),
-    "alone": (zoo.INVOCATION, 0),
-    "cut-off-after-the-first": ([*PLAIN[:9], *zoo.INVOCATION, *PLAIN[9:15], *zoo.INVOCATION[:2]], 9),
+    "broken": ([*PLAIN[:9], *adapter_specs.INVOCATION[:2], *PLAIN[9:]], None),
+    "once": ([*PLAIN[:9], *adapter_specs.INVOCATION, *PLAIN[9:]], 9),
+    "twice": ([*PLAIN[:9], *adapter_specs.INVOCATION, *PLAIN[9:15], *adapter_specs.INVOCATION, *PLAIN[15:]], 18),
+    "at-the-start": ([*adapter_specs.INVOCATION, *PLAIN], 0),
+    "at-the-end": ([*PLAIN, *adapter_specs.INVOCATION], len(PLAIN)),
+    "alone": (adapter_specs.INVOCATION, 0),
+    "cut-off-after-the-first": (
+        [*PLAIN[:9], *adapter_specs.INVOCATION, *PLAIN[9:15], *adapter_specs.INVOCATION[:2]],
+        9,
+    ),
 }
 BASES = ["llama", "qwen2"]
 
@@ -35,8 +38,8 @@ BASES = ["llama", "qwen2"]
 @pytest.mark.parametrize("where", PROMPTS)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("base", BASES)
-def test_the_adapter_acts_where_peft_lets_it_act(base, name, where, server, collection):
-    engine, folder = server.engine(base, True, name)
+def test_the_adapter_acts_where_peft_lets_it_act(base, name, where, engines, collection):
+    engine, folder = engines.engine(base, True, name)
     tokens, _ = PROMPTS[where]
     oracle = tiny.logits(collection.by_peft(folder, base, name), tokens)
     assert gap(engine.logits(tokens, adapter=name), oracle) < TOLERANCE
@@ -44,8 +47,8 @@ def test_the_adapter_acts_where_peft_lets_it_act(base, name, where, server, coll
 
 @pytest.mark.parametrize("where", PROMPTS)
 @pytest.mark.parametrize("base", BASES)
-def test_what_lies_before_the_invocation_is_the_base_to_the_bit(base, where, server):
-    engine, _ = server.engine(base, True, "activated")
+def test_what_lies_before_the_invocation_is_the_base_to_the_bit(base, where, engines):
+    engine, _ = engines.engine(base, True, "activated")
     tokens, start = PROMPTS[where]
     ours, plain = engine.logits(tokens, adapter="activated"), engine.logits(tokens)
     assert np.array_equal(ours[:start], plain[:start])
@@ -55,8 +58,8 @@ def test_what_lies_before_the_invocation_is_the_base_to_the_bit(base, where, ser
 
 @pytest.mark.parametrize("where", PROMPTS)
 @pytest.mark.parametrize("base", BASES)
-def test_generation_continues_as_peft_continues(base, where, server, collection):
-    engine, folder = server.engine(base, False, "activated")
+def test_generation_continues_as_peft_continues(base, where, engines, collection):
+    engine, folder = engines.engine(base, False, "activated")
     tokens, _ = PROMPTS[where]
     [out] = engine.generate([tokens], adapters=["activated"], max_new_tokens=8, temperature=0.0)
     theirs = collection.by_peft(folder, base, "activated").generate(
@@ -72,10 +75,10 @@ def test_generation_continues_as_peft_continues(base, where, server, collection)
     assert list(out.token_ids) == theirs.sequences[0, len(tokens) :].tolist()
 
 
-def test_an_invocation_that_is_generated_activates_nothing(server, collection, tmp_path):
+def test_an_invocation_that_is_generated_activates_nothing(engines, collection, tmp_path):
     """peft looks for it in the prompt alone."""
     base = "llama"
-    engine, _ = server.engine(base, False)
+    engine, _ = engines.engine(base, False)
     [plain] = engine.generate([PLAIN], max_new_tokens=8, temperature=0.0, logprobs=2)
     said = list(plain.token_ids)
     invocation = next([token] for token in said[:-1] if token not in PLAIN)
@@ -95,11 +98,11 @@ def test_an_invocation_that_is_generated_activates_nothing(server, collection, t
 
 @pytest.mark.parametrize("base", BASES)
 def test_a_row_shares_the_pages_of_the_base_before_its_invocation(base, collection):
-    names = {"activated": collection.adapter(base, "activated"), "plain": collection.adapter(base, "uninitialised")}
+    names = {"activated": collection.adapter(base, "activated"), "plain": collection.adapter(base, "uninitialized")}
     caching = Engine(collection.dense(base), adapters=names, kv_dtype="f32")
     fresh = Engine(collection.dense(base), adapters=names, kv_dtype="f32", prefix_cache=False)
     prefix = (PLAIN * 5)[:150]
-    tokens = [*prefix, *zoo.INVOCATION, *PLAIN[:20]]
+    tokens = [*prefix, *adapter_specs.INVOCATION, *PLAIN[:20]]
     settings = {"max_new_tokens": 4, "temperature": 0.0, "logprobs": 2}
     caching.generate([prefix], **settings)
     [ours] = caching.generate([tokens], adapters=["activated"], **settings)
@@ -114,20 +117,20 @@ def test_a_row_shares_the_pages_of_the_base_before_its_invocation(base, collecti
     assert bits(base_again) == bits(fresh.generate([tokens], **settings)[0])
 
 
-def test_rows_invoked_at_different_places_share_a_batch(server):
-    engine, _ = server.engine("qwen2", True, "activated", "dora")
+def test_rows_invoked_at_different_places_share_a_batch(engines):
+    engine, _ = engines.engine("qwen2", True, "activated", "dora")
     prompts = [tokens for tokens, _ in PROMPTS.values()]
     settings = {"max_new_tokens": 4, "temperature": 0.0, "logprobs": 2}
     rows = ["activated"] * len(prompts) + ["dora", None]
-    prompts += [zoo.PROMPT, zoo.PROMPT]
+    prompts += [adapter_specs.PROMPT, adapter_specs.PROMPT]
     together = engine.generate(prompts, adapters=rows, **settings)
     for prompt, row, out in zip(prompts, rows, together, strict=True):
         [alone] = engine.generate([prompt], adapters=[row], **settings)
         assert bits(alone) == bits(out)
 
 
-def test_a_weight_scales_an_activated_delta(server, collection):
-    engine, folder = server.engine("qwen2", True, "activated")
+def test_a_weight_scales_an_activated_delta(engines, collection):
+    engine, folder = engines.engine("qwen2", True, "activated")
     tokens, _ = PROMPTS["twice"]
     for weight in (0.5, -0.3, 0.0, 2.0):
         model = collection.by_hand(folder, [(collection.read("qwen2", "activated"), weight)])

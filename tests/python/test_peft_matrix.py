@@ -1,15 +1,15 @@
-"""Faithful: every feature PEFT's LoRA has, and every pair of them PEFT allows, honoured exactly.
+"""Faithful: every feature PEFT's LoRA has, and every pair of them PEFT allows, computed as PEFT computes it.
 
-Each adapter was written by peft from a seed (`support/zoo.py`). The oracle is peft in float32 on the base, or on the
-weights a packed base means; where peft cannot run an adapter, its files folded by hand into a plain transformers model,
-which `test_oracles.py` holds against peft everywhere else. Logits of the tiny models are of the order of 1 to 10; the
-bound is 5e-4, absolute, at every position. Caches hold float32.
+Each adapter was written by peft from a seed (`support/adapter_specs.py`). The oracle is peft in float32 on the base,
+or on the weights a packed base means; where peft cannot run an adapter, its files folded by hand into a plain
+transformers model, which `test_oracles.py` holds against peft everywhere else. Logits of the tiny models are of the
+order of 1 to 10; the bound is 5e-4, absolute, at every position. Caches hold float32.
 """
 
 import numpy as np
 import pytest
 from exlora import Engine
-from support import gptq, tiny, zoo
+from support import adapter_specs, gptq, tiny
 from support.compare import bits, gap, log_softmax
 
 TOLERANCE = 5e-4
@@ -17,20 +17,20 @@ STEPS = 6
 
 # Rows that stand beside the one under test: the base, and adapters of which every kind of operation is another.
 COMPANY = {
-    base: [None, name, "uninitialised"]
+    base: [None, name, "uninitialized"]
     for base, name in {"llama": "dora", "qwen2": "embedding-dora", "llama-biases": "lora-bias"}.items()
 }
 
 
-@pytest.mark.parametrize(("base", "name"), zoo.CASES, ids=zoo.ids(zoo.CASES))
-def test_a_feature_computes_what_peft_computes(base, name, server, collection):
-    ours = server.logits(base, False, name)
+@pytest.mark.parametrize(("base", "name"), adapter_specs.CASES, ids=adapter_specs.ids(adapter_specs.CASES))
+def test_a_feature_computes_what_peft_computes(base, name, engines, collection):
+    ours = engines.logits(base, False, name)
     assert gap(ours, collection.oracle(collection.dense(base), base, name)) < TOLERANCE
 
 
-@pytest.mark.parametrize(("base", "name"), zoo.CASES, ids=zoo.ids(zoo.CASES))
-def test_a_feature_on_a_packed_base_computes_what_peft_computes_on_its_weights(base, name, server, collection):
-    ours = server.logits(base, True, name)
+@pytest.mark.parametrize(("base", "name"), adapter_specs.CASES, ids=adapter_specs.ids(adapter_specs.CASES))
+def test_a_feature_on_a_packed_base_computes_what_peft_computes_on_its_weights(base, name, engines, collection):
+    ours = engines.logits(base, True, name)
     assert gap(ours, collection.oracle(collection.packed(base)[1], base, name)) < TOLERANCE
 
 
@@ -39,16 +39,18 @@ def test_a_feature_on_a_packed_base_computes_what_peft_computes_on_its_weights(b
 def test_a_packed_head_is_replaced_and_adapted_as_a_dense_one_is(base, name, collection):
     """A copy of the unpacked head in the file (`base_layer.weight`) stands in the packed one's place."""
     packed = collection.root / f"{base}-packed-head"
-    meant = gptq.quantise(collection.dense(base), packed, gptq.Scheme(sym=False, lm_head=True))
+    meant = gptq.quantize(collection.dense(base), packed, gptq.Scheme(sym=False, lm_head=True))
     engine = Engine(packed, adapters={"it": collection.adapter(base, name)}, kv_dtype="f32")
-    assert gap(engine.logits(zoo.prompt(name), adapter="it"), collection.oracle(meant, base, name)) < TOLERANCE
+    assert (
+        gap(engine.logits(adapter_specs.prompt(name), adapter="it"), collection.oracle(meant, base, name)) < TOLERANCE
+    )
 
 
-@pytest.mark.parametrize(("base", "name"), zoo.CASES, ids=zoo.ids(zoo.CASES))
-def test_decoding_token_by_token_computes_what_the_oracle_computes_at_once(base, name, server, collection):
+@pytest.mark.parametrize(("base", "name"), adapter_specs.CASES, ids=adapter_specs.ids(adapter_specs.CASES))
+def test_decoding_token_by_token_computes_what_the_oracle_computes_at_once(base, name, engines, collection):
     """Prefill and decode of one adapter agree with one forward over the whole text."""
-    engine, folder = server.engine(base, True, name)
-    prompt = zoo.prompt(name)
+    engine, folder = engines.engine(base, True, name)
+    prompt = adapter_specs.prompt(name)
     [out] = engine.generate([prompt], adapters=[name], max_new_tokens=STEPS, temperature=0.0, logprobs=1)
     tokens = list(out.token_ids)
     assert len(tokens) == STEPS
@@ -59,14 +61,14 @@ def test_decoding_token_by_token_computes_what_the_oracle_computes_at_once(base,
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
-@pytest.mark.parametrize(("base", "name"), zoo.CASES, ids=zoo.ids(zoo.CASES))
-def test_a_row_among_others_has_the_bits_of_the_row_alone(base, name, packed, server):
+@pytest.mark.parametrize(("base", "name"), adapter_specs.CASES, ids=adapter_specs.ids(adapter_specs.CASES))
+def test_a_row_among_others_has_the_bits_of_the_row_alone(base, name, packed, engines):
     company = COMPANY.get(base, [None, None])
-    engine, _ = server.engine(base, packed, name, *(other for other in company if other))
+    engine, _ = engines.engine(base, packed, name, *(other for other in company if other))
     settings = {"max_new_tokens": STEPS, "temperature": 0.0, "logprobs": 3}
     rows = [*company, name, None, name]
-    prompts = [zoo.PROMPT[: 30 - 3 * place] for place in range(len(company))]
-    prompts += [zoo.prompt(name), zoo.PROMPT[5:], zoo.prompt(name)[:17]]
+    prompts = [adapter_specs.PROMPT[: 30 - 3 * place] for place in range(len(company))]
+    prompts += [adapter_specs.prompt(name), adapter_specs.PROMPT[5:], adapter_specs.prompt(name)[:17]]
     together = engine.generate(prompts, adapters=rows, **settings)
     for prompt, row, out in zip(prompts, rows, together, strict=True):
         [alone] = engine.generate([prompt], adapters=[row], **settings)
@@ -75,21 +77,21 @@ def test_a_row_among_others_has_the_bits_of_the_row_alone(base, name, packed, se
 
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 @pytest.mark.parametrize("base", ["llama-biases", "qwen2"])
-def test_every_pair_of_features_that_peft_builds_computes_what_peft_computes(base, packed, server, collection):
+def test_every_pair_of_features_that_peft_builds_computes_what_peft_computes(base, packed, engines, collection):
     names = collection.pairs(base)
     assert len(names) >= 40
-    _, folder = server.engine(base, packed)
-    worst = {name: gap(server.logits(base, packed, name), collection.oracle(folder, base, name)) for name in names}
+    _, folder = engines.engine(base, packed)
+    worst = {name: gap(engines.logits(base, packed, name), collection.oracle(folder, base, name)) for name in names}
     assert max(worst.values()) < TOLERANCE, max(worst, key=worst.get)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 @pytest.mark.parametrize("base", ["llama", "qwen2"])
-def test_rows_of_all_features_at_once_have_the_bits_of_each_alone(base, packed, server):
-    names = [name for at, name in zoo.CASES if at == base]
-    engine, _ = server.engine(base, packed, *names)
+def test_rows_of_all_features_at_once_have_the_bits_of_each_alone(base, packed, engines):
+    names = [name for at, name in adapter_specs.CASES if at == base]
+    engine, _ = engines.engine(base, packed, *names)
     settings = {"max_new_tokens": 3, "temperature": 0.0, "logprobs": 2}
-    prompts = [zoo.prompt(name)[-20:] for name in names]
+    prompts = [adapter_specs.prompt(name)[-20:] for name in names]
     together = engine.generate(prompts, adapters=names, **settings)
     for prompt, name, out in zip(prompts, names, together, strict=True):
         [alone] = engine.generate([prompt], adapters=[name], **settings)

@@ -8,7 +8,7 @@ import peft
 import pytest
 import torch
 from exlora import Engine, ExloraError
-from support import tiny, zoo
+from support import adapter_specs, tiny
 from support.collection import base_model
 from support.compare import gap
 from transformers import LlamaForSequenceClassification
@@ -34,7 +34,7 @@ FEATURES = [
     {"use_tomorrows_variant": True},
 ]
 
-# Initialisations that took something off the base, which the files do not bring, and the way out: all but one convert.
+# Initializations that took something off the base, which the files do not bring, and the way out: all but one convert.
 _CONVERT = "path_initial_model_for_weight_conversion"
 CHANGED_BASES = dict.fromkeys(["pissa", "pissa_niter_16", "olora", "corda", "lora_ga"], _CONVERT) | {"loftq": "merge"}
 
@@ -47,7 +47,7 @@ def engine(collection):
 @pytest.fixture
 def adapter(collection, tmp_path):
     """A copy of a plain adapter, to be damaged."""
-    return shutil.copytree(collection.adapter("llama", "uninitialised"), tmp_path / "adapter")
+    return shutil.copytree(collection.adapter("llama", "uninitialized"), tmp_path / "adapter")
 
 
 def refused(engine, folder):
@@ -117,7 +117,7 @@ def test_such_an_adapter_saved_as_a_delta_to_the_original_base_computes_what_it_
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = peft.get_peft_model(base_model(dense), config)
-        # What peft converts against: the factors as initialised, under a config that changes no base.
+        # What peft converts against: the factors as initialized, under a config that changes no base.
         model.peft_config["default"].init_lora_weights = True
         model.save_pretrained(tmp_path / "initial")
         model.peft_config["default"].init_lora_weights = kind
@@ -125,11 +125,11 @@ def test_such_an_adapter_saved_as_a_delta_to_the_original_base_computes_what_it_
             for name, parameter in model.named_parameters():
                 if "lora_" in name:
                     parameter.add_(0.2 * torch.randn(parameter.shape))
-        expected = tiny.logits(model.eval(), zoo.PROMPT)
+        expected = tiny.logits(model.eval(), adapter_specs.PROMPT)
         model.save_pretrained(tmp_path / "unconverted")
         model.save_pretrained(
             tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "initial")
         )
     assert refused(engine, tmp_path / "unconverted").code == "adapter_base_changed"
     engine.load_adapter(f"{kind}-{rslora}", tmp_path / "converted")
-    assert gap(engine.logits(zoo.PROMPT, adapter=f"{kind}-{rslora}"), expected) < 5e-4
+    assert gap(engine.logits(adapter_specs.PROMPT, adapter=f"{kind}-{rslora}"), expected) < 5e-4

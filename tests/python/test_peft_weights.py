@@ -7,13 +7,13 @@ active adapters, or the files folded by hand where weights differ from 1. The bo
 
 import pytest
 from exlora import ExloraError
-from support import tiny, zoo
+from support import adapter_specs, tiny
 from support.compare import gap
 
 TOLERANCE = 5e-4
 
-SCALABLE = [(spec.bases[0], name) for name, spec in zoo.SPECS.items() if spec.scalable]
-REPLACING = [(spec.bases[0], name) for name, spec in zoo.SPECS.items() if not spec.scalable]
+SCALABLE = [(spec.bases[0], name) for name, spec in adapter_specs.SPECS.items() if spec.scalable]
+REPLACING = [(spec.bases[0], name) for name, spec in adapter_specs.SPECS.items() if not spec.scalable]
 
 # Adapters that replace the same thing.
 CLASHES = [
@@ -26,32 +26,32 @@ CLASHES = [
 ]
 
 
-@pytest.mark.parametrize(("base", "name"), SCALABLE, ids=zoo.ids(SCALABLE))
-def test_a_weight_scales_the_delta_and_nothing_else(base, name, server, collection):
+@pytest.mark.parametrize(("base", "name"), SCALABLE, ids=adapter_specs.ids(SCALABLE))
+def test_a_weight_scales_the_delta_and_nothing_else(base, name, engines, collection):
     """0 does not give the base back where a magnitude or a truncated weight remains."""
     adapter = collection.read(base, name)
     for weight in (0.5, -0.3, 0.0, 2.0):
         model = collection.by_hand(collection.dense(base), [(adapter, weight)])
-        ours = server.logits(base, False, name, weight)
-        assert gap(ours, tiny.logits(model, zoo.prompt(name))) < TOLERANCE, weight
+        ours = engines.logits(base, False, name, weight)
+        assert gap(ours, tiny.logits(model, adapter_specs.prompt(name))) < TOLERANCE, weight
 
 
-@pytest.mark.parametrize(("base", "name"), REPLACING, ids=zoo.ids(REPLACING))
-def test_a_weight_on_what_replaces_the_base_is_refused_and_one_is_not(base, name, server, collection):
+@pytest.mark.parametrize(("base", "name"), REPLACING, ids=adapter_specs.ids(REPLACING))
+def test_a_weight_on_what_replaces_the_base_is_refused_and_one_is_not(base, name, engines, collection):
     for weight in (0.5, 0.0, -1.0):
         with pytest.raises(ExloraError) as caught:
-            server.logits(base, False, name, weight)
+            engines.logits(base, False, name, weight)
         assert caught.value.code == "adapter_weight_invalid"
     oracle = collection.oracle(collection.dense(base), base, name)
-    assert gap(server.logits(base, False, name, 1.0), oracle) < TOLERANCE
+    assert gap(engines.logits(base, False, name, 1.0), oracle) < TOLERANCE
 
 
-@pytest.mark.parametrize("mixture", zoo.MIXTURES, ids="+".join)
+@pytest.mark.parametrize("mixture", adapter_specs.MIXTURES, ids="+".join)
 @pytest.mark.parametrize(("base", "packed"), [("llama-biases", False), ("qwen2", True)], ids=["dense", "packed"])
-def test_a_mixture_computes_what_peft_computes_for_the_list_of_its_adapters(base, packed, mixture, server, collection):
-    engine, folder = server.engine(base, packed, *mixture)
-    ours = engine.logits(zoo.PROMPT, adapter=dict.fromkeys(mixture, 1.0))
-    assert gap(ours, tiny.logits(collection.list_by_peft(folder, base, mixture), zoo.PROMPT)) < TOLERANCE
+def test_a_mixture_computes_what_peft_computes_for_the_list_of_its_adapters(base, packed, mixture, engines, collection):
+    engine, folder = engines.engine(base, packed, *mixture)
+    ours = engine.logits(adapter_specs.PROMPT, adapter=dict.fromkeys(mixture, 1.0))
+    assert gap(ours, tiny.logits(collection.list_by_peft(folder, base, mixture), adapter_specs.PROMPT)) < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -64,40 +64,40 @@ def test_a_mixture_computes_what_peft_computes_for_the_list_of_its_adapters(base
         {"embedding-dora": 0.5, "embedding": -0.5},
         {"saved-head": 1.0, "dora": 0.25},
         {"saved-final-norm": 1.0, "dora": 0.25, "lora-bias": 0.5},
-        {"uninitialised": 0.5, "tokens": 1.0},
+        {"uninitialized": 0.5, "tokens": 1.0},
         {"saved-embedding": 1.0, "saved-head": 1.0, "fused-dora": 0.5},
-        {"activated": 0.5, "uninitialised": 0.75},
+        {"activated": 0.5, "uninitialized": 0.75},
         {"activated": 1.0, "activated-rslora": -0.5},
         {"block-diagonal": 0.5, "pooled": 1.5, "dora": 1.0},
     ],
     ids=str,
 )
 @pytest.mark.parametrize("base", ["llama", "qwen2"])
-def test_a_mixture_with_weights_is_its_adapters_folded_one_after_the_other(base, mixture, server, collection):
-    engine, folder = server.engine(base, False, *mixture)
-    ours = engine.logits(zoo.PROMPT, adapter=mixture)
+def test_a_mixture_with_weights_is_its_adapters_folded_one_after_the_other(base, mixture, engines, collection):
+    engine, folder = engines.engine(base, False, *mixture)
+    ours = engine.logits(adapter_specs.PROMPT, adapter=mixture)
     adapters = [(collection.read(base, name), weight) for name, weight in mixture.items()]
-    assert gap(ours, tiny.logits(collection.by_hand(folder, adapters), zoo.PROMPT)) < TOLERANCE
+    assert gap(ours, tiny.logits(collection.by_hand(folder, adapters), adapter_specs.PROMPT)) < TOLERANCE
 
 
 @pytest.mark.parametrize("pair", CLASHES, ids="+".join)
-def test_adapters_that_replace_the_same_thing_are_refused_together_and_served_apart(pair, server, collection):
+def test_adapters_that_replace_the_same_thing_are_refused_together_and_served_apart(pair, engines, collection):
     base = "qwen2"
-    engine, folder = server.engine(base, False, *pair)
+    engine, folder = engines.engine(base, False, *pair)
     for mixture in (pair, pair[::-1]):
         with pytest.raises(ExloraError) as caught:
-            engine.logits(zoo.PROMPT, adapter=dict.fromkeys(mixture, 1.0))
+            engine.logits(adapter_specs.PROMPT, adapter=dict.fromkeys(mixture, 1.0))
         assert caught.value.code == "adapter_mixture_invalid"
     for name in pair:
-        ours = engine.logits(zoo.PROMPT, adapter=name)
+        ours = engine.logits(adapter_specs.PROMPT, adapter=name)
         assert gap(ours, collection.oracle(folder, base, name)) < TOLERANCE
 
 
-def test_rows_that_replace_the_same_thing_differently_share_a_batch(server):
+def test_rows_that_replace_the_same_thing_differently_share_a_batch(engines):
     base, names = "qwen2", ["saved-head", "saved-both", None, "grown-saved", "tokens"]
-    engine, _ = server.engine(base, True, *(name for name in names if name))
+    engine, _ = engines.engine(base, True, *(name for name in names if name))
     settings = {"max_new_tokens": 4, "temperature": 0.0, "logprobs": 2}
-    together = engine.generate([zoo.PROMPT] * 5, adapters=names, **settings)
+    together = engine.generate([adapter_specs.PROMPT] * 5, adapters=names, **settings)
     for name, out in zip(names, together, strict=True):
-        [alone] = engine.generate([zoo.PROMPT], adapters=[name], **settings)
+        [alone] = engine.generate([adapter_specs.PROMPT], adapters=[name], **settings)
         assert list(alone.logprobs) == list(out.logprobs)

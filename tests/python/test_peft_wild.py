@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from exlora import Engine, ExloraError
 from safetensors.torch import load_file, save_file
+from support import adapter_specs, tiny
 from support import collection as peft_files
-from support import tiny, zoo
+from support.adapter_specs import Spec
 from support.adapters import ALL_LINEAR
 from support.compare import bits, gap
-from support.zoo import Spec
 
 TOLERANCE = 5e-4
 
@@ -24,7 +24,7 @@ _UNSLOTH = (
     r"|(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense)\."
     r"(?:(?:q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)))"
 )
-_GROWN = Spec(growth=zoo.GROWTH, targets=(*ALL_LINEAR, "embed_tokens", "lm_head"))
+_GROWN = Spec(growth=adapter_specs.GROWTH, targets=(*ALL_LINEAR, "embed_tokens", "lm_head"))
 
 
 def _keep(*keys, **more):
@@ -62,12 +62,12 @@ def write(spec, name, base, collection, parent):
 
 @pytest.mark.parametrize("base", ["llama-biases", "qwen2"])
 @pytest.mark.parametrize("name", WILD)
-def test_an_adapter_of_another_tool_or_time_computes_what_peft_computes(name, base, server, collection, tmp_path):
-    engine, dense = server.engine(base, False)
+def test_an_adapter_of_another_tool_or_time_computes_what_peft_computes(name, base, engines, collection, tmp_path):
+    engine, dense = engines.engine(base, False)
     folder = write(WILD[name], name, base, collection, tmp_path)
     engine.load_adapter(f"wild-{name}", folder)
-    expected = tiny.logits(peft_files.load(WILD[name], folder, dense), zoo.PROMPT)
-    assert gap(engine.logits(zoo.PROMPT, adapter=f"wild-{name}"), expected) < TOLERANCE
+    expected = tiny.logits(peft_files.load(WILD[name], folder, dense), adapter_specs.PROMPT)
+    assert gap(engine.logits(adapter_specs.PROMPT, adapter=f"wild-{name}"), expected) < TOLERANCE
     engine.unload_adapter(f"wild-{name}")
 
 
@@ -78,7 +78,7 @@ def test_a_link_to_nothing_is_told_as_one(collection, tmp_path):
         ("adapter_config.json", "adapter_config_not_found"),
         ("adapter_model.safetensors", "adapter_weights_not_found"),
     ):
-        folder = shutil.copytree(collection.adapter("llama", "uninitialised"), tmp_path / name)
+        folder = shutil.copytree(collection.adapter("llama", "uninitialized"), tmp_path / name)
         (folder / name).unlink()
         (folder / name).symlink_to("../../blobs/0123")
         with pytest.raises(ExloraError) as caught:
@@ -90,7 +90,7 @@ def test_a_link_to_nothing_is_told_as_one(collection, tmp_path):
 def test_a_row_of_a_wider_vocabulary_speaks_new_tokens_beside_rows_of_the_base(base, collection, tmp_path):
     folder = write(_GROWN, "grown", base, collection, tmp_path)
     engine = Engine(collection.dense(base), adapters={"grown": folder}, kv_dtype="f32")
-    prompts, rows = [[*zoo.PROMPT, 98, 97], zoo.PROMPT], ["grown", None]
+    prompts, rows = [[*adapter_specs.PROMPT, 98, 97], adapter_specs.PROMPT], ["grown", None]
     settings = {"max_new_tokens": 60, "temperature": 3.0, "seed": 3, "logprobs": 1}
     ours, beside = engine.generate(prompts, adapters=rows, **settings)
     said = list(ours.token_ids)
@@ -103,14 +103,14 @@ def test_a_row_of_a_wider_vocabulary_speaks_new_tokens_beside_rows_of_the_base(b
 
 def test_an_adapter_that_overflows_fails_alone(collection, tmp_path):
     """Finite in the file, infinite in the product, as in peft: its row ends, those beside it keep their tokens."""
-    huge = shutil.copytree(collection.adapter("llama", "uninitialised"), tmp_path / "huge")
+    huge = shutil.copytree(collection.adapter("llama", "uninitialized"), tmp_path / "huge")
     tensors = load_file(huge / "adapter_model.safetensors")
     save_file({key: 1e30 * value for key, value in tensors.items()}, huge / "adapter_model.safetensors")
     engine = Engine(collection.dense("llama"), adapters={"huge": huge, "dora": collection.adapter("llama", "dora")})
-    assert not np.isfinite(engine.logits(zoo.PROMPT, adapter="huge")).all()
+    assert not np.isfinite(engine.logits(adapter_specs.PROMPT, adapter="huge")).all()
     settings = {"max_new_tokens": 8, "temperature": 0.0}
-    alone = {row: engine.generate(zoo.PROMPT, adapter=row, **settings).token_ids for row in (None, "dora")}
-    streams = {row: engine.stream(zoo.PROMPT, adapter=row, **settings) for row in (None, "huge", "dora")}
+    alone = {row: engine.generate(adapter_specs.PROMPT, adapter=row, **settings).token_ids for row in (None, "dora")}
+    streams = {row: engine.stream(adapter_specs.PROMPT, adapter=row, **settings) for row in (None, "huge", "dora")}
     with pytest.raises(ExloraError) as caught:
         next(streams.pop("huge"))
     assert caught.value.code == "logits_not_finite"
@@ -124,7 +124,7 @@ def test_rows_of_every_kind_survive_a_cache_too_small_for_all_of_them(collection
     names = ["activated", "replicated", "dora", "tokens", "saved-head", "embedding-dora"]
     adapters = {name: collection.adapter("llama", name) for name in names}
     rows = [*names, None, {"activated": 0.5, "dora": -0.5}]
-    prompts = [zoo.PROMPT[: 30 + at] for at in range(len(rows))]
+    prompts = [adapter_specs.PROMPT[: 30 + at] for at in range(len(rows))]
     settings = {"max_new_tokens": 80, "temperature": 0.9, "seed": 5, "logprobs": 1}
     wide = Engine(collection.dense("llama"), adapters=adapters)
     narrow = Engine(collection.dense("llama"), adapters=adapters, kv_tokens=256, prefill_chunk=9, threads=1)
@@ -135,7 +135,7 @@ def test_rows_of_every_kind_survive_a_cache_too_small_for_all_of_them(collection
 
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
 def test_factors_of_a_resized_vocabulary_without_its_weights_are_refused_with_the_remedy(target, collection, tmp_path):
-    spec = Spec(growth=zoo.GROWTH, targets=(target,), save_embeddings=False)
+    spec = Spec(growth=adapter_specs.GROWTH, targets=(target,), save_embeddings=False)
     with pytest.raises(ExloraError) as caught:
         Engine(collection.dense("llama"), adapters={"it": write(spec, "it", "llama", collection, tmp_path)})
     assert caught.value.code == "adapter_shape_mismatch"

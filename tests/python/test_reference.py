@@ -1,6 +1,6 @@
 """Stored logits and greedy texts of a small real model, plain, in three GPTQ copies and as EXL2, under real adapters.
 
-`reference.json` was computed by transformers and peft in float32 on the dequantised weights. The rule for texts: the
+`reference.json` was computed by transformers and peft in float32 on the dequantized weights. The rule for texts: the
 ids are equal, or at the first difference the two candidates' logits here stand closer than twice the tolerance, and the
 item's smallest stored margin allows that. With a float32 cache every item whose margin exceeds 1e-3 must be equal
 outright.

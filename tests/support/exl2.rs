@@ -5,7 +5,7 @@ use half::f16;
 
 use super::{Random, StoredTensor};
 
-/// A quantised weight, unpacked.
+/// A quantized weight, unpacked.
 #[derive(Clone, Debug)]
 pub struct Exl2Module {
     pub in_features: usize,
@@ -67,7 +67,7 @@ impl Exl2Module {
     }
 
     /// What the weight means: `[out, in]`.
-    pub fn dequantise(&self) -> Vec<f32> {
+    pub fn dequantize(&self) -> Vec<f32> {
         let columns = self.columns();
         let mut weight = vec![0.0; self.out_features * self.in_features];
         let mut stored = 0;

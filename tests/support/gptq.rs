@@ -46,7 +46,7 @@ impl GptqSpec {
     }
 }
 
-/// A quantised weight, unpacked.
+/// A quantized weight, unpacked.
 #[derive(Clone, Debug)]
 pub struct GptqModule {
     pub spec: GptqSpec,
@@ -91,7 +91,7 @@ impl GptqModule {
     }
 
     /// What the weight means: `[out, in]`.
-    pub fn dequantise(&self) -> Vec<f32> {
+    pub fn dequantize(&self) -> Vec<f32> {
         let mut weight = Vec::with_capacity(self.codes.len());
         for n in 0..self.out_features {
             for i in 0..self.in_features {

@@ -46,15 +46,15 @@ pub struct TinyModel {
     pub max_positions: usize,
     /// Whether q, k and v have biases, as in Qwen2.
     pub qkv_biases: bool,
-    /// Whether heads are normalised, as in Qwen3.
+    /// Whether heads are normalized, as in Qwen3.
     pub qk_norms: bool,
     pub tied: bool,
     pub plain: Plain,
-    /// Quantises the linears of the layers.
+    /// Quantizes the linears of the layers.
     pub gptq: Option<GptqSpec>,
-    /// Quantises the head too.
+    /// Quantizes the head too.
     pub gptq_head: bool,
-    /// Quantises the linears of the layers and the head as EXL2, each with random widths and groups.
+    /// Quantizes the linears of the layers and the head as EXL2, each with random widths and groups.
     pub exl2: bool,
     /// Files to spread the tensors over.
     pub shards: usize,
@@ -88,14 +88,14 @@ impl Default for TinyModel {
 }
 
 impl TinyModel {
-    /// Writes the folder and returns the exact values of every weight by name, quantised ones dequantised as `PATH.weight`.
+    /// Writes the folder and returns the exact values of every weight by name, quantized ones dequantized as `PATH.weight`.
     pub fn write(&self, dir: &Path) -> BTreeMap<String, Vec<f32>> {
         let (tensors, values) = self.contents();
         self.write_files(dir, &tensors);
         values
     }
 
-    /// Writes the unquantised model of those values.
+    /// Writes the unquantized model of those values.
     pub fn write_dense_twin(&self, dir: &Path, plain: Plain, values: &BTreeMap<String, Vec<f32>>) {
         let twin = Self { gptq: None, exl2: false, plain, ..self.clone() };
         let (mut tensors, _) = twin.contents();
@@ -185,7 +185,7 @@ impl Writer<'_> {
             self.linear(&path("mlp.down_proj"), m.intermediate, m.hidden, m.gptq);
         }
         self.plain("model.norm.weight", &[m.hidden], 1.0, 0.2);
-        // A tied head is quantised and stored too.
+        // A tied head is quantized and stored too.
         if !m.tied || m.exl2 {
             self.linear("lm_head", m.hidden, m.vocab, m.gptq.filter(|_| m.gptq_head));
         }
@@ -200,7 +200,7 @@ impl Writer<'_> {
             let root = (in_features as f32).sqrt();
             module.scale_max.iter_mut().for_each(|scale| *scale = f16::from_f32(scale.to_f32() * 2.0 / root));
             self.tensors.extend(module.tensors(path));
-            self.values.insert(name, module.dequantise());
+            self.values.insert(name, module.dequantize());
             return;
         }
         let Some(spec) = gptq else {
@@ -209,12 +209,12 @@ impl Writer<'_> {
         };
         let module = GptqModule::random(spec, in_features, out_features, &mut self.random);
         self.tensors.extend(module.tensors(path));
-        self.values.insert(name, module.dequantise());
+        self.values.insert(name, module.dequantize());
     }
 
-    fn plain(&mut self, name: &str, shape: &[usize], centre: f32, scale: f32) {
+    fn plain(&mut self, name: &str, shape: &[usize], center: f32, scale: f32) {
         let mut values = self.random.values(shape.iter().product(), scale);
-        values.iter_mut().for_each(|value| *value += centre);
+        values.iter_mut().for_each(|value| *value += center);
         let tensor = self.model.plain.store(name, shape, &values);
         match self.model.plain {
             Plain::F32 => {}

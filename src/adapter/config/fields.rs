@@ -69,12 +69,14 @@ pub(super) fn check_unknown(name: &str, value: &Value) -> Result<()> {
     }
     let message = format!("'{name}' is unknown here and may change what the adapter computes");
     Err(Error::new(ErrorCode::AdapterFeatureUnsupported, message)
-        .found(format!("{name} = {}", shown(value)))
-        .hint("if it does not, remove it from adapter_config.json"))
+        .with_found(format!("{name} = {}", shown(value)))
+        .with_hint("if it does not, remove it from adapter_config.json"))
 }
 
 pub(super) fn malformed(field: &str, expected: &str, value: &Value) -> Error {
-    Error::new(ErrorCode::AdapterConfigInvalid, format!("{field} is malformed")).expected(expected).found(shown(value))
+    Error::new(ErrorCode::AdapterConfigInvalid, format!("{field} is malformed"))
+        .with_expected(expected)
+        .with_found(shown(value))
 }
 
 /// A value as messages show it, cut to a readable length.
@@ -109,7 +111,8 @@ fn strings_of(field: &str, expected: &str, value: &Value) -> Result<Option<Vec<S
     match value {
         Value::Null => Ok(None),
         Value::Array(list) if list.len() > MAX_NAMES => {
-            Err(malformed(field, &format!("at most {MAX_NAMES} names"), value).found(format!("{} names", list.len())))
+            Err(malformed(field, &format!("at most {MAX_NAMES} names"), value)
+                .with_found(format!("{} names", list.len())))
         }
         Value::Array(list) => {
             let strings = list.iter().map(|item| item.as_str().map(str::to_owned)).collect::<Option<_>>();
@@ -255,7 +258,9 @@ pub(super) fn read_token_rows(draft: &mut Draft, field: &'static str, value: &Va
         let mut sorted = ids.clone();
         sorted.sort_unstable();
         match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-            Some(pair) => Err(malformed(field, "each token once", value).found(format!("token {} twice", pair[0]))),
+            Some(pair) => {
+                Err(malformed(field, "each token once", value).with_found(format!("token {} twice", pair[0])))
+            }
             None => Ok(ids),
         }
     };
@@ -341,7 +346,7 @@ fn token_ids(value: &Value, max: usize) -> Option<Vec<u32>> {
     list.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect()
 }
 
-/// Some initialisations subtract what they start from from the base, so that the factors mean nothing on the base as it is.
+/// Some initializations subtract what they start from from the base, so that the factors mean nothing on the base as it is.
 pub(super) fn read_init(_: &mut Draft, field: &'static str, value: &Value) -> Result<()> {
     let name = match value {
         Value::Null | Value::Bool(_) => return Ok(()),
@@ -357,21 +362,21 @@ pub(super) fn read_init(_: &mut Draft, field: &'static str, value: &Value) -> Re
         name if name.starts_with("pissa") || name.starts_with("corda") => {
             "convert it with PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         }
-        _ => return Err(Feature::Initialisation.refusal().found(format!("{field} = {}", shown(value)))),
+        _ => return Err(Feature::Initialization.refusal().with_found(format!("{field} = {}", shown(value)))),
     };
     Err(Error::new(
         ErrorCode::AdapterBaseChanged,
-        format!("the initialisation {} changed the base weights", shown(value)),
+        format!("the initialization {} changed the base weights", shown(value)),
     )
-    .found(format!("{field} = {}", shown(value)))
-    .hint(remedy))
+    .with_found(format!("{field} = {}", shown(value)))
+    .with_hint(remedy))
 }
 
 pub(super) fn read_task_type(_: &mut Draft, field: &'static str, value: &Value) -> Result<()> {
     match value {
         Value::Null => Ok(()),
         Value::String(task) if task == "CAUSAL_LM" => Ok(()),
-        Value::String(_) => Err(Feature::TaskHead.refusal().found(format!("{field} = {}", shown(value)))),
+        Value::String(_) => Err(Feature::TaskHead.refusal().with_found(format!("{field} = {}", shown(value)))),
         _ => Err(malformed(field, "a string or null", value)),
     }
 }

@@ -41,10 +41,10 @@ impl<'a> Planner<'a, '_> {
                 let what = format!("'{}' and '{}' share a weight, of which the file has two", paths[0], paths[1]);
                 self.problem(
                     Error::new(ErrorCode::AdapterTensorUnexpected, what)
-                        .tensor(Part::BaseWeight.tensor_name(paths[1]))
-                        .expected("the same values for both")
-                        .found("others")
-                        .hint("the adapter was made for a base whose head is not tied"),
+                        .with_tensor(Part::BaseWeight.tensor_name(paths[1]))
+                        .with_expected("the same values for both")
+                        .with_found("others")
+                        .with_hint("the adapter was made for a base whose head is not tied"),
                 );
                 return;
             }
@@ -71,8 +71,8 @@ impl<'a> Planner<'a, '_> {
             && rows != copy
         {
             let what = format!("'{path}' shares the embedding's rows, of which the file has two");
-            let error = Error::new(ErrorCode::AdapterTensorUnexpected, what).tensor(Part::Rows.tensor_name(path));
-            self.problem(error.expected("the same values for both").found("others"));
+            let error = Error::new(ErrorCode::AdapterTensorUnexpected, what).with_tensor(Part::Rows.tensor_name(path));
+            self.problem(error.with_expected("the same values for both").with_found("others"));
         }
         if let Some(rows) = from.rows.filter(|_| to.rows.is_none() && !is_head_saved) {
             if to.low_rank.is_some() {
@@ -115,9 +115,9 @@ impl<'a> Planner<'a, '_> {
             let what = format!("'{head}' has {choices} rows and '{embedding}' {tokens}: some tokens have no embedding");
             self.problem(
                 Error::new(ErrorCode::AdapterShapeMismatch, what)
-                    .expected(format!("at most {tokens} rows of '{head}'"))
-                    .found(choices)
-                    .hint("save both with the adapter: save_embedding_layers=True"),
+                    .with_expected(format!("at most {tokens} rows of '{head}'"))
+                    .with_found(choices)
+                    .with_hint("save both with the adapter: save_embedding_layers=True"),
             );
         }
         let too_high = |rows: &ReplacedRows<'_>| rows.ids.last().copied().filter(|id| *id as usize >= choices);
@@ -125,7 +125,7 @@ impl<'a> Planner<'a, '_> {
         if let Some(id) = tied.and_then(too_high) {
             let what = "trainable_token_indices names a token that the tied head has no row for";
             let error = Error::new(ErrorCode::AdapterConfigInvalid, what);
-            self.problem(error.expected(format!("ids below {choices}")).found(id));
+            self.problem(error.with_expected(format!("ids below {choices}")).with_found(id));
         }
     }
 
@@ -147,7 +147,7 @@ impl<'a> Planner<'a, '_> {
         if let Some(id) = invocation.iter().find(|id| **id as usize >= tokens) {
             let what = "alora_invocation_tokens names a token outside the vocabulary";
             let error = Error::new(ErrorCode::AdapterConfigInvalid, what);
-            self.problem(error.expected(format!("ids below {tokens}")).found(id));
+            self.problem(error.with_expected(format!("ids below {tokens}")).with_found(id));
         }
         if !invocation.is_empty() && delta.is_some_and(|delta| delta.low_rank.is_some()) {
             let what = "factors on an embedding can't wait for an invocation (alora_invocation_tokens)";
@@ -156,8 +156,8 @@ impl<'a> Planner<'a, '_> {
     }
 }
 
-/// Adds a delta, whose site and pass have none yet, at its place.
+/// Adds a delta, whose site and repeat have none yet, at its place.
 fn insert<'a>(deltas: &mut Vec<SiteDelta<'a>>, delta: SiteDelta<'a>) {
-    let at = deltas.partition_point(|other| (other.site, other.pass) < (delta.site, delta.pass));
+    let at = deltas.partition_point(|other| (other.site, other.repeat) < (delta.site, delta.repeat));
     deltas.insert(at, delta);
 }

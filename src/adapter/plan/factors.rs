@@ -42,14 +42,16 @@ impl<'a> Planner<'a, '_> {
     /// The low-rank delta of a module, or `None` with its problems told.
     pub(super) fn low_rank(&mut self, module: &Module<'_, 'a>) -> Option<LowRank<'a>> {
         let before = self.problems.len();
-        let excluded = self.check_targeted(module).map_err(|error| error.tensor(module.tensors.example()));
+        let excluded = self.check_targeted(module).map_err(|error| error.with_tensor(module.tensors.example()));
         self.keep(excluded);
         let kinds = match module.site.kind {
             SiteKind::Linear => [Part::A, Part::B],
             SiteKind::Embedding => [Part::EmbeddingA, Part::EmbeddingB],
             SiteKind::Norm => {
                 let what = format!("'{}' is a norm, which has no factors", module.path);
-                self.problem(Error::new(ErrorCode::AdapterTensorUnexpected, what).tensor(module.tensors.example()));
+                self.problem(
+                    Error::new(ErrorCode::AdapterTensorUnexpected, what).with_tensor(module.tensors.example()),
+                );
                 return None;
             }
         };
@@ -57,7 +59,9 @@ impl<'a> Planner<'a, '_> {
             if let Some(name) = module.tensors.get(part).filter(|_| !kinds.contains(&part)) {
                 let what = format!("'{}' is {}", module.path, module.kind());
                 let expected = kinds.map(Part::suffix).join(" and ");
-                self.problem(Error::new(ErrorCode::AdapterTensorUnexpected, what).tensor(name).expected(expected));
+                self.problem(
+                    Error::new(ErrorCode::AdapterTensorUnexpected, what).with_tensor(name).with_expected(expected),
+                );
             }
         }
         let [a, b] = kinds.map(|part| self.factor(module, part, kinds));
@@ -140,7 +144,7 @@ impl<'a> Planner<'a, '_> {
                 None => part.tensor_name(module.path),
             };
             let what = "a factor of a pair is missing";
-            self.problem(Error::new(ErrorCode::AdapterTensorMissing, what).tensor(missing));
+            self.problem(Error::new(ErrorCode::AdapterTensorMissing, what).with_tensor(missing));
             return None;
         };
         let stored = Stored::open(&self.files.weights, name, 2);
@@ -209,7 +213,9 @@ impl<'a> Planner<'a, '_> {
                 && if rank_axis == 0 { module.is_embedding } else { module.is_head };
             let outcome = stored.has_shape(&expected, "a factor does not fit the base model");
             self.keep(outcome.map_err(|error| match is_grown {
-                true => error.hint("if the vocabulary was resized, save its weights too: save_embedding_layers=True"),
+                true => {
+                    error.with_hint("if the vocabulary was resized, save its weights too: save_embedding_layers=True")
+                }
                 false => error,
             }));
             return;
@@ -223,10 +229,10 @@ impl<'a> Planner<'a, '_> {
         };
         self.problem(
             Error::new(ErrorCode::AdapterRankMismatch, "the rank of a factor contradicts the config")
-                .tensor(stored.name)
-                .expected(shape_text(&expected))
-                .found(shape_text(found))
-                .hint(hint),
+                .with_tensor(stored.name)
+                .with_expected(shape_text(&expected))
+                .with_found(shape_text(found))
+                .with_hint(hint),
         );
     }
 
@@ -255,13 +261,13 @@ impl<'a> Planner<'a, '_> {
         let values = module.inputs.min(module.outputs);
         if rank >= values {
             let what = format!("KaSA leaves nothing of the weight of '{}'", module.path);
-            let error = Error::new(ErrorCode::AdapterShapeMismatch, what).tensor(stored.name);
-            self.problem(error.expected(format!("a rank below its {values} singular values")).found(rank));
+            let error = Error::new(ErrorCode::AdapterShapeMismatch, what).with_tensor(stored.name);
+            self.problem(error.with_expected(format!("a rank below its {values} singular values")).with_found(rank));
             return None;
         }
         if module.only_site().is_none() {
             let what = format!("KaSA on '{}', which is no linear of its own in this model", module.path);
-            self.problem(unsupported(what).tensor(stored.name));
+            self.problem(unsupported(what).with_tensor(stored.name));
             return None;
         }
         Some(stored)
@@ -286,10 +292,10 @@ impl<'a> Planner<'a, '_> {
                 return Some(stored);
             }
             (None, true) => Error::new(ErrorCode::AdapterTensorMissing, format!("{field} promises a tensor"))
-                .tensor(part.tensor_name(module.path)),
+                .with_tensor(part.tensor_name(module.path)),
             (Some(name), _) => {
                 let what = format!("a tensor that {field} in adapter_config.json does not announce");
-                Error::new(ErrorCode::AdapterTensorUnexpected, what).tensor(name)
+                Error::new(ErrorCode::AdapterTensorUnexpected, what).with_tensor(name)
             }
             (None, false) => return None,
         };
@@ -305,8 +311,8 @@ impl<'a> Planner<'a, '_> {
         match scale.is_finite() {
             true => Ok(Some(scale)),
             false => Err(Error::new(ErrorCode::AdapterScaleInvalid, format!("the scale of '{module}' is not finite"))
-                .expected("a number that float32 holds")
-                .found(format!("alpha {alpha:e} over rank {rank}"))),
+                .with_expected("a number that float32 holds")
+                .with_found(format!("alpha {alpha:e} over rank {rank}"))),
         }
     }
 }
@@ -339,17 +345,17 @@ impl Form {
         if !rows.is_multiple_of(count) || !columns.is_multiple_of(count) {
             let what = format!("the factor of '{}' does not divide into blocks", module.path);
             return Err(Error::new(ErrorCode::AdapterShapeMismatch, what)
-                .tensor(module.tensors.example())
-                .expected(format!("rows and columns that are multiples of {count}"))
-                .found(format!("{rows} and {columns}")));
+                .with_tensor(module.tensors.example())
+                .with_expected(format!("rows and columns that are multiples of {count}"))
+                .with_found(format!("{rows} and {columns}")));
         }
         let limit = module.inputs * module.outputs;
         match rows.checked_mul(columns).is_some_and(|size| size <= limit) {
             true => Ok(()),
             false => Err(unsupported(format!("the factor of '{}' is larger than the base's weight", module.path))
-                .tensor(module.tensors.example())
-                .expected(format!("at most {limit} values"))
-                .found(format!("{rows} x {columns}"))),
+                .with_tensor(module.tensors.example())
+                .with_expected(format!("at most {limit} values"))
+                .with_found(format!("{rows} x {columns}"))),
         }
     }
 }

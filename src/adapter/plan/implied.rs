@@ -23,7 +23,7 @@ struct Implied {
 
 /// The sites of an adapter's tensors; a size that no tensor tells is the smallest there is.
 pub(in crate::adapter) fn sites(files: &AdapterFiles) -> SiteTable {
-    let contents = keys::sort(files.weights.names());
+    let contents = keys::classify(files.weights.names());
     let mut sites = SiteTable::default();
     sites.is_head_tied = files.config.ensure_weight_tying || shares_rows(&contents, files);
     if let Some(end) = files.config.layer_replication.iter().map(|(_, end)| *end as usize).max() {

@@ -17,7 +17,7 @@ pub(super) struct Module<'m, 'a> {
     /// The site it is, or one as wide as the parts that it is.
     pub site: Site,
     pub parts: Vec<AliasPart>,
-    pub pass: u32,
+    pub repeat: u32,
     pub is_embedding: bool,
     pub is_head: bool,
     /// Width of the input; of an embedding its rows, replaced ones counted.
@@ -52,9 +52,9 @@ impl Module<'_, '_> {
 impl<'a> Planner<'a, '_> {
     /// Everything a module changes, in its own outputs; its problems are told, and what has problems is left out.
     pub(super) fn read_module(&mut self, module: &mut Module<'_, 'a>) -> SiteDelta<'a> {
-        let mut delta = SiteDelta { pass: module.pass, ..SiteDelta::at(module.parts[0].site) };
+        let mut delta = SiteDelta { repeat: module.repeat, ..SiteDelta::at(module.parts[0].site) };
         for part in &module.parts {
-            let at = (part.site, module.pass);
+            let at = (part.site, module.repeat);
             if module.has(&Part::WEIGHTS) {
                 self.replaced.insert(at);
             }
@@ -90,8 +90,8 @@ impl<'a> Planner<'a, '_> {
             let other = self.keep(other)?;
             if other.shape() != first.shape() || other.view.bytes() != first.view.bytes() {
                 let what = "two tensors that differ stand for the same part";
-                let error = Error::new(ErrorCode::AdapterTensorUnexpected, what).tensor(name);
-                self.problem(error.found(format!("'{}' too", first.name)));
+                let error = Error::new(ErrorCode::AdapterTensorUnexpected, what).with_tensor(name);
+                self.problem(error.with_found(format!("'{}' too", first.name)));
                 return None;
             }
             tracing::info!(tensor = ?name, "a second copy of a tensor is left out");
@@ -118,7 +118,7 @@ impl<'a> Planner<'a, '_> {
         let stored = self.replacement(module, &Part::BIASES, 1)?;
         if !module.site.has_bias {
             let what = format!("the base model has no bias in '{}' that could be replaced", module.path);
-            self.problem(Error::new(ErrorCode::AdapterTensorUnexpected, what).tensor(stored.name));
+            self.problem(Error::new(ErrorCode::AdapterTensorUnexpected, what).with_tensor(stored.name));
             return None;
         }
         let fits = stored.has_shape(&[module.outputs], "a bias does not fit the base model");
@@ -134,15 +134,15 @@ impl<'a> Planner<'a, '_> {
         let stored = self.keep(stored)?;
         let rows = if module.is_embedding { module.inputs } else { module.outputs };
         let width = if module.is_embedding { module.outputs } else { module.inputs };
-        let problem = |what: String, code| Error::new(code, what).tensor(name);
+        let problem = |what: String, code| Error::new(code, what).with_tensor(name);
         if !module.is_embedding && !module.is_head {
             let what = format!("rows of '{}' are replaced, which is neither the embedding nor the head", module.path);
-            self.problem(unsupported(what).tensor(name));
+            self.problem(unsupported(what).with_tensor(name));
             return None;
         }
         if module.has(&Part::LOW_RANK) {
             let what = format!("'{}' has factors and replaced rows, which PEFT has no meaning for", module.path);
-            self.problem(unsupported(what).tensor(name));
+            self.problem(unsupported(what).with_tensor(name));
             return None;
         }
         if self.config().is_broken("trainable_token_indices") {
@@ -159,7 +159,7 @@ impl<'a> Planner<'a, '_> {
         if let Some(id) = ids.iter().find(|id| **id as usize >= rows) {
             let what = format!("trainable_token_indices names a token that '{}' has no row for", module.path);
             let error = Error::new(ErrorCode::AdapterConfigInvalid, what);
-            self.problem(error.expected(format!("ids below {rows}")).found(id));
+            self.problem(error.with_expected(format!("ids below {rows}")).with_found(id));
             return None;
         }
         let fits = stored.has_shape(&[ids.len(), width], "rows do not fit trainable_token_indices and the base model");
@@ -192,10 +192,12 @@ fn fits_weight(module: &Module<'_, '_>, stored: &Stored<'_>) -> Result<()> {
         true => {
             let what = format!("'{}' has {found} rows, fewer than the base's {base}", module.path);
             Err(Error::new(ErrorCode::AdapterShapeMismatch, what)
-                .tensor(stored.name)
-                .expected(format!("{base} rows or more"))
-                .found(shape_text(stored.shape()))
-                .hint("the base's vocabulary is padded or was resized: resize the one trained on to the same size"))
+                .with_tensor(stored.name)
+                .with_expected(format!("{base} rows or more"))
+                .with_found(shape_text(stored.shape()))
+                .with_hint(
+                    "the base's vocabulary is padded or was resized: resize the one trained on to the same size",
+                ))
         }
     }
 }

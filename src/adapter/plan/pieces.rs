@@ -21,31 +21,31 @@ struct Piece<'a> {
     delta: SiteDelta<'a>,
 }
 
-/// Pieces by site and pass.
+/// Pieces by site and repeat.
 #[derive(Default)]
 pub(super) struct Pieces<'a>(BTreeMap<(SiteId, u32), Vec<Piece<'a>>>);
 
 impl<'a> Pieces<'a> {
     /// Adds what a module changes of its parts; `delta` is in the module's own outputs.
-    pub fn add(&mut self, module: &str, parts: Vec<AliasPart>, pass: u32, delta: SiteDelta<'a>) {
+    pub fn add(&mut self, module: &str, parts: Vec<AliasPart>, repeat: u32, delta: SiteDelta<'a>) {
         match <[AliasPart; 1]>::try_from(parts) {
-            Ok([part]) => self.push(module, part, pass, delta),
+            Ok([part]) => self.push(module, part, repeat, delta),
             Err(parts) => {
                 for part in parts {
                     let piece = cut(&delta, part.alias_outputs.clone());
-                    self.push(module, part, pass, piece);
+                    self.push(module, part, repeat, piece);
                 }
             }
         }
     }
 
-    fn push(&mut self, module: &str, part: AliasPart, pass: u32, delta: SiteDelta<'a>) {
-        let delta = SiteDelta { site: part.site, pass, ..delta };
+    fn push(&mut self, module: &str, part: AliasPart, repeat: u32, delta: SiteDelta<'a>) {
+        let delta = SiteDelta { site: part.site, repeat, ..delta };
         let piece = Piece { module: module.to_owned(), outputs: part.site_outputs, delta };
-        self.0.entry((part.site, pass)).or_default().push(piece);
+        self.0.entry((part.site, repeat)).or_default().push(piece);
     }
 
-    /// The deltas in the order of site and pass, and what keeps pieces from becoming one.
+    /// The deltas in the order of site and repeat, and what keeps pieces from becoming one.
     pub fn join(self, sites: &SiteTable) -> (Vec<SiteDelta<'a>>, Vec<Error>) {
         let (mut deltas, mut problems) = (Vec::with_capacity(self.0.len()), Vec::new());
         for ((site, _), pieces) in self.0 {
@@ -71,7 +71,7 @@ fn cut<'a>(delta: &SiteDelta<'a>, outputs: Range<usize>) -> SiteDelta<'a> {
             b_bias: low.b_bias.as_ref().map(rows),
             magnitude: low.magnitude.as_ref().map(rows),
         }),
-        pass: delta.pass,
+        repeat: delta.repeat,
         ..SiteDelta::at(delta.site)
     }
 }
@@ -89,7 +89,7 @@ fn join<'a>(mut pieces: Vec<Piece<'a>>, site: &Site) -> Result<Option<SiteDelta<
         return Ok(pieces.pop().map(|piece| piece.delta));
     }
     let Some(first) = pieces.first() else { return Ok(None) };
-    let mut delta = SiteDelta { pass: first.delta.pass, ..SiteDelta::at(first.delta.site) };
+    let mut delta = SiteDelta { repeat: first.delta.repeat, ..SiteDelta::at(first.delta.site) };
     delta.weight = whole(&pieces, site, "a replaced weight", |delta| delta.weight.as_ref())?;
     delta.bias = whole(&pieces, site, "a replaced bias", |delta| delta.bias.as_ref())?;
     delta.low_rank = stack(&pieces, site)?;
@@ -111,8 +111,8 @@ fn whole<'a>(
             "'{}' has {what}, but other parts of '{}' have none",
             first.module, site.path
         ))
-        .expected(format!("all {} outputs of it", site.out_features))
-        .found(format!("{covered} of them")));
+        .with_expected(format!("all {} outputs of it", site.out_features))
+        .with_found(format!("{covered} of them")));
     }
     let mut shape = tensor.shape().to_vec();
     shape[0] = covered;
@@ -142,7 +142,7 @@ fn stack<'a>(pieces: &[Piece<'a>], site: &Site) -> Result<Option<LowRank<'a>>> {
         }
         if !b.iter().chain(biases.iter().flatten()).all(|value| value.is_finite()) {
             let what = format!("the scale of '{}' takes its B beyond float32", piece.module);
-            return Err(Error::new(ErrorCode::AdapterScaleInvalid, what).found(low.scale));
+            return Err(Error::new(ErrorCode::AdapterScaleInvalid, what).with_found(low.scale));
         }
     }
     let magnitude = whole(pieces, site, "a magnitude (DoRA)", |delta| delta.low_rank.as_ref()?.magnitude.as_ref())?;

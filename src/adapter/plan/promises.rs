@@ -19,7 +19,7 @@ impl<'a> Planner<'a, '_> {
 
     fn missing(&mut self, path: &str, part: Part, field: &str) {
         let what = format!("adapter_config.json promises a tensor by {field}");
-        self.problem(Error::new(ErrorCode::AdapterTensorMissing, what).tensor(part.tensor_name(path)));
+        self.problem(Error::new(ErrorCode::AdapterTensorMissing, what).with_tensor(part.tensor_name(path)));
     }
 
     /// Every module under an entry of `modules_to_save`, by its own path or another model's for it.
@@ -38,13 +38,13 @@ impl<'a> Planner<'a, '_> {
         let mut promised: Vec<(String, SiteId, u32, &Site)> = Vec::new();
         for (path, (id, site)) in own.chain(aliased) {
             let saved = self.stack.occurrences(path).into_iter().filter(|(path, _)| is_saved(entries, path));
-            promised.extend(saved.map(|(path, pass)| (path, id, pass, site)));
+            promised.extend(saved.map(|(path, repeat)| (path, id, repeat, site)));
         }
-        for (path, id, pass, site) in promised {
-            if self.replaced.insert((id, pass)) {
+        for (path, id, repeat, site) in promised {
+            if self.replaced.insert((id, repeat)) {
                 self.missing(&path, Part::Weight, FIELD);
             }
-            if site.has_bias && self.biased.insert((id, pass)) {
+            if site.has_bias && self.biased.insert((id, repeat)) {
                 self.missing(&path, Part::Bias, FIELD);
             }
         }
@@ -60,7 +60,7 @@ impl<'a> Planner<'a, '_> {
                 let all = sites.iter().filter(|(_, site)| biased(site));
                 let paths = |(id, site): (SiteId, &Site)| {
                     let places = self.stack.occurrences(&site.path);
-                    places.into_iter().map(move |(path, pass)| (path, id, pass)).collect::<Vec<_>>()
+                    places.into_iter().map(move |(path, repeat)| (path, id, repeat)).collect::<Vec<_>>()
                 };
                 all.flat_map(paths).collect()
             }
@@ -68,13 +68,13 @@ impl<'a> Planner<'a, '_> {
                 let with = deltas.iter().filter(|delta| delta.low_rank.is_some() && biased(sites.get(delta.site)));
                 let path = |delta: &SiteDelta<'a>| {
                     let mut places = self.stack.occurrences(&sites.get(delta.site).path).into_iter();
-                    places.find(|(_, pass)| *pass == delta.pass).map(|(path, pass)| (path, delta.site, pass))
+                    places.find(|(_, repeat)| *repeat == delta.repeat).map(|(path, repeat)| (path, delta.site, repeat))
                 };
                 with.filter_map(path).collect()
             }
         };
-        for (path, id, pass) in promised {
-            if self.biased.insert((id, pass)) {
+        for (path, id, repeat) in promised {
+            if self.biased.insert((id, repeat)) {
                 self.missing(&path, Part::BaseBias, "bias");
             }
         }

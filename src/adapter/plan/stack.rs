@@ -3,7 +3,7 @@
 //! ```text
 //! layer_replication [[0, 2], [1, 3]]     layer of the file   0  1  2  3
 //!                                        layer of the base   0  1  1  2
-//!                                        pass over it        0  0  1  0
+//!                                        repeat of it        0  0  1  0
 //! ```
 //!
 //! The base's weights are shared; each layer of the file has tensors of its own.
@@ -26,7 +26,7 @@ const MAX_REPEATS: usize = 16;
 pub(super) struct Stack {
     /// `model.layers.`.
     prefix: String,
-    /// The base's layer of each layer, and the pass over it; `None` is the base's own stack.
+    /// The base's layer of each layer, and the repeat of it; `None` is the base's own stack.
     layers: Option<Vec<(u32, u32)>>,
     /// Its ranges are wrong, which was told: nothing can be said of single layers.
     broken: bool,
@@ -35,7 +35,7 @@ pub(super) struct Stack {
 /// Where a module of the file is in the base.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Place<'p> {
-    /// Under this path, in this pass over its layer.
+    /// Under this path, in this repeat of its layer.
     At(Cow<'p, str>, u32),
     /// In a layer that the stack does not have.
     Nowhere,
@@ -67,13 +67,13 @@ impl Stack {
             _ if self.broken => Place::Untold,
             None => Place::At(path.into(), 0),
             Some(layers) => match layers.get(layer) {
-                Some((base, pass)) => Place::At(format!("{}{base}{rest}", self.prefix).into(), *pass),
+                Some((base, repeat)) => Place::At(format!("{}{base}{rest}", self.prefix).into(), *repeat),
                 None => Place::Nowhere,
             },
         }
     }
 
-    /// Every module of the file that a module of the base is, with the pass; none if the stack itself is wrong.
+    /// Every module of the file that a module of the base is, with the repeat; none if the stack itself is wrong.
     pub fn occurrences(&self, path: &str) -> Vec<(String, u32)> {
         let (layer, rest, layers) = match (self.split(path), &self.layers) {
             (Some(_), _) if self.broken => return Vec::new(),
@@ -81,7 +81,7 @@ impl Stack {
             _ => return vec![(path.to_owned(), 0)],
         };
         let found = layers.iter().enumerate().filter(|(_, (base, _))| *base as usize == layer);
-        found.map(|(index, (_, pass))| (format!("{}{index}{rest}", self.prefix), *pass)).collect()
+        found.map(|(index, (_, repeat))| (format!("{}{index}{rest}", self.prefix), *repeat)).collect()
     }
 
     /// A path's layer and what follows, if it lies in one.
@@ -94,7 +94,7 @@ impl Stack {
     }
 }
 
-/// The base's layer and the pass of each layer of the ranges, or `None` if they are the base's own stack.
+/// The base's layer and the repeat of each layer of the ranges, or `None` if they are the base's own stack.
 fn layers(ranges: &[(u32, u32)], base: &LayerList) -> Result<Option<Vec<(u32, u32)>>, Error> {
     if ranges.is_empty() {
         return Ok(None);
@@ -105,18 +105,18 @@ fn layers(ranges: &[(u32, u32)], base: &LayerList) -> Result<Option<Vec<(u32, u3
     for &(start, end) in ranges {
         if start > end || end as usize > base.count {
             return Err(wrong("layer_replication has a range outside the base's layers".to_owned())
-                .expected(format!("0 <= start <= end <= {}", base.count))
-                .found(format!("[{start}, {end}]")));
+                .with_expected(format!("0 <= start <= end <= {}", base.count))
+                .with_found(format!("[{start}, {end}]")));
         }
         total += (end - start) as usize;
         if total > limit {
             return Err(wrong("layer_replication gives too many layers".to_owned())
-                .expected(format!("at most {limit}"))
-                .found(format!("{total} and more")));
+                .with_expected(format!("at most {limit}"))
+                .with_found(format!("{total} and more")));
         }
     }
     if total == 0 {
-        return Err(wrong("layer_replication leaves no layer".to_owned()).expected("at least one"));
+        return Err(wrong("layer_replication leaves no layer".to_owned()).with_expected("at least one"));
     }
     let mut seen = vec![0; base.count];
     let mut stack = Vec::with_capacity(total);
@@ -144,7 +144,7 @@ mod tests {
         let (stack, problem) = stack(&[(0, 2), (1, 3)], 3);
         assert!(problem.is_none());
         assert_eq!(stack.base_layers().as_deref(), Some(&[0, 1, 1, 2][..]));
-        let at = |path: &'static str, pass| Place::At(path.into(), pass);
+        let at = |path: &'static str, repeat| Place::At(path.into(), repeat);
         assert_eq!(stack.locate("model.layers.1.mlp.up_proj"), at("model.layers.1.mlp.up_proj", 0));
         assert_eq!(stack.locate("model.layers.2.mlp.up_proj"), at("model.layers.1.mlp.up_proj", 1));
         assert_eq!(stack.locate("model.layers.3.mlp"), at("model.layers.2.mlp", 0));

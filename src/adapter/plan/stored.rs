@@ -16,12 +16,12 @@ impl<'a> Stored<'a> {
     pub fn open(weights: &'a Checkpoint, name: &'a str, dimensions: usize) -> Result<Self> {
         let unread = |found: &str| {
             Error::new(ErrorCode::AdapterDtypeUnsupported, "a tensor has a data type that is not read here")
-                .tensor(name)
-                .expected("float16, bfloat16 or float32")
-                .found(found)
+                .with_tensor(name)
+                .with_expected("float16, bfloat16 or float32")
+                .with_found(found)
         };
         let view = weights.tensor(name).map_err(|error| match error.code() {
-            ErrorCode::CheckpointDtypeUnsupported => unread(error.found_value().unwrap_or("another type")),
+            ErrorCode::CheckpointDtypeUnsupported => unread(error.found().unwrap_or("another type")),
             _ => error,
         })?;
         if !view.dtype().is_float() {
@@ -31,12 +31,12 @@ impl<'a> Stored<'a> {
             return Ok(Self { name, view });
         }
         let error = Error::new(ErrorCode::AdapterShapeMismatch, "a tensor has the wrong number of dimensions")
-            .tensor(name)
-            .expected(if dimensions == 1 { "one dimension" } else { "two dimensions" })
-            .found(shape_text(view.shape()));
+            .with_tensor(name)
+            .with_expected(if dimensions == 1 { "one dimension" } else { "two dimensions" })
+            .with_found(shape_text(view.shape()));
         Err(match view.shape().len() > dimensions {
             true => error,
-            false => error.hint(
+            false => error.with_hint(
                 "saved from a sharded run (DeepSpeed ZeRO-3, FSDP) without gathering: gather the weights, save again",
             ),
         })
@@ -57,15 +57,15 @@ impl<'a> Stored<'a> {
         match self.shape() == expected {
             true => Ok(()),
             false => Err(Error::new(ErrorCode::AdapterShapeMismatch, what)
-                .tensor(self.name)
-                .expected(shape_text(expected))
-                .found(shape_text(self.shape()))),
+                .with_tensor(self.name)
+                .with_expected(shape_text(expected))
+                .with_found(shape_text(self.shape()))),
         }
     }
 
     /// Whether any value is not zero; an error if one is not finite.
     pub fn is_nonzero(&self) -> Result<bool> {
-        is_nonzero(&self.view).map_err(|error| error.tensor(self.name))
+        is_nonzero(&self.view).map_err(|error| error.with_tensor(self.name))
     }
 }
 
@@ -88,7 +88,7 @@ fn is_nonzero(view: &TensorView<'_>) -> Result<bool> {
     match first {
         None => Ok(nonzero),
         Some(first) => Err(Error::new(ErrorCode::AdapterNotFinite, "a tensor holds values that are not finite")
-            .expected("finite values")
-            .found(format!("{nan} NaN and {infinite} infinite of {}, the first at index {first}", view.len()))),
+            .with_expected("finite values")
+            .with_found(format!("{nan} NaN and {infinite} infinite of {}, the first at index {first}", view.len()))),
     }
 }

@@ -67,7 +67,7 @@ impl Region {
 
     /// Its memory as values.
     pub(super) fn values<T: Pod>(&self) -> &[T] {
-        // SAFETY: `start..start + len` is mapped, initialised (zeroed by the kernel) and borrowed from `self`.
+        // SAFETY: `start..start + len` is mapped, initialized (zeroed by the kernel) and borrowed from `self`.
         let bytes = unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) };
         bytemuck::cast_slice(bytes)
     }

@@ -32,7 +32,7 @@ impl Table {
     }
 
     /// Whether it holds these numbers.
-    pub(super) fn holds(&self, arena: &Arena, values: TensorView<'_>) -> bool {
+    pub(super) fn equals_base(&self, arena: &Arena, values: TensorView<'_>) -> bool {
         let (mut held, mut wanted) = (vec![0.0; self.hidden], vec![0.0; self.hidden]);
         values.shape() == [self.vocab, self.hidden]
             && (0..self.vocab).all(|token| {
@@ -71,8 +71,8 @@ impl Embedding<'_> {
             let vocab = self.vocab(row);
             if token as usize >= vocab {
                 return Err(Error::new(ErrorCode::TokenOutOfRange, "a token is outside the vocabulary")
-                    .expected(format!("below {vocab}"))
-                    .found(token));
+                    .with_expected(format!("below {vocab}"))
+                    .with_found(token));
             }
         }
         self.shrink(tokens, shrunk)?;
@@ -88,17 +88,17 @@ impl Embedding<'_> {
     fn vocab(&self, row: usize) -> usize {
         let tables = self.routing.of_row(row).rev();
         let replaced =
-            tables.filter_map(|(.., adapter)| adapter.table(self.index, self.routing.pass())?.tokens()).next();
+            tables.filter_map(|(.., adapter)| adapter.table(self.index, self.routing.repeat())?.tokens()).next();
         replaced.unwrap_or(self.table.vocab)
     }
 
     /// The columns of A: little enough for one thread.
     fn shrink(&self, tokens: &[u32], Shrunk { t, starts }: &mut Shrunk) -> Result<()> {
-        let pass = self.routing.pass();
+        let repeat = self.routing.repeat();
         starts.clear();
         let mut t_len = 0;
         for (_, adapter, entries) in self.routing.segments() {
-            let Some(delta) = adapter.table(self.index, pass) else {
+            let Some(delta) = adapter.table(self.index, repeat) else {
                 starts.extend(entries.map(|_| t_len));
                 continue;
             };
@@ -116,10 +116,10 @@ impl Embedding<'_> {
     /// The row that is embedded, from whoever has the last word on it: an adapter that replaces the row alone, one that
     /// replaces the table, the base.
     fn read(&self, row: usize, token: usize, out: &mut [f32]) {
-        let pass = self.routing.pass();
+        let repeat = self.routing.repeat();
         for only_alone in [true, false] {
             for (.., adapter) in self.routing.of_row(row).rev() {
-                let Some(delta) = adapter.table(self.index, pass) else { continue };
+                let Some(delta) = adapter.table(self.index, repeat) else { continue };
                 if delta.read(adapter.region(), token, only_alone, out) {
                     return;
                 }
@@ -130,9 +130,9 @@ impl Embedding<'_> {
 
     /// Each adapter's delta in the order of the request, tile by tile of channels.
     fn add(&self, row: usize, shrunk: &Shrunk, out: &mut [f32]) {
-        let pass = self.routing.pass();
+        let repeat = self.routing.repeat();
         for (entry, weight, adapter) in self.routing.of_row(row) {
-            let Some(delta) = adapter.table(self.index, pass).filter(|delta| delta.rank() > 0) else { continue };
+            let Some(delta) = adapter.table(self.index, repeat).filter(|delta| delta.rank() > 0) else { continue };
             let t = &shrunk.of(entry)[..delta.rank()];
             for (tile, out) in out.chunks_mut(LANES).enumerate() {
                 let mut y = [0.0; LANES];

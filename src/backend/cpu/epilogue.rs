@@ -25,7 +25,7 @@ impl<'a> Epilogue<'a> {
     /// Of a group, once the stacks' products are there.
     pub(super) fn new(context: &Context<'a>, shrunk: &'a Shrunk) -> Self {
         let &Context { kernels, arena, routing, group_index: group, .. } = context;
-        let deltas = || routing.segments().filter_map(|(_, adapter, _)| adapter.group(group, routing.pass()));
+        let deltas = || routing.segments().filter_map(|(_, adapter, _)| adapter.group(group, routing.repeat()));
         Self { kernels, arena, routing, group, shrunk, is_replacing: deltas().any(|delta| delta.is_replacing) }
     }
 
@@ -33,9 +33,9 @@ impl<'a> Epilogue<'a> {
     pub(super) fn finish(&self, linear: &Linear, member: usize, tile: usize, row: usize, y: &mut [f32; LANES]) {
         let mut bias = linear.bias(self.arena).and_then(|bias| bias.get(tile * LANES..));
         if !self.routing.is_base_only() {
-            let pass = self.routing.pass();
+            let repeat = self.routing.repeat();
             let deltas = self.routing.of_row(row).filter_map(|(entry, weight, adapter)| {
-                Some((entry, weight, adapter.region(), adapter.group(self.group, pass)?.member(member)?))
+                Some((entry, weight, adapter.region(), adapter.group(self.group, repeat)?.member(member)?))
             });
             if self.is_replacing {
                 for (entry, _, region, delta) in deltas.clone() {

@@ -50,8 +50,8 @@ impl Linear {
     }
 
     /// Whether it is stored as plain numbers and they are these.
-    pub(super) fn holds(&self, arena: &Arena, values: TensorView<'_>) -> bool {
-        self.packed.holds(arena, values)
+    pub(super) fn equals_base(&self, arena: &Arena, values: TensorView<'_>) -> bool {
+        self.packed.equals_base(arena, values)
     }
 }
 
@@ -67,8 +67,8 @@ impl Group {
             let mut packed = pack(pool, arena, &source.weight)?;
             if packed.in_features != in_features {
                 return Err(Error::new(ErrorCode::Internal, "the linears of a group read inputs of different widths")
-                    .expected(in_features)
-                    .found(packed.in_features));
+                    .with_expected(in_features)
+                    .with_found(packed.in_features));
             }
             let order = packed.order.take().map(|order| {
                 group.orders.iter().position(|known| *known == order).unwrap_or_else(|| {
@@ -84,8 +84,8 @@ impl Group {
                 }
                 Some(bias) => {
                     return Err(Error::new(ErrorCode::Internal, "a bias does not fit its weight")
-                        .expected(packed.out_features)
-                        .found(bias.len()));
+                        .with_expected(packed.out_features)
+                        .with_found(bias.len()));
                 }
                 None => None,
             };

@@ -179,12 +179,12 @@ impl<'a> Context<'a> {
     /// `t = A x` for every entry of the batch, of all members at once.
     fn shrink(&self, pool: &mut Pool, inputs: Inputs<'_>, scratch: &mut Scratch) -> Result<()> {
         let Scratch { shrunk: Shrunk { t, starts }, shrink, .. } = scratch;
-        let (routing, pass) = (self.routing, self.routing.pass());
+        let (routing, repeat) = (self.routing, self.routing.repeat());
         shrink.clear();
         starts.clear();
         let mut t_len = 0;
         for (slot, adapter, entries) in routing.segments() {
-            let tiles = adapter.group(self.group_index, pass).map_or(0, |delta| delta.stack_tiles());
+            let tiles = adapter.group(self.group_index, repeat).map_or(0, |delta| delta.stack_tiles());
             for _ in entries.clone() {
                 starts.push(t_len);
                 t_len += tiles * LANES;
@@ -199,7 +199,7 @@ impl<'a> Context<'a> {
         pool.run(tasks.len(), |task, _| {
             let task = tasks[task];
             let Some(adapter) = routing.adapter(task.slot) else { return };
-            let Some(delta) = adapter.group(self.group_index, pass) else { return };
+            let Some(delta) = adapter.group(self.group_index, repeat) else { return };
             let mut rows = [std::ptr::null(); MAX_ROWS];
             for (i, row) in rows[..task.entries].iter_mut().enumerate() {
                 *row = inputs.row(routing.row_of(task.first_entry + i)).as_ptr();
@@ -226,7 +226,7 @@ impl<'a> Context<'a> {
     /// A member's weight as an adapter replaces it.
     fn replaced(&self, member: usize, slot: usize) -> Option<(&'a Adapter, &'a DenseTiles)> {
         let adapter = self.routing.adapter(slot)?;
-        let delta = adapter.group(self.group_index, self.routing.pass())?.member(member)?;
+        let delta = adapter.group(self.group_index, self.routing.repeat())?.member(member)?;
         Some((adapter, delta.weight()?))
     }
 
@@ -256,8 +256,8 @@ impl<'a> Context<'a> {
                         ErrorCode::Internal,
                         "an adapter's weight has outputs for which there is no room",
                     )
-                    .expected(width)
-                    .found(linear.first_output + weight.rows));
+                    .with_expected(width)
+                    .with_found(linear.first_output + weight.rows));
                 }
                 list(Some(slot), weight.tiles);
             }

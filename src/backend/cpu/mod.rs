@@ -44,8 +44,8 @@ use self::linear::{Context, Inputs, Output};
 use self::routing::{RoutedVector, Routing};
 use self::threads::Pool;
 use super::{
-    Activation, AttentionSpec, Backend, BackendMemory, BufferId, GroupId, KvId, KvShape, LinearSource, StepRows,
-    TableId, UploadError, VectorId, Write,
+    Activation, AttentionSpec, Backend, BackendMemory, BufferId, EmbeddingId, GroupId, KvId, KvShape, LinearSource,
+    NormId, StepRows, UploadError, Write,
 };
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::adapter::delta::SiteDelta;
@@ -75,7 +75,7 @@ pub fn open(options: &CpuOptions) -> Result<Box<dyn Backend>> {
     }
     let isa = options.isa.unwrap_or_else(Isa::detect);
     let kernels = Kernels::of(isa).ok_or_else(|| {
-        Error::new(ErrorCode::DeviceUnavailable, format!("this machine has no {isa}")).found(Isa::detect())
+        Error::new(ErrorCode::DeviceUnavailable, format!("this machine has no {isa}")).with_found(Isa::detect())
     })?;
     let threads = options.threads.unwrap_or_else(threads::default_threads).max(1);
     tracing::debug!(%isa, threads, "cpu backend opened");
@@ -145,8 +145,8 @@ impl Buffer {
             return Ok(());
         }
         Err(Error::new(ErrorCode::Internal, "a buffer does not fit the operation")
-            .expected(format!("[{rows}, {width}]"))
-            .found(format!("[{}, {}]", self.rows, self.width)))
+            .with_expected(format!("[{rows}, {width}]"))
+            .with_found(format!("[{}, {}]", self.rows, self.width)))
     }
 }
 
@@ -180,7 +180,7 @@ fn pair(buffers: &mut [Buffer], x: BufferId, y: BufferId) -> Result<(&Buffer, &m
 fn routed_vector<'a>(
     arena: &'a Arena,
     vectors: &[ArenaSlice],
-    id: VectorId,
+    id: NormId,
     routing: Routing<'a>,
 ) -> Result<RoutedVector<'a>> {
     let index = id.0 as usize;
@@ -202,7 +202,7 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn pack_group(&mut self, members: &[LinearSource<'_>]) -> Result<GroupId> {
+    fn load_linears(&mut self, members: &[LinearSource<'_>]) -> Result<GroupId> {
         let packed = Group::pack(&mut self.pool, &mut self.arena, members)?;
         let group = self.groups.len();
         for (member, source) in members.iter().enumerate() {
@@ -212,27 +212,27 @@ impl Backend for CpuBackend {
         Ok(GroupId(group as u32))
     }
 
-    fn pack_table(&mut self, site: SiteId, table: TensorView<'_>) -> Result<TableId> {
+    fn load_embedding(&mut self, site: SiteId, table: TensorView<'_>) -> Result<EmbeddingId> {
         let (&[vocab, hidden], true) = (table.shape(), table.dtype().is_float()) else {
             return Err(Error::new(ErrorCode::Internal, "an embedding table must be a matrix of floats")
-                .found(format!("{} {}", table.dtype(), shape_text(table.shape()))));
+                .with_found(format!("{} {}", table.dtype(), shape_text(table.shape()))));
         };
         let store = self.arena.take(table.bytes().len())?;
         self.arena.values_mut::<u8>(store).copy_from_slice(table.bytes());
         self.sites.insert(site, SitePlace::Table(self.tables.len()));
         self.tables.push(Table { dtype: table.dtype(), vocab, hidden, store });
-        Ok(TableId(self.tables.len() as u32 - 1))
+        Ok(EmbeddingId(self.tables.len() as u32 - 1))
     }
 
-    fn pack_vector(&mut self, site: SiteId, vector: TensorView<'_>) -> Result<VectorId> {
+    fn load_norm(&mut self, site: SiteId, vector: TensorView<'_>) -> Result<NormId> {
         if !vector.dtype().is_float() {
-            return Err(Error::new(ErrorCode::Internal, "a vector must hold floats").found(vector.dtype()));
+            return Err(Error::new(ErrorCode::Internal, "a vector must hold floats").with_found(vector.dtype()));
         }
         let slice = self.arena.take(vector.len() * size_of::<f32>())?;
         vector.read_f32(0..vector.len(), self.arena.values_mut(slice));
         self.sites.insert(site, SitePlace::Vector(self.vectors.len()));
         self.vectors.push(slice);
-        Ok(VectorId(self.vectors.len() as u32 - 1))
+        Ok(NormId(self.vectors.len() as u32 - 1))
     }
 
     fn create_buffer(&mut self, width: usize) -> BufferId {
@@ -259,19 +259,19 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn holds(&self, site: SiteId, part: SitePart, values: TensorView<'_>) -> bool {
+    fn equals_base(&self, site: SiteId, part: SitePart, values: TensorView<'_>) -> bool {
         if !values.dtype().is_float() {
             return false;
         }
         let (arena, same) = (&self.arena, |held: &[f32]| values.shape() == [held.len()] && values.to_f32() == held);
         match (self.sites.get(&site), part) {
             (Some(&SitePlace::Linear { group, member }), SitePart::Weight) => {
-                self.groups[group].members[member].holds(arena, values)
+                self.groups[group].members[member].equals_base(arena, values)
             }
             (Some(&SitePlace::Linear { group, member }), SitePart::Bias) => {
                 self.groups[group].members[member].bias(arena).is_some_and(same)
             }
-            (Some(&SitePlace::Table(table)), SitePart::Weight) => self.tables[table].holds(arena, values),
+            (Some(&SitePlace::Table(table)), SitePart::Weight) => self.tables[table].equals_base(arena, values),
             (Some(&SitePlace::Vector(vector)), SitePart::Weight) => same(arena.values(self.vectors[vector])),
             _ => false,
         }
@@ -315,7 +315,7 @@ impl Backend for CpuBackend {
 
     fn embed(
         &mut self,
-        table: TableId,
+        table: EmbeddingId,
         tokens: &[u32],
         multiplier: f32,
         batch: &AdapterBatch,
@@ -333,7 +333,7 @@ impl Backend for CpuBackend {
 
     fn norm(
         &mut self,
-        weight: VectorId,
+        weight: NormId,
         eps: f32,
         x: BufferId,
         rows: usize,
@@ -383,12 +383,12 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         let cache = self.kvs.get_mut(kv.0 as usize).and_then(Option::as_mut).ok_or_else(|| unknown("a KV cache"))?;
         let routing = Routing::new(batch, &self.adapters, rows.len())?;
-        let norm = |id: Option<VectorId>| {
+        let norm = |id: Option<NormId>| {
             let norm = id.map(|id| routed_vector(&self.arena, &self.vectors, id, routing)).transpose()?;
             match norm.filter(|norm| norm.len() != spec.head_dim) {
                 Some(norm) => Err(Error::new(ErrorCode::Internal, "a norm's weight does not fit")
-                    .expected(spec.head_dim)
-                    .found(norm.len())),
+                    .with_expected(spec.head_dim)
+                    .with_found(norm.len())),
                 None => Ok(norm),
             }
         };
@@ -440,8 +440,8 @@ impl Backend for CpuBackend {
         x.expect(group.in_features, rows.iter().max().map_or(0, |&row| row as usize + 1))?;
         if logits.len() != rows.len() * stride || stride < group.out_features {
             return Err(Error::new(ErrorCode::Internal, "the room for logits does not fit")
-                .expected(rows.len() * group.out_features)
-                .found(logits.len()));
+                .with_expected(rows.len() * group.out_features)
+                .with_found(logits.len()));
         }
         let routing = Routing::new(batch, &self.adapters, rows.len())?;
         let context = Context { kernels: self.kernels, arena: &self.arena, group, group_index, routing };

@@ -27,7 +27,7 @@ use super::isa::LANES;
 use super::threads::{Disjoint, Pool};
 use super::tile::{BLOCK, Span, Tiles, Width};
 use crate::error::{Error, ErrorCode, Result};
-use crate::quant::{CodedWeight, QuantWeight};
+use crate::quant::{QuantizedWeight, StoredWeight};
 use crate::tensor::{DType, TensorView, shape_text};
 
 /// Most blocks of a span.
@@ -66,7 +66,7 @@ impl Packed {
     }
 
     /// Whether it is stored as plain numbers and they are these, of the same shape.
-    pub(super) fn holds(&self, arena: &Arena, values: TensorView<'_>) -> bool {
+    pub(super) fn equals_base(&self, arena: &Arena, values: TensorView<'_>) -> bool {
         let plain = self.spans.iter().all(|span| span.width.dtype().is_some());
         if !plain || values.shape() != [self.out_features, self.in_features] {
             return false;
@@ -103,16 +103,16 @@ impl Piece {
 ///
 /// # Errors
 /// `memory_exhausted`; `internal` or `quant_value_invalid` if the weight contradicts itself.
-pub(super) fn pack(pool: &mut Pool, arena: &mut Arena, weight: &QuantWeight<'_>) -> Result<Packed> {
+pub(super) fn pack(pool: &mut Pool, arena: &mut Arena, weight: &StoredWeight<'_>) -> Result<Packed> {
     match weight {
-        QuantWeight::Dense(view) => pack_dense(pool, arena, *view),
-        QuantWeight::Coded(weight) => pack_coded(pool, arena, &**weight),
+        StoredWeight::Dense(view) => pack_dense(pool, arena, *view),
+        StoredWeight::Quantized(weight) => pack_coded(pool, arena, &**weight),
     }
 }
 
 fn pack_dense(pool: &mut Pool, arena: &mut Arena, view: TensorView<'_>) -> Result<Packed> {
     let (&[out_features, in_features], Some(width)) = (view.shape(), Width::of_dtype(view.dtype())) else {
-        return Err(Error::new(ErrorCode::Internal, "a dense weight must be a matrix of floats").found(format!(
+        return Err(Error::new(ErrorCode::Internal, "a dense weight must be a matrix of floats").with_found(format!(
             "{} {}",
             view.dtype(),
             shape_text(view.shape())
@@ -250,7 +250,7 @@ impl Width {
     }
 }
 
-fn pack_coded(pool: &mut Pool, arena: &mut Arena, weight: &dyn CodedWeight) -> Result<Packed> {
+fn pack_coded(pool: &mut Pool, arena: &mut Arena, weight: &dyn QuantizedWeight) -> Result<Packed> {
     let (in_features, out_features) = (weight.in_features(), weight.out_features());
     let pieces = cut(weight)?;
     let order = order(weight, &pieces)?;
@@ -283,12 +283,12 @@ fn pack_coded(pool: &mut Pool, arena: &mut Arena, weight: &dyn CodedWeight) -> R
 }
 
 /// Cuts the groups into pieces of at most a span.
-fn cut(weight: &dyn CodedWeight) -> Result<Vec<Piece>> {
+fn cut(weight: &dyn QuantizedWeight) -> Result<Vec<Piece>> {
     let mut pieces = Vec::new();
     let mut start = 0;
     for (group, &code_group) in weight.layout().groups.iter().enumerate() {
         let width = Width::of_bits(code_group.bits).ok_or_else(|| {
-            Error::new(ErrorCode::Internal, "codes of an unknown width").found(format!("{} bits", code_group.bits))
+            Error::new(ErrorCode::Internal, "codes of an unknown width").with_found(format!("{} bits", code_group.bits))
         })?;
         let end = start + code_group.inputs;
         for first in (start..end).step_by(SPAN_BLOCKS * BLOCK) {
@@ -298,14 +298,14 @@ fn cut(weight: &dyn CodedWeight) -> Result<Vec<Piece>> {
     }
     if start != weight.in_features() {
         return Err(Error::new(ErrorCode::Internal, "the groups of a weight do not cover its inputs")
-            .expected(weight.in_features())
-            .found(start));
+            .with_expected(weight.in_features())
+            .with_found(start));
     }
     Ok(pieces)
 }
 
 /// The model's input of each packed input, unless they are the same.
-fn order(weight: &dyn CodedWeight, pieces: &[Piece]) -> Result<Option<Vec<u32>>> {
+fn order(weight: &dyn QuantizedWeight, pieces: &[Piece]) -> Result<Option<Vec<u32>>> {
     let permutation = weight.layout().permutation.as_deref();
     if let Some(permutation) = permutation {
         let mut seen = vec![false; weight.in_features()];
@@ -329,7 +329,7 @@ fn order(weight: &dyn CodedWeight, pieces: &[Piece]) -> Result<Option<Vec<u32>>>
 }
 
 /// Whether some scale or zero is not exact in f16.
-fn needs_wide_scales(pool: &mut Pool, weight: &dyn CodedWeight) -> Result<bool> {
+fn needs_wide_scales(pool: &mut Pool, weight: &dyn QuantizedWeight) -> Result<bool> {
     let out_features = weight.out_features();
     let wide = AtomicBool::new(false);
     pool.run(weight.layout().groups.len(), |group, _| {
@@ -370,7 +370,7 @@ fn pack_planes(codes: &[u8], outputs: usize, width: Width, out: &mut [u8]) {
 }
 
 /// Packs 16 scales and 16 zeros of a group.
-fn pack_scales(weight: &dyn CodedWeight, group: usize, outputs: Range<usize>, wide: bool, out: &mut [u8]) {
+fn pack_scales(weight: &dyn QuantizedWeight, group: usize, outputs: Range<usize>, wide: bool, out: &mut [u8]) {
     let (mut scales, mut zeros) = ([0.0; LANES], [0; LANES]);
     let width = outputs.len();
     weight.read_scales(group, outputs, &mut scales[..width], &mut zeros[..width]);

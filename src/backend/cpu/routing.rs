@@ -25,8 +25,8 @@ impl<'a> Routing<'a> {
         }
         match batch.entries().iter().find(|entry| entry.row as usize >= rows) {
             Some(entry) => Err(Error::new(ErrorCode::Internal, "the routing names a row that the step has not")
-                .expected(format!("below {rows}"))
-                .found(entry.row)),
+                .with_expected(format!("below {rows}"))
+                .with_found(entry.row)),
             None => Ok(Self { batch, adapters }),
         }
     }
@@ -36,9 +36,9 @@ impl<'a> Routing<'a> {
         self.batch.is_base_only()
     }
 
-    /// Which pass over its layer the step is in.
-    pub(super) fn pass(&self) -> u32 {
-        self.batch.pass()
+    /// Which repeat of its layer the step is in.
+    pub(super) fn repeat(&self) -> u32 {
+        self.batch.repeat()
     }
 
     /// The row that an entry is of.
@@ -91,8 +91,8 @@ pub(super) struct RoutedVector<'a> {
 impl<'a> RoutedVector<'a> {
     /// The vector `vector`, whose base is `base`.
     pub(super) fn new(routing: Routing<'a>, vector: usize, base: &'a [f32]) -> Self {
-        let pass = routing.pass();
-        let is_replaced = routing.segments().any(|(_, adapter, _)| adapter.vector(vector, pass).is_some());
+        let repeat = routing.repeat();
+        let is_replaced = routing.segments().any(|(_, adapter, _)| adapter.vector(vector, repeat).is_some());
         Self { base, vector, routing, is_replaced }
     }
 
@@ -106,8 +106,8 @@ impl<'a> RoutedVector<'a> {
         if !self.is_replaced {
             return self.base;
         }
-        let pass = self.routing.pass();
-        let replaced = self.routing.of_row(row).rev().find_map(|(.., adapter)| adapter.vector(self.vector, pass));
+        let repeat = self.routing.repeat();
+        let replaced = self.routing.of_row(row).rev().find_map(|(.., adapter)| adapter.vector(self.vector, repeat));
         replaced.unwrap_or(self.base)
     }
 }

@@ -78,7 +78,7 @@ impl ChatTemplate {
 
     /// The prompt of these messages.
     pub(super) fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
-        let failed = |clause: String| Error::new(ErrorCode::ChatTemplateFailed, clause).path(&self.path);
+        let failed = |clause: String| Error::new(ErrorCode::ChatTemplateFailed, clause).with_path(&self.path);
         if let Some(broken) = &self.broken {
             return Err(failed(format!("the chat template is not valid: {broken}")));
         }
@@ -402,7 +402,7 @@ mod tests {
     fn a_broken_template_fails_only_when_it_is_used() {
         let error = template("{% if %}").render(&[], true).expect_err("an error");
         assert_eq!(error.code(), ErrorCode::ChatTemplateFailed);
-        assert_eq!(error.path_ref(), Some(Path::new("tokenizer_config.json")));
+        assert_eq!(error.path(), Some(Path::new("tokenizer_config.json")));
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Incremental detokenising: pieces of text that joined are exactly what decoding all ids at once gives.
+//! Incremental detokenizing: pieces of text that joined are exactly what decoding all ids at once gives.
 //!
 //! Two families of decoder need two ways. A byte-level one (GPT-2's alphabet) spells bytes, so bytes are kept until they
-//! are whole characters. Any other one looks at its neighbours (a first space is stripped, words are joined), so the
+//! are whole characters. Any other one looks at its neighbors (a first space is stripped, words are joined), so the
 //! difference is taken between decoding a short window of ids with and without its newest; a run of byte tokens
 //! (`<0xE2>`) waits for its end, since SentencePiece's fallback decodes a run as a whole, all of it or none.
 

@@ -1,4 +1,4 @@
-"""Writes the adapters of `zoo.py` with peft itself, from a seed, and computes their oracles.
+"""Writes the adapters of `adapter_specs.py` with peft itself, from a seed, and computes their oracles.
 
 Every part an adapter has is drawn so that leaving it out moves the logits: factors, biases, magnitudes, replaced
 weights and token rows.
@@ -16,8 +16,8 @@ import peft
 import torch
 from safetensors.torch import load_file, save_file
 
-from support import gptq, tiny, twin
-from support.zoo import PAIRS, Spec, prompt, spec
+from support import gptq, manual_merge, tiny
+from support.adapter_specs import PAIRS, Spec, prompt, spec
 
 
 @functools.cache
@@ -125,7 +125,7 @@ class Collection:
     def packed(self, base: str) -> tuple[pathlib.Path, pathlib.Path]:
         """The folder of a base's GPTQ copy, and that of the dense model the copy means."""
         folder = self.root / f"{base}-gptq-4bit"
-        return folder, gptq.quantise(self.dense(base), folder, gptq.Scheme(sym=False, desc_act=True))
+        return folder, gptq.quantize(self.dense(base), folder, gptq.Scheme(sym=False, desc_act=True))
 
     def adapter(self, base: str, name: str) -> pathlib.Path:
         """The folder of an adapter for a base and its packed copy; raises what peft raises."""
@@ -135,13 +135,13 @@ class Collection:
             self._adapters[base, name] = write(spec(name), folder, self.dense(base), seed)
         return self._adapters[base, name]
 
-    def read(self, base: str, name: str) -> twin.Adapter:
-        """An adapter's files as the twin reads them."""
-        return twin.read(self.adapter(base, name))
+    def read(self, base: str, name: str) -> manual_merge.Adapter:
+        """An adapter's files as the manual merge reads them."""
+        return manual_merge.read(self.adapter(base, name))
 
-    def by_hand(self, folder: pathlib.Path, mixture: list[tuple[twin.Adapter, float]]) -> torch.nn.Module:
+    def by_hand(self, folder: pathlib.Path, mixture: list[tuple[manual_merge.Adapter, float]]) -> torch.nn.Module:
         """The dense model in `folder` with a mixture folded in by hand."""
-        return twin.fold(_loaded(folder), mixture)
+        return manual_merge.fold(_loaded(folder), mixture)
 
     def by_peft(self, folder: pathlib.Path, base: str, name: str) -> torch.nn.Module:
         """peft on the dense model in `folder`, with the adapter of `name` for `base`; to be left as it is."""
@@ -162,7 +162,7 @@ class Collection:
         return model.eval()
 
     def oracle(self, folder: pathlib.Path, base: str, name: str) -> Any:
-        """The logits of `prompt(name)` by peft, or by the twin where peft cannot."""
+        """The logits of `prompt(name)` by peft, or by the manual merge where peft cannot."""
         key = (folder, base, name)
         if key not in self._logits:
             if spec(name).peft:

@@ -4,7 +4,7 @@ Packing is one bit string, lowest bit first: code `i` of a column occupies its b
 32-bit words. That covers 2, 3, 4 and 8 bits alike, 3-bit codes that straddle words included. `qweight` runs along the
 input, `qzeros` along the output; format 1 ("gptq") stores each zero point less one, format 2 ("gptq_v2") as it is.
 `w[k, n] = scales[g, n] * (q[k, n] - zero[g, n])` with `g = g_idx[k]`. Rounding is to nearest: this writes a format, it
-does not quantise well. A format-1 zero point is never 0, for readers disagree on what the stored -1 then means.
+does not quantize well. A format-1 zero point is never 0, for readers disagree on what the stored -1 then means.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a model is quantised; the fields are those of `quantization_config`."""
+    """How a model is quantized; the fields are those of `quantization_config`."""
 
     bits: int = 4
     group_size: int = 32
@@ -61,7 +61,7 @@ class Scheme:
         }
 
 
-def quantise(dense: pathlib.Path, out: pathlib.Path, scheme: Scheme, seed: int = 0) -> pathlib.Path:
+def quantize(dense: pathlib.Path, out: pathlib.Path, scheme: Scheme, seed: int = 0) -> pathlib.Path:
     """Writes the packed model into `out` and returns the folder of its float32 twin, `out` with `-twin` appended."""
     twin_folder = out.with_name(out.name + "-twin")
     if twin_folder.exists():

@@ -1,6 +1,6 @@
 """Tiny random decoders in Hugging Face's layout: every architecture and option, computed in milliseconds.
 
-All weights come from a seed and are drawn here, not by transformers: its own initialisation leaves biases at zero and
+All weights come from a seed and are drawn here, not by transformers: its own initialization leaves biases at zero and
 norms at one, where a reader that ignores them would pass. The sizes are awkward on purpose: `INTERMEDIATE` is no
 multiple of 128, so a GPTQ group may end short, and grouped-query attention always has two query heads a key head.
 """

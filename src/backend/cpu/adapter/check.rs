@@ -7,7 +7,7 @@ use crate::adapter::delta::{LowRank, ReplacedRows, SiteDelta};
 use crate::error::{Error, ErrorCode, Result};
 use crate::tensor::{Tensor, shape_text};
 
-/// Deltas by the index of group, table or vector, and by pass.
+/// Deltas by the index of group, table or vector, and by repeat.
 #[derive(Default)]
 pub(super) struct Sorted<'a> {
     /// By member, ascending.
@@ -20,7 +20,7 @@ impl<'a> Sorted<'a> {
     /// Sorts and checks.
     ///
     /// # Errors
-    /// `internal` if a delta does not fit its site, or a site stands twice in one pass.
+    /// `internal` if a delta does not fit its site, or a site stands twice in one repeat of its layer.
     pub(super) fn new(base: &Base<'_>, deltas: &'a [SiteDelta<'a>]) -> Result<Self> {
         let mut sorted = Self::default();
         for delta in deltas {
@@ -28,19 +28,19 @@ impl<'a> Sorted<'a> {
             site.check(delta)?;
             let is_fresh = match site.place {
                 SitePlace::Linear { group, member } => {
-                    let members = sorted.groups.entry((group, delta.pass)).or_default();
+                    let members = sorted.groups.entry((group, delta.repeat)).or_default();
                     let is_fresh = members.iter().all(|(other, _)| *other != member);
                     members.push((member, delta));
                     is_fresh
                 }
-                SitePlace::Table(table) => sorted.tables.insert((table, delta.pass), delta).is_none(),
+                SitePlace::Table(table) => sorted.tables.insert((table, delta.repeat), delta).is_none(),
                 SitePlace::Vector(vector) => match &delta.weight {
-                    Some(weight) => sorted.vectors.insert((vector, delta.pass), weight).is_none(),
+                    Some(weight) => sorted.vectors.insert((vector, delta.repeat), weight).is_none(),
                     None => return Err(misfit("a delta changes nothing", delta)),
                 },
             };
             if !is_fresh {
-                return Err(misfit("an adapter has two deltas for one site and pass", delta));
+                return Err(misfit("an adapter has two deltas for one site and repeat", delta));
             }
         }
         sorted.groups.values_mut().for_each(|members| members.sort_by_key(|(member, _)| *member));
@@ -84,8 +84,8 @@ impl Site {
             let same_width = weight.shape().get(1..) == self.shape.get(1..);
             if !same_width || (weight.shape()[0] != rows && !grown) {
                 return Err(misfit("a replaced weight does not fit its site", delta)
-                    .expected(shape_text(&self.shape))
-                    .found(shape_text(weight.shape())));
+                    .with_expected(shape_text(&self.shape))
+                    .with_found(shape_text(weight.shape())));
             }
             rows = weight.shape()[0];
         }
@@ -110,8 +110,8 @@ impl Site {
         match bias_fits && rows_fit && low_fits && is_removed && !(is_rescaled && delta.truncated > 0) {
             true => Ok(()),
             false => Err(misfit("a delta does not fit its site", delta)
-                .expected(shape_text(&[outputs, inputs]))
-                .found(delta.tensors().map(|tensor| shape_text(tensor.shape())).collect::<Vec<_>>().join(", "))),
+                .with_expected(shape_text(&[outputs, inputs]))
+                .with_found(delta.tensors().map(|tensor| shape_text(tensor.shape())).collect::<Vec<_>>().join(", "))),
         }
     }
 }
@@ -133,5 +133,5 @@ fn fits_low_rank(low: &LowRank<'_>, inputs: usize, outputs: usize) -> bool {
 }
 
 fn misfit(what: &str, delta: &SiteDelta<'_>) -> Error {
-    Error::new(ErrorCode::Internal, format!("{what} (site {}, pass {})", delta.site.0, delta.pass))
+    Error::new(ErrorCode::Internal, format!("{what} (site {}, repeat {})", delta.site.0, delta.repeat))
 }

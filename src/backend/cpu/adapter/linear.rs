@@ -1,4 +1,4 @@
-//! What an adapter changes at the linears of one group, in one pass.
+//! What an adapter changes at the linears of one group, in one repeat of its layer.
 
 use super::Base;
 use super::factors::{Expand, rescaling};

@@ -7,8 +7,8 @@
 //! that an adapter leaves alone has no bytes and costs nothing.
 //!
 //! ```text
-//! group, pass   [A of q | rows of q | A of k | …]   tiles of 16      member: W?  b?  ids of its rows  B, b_B, m, a b c
-//! table, pass   E?  rows  A^T [token][rank]  B …                     vector: values
+//! group, repeat   [A of q | rows of q | A of k | …]   tiles of 16      member: W?  b?  ids of its rows  B, b_B, m, a b c
+//! table, repeat   E?  rows  A^T [token][rank]  B …                     vector: values
 //! ```
 
 mod check;
@@ -50,36 +50,36 @@ pub(super) struct Base<'a> {
     pub(super) vectors: &'a [ArenaSlice],
 }
 
-/// Things by the index of what they are at, and by pass.
-struct ByPass<T>(Vec<Vec<Option<T>>>);
+/// Things by the index of what they are at, and by repeat.
+struct ByRepeat<T>(Vec<Vec<Option<T>>>);
 
-impl<T> ByPass<T> {
+impl<T> ByRepeat<T> {
     fn new() -> Self {
         Self(Vec::new())
     }
 
-    fn get(&self, index: usize, pass: u32) -> Option<&T> {
-        self.0.get(index)?.get(pass as usize)?.as_ref()
+    fn get(&self, index: usize, repeat: u32) -> Option<&T> {
+        self.0.get(index)?.get(repeat as usize)?.as_ref()
     }
 
-    fn set(&mut self, (index, pass): (usize, u32), thing: T) {
+    fn set(&mut self, (index, repeat): (usize, u32), thing: T) {
         if self.0.len() <= index {
             self.0.resize_with(index + 1, Vec::new);
         }
-        let passes = &mut self.0[index];
-        if passes.len() <= pass as usize {
-            passes.resize_with(pass as usize + 1, || None);
+        let repeats = &mut self.0[index];
+        if repeats.len() <= repeat as usize {
+            repeats.resize_with(repeat as usize + 1, || None);
         }
-        passes[pass as usize] = Some(thing);
+        repeats[repeat as usize] = Some(thing);
     }
 }
 
 /// An adapter in a slot.
 pub(super) struct Adapter {
     region: Region,
-    groups: ByPass<GroupDelta>,
-    tables: ByPass<TableDelta>,
-    vectors: ByPass<Part>,
+    groups: ByRepeat<GroupDelta>,
+    tables: ByRepeat<TableDelta>,
+    vectors: ByRepeat<Part>,
 }
 
 impl Adapter {
@@ -87,11 +87,11 @@ impl Adapter {
     ///
     /// # Errors
     /// `memory_exhausted`; a DoRA norm of 0; `internal` if a delta does not fit its site, or
-    /// a site stands twice in one pass.
+    /// a site stands twice in one repeat of its layer.
     pub(super) fn new(pool: &mut Pool, base: &Base<'_>, deltas: &[SiteDelta<'_>]) -> Result<Self, UploadError> {
         let sorted = Sorted::new(base, deltas)?;
         let mut layout = RegionLayout::default();
-        let (mut groups, mut tables, mut vectors) = (ByPass::new(), ByPass::new(), ByPass::new());
+        let (mut groups, mut tables, mut vectors) = (ByRepeat::new(), ByRepeat::new(), ByRepeat::new());
         for (&at, members) in &sorted.groups {
             groups.set(at, GroupDelta::lay_out(&mut layout, base.groups[at.0].in_features, members));
         }
@@ -108,20 +108,20 @@ impl Adapter {
 
     fn fill(&mut self, pool: &mut Pool, base: &Base<'_>, sorted: &Sorted<'_>) -> Result<(), UploadError> {
         let region = &mut self.region;
-        for (&(group, pass), members) in &sorted.groups {
-            let Some(delta) = self.groups.get(group, pass) else { continue };
+        for (&(group, repeat), members) in &sorted.groups {
+            let Some(delta) = self.groups.get(group, repeat) else { continue };
             delta.fill(pool, region, members)?;
             for &(member, source) in members {
                 delta.fill_magnitude(pool, base, &base.groups[group], region, member, source)?;
             }
         }
-        for (&(table, pass), source) in &sorted.tables {
-            let Some(delta) = self.tables.get(table, pass) else { continue };
+        for (&(table, repeat), source) in &sorted.tables {
+            let Some(delta) = self.tables.get(table, repeat) else { continue };
             delta.fill(region, source);
             delta.fill_magnitude(pool, base, &base.tables[table], region, source)?;
         }
-        for (&(vector, pass), weight) in &sorted.vectors {
-            let Some(&part) = self.vectors.get(vector, pass) else { continue };
+        for (&(vector, repeat), weight) in &sorted.vectors {
+            let Some(&part) = self.vectors.get(vector, repeat) else { continue };
             weight.view().read_f32(0..weight.view().len(), region.part_mut(part));
         }
         Ok(())
@@ -133,18 +133,18 @@ impl Adapter {
     }
 
     /// What it changes at the sites of a group.
-    pub(super) fn group(&self, group: usize, pass: u32) -> Option<&GroupDelta> {
-        self.groups.get(group, pass)
+    pub(super) fn group(&self, group: usize, repeat: u32) -> Option<&GroupDelta> {
+        self.groups.get(group, repeat)
     }
 
     /// What it changes at an embedding.
-    pub(super) fn table(&self, table: usize, pass: u32) -> Option<&TableDelta> {
-        self.tables.get(table, pass)
+    pub(super) fn table(&self, table: usize, repeat: u32) -> Option<&TableDelta> {
+        self.tables.get(table, repeat)
     }
 
     /// The norm's weight that it brings.
-    pub(super) fn vector(&self, vector: usize, pass: u32) -> Option<&[f32]> {
-        self.vectors.get(vector, pass).map(|&part| self.region.part(part))
+    pub(super) fn vector(&self, vector: usize, repeat: u32) -> Option<&[f32]> {
+        self.vectors.get(vector, repeat).map(|&part| self.region.part(part))
     }
 
     /// Its memory, in which its deltas stand.

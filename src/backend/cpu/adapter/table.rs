@@ -1,4 +1,4 @@
-//! What an adapter changes at an embedding, in one pass.
+//! What an adapter changes at an embedding, in one repeat of its layer.
 
 use std::ops::Range;
 

@@ -9,7 +9,7 @@ use crate::adapter::batch::SlotId;
 use crate::adapter::delta::{self, SiteDelta};
 use crate::sites::SiteId;
 
-/// What an adapter changes at a site, in one pass.
+/// What an adapter changes at a site, in one repeat of its layer.
 #[derive(Default)]
 pub(super) struct Delta {
     pub(super) weight: Option<Matrix>,
@@ -123,14 +123,14 @@ impl Norms {
     /// The norms of a delta, if it is rescaled by them.
     pub(super) fn of(
         &self,
-        (slot, site, pass): (SlotId, SiteId, u32),
+        (slot, site, repeat): (SlotId, SiteId, u32),
         delta: &Delta,
         base: BaseWeight<'_>,
         weight: f32,
     ) -> Option<Arc<[f64]>> {
         let low = delta.low_rank.as_ref().filter(|low| low.magnitude.is_some())?;
         let mut known = self.0.borrow_mut();
-        let norms = known.entry((slot, site, pass, weight.to_bits()));
+        let norms = known.entry((slot, site, repeat, weight.to_bits()));
         Some(Arc::clone(norms.or_insert_with(|| delta.norms(base, low, weight).into())))
     }
 

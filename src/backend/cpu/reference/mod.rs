@@ -1,6 +1,6 @@
 //! The six operations in plain maths: the oracle of every fast path, and the meaning of the product.
 //!
-//! One thread, weights dequantised to f32, no layout, no vectors. Values are f32; a sum is taken in f64 in the order of
+//! One thread, weights dequantized to f32, no layout, no vectors. Values are f32; a sum is taken in f64 in the order of
 //! its index and rounded once, so that what a fast path differs by is its own rounding alone.
 
 mod attention;
@@ -14,11 +14,11 @@ use self::delta::{BaseWeight, Delta, Norms};
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::adapter::delta::SiteDelta;
 use crate::backend::{
-    Activation, AttentionSpec, Backend, BackendMemory, BufferId, GroupId, KvId, KvShape, LinearSource, StepRows,
-    TableId, UploadError, VectorId, Write,
+    Activation, AttentionSpec, Backend, BackendMemory, BufferId, EmbeddingId, GroupId, KvId, KvShape, LinearSource,
+    NormId, StepRows, UploadError, Write,
 };
 use crate::error::{Error, ErrorCode, Result};
-use crate::quant::QuantWeight;
+use crate::quant::StoredWeight;
 use crate::sites::{SiteId, SitePart};
 use crate::tensor::TensorView;
 
@@ -122,13 +122,13 @@ impl ReferenceBackend {
         let mut deltas = Vec::new();
         for entry in entries.iter().map(|&index| batch.entries()[index]) {
             let adapter = self.adapters.get(&entry.slot).ok_or_else(unknown)?;
-            deltas.extend(adapter.get(&(site, batch.pass())).map(|delta| (entry.slot, entry.weight, delta)));
+            deltas.extend(adapter.get(&(site, batch.repeat())).map(|delta| (entry.slot, entry.weight, delta)));
         }
         Ok(deltas)
     }
 
     /// A norm's weight for a row.
-    fn vector(&self, id: VectorId, batch: &AdapterBatch, row: usize) -> Result<&[f32]> {
+    fn vector(&self, id: NormId, batch: &AdapterBatch, row: usize) -> Result<&[f32]> {
         let (site, vector) = self.vectors.get(id.0 as usize).ok_or_else(unknown)?;
         let deltas = self.deltas(batch, row, *site)?;
         let replaced = deltas.iter().rev().find_map(|(_, _, delta)| delta.weight.as_ref());
@@ -162,7 +162,7 @@ impl ReferenceBackend {
             let base = BaseWeight { values: &linear.weight, is_table: false };
             for (slot, weight, delta) in deltas {
                 let Some(low) = &delta.low_rank else { continue };
-                let norms = self.norms.of((slot, linear.site, batch.pass()), delta, base, weight);
+                let norms = self.norms.of((slot, linear.site, batch.repeat()), delta, base, weight);
                 low.apply(&low.a.times(x), weight, norms.as_deref(), bias, &mut y);
             }
             out.append(&mut y);
@@ -171,14 +171,14 @@ impl ReferenceBackend {
     }
 
     /// [`Backend::embed`] of one row, before the multiplier.
-    fn embedded(&self, table: TableId, token: u32, batch: &AdapterBatch, row: usize) -> Result<Vec<f32>> {
+    fn embedded(&self, table: EmbeddingId, token: u32, batch: &AdapterBatch, row: usize) -> Result<Vec<f32>> {
         let (site, base) = self.tables.get(table.0 as usize).ok_or_else(unknown)?;
         let deltas = self.deltas(batch, row, *site)?;
         let table = deltas.iter().rev().find_map(|(.., delta)| delta.weight.as_ref()).unwrap_or(base);
         if token as usize >= table.rows() {
             return Err(Error::new(ErrorCode::TokenOutOfRange, "a token is outside the vocabulary")
-                .expected(format!("below {}", table.rows()))
-                .found(token));
+                .with_expected(format!("below {}", table.rows()))
+                .with_found(token));
         }
         let rows = deltas.iter().flat_map(|(.., delta)| delta.rows());
         let replaced = rows.filter(|&(id, _)| id == token as usize).last();
@@ -189,7 +189,7 @@ impl ReferenceBackend {
             // A column of A; of tokens that it has not, nothing is added.
             let column = |r: usize| low.a.row(r).get(token as usize).copied().unwrap_or(0.0);
             let t: Vec<f32> = (0..low.a.rows()).map(column).collect();
-            let norms = self.norms.of((slot, *site, batch.pass()), delta, base, weight);
+            let norms = self.norms.of((slot, *site, batch.repeat()), delta, base, weight);
             low.apply(&t, weight, norms.as_deref(), None, &mut y);
         }
         Ok(y)
@@ -207,11 +207,11 @@ impl ReferenceBackend {
     }
 
     /// Checks that an adapter's norms at a weight of 1 are no zeros.
-    fn check_norms(&self, slot: SlotId, (site, pass): (SiteId, u32), delta: &Delta) -> Result<(), UploadError> {
+    fn check_norms(&self, slot: SlotId, (site, repeat): (SiteId, u32), delta: &Delta) -> Result<(), UploadError> {
         if delta.low_rank.is_none() {
             return Ok(());
         }
-        let norms: Option<Arc<[f64]>> = self.norms.of((slot, site, pass), delta, self.base_weight(site)?, 1.0);
+        let norms: Option<Arc<[f64]>> = self.norms.of((slot, site, repeat), delta, self.base_weight(site)?, 1.0);
         match norms.iter().flat_map(|norms| norms.iter()).position(|norm| *norm == 0.0 || norm.is_nan()) {
             Some(output) => Err(UploadError::ZeroNorm { site, output }),
             None => Ok(()),
@@ -237,15 +237,15 @@ impl Backend for ReferenceBackend {
         }
     }
 
-    fn pack_group(&mut self, members: &[LinearSource<'_>]) -> Result<GroupId> {
+    fn load_linears(&mut self, members: &[LinearSource<'_>]) -> Result<GroupId> {
         let group = self.groups.len();
         let linear = |source: &LinearSource<'_>| Linear {
             site: source.site,
             weight: Matrix {
                 width: source.weight.in_features(),
-                values: source.weight.dequantise(0..source.weight.out_features()),
+                values: source.weight.dequantize(0..source.weight.out_features()),
             },
-            is_dense: matches!(source.weight, QuantWeight::Dense(_)),
+            is_dense: matches!(source.weight, StoredWeight::Dense(_)),
             bias: source.bias.as_ref().map(|bias| bias.to_f32()[..source.weight.out_features()].to_vec()),
         };
         let places = members.iter().enumerate();
@@ -254,16 +254,16 @@ impl Backend for ReferenceBackend {
         Ok(GroupId(group as u32))
     }
 
-    fn pack_table(&mut self, site: SiteId, table: TensorView<'_>) -> Result<TableId> {
+    fn load_embedding(&mut self, site: SiteId, table: TensorView<'_>) -> Result<EmbeddingId> {
         self.sites.insert(site, Place::Table(self.tables.len()));
         self.tables.push((site, matrix(&table)));
-        Ok(TableId(self.tables.len() as u32 - 1))
+        Ok(EmbeddingId(self.tables.len() as u32 - 1))
     }
 
-    fn pack_vector(&mut self, site: SiteId, vector: TensorView<'_>) -> Result<VectorId> {
+    fn load_norm(&mut self, site: SiteId, vector: TensorView<'_>) -> Result<NormId> {
         self.sites.insert(site, Place::Vector(self.vectors.len()));
         self.vectors.push((site, vector.to_f32()));
-        Ok(VectorId(self.vectors.len() as u32 - 1))
+        Ok(NormId(self.vectors.len() as u32 - 1))
     }
 
     fn create_buffer(&mut self, width: usize) -> BufferId {
@@ -290,7 +290,7 @@ impl Backend for ReferenceBackend {
         self.kvs.remove(&kv);
     }
 
-    fn holds(&self, site: SiteId, part: SitePart, values: TensorView<'_>) -> bool {
+    fn equals_base(&self, site: SiteId, part: SitePart, values: TensorView<'_>) -> bool {
         let held: Option<&[f32]> = match (self.sites.get(&site), part) {
             (Some(&Place::Linear { group, member }), SitePart::Weight) => {
                 Some(&self.groups[group][member]).filter(|linear| linear.is_dense).map(|linear| &*linear.weight.values)
@@ -316,7 +316,7 @@ impl Backend for ReferenceBackend {
         }
         let mut adapter = HashMap::new();
         for delta in deltas {
-            let key = (delta.site, delta.pass);
+            let key = (delta.site, delta.repeat);
             if !self.sites.contains_key(&delta.site) || adapter.insert(key, Delta::new(delta)).is_some() {
                 return Err(unknown().into());
             }
@@ -337,7 +337,7 @@ impl Backend for ReferenceBackend {
 
     fn embed(
         &mut self,
-        table: TableId,
+        table: EmbeddingId,
         tokens: &[u32],
         multiplier: f32,
         batch: &AdapterBatch,
@@ -353,7 +353,7 @@ impl Backend for ReferenceBackend {
 
     fn norm(
         &mut self,
-        weight: VectorId,
+        weight: NormId,
         eps: f32,
         x: BufferId,
         rows: usize,
@@ -398,7 +398,7 @@ impl Backend for ReferenceBackend {
     ) -> Result<()> {
         let norms: Vec<[Option<Vec<f32>>; 2]> = (0..rows.len())
             .map(|i| {
-                let norm = |id: Option<VectorId>| id.map(|id| Ok(self.vector(id, batch, i)?.to_vec())).transpose();
+                let norm = |id: Option<NormId>| id.map(|id| Ok(self.vector(id, batch, i)?.to_vec())).transpose();
                 Ok([norm(spec.q_norm)?, norm(spec.k_norm)?])
             })
             .collect::<Result<_>>()?;

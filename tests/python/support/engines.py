@@ -5,11 +5,11 @@ from typing import Any
 
 from exlora import Engine
 
-from support import zoo
+from support import adapter_specs
 from support.collection import Collection
 
 
-class Server:
+class Engines:
     """One engine a base, dense or packed, and the dense folder its oracle runs on."""
 
     def __init__(self, collection: Collection) -> None:
@@ -34,4 +34,4 @@ class Server:
     def logits(self, base: str, packed: bool, name: str, weight: float | None = None) -> Any:
         """The engine's logits for the adapter's own prompt."""
         engine, _ = self.engine(base, packed, name)
-        return engine.logits(zoo.prompt(name), adapter=name if weight is None else {name: weight})
+        return engine.logits(adapter_specs.prompt(name), adapter=name if weight is None else {name: weight})

@@ -1,4 +1,4 @@
-//! What an adapter demands of the requests that name it: read off its deltas when it is planned, heeded by
+//! What an adapter constraints of the requests that name it: read off its deltas when it is planned, heeded by
 //! [`mixture`](super::mixture).
 
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use crate::sites::{SiteId, SitePart};
 
 /// What a request with an adapter has to heed.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct AdapterDemands {
+pub struct AdapterConstraints {
     /// Parts that are replaced whole, ascending.
     pub replaced: Vec<(SiteId, SitePart)>,
     /// Rows of weights that are replaced one by one, by site; each list ascends.
@@ -27,7 +27,7 @@ pub struct AdapterDemands {
     pub layers: Option<Arc<[u32]>>,
 }
 
-impl AdapterDemands {
+impl AdapterConstraints {
     /// Reads off the deltas what they demand, in a model with that embedding and head; invocation and layers are the
     /// config's.
     pub fn of(
@@ -37,37 +37,37 @@ impl AdapterDemands {
         invocation: &[u32],
         layers: Option<Arc<[u32]>>,
     ) -> Self {
-        let mut demands = Self { invocation: invocation.to_vec(), layers, ..Self::default() };
+        let mut constraints = Self { invocation: invocation.to_vec(), layers, ..Self::default() };
         for delta in deltas {
             if let Some(weight) = &delta.weight {
-                demands.replaced.push((delta.site, SitePart::Weight));
+                constraints.replaced.push((delta.site, SitePart::Weight));
                 let rows = Some(weight.shape()[0]);
                 if embedding == Some(delta.site) {
-                    demands.embedding_rows = rows;
+                    constraints.embedding_rows = rows;
                 } else if head == Some(delta.site) {
-                    demands.head_rows = rows;
+                    constraints.head_rows = rows;
                 }
             }
             if delta.bias.is_some() {
-                demands.replaced.push((delta.site, SitePart::Bias));
+                constraints.replaced.push((delta.site, SitePart::Bias));
             }
             if let Some(rows) = &delta.rows {
-                demands.replaced_rows.push((delta.site, rows.ids.clone()));
+                constraints.replaced_rows.push((delta.site, rows.ids.clone()));
             }
             if delta.low_rank.as_ref().is_some_and(|low| low.magnitude.is_some()) {
-                demands.rescaled.push(delta.site);
+                constraints.rescaled.push(delta.site);
             }
             if delta.truncated > 0 {
-                demands.truncated.push(delta.site);
+                constraints.truncated.push(delta.site);
             }
         }
-        demands.replaced.sort_unstable();
-        demands.replaced.dedup();
-        demands.rescaled.sort_unstable();
-        demands.rescaled.dedup();
-        demands.truncated.sort_unstable();
-        demands.truncated.dedup();
-        demands
+        constraints.replaced.sort_unstable();
+        constraints.replaced.dedup();
+        constraints.rescaled.sort_unstable();
+        constraints.rescaled.dedup();
+        constraints.truncated.sort_unstable();
+        constraints.truncated.dedup();
+        constraints
     }
 
     /// Whether it replaces anything, so that only a weight of 1 has a meaning.

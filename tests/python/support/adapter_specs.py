@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from support import tiny, twin
+from support import manual_merge, tiny
 from support.adapters import ALL_LINEAR
 
 Tensors, Config = dict[str, torch.Tensor], dict[str, Any]
@@ -38,7 +38,7 @@ class Spec:
     stray_copies: bool = False
     dtype: torch.dtype = torch.float32
     adapter_name: str = "default"
-    # Whether peft computes it; what it cannot is held against the twin alone.
+    # Whether peft computes it; what it cannot is held against the manual merge alone.
     peft: bool = True
     # Whether a request weight other than 1 is defined: not where something is replaced.
     scalable: bool = True
@@ -56,11 +56,11 @@ def _rename(change: Callable[[str], str]) -> Callable[[Tensors, Config], tuple[T
 def _fuse(tensors: Tensors, config: Config) -> tuple[Tensors, Config]:
     """q, k, v and gate, up as one linear each: the first's A, and the B of each on top of the next's."""
     fused = dict(tensors)
-    for joint, (first, *rest) in twin.FUSED.items():
+    for joint, (first, *rest) in manual_merge.FUSED.items():
         for key in [key for key in tensors if f".{first}." in key]:
             parts = [fused.pop(key.replace(first, part)) for part in (first, *rest)]
             fused[key.replace(first, joint)] = parts[0] if "lora_A" in key else torch.cat(parts)
-    return fused, {**config, "target_modules": [*twin.FUSED, "o_proj", "down_proj"]}
+    return fused, {**config, "target_modules": [*manual_merge.FUSED, "o_proj", "down_proj"]}
 
 
 def _pool(tensors: Tensors, config: Config) -> tuple[Tensors, Config]:
@@ -238,7 +238,7 @@ SPECS = {
     "orthogonal": Spec({"init_lora_weights": "orthogonal"}),
     "eva": Spec({"init_lora_weights": "eva"}),
     "mica": Spec({"init_lora_weights": "mica"}),
-    "uninitialised": Spec({"init_lora_weights": False}),
+    "uninitialized": Spec({"init_lora_weights": False}),
     "fused": Spec(edit=_fuse, peft=False),
     "fused-dora": Spec(_DORA, edit=_fuse, peft=False),
     "fused-lora-bias": Spec({"lora_bias": True}, edit=_fuse, peft=False, bases=_BIASED),
@@ -287,8 +287,8 @@ PAIRS = {
 
 # Lists of adapters that peft computes together; with DoRA their order counts.
 MIXTURES = [
-    ("dora", "uninitialised"),
-    ("uninitialised", "dora"),
+    ("dora", "uninitialized"),
+    ("uninitialized", "dora"),
     ("dora", "dora-rslora"),
     ("dora-rslora", "dora"),
     ("dora-patterns", "lora-bias", "dora-one-target"),
@@ -299,7 +299,7 @@ MIXTURES = [
     ("head", "dora-head"),
     ("saved-head", "dora"),
     ("dora", "saved-head", "saved-embedding"),
-    ("bias-all", "uninitialised"),
+    ("bias-all", "uninitialized"),
     ("bias-all-dora", "dora"),
     ("dora", "bias-all-dora"),
 ]

@@ -6,14 +6,14 @@ use std::collections::HashMap;
 use exlora::adapter::batch::{AdapterBatch, SlotId};
 use exlora::adapter::delta::SiteDelta;
 use exlora::backend::cpu::{self, CpuOptions, Isa};
-use exlora::backend::{Backend, BufferId, GroupId, LinearSource, UploadError, VectorId};
-use exlora::quant::{CodeGroup, QuantWeight};
+use exlora::backend::{Backend, BufferId, GroupId, LinearSource, NormId, UploadError};
+use exlora::quant::{CodeGroup, StoredWeight};
 use exlora::sites::SiteId;
 use exlora::tensor::{DType, TensorView};
 use half::{bf16, f16};
 
-use super::changes::Change;
-use super::coded::{RandomCodes, Rng};
+use super::deltas::Change;
+use super::random_weights::{RandomCodes, Rng};
 
 /// The types that numbers are stored in.
 pub const FLOATS: [DType; 3] = [DType::F16, DType::BF16, DType::F32];
@@ -83,13 +83,13 @@ pub fn route(mixtures: &[Mixture]) -> AdapterBatch {
 }
 
 /// A backend and the few things a test needs around it.
-pub struct Rig {
+pub struct Harness {
     pub backend: Box<dyn Backend>,
     heads: HashMap<usize, GroupId>,
     sites: u32,
 }
 
-impl Rig {
+impl Harness {
     pub fn open(options: &CpuOptions) -> Self {
         Self { backend: cpu::open(options).expect("the backend opens"), heads: HashMap::new(), sites: 0 }
     }
@@ -110,13 +110,13 @@ impl Rig {
             .map(|(member, &site)| LinearSource {
                 site,
                 weight: match &member.weight {
-                    Weight::Dense(tensor) => QuantWeight::Dense(tensor.view()),
-                    Weight::Coded(codes) => QuantWeight::Coded(Box::new(codes.clone())),
+                    Weight::Dense(tensor) => StoredWeight::Dense(tensor.view()),
+                    Weight::Coded(codes) => StoredWeight::Quantized(Box::new(codes.clone())),
                 },
                 bias: member.bias.as_ref().map(Tensor::view),
             })
             .collect();
-        (self.backend.pack_group(&sources).expect("the group packs"), sites)
+        (self.backend.load_linears(&sources).expect("the group packs"), sites)
     }
 
     /// Uploads what an adapter changes at some sites and returns the bytes it occupies.
@@ -126,10 +126,10 @@ impl Rig {
     }
 
     /// Packs a norm's weight at a site of its own.
-    pub fn vector(&mut self, values: &[f32]) -> (VectorId, SiteId) {
+    pub fn vector(&mut self, values: &[f32]) -> (NormId, SiteId) {
         let site = self.site();
         let vector = Tensor::new(DType::F32, &[values.len()], values);
-        (self.backend.pack_vector(site, vector.view()).expect("the vector packs"), site)
+        (self.backend.load_norm(site, vector.view()).expect("the vector packs"), site)
     }
 
     /// A buffer that holds these rows.
@@ -137,7 +137,7 @@ impl Rig {
         let rows = values.len() / width;
         let table = Tensor::new(DType::F32, &[rows, width], values);
         let site = self.site();
-        let table = self.backend.pack_table(site, table.view()).expect("the table packs");
+        let table = self.backend.load_embedding(site, table.view()).expect("the table packs");
         let buffer = self.room(width, rows);
         let tokens: Vec<u32> = (0..rows as u32).collect();
         self.backend.embed(table, &tokens, 1.0, &AdapterBatch::default(), buffer).expect("rows embed");

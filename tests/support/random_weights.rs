@@ -1,8 +1,8 @@
-//! A quantised weight made of random numbers, in no file format: what kernels are tested and measured on.
+//! A quantized weight made of random numbers, in no file format: what kernels are tested and measured on.
 
 use std::ops::Range;
 
-use exlora::quant::{CodeGroup, CodeLayout, CodedWeight};
+use exlora::quant::{CodeGroup, CodeLayout, QuantizedWeight};
 
 /// A counter-based generator (splitmix64), so that a seed means the same numbers everywhere.
 #[derive(Clone)]
@@ -82,7 +82,7 @@ impl RandomCodes {
     }
 }
 
-impl CodedWeight for RandomCodes {
+impl QuantizedWeight for RandomCodes {
     fn in_features(&self) -> usize {
         self.codes.len() / self.out_features
     }

@@ -4,15 +4,15 @@ use exlora::adapter::delta::{LowRank, ReplacedRows, SiteDelta};
 use exlora::sites::SiteId;
 use exlora::tensor::DType;
 
-use super::coded::Rng;
-use super::rig::Tensor;
+use super::harness::Tensor;
+use super::random_weights::Rng;
 
 /// What an adapter changes at one of a test's sites.
 #[derive(Clone, Default)]
 pub struct Change {
     /// Which of the test's sites.
     pub site: usize,
-    pub pass: u32,
+    pub repeat: u32,
     pub weight: Option<Tensor>,
     pub bias: Option<Tensor>,
     pub rows: Option<(Vec<u32>, Tensor)>,
@@ -59,7 +59,7 @@ impl Change {
     pub fn delta(&self, sites: &[SiteId]) -> SiteDelta<'_> {
         SiteDelta {
             site: sites[self.site],
-            pass: self.pass,
+            repeat: self.repeat,
             weight: self.weight.as_ref().map(|weight| weight.view().into()),
             bias: self.bias.as_ref().map(|bias| bias.view().into()),
             rows: self
