@@ -62,7 +62,7 @@ def test_packed_weights_mean_their_twin_to_the_reader_checked_against_gptqmodel(
     assert len(modules) == 7 * tiny.LAYERS
     for module in modules:
         parts = [packed[f"{module}.{part}"] for part in ("qweight", "qzeros", "scales", "g_idx")]
-        assert np.array_equal(reader.dequantize(*parts, bits, version == 1), expected[f"{module}.weight"])
+        assert np.array_equal(reader.dequantise(*parts, bits, version == 1), expected[f"{module}.weight"])
 
 
 @pytest.mark.parametrize(("base", "name"), BY_PEFT, ids=adapter_specs.ids(BY_PEFT))
