@@ -19,10 +19,9 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use deltas::{Change, random_low};
 use exlora::adapter::batch::SlotId;
 use exlora::backend::Write;
-use exlora::backend::cpu::CpuOptions;
 use exlora::quant::CodeGroup;
 use exlora::tensor::DType;
-use harness::{Harness, Member, Mixture, Weight, route};
+use harness::{Device, Harness, Member, Mixture, Weight, route};
 use random_weights::{RandomCodes, Rng};
 
 const INPUTS: usize = 2048;
@@ -40,7 +39,7 @@ fn linear(criterion: &mut Criterion) {
         let groups = vec![CodeGroup { bits: 4, inputs: 128 }; INPUTS / 128];
         let weight = Weight::Coded(RandomCodes::new(&mut rng, outputs, groups, true, false));
         let member = Member { weight, bias: None };
-        let mut harness = Harness::open(&CpuOptions::default());
+        let mut harness = Harness::open(Device::CPU);
         let copies: Vec<_> = (0..STREAMED.div_ceil(INPUTS * outputs / 2))
             .map(|_| harness.group(std::slice::from_ref(&member)))
             .collect();
@@ -64,7 +63,7 @@ fn linear(criterion: &mut Criterion) {
                     bencher.iter(|| {
                         let (group, _) = copies[turn % copies.len()];
                         turn += 1;
-                        black_box(harness.backend.linear(group, x, rows, &batch, y, Write::Replace))
+                        black_box(harness.compute().linear(group, x, rows, &batch, y, Write::Replace))
                     });
                 });
             }

@@ -17,8 +17,8 @@ use std::sync::Arc;
 use bytemuck::Pod;
 use half::f16;
 
-use super::Rows;
 use super::arena::{Region, grow};
+use super::buffers::Rows;
 use super::isa::{LANES, Vector};
 use super::kernels::Kernels;
 use super::linear::Output;
@@ -93,33 +93,6 @@ impl Layout {
     fn values_of(&self, layer: usize, head: usize) -> usize {
         self.keys_of(layer, self.shape.kv_heads) + head * self.value_head()
     }
-}
-
-/// Checks that the spec and every row lie within a cache of that shape.
-///
-/// # Errors
-/// `internal` if they don't.
-pub(super) fn check(shape: &KvShape, spec: &AttentionSpec, rows: &StepRows) -> Result<()> {
-    let fits = spec.layer < shape.layers
-        && spec.kv_heads == shape.kv_heads
-        && spec.head_dim == shape.head_dim
-        && spec.heads > 0
-        && spec.kv_heads > 0
-        && spec.head_dim > 0
-        && shape.page_tokens > 0
-        && spec.heads.is_multiple_of(spec.kv_heads)
-        && 2 * spec.rope.inv_freq.len() <= spec.head_dim
-        && spec.window != Some(0)
-        && rows.sequences.len() == rows.len()
-        && rows.block_tables.iter().flatten().all(|&page| (page as usize) < shape.pages);
-    let reach = |(&position, &sequence): (&u32, &u32)| {
-        let table = rows.block_tables.get(sequence as usize);
-        table.is_some_and(|table| position as usize / shape.page_tokens < table.len())
-    };
-    if fits && rows.positions.iter().zip(&rows.sequences).all(reach) {
-        return Ok(());
-    }
-    Err(Error::new(ErrorCode::Internal, "a step's rows or its attention do not lie within the KV cache"))
 }
 
 /// An element as the cache stores it.
@@ -227,7 +200,7 @@ pub(super) fn run(
     scratch: &mut Scratch,
 ) -> Result<()> {
     let layout = cache.layout;
-    check(&layout.shape, spec, rows)?;
+    spec.check(&layout.shape, rows)?;
     let (dim, group) = (spec.head_dim, spec.heads / spec.kv_heads);
     let last = rows.positions.iter().max().map_or(0, |&position| position as usize);
     // Scores begin at a page, and the last tile may reach beyond the last position.
@@ -277,7 +250,7 @@ pub(super) fn run(
             KvDType::F16 => kernels.attend_f16,
             KvDType::F32 => kernels.attend_f32,
         };
-        // SAFETY: the kernels exist, so their instruction set does; `check` found all pages within the cache and the
+        // SAFETY: the kernels exist, so their instruction set does; `AttentionSpec::check` found all pages within the cache and the
         // row's position within its table; the scores have room for all positions seen, from a page's start on.
         unsafe { kernel(&view, q, scores, out) };
     })

@@ -7,9 +7,9 @@
 
 use std::ops::Range;
 
-use super::Rows;
 use super::adapter::Adapter;
 use super::arena::{Arena, grow};
+use super::buffers::Rows;
 use super::epilogue::Epilogue;
 use super::group::Group;
 use super::isa::LANES;

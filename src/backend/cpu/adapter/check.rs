@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{Base, SitePlace};
 use crate::adapter::delta::{LowRank, ReplacedRows, SiteDelta};
+use crate::backend::cpu::weights::{BaseWeights, SitePlace};
 use crate::error::{Error, ErrorCode, Result};
 use crate::tensor::{Tensor, shape_text};
 
@@ -21,7 +21,7 @@ impl<'a> Sorted<'a> {
     ///
     /// # Errors
     /// `internal` if a delta does not fit its site, or a site stands twice in one repeat of its layer.
-    pub(super) fn new(base: &Base<'_>, deltas: &'a [SiteDelta<'a>]) -> Result<Self> {
+    pub(super) fn new(base: &BaseWeights, deltas: &'a [SiteDelta<'a>]) -> Result<Self> {
         let mut sorted = Self::default();
         for delta in deltas {
             let site = Site::find(base, delta)?;
@@ -33,8 +33,8 @@ impl<'a> Sorted<'a> {
                     members.push((member, delta));
                     is_fresh
                 }
-                SitePlace::Table(table) => sorted.tables.insert((table, delta.repeat), delta).is_none(),
-                SitePlace::Vector(vector) => match &delta.weight {
+                SitePlace::Embedding(table) => sorted.tables.insert((table, delta.repeat), delta).is_none(),
+                SitePlace::Norm(vector) => match &delta.weight {
                     Some(weight) => sorted.vectors.insert((vector, delta.repeat), weight).is_none(),
                     None => return Err(misfit("a delta changes nothing", delta)),
                 },
@@ -58,7 +58,7 @@ struct Site {
 }
 
 impl Site {
-    fn find(base: &Base<'_>, delta: &SiteDelta<'_>) -> Result<Self> {
+    fn find(base: &BaseWeights, delta: &SiteDelta<'_>) -> Result<Self> {
         let Some(&place) = base.sites.get(&delta.site) else {
             return Err(misfit("an adapter's site was never packed", delta));
         };
@@ -68,8 +68,8 @@ impl Site {
                 // A group of several has no room between their outputs.
                 (vec![group.members[member].out_features(), group.in_features], group.members.len() == 1)
             }
-            SitePlace::Table(table) => (vec![base.tables[table].vocab, base.tables[table].hidden], true),
-            SitePlace::Vector(vector) => (vec![base.arena.values::<f32>(base.vectors[vector]).len()], false),
+            SitePlace::Embedding(table) => (vec![base.tables[table].vocab, base.tables[table].hidden], true),
+            SitePlace::Norm(vector) => (vec![base.norm(vector).map_or(0, <[f32]>::len)], false),
         };
         Ok(Self { place, shape, may_grow })
     }
@@ -93,13 +93,13 @@ impl Site {
             delta.bias.is_some() || delta.rows.is_some() || delta.low_rank.is_some() || delta.removed.is_some();
         let (inputs, outputs) = match self.place {
             SitePlace::Linear { .. } => (self.shape[1], rows),
-            SitePlace::Table(_) if delta.bias.is_some() => return Err(misfit("an embedding has no bias", delta)),
-            SitePlace::Table(_) if delta.removed.is_some() => {
+            SitePlace::Embedding(_) if delta.bias.is_some() => return Err(misfit("an embedding has no bias", delta)),
+            SitePlace::Embedding(_) if delta.removed.is_some() => {
                 return Err(misfit("an embedding is not truncated", delta));
             }
-            SitePlace::Table(_) => (rows, self.shape[1]),
-            SitePlace::Vector(_) if others => return Err(misfit("a norm has a weight alone", delta)),
-            SitePlace::Vector(_) => return Ok(()),
+            SitePlace::Embedding(_) => (rows, self.shape[1]),
+            SitePlace::Norm(_) if others => return Err(misfit("a norm has a weight alone", delta)),
+            SitePlace::Norm(_) => return Ok(()),
         };
         let bias_fits = delta.bias.as_ref().is_none_or(|bias| bias.shape() == [outputs]);
         let rows_fit = delta.rows.as_ref().is_none_or(|replaced| fits_rows(replaced, rows, self.shape[1]));

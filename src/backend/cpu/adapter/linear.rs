@@ -1,10 +1,9 @@
 //! What an adapter changes at the linears of one group, in one repeat of its layer.
 
-use super::Base;
 use super::factors::{Expand, rescaling};
 use super::moments;
 use crate::adapter::delta::{LowRank, SiteDelta};
-use crate::backend::UploadError;
+use crate::backend::PrepareError;
 use crate::backend::cpu::arena::{Part, Region, RegionLayout};
 use crate::backend::cpu::group::Group;
 use crate::backend::cpu::isa::LANES;
@@ -12,6 +11,7 @@ use crate::backend::cpu::kernels::Kernels;
 use crate::backend::cpu::pack::DenseTiles;
 use crate::backend::cpu::threads::Pool;
 use crate::backend::cpu::tile::{Tiles, Width};
+use crate::backend::cpu::weights::BaseWeights;
 use crate::error::Result;
 use crate::tensor::{Tensor, TensorView};
 
@@ -111,23 +111,23 @@ impl GroupDelta {
     pub(super) fn fill_magnitude(
         &self,
         pool: &mut Pool,
-        base: &Base<'_>,
+        base: &BaseWeights,
         group: &Group,
         region: &mut Region,
         member: usize,
         source: &SiteDelta<'_>,
-    ) -> Result<(), UploadError> {
+    ) -> Result<(), PrepareError> {
         let (Some(delta), Some(low)) = (self.member(member), rescaling(source)) else { return Ok(()) };
         let (tiles, order) = match &delta.weight {
             Some(weight) => (weight.view(region), None),
-            None => (group.members[member].tiles(base.arena), group.order(member)),
+            None => (group.members[member].tiles(&base.arena), group.order(member)),
         };
         let moments = moments::of_linear(pool, base.kernels, &tiles, order, low, source.rows.as_ref())?;
         let Some(stacked) = &delta.low else { return Ok(()) };
         stacked
             .expand
             .fill_magnitude(region, low, &moments)
-            .map_err(|output| UploadError::ZeroNorm { site: source.site, output })
+            .map_err(|output| PrepareError::ZeroNorm { site: source.site, output })
     }
 
     /// What is changed at a member of the group.

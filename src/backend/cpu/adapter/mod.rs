@@ -17,38 +17,15 @@ mod linear;
 mod moments;
 mod table;
 
-use std::collections::HashMap;
-
 use self::check::Sorted;
 use self::linear::GroupDelta;
 use self::table::TableDelta;
-use super::arena::{Arena, ArenaSlice, Part, Region, RegionLayout};
-use super::embed::Table;
-use super::group::Group;
-use super::kernels::Kernels;
+use super::arena::{Part, Region, RegionLayout};
 use super::threads::Pool;
+use super::weights::BaseWeights;
 use crate::adapter::delta::SiteDelta;
-use crate::backend::UploadError;
+use crate::backend::PrepareError;
 use crate::error::Result;
-use crate::sites::SiteId;
-
-/// Where a site is.
-#[derive(Clone, Copy)]
-pub(super) enum SitePlace {
-    Linear { group: usize, member: usize },
-    Table(usize),
-    Vector(usize),
-}
-
-/// The base that adapters change.
-pub(super) struct Base<'a> {
-    pub(super) kernels: &'a Kernels,
-    pub(super) arena: &'a Arena,
-    pub(super) sites: &'a HashMap<SiteId, SitePlace>,
-    pub(super) groups: &'a [Group],
-    pub(super) tables: &'a [Table],
-    pub(super) vectors: &'a [ArenaSlice],
-}
 
 /// Things by the index of what they are at, and by repeat.
 struct ByRepeat<T>(Vec<Vec<Option<T>>>);
@@ -88,7 +65,7 @@ impl Adapter {
     /// # Errors
     /// `memory_exhausted`; a DoRA norm of 0; `internal` if a delta does not fit its site, or
     /// a site stands twice in one repeat of its layer.
-    pub(super) fn new(pool: &mut Pool, base: &Base<'_>, deltas: &[SiteDelta<'_>]) -> Result<Self, UploadError> {
+    pub(super) fn new(pool: &mut Pool, base: &BaseWeights, deltas: &[SiteDelta<'_>]) -> Result<Self, PrepareError> {
         let sorted = Sorted::new(base, deltas)?;
         let mut layout = RegionLayout::default();
         let (mut groups, mut tables, mut vectors) = (ByRepeat::new(), ByRepeat::new(), ByRepeat::new());
@@ -106,7 +83,7 @@ impl Adapter {
         Ok(adapter)
     }
 
-    fn fill(&mut self, pool: &mut Pool, base: &Base<'_>, sorted: &Sorted<'_>) -> Result<(), UploadError> {
+    fn fill(&mut self, pool: &mut Pool, base: &BaseWeights, sorted: &Sorted<'_>) -> Result<(), PrepareError> {
         let region = &mut self.region;
         for (&(group, repeat), members) in &sorted.groups {
             let Some(delta) = self.groups.get(group, repeat) else { continue };

@@ -2,17 +2,17 @@
 
 use std::ops::Range;
 
-use super::Base;
 use super::factors::{Expand, rescaling};
 use super::moments;
 use crate::adapter::delta::SiteDelta;
-use crate::backend::UploadError;
+use crate::backend::PrepareError;
 use crate::backend::cpu::arena::{Part, Region, RegionLayout};
 use crate::backend::cpu::elementwise::read_row;
 use crate::backend::cpu::embed::Table;
 use crate::backend::cpu::isa::LANES;
 use crate::backend::cpu::kernels::Kernels;
 use crate::backend::cpu::threads::Pool;
+use crate::backend::cpu::weights::BaseWeights;
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 
@@ -84,20 +84,20 @@ impl TableDelta {
     pub(super) fn fill_magnitude(
         &self,
         pool: &mut Pool,
-        base: &Base<'_>,
+        base: &BaseWeights,
         table: &Table,
         region: &mut Region,
         source: &SiteDelta<'_>,
-    ) -> Result<(), UploadError> {
+    ) -> Result<(), PrepareError> {
         let (Some((_, expand)), Some(low)) = (&self.low, rescaling(source)) else { return Ok(()) };
         let read = |token: usize, channels: Range<usize>, out: &mut [f32]| match self.row(region, token) {
             Some((rows, row, _)) => rows.read(region, row, channels, out),
-            None => table.read(base.arena, token, channels, out),
+            None => table.read(&base.arena, token, channels, out),
         };
         let moments = moments::of_table(pool, low, read)?;
         expand
             .fill_magnitude(region, low, &moments)
-            .map_err(|output| UploadError::ZeroNorm { site: source.site, output })
+            .map_err(|output| PrepareError::ZeroNorm { site: source.site, output })
     }
 
     /// The row of a token that this adapter brings, and whether it replaces it alone and not with the whole table.

@@ -1,7 +1,8 @@
-//! The six operations in plain maths: the oracle of every fast path, and the meaning of the product.
+//! The reference backend: every operation in plain f32 math, the oracle of every fast path and the definition of what
+//! exlora computes.
 //!
 //! One thread, weights dequantized to f32, no layout, no vectors. Values are f32; a sum is taken in f64 in the order of
-//! its index and rounded once, so that what a fast path differs by is its own rounding alone.
+//! its index and rounded once, so that a fast path differs by its own rounding alone.
 
 mod attention;
 mod delta;
@@ -14,8 +15,8 @@ use self::delta::{BaseWeight, Delta, Norms};
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::adapter::delta::SiteDelta;
 use crate::backend::{
-    Activation, AttentionSpec, Backend, BackendMemory, BufferId, EmbeddingId, GroupId, KvId, KvShape, LinearSource,
-    NormId, StepRows, UploadError, Write,
+    Activation, AdapterPreparer, AttentionSpec, Backend, BackendBuilder, BufferId, Compute, EmbeddingId, GroupId, KvId,
+    KvShape, LinearSource, MemoryUse, NormId, PrepareError, PreparedAdapter, StepRows, WeightLoader, Write,
 };
 use crate::error::{Error, ErrorCode, Result};
 use crate::quant::StoredWeight;
@@ -60,27 +61,52 @@ struct Linear {
     bias: Option<Vec<f32>>,
 }
 
-/// Where a site is.
+/// Where the weight of a site is.
 #[derive(Clone, Copy)]
-enum Place {
+enum SitePlace {
     Linear { group: usize, member: usize },
-    Table(usize),
-    Vector(usize),
+    Embedding(usize),
+    Norm(usize),
 }
 
-/// The oracle as a backend.
+/// The base's dequantized weights.
 #[derive(Default)]
-pub(super) struct ReferenceBackend {
-    buffers: Vec<Matrix>,
+struct BaseWeights {
     groups: Vec<Vec<Linear>>,
     tables: Vec<(SiteId, Matrix)>,
-    vectors: Vec<(SiteId, Vec<f32>)>,
-    sites: HashMap<SiteId, Place>,
-    kvs: HashMap<KvId, Cache>,
-    next_kv: u32,
-    adapters: HashMap<SlotId, HashMap<(SiteId, u32), Delta>>,
+    norms: Vec<(SiteId, Vec<f32>)>,
+    sites: HashMap<SiteId, SitePlace>,
+}
+
+/// An adapter: what it changes at each site and repeat.
+struct Adapter {
+    deltas: HashMap<(SiteId, u32), Delta>,
     norms: Norms,
 }
+
+impl Adapter {
+    fn bytes(&self) -> usize {
+        self.deltas.values().map(Delta::bytes).sum()
+    }
+}
+
+/// Everything that a step changes.
+struct ReferenceCompute {
+    weights: Arc<BaseWeights>,
+    memory: Arc<MemoryUse>,
+    buffers: Vec<Matrix>,
+    kvs: HashMap<KvId, Cache>,
+    next_kv: u32,
+    adapters: HashMap<SlotId, Adapter>,
+}
+
+/// The reference backend, for as long as weights are loaded.
+pub fn open() -> Box<dyn BackendBuilder> {
+    Box::new(ReferenceBuilder(BaseWeights::default()))
+}
+
+/// The reference backend while a model loads.
+struct ReferenceBuilder(BaseWeights);
 
 fn dot_f64(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
@@ -99,13 +125,134 @@ fn unknown() -> Error {
     Error::new(ErrorCode::Internal, "the step names something that the backend has not, or of another shape")
 }
 
+/// What an adapter changes at a site for a row, with the request's weight.
+type RoutedDelta<'a> = (&'a Adapter, f32, &'a Delta);
+
 /// Row `i` of a buffer.
 fn row(buffers: &[Matrix], id: BufferId, i: usize) -> Result<&[f32]> {
     let buffer = buffers.get(id.0 as usize).ok_or_else(unknown)?;
     buffer.values.get(i * buffer.width..(i + 1) * buffer.width).ok_or_else(unknown)
 }
 
-impl ReferenceBackend {
+impl BaseWeights {
+    /// Resident bytes.
+    fn bytes(&self) -> usize {
+        let linear = |linear: &Linear| linear.weight.bytes() + linear.bias.as_ref().map_or(0, |b| size_of_val(&**b));
+        let tables = self.tables.iter().map(|(_, table)| table.bytes());
+        let norms = self.norms.iter().map(|(_, norm)| size_of_val(&**norm));
+        self.groups.iter().flatten().map(linear).sum::<usize>() + tables.chain(norms).sum::<usize>()
+    }
+
+    /// The base's weight at a site.
+    fn base_weight(&self, site: SiteId) -> Result<BaseWeight<'_>> {
+        match self.sites.get(&site) {
+            Some(&SitePlace::Linear { group, member }) => {
+                Ok(BaseWeight { values: &self.groups[group][member].weight, is_table: false })
+            }
+            Some(&SitePlace::Embedding(table)) => Ok(BaseWeight { values: &self.tables[table].1, is_table: true }),
+            _ => Err(unknown()),
+        }
+    }
+
+    /// Checks that an adapter's norms at a weight of 1 are not 0.
+    fn check_norms(&self, norms: &Norms, (site, repeat): (SiteId, u32), delta: &Delta) -> Result<(), PrepareError> {
+        if delta.low_rank.is_none() {
+            return Ok(());
+        }
+        let norms = norms.of((site, repeat), delta, self.base_weight(site)?, 1.0);
+        match norms.iter().flat_map(|norms| norms.iter()).position(|norm| *norm == 0.0 || norm.is_nan()) {
+            Some(output) => Err(PrepareError::ZeroNorm { site, output }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl WeightLoader for ReferenceBuilder {
+    fn load_linears(&mut self, members: &[LinearSource<'_>]) -> Result<GroupId> {
+        let group = self.0.groups.len();
+        let linear = |source: &LinearSource<'_>| Linear {
+            site: source.site,
+            weight: Matrix {
+                width: source.weight.in_features(),
+                values: source.weight.dequantize(0..source.weight.out_features()),
+            },
+            is_dense: matches!(source.weight, StoredWeight::Dense(_)),
+            bias: source.bias.as_ref().map(|bias| bias.to_f32()[..source.weight.out_features()].to_vec()),
+        };
+        let places = members.iter().enumerate();
+        self.0.sites.extend(places.map(|(member, source)| (source.site, SitePlace::Linear { group, member })));
+        self.0.groups.push(members.iter().map(linear).collect());
+        Ok(GroupId(group as u32))
+    }
+
+    fn load_embedding(&mut self, site: SiteId, table: TensorView<'_>) -> Result<EmbeddingId> {
+        self.0.sites.insert(site, SitePlace::Embedding(self.0.tables.len()));
+        self.0.tables.push((site, matrix(&table)));
+        Ok(EmbeddingId(self.0.tables.len() as u32 - 1))
+    }
+
+    fn load_norm(&mut self, site: SiteId, weight: TensorView<'_>) -> Result<NormId> {
+        self.0.sites.insert(site, SitePlace::Norm(self.0.norms.len()));
+        self.0.norms.push((site, weight.to_f32()));
+        Ok(NormId(self.0.norms.len() as u32 - 1))
+    }
+}
+
+impl BackendBuilder for ReferenceBuilder {
+    fn finish(self: Box<Self>) -> Result<Backend> {
+        let weights = Arc::new(self.0);
+        let memory = Arc::new(MemoryUse::new(weights.bytes()));
+        Ok(Backend {
+            description: "cpu (reference, 1 thread)".to_owned(),
+            memory: Arc::clone(&memory),
+            adapters: Arc::clone(&weights) as Arc<dyn AdapterPreparer>,
+            compute: Box::new(ReferenceCompute {
+                weights,
+                memory,
+                buffers: Vec::new(),
+                kvs: HashMap::new(),
+                next_kv: 0,
+                adapters: HashMap::new(),
+            }),
+        })
+    }
+}
+
+impl AdapterPreparer for BaseWeights {
+    fn equals_base(&self, site: SiteId, part: SitePart, values: TensorView<'_>) -> bool {
+        let held: Option<&[f32]> = match (self.sites.get(&site), part) {
+            (Some(&SitePlace::Linear { group, member }), SitePart::Weight) => {
+                Some(&self.groups[group][member]).filter(|linear| linear.is_dense).map(|linear| &*linear.weight.values)
+            }
+            (Some(&SitePlace::Linear { group, member }), SitePart::Bias) => self.groups[group][member].bias.as_deref(),
+            (Some(&SitePlace::Embedding(table)), SitePart::Weight) => Some(&self.tables[table].1.values),
+            (Some(&SitePlace::Norm(vector)), SitePart::Weight) => Some(&self.norms[vector].1),
+            _ => None,
+        };
+        values.dtype().is_float() && held.is_some_and(|held| held == values.to_f32())
+    }
+
+    fn dense_weight(&self, site: SiteId) -> Result<Vec<f32>> {
+        match self.base_weight(site)? {
+            BaseWeight { values, is_table: false } => Ok(values.values.clone()),
+            BaseWeight { is_table: true, .. } => Err(unknown()),
+        }
+    }
+
+    fn prepare(&self, deltas: &[SiteDelta<'_>]) -> Result<PreparedAdapter, PrepareError> {
+        let mut adapter = Adapter { deltas: HashMap::new(), norms: Norms::default() };
+        for delta in deltas {
+            let key = (delta.site, delta.repeat);
+            if !self.sites.contains_key(&delta.site) || adapter.deltas.insert(key, Delta::new(delta)).is_some() {
+                return Err(unknown().into());
+            }
+        }
+        adapter.deltas.iter().try_for_each(|(&key, delta)| self.check_norms(&adapter.norms, key, delta))?;
+        Ok(PreparedAdapter::new(adapter.bytes(), adapter))
+    }
+}
+
+impl ReferenceCompute {
     fn row(&self, id: BufferId, i: usize) -> Result<&[f32]> {
         row(&self.buffers, id, i)
     }
@@ -116,29 +263,30 @@ impl ReferenceBackend {
         buffer.values.get_mut(i * width..(i + 1) * width).ok_or_else(unknown)
     }
 
-    /// What the row's adapters change at a site, each with its slot and weight, in the order of the request.
-    fn deltas(&self, batch: &AdapterBatch, row: usize, site: SiteId) -> Result<Vec<(SlotId, f32, &Delta)>> {
+    /// What the row's adapters change at a site, each with its adapter and weight, in the order of the request.
+    fn deltas(&self, batch: &AdapterBatch, row: usize, site: SiteId) -> Result<Vec<RoutedDelta<'_>>> {
         let entries = if batch.is_base_only() { &[] } else { batch.of_row(row) };
         let mut deltas = Vec::new();
         for entry in entries.iter().map(|&index| batch.entries()[index]) {
             let adapter = self.adapters.get(&entry.slot).ok_or_else(unknown)?;
-            deltas.extend(adapter.get(&(site, batch.repeat())).map(|delta| (entry.slot, entry.weight, delta)));
+            let delta = adapter.deltas.get(&(site, batch.repeat()));
+            deltas.extend(delta.map(|delta| (adapter, entry.weight, delta)));
         }
         Ok(deltas)
     }
 
     /// A norm's weight for a row.
-    fn vector(&self, id: NormId, batch: &AdapterBatch, row: usize) -> Result<&[f32]> {
-        let (site, vector) = self.vectors.get(id.0 as usize).ok_or_else(unknown)?;
+    fn norm_weight(&self, id: NormId, batch: &AdapterBatch, row: usize) -> Result<&[f32]> {
+        let (site, norm) = self.weights.norms.get(id.0 as usize).ok_or_else(unknown)?;
         let deltas = self.deltas(batch, row, *site)?;
         let replaced = deltas.iter().rev().find_map(|(_, _, delta)| delta.weight.as_ref());
-        Ok(replaced.map_or(vector, |weight| &weight.values))
+        Ok(replaced.map_or(norm, |weight| &weight.values))
     }
 
-    /// [`Backend::linear`] of one row, member after member.
+    /// [`Compute::linear`] of one row, member after member.
     fn project(&self, group: GroupId, x: &[f32], batch: &AdapterBatch, row: usize) -> Result<Vec<f32>> {
         let mut out = Vec::new();
-        for linear in self.groups.get(group.0 as usize).ok_or_else(unknown)? {
+        for linear in self.weights.groups.get(group.0 as usize).ok_or_else(unknown)? {
             if linear.weight.width != x.len() {
                 return Err(unknown());
             }
@@ -160,9 +308,9 @@ impl ReferenceBackend {
                 removed.apply(&removed.a.times(x), 1.0, None, None, &mut y);
             }
             let base = BaseWeight { values: &linear.weight, is_table: false };
-            for (slot, weight, delta) in deltas {
+            for (adapter, weight, delta) in deltas {
                 let Some(low) = &delta.low_rank else { continue };
-                let norms = self.norms.of((slot, linear.site, batch.repeat()), delta, base, weight);
+                let norms = adapter.norms.of((linear.site, batch.repeat()), delta, base, weight);
                 low.apply(&low.a.times(x), weight, norms.as_deref(), bias, &mut y);
             }
             out.append(&mut y);
@@ -170,9 +318,9 @@ impl ReferenceBackend {
         Ok(out)
     }
 
-    /// [`Backend::embed`] of one row, before the multiplier.
+    /// [`Compute::embed`] of one row, before the multiplier.
     fn embedded(&self, table: EmbeddingId, token: u32, batch: &AdapterBatch, row: usize) -> Result<Vec<f32>> {
-        let (site, base) = self.tables.get(table.0 as usize).ok_or_else(unknown)?;
+        let (site, base) = self.weights.tables.get(table.0 as usize).ok_or_else(unknown)?;
         let deltas = self.deltas(batch, row, *site)?;
         let table = deltas.iter().rev().find_map(|(.., delta)| delta.weight.as_ref()).unwrap_or(base);
         if token as usize >= table.rows() {
@@ -184,88 +332,19 @@ impl ReferenceBackend {
         let replaced = rows.filter(|&(id, _)| id == token as usize).last();
         let mut y = replaced.map_or(table.row(token as usize), |(_, values)| values).to_vec();
         let base = BaseWeight { values: base, is_table: true };
-        for (slot, weight, delta) in deltas {
+        for (adapter, weight, delta) in deltas {
             let Some(low) = &delta.low_rank else { continue };
             // A column of A; of tokens that it has not, nothing is added.
             let column = |r: usize| low.a.row(r).get(token as usize).copied().unwrap_or(0.0);
             let t: Vec<f32> = (0..low.a.rows()).map(column).collect();
-            let norms = self.norms.of((slot, *site, batch.repeat()), delta, base, weight);
+            let norms = adapter.norms.of((*site, batch.repeat()), delta, base, weight);
             low.apply(&t, weight, norms.as_deref(), None, &mut y);
         }
         Ok(y)
     }
-
-    /// The base's weight at a site.
-    fn base_weight(&self, site: SiteId) -> Result<BaseWeight<'_>> {
-        match self.sites.get(&site) {
-            Some(&Place::Linear { group, member }) => {
-                Ok(BaseWeight { values: &self.groups[group][member].weight, is_table: false })
-            }
-            Some(&Place::Table(table)) => Ok(BaseWeight { values: &self.tables[table].1, is_table: true }),
-            _ => Err(unknown()),
-        }
-    }
-
-    /// Checks that an adapter's norms at a weight of 1 are no zeros.
-    fn check_norms(&self, slot: SlotId, (site, repeat): (SiteId, u32), delta: &Delta) -> Result<(), UploadError> {
-        if delta.low_rank.is_none() {
-            return Ok(());
-        }
-        let norms: Option<Arc<[f64]>> = self.norms.of((slot, site, repeat), delta, self.base_weight(site)?, 1.0);
-        match norms.iter().flat_map(|norms| norms.iter()).position(|norm| *norm == 0.0 || norm.is_nan()) {
-            Some(output) => Err(UploadError::ZeroNorm { site, output }),
-            None => Ok(()),
-        }
-    }
 }
 
-impl Backend for ReferenceBackend {
-    fn describe(&self) -> String {
-        "cpu (reference, 1 thread)".to_owned()
-    }
-
-    fn memory(&self) -> BackendMemory {
-        let linear = |linear: &Linear| linear.weight.bytes() + linear.bias.as_ref().map_or(0, |b| size_of_val(&**b));
-        let deltas = self.adapters.values().flat_map(HashMap::values);
-        let tables = self.tables.iter().map(|(_, table)| table.bytes());
-        let vectors = self.vectors.iter().map(|(_, vector)| size_of_val(&**vector));
-        BackendMemory {
-            weights_bytes: self.groups.iter().flatten().map(linear).sum::<usize>()
-                + tables.chain(vectors).sum::<usize>(),
-            adapters_bytes: deltas.map(Delta::bytes).sum(),
-            kv_bytes: self.kvs.values().map(Cache::bytes).sum(),
-        }
-    }
-
-    fn load_linears(&mut self, members: &[LinearSource<'_>]) -> Result<GroupId> {
-        let group = self.groups.len();
-        let linear = |source: &LinearSource<'_>| Linear {
-            site: source.site,
-            weight: Matrix {
-                width: source.weight.in_features(),
-                values: source.weight.dequantize(0..source.weight.out_features()),
-            },
-            is_dense: matches!(source.weight, StoredWeight::Dense(_)),
-            bias: source.bias.as_ref().map(|bias| bias.to_f32()[..source.weight.out_features()].to_vec()),
-        };
-        let places = members.iter().enumerate();
-        self.sites.extend(places.map(|(member, source)| (source.site, Place::Linear { group, member })));
-        self.groups.push(members.iter().map(linear).collect());
-        Ok(GroupId(group as u32))
-    }
-
-    fn load_embedding(&mut self, site: SiteId, table: TensorView<'_>) -> Result<EmbeddingId> {
-        self.sites.insert(site, Place::Table(self.tables.len()));
-        self.tables.push((site, matrix(&table)));
-        Ok(EmbeddingId(self.tables.len() as u32 - 1))
-    }
-
-    fn load_norm(&mut self, site: SiteId, vector: TensorView<'_>) -> Result<NormId> {
-        self.sites.insert(site, Place::Vector(self.vectors.len()));
-        self.vectors.push((site, vector.to_f32()));
-        Ok(NormId(self.vectors.len() as u32 - 1))
-    }
-
+impl Compute for ReferenceCompute {
     fn create_buffer(&mut self, width: usize) -> BufferId {
         self.buffers.push(Matrix { width, values: Vec::new() });
         BufferId(self.buffers.len() as u32 - 1)
@@ -279,60 +358,46 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
+    fn write_rows(&mut self, buffer: BufferId, values: &[f32]) -> Result<()> {
+        let buffer = self.buffers.get_mut(buffer.0 as usize).ok_or_else(unknown)?;
+        buffer.values.get_mut(..values.len()).ok_or_else(unknown)?.copy_from_slice(values);
+        Ok(())
+    }
+
+    fn read_rows(&mut self, buffer: BufferId, values: &mut [f32]) -> Result<()> {
+        let buffer = self.buffers.get(buffer.0 as usize).ok_or_else(unknown)?;
+        values.copy_from_slice(buffer.values.get(..values.len()).ok_or_else(unknown)?);
+        Ok(())
+    }
+
     fn create_kv(&mut self, shape: KvShape) -> Result<KvId> {
-        let kv = KvId(self.next_kv);
-        self.kvs.insert(kv, Cache::new(shape)?);
+        let (kv, cache) = (KvId(self.next_kv), Cache::new(shape)?);
+        self.memory.add_kv(cache.bytes());
+        self.kvs.insert(kv, cache);
         self.next_kv += 1;
         Ok(kv)
     }
 
     fn drop_kv(&mut self, kv: KvId) {
-        self.kvs.remove(&kv);
-    }
-
-    fn equals_base(&self, site: SiteId, part: SitePart, values: TensorView<'_>) -> bool {
-        let held: Option<&[f32]> = match (self.sites.get(&site), part) {
-            (Some(&Place::Linear { group, member }), SitePart::Weight) => {
-                Some(&self.groups[group][member]).filter(|linear| linear.is_dense).map(|linear| &*linear.weight.values)
-            }
-            (Some(&Place::Linear { group, member }), SitePart::Bias) => self.groups[group][member].bias.as_deref(),
-            (Some(&Place::Table(table)), SitePart::Weight) => Some(&self.tables[table].1.values),
-            (Some(&Place::Vector(vector)), SitePart::Weight) => Some(&self.vectors[vector].1),
-            _ => None,
-        };
-        values.dtype().is_float() && held.is_some_and(|held| held == values.to_f32())
-    }
-
-    fn dense_weight(&mut self, site: SiteId) -> Result<Vec<f32>> {
-        match self.base_weight(site)? {
-            BaseWeight { values, is_table: false } => Ok(values.values.clone()),
-            BaseWeight { is_table: true, .. } => Err(unknown()),
+        if let Some(cache) = self.kvs.remove(&kv) {
+            self.memory.remove_kv(cache.bytes());
         }
     }
 
-    fn upload_adapter(&mut self, slot: SlotId, deltas: &[SiteDelta<'_>]) -> Result<usize, UploadError> {
+    fn install_adapter(&mut self, slot: SlotId, adapter: PreparedAdapter) -> Result<()> {
         if self.adapters.contains_key(&slot) {
-            return Err(unknown().into());
+            return Err(unknown());
         }
-        let mut adapter = HashMap::new();
-        for delta in deltas {
-            let key = (delta.site, delta.repeat);
-            if !self.sites.contains_key(&delta.site) || adapter.insert(key, Delta::new(delta)).is_some() {
-                return Err(unknown().into());
-            }
-        }
-        if let Err(error) = adapter.iter().try_for_each(|(&key, delta)| self.check_norms(slot, key, delta)) {
-            self.norms.forget(slot);
-            return Err(error);
-        }
-        let bytes = adapter.values().map(Delta::bytes).sum();
-        self.adapters.insert(slot, adapter);
-        Ok(bytes)
+        let adapter: Box<Adapter> = adapter.into_inner()?;
+        self.memory.add_adapter(adapter.bytes());
+        self.adapters.insert(slot, *adapter);
+        Ok(())
     }
 
     fn drop_adapter(&mut self, slot: SlotId) {
-        self.adapters.remove(&slot);
-        self.norms.forget(slot);
+        if let Some(adapter) = self.adapters.remove(&slot) {
+            self.memory.remove_adapter(adapter.bytes());
+        }
     }
 
     fn embed(
@@ -361,7 +426,7 @@ impl Backend for ReferenceBackend {
         out: BufferId,
     ) -> Result<()> {
         for i in 0..rows {
-            let normed = rms_norm(self.vector(weight, batch, i)?, eps, self.row(x, i)?);
+            let normed = rms_norm(self.norm_weight(weight, batch, i)?, eps, self.row(x, i)?);
             self.row_mut(out, i, normed.len())?.copy_from_slice(&normed);
         }
         Ok(())
@@ -398,7 +463,7 @@ impl Backend for ReferenceBackend {
     ) -> Result<()> {
         let norms: Vec<[Option<Vec<f32>>; 2]> = (0..rows.len())
             .map(|i| {
-                let norm = |id: Option<NormId>| id.map(|id| Ok(self.vector(id, batch, i)?.to_vec())).transpose();
+                let norm = |id: Option<NormId>| id.map(|id| Ok(self.norm_weight(id, batch, i)?.to_vec())).transpose();
                 Ok([norm(spec.q_norm)?, norm(spec.k_norm)?])
             })
             .collect::<Result<_>>()?;

@@ -1,9 +1,8 @@
-//! Attention in plain maths, over keys and values that stand in the order of their positions within a page.
+//! Attention in plain math, over keys and values in the order of their positions within a page.
 
 use half::f16;
 
 use super::{dot, unknown};
-use crate::backend::cpu::attention::check;
 use crate::backend::{AttentionSpec, KvDType, KvShape, StepRows};
 use crate::error::{Error, ErrorCode, Result};
 
@@ -43,12 +42,12 @@ impl Cache {
         size_of_val(&*self.keys) + size_of_val(&*self.values)
     }
 
-    /// [`Backend::attend`] on rows of q,k,v, each with norms of q and k of its own.
+    /// [`Compute::attend`] on rows of q,k,v, each with norms of q and k of its own.
     ///
     /// # Errors
     /// `internal` if they don't lie within the cache.
     ///
-    /// [`Backend::attend`]: crate::backend::Backend::attend
+    /// [`Compute::attend`]: crate::backend::Compute::attend
     pub(super) fn attend(
         &mut self,
         spec: &AttentionSpec,
@@ -56,7 +55,7 @@ impl Cache {
         norms: &[[Option<Vec<f32>>; 2]],
         qkv: &[&[f32]],
     ) -> Result<Vec<Vec<f32>>> {
-        check(&self.shape, spec, rows)?;
+        spec.check(&self.shape, rows)?;
         let (dim, group) = (spec.head_dim, spec.heads / spec.kv_heads);
         let q_width = spec.heads * dim;
         if qkv.iter().any(|row| row.len() != q_width + 2 * spec.kv_heads * dim) {

@@ -1,11 +1,10 @@
-//! What an adapter changes, in plain maths: V = W + f s B A itself is formed, and its norms are taken of it.
+//! What an adapter changes, in plain math: V = W + f s B A itself is formed, and its norms are computed from it.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{Matrix, dot_f64, matrix};
-use crate::adapter::batch::SlotId;
 use crate::adapter::delta::{self, SiteDelta};
 use crate::sites::SiteId;
 
@@ -112,10 +111,10 @@ impl LowRank {
     }
 }
 
-/// Whose norms, and at which weight of a request (its bits).
-type NormKey = (SlotId, SiteId, u32, u32);
+/// Site, repeat, and the bits of a request's weight.
+type NormKey = (SiteId, u32, u32);
 
-/// DoRA norms that were taken already.
+/// DoRA norms of one adapter that were computed already.
 #[derive(Default)]
 pub(super) struct Norms(RefCell<HashMap<NormKey, Arc<[f64]>>>);
 
@@ -123,19 +122,14 @@ impl Norms {
     /// The norms of a delta, if it is rescaled by them.
     pub(super) fn of(
         &self,
-        (slot, site, repeat): (SlotId, SiteId, u32),
+        (site, repeat): (SiteId, u32),
         delta: &Delta,
         base: BaseWeight<'_>,
         weight: f32,
     ) -> Option<Arc<[f64]>> {
         let low = delta.low_rank.as_ref().filter(|low| low.magnitude.is_some())?;
         let mut known = self.0.borrow_mut();
-        let norms = known.entry((slot, site, repeat, weight.to_bits()));
+        let norms = known.entry((site, repeat, weight.to_bits()));
         Some(Arc::clone(norms.or_insert_with(|| delta.norms(base, low, weight).into())))
-    }
-
-    /// Forgets an adapter's.
-    pub(super) fn forget(&mut self, slot: SlotId) {
-        self.0.get_mut().retain(|key, _| key.0 != slot);
     }
 }
