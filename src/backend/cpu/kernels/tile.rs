@@ -12,15 +12,14 @@
 //! unpacking of a weight (prefill); T tiles give a single row enough independent sums to hide the latency of the
 //! multiply-add (decode).
 
-use super::arena::LINE;
-use super::isa::{LANES, Vector};
+use super::vector::{Bf16, Element, F16, F32, LANES, LINE, Vector};
 
 /// Inputs of a block, the unit in which weights are packed.
-pub(super) const BLOCK: usize = 32;
+pub(crate) const BLOCK: usize = 32;
 
 /// How the weights of a span are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Width {
+pub(crate) enum Width {
     Code2,
     Code3,
     Code4,
@@ -34,7 +33,7 @@ pub(super) enum Width {
 
 impl Width {
     /// Of codes of that many bits.
-    pub(super) fn of_bits(bits: u8) -> Option<Self> {
+    pub(crate) fn of_bits(bits: u8) -> Option<Self> {
         Some(match bits {
             2 => Width::Code2,
             3 => Width::Code3,
@@ -47,7 +46,7 @@ impl Width {
     }
 
     /// Bits of one weight.
-    pub(super) const fn bits(self) -> usize {
+    pub(crate) const fn bits(self) -> usize {
         match self {
             Width::Code2 => 2,
             Width::Code3 => 3,
@@ -61,7 +60,7 @@ impl Width {
     }
 
     /// Widths of the planes a code is cut into, low bits first; the second is 0 where one plane holds it all.
-    pub(super) const fn planes(self) -> (usize, usize) {
+    pub(crate) const fn planes(self) -> (usize, usize) {
         match self {
             Width::Code3 => (2, 1),
             Width::Code5 => (4, 1),
@@ -71,41 +70,41 @@ impl Width {
     }
 
     /// Bytes of a block: 32 inputs of 16 outputs.
-    pub(super) const fn block_bytes(self) -> usize {
+    pub(crate) const fn block_bytes(self) -> usize {
         self.bits() * LINE
     }
 }
 
 /// Consecutive blocks that share a width and, if they are codes, a scale and a zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Span {
-    pub(super) width: Width,
-    pub(super) blocks: usize,
+pub(crate) struct Span {
+    pub(crate) width: Width,
+    pub(crate) blocks: usize,
 }
 
 /// The tiles of a packed weight.
 #[derive(Clone, Copy)]
-pub(super) struct Tiles<'a> {
+pub(crate) struct Tiles<'a> {
     /// `[tile][span][block]`, see `pack.rs`.
-    pub(super) codes: &'a [u8],
+    pub(crate) codes: &'a [u8],
     /// `[tile][coded span][scale, zero][16]`, f16 or, if `wide`, f32.
-    pub(super) scales: &'a [u8],
-    pub(super) spans: &'a [Span],
-    pub(super) tile_bytes: usize,
-    pub(super) scale_bytes: usize,
-    pub(super) wide: bool,
+    pub(crate) scales: &'a [u8],
+    pub(crate) spans: &'a [Span],
+    pub(crate) tile_bytes: usize,
+    pub(crate) scale_bytes: usize,
+    pub(crate) wide: bool,
 }
 
 /// Computes tiles `tile..tile + T` for R rows: `x` points to R pointers to rows of the packed inputs' length, `y` to
 /// `[T][stride]` values of which the first `R * 16` are written.
-pub(super) type ProductFn = unsafe fn(tiles: &Tiles<'_>, tile: usize, x: *const *const f32, y: *mut f32, stride: usize);
+pub(crate) type ProductFn = unsafe fn(tiles: &Tiles<'_>, tile: usize, x: *const *const f32, y: *mut f32, stride: usize);
 
 /// See [`ProductFn`].
 ///
 /// # Safety
 /// The instruction set of `V` must be there; `tile + T` within the tiles; `x` and `y` valid as [`ProductFn`] says.
 #[inline(always)]
-pub(super) unsafe fn product<V: Vector, const R: usize, const T: usize>(
+pub(crate) unsafe fn product<V: Vector, const R: usize, const T: usize>(
     tiles: &Tiles<'_>,
     tile: usize,
     x: *const *const f32,
@@ -259,52 +258,6 @@ unsafe fn unpack<V: Vector, const BITS: usize, const Q: usize>(block: *const u8,
     }
 }
 
-/// A stored element that widens to f32.
-pub(super) trait Element {
-    const BYTES: usize;
-
-    /// # Safety
-    /// As [`Vector::load`].
-    unsafe fn load<V: Vector>(from: *const u8) -> V;
-}
-
-/// IEEE half precision.
-pub(super) struct F16;
-/// bfloat16.
-pub(super) struct Bf16;
-/// IEEE single precision.
-pub(super) struct F32;
-
-impl Element for F16 {
-    const BYTES: usize = 2;
-
-    #[inline(always)]
-    unsafe fn load<V: Vector>(from: *const u8) -> V {
-        // SAFETY: the caller's promise.
-        unsafe { V::load_f16(from.cast()) }
-    }
-}
-
-impl Element for Bf16 {
-    const BYTES: usize = 2;
-
-    #[inline(always)]
-    unsafe fn load<V: Vector>(from: *const u8) -> V {
-        // SAFETY: the caller's promise.
-        unsafe { V::load_bf16(from.cast()) }
-    }
-}
-
-impl Element for F32 {
-    const BYTES: usize = 4;
-
-    #[inline(always)]
-    unsafe fn load<V: Vector>(from: *const u8) -> V {
-        // SAFETY: the caller's promise.
-        unsafe { V::load(from.cast()) }
-    }
-}
-
 /// One span of plain numbers, `[input][16]`.
 ///
 /// # Safety
@@ -344,14 +297,14 @@ unsafe fn dense<V: Vector, E: Element, const R: usize, const T: usize>(
 }
 
 /// `squares[n] = sum over k of mask[k] W[n, k]^2` of a tile's outputs; `mask` is 0 at padding, which is no weight, else 1.
-pub(super) type SquaresFn = unsafe fn(tiles: &Tiles<'_>, tile: usize, mask: &[f32], squares: &mut [f64; LANES]);
+pub(crate) type SquaresFn = unsafe fn(tiles: &Tiles<'_>, tile: usize, mask: &[f32], squares: &mut [f64; LANES]);
 
 /// See [`SquaresFn`].
 ///
 /// # Safety
 /// The instruction set of `V` must be there, `tile` within the tiles, and `mask` as long as their blocks.
 #[inline(always)]
-pub(super) unsafe fn squares<V: Vector>(tiles: &Tiles<'_>, tile: usize, mask: &[f32], squares: &mut [f64; LANES]) {
+pub(crate) unsafe fn squares<V: Vector>(tiles: &Tiles<'_>, tile: usize, mask: &[f32], squares: &mut [f64; LANES]) {
     // SAFETY: the caller's promises; pointers advance span by span, as in `product`.
     unsafe {
         let mut block = tiles.codes.as_ptr().add(tile * tiles.tile_bytes);
@@ -436,14 +389,14 @@ unsafe fn squared<V: Vector, E: Element>(count: usize, block: *const u8, mask: *
 }
 
 /// `y += coefficient * sum over rank of t[r] B[r]`, one tile of B `[rank][16]` on one row.
-pub(super) type ExpandFn = unsafe fn(b: *const u8, width: Width, t: &[f32], coefficient: f32, y: &mut [f32; LANES]);
+pub(crate) type ExpandFn = unsafe fn(b: *const u8, width: Width, t: &[f32], coefficient: f32, y: &mut [f32; LANES]);
 
 /// See [`ExpandFn`].
 ///
 /// # Safety
 /// The instruction set of `V` must be there, `b` valid for `[t.len()][16]` values of that width.
 #[inline(always)]
-pub(super) unsafe fn expand<V: Vector>(b: *const u8, width: Width, t: &[f32], coefficient: f32, y: &mut [f32; LANES]) {
+pub(crate) unsafe fn expand<V: Vector>(b: *const u8, width: Width, t: &[f32], coefficient: f32, y: &mut [f32; LANES]) {
     // SAFETY: the caller's promise.
     unsafe {
         let delta = match width {

@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use super::adapter::Adapter;
+use super::resident::Adapter;
 use crate::adapter::batch::AdapterBatch;
 use crate::error::{Error, ErrorCode, Result};
 
 /// Which resident adapters act on which rows.
 #[derive(Clone, Copy)]
-pub(super) struct Routing<'a> {
+pub(crate) struct Routing<'a> {
     batch: &'a AdapterBatch,
     adapters: &'a [Option<Adapter>],
 }
@@ -18,7 +18,7 @@ impl<'a> Routing<'a> {
     ///
     /// # Errors
     /// `internal` if it names an empty slot, which is never computed as the base, or a row that the step has not.
-    pub(super) fn new(batch: &'a AdapterBatch, adapters: &'a [Option<Adapter>], rows: usize) -> Result<Self> {
+    pub(crate) fn new(batch: &'a AdapterBatch, adapters: &'a [Option<Adapter>], rows: usize) -> Result<Self> {
         let resident = |slot: usize| adapters.get(slot).is_some_and(Option::is_some);
         if let Some(segment) = batch.segments().iter().find(|s| !resident(s.slot.0 as usize)) {
             return Err(Error::new(ErrorCode::Internal, format!("slot {} holds no adapter", segment.slot.0)));
@@ -32,32 +32,32 @@ impl<'a> Routing<'a> {
     }
 
     /// Whether no row has an adapter.
-    pub(super) fn is_base_only(&self) -> bool {
+    pub(crate) fn is_base_only(&self) -> bool {
         self.batch.is_base_only()
     }
 
     /// Which repeat of its layer the step is in.
-    pub(super) fn repeat(&self) -> u32 {
+    pub(crate) fn repeat(&self) -> u32 {
         self.batch.repeat()
     }
 
     /// The row that an entry is of.
-    pub(super) fn row_of(&self, entry: usize) -> usize {
+    pub(crate) fn row_of(&self, entry: usize) -> usize {
         self.batch.entries()[entry].row as usize
     }
 
     /// The slot of an entry's adapter.
-    pub(super) fn slot_of(&self, entry: usize) -> usize {
+    pub(crate) fn slot_of(&self, entry: usize) -> usize {
         self.batch.entries()[entry].slot.0 as usize
     }
 
     /// The adapter in a slot.
-    pub(super) fn adapter(&self, slot: usize) -> Option<&'a Adapter> {
+    pub(crate) fn adapter(&self, slot: usize) -> Option<&'a Adapter> {
         self.adapters.get(slot)?.as_ref()
     }
 
     /// Entry, weight and adapter of each adapter of a row, in the order of its request.
-    pub(super) fn of_row(
+    pub(crate) fn of_row(
         &self,
         row: usize,
     ) -> impl DoubleEndedIterator<Item = (usize, f32, &'a Adapter)> + Clone + use<'a> {
@@ -70,7 +70,7 @@ impl<'a> Routing<'a> {
     }
 
     /// Slot, adapter and entries of each distinct adapter.
-    pub(super) fn segments(&self) -> impl Iterator<Item = (usize, &'a Adapter, Range<usize>)> + use<'a> {
+    pub(crate) fn segments(&self) -> impl Iterator<Item = (usize, &'a Adapter, Range<usize>)> + use<'a> {
         let Self { batch, adapters } = *self;
         batch.segments().iter().filter_map(move |segment| {
             let slot = segment.slot.0 as usize;
@@ -81,33 +81,33 @@ impl<'a> Routing<'a> {
 
 /// A norm's weight, with those that adapters bring in its place.
 #[derive(Clone, Copy)]
-pub(super) struct RoutedVector<'a> {
+pub(crate) struct RoutedNorm<'a> {
     base: &'a [f32],
-    vector: usize,
+    norm: usize,
     routing: Routing<'a>,
     is_replaced: bool,
 }
 
-impl<'a> RoutedVector<'a> {
-    /// The vector `vector`, whose base is `base`.
-    pub(super) fn new(routing: Routing<'a>, vector: usize, base: &'a [f32]) -> Self {
+impl<'a> RoutedNorm<'a> {
+    /// The norm `norm`, whose base is `base`.
+    pub(crate) fn new(routing: Routing<'a>, norm: usize, base: &'a [f32]) -> Self {
         let repeat = routing.repeat();
-        let is_replaced = routing.segments().any(|(_, adapter, _)| adapter.vector(vector, repeat).is_some());
-        Self { base, vector, routing, is_replaced }
+        let is_replaced = routing.segments().any(|(_, adapter, _)| adapter.norm(norm, repeat).is_some());
+        Self { base, norm, routing, is_replaced }
     }
 
     /// Number of values.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.base.len()
     }
 
     /// Its values for a row.
-    pub(super) fn of_row(&self, row: usize) -> &'a [f32] {
+    pub(crate) fn of_row(&self, row: usize) -> &'a [f32] {
         if !self.is_replaced {
             return self.base;
         }
         let repeat = self.routing.repeat();
-        let replaced = self.routing.of_row(row).rev().find_map(|(.., adapter)| adapter.vector(self.vector, repeat));
+        let replaced = self.routing.of_row(row).rev().find_map(|(.., adapter)| adapter.norm(self.norm, repeat));
         replaced.unwrap_or(self.base)
     }
 }

@@ -7,13 +7,13 @@ use crate::backend::cpu::weights::{BaseWeights, SitePlace};
 use crate::error::{Error, ErrorCode, Result};
 use crate::tensor::{Tensor, shape_text};
 
-/// Deltas by the index of group, table or vector, and by repeat.
+/// Deltas by the index of group, table or norm, and by repeat.
 #[derive(Default)]
-pub(super) struct Sorted<'a> {
+pub(crate) struct Sorted<'a> {
     /// By member, ascending.
-    pub(super) groups: BTreeMap<(usize, u32), Vec<(usize, &'a SiteDelta<'a>)>>,
-    pub(super) tables: BTreeMap<(usize, u32), &'a SiteDelta<'a>>,
-    pub(super) vectors: BTreeMap<(usize, u32), &'a Tensor<'a>>,
+    pub(crate) groups: BTreeMap<(usize, u32), Vec<(usize, &'a SiteDelta<'a>)>>,
+    pub(crate) tables: BTreeMap<(usize, u32), &'a SiteDelta<'a>>,
+    pub(crate) norms: BTreeMap<(usize, u32), &'a Tensor<'a>>,
 }
 
 impl<'a> Sorted<'a> {
@@ -21,7 +21,7 @@ impl<'a> Sorted<'a> {
     ///
     /// # Errors
     /// `internal` if a delta does not fit its site, or a site stands twice in one repeat of its layer.
-    pub(super) fn new(base: &BaseWeights, deltas: &'a [SiteDelta<'a>]) -> Result<Self> {
+    pub(crate) fn new(base: &BaseWeights, deltas: &'a [SiteDelta<'a>]) -> Result<Self> {
         let mut sorted = Self::default();
         for delta in deltas {
             let site = Site::find(base, delta)?;
@@ -34,8 +34,8 @@ impl<'a> Sorted<'a> {
                     is_fresh
                 }
                 SitePlace::Embedding(table) => sorted.tables.insert((table, delta.repeat), delta).is_none(),
-                SitePlace::Norm(vector) => match &delta.weight {
-                    Some(weight) => sorted.vectors.insert((vector, delta.repeat), weight).is_none(),
+                SitePlace::Norm(norm) => match &delta.weight {
+                    Some(weight) => sorted.norms.insert((norm, delta.repeat), weight).is_none(),
                     None => return Err(misfit("a delta changes nothing", delta)),
                 },
             };
@@ -69,7 +69,7 @@ impl Site {
                 (vec![group.members[member].out_features(), group.in_features], group.members.len() == 1)
             }
             SitePlace::Embedding(table) => (vec![base.tables[table].vocab, base.tables[table].hidden], true),
-            SitePlace::Norm(vector) => (vec![base.norm(vector).map_or(0, <[f32]>::len)], false),
+            SitePlace::Norm(norm) => (vec![base.norm(norm).map_or(0, <[f32]>::len)], false),
         };
         Ok(Self { place, shape, may_grow })
     }
@@ -123,13 +123,13 @@ fn fits_rows(replaced: &ReplacedRows<'_>, rows: usize, width: usize) -> bool {
 }
 
 fn fits_low_rank(low: &LowRank<'_>, inputs: usize, outputs: usize) -> bool {
-    let vectors = [&low.b_bias, &low.magnitude];
+    let norms = [&low.b_bias, &low.magnitude];
     let (&[rank, of_a], &[of_b, columns]) = (low.a.shape(), low.b.shape()) else { return false };
     rank > 0
         && rank == columns
         && of_a == inputs
         && of_b == outputs
-        && vectors.into_iter().flatten().all(|vector| vector.shape() == [outputs])
+        && norms.into_iter().flatten().all(|norm| norm.shape() == [outputs])
 }
 
 fn misfit(what: &str, delta: &SiteDelta<'_>) -> Error {

@@ -10,6 +10,7 @@ use std::ptr::{self, NonNull};
 use bytemuck::Pod;
 use rustix::mm::{MapFlags, ProtFlags};
 
+use crate::backend::cpu::kernels::vector::LINE;
 use crate::error::{Error, ErrorCode, Result};
 
 const HUGE_PAGE: usize = 2 << 20;
@@ -17,11 +18,9 @@ const HUGE_PAGE: usize = 2 << 20;
 const HUGE_FROM: usize = 8 << 20;
 /// Address space taken at once for weights.
 const ARENA_CHUNK: usize = 64 << 20;
-/// A cache line, and the width of the widest vector.
-pub(super) const LINE: usize = 64;
 
 /// Zeroed memory of its own, aligned to a page at least.
-pub(super) struct Region {
+pub(crate) struct Region {
     map: NonNull<u8>,
     mapped: usize,
     start: NonNull<u8>,
@@ -38,7 +37,7 @@ impl Region {
     ///
     /// # Errors
     /// `memory_exhausted`.
-    pub(super) fn new(bytes: usize) -> Result<Self> {
+    pub(crate) fn new(bytes: usize) -> Result<Self> {
         let page = rustix::param::page_size();
         let exhausted = || Error::new(ErrorCode::MemoryExhausted, format!("cannot map {bytes} bytes"));
         let len = bytes.max(1).checked_next_multiple_of(page).ok_or_else(exhausted)?;
@@ -61,19 +60,19 @@ impl Region {
     }
 
     /// Bytes it occupies once all of it was touched.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
     }
 
     /// Its memory as values.
-    pub(super) fn values<T: Pod>(&self) -> &[T] {
+    pub(crate) fn values<T: Pod>(&self) -> &[T] {
         // SAFETY: `start..start + len` is mapped, initialized (zeroed by the kernel) and borrowed from `self`.
         let bytes = unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) };
         bytemuck::cast_slice(bytes)
     }
 
     /// Its memory as values, to write.
-    pub(super) fn values_mut<T: Pod>(&mut self) -> &mut [T] {
+    pub(crate) fn values_mut<T: Pod>(&mut self) -> &mut [T] {
         // SAFETY: as in `values`, borrowed mutably.
         let bytes = unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) };
         bytemuck::cast_slice_mut(bytes)
@@ -82,20 +81,20 @@ impl Region {
 
 /// A part of a [`Region`], in bytes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Part {
+pub(crate) struct Part {
     start: usize,
     len: usize,
 }
 
 /// A region while it is laid out: how large it has to be.
 #[derive(Default)]
-pub(super) struct RegionLayout {
+pub(crate) struct RegionLayout {
     bytes: usize,
 }
 
 impl RegionLayout {
     /// Takes room for `count` values, aligned to a line.
-    pub(super) fn take<T: Pod>(&mut self, count: usize) -> Part {
+    pub(crate) fn take<T: Pod>(&mut self, count: usize) -> Part {
         let part = Part { start: self.bytes, len: count * size_of::<T>() };
         self.bytes += part.len.next_multiple_of(LINE);
         part
@@ -105,7 +104,7 @@ impl RegionLayout {
     ///
     /// # Errors
     /// `memory_exhausted`.
-    pub(super) fn map(&self) -> Result<Region> {
+    pub(crate) fn map(&self) -> Result<Region> {
         Region::new(self.bytes)
     }
 }
@@ -115,7 +114,7 @@ impl Region {
     ///
     /// # Panics
     /// If the part is of another region, or its length is not a multiple of the value's.
-    pub(super) fn part<T: Pod>(&self, part: Part) -> &[T] {
+    pub(crate) fn part<T: Pod>(&self, part: Part) -> &[T] {
         bytemuck::cast_slice(&self.values::<u8>()[part.start..part.start + part.len])
     }
 
@@ -123,7 +122,7 @@ impl Region {
     ///
     /// # Panics
     /// As [`Region::part`].
-    pub(super) fn part_mut<T: Pod>(&mut self, part: Part) -> &mut [T] {
+    pub(crate) fn part_mut<T: Pod>(&mut self, part: Part) -> &mut [T] {
         bytemuck::cast_slice_mut(&mut self.values_mut::<u8>()[part.start..part.start + part.len])
     }
 }
@@ -137,7 +136,7 @@ impl Drop for Region {
 
 /// A part of an [`Arena`].
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct ArenaSlice {
+pub(crate) struct ArenaSlice {
     region: usize,
     start: usize,
     len: usize,
@@ -145,7 +144,7 @@ pub(super) struct ArenaSlice {
 
 /// Memory that only grows: packed weights, tables, vectors.
 #[derive(Default)]
-pub(super) struct Arena {
+pub(crate) struct Arena {
     regions: Vec<Region>,
     /// Bytes taken of the last region.
     taken: usize,
@@ -158,7 +157,7 @@ impl Arena {
     ///
     /// # Errors
     /// `memory_exhausted`.
-    pub(super) fn take(&mut self, bytes: usize) -> Result<ArenaSlice> {
+    pub(crate) fn take(&mut self, bytes: usize) -> Result<ArenaSlice> {
         let exhausted = || Error::new(ErrorCode::MemoryExhausted, format!("cannot map {bytes} bytes"));
         let padded = bytes.checked_next_multiple_of(LINE).ok_or_else(exhausted)?;
         let free = self.regions.last().map_or(0, |last| last.len() - self.taken);
@@ -176,7 +175,7 @@ impl Arena {
     ///
     /// # Panics
     /// If the slice is of another arena, or its length is not a multiple of the value's.
-    pub(super) fn values<T: Pod>(&self, slice: ArenaSlice) -> &[T] {
+    pub(crate) fn values<T: Pod>(&self, slice: ArenaSlice) -> &[T] {
         bytemuck::cast_slice(&self.regions[slice.region].values::<u8>()[slice.start..slice.start + slice.len])
     }
 
@@ -184,13 +183,13 @@ impl Arena {
     ///
     /// # Panics
     /// As [`Arena::values`].
-    pub(super) fn values_mut<T: Pod>(&mut self, slice: ArenaSlice) -> &mut [T] {
+    pub(crate) fn values_mut<T: Pod>(&mut self, slice: ArenaSlice) -> &mut [T] {
         let bytes = &mut self.regions[slice.region].values_mut::<u8>()[slice.start..slice.start + slice.len];
         bytemuck::cast_slice_mut(bytes)
     }
 
     /// Bytes taken.
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.total
     }
 }
@@ -199,7 +198,7 @@ impl Arena {
 ///
 /// # Errors
 /// `memory_exhausted`.
-pub(super) fn grow<T: Copy + Default>(scratch: &mut Vec<T>, len: usize) -> Result<()> {
+pub(crate) fn grow<T: Copy + Default>(scratch: &mut Vec<T>, len: usize) -> Result<()> {
     if scratch.len() < len {
         scratch.try_reserve_exact(len - scratch.len()).map_err(|_| {
             let bytes = len.saturating_mul(size_of::<T>());

@@ -48,7 +48,7 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 /// Threads that share the work of a region with their caller.
-pub(super) struct Pool {
+pub(crate) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     epoch: u64,
@@ -61,7 +61,7 @@ impl Pool {
     ///
     /// # Errors
     /// `memory_exhausted` if a thread could not be started.
-    pub(super) fn new(threads: usize) -> Result<Self> {
+    pub(crate) fn new(threads: usize) -> Result<Self> {
         let workers = threads.max(1) - 1;
         fn nothing(_task: usize, _worker: usize) {}
         let shared = Arc::new(Shared {
@@ -85,7 +85,7 @@ impl Pool {
     }
 
     /// Number of threads, the caller included.
-    pub(super) fn threads(&self) -> usize {
+    pub(crate) fn threads(&self) -> usize {
         self.workers.len() + 1
     }
 
@@ -94,7 +94,7 @@ impl Pool {
     ///
     /// # Errors
     /// `internal` if a task panicked; the others were still run.
-    pub(super) fn run(&mut self, tasks: usize, task: impl Fn(usize, usize) + Sync) -> Result<()> {
+    pub(crate) fn run(&mut self, tasks: usize, task: impl Fn(usize, usize) + Sync) -> Result<()> {
         let caller = self.workers.len();
         self.shared.next.store(0, Ordering::Relaxed);
         if tasks > 1 && caller > 0 {
@@ -208,7 +208,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
 }
 
 /// A mutable slice of which each task takes a part of its own.
-pub(super) struct Disjoint<'a, T> {
+pub(crate) struct Disjoint<'a, T> {
     start: *mut T,
     len: usize,
     slice: PhantomData<&'a mut [T]>,
@@ -219,7 +219,7 @@ unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
 
 impl<'a, T> Disjoint<'a, T> {
     /// Of the whole slice.
-    pub(super) fn new(slice: &'a mut [T]) -> Self {
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
         Self { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
 
@@ -231,7 +231,7 @@ impl<'a, T> Disjoint<'a, T> {
     /// # Safety
     /// No two parts alive at the same time may overlap.
     #[allow(clippy::mut_from_ref)]
-    pub(super) unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
+    pub(crate) unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
         assert!(range.start <= range.end && range.end <= self.len);
         // SAFETY: in bounds of the slice borrowed mutably for 'a; the caller promises that parts don't overlap.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
@@ -239,7 +239,7 @@ impl<'a, T> Disjoint<'a, T> {
 }
 
 /// Physical cores this process may use: a second thread of a core adds nothing to bandwidth or to its vector units.
-pub(super) fn default_threads() -> usize {
+pub(crate) fn default_threads() -> usize {
     let allowed = std::thread::available_parallelism().map_or(1, usize::from);
     let mut cores = std::collections::BTreeSet::new();
     for cpu in 0.. {

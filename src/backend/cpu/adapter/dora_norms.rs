@@ -6,11 +6,11 @@
 use std::ops::Range;
 
 use crate::adapter::delta::{LowRank, ReplacedRows};
-use crate::backend::cpu::isa::LANES;
-use crate::backend::cpu::kernels::{Kernels, MAX_ROWS};
-use crate::backend::cpu::pack::PADDING;
-use crate::backend::cpu::threads::{Disjoint, Pool};
-use crate::backend::cpu::tile::{BLOCK, Tiles};
+use crate::backend::cpu::kernels::dispatch::{Kernels, MAX_ROWS};
+use crate::backend::cpu::kernels::tile::{BLOCK, Tiles};
+use crate::backend::cpu::kernels::vector::LANES;
+use crate::backend::cpu::runtime::threads::{Disjoint, Pool};
+use crate::backend::cpu::weights::pack::PADDING;
 use crate::error::Result;
 
 /// Channels of an embedding that a task sums.
@@ -19,13 +19,13 @@ const TASK_CHANNELS: usize = 64;
 const TOKEN_RUN: usize = 256;
 
 /// The three sums of each output.
-pub(super) struct Moments {
+pub(crate) struct Moments {
     /// |W|^2
-    pub(super) weight: Vec<f64>,
+    pub(crate) weight: Vec<f64>,
     /// W.(BA), without the scale.
-    pub(super) mixed: Vec<f64>,
+    pub(crate) mixed: Vec<f64>,
     /// |BA|^2, without the scale.
-    pub(super) delta: Vec<f64>,
+    pub(crate) delta: Vec<f64>,
 }
 
 /// Factors as f32, A `[rank, inputs]` and B `[outputs, rank]`, with `A A^T [rank, rank]`.
@@ -80,7 +80,7 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 ///
 /// # Errors
 /// A task panicked.
-pub(super) fn of_linear(
+pub(crate) fn of_linear(
     pool: &mut Pool,
     kernels: &Kernels,
     tiles: &Tiles<'_>,
@@ -149,7 +149,7 @@ fn values_of<'a>(rows: &'a ReplacedRows<'_>) -> impl Iterator<Item = Vec<f32>> +
 ///
 /// # Errors
 /// A task panicked.
-pub(super) fn of_table(
+pub(crate) fn of_embedding(
     pool: &mut Pool,
     low: &LowRank<'_>,
     read: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,

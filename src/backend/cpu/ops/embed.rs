@@ -5,52 +5,24 @@
 //!         then, adapter by adapter, + f s B A[:, t]  and with a magnitude  * m / n
 //! ```
 
-use std::ops::Range;
-
-use super::arena::{Arena, ArenaSlice, grow};
-use super::elementwise::{for_rows, read_row};
-use super::isa::LANES;
-use super::kernels::Kernels;
-use super::linear::Shrunk;
-use super::routing::Routing;
-use super::threads::Pool;
+use super::rowwise::for_rows;
+use super::shrink::Shrunk;
+use crate::backend::cpu::adapter::routing::Routing;
+use crate::backend::cpu::kernels::dispatch::Kernels;
+use crate::backend::cpu::kernels::vector::LANES;
+use crate::backend::cpu::runtime::arena::{Arena, grow};
+use crate::backend::cpu::runtime::threads::Pool;
+use crate::backend::cpu::weights::embedding::EmbeddingTable;
 use crate::error::{Error, ErrorCode, Result};
-use crate::tensor::{DType, TensorView};
-
-/// An embedding table as it was stored.
-pub(super) struct Table {
-    pub(super) dtype: DType,
-    pub(super) vocab: usize,
-    pub(super) hidden: usize,
-    pub(super) store: ArenaSlice,
-}
-
-impl Table {
-    /// Channels of a token's row.
-    pub(super) fn read(&self, arena: &Arena, token: usize, channels: Range<usize>, out: &mut [f32]) {
-        read_row(self.dtype, arena.values(self.store), self.hidden, token, channels, out);
-    }
-
-    /// Whether it holds these numbers.
-    pub(super) fn equals_base(&self, arena: &Arena, values: TensorView<'_>) -> bool {
-        let (mut held, mut wanted) = (vec![0.0; self.hidden], vec![0.0; self.hidden]);
-        values.shape() == [self.vocab, self.hidden]
-            && (0..self.vocab).all(|token| {
-                self.read(arena, token, 0..self.hidden, &mut held);
-                values.read_f32(token * self.hidden..(token + 1) * self.hidden, &mut wanted);
-                held == wanted
-            })
-    }
-}
 
 /// The parts of a backend that `embed` works with.
-pub(super) struct Embedding<'a> {
-    pub(super) kernels: &'a Kernels,
-    pub(super) arena: &'a Arena,
-    pub(super) table: &'a Table,
+pub(crate) struct Embedding<'a> {
+    pub(crate) kernels: &'a Kernels,
+    pub(crate) arena: &'a Arena,
+    pub(crate) table: &'a EmbeddingTable,
     /// Index of the table.
-    pub(super) index: usize,
-    pub(super) routing: Routing<'a>,
+    pub(crate) index: usize,
+    pub(crate) routing: Routing<'a>,
 }
 
 impl Embedding<'_> {
@@ -58,7 +30,7 @@ impl Embedding<'_> {
     ///
     /// # Errors
     /// `token_out_of_range`; `memory_exhausted`.
-    pub(super) fn run(
+    pub(crate) fn run(
         &self,
         pool: &mut Pool,
         tokens: &[u32],
@@ -88,17 +60,18 @@ impl Embedding<'_> {
     fn vocab(&self, row: usize) -> usize {
         let tables = self.routing.of_row(row).rev();
         let replaced =
-            tables.filter_map(|(.., adapter)| adapter.table(self.index, self.routing.repeat())?.tokens()).next();
+            tables.filter_map(|(.., adapter)| adapter.embedding(self.index, self.routing.repeat())?.tokens()).next();
         replaced.unwrap_or(self.table.vocab)
     }
 
     /// The columns of A: little enough for one thread.
-    fn shrink(&self, tokens: &[u32], Shrunk { t, starts }: &mut Shrunk) -> Result<()> {
+    fn shrink(&self, tokens: &[u32], shrunk: &mut Shrunk) -> Result<()> {
+        let Shrunk { t, starts, .. } = shrunk;
         let repeat = self.routing.repeat();
         starts.clear();
         let mut t_len = 0;
         for (_, adapter, entries) in self.routing.segments() {
-            let Some(delta) = adapter.table(self.index, repeat) else {
+            let Some(delta) = adapter.embedding(self.index, repeat) else {
                 starts.extend(entries.map(|_| t_len));
                 continue;
             };
@@ -119,7 +92,7 @@ impl Embedding<'_> {
         let repeat = self.routing.repeat();
         for only_alone in [true, false] {
             for (.., adapter) in self.routing.of_row(row).rev() {
-                let Some(delta) = adapter.table(self.index, repeat) else { continue };
+                let Some(delta) = adapter.embedding(self.index, repeat) else { continue };
                 if delta.read(adapter.region(), token, only_alone, out) {
                     return;
                 }
@@ -132,7 +105,7 @@ impl Embedding<'_> {
     fn add(&self, row: usize, shrunk: &Shrunk, out: &mut [f32]) {
         let repeat = self.routing.repeat();
         for (entry, weight, adapter) in self.routing.of_row(row) {
-            let Some(delta) = adapter.table(self.index, repeat).filter(|delta| delta.rank() > 0) else { continue };
+            let Some(delta) = adapter.embedding(self.index, repeat).filter(|delta| delta.rank() > 0) else { continue };
             let t = &shrunk.of(entry)[..delta.rank()];
             for (tile, out) in out.chunks_mut(LANES).enumerate() {
                 let mut y = [0.0; LANES];

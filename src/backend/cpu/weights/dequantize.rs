@@ -1,17 +1,18 @@
-//! A packed weight as plain numbers again, as the kernels see it: its product with each unit vector.
+//! Dequantizing a packed weight with the product kernels, so that it is exactly what they see: its product with each unit
+//! vector.
 
-use super::isa::LANES;
-use super::kernels::{Kernels, MAX_ROWS};
 use super::pack::PADDING;
-use super::threads::{Disjoint, Pool};
-use super::tile::{BLOCK, Tiles};
+use crate::backend::cpu::kernels::dispatch::{Kernels, MAX_ROWS};
+use crate::backend::cpu::kernels::tile::{BLOCK, Tiles};
+use crate::backend::cpu::kernels::vector::LANES;
+use crate::backend::cpu::runtime::threads::{Disjoint, Pool};
 use crate::error::Result;
 
 /// The weight `[outputs, inputs]`, row-major; `order` is the model's input of each packed one, unless they are the same.
 ///
 /// # Errors
 /// `internal` if a task panicked.
-pub(super) fn unpack(
+pub(crate) fn dequantize(
     pool: &mut Pool,
     kernels: &Kernels,
     tiles: &Tiles<'_>,

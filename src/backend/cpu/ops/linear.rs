@@ -7,17 +7,19 @@
 
 use std::ops::Range;
 
-use super::adapter::Adapter;
-use super::arena::{Arena, grow};
-use super::buffers::Rows;
 use super::epilogue::Epilogue;
-use super::group::Group;
-use super::isa::LANES;
-use super::kernels::{Kernels, MAX_ROWS};
-use super::pack::{DenseTiles, PADDING};
-use super::routing::Routing;
-use super::threads::{Disjoint, Pool};
+use super::rowwise::for_rows;
+use super::shrink::{Shrunk, shrink};
 use crate::backend::Write;
+use crate::backend::cpu::adapter::resident::Adapter;
+use crate::backend::cpu::adapter::routing::Routing;
+use crate::backend::cpu::kernels::dispatch::{Kernels, MAX_ROWS};
+use crate::backend::cpu::kernels::vector::LANES;
+use crate::backend::cpu::runtime::arena::{Arena, grow};
+use crate::backend::cpu::runtime::buffers::{Inputs, Output};
+use crate::backend::cpu::runtime::threads::{Disjoint, Pool};
+use crate::backend::cpu::weights::group::Group;
+use crate::backend::cpu::weights::pack::{DenseTiles, PADDING};
 use crate::error::{Error, ErrorCode, Result};
 
 /// Tiles a task computes; few rows want several at once, see `tile.rs`.
@@ -25,65 +27,15 @@ const TASK_TILES: usize = 4;
 /// Tasks a thread should find, so that a late one can take less.
 const TASKS_OF_THREAD: usize = 4;
 
-/// The rows of a step that are multiplied.
-#[derive(Clone, Copy)]
-pub(super) struct Inputs<'a> {
-    pub(super) x: Rows<'a>,
-    /// Number of rows.
-    pub(super) rows: usize,
-    /// Which rows of `x`; all of them from the first on if `None`.
-    pub(super) picked: Option<&'a [u32]>,
-}
-
-impl<'a> Inputs<'a> {
-    fn row(&self, i: usize) -> &'a [f32] {
-        self.x.row(self.picked.map_or(i, |picked| picked[i] as usize))
-    }
-}
-
-/// Where results go.
-pub(super) struct Output<'a> {
-    pub(super) y: &'a mut [f32],
-    pub(super) stride: usize,
-    /// Values of a row that may be written.
-    pub(super) width: usize,
-    pub(super) write: Write,
-}
-
-/// The product of each adapter's stack with the rows it acts on: entry after entry of the batch.
-#[derive(Default)]
-pub(super) struct Shrunk {
-    pub(super) t: Vec<f32>,
-    /// Where an entry's t begins.
-    pub(super) starts: Vec<usize>,
-}
-
-impl Shrunk {
-    /// From an entry's t on.
-    pub(super) fn of(&self, entry: usize) -> &[f32] {
-        &self.t[self.starts[entry]..]
-    }
-}
-
 /// What `linear` keeps from step to step.
 #[derive(Default)]
-pub(super) struct Scratch {
+pub(crate) struct Scratch {
     /// Gathered inputs `[order][row][packed input]`.
     gathered: Vec<f32>,
-    pub(super) shrunk: Shrunk,
-    shrink: Vec<ShrinkTask>,
+    pub(crate) shrunk: Shrunk,
     /// All rows, then those of each weight that some adapter replaces.
     row_lists: Vec<u32>,
     weights: Vec<WeightRows>,
-}
-
-/// One tile of a stack for a few entries of one slot.
-#[derive(Clone, Copy)]
-struct ShrinkTask {
-    slot: usize,
-    tile: usize,
-    first_entry: usize,
-    entries: usize,
 }
 
 /// A member's weight and the rows that it multiplies, cut into tasks: some tiles for some of the rows each.
@@ -123,20 +75,20 @@ impl WeightRows {
 }
 
 /// The parts of a backend that `linear` works with.
-pub(super) struct Context<'a> {
-    pub(super) kernels: &'a Kernels,
-    pub(super) arena: &'a Arena,
-    pub(super) group: &'a Group,
+pub(crate) struct Context<'a> {
+    pub(crate) kernels: &'a Kernels,
+    pub(crate) arena: &'a Arena,
+    pub(crate) group: &'a Group,
     /// Index of the group.
-    pub(super) group_index: usize,
-    pub(super) routing: Routing<'a>,
+    pub(crate) group_index: usize,
+    pub(crate) routing: Routing<'a>,
 }
 
 /// Computes the group; see the module.
 ///
 /// # Errors
 /// `internal` if a row has more outputs than there is room for or a task panicked; `memory_exhausted`.
-pub(super) fn run(
+pub(crate) fn run(
     pool: &mut Pool,
     context: &Context<'_>,
     inputs: Inputs<'_>,
@@ -145,7 +97,7 @@ pub(super) fn run(
 ) -> Result<()> {
     gather(pool, context.group, inputs, &mut scratch.gathered)?;
     if !context.routing.is_base_only() {
-        context.shrink(pool, inputs, scratch)?;
+        shrink(pool, context.kernels, context.group_index, context.routing, inputs, &mut scratch.shrunk)?;
     }
     context.plan(pool.threads(), inputs.rows, output.width, scratch)?;
     context.multiply(pool, inputs, output, scratch)
@@ -157,66 +109,18 @@ fn gather(pool: &mut Pool, group: &Group, inputs: Inputs<'_>, gathered: &mut Vec
     for order in &group.orders {
         let end = start + inputs.rows * order.len();
         grow(gathered, end)?;
-        super::elementwise::for_rows(
-            pool,
-            inputs.rows,
-            order.len(),
-            &mut gathered[start..end],
-            order.len(),
-            |row, out| {
-                let x = inputs.row(row);
-                for (out, &input) in out.iter_mut().zip(order) {
-                    *out = if input == PADDING { 0.0 } else { x[input as usize] };
-                }
-            },
-        )?;
+        for_rows(pool, inputs.rows, order.len(), &mut gathered[start..end], order.len(), |row, out| {
+            let x = inputs.row(row);
+            for (out, &input) in out.iter_mut().zip(order) {
+                *out = if input == PADDING { 0.0 } else { x[input as usize] };
+            }
+        })?;
         start = end;
     }
     Ok(())
 }
 
 impl<'a> Context<'a> {
-    /// `t = A x` for every entry of the batch, of all members at once.
-    fn shrink(&self, pool: &mut Pool, inputs: Inputs<'_>, scratch: &mut Scratch) -> Result<()> {
-        let Scratch { shrunk: Shrunk { t, starts }, shrink, .. } = scratch;
-        let (routing, repeat) = (self.routing, self.routing.repeat());
-        shrink.clear();
-        starts.clear();
-        let mut t_len = 0;
-        for (slot, adapter, entries) in routing.segments() {
-            let tiles = adapter.group(self.group_index, repeat).map_or(0, |delta| delta.stack_tiles());
-            for _ in entries.clone() {
-                starts.push(t_len);
-                t_len += tiles * LANES;
-            }
-            for first_entry in entries.clone().step_by(MAX_ROWS) {
-                let entries = MAX_ROWS.min(entries.end - first_entry);
-                shrink.extend((0..tiles).map(|tile| ShrinkTask { slot, tile, first_entry, entries }));
-            }
-        }
-        grow(t, t_len)?;
-        let (t, starts, tasks) = (Disjoint::new(t), &*starts, &*shrink);
-        pool.run(tasks.len(), |task, _| {
-            let task = tasks[task];
-            let Some(adapter) = routing.adapter(task.slot) else { return };
-            let Some(delta) = adapter.group(self.group_index, repeat) else { return };
-            let mut rows = [std::ptr::null(); MAX_ROWS];
-            for (i, row) in rows[..task.entries].iter_mut().enumerate() {
-                *row = inputs.row(routing.row_of(task.first_entry + i)).as_ptr();
-            }
-            let mut sums = [[0.0; LANES]; MAX_ROWS];
-            // SAFETY: rows are as long as the input padded to whole blocks, which is what the stack takes.
-            unsafe {
-                self.kernels.product(&delta.stack(adapter.region()), task.tile, 1, &rows[..task.entries], &mut sums);
-            }
-            for (i, sums) in sums[..task.entries].iter().enumerate() {
-                let start = starts[task.first_entry + i] + task.tile * LANES;
-                // SAFETY: an entry and tile belong to one task.
-                unsafe { t.part(start..start + LANES) }.copy_from_slice(sums);
-            }
-        })
-    }
-
     /// The slot of the adapter that replaces a member's weight for a row.
     fn weight_slot(&self, member: usize, row: usize) -> Option<usize> {
         let replaces = |(entry, _, _): &(usize, f32, _)| self.replaced(member, self.routing.slot_of(*entry)).is_some();
@@ -276,7 +180,7 @@ impl<'a> Context<'a> {
 
     /// Product and epilogue, tile by tile.
     fn multiply(&self, pool: &mut Pool, inputs: Inputs<'_>, output: Output<'_>, scratch: &Scratch) -> Result<()> {
-        let epilogue = Epilogue::new(self, &scratch.shrunk);
+        let epilogue = Epilogue::new(self.kernels, self.arena, self.routing, self.group_index, &scratch.shrunk);
         let out = Disjoint::new(output.y);
         let weights = &scratch.weights;
         pool.run(weights.last().map_or(0, WeightRows::end_task), |task, _| {

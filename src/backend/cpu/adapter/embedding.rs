@@ -2,22 +2,21 @@
 
 use std::ops::Range;
 
-use super::factors::{Expand, rescaling};
-use super::moments;
+use super::dora_norms;
+use super::low_rank::{Expand, rescaling};
 use crate::adapter::delta::SiteDelta;
 use crate::backend::PrepareError;
-use crate::backend::cpu::arena::{Part, Region, RegionLayout};
-use crate::backend::cpu::elementwise::read_row;
-use crate::backend::cpu::embed::Table;
-use crate::backend::cpu::isa::LANES;
-use crate::backend::cpu::kernels::Kernels;
-use crate::backend::cpu::threads::Pool;
+use crate::backend::cpu::kernels::dispatch::Kernels;
+use crate::backend::cpu::kernels::vector::LANES;
+use crate::backend::cpu::runtime::arena::{Part, Region, RegionLayout};
+use crate::backend::cpu::runtime::threads::Pool;
 use crate::backend::cpu::weights::BaseWeights;
+use crate::backend::cpu::weights::embedding::{EmbeddingTable, read_row};
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 
 /// What an adapter changes at an embedding.
-pub(in super::super) struct TableDelta {
+pub(crate) struct EmbeddingDelta {
     weight: Option<Rows>,
     ids: Option<Part>,
     rows: Option<Rows>,
@@ -34,7 +33,7 @@ struct Rows {
 }
 
 impl Rows {
-    pub(super) fn lay_out(layout: &mut RegionLayout, dtype: DType, rows: usize, width: usize) -> Self {
+    pub(crate) fn lay_out(layout: &mut RegionLayout, dtype: DType, rows: usize, width: usize) -> Self {
         Self { dtype, rows, width, part: layout.take::<u8>(rows * width * dtype.bytes()) }
     }
 
@@ -47,8 +46,8 @@ impl Rows {
     }
 }
 
-impl TableDelta {
-    pub(super) fn lay_out(layout: &mut RegionLayout, source: &SiteDelta<'_>) -> Self {
+impl EmbeddingDelta {
+    pub(crate) fn lay_out(layout: &mut RegionLayout, source: &SiteDelta<'_>) -> Self {
         Self {
             weight: source.weight.as_ref().map(|weight| Rows::of(layout, weight)),
             ids: source.rows.as_ref().map(|rows| layout.take::<u32>(rows.ids.len())),
@@ -60,7 +59,7 @@ impl TableDelta {
         }
     }
 
-    pub(super) fn fill(&self, region: &mut Region, source: &SiteDelta<'_>) {
+    pub(crate) fn fill(&self, region: &mut Region, source: &SiteDelta<'_>) {
         if let (Some(rows), Some(weight)) = (&self.weight, &source.weight) {
             region.part_mut(rows.part).copy_from_slice(weight.bytes());
         }
@@ -81,11 +80,11 @@ impl TableDelta {
     }
 
     /// Takes the norms of the table's channels, where the adapter rescales by them.
-    pub(super) fn fill_magnitude(
+    pub(crate) fn fill_magnitude(
         &self,
         pool: &mut Pool,
         base: &BaseWeights,
-        table: &Table,
+        table: &EmbeddingTable,
         region: &mut Region,
         source: &SiteDelta<'_>,
     ) -> Result<(), PrepareError> {
@@ -94,7 +93,7 @@ impl TableDelta {
             Some((rows, row, _)) => rows.read(region, row, channels, out),
             None => table.read(&base.arena, token, channels, out),
         };
-        let moments = moments::of_table(pool, low, read)?;
+        let moments = dora_norms::of_embedding(pool, low, read)?;
         expand
             .fill_magnitude(region, low, &moments)
             .map_err(|output| PrepareError::ZeroNorm { site: source.site, output })
@@ -108,12 +107,12 @@ impl TableDelta {
     }
 
     /// Tokens of the table that stands in the base's place.
-    pub(in super::super) fn tokens(&self) -> Option<usize> {
+    pub(crate) fn tokens(&self) -> Option<usize> {
         self.weight.as_ref().map(|weight| weight.rows)
     }
 
     /// Reads the row of a token that this adapter brings, if it does and, if so asked, only one that it replaces alone.
-    pub(in super::super) fn read(&self, region: &Region, token: usize, only_alone: bool, out: &mut [f32]) -> bool {
+    pub(crate) fn read(&self, region: &Region, token: usize, only_alone: bool, out: &mut [f32]) -> bool {
         let Some((rows, row, is_alone)) = self.row(region, token) else { return false };
         if is_alone || !only_alone {
             rows.read(region, row, 0..out.len(), out);
@@ -122,12 +121,12 @@ impl TableDelta {
     }
 
     /// Length of t.
-    pub(in super::super) fn rank(&self) -> usize {
+    pub(crate) fn rank(&self) -> usize {
         self.low.as_ref().map_or(0, |(_, expand)| expand.rank)
     }
 
     /// `t = A x` of a token: a column of A; of a token that it has not, zeros.
-    pub(in super::super) fn shrink(&self, region: &Region, token: usize, t: &mut [f32]) {
+    pub(crate) fn shrink(&self, region: &Region, token: usize, t: &mut [f32]) {
         match &self.low {
             Some((a, _)) if token < a.rows => a.read(region, token, 0..a.width, t),
             _ => t.fill(0.0),
@@ -135,7 +134,7 @@ impl TableDelta {
     }
 
     /// Applies the low-rank part to a tile of channels.
-    pub(in super::super) fn apply(
+    pub(crate) fn apply(
         &self,
         region: &Region,
         kernels: &Kernels,

@@ -3,19 +3,20 @@
 //! A [`Kernels`] is handed out only after the instruction set was found on the machine, which is what makes calling its
 //! entries sound.
 
-use super::attention::{self, AttendFn};
-use super::elementwise::{self, GateFn, NormFn};
-#[cfg(target_arch = "x86_64")]
-use super::isa::{Avx2, Avx512};
-use super::isa::{Isa, LANES, Scalar};
+use super::attend::{self, AttendFn};
+use super::isa::Isa;
+use super::rowwise::{self, GateFn, NormFn};
 use super::tile::{self, ExpandFn, ProductFn, SquaresFn, Tiles};
+use super::vector::{F16, F32, LANES, Scalar};
+#[cfg(target_arch = "x86_64")]
+use super::x86::{Avx2, Avx512};
 
 /// Most rows a product takes at once.
-pub(super) const MAX_ROWS: usize = 8;
+pub(crate) const MAX_ROWS: usize = 8;
 
 /// Every kernel, for one instruction set.
-pub(super) struct Kernels {
-    pub(super) isa: Isa,
+pub(crate) struct Kernels {
+    pub(crate) isa: Isa,
     /// Rows of the largest product that keeps its sums in registers.
     rows: usize,
     product_8x1: ProductFn,
@@ -25,16 +26,16 @@ pub(super) struct Kernels {
     product_1x4: ProductFn,
     product_1x1: ProductFn,
     squares: SquaresFn,
-    pub(super) expand: ExpandFn,
-    pub(super) norm: NormFn,
-    pub(super) silu_gate: GateFn,
-    pub(super) attend_f16: AttendFn,
-    pub(super) attend_f32: AttendFn,
+    pub(crate) expand: ExpandFn,
+    pub(crate) norm: NormFn,
+    pub(crate) silu_gate: GateFn,
+    pub(crate) attend_f16: AttendFn,
+    pub(crate) attend_f32: AttendFn,
 }
 
 impl Kernels {
     /// The kernels of an instruction set, or `None` if this machine lacks it.
-    pub(super) fn of(isa: Isa) -> Option<&'static Self> {
+    pub(crate) fn of(isa: Isa) -> Option<&'static Self> {
         if !isa.is_available() {
             return None;
         }
@@ -55,7 +56,7 @@ impl Kernels {
     ///
     /// # Safety
     /// Each row must be valid for as many values as the tiles have inputs, padding included.
-    pub(super) unsafe fn product(
+    pub(crate) unsafe fn product(
         &self,
         tiles: &Tiles<'_>,
         tile: usize,
@@ -98,7 +99,7 @@ impl Kernels {
     ///
     /// # Panics
     /// If the tile is out of bounds or the mask shorter than the tiles' inputs, padding included.
-    pub(super) fn squares(&self, tiles: &Tiles<'_>, tile: usize, mask: &[f32]) -> [f64; LANES] {
+    pub(crate) fn squares(&self, tiles: &Tiles<'_>, tile: usize, mask: &[f32]) -> [f64; LANES] {
         assert!((tile + 1) * tiles.tile_bytes <= tiles.codes.len());
         assert!((tile + 1) * tiles.scale_bytes <= tiles.scales.len());
         assert!(tiles.spans.iter().map(|span| span.blocks * tile::BLOCK).sum::<usize>() <= mask.len());
@@ -109,7 +110,7 @@ impl Kernels {
     }
 }
 
-macro_rules! stamp {
+macro_rules! kernels_for {
     ($module:ident, $vector:ty, $isa:expr, $rows:literal $(, $features:literal)?) => {
         mod $module {
             use super::*;
@@ -141,28 +142,28 @@ macro_rules! stamp {
             $(#[target_feature(enable = $features)])?
             unsafe fn norm(weight: &[f32], eps: f32, x: &[f32], out: &mut [f32]) {
                 // SAFETY: as `product`.
-                unsafe { elementwise::norm::<$vector>(weight, eps, x, out) }
+                unsafe { rowwise::norm::<$vector>(weight, eps, x, out) }
             }
 
             $(#[target_feature(enable = $features)])?
             unsafe fn silu_gate(gate: &[f32], up: &[f32], out: &mut [f32]) {
                 // SAFETY: as `product`.
-                unsafe { elementwise::silu_gate::<$vector>(gate, up, out) }
+                unsafe { rowwise::silu_gate::<$vector>(gate, up, out) }
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn attend_f16(view: &attention::View<'_>, q: &[f32], scores: &mut [f32], out: &mut [f32]) {
+            unsafe fn attend_f16(view: &attend::View<'_>, q: &[f32], scores: &mut [f32], out: &mut [f32]) {
                 // SAFETY: as `product`.
-                unsafe { attention::attend::<$vector, tile::F16>(view, q, scores, out) }
+                unsafe { attend::attend::<$vector, F16>(view, q, scores, out) }
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn attend_f32(view: &attention::View<'_>, q: &[f32], scores: &mut [f32], out: &mut [f32]) {
+            unsafe fn attend_f32(view: &attend::View<'_>, q: &[f32], scores: &mut [f32], out: &mut [f32]) {
                 // SAFETY: as `product`.
-                unsafe { attention::attend::<$vector, tile::F32>(view, q, scores, out) }
+                unsafe { attend::attend::<$vector, F32>(view, q, scores, out) }
             }
 
-            pub(super) static KERNELS: Kernels = Kernels {
+            pub(crate) static KERNELS: Kernels = Kernels {
                 isa: $isa,
                 rows: $rows,
                 product_8x1: product::<$rows, 1>,
@@ -182,8 +183,42 @@ macro_rules! stamp {
     };
 }
 
-stamp!(scalar, Scalar, Isa::Scalar, 4);
+kernels_for!(scalar, Scalar, Isa::Scalar, 4);
 #[cfg(target_arch = "x86_64")]
-stamp!(avx2, Avx2, Isa::Avx2, 4, "avx2,fma,f16c");
+kernels_for!(avx2, Avx2, Isa::Avx2, 4, "avx2,fma,f16c");
 #[cfg(target_arch = "x86_64")]
-stamp!(avx512, Avx512, Isa::Avx512, 8, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
+kernels_for!(avx512, Avx512, Isa::Avx512, 8, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gate_is_silu_from_one_end_of_the_numbers_to_the_other() {
+        let gates: Vec<f32> = (-2000..2000).map(|i| i as f32 * 0.05).chain([0.0, -0.0, 1e30, 1e4, -1e4]).collect();
+        let up = vec![1.5; gates.len()];
+        for isa in Isa::ALL {
+            let Some(kernels) = Kernels::of(isa) else { continue };
+            let mut out = vec![0.0; gates.len()];
+            // SAFETY: the kernels exist, so the instruction set does.
+            unsafe { (kernels.silu_gate)(&gates, &up, &mut out) };
+            for (&gate, &found) in gates.iter().zip(&out) {
+                let x = f64::from(gate);
+                let expected = 1.5 * x / (1.0 + (-x).exp());
+                let tolerance = 4e-7 * expected.abs() + 1e-30;
+                assert!((f64::from(found) - expected).abs() <= tolerance, "{isa}: silu({gate}) = {found}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_number_stays_so() {
+        for isa in Isa::ALL {
+            let Some(kernels) = Kernels::of(isa) else { continue };
+            let mut out = [0.0; 2];
+            // SAFETY: the kernels exist, so the instruction set does.
+            unsafe { (kernels.silu_gate)(&[f32::NAN, 1.0], &[1.0, 1.0], &mut out) };
+            assert!(out[0].is_nan() && !out[1].is_nan());
+        }
+    }
+}

@@ -1,57 +1,57 @@
 //! Linears over one input, packed.
 
-use super::arena::{Arena, ArenaSlice};
 use super::pack::{Packed, pack};
-use super::threads::Pool;
-use super::tile::Tiles;
 use crate::backend::LinearSource;
+use crate::backend::cpu::kernels::tile::Tiles;
+use crate::backend::cpu::runtime::arena::{Arena, ArenaSlice};
+use crate::backend::cpu::runtime::threads::Pool;
 use crate::error::{Error, ErrorCode, Result};
 use crate::tensor::TensorView;
 
 /// Linears over one input, packed.
-pub(super) struct Group {
-    pub(super) members: Vec<Linear>,
-    pub(super) in_features: usize,
+pub(crate) struct Group {
+    pub(crate) members: Vec<Linear>,
+    pub(crate) in_features: usize,
     /// All members' outputs.
-    pub(super) out_features: usize,
+    pub(crate) out_features: usize,
     /// Distinct input orders of the members.
-    pub(super) orders: Vec<Vec<u32>>,
+    pub(crate) orders: Vec<Vec<u32>>,
 }
 
 /// One linear of a group.
-pub(super) struct Linear {
+pub(crate) struct Linear {
     packed: Packed,
     /// Index into the group's orders.
-    pub(super) order: Option<usize>,
+    pub(crate) order: Option<usize>,
     bias: Option<ArenaSlice>,
     /// Where its outputs begin among the group's.
-    pub(super) first_output: usize,
+    pub(crate) first_output: usize,
 }
 
 impl Linear {
     /// Width of its output.
-    pub(super) fn out_features(&self) -> usize {
+    pub(crate) fn out_features(&self) -> usize {
         self.packed.out_features
     }
 
     /// Its weight, for a kernel.
-    pub(super) fn tiles<'a>(&'a self, arena: &'a Arena) -> Tiles<'a> {
+    pub(crate) fn tiles<'a>(&'a self, arena: &'a Arena) -> Tiles<'a> {
         self.packed.view(arena)
     }
 
     /// Number of tiles.
-    pub(super) fn tile_count(&self) -> usize {
+    pub(crate) fn tile_count(&self) -> usize {
         self.packed.tiles
     }
 
     /// Its bias, if it has one.
-    pub(super) fn bias<'a>(&self, arena: &'a Arena) -> Option<&'a [f32]> {
+    pub(crate) fn bias<'a>(&self, arena: &'a Arena) -> Option<&'a [f32]> {
         self.bias.map(|bias| arena.values(bias))
     }
 
     /// Whether it is stored as plain numbers and they are these.
-    pub(super) fn equals_base(&self, arena: &Arena, values: TensorView<'_>) -> bool {
-        self.packed.equals_base(arena, values)
+    pub(crate) fn equals(&self, arena: &Arena, values: TensorView<'_>) -> bool {
+        self.packed.equals(arena, values)
     }
 }
 
@@ -60,7 +60,7 @@ impl Group {
     ///
     /// # Errors
     /// `memory_exhausted`; `internal` if the members' inputs differ or one contradicts itself.
-    pub(super) fn pack(pool: &mut Pool, arena: &mut Arena, sources: &[LinearSource<'_>]) -> Result<Self> {
+    pub(crate) fn pack(pool: &mut Pool, arena: &mut Arena, sources: &[LinearSource<'_>]) -> Result<Self> {
         let in_features = sources.first().map_or(0, |source| source.weight.in_features());
         let mut group = Self { members: Vec::new(), in_features, out_features: 0, orders: Vec::new() };
         for source in sources {
@@ -97,7 +97,7 @@ impl Group {
     }
 
     /// The model's input of each packed input of a member, unless they are the same.
-    pub(super) fn order(&self, member: usize) -> Option<&[u32]> {
+    pub(crate) fn order(&self, member: usize) -> Option<&[u32]> {
         self.members[member].order.map(|order| &*self.orders[order])
     }
 }

@@ -3,15 +3,15 @@
 //! The bias stands outside of what DoRA rescales, `y = b + (m / n) (y - b + …)`, so it is added last, and `y - b` is what the
 //! tile holds until then.
 
-use super::arena::Arena;
-use super::group::Linear;
-use super::isa::LANES;
-use super::kernels::Kernels;
-use super::linear::{Context, Shrunk};
-use super::routing::Routing;
+use super::shrink::Shrunk;
+use crate::backend::cpu::adapter::routing::Routing;
+use crate::backend::cpu::kernels::dispatch::Kernels;
+use crate::backend::cpu::kernels::vector::LANES;
+use crate::backend::cpu::runtime::arena::Arena;
+use crate::backend::cpu::weights::group::Linear;
 
 /// The epilogue of a group's tiles.
-pub(super) struct Epilogue<'a> {
+pub(crate) struct Epilogue<'a> {
     kernels: &'a Kernels,
     arena: &'a Arena,
     routing: Routing<'a>,
@@ -23,14 +23,19 @@ pub(super) struct Epilogue<'a> {
 
 impl<'a> Epilogue<'a> {
     /// Of a group, once the stacks' products are there.
-    pub(super) fn new(context: &Context<'a>, shrunk: &'a Shrunk) -> Self {
-        let &Context { kernels, arena, routing, group_index: group, .. } = context;
+    pub(crate) fn new(
+        kernels: &'a Kernels,
+        arena: &'a Arena,
+        routing: Routing<'a>,
+        group: usize,
+        shrunk: &'a Shrunk,
+    ) -> Self {
         let deltas = || routing.segments().filter_map(|(_, adapter, _)| adapter.group(group, routing.repeat()));
         Self { kernels, arena, routing, group, shrunk, is_replacing: deltas().any(|delta| delta.is_replacing) }
     }
 
     /// Finishes a tile of a row.
-    pub(super) fn finish(&self, linear: &Linear, member: usize, tile: usize, row: usize, y: &mut [f32; LANES]) {
+    pub(crate) fn finish(&self, linear: &Linear, member: usize, tile: usize, row: usize, y: &mut [f32; LANES]) {
         let mut bias = linear.bias(self.arena).and_then(|bias| bias.get(tile * LANES..));
         if !self.routing.is_base_only() {
             let repeat = self.routing.repeat();

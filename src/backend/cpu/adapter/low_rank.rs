@@ -4,19 +4,19 @@
 //! for each output, a = |W|^2, b = s W.(BA) and c = s^2 |BA|^2 in f64: its norm at a request's weight f is
 //! `sqrt(a + 2 f b + f^2 c)`, whatever f is, without W.
 
-use super::moments::Moments;
+use super::dora_norms::Moments;
 use crate::adapter::delta::{LowRank, SiteDelta};
-use crate::backend::cpu::arena::{Part, Region, RegionLayout};
-use crate::backend::cpu::isa::LANES;
-use crate::backend::cpu::kernels::Kernels;
-use crate::backend::cpu::pack::interleave;
-use crate::backend::cpu::tile::Width;
+use crate::backend::cpu::kernels::dispatch::Kernels;
+use crate::backend::cpu::kernels::tile::Width;
+use crate::backend::cpu::kernels::vector::LANES;
+use crate::backend::cpu::runtime::arena::{Part, Region, RegionLayout};
+use crate::backend::cpu::weights::pack::interleave;
 use crate::tensor::Tensor;
 
 /// What a low-rank delta does to the outputs, given `t = A x`.
-pub(in super::super) struct Expand {
+pub(crate) struct Expand {
     /// Length of t.
-    pub(in super::super) rank: usize,
+    pub(crate) rank: usize,
     scale: f32,
     width: Width,
     outputs: usize,
@@ -44,13 +44,13 @@ fn ratio(m: f32, [a, b, c]: [f64; 3], weight: f32) -> f32 {
 }
 
 /// The low-rank part, if it has a magnitude.
-pub(super) fn rescaling<'a>(source: &'a SiteDelta<'a>) -> Option<&'a LowRank<'a>> {
+pub(crate) fn rescaling<'a>(source: &'a SiteDelta<'a>) -> Option<&'a LowRank<'a>> {
     source.low_rank.as_ref().filter(|low| low.magnitude.is_some())
 }
 
 impl Expand {
     /// Takes room.
-    pub(super) fn lay_out(layout: &mut RegionLayout, low: &LowRank<'_>) -> Self {
+    pub(crate) fn lay_out(layout: &mut RegionLayout, low: &LowRank<'_>) -> Self {
         let (rank, outputs) = (low.rank(), low.b.shape()[0]);
         let width = Width::of_dtype(low.b.dtype()).unwrap_or(Width::F32);
         let lanes = outputs.next_multiple_of(LANES);
@@ -71,7 +71,7 @@ impl Expand {
     }
 
     /// Writes B and its bias.
-    pub(super) fn fill(&self, region: &mut Region, low: &LowRank<'_>) {
+    pub(crate) fn fill(&self, region: &mut Region, low: &LowRank<'_>) {
         let out = region.part_mut::<u8>(self.b);
         for (tile, out) in out.chunks_exact_mut(self.tile_bytes()).enumerate() {
             let row = |lane| Some((low.b.view(), tile * LANES + lane)).filter(|&(_, row)| row < self.outputs);
@@ -86,7 +86,7 @@ impl Expand {
     ///
     /// # Errors
     /// The first output whose norm is 0 at a weight of 1.
-    pub(super) fn fill_magnitude(
+    pub(crate) fn fill_magnitude(
         &self,
         region: &mut Region,
         low: &LowRank<'_>,
@@ -114,7 +114,7 @@ impl Expand {
     }
 
     /// Applies the delta to one tile of a row's outputs, its bias not yet added.
-    pub(in super::super) fn apply(
+    pub(crate) fn apply(
         &self,
         region: &Region,
         kernels: &Kernels,

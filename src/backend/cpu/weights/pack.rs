@@ -22,10 +22,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::f16;
 
-use super::arena::{Arena, ArenaSlice, Part, Region, RegionLayout};
-use super::isa::LANES;
-use super::threads::{Disjoint, Pool};
-use super::tile::{BLOCK, Span, Tiles, Width};
+use crate::backend::cpu::kernels::tile::{BLOCK, Span, Tiles, Width};
+use crate::backend::cpu::kernels::vector::LANES;
+use crate::backend::cpu::runtime::arena::{Arena, ArenaSlice, Part, Region, RegionLayout};
+use crate::backend::cpu::runtime::threads::{Disjoint, Pool};
 use crate::error::{Error, ErrorCode, Result};
 use crate::quant::{QuantizedWeight, StoredWeight};
 use crate::tensor::{DType, TensorView, shape_text};
@@ -33,16 +33,16 @@ use crate::tensor::{DType, TensorView, shape_text};
 /// Most blocks of a span.
 const SPAN_BLOCKS: usize = 8;
 /// In an order: this packed input is padding.
-pub(super) const PADDING: u32 = u32::MAX;
+pub(crate) const PADDING: u32 = u32::MAX;
 
 /// A packed weight.
-pub(super) struct Packed {
-    pub(super) in_features: usize,
-    pub(super) out_features: usize,
+pub(crate) struct Packed {
+    pub(crate) in_features: usize,
+    pub(crate) out_features: usize,
     /// The model's input of each packed input, or [`PADDING`]; `None` where they are the same up to padding at the end.
-    pub(super) order: Option<Vec<u32>>,
+    pub(crate) order: Option<Vec<u32>>,
     /// Number of tiles.
-    pub(super) tiles: usize,
+    pub(crate) tiles: usize,
     spans: Vec<Span>,
     tile_bytes: usize,
     scale_bytes: usize,
@@ -53,7 +53,7 @@ pub(super) struct Packed {
 
 impl Packed {
     /// The tiles, for a kernel.
-    pub(super) fn view<'a>(&'a self, arena: &'a Arena) -> Tiles<'a> {
+    pub(crate) fn view<'a>(&'a self, arena: &'a Arena) -> Tiles<'a> {
         let (codes, scales) = arena.values::<u8>(self.store).split_at(self.tiles * self.tile_bytes);
         Tiles {
             codes,
@@ -66,7 +66,7 @@ impl Packed {
     }
 
     /// Whether it is stored as plain numbers and they are these, of the same shape.
-    pub(super) fn equals_base(&self, arena: &Arena, values: TensorView<'_>) -> bool {
+    pub(crate) fn equals(&self, arena: &Arena, values: TensorView<'_>) -> bool {
         let plain = self.spans.iter().all(|span| span.width.dtype().is_some());
         if !plain || values.shape() != [self.out_features, self.in_features] {
             return false;
@@ -103,7 +103,7 @@ impl Piece {
 ///
 /// # Errors
 /// `memory_exhausted`; `internal` or `quant_value_invalid` if the weight contradicts itself.
-pub(super) fn pack(pool: &mut Pool, arena: &mut Arena, weight: &StoredWeight<'_>) -> Result<Packed> {
+pub(crate) fn pack(pool: &mut Pool, arena: &mut Arena, weight: &StoredWeight<'_>) -> Result<Packed> {
     match weight {
         StoredWeight::Dense(view) => pack_dense(pool, arena, *view),
         StoredWeight::Quantized(weight) => pack_coded(pool, arena, &**weight),
@@ -134,12 +134,12 @@ fn pack_dense(pool: &mut Pool, arena: &mut Arena, view: TensorView<'_>) -> Resul
 }
 
 /// Rows of plain numbers as tiles, in a region: what adapters bring.
-pub(super) struct DenseTiles {
+pub(crate) struct DenseTiles {
     width: Width,
     /// Number of rows.
-    pub(super) rows: usize,
+    pub(crate) rows: usize,
     /// Number of tiles.
-    pub(super) tiles: usize,
+    pub(crate) tiles: usize,
     spans: Vec<Span>,
     tile_bytes: usize,
     part: Part,
@@ -147,7 +147,7 @@ pub(super) struct DenseTiles {
 
 impl DenseTiles {
     /// Takes room for rows of that many inputs.
-    pub(super) fn lay_out(layout: &mut RegionLayout, rows: usize, in_features: usize, width: Width) -> Self {
+    pub(crate) fn lay_out(layout: &mut RegionLayout, rows: usize, in_features: usize, width: Width) -> Self {
         let spans = dense_spans(in_features, width);
         let (tiles, tile_bytes) = (rows.div_ceil(LANES), tile_bytes(&spans));
         Self { width, rows, tiles, spans, tile_bytes, part: layout.take::<u8>(tiles * tile_bytes) }
@@ -157,7 +157,7 @@ impl DenseTiles {
     ///
     /// # Errors
     /// A task panicked.
-    pub(super) fn fill<'a>(
+    pub(crate) fn fill<'a>(
         &self,
         pool: &mut Pool,
         region: &mut Region,
@@ -172,7 +172,7 @@ impl DenseTiles {
     }
 
     /// The tiles, for a kernel.
-    pub(super) fn view<'a>(&'a self, region: &'a Region) -> Tiles<'a> {
+    pub(crate) fn view<'a>(&'a self, region: &'a Region) -> Tiles<'a> {
         Tiles {
             codes: region.part(self.part),
             scales: &[],
@@ -203,7 +203,7 @@ fn area(tiles: usize, bytes: usize) -> Result<usize> {
 ///
 /// # Panics
 /// If `out` is shorter than the rows.
-pub(super) fn interleave<'a>(out: &mut [u8], width: Width, row: impl Fn(usize) -> Option<(TensorView<'a>, usize)>) {
+pub(crate) fn interleave<'a>(out: &mut [u8], width: Width, row: impl Fn(usize) -> Option<(TensorView<'a>, usize)>) {
     for lane in 0..LANES {
         let Some((view, index)) = row(lane) else { continue };
         let len = view.shape()[1];
@@ -230,7 +230,7 @@ fn scatter<const BYTES: usize>(row: &[u8], out: &mut [u8], lane: usize) {
 
 impl Width {
     /// Of plain numbers of that type.
-    pub(super) fn of_dtype(dtype: DType) -> Option<Self> {
+    pub(crate) fn of_dtype(dtype: DType) -> Option<Self> {
         match dtype {
             DType::F16 => Some(Width::F16),
             DType::BF16 => Some(Width::Bf16),
@@ -385,8 +385,8 @@ fn pack_scales(weight: &dyn QuantizedWeight, group: usize, outputs: Range<usize>
 
 #[cfg(test)]
 mod tests {
-    use super::super::arena::LINE;
     use super::*;
+    use crate::backend::cpu::kernels::vector::LINE;
 
     #[test]
     fn every_bit_of_a_code_stands_where_the_picture_says() {
