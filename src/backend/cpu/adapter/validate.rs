@@ -1,4 +1,4 @@
-//! Deltas sorted by where they act, and checked against it.
+//! An adapter's deltas, sorted by the weights on which they act and checked against them.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use crate::backend::cpu::weights::{BaseWeights, SitePlace};
 use crate::error::{Error, ErrorCode, Result};
 use crate::tensor::{Tensor, shape_text};
 
-/// Deltas by the index of group, table or norm, and by repeat.
+/// Deltas by the index of their group, embedding or norm, and by repeat.
 #[derive(Default)]
 pub(crate) struct Sorted<'a> {
     /// By member, ascending.
@@ -20,7 +20,7 @@ impl<'a> Sorted<'a> {
     /// Sorts and checks.
     ///
     /// # Errors
-    /// `internal` if a delta does not fit its site, or a site stands twice in one repeat of its layer.
+    /// `internal` if a delta does not fit its site, or a site appears twice in one repeat of its layer.
     pub(crate) fn new(base: &BaseWeights, deltas: &'a [SiteDelta<'a>]) -> Result<Self> {
         let mut sorted = Self::default();
         for delta in deltas {
@@ -48,7 +48,7 @@ impl<'a> Sorted<'a> {
     }
 }
 
-/// A site as a delta finds it: with the weight that the delta brings.
+/// A site as a delta finds it.
 struct Site {
     place: SitePlace,
     /// Of the base, as stored: `[out_features, in_features]`, `[vocab, hidden]`, `[width]`.
@@ -65,7 +65,7 @@ impl Site {
         let (shape, may_grow) = match place {
             SitePlace::Linear { group, member } => {
                 let group = &base.groups[group];
-                // A group of several has no room between their outputs.
+                // The outputs of a group's members are contiguous, so none can grow.
                 (vec![group.members[member].out_features(), group.in_features], group.members.len() == 1)
             }
             SitePlace::Embedding(table) => (vec![base.tables[table].vocab, base.tables[table].hidden], true),
@@ -104,7 +104,7 @@ impl Site {
         let bias_fits = delta.bias.as_ref().is_none_or(|bias| bias.shape() == [outputs]);
         let rows_fit = delta.rows.as_ref().is_none_or(|replaced| fits_rows(replaced, rows, self.shape[1]));
         let low_fits = delta.low_rank.iter().chain(&delta.removed).all(|low| fits_low_rank(low, inputs, outputs));
-        // Norms are of the whole weight; and what truncates must have been found.
+        // Norms are of the whole weight; and truncation must have been resolved.
         let is_removed = delta.removed.as_ref().map_or(0, LowRank::rank) == delta.truncated;
         let is_rescaled = delta.low_rank.as_ref().is_some_and(|low| low.magnitude.is_some());
         match bias_fits && rows_fit && low_fits && is_removed && !(is_rescaled && delta.truncated > 0) {
