@@ -3,27 +3,18 @@
 //! The same weights are packed often enough to exceed any cache and taken in turn, as a decoder does; elements are
 //! multiplications with the base weight. `cargo bench --bench linear`, or once as a test with `-- --test`.
 
-#[path = "../tests/support/deltas.rs"]
-#[allow(dead_code)]
-mod deltas;
-#[path = "../tests/support/harness.rs"]
-#[allow(dead_code)]
-mod harness;
-#[path = "../tests/support/random_weights.rs"]
-mod random_weights;
-
 use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use deltas::{Change, random_low};
 use exlora::adapter::batch::SlotId;
 use exlora::backend::Write;
 use exlora::backend::cpu::CpuOptions;
 use exlora::quant::CodeGroup;
 use exlora::tensor::DType;
-use harness::{Harness, Member, Mixture, Weight, route};
-use random_weights::{RandomCodes, Rng};
+use support::deltas::{Change, random_low};
+use support::harness::{Harness, Member, Mixture, Weight, route};
+use support::random_weights::{RandomCodes, Rng};
 
 const INPUTS: usize = 2048;
 /// Packed bytes that exceed the last cache level.

@@ -1,0 +1,273 @@
+//! What stands in the base's place: whole weights, biases, saved modules.
+
+use exlora::adapter::AdapterFiles;
+use exlora::sites::SitePart;
+use exlora::{Error, ErrorCode};
+use serde_json::{Value, json};
+
+use super::{EMBEDDING, HEAD, K_PROJ, Q_PROJ, counting, plan, plan_on, refusals_on, refused};
+use support::adapters::{Adapter, HIDDEN, INNER, VOCAB, sites};
+
+const O_PROJ: &str = "model.layers.0.self_attn.o_proj";
+
+// --- biases
+
+fn biased(bias: &str, modules: &[&str], suffix: &str) -> Adapter {
+    let adapter = Adapter::empty().set("bias", json!(bias)).pair(K_PROJ, 2, HIDDEN, HIDDEN);
+    modules.iter().fold(adapter, |adapter, module| adapter.part(module, suffix, &[HIDDEN], &counting(&[HIDDEN])))
+}
+
+#[test]
+fn trained_biases_stand_in_the_bases_place() {
+    let other = "model.layers.1.self_attn.k_proj";
+    for suffix in ["base_layer.bias", "bias"] {
+        let planned = plan(&biased("lora_only", &[K_PROJ], suffix));
+        assert_eq!(planned.at(K_PROJ).bias, Some((vec![HIDDEN], counting(&[HIDDEN]))), "{suffix}");
+        assert_eq!(planned.constraints.replaced.len(), 1);
+        assert_eq!(planned.constraints.replaced[0].1, SitePart::Bias);
+    }
+    let planned = plan(&biased("all", &[K_PROJ, other], "bias"));
+    assert_eq!(planned.paths(), [(K_PROJ, 0), (other, 0)]);
+}
+
+#[test]
+fn a_bias_that_the_config_promises_must_be_there() {
+    let name = |layer: usize| format!("base_model.model.model.layers.{layer}.self_attn.k_proj.base_layer.bias");
+    let lora_only = refused(&biased("lora_only", &[], "bias"));
+    assert_eq!((lora_only.code(), lora_only.tensor()), (ErrorCode::AdapterTensorMissing, Some(&*name(0))));
+    let all = refused(&biased("all", &[K_PROJ], "bias"));
+    assert_eq!((all.code(), all.tensor()), (ErrorCode::AdapterTensorMissing, Some(&*name(1))));
+}
+
+#[test]
+fn a_bias_where_the_base_has_none_is_refused() {
+    let error = refused(&biased("none", &[Q_PROJ], "bias"));
+    assert_eq!(error.code(), ErrorCode::AdapterTensorUnexpected);
+    assert!(error.message().contains("no bias in 'model.layers.0.self_attn.q_proj'"), "{error}");
+}
+
+// --- saved modules
+
+#[test]
+fn a_saved_weight_is_read_under_each_of_its_names() {
+    for suffix in ["weight", "modules_to_save.weight", "modules_to_save.default.weight"] {
+        let values = counting(&[HIDDEN, HIDDEN]);
+        let adapter = Adapter::empty().set("modules_to_save", json!(["layers.0.self_attn.o_proj"])).part(
+            O_PROJ,
+            suffix,
+            &[HIDDEN, HIDDEN],
+            &values,
+        );
+        let planned = plan(&adapter);
+        assert_eq!(planned.at(O_PROJ).weight, Some((vec![HIDDEN, HIDDEN], values)), "{suffix}");
+        assert_eq!(planned.constraints.replaced.len(), 1);
+        assert_eq!(planned.constraints.replaced[0].1, SitePart::Weight);
+    }
+}
+
+#[test]
+fn a_saved_linear_brings_its_bias() {
+    let adapter = Adapter::empty().set("modules_to_save", json!(["layers.0.self_attn.k_proj"])).filled(
+        K_PROJ,
+        "weight",
+        &[HIDDEN, HIDDEN],
+    );
+    let error = refused(&adapter);
+    let name = format!("base_model.model.{K_PROJ}.bias");
+    assert_eq!((error.code(), error.tensor()), (ErrorCode::AdapterTensorMissing, Some(&*name)));
+    let planned = plan(
+        &Adapter::empty()
+            .set("modules_to_save", json!(["layers.0.self_attn.k_proj"]))
+            .filled(K_PROJ, "weight", &[HIDDEN, HIDDEN])
+            .filled(K_PROJ, "bias", &[HIDDEN]),
+    );
+    assert_eq!(planned.constraints.replaced.len(), 2);
+}
+
+/// PEFT takes every module whose path ends with an entry, at a dot or not.
+#[test]
+fn an_entry_saves_every_module_whose_path_ends_with_it() {
+    let norms = ["model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm", "model.norm"];
+    let second = ["model.layers.1.input_layernorm", "model.layers.1.post_attention_layernorm"];
+    let adapter = norms
+        .into_iter()
+        .chain(second)
+        .fold(Adapter::empty().set("modules_to_save", json!(["norm"])), |adapter, norm| {
+            adapter.filled(norm, "weight", &[HIDDEN])
+        });
+    let planned = plan(&adapter);
+    assert_eq!(planned.sites, 5);
+    assert_eq!(planned.at("model.norm").weight, Some((vec![HIDDEN], vec![1.0; HIDDEN])));
+    let error =
+        refused(&adapter.rename(|name| if name.contains("model.model.norm") { String::new() } else { name.into() }));
+    assert_eq!(error.code(), ErrorCode::AdapterTensorMissing);
+    assert_eq!(error.tensor(), Some("base_model.model.model.norm.weight"));
+}
+
+#[test]
+fn a_saved_block_is_all_modules_in_it() {
+    let block = |skip: &str| {
+        let shapes = [("gate_proj", [INNER, HIDDEN]), ("up_proj", [INNER, HIDDEN]), ("down_proj", [HIDDEN, INNER])];
+        let shapes = shapes.into_iter().filter(|(name, _)| *name != skip);
+        shapes.fold(Adapter::empty().set("modules_to_save", json!(["layers.1.mlp"])), |adapter, (name, shape)| {
+            adapter.filled(&format!("model.layers.1.mlp.{name}"), "weight", &shape)
+        })
+    };
+    assert_eq!(plan(&block("")).sites, 3);
+    let error = refused(&block("up_proj"));
+    assert_eq!(error.tensor(), Some("base_model.model.model.layers.1.mlp.up_proj.weight"));
+}
+
+#[test]
+fn factors_on_a_saved_module_are_refused() {
+    let adapter = Adapter::empty()
+        .set("modules_to_save", json!(["layers.0.self_attn.o_proj"]))
+        .filled(O_PROJ, "weight", &[HIDDEN, HIDDEN])
+        .pair(O_PROJ, 2, HIDDEN, HIDDEN);
+    let error = refused(&adapter);
+    assert_eq!(error.code(), ErrorCode::AdapterSiteExcluded);
+    assert!(error.message().contains("modules_to_save"), "{error}");
+}
+
+#[test]
+fn wrong_replaced_weights_are_refused_with_both_shapes() {
+    let one = |module: &str, shape: &[usize]| refused(&Adapter::empty().filled(module, "weight", shape));
+    let shapes = |error: &Error| (error.expected().map(str::to_owned), error.found().map(str::to_owned));
+    let some = |expected: &str, found: &str| (Some(expected.to_owned()), Some(found.to_owned()));
+    for (module, shape, expected) in [
+        (O_PROJ, &[HIDDEN + 1, HIDDEN][..], some("[6, 6]", "[7, 6]")),
+        ("model.norm", &[HIDDEN + 1], some("[6]", "[7]")),
+        (HEAD, &[VOCAB, HIDDEN + 1], some("[32, 6]", "[32, 7]")),
+        ("model.norm", &[HIDDEN, 1], some("one dimension", "[6, 1]")),
+        (O_PROJ, &[0], some("two dimensions", "[0]")),
+    ] {
+        let error = one(module, shape);
+        assert_eq!(error.code(), ErrorCode::AdapterShapeMismatch, "{error}");
+        assert_eq!(shapes(&error), expected, "{error}");
+    }
+}
+
+// --- a resized vocabulary
+
+/// Embedding and head of these rows, as `save_embedding_layers` writes them.
+fn resized(tokens: usize, choices: usize) -> Adapter {
+    Adapter::on_q_proj().part(EMBEDDING, "weight", &[tokens, HIDDEN], &counting(&[tokens, HIDDEN])).part(
+        HEAD,
+        "weight",
+        &[choices, HIDDEN],
+        &counting(&[choices, HIDDEN]),
+    )
+}
+
+#[test]
+fn more_rows_than_the_base_has_are_a_demand_of_the_adapter() {
+    let planned = plan(&resized(VOCAB + 5, VOCAB + 3));
+    assert_eq!(planned.at(EMBEDDING).weight, Some((vec![VOCAB + 5, HIDDEN], counting(&[VOCAB + 5, HIDDEN]))));
+    assert_eq!((planned.constraints.embedding_rows, planned.constraints.head_rows), (Some(VOCAB + 5), Some(VOCAB + 3)));
+}
+
+#[test]
+fn fewer_rows_than_the_base_has_are_refused_with_both_counts() {
+    let error = refused(&Adapter::on_q_proj().filled(EMBEDDING, "weight", &[VOCAB - 1, HIDDEN]).set("r", json!(2)));
+    assert_eq!(error.code(), ErrorCode::AdapterShapeMismatch);
+    assert!(error.message().contains("31 rows, fewer than the base's 32"), "{error}");
+    assert!(error.remedy().contains("padded"), "{error}");
+}
+
+#[test]
+fn a_head_with_more_rows_than_the_embedding_is_refused() {
+    for adapter in [resized(VOCAB + 3, VOCAB + 5), Adapter::on_q_proj().filled(HEAD, "weight", &[VOCAB + 5, HIDDEN])] {
+        let error = refused(&adapter);
+        assert_eq!(error.code(), ErrorCode::AdapterShapeMismatch);
+        assert!(error.message().contains("37 rows") && error.message().contains("no embedding"), "{error}");
+    }
+}
+
+#[test]
+fn a_wrong_weight_of_one_end_says_nothing_of_the_other() {
+    let adapter = resized(VOCAB + 5, VOCAB + 5).rename(|name| match name.contains("embed_tokens") {
+        true => String::new(),
+        false => name.to_owned(),
+    });
+    let error = refused(&adapter.filled(EMBEDDING, "weight", &[VOCAB + 5, HIDDEN + 1]));
+    assert_eq!((error.expected(), error.found()), (Some("[32, 6]"), Some("[37, 7]")));
+}
+
+#[test]
+fn factors_of_a_resized_end_are_of_its_rows() {
+    let grown = VOCAB + 5;
+    let adapter = Adapter::empty()
+        .filled(EMBEDDING, "base_layer.weight", &[grown, HIDDEN])
+        .filled(EMBEDDING, "lora_embedding_A", &[2, grown])
+        .filled(EMBEDDING, "lora_embedding_B", &[HIDDEN, 2])
+        .filled(HEAD, "base_layer.weight", &[grown, HIDDEN])
+        .pair(HEAD, 2, HIDDEN, grown);
+    let planned = plan(&adapter);
+    assert_eq!(planned.at(EMBEDDING).a.as_ref().map(|a| &a.0[..]), Some(&[2, grown][..]));
+    assert_eq!(planned.at(HEAD).b.as_ref().map(|b| &b.0[..]), Some(&[grown, 2][..]));
+    let stale = Adapter::empty().filled(HEAD, "base_layer.weight", &[VOCAB, HIDDEN]).pair(HEAD, 2, HIDDEN, grown);
+    let error = refused(&stale);
+    assert_eq!((error.expected(), error.found()), (Some("[32, 2]"), Some("[37, 2]")));
+}
+
+/// A resized vocabulary with saved ends leaves the trained weight twice in the file, and the original beside it.
+#[test]
+fn copies_of_a_trained_weight_are_left_out() {
+    let with = |copy: f32| {
+        Adapter::on_q_proj()
+            .set("modules_to_save", json!(["lm_head"]))
+            .filled(HEAD, "weight", &[VOCAB, HIDDEN])
+            .part(HEAD, "modules_to_save.weight", &[VOCAB, HIDDEN], &[copy; VOCAB * HIDDEN])
+            .part(HEAD, "original_module.weight", &[VOCAB, HIDDEN], &[7.0; VOCAB * HIDDEN])
+    };
+    assert_eq!(plan(&with(1.0)).at(HEAD).weight, Some((vec![VOCAB, HIDDEN], vec![1.0; VOCAB * HIDDEN])));
+    let error = refused(&with(2.0));
+    assert_eq!(error.code(), ErrorCode::AdapterTensorUnexpected);
+    assert!(error.message().contains("differ"), "{error}");
+}
+
+#[test]
+fn what_equals_the_base_is_no_replacement() {
+    let adapter = biased("all", &[K_PROJ, "model.layers.1.self_attn.k_proj"], "bias")
+        .filled(EMBEDDING, "weight", &[VOCAB, HIDDEN])
+        .filled(HEAD, "weight", &[VOCAB, HIDDEN]);
+    let config = Value::Object(adapter.config.clone()).to_string();
+    let files = AdapterFiles::from_bytes(config.as_bytes(), adapter.safetensors(), "sql".as_ref()).expect("right");
+    let sites = sites();
+    let mut plan = files.plan(&sites).expect("right");
+    let before = plan.summary.bytes;
+    assert_eq!((plan.summary.sites, plan.summary.constraints.replaced.len()), (4, 4));
+    let (embedding, head) = (sites.embedding.expect("there"), sites.head.expect("there"));
+    plan.drop_copies(|site, part, tensor| {
+        assert_eq!(tensor.shape(), if part == SitePart::Bias { &[HIDDEN][..] } else { &[VOCAB, HIDDEN] });
+        part == SitePart::Bias || site == embedding
+    });
+    let left: Vec<_> = plan.deltas.iter().map(|delta| sites.get(delta.site).path.as_str()).collect();
+    assert_eq!(left, [K_PROJ, HEAD]);
+    let summary = &plan.summary;
+    assert_eq!((summary.sites, summary.bytes), (2, before - 4 * (VOCAB * HIDDEN + 2 * HIDDEN)));
+    assert_eq!(summary.constraints.replaced, [(head, SitePart::Weight)]);
+    assert_eq!((summary.constraints.embedding_rows, summary.constraints.head_rows), (None, Some(VOCAB)));
+    plan.drop_copies(|_, _, _| true);
+    assert!(!plan.summary.constraints.is_replacing());
+    assert_eq!(plan.summary.sites, 1);
+}
+
+#[test]
+fn every_missing_tensor_of_a_saved_module_is_told() {
+    let adapter = Adapter::on_q_proj().set("modules_to_save", json!(["lm_head", "embed_tokens", "k_proj"]));
+    let errors = refusals_on(&adapter, &sites());
+    let names: Vec<_> =
+        errors.iter().filter_map(Error::tensor).map(|name| &name["base_model.model.".len()..]).collect();
+    let k_proj = |layer: usize, part: &str| format!("model.layers.{layer}.self_attn.k_proj.{part}");
+    let expected = [
+        "model.embed_tokens.weight".to_owned(),
+        k_proj(0, "weight"),
+        k_proj(0, "bias"),
+        k_proj(1, "weight"),
+        k_proj(1, "bias"),
+        "lm_head.weight".to_owned(),
+    ];
+    assert_eq!(names, expected);
+    assert!(plan_on(&Adapter::on_q_proj().set("modules_to_save", json!(["rotary_emb"])), &sites()).is_ok());
+}
