@@ -12,9 +12,10 @@ use exlora::backend::Write;
 use exlora::backend::cpu::CpuOptions;
 use exlora::quant::CodeGroup;
 use exlora::tensor::DType;
+use support::Rng;
 use support::deltas::{Change, random_low};
 use support::harness::{Harness, Member, Mixture, Weight, route};
-use support::random_weights::{RandomCodes, Rng};
+use support::random_weights::RandomCodes;
 
 const INPUTS: usize = 2048;
 /// Packed bytes that exceed the last cache level.

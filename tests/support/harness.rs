@@ -12,8 +12,9 @@ use exlora::sites::SiteId;
 use exlora::tensor::{DType, TensorView};
 use half::{bf16, f16};
 
+use super::Rng;
 use super::deltas::Change;
-use super::random_weights::{RandomCodes, Rng};
+use super::random_weights::RandomCodes;
 
 /// The types that numbers are stored in.
 pub const FLOATS: [DType; 3] = [DType::F16, DType::BF16, DType::F32];

@@ -9,11 +9,13 @@ pub mod gptq;
 pub mod harness;
 pub mod model;
 pub mod random_weights;
+mod rng;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use half::{bf16, f16};
+pub use rng::Rng;
 
 /// The folder of fixtures.
 pub fn fixtures() -> PathBuf {
@@ -74,38 +76,4 @@ pub fn safetensors(tensors: &[StoredTensor]) -> Vec<u8> {
     }
     header.push('}');
     file_of(&header, &data)
-}
-
-/// SplitMix64: small, seeded, the same everywhere.
-#[derive(Clone, Debug)]
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// `0..n`.
-    pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-
-    /// `-scale..scale`.
-    pub fn uniform(&mut self, scale: f32) -> f32 {
-        ((self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * scale
-    }
-
-    pub fn values(&mut self, count: usize, scale: f32) -> Vec<f32> {
-        (0..count).map(|_| self.uniform(scale)).collect()
-    }
-
-    pub fn shuffle<T>(&mut self, items: &mut [T]) {
-        for i in (1..items.len()).rev() {
-            items.swap(i, self.below(i + 1));
-        }
-    }
 }

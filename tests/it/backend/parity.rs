@@ -12,11 +12,12 @@ use exlora::quant::CodeGroup;
 use exlora::tensor::DType;
 use exlora::{ErrorCode, backend::cpu};
 use proptest::prelude::*;
+use support::Rng;
 use support::deltas::{Change, Low, random_low};
 use support::harness::{
     FLOATS, Harness, Member, Mixture, Tensor, Weight, assert_close, bits, fast, isas, oracle, random_member, route,
 };
-use support::random_weights::{RandomCodes, Rng};
+use support::random_weights::RandomCodes;
 
 const TOLERANCE: f32 = 1e-5;
 

@@ -11,7 +11,7 @@ use exlora::{Error, ErrorCode};
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 
-use support::{Random, StoredTensor, file_of, fixtures, safetensors};
+use support::{Rng, StoredTensor, file_of, fixtures, safetensors};
 
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -469,7 +469,7 @@ fn perturbed() -> impl Strategy<Value = Vec<u8>> {
         }
         let mut length = end;
         if let Some(seed) = seed {
-            let mut random = Random(seed);
+            let mut random = Rng(seed);
             if !parts.is_empty() {
                 let at = random.below(parts.len());
                 match random.below(4) {

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use support::exl2::{Exl2Module, random_groups};
 use support::gptq::{GptqModule, GptqSpec};
 use support::model::{Plain, TinyModel};
-use support::{Random, StoredTensor, fixtures, safetensors};
+use support::{Rng, StoredTensor, fixtures, safetensors};
 
 const PATH: &str = "model.layers.0.mlp.up_proj";
 const MODEL: &str = "quill-4m-exl2-mixed";
@@ -25,7 +25,7 @@ fn checkpoint(tensors: &[StoredTensor]) -> Checkpoint {
 
 /// Groups of `(width, inputs)`.
 fn module(groups: &[(usize, usize)], out_features: usize) -> Exl2Module {
-    Exl2Module::random(groups.to_vec(), out_features, &mut Random(7))
+    Exl2Module::random(groups.to_vec(), out_features, &mut Rng(7))
 }
 
 fn open(tensors: &[StoredTensor], in_features: usize, out_features: usize) -> Result<Vec<f32>> {
@@ -81,7 +81,7 @@ proptest! {
 
     #[test]
     fn what_was_packed_is_what_is_read(blocks in 1usize..20, outs in 1usize..100, seed in any::<u64>()) {
-        let random = &mut Random(seed);
+        let random = &mut Rng(seed);
         let module = Exl2Module::random(random_groups(blocks, random), outs, random);
         prop_assert_eq!(bits(&read(&module)), bits(&module.dequantize()));
     }
@@ -91,7 +91,7 @@ proptest! {
         seed in any::<u64>(),
         (inputs, outputs) in ((0usize..=320, 0usize..=320), (0usize..=40, 0usize..=40)),
     ) {
-        let random = &mut Random(seed);
+        let random = &mut Rng(seed);
         let module = Exl2Module::random(random_groups(10, random), 40, random);
         let checkpoint = checkpoint(&module.tensors(PATH));
         let weight = open_linear(&checkpoint, None, PATH, 320, 40).expect("readable");
@@ -337,13 +337,13 @@ fn finite_scales_of_infinite_weights_are_refused_but_not_for_what_is_padding() {
 fn a_module_with_two_weights_is_refused() {
     let plain = StoredTensor::f16(&format!("{PATH}.weight"), &[40, 128], &[0.0; 40 * 128]);
     assert_eq!(refusal(|tensors| tensors.push(plain)).code(), ErrorCode::QuantConfigInvalid);
-    let gptq = GptqModule::random(GptqSpec::new(4, 32), 128, 64, &mut Random(1)).tensors(PATH);
+    let gptq = GptqModule::random(GptqSpec::new(4, 32), 128, 64, &mut Rng(1)).tensors(PATH);
     assert_eq!(refusal(|tensors| tensors.extend(gptq)).code(), ErrorCode::QuantConfigInvalid);
 }
 
 #[test]
 fn a_gptq_weight_where_the_config_says_exl2_is_refused() {
-    let checkpoint = checkpoint(&GptqModule::random(GptqSpec::new(4, 32), 64, 32, &mut Random(1)).tensors(PATH));
+    let checkpoint = checkpoint(&GptqModule::random(GptqSpec::new(4, 32), 64, 32, &mut Rng(1)).tensors(PATH));
     let error = open_linear(&checkpoint, Some(&QuantConfig::Exl2), PATH, 64, 32).err().expect("refused");
     assert_eq!(error.code(), ErrorCode::QuantConfigInvalid);
 }
@@ -372,7 +372,7 @@ fn distance(a: &[f32], b: &[f32]) -> f32 {
 
 /// An adapter of random factors on the named linears of each layer of a model.
 fn write_adapter(dir: &Path, tiny: &TinyModel, modules: &[&str]) {
-    let random = &mut Random(11);
+    let random = &mut Rng(11);
     let mut tensors = Vec::new();
     for layer in 0..tiny.layers {
         for module in modules {
@@ -382,8 +382,8 @@ fn write_adapter(dir: &Path, tiny: &TinyModel, modules: &[&str]) {
             };
             let name =
                 |factor: &str| format!("base_model.model.model.layers.{layer}.mlp.{module}.lora_{factor}.weight");
-            tensors.push(StoredTensor::f32(&name("A"), &[4, ins], &random.values(4 * ins, 0.2)));
-            tensors.push(StoredTensor::f32(&name("B"), &[outs, 4], &random.values(4 * outs, 0.2)));
+            tensors.push(StoredTensor::f32(&name("A"), &[4, ins], &random.uniforms(4 * ins, 0.2)));
+            tensors.push(StoredTensor::f32(&name("B"), &[outs, 4], &random.uniforms(4 * outs, 0.2)));
         }
     }
     let config = json!({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": modules});

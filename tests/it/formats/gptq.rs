@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use support::gptq::{GptqModule, GptqSpec, GroupOrder};
 use support::model::{Plain, TinyModel};
-use support::{Random, StoredTensor, fixtures, safetensors};
+use support::{Rng, StoredTensor, fixtures, safetensors};
 
 const PATH: &str = "model.layers.0.mlp.up_proj";
 
@@ -23,7 +23,7 @@ fn config(spec: GptqSpec) -> QuantConfig {
 }
 
 fn module(spec: GptqSpec, in_features: usize, out_features: usize) -> GptqModule {
-    GptqModule::random(spec, in_features, out_features, &mut Random(7))
+    GptqModule::random(spec, in_features, out_features, &mut Rng(7))
 }
 
 /// Dequantizes the module as stored, or fails.
@@ -64,7 +64,7 @@ proptest! {
     /// Exact: one multiplication in f32 on either side.
     #[test]
     fn what_was_packed_is_what_is_read(spec in specs(), ins in 1usize..9, outs in 1usize..7, seed in any::<u64>()) {
-        let module = GptqModule::random(spec, ins * 32, outs * 32, &mut Random(seed));
+        let module = GptqModule::random(spec, ins * 32, outs * 32, &mut Rng(seed));
         prop_assert_eq!(read(&module, &module.tensors(PATH)).expect("readable"), module.dequantize());
     }
 
@@ -89,7 +89,7 @@ proptest! {
 
     #[test]
     fn a_layout_covers_each_input_once_in_runs_of_its_group(spec in specs(), seed in any::<u64>()) {
-        let module = GptqModule::random(spec, 160, 32, &mut Random(seed));
+        let module = GptqModule::random(spec, 160, 32, &mut Rng(seed));
         let checkpoint = checkpoint(&module.tensors(PATH));
         let weight = open_linear(&checkpoint, Some(&config(spec)), PATH, 160, 32).expect("readable");
         let StoredWeight::Quantized(weight) = &weight else { panic!("quantized") };

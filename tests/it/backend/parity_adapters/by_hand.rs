@@ -9,9 +9,10 @@ use exlora::sites::{SiteId, SitePart};
 use exlora::tensor::DType;
 
 use super::random::{Place, random_adapters};
+use support::Rng;
 use support::deltas::{Change, Low};
 use support::harness::{FLOATS, Harness, Member, Mixture, Tensor, Weight, assert_close, fast, isas, oracle, route};
-use support::random_weights::{RandomCodes, Rng};
+use support::random_weights::RandomCodes;
 
 /// With DoRA's magnitude.
 fn rescaled(low: Low, magnitude: &[f32]) -> Low {

@@ -4,8 +4,8 @@ use exlora::backend::cpu::CpuOptions;
 use proptest::prelude::*;
 
 use super::random::{Adapter, Place, random_adapters, random_mixtures, route_in, upload_all};
+use support::Rng;
 use support::harness::{Harness, Member, Mixture, assert_close, bits, fast, isas, oracle, random_member};
-use support::random_weights::Rng;
 
 const TOLERANCE: f32 = 1e-5;
 

@@ -8,9 +8,9 @@ use exlora::tensor::DType;
 use proptest::prelude::*;
 
 use super::random::{Adapter, random_mixtures, route_in, upload_all};
+use support::Rng;
 use support::deltas::Change;
 use support::harness::{Harness, Mixture, Tensor, bits, fast, isas, oracle, route};
-use support::random_weights::Rng;
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]

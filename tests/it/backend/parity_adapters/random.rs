@@ -3,9 +3,9 @@
 use exlora::adapter::batch::{AdapterBatch, SlotId};
 use exlora::sites::SiteId;
 
+use support::Rng;
 use support::deltas::{Change, random_low};
 use support::harness::{FLOATS, Harness, Mixture, Tensor, route};
-use support::random_weights::Rng;
 
 /// Passes in which adapters change something; in later ones every row is a base row.
 const PASSES: u32 = 2;
