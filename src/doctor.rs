@@ -57,7 +57,8 @@ pub struct Cuda {
 
 /// Looks at this build and this machine.
 pub fn examine() -> Report {
-    let device = cpu::open(&cpu::CpuOptions::default()).map_or_else(|e| e.to_string(), |backend| backend.describe());
+    let device = cpu::open(&cpu::CpuOptions::default()).and_then(|builder| builder.finish());
+    let device = device.map_or_else(|e| e.to_string(), |backend| backend.description);
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     Report {
         version: env!("CARGO_PKG_VERSION"),

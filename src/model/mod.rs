@@ -5,6 +5,7 @@
 
 pub mod config;
 mod decoder;
+mod loader;
 mod rope;
 mod survey;
 
@@ -17,16 +18,20 @@ use parking_lot::Mutex;
 use crate::adapter::AdapterFiles;
 use crate::adapter::plan::AdapterSummary;
 use crate::adapter::pool::{AdapterInfo, AdapterLease, AdapterLimits, AdapterPool, Reservation};
-use crate::backend::{Backend, BackendMemory, KvDType, KvId, KvShape, UploadError, cpu};
+use crate::backend::{
+    AdapterPreparer, Backend, BackendMemory, Compute, KvDType, KvId, KvShape, MemoryUse, PrepareError, cpu, reference,
+};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result};
 use crate::kv::PAGE_TOKENS;
 use crate::quant::QuantConfig;
 use crate::sites::{SiteId, SiteTable};
 use config::DecoderConfig;
-use decoder::{Decoder, DecoderLoader};
+use decoder::Decoder;
+use loader::DecoderLoader;
 
 pub use decoder::ForwardBatch;
+pub use loader::Progress;
 pub use survey::{ModelSurvey, survey};
 
 /// Where a model runs.
@@ -68,15 +73,6 @@ pub struct ModelOptions {
     pub adapter_limits: AdapterLimits,
 }
 
-/// How far loading has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// Modules packed so far.
-    pub done: usize,
-    /// Modules in all.
-    pub total: usize,
-}
-
 /// A model that several engines may share.
 pub struct Model {
     path: PathBuf,
@@ -84,11 +80,15 @@ pub struct Model {
     sites: SiteTable,
     file_bytes: u64,
     adapters: AdapterPool,
+    device: String,
+    memory: Arc<MemoryUse>,
+    preparer: Arc<dyn AdapterPreparer>,
     core: Mutex<Core>,
 }
 
+/// What a step holds while it computes.
 struct Core {
-    backend: Box<dyn Backend>,
+    compute: Box<dyn Compute>,
     decoder: Decoder,
 }
 
@@ -105,27 +105,33 @@ impl Model {
         let (config, json) = DecoderConfig::read(dir)?;
         let quant = QuantConfig::read(dir, &json)?;
         let checkpoint = Checkpoint::open(dir)?;
-        let is_reference = options.device == Device::Reference;
-        let mut backend =
-            cpu::open(&cpu::CpuOptions { threads: options.threads, reference: is_reference, ..Default::default() })?;
+        let mut builder = match options.device {
+            Device::Reference => reference::open(),
+            Device::Auto | Device::Cpu => cpu::open(&cpu::CpuOptions { threads: options.threads, isa: None })?,
+        };
         let loader = DecoderLoader {
             config: &config,
             quant: quant.as_ref(),
             checkpoint: &checkpoint,
-            backend: &mut *backend,
+            weights: &mut *builder,
             sites: SiteTable::default(),
             progress,
             done: 0,
         };
-        let (decoder, sites) = loader.load()?;
-        tracing::info!(model = %dir.display(), device = backend.describe(), "model loaded");
+        let (weights, sites) = loader.load()?;
+        let Backend { description: device, memory, adapters: preparer, mut compute } = builder.finish()?;
+        let decoder = Decoder::new(weights, &config, &mut *compute);
+        tracing::info!(model = %dir.display(), device, "model loaded");
         Ok(Arc::new(Self {
             path: dir.to_path_buf(),
             file_bytes: checkpoint.file_bytes(),
             config,
             sites,
             adapters: AdapterPool::new(options.adapter_limits),
-            core: Mutex::new(Core { backend, decoder }),
+            device,
+            memory,
+            preparer,
+            core: Mutex::new(Core { compute, decoder }),
         }))
     }
 
@@ -151,14 +157,16 @@ impl Model {
 
     /// What computes: `cpu (avx512, 2 threads)`.
     pub fn describe_device(&self) -> String {
-        self.core.lock().backend.describe()
+        self.device.clone()
     }
 
     /// Resident bytes, after letting go of adapters that nobody uses any more.
     pub fn memory(&self) -> BackendMemory {
-        let mut core = self.core.lock();
-        self.reap(&mut core);
-        core.backend.memory()
+        // A running step does so itself.
+        if let Some(mut core) = self.core.try_lock() {
+            self.reap(&mut core);
+        }
+        self.memory.read()
     }
 
     /// Loads an adapter under a name, or replaces the one that has it. Running requests keep theirs.
@@ -208,7 +216,7 @@ impl Model {
             head_dim: self.config.head_dim,
             dtype,
         };
-        let id = self.core.lock().backend.create_kv(shape)?;
+        let id = self.core.lock().compute.create_kv(shape)?;
         Ok(KvStorage { model: Arc::clone(self), id, shape })
     }
 
@@ -225,26 +233,28 @@ impl Model {
     pub fn forward(&self, batch: &mut ForwardBatch, kvs: &[&KvStorage], logits: &mut Vec<f32>) -> Result<()> {
         let mut core = self.core.lock();
         self.reap(&mut core);
-        let Core { backend, decoder } = &mut *core;
+        let Core { compute, decoder } = &mut *core;
+        let kvs: Vec<KvId> = kvs.iter().map(|kv| kv.id).collect();
         logits.resize(batch.logit_rows.len() * batch.logit_width, 0.0);
-        decoder.forward(&mut **backend, batch, kvs, logits)
+        decoder.forward(&mut **compute, batch, &kvs, logits)
     }
 
     fn upload(&self, dir: &Path) -> Result<(Reservation, AdapterSummary)> {
         let files = AdapterFiles::read(dir)?;
         let mut plan = files.plan(&self.sites)?;
-        plan.drop_copies(|site, part, values| self.core.lock().backend.equals_base(site, part, values));
-        // Steps go on meanwhile: a decomposition takes long.
-        plan.truncate(|site| self.core.lock().backend.dense_weight(site))?;
-        let mut core = self.core.lock();
-        self.reap(&mut core);
-        let mut reservation = self.adapters.reserve(plan.summary.bytes)?;
-        let uploaded = core.backend.upload_adapter(reservation.slot(), &plan.deltas);
-        let resident = uploaded.map_err(|error| match error {
-            UploadError::ZeroNorm { site, output } => self.zero_norm(dir, site, output),
-            UploadError::Failed(error) => error,
+        plan.drop_copies(|site, part, values| self.preparer.equals_base(site, part, values));
+        plan.truncate(|site| self.preparer.dense_weight(site))?;
+        let mut reservation = {
+            let mut core = self.core.lock();
+            self.reap(&mut core);
+            self.adapters.reserve(plan.summary.bytes)?
+        };
+        let prepared = self.preparer.prepare(&plan.deltas).map_err(|error| match error {
+            PrepareError::ZeroNorm { site, output } => self.zero_norm(dir, site, output),
+            PrepareError::Failed(error) => error,
         })?;
-        reservation.set_resident_bytes(resident);
+        reservation.set_resident_bytes(prepared.bytes());
+        self.core.lock().compute.install_adapter(reservation.slot(), prepared)?;
         Ok((reservation, plan.summary))
     }
 
@@ -258,7 +268,7 @@ impl Model {
     }
 
     fn reap(&self, core: &mut Core) {
-        self.adapters.reap(|slot| core.backend.drop_adapter(slot));
+        self.adapters.reap(|slot| core.compute.drop_adapter(slot));
     }
 }
 
@@ -284,6 +294,6 @@ impl KvStorage {
 
 impl Drop for KvStorage {
     fn drop(&mut self) {
-        self.model.core.lock().backend.drop_kv(self.id);
+        self.model.core.lock().compute.drop_kv(self.id);
     }
 }
