@@ -20,7 +20,7 @@ use deltas::{Change, random_low};
 use exlora::adapter::batch::SlotId;
 use exlora::backend::Write;
 use exlora::backend::cpu::CpuOptions;
-use exlora::quant::CodeGroup;
+use exlora::quant::QuantGroup;
 use exlora::tensor::DType;
 use harness::{Harness, Member, Mixture, Weight, route};
 use random_weights::{RandomCodes, Rng};
@@ -37,7 +37,7 @@ fn linear(criterion: &mut Criterion) {
     benches.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_millis(1500));
     for outputs in [2048, 5632] {
         let mut rng = Rng(1);
-        let groups = vec![CodeGroup { bits: 4, inputs: 128 }; INPUTS / 128];
+        let groups = vec![QuantGroup { bits: 4, inputs: 128 }; INPUTS / 128];
         let weight = Weight::Coded(RandomCodes::new(&mut rng, outputs, groups, true, false));
         let member = Member { weight, bias: None };
         let mut harness = Harness::open(&CpuOptions::default());

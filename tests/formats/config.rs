@@ -172,7 +172,7 @@ fn both_spellings_are_read() {
 #[test]
 fn without_a_format_zeros_are_less_one() {
     let config = read(&json!({"bits": 4, "group_size": 128, "checkpoint_format": null}));
-    assert_eq!(config.params().zeros, ZeroFormat::LessOne);
+    assert_eq!(config.params().zeros, ZeroFormat::MinusOne);
 }
 
 #[test]

@@ -13,6 +13,7 @@ BUILTIN = {
     "unsupported": (NotImplementedError, ValueError),
     "memory": MemoryError,
     "cancelled": ExloraError,
+    "io": OSError,
     "internal": RuntimeError,
 }
 
