@@ -9,7 +9,7 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use exlora::adapter::batch::SlotId;
 use exlora::backend::Write;
-use exlora::quant::CodeGroup;
+use exlora::quant::QuantGroup;
 use exlora::tensor::DType;
 use support::Rng;
 use support::deltas::{Change, random_low};
@@ -28,7 +28,7 @@ fn linear(criterion: &mut Criterion) {
     benches.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_millis(1500));
     for outputs in [2048, 5632] {
         let mut rng = Rng(1);
-        let groups = vec![CodeGroup { bits: 4, inputs: 128 }; INPUTS / 128];
+        let groups = vec![QuantGroup { bits: 4, inputs: 128 }; INPUTS / 128];
         let weight = Weight::Coded(RandomCodes::new(&mut rng, outputs, groups, true, false));
         let member = Member { weight, bias: None };
         let mut harness = Harness::open(Device::CPU);

@@ -8,7 +8,7 @@ use exlora::backend::{
     Backend, BackendBuilder, BackendMemory, BufferId, Compute, EmbeddingId, GroupId, LinearSource, NormId,
     PrepareError, reference,
 };
-use exlora::quant::{CodeGroup, StoredWeight};
+use exlora::quant::{QuantGroup, StoredWeight};
 use exlora::sites::SiteId;
 use exlora::tensor::{DType, TensorView};
 use half::{bf16, f16};
@@ -223,7 +223,7 @@ impl Harness {
     }
 }
 
-fn random_groups(rng: &mut Rng, inputs: usize) -> Vec<CodeGroup> {
+fn random_groups(rng: &mut Rng, inputs: usize) -> Vec<QuantGroup> {
     const BITS: [u8; 6] = [2, 3, 4, 5, 6, 8];
     let bits = BITS[rng.below(6)];
     // One width or runs of several; groups of a usual size, of irregular ones, or a whole column.
@@ -233,7 +233,7 @@ fn random_groups(rng: &mut Rng, inputs: usize) -> Vec<CodeGroup> {
     while left > 0 {
         let size = if size == 0 { 1 + rng.below(80) } else { size };
         let bits = if mixed { BITS[rng.below(6)] } else { bits };
-        groups.push(CodeGroup { bits, inputs: size.min(left) });
+        groups.push(QuantGroup { bits, inputs: size.min(left) });
         left -= size.min(left);
     }
     groups

@@ -9,7 +9,7 @@ use exlora::ErrorCode;
 use exlora::adapter::batch::{AdapterBatch, SlotId};
 use exlora::backend::cpu::Isa;
 use exlora::backend::{Activation, AttentionSpec, KvDType, KvShape, Rope, StepRows, Write};
-use exlora::quant::CodeGroup;
+use exlora::quant::QuantGroup;
 use exlora::tensor::DType;
 use proptest::prelude::*;
 use support::Rng;
@@ -395,7 +395,7 @@ fn rows_of(member: &Member) -> usize {
 #[test]
 fn packed_codes_take_their_bits_and_little_more() {
     for (bits, per_weight) in [(2, 2.25), (3, 3.25), (4, 4.25), (5, 5.25), (6, 6.25), (8, 8.25)] {
-        let groups = vec![CodeGroup { bits, inputs: 128 }; 4];
+        let groups = vec![QuantGroup { bits, inputs: 128 }; 4];
         let weight = Weight::Coded(RandomCodes::new(&mut Rng(3), 256, groups, true, false));
         let mut harness = Harness::open(Device::CPU);
         harness.group(&[Member { weight, bias: None }]);

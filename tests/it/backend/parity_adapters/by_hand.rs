@@ -3,7 +3,7 @@
 use exlora::ErrorCode;
 use exlora::adapter::batch::SlotId;
 use exlora::backend::{PrepareError, Write};
-use exlora::quant::CodeGroup;
+use exlora::quant::QuantGroup;
 use exlora::sites::{SiteId, SitePart};
 use exlora::tensor::DType;
 
@@ -87,7 +87,7 @@ fn a_truncated_weight_by_hand() {
 fn a_packed_weight_is_unpacked_as_the_oracle_has_it() {
     // A permutation, short groups, and more outputs than a tile.
     let mut rng = Rng(7);
-    let groups = [(4, 96), (3, 40), (8, 64)].map(|(bits, inputs)| CodeGroup { bits, inputs });
+    let groups = [(4, 96), (3, 40), (8, 64)].map(|(bits, inputs)| QuantGroup { bits, inputs });
     let codes = Weight::Coded(RandomCodes::new(&mut rng, 70, groups.to_vec(), false, true));
     let dense = Weight::Dense(Tensor::new(DType::F16, &[3, 200], &rng.normals(600, 1.0)));
     let run = |device: Device| {
@@ -231,7 +231,7 @@ fn resident_bytes_of_every_kind_return() {
 fn the_base_holds_what_was_packed_and_nothing_else() {
     let mut rng = Rng(4);
     let (dense, vector) = (rng.normals(21 * 40, 1.0), rng.normals(21, 1.0));
-    let coded = Weight::Coded(RandomCodes::new(&mut rng, 21, vec![CodeGroup { bits: 4, inputs: 40 }], true, false));
+    let coded = Weight::Coded(RandomCodes::new(&mut rng, 21, vec![QuantGroup { bits: 4, inputs: 40 }], true, false));
     for device in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
         for dtype in FLOATS {
             let mut harness = Harness::open(device);

@@ -1,10 +1,10 @@
-//! Which files of a model folder are its checkpoint.
+//! Which files of a model folder form its checkpoint: one file, the shards of an index, or all `*.safetensors`.
 //!
-//! Folders hold leftovers: converters copy the index of the shards they replaced, downloads stop half-way. The rule, in order:
+//! Folders hold leftovers: converters copy the index of shards they replaced, downloads stop halfway. The rules, in order:
 //!
 //! 1. `model.safetensors`, unless the index names it among its shards (`transformers` looks in this order too);
-//! 2. the shards that `model.safetensors.index.json` names, if all are there; if some are missing, the checkpoint is incomplete;
-//!    if all are missing and other files are there, the index is stale and is ignored with a warning;
+//! 2. the shards that `model.safetensors.index.json` names, if all exist; if only some exist, the checkpoint is incomplete; if
+//!    none exists but other files do, the index is stale and is ignored with a warning;
 //! 3. all other `*.safetensors` (`output.safetensors`, or shards without an index).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,19 +15,20 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use super::header::{MAX_HEADER_BYTES, MAX_TENSORS, too_many_tensors};
+use super::read::read_bounded;
 use crate::error::{Error, ErrorCode, Result};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// The files of a checkpoint, and what their index promises.
+/// The files of a checkpoint, and where its index expects each tensor.
 #[derive(Debug)]
-pub(super) struct Folder {
-    /// The files, in order of name.
+pub(super) struct Shards {
+    /// The files, sorted by name.
     pub files: Vec<PathBuf>,
-    /// Each tensor of the index and the file name it should be in; empty without an index.
-    pub promised: BTreeMap<String, String>,
-    /// The index, whether or not it is used.
+    /// Each tensor in the index and the name of the file it should be in; empty without an index.
+    pub expected: BTreeMap<String, String>,
+    /// The path of the index, whether or not it is used.
     pub index: PathBuf,
 }
 
@@ -36,7 +37,7 @@ struct Index {
     weight_map: WeightMap,
 }
 
-/// `weight_map`, in which no tensor may stand twice: which of the two files would be meant?
+/// `weight_map`. A tensor listed twice is an error, since either file could be meant.
 struct WeightMap(BTreeMap<String, String>);
 
 impl<'de> Deserialize<'de> for WeightMap {
@@ -54,7 +55,7 @@ impl<'de> Deserialize<'de> for WeightMap {
                 let mut map = BTreeMap::new();
                 while let Some((tensor, file)) = entries.next_entry::<String, String>()? {
                     if map.contains_key(&tensor) {
-                        return Err(A::Error::custom(format!("the tensor {tensor:?} stands twice")));
+                        return Err(A::Error::custom(format!("the tensor {tensor:?} is listed twice")));
                     }
                     map.insert(tensor, file);
                 }
@@ -70,32 +71,32 @@ impl<'de> Deserialize<'de> for WeightMap {
 ///
 /// # Errors
 /// `checkpoint_not_found`, `checkpoint_unreadable`, `checkpoint_index_invalid`, `checkpoint_too_large`.
-pub(super) fn find(dir: &Path) -> Result<Folder> {
+pub(super) fn find(dir: &Path) -> Result<Shards> {
     let names = file_names(dir)?;
     let stored: Vec<&String> = names.iter().filter(|n| n.ends_with(".safetensors") && !n.starts_with('.')).collect();
     let index = dir.join(INDEX);
-    let whole = |files: &[&String]| Folder {
+    let whole = |files: &[&String]| Shards {
         files: files.iter().map(|name| dir.join(name)).collect(),
-        promised: BTreeMap::new(),
+        expected: BTreeMap::new(),
         index: index.clone(),
     };
     let single = names.get(SINGLE);
 
     if names.contains(INDEX) {
-        let promised = read_index(&index)?;
-        let shards: BTreeSet<&String> = promised.values().collect();
+        let expected = read_index(&index)?;
+        let shards: BTreeSet<&String> = expected.values().collect();
         match single {
             Some(single) if !shards.contains(single) => {
-                tracing::warn!(index = %index.display(), "ignored: it does not name {SINGLE}, which is there");
+                tracing::warn!(index = %index.display(), "ignored: it does not name {SINGLE}, which exists");
                 return Ok(whole(&[single]));
             }
             _ => {}
         }
-        // `exists` follows links: a link into a cache whose file is gone is a missing file.
+        // `exists` follows links: a dangling link into a cache counts as a missing file.
         let missing: Vec<&&String> = shards.iter().filter(|name| !dir.join(name).exists()).collect();
         if missing.is_empty() {
             let files = shards.iter().map(|name| dir.join(name)).collect();
-            return Ok(Folder { files, promised, index });
+            return Ok(Shards { files, expected, index });
         }
         if missing.len() < shards.len() || stored.is_empty() {
             return Err(Error::new(ErrorCode::CheckpointNotFound, "a shard that the index names is missing")
@@ -104,7 +105,7 @@ pub(super) fn find(dir: &Path) -> Result<Folder> {
                 .with_found(format!("{} of them", shards.len() - missing.len()))
                 .with_hint("finish the download, or remove a stale index"));
         }
-        tracing::warn!(index = %index.display(), "ignored: none of the files it names is there");
+        tracing::warn!(index = %index.display(), "ignored: none of the files it names exists");
     }
     if let Some(single) = single {
         return Ok(whole(&[single]));
@@ -125,7 +126,7 @@ fn file_names(dir: &Path) -> Result<BTreeSet<String>> {
     };
     let mut names = BTreeSet::new();
     for entry in std::fs::read_dir(dir).map_err(failed)? {
-        // A name that isn't UTF-8 is none of ours.
+        // A name that is not UTF-8 cannot be a checkpoint's.
         if let Ok(name) = entry.map_err(failed)?.file_name().into_string() {
             names.insert(name);
         }
@@ -135,7 +136,7 @@ fn file_names(dir: &Path) -> Result<BTreeSet<String>> {
 
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     let invalid = |what: String| Error::new(ErrorCode::CheckpointIndexInvalid, what).with_path(path);
-    let bytes = super::read_bounded(path, MAX_HEADER_BYTES)?;
+    let bytes = read_bounded(path, MAX_HEADER_BYTES)?;
     let Index { weight_map: WeightMap(weight_map) } =
         serde_json::from_slice(&bytes).map_err(|error| invalid(format!("the index is not valid: {error}")))?;
     if weight_map.is_empty() {
@@ -146,7 +147,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     }
     for (tensor, file) in &weight_map {
         if !is_plain_name(file) {
-            return Err(invalid("the index leads out of its folder".into())
+            return Err(invalid("the index points outside its folder".into())
                 .with_tensor(tensor)
                 .with_expected("the name of a file in the same folder")
                 .with_found(format!("'{file}'")));
@@ -155,13 +156,13 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     Ok(weight_map)
 }
 
-/// Whether a name stays in its folder on every system.
+/// Whether a name stays inside its folder on every operating system.
 fn is_plain_name(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', ':', '\0'])
 }
 
 fn nothing_stored(dir: &Path, names: &BTreeSet<String>) -> Error {
-    let error = Error::new(ErrorCode::CheckpointNotFound, "the folder holds no weights")
+    let error = Error::new(ErrorCode::CheckpointNotFound, "the folder contains no weights")
         .with_path(dir)
         .with_expected("*.safetensors");
     let other =

@@ -1,14 +1,14 @@
-//! Mixtures as users write them: `sql`, `sql*0.5`, `sql*0.7+wit*0.3`.
+//! Mixtures as written on the command line: `sql`, `sql*0.5`, `sql*0.7+wit*0.3`.
 
 use std::str::FromStr;
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-/// An ordered list of (adapter, weight); empty is the base model.
+/// An ordered list of (adapter, weight); the base model if empty.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Mixture(pub(super) Vec<(String, f32)>);
+pub(super) struct MixtureArg(pub(super) Vec<(String, f32)>);
 
-impl FromStr for Mixture {
+impl FromStr for MixtureArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -30,7 +30,7 @@ fn part(text: &str) -> Result<(String, f32), String> {
     }
 }
 
-impl std::fmt::Display for Mixture {
+impl std::fmt::Display for MixtureArg {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.0.is_empty() {
             return f.write_str("base");
@@ -46,8 +46,8 @@ impl std::fmt::Display for Mixture {
     }
 }
 
-impl Serialize for Mixture {
-    /// As in a request: `null` for the base, else `{name: weight}` in order.
+impl Serialize for MixtureArg {
+    /// As in a JSON request: `null` for the base, else `{name: weight}` in order.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if self.0.is_empty() {
             return serializer.serialize_unit();
@@ -64,12 +64,12 @@ impl Serialize for Mixture {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<Mixture, String> {
+    fn parse(text: &str) -> Result<MixtureArg, String> {
         text.parse()
     }
 
-    fn mixture(parts: &[(&str, f32)]) -> Mixture {
-        Mixture(parts.iter().map(|&(name, weight)| (name.to_owned(), weight)).collect())
+    fn mixture(parts: &[(&str, f32)]) -> MixtureArg {
+        MixtureArg(parts.iter().map(|&(name, weight)| (name.to_owned(), weight)).collect())
     }
 
     #[test]
@@ -81,22 +81,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_mixture_is_refused() {
+    fn malformed_mixtures_are_refused() {
         for text in ["", "sql*", "*0.5", "sql+", "sql*x", "sql*nan", "sql*inf", "+", "sql*1e39"] {
             assert!(parse(text).is_err(), "{text}");
         }
     }
 
     #[test]
-    fn it_is_shown_as_it_is_written() {
+    fn it_is_displayed_as_it_is_written() {
         assert_eq!(parse("sql*0.7+wit").expect("parses").to_string(), "sql*0.7 + wit");
-        assert_eq!(Mixture::default().to_string(), "base");
+        assert_eq!(MixtureArg::default().to_string(), "base");
     }
 
     #[test]
     fn json_keeps_the_order() {
-        let text = |m: &Mixture| serde_json::to_string(m).expect("serializes");
+        let text = |m: &MixtureArg| serde_json::to_string(m).expect("serializes");
         assert_eq!(text(&mixture(&[("wit", 0.5), ("sql", 1.0)])), r#"{"wit":0.5,"sql":1.0}"#);
-        assert_eq!(text(&Mixture::default()), "null");
+        assert_eq!(text(&MixtureArg::default()), "null");
     }
 }
