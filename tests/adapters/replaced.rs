@@ -1,6 +1,7 @@
 //! What stands in the base's place: whole weights, biases, saved modules.
 
 use exlora::adapter::AdapterFiles;
+use exlora::adapter::plan::ReducedAdapter;
 use exlora::sites::SitePart;
 use exlora::{Error, ErrorCode};
 use serde_json::{Value, json};
@@ -234,23 +235,24 @@ fn what_equals_the_base_is_no_replacement() {
     let config = Value::Object(adapter.config.clone()).to_string();
     let files = AdapterFiles::from_bytes(config.as_bytes(), adapter.safetensors(), "sql".as_ref()).expect("right");
     let sites = sites();
-    let mut plan = files.plan(&sites).expect("right");
-    let before = plan.summary.bytes;
-    assert_eq!((plan.summary.sites, plan.summary.constraints.replaced.len()), (4, 4));
+    let checked = || files.check(&sites).expect("valid");
+    let summary = |adapter: ReducedAdapter<'_>| adapter.summary().clone();
+    let before = summary(checked().without_copies(|_, _, _| false));
+    assert_eq!((before.sites, before.constraints.replaced.len()), (4, 4));
     let (embedding, head) = (sites.embedding.expect("there"), sites.head.expect("there"));
-    plan.drop_copies(|site, part, tensor| {
+    let reduced = checked().without_copies(|site, part, tensor| {
         assert_eq!(tensor.shape(), if part == SitePart::Bias { &[HIDDEN][..] } else { &[VOCAB, HIDDEN] });
         part == SitePart::Bias || site == embedding
     });
-    let left: Vec<_> = plan.deltas.iter().map(|delta| sites.get(delta.site).path.as_str()).collect();
+    let left: Vec<_> = reduced.deltas().map(|delta| sites.get(delta.site).path.as_str()).collect();
     assert_eq!(left, [K_PROJ, HEAD]);
-    let summary = &plan.summary;
-    assert_eq!((summary.sites, summary.bytes), (2, before - 4 * (VOCAB * HIDDEN + 2 * HIDDEN)));
-    assert_eq!(summary.constraints.replaced, [(head, SitePart::Weight)]);
-    assert_eq!((summary.constraints.embedding_rows, summary.constraints.head_rows), (None, Some(VOCAB)));
-    plan.drop_copies(|_, _, _| true);
-    assert!(!plan.summary.constraints.is_replacing());
-    assert_eq!(plan.summary.sites, 1);
+    let after = summary(reduced);
+    assert_eq!((after.sites, after.bytes), (2, before.bytes - 4 * (VOCAB * HIDDEN + 2 * HIDDEN)));
+    assert_eq!(after.constraints.replaced, [(head, SitePart::Weight)]);
+    assert_eq!((after.constraints.embedding_rows, after.constraints.head_rows), (None, Some(VOCAB)));
+    let all = summary(checked().without_copies(|_, _, _| true));
+    assert!(!all.constraints.is_replacing());
+    assert_eq!(all.sites, 1);
 }
 
 #[test]
