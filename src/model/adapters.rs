@@ -83,3 +83,142 @@ impl Model {
             .with_hint("the base's weight and the adapter's delta cancel in that output, or both are 0")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::Arc;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::thread;
+    use std::time::Duration;
+
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::adapter::delta::SiteDelta;
+    use crate::adapter::pool::AdapterLimits;
+    use crate::backend::{AdapterPreparer, PreparedAdapter};
+    use crate::model::ModelOptions;
+    use crate::sites::SitePart;
+    use crate::tensor::TensorView;
+    use crate::{Engine, EngineOptions, Prompt, Request};
+
+    /// Longest time to wait for another thread before a test fails.
+    const PATIENCE: Duration = Duration::from_secs(60);
+    const DORA: &str = "adapters/devil-dora-r8";
+
+    fn fixture(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+    }
+
+    fn model(adapter_limits: AdapterLimits) -> Arc<Model> {
+        let options = ModelOptions { adapter_limits, ..ModelOptions::default() };
+        Model::load(&fixture("quill-4m-gptq-4bit-g128-sym"), &options, &mut |_| Ok(())).expect("the fixture loads")
+    }
+
+    /// A preparer that reports when it begins and when it is done, and waits in between.
+    struct ObservedPreparer {
+        inner: Arc<dyn AdapterPreparer>,
+        begun: Sender<()>,
+        go_on: Mutex<Receiver<()>>,
+        done: Sender<()>,
+    }
+
+    impl AdapterPreparer for ObservedPreparer {
+        fn equals_base(&self, site: SiteId, part: SitePart, values: TensorView<'_>) -> bool {
+            self.inner.equals_base(site, part, values)
+        }
+
+        fn dense_weight(&self, site: SiteId) -> Result<Vec<f32>> {
+            self.inner.dense_weight(site)
+        }
+
+        fn prepare(&self, deltas: &[SiteDelta<'_>]) -> Result<PreparedAdapter, PrepareError> {
+            self.begun.send(()).expect("the test listens");
+            self.go_on.lock().recv_timeout(PATIENCE).expect("the test lets it go on");
+            let prepared = self.inner.prepare(deltas);
+            self.done.send(()).expect("the test listens");
+            prepared
+        }
+    }
+
+    /// The test's ends of an [`ObservedPreparer`].
+    struct Observer {
+        begun: Receiver<()>,
+        go_on: Sender<()>,
+        done: Receiver<()>,
+    }
+
+    fn observed_model() -> (Arc<Model>, Observer) {
+        let mut model = model(AdapterLimits::default());
+        let (begun, begun_here) = channel();
+        let (go_on_here, go_on) = channel();
+        let (done, done_here) = channel();
+        let model_mut = Arc::get_mut(&mut model).expect("the only owner");
+        let inner = Arc::clone(&model_mut.preparer);
+        model_mut.preparer = Arc::new(ObservedPreparer { inner, begun, go_on: Mutex::new(go_on), done });
+        (model, Observer { begun: begun_here, go_on: go_on_here, done: done_here })
+    }
+
+    #[test]
+    fn an_adapter_is_prepared_while_a_step_runs() {
+        let (model, observer) = observed_model();
+        thread::scope(|scope| {
+            // A step that runs until the test lets go of the lock.
+            let step = model.core.lock();
+            let loading = scope.spawn(|| model.load_adapter("devil", &fixture(DORA)));
+            observer.begun.recv_timeout(PATIENCE).expect("loading reaches the preparer");
+            observer.go_on.send(()).expect("it waits");
+            observer.done.recv_timeout(PATIENCE).expect("preparing ends while the step runs");
+            assert!(model.memory().weights_bytes > 0 && !model.describe_device().is_empty());
+            assert!(model.adapters().list().is_empty(), "it is not installed yet");
+            drop(step);
+            let info = loading.join().expect("no panic").expect("it loads");
+            assert_eq!(model.memory().adapters_bytes, info.resident_bytes);
+        });
+    }
+
+    #[test]
+    fn steps_run_while_an_adapter_is_prepared() {
+        let (model, observer) = observed_model();
+        let engine = Engine::from_model(Arc::clone(&model), None, EngineOptions::default()).expect("an engine");
+        thread::scope(|scope| {
+            let loading = scope.spawn(|| model.load_adapter("devil", &fixture(DORA)));
+            observer.begun.recv_timeout(PATIENCE).expect("loading reaches the preparer");
+            let request = Request::new(Prompt::Tokens(vec![5, 6, 7])).max_new_tokens(4);
+            let completions = engine.generate(&[request]).expect("steps run while the preparer waits");
+            assert_eq!(completions.len(), 1);
+            assert!(observer.done.try_recv().is_err() && model.adapters().list().is_empty());
+            observer.go_on.send(()).expect("it waits");
+            loading.join().expect("no panic").expect("it loads");
+        });
+        assert_eq!(model.adapters().list().len(), 1);
+    }
+
+    #[test]
+    fn retired_slots_are_freed_when_the_budget_is_short() {
+        let model = model(AdapterLimits { max_adapters: 1, ..AdapterLimits::default() });
+        for _ in 0..3 {
+            model.load_adapter("devil", &fixture(DORA)).expect("the only slot is free or retired");
+            let full = model.load_adapter("other", &fixture(DORA)).expect_err("the only slot is taken");
+            assert_eq!(full.code(), ErrorCode::AdapterBudgetExceeded);
+            model.unload_adapter("devil").expect("loaded");
+        }
+        assert_eq!((model.memory().adapters_bytes, model.adapters().resident()), (0, 0));
+    }
+
+    #[test]
+    fn the_size_of_the_prepared_adapter_counts() {
+        let resident = model(AdapterLimits::default()).load_adapter("devil", &fixture(DORA)).expect("it loads");
+        let (file_bytes, resident_bytes) = (resident.summary.bytes, resident.resident_bytes);
+        assert!(file_bytes < resident_bytes, "norms and padding take {resident_bytes} of {file_bytes} bytes");
+        let limited = |max_bytes| model(AdapterLimits { max_bytes, ..AdapterLimits::default() });
+        for (max_bytes, fits) in [(file_bytes - 1, false), (resident_bytes - 1, false), (resident_bytes, true)] {
+            let model = limited(max_bytes);
+            let outcome = model.load_adapter("devil", &fixture(DORA));
+            assert_eq!(outcome.as_ref().err().map(Error::code), (!fits).then_some(ErrorCode::AdapterBudgetExceeded));
+            let resident = if fits { resident_bytes } else { 0 };
+            assert_eq!((model.memory().adapters_bytes, model.adapters().resident_bytes()), (resident, resident));
+        }
+    }
+}
