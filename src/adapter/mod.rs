@@ -17,6 +17,7 @@ pub mod folder;
 pub mod keys;
 mod layer_map;
 pub mod mixture;
+pub mod module_tensors;
 pub mod peft_support;
 pub mod plan;
 pub mod pool;

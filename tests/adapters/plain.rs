@@ -175,7 +175,7 @@ fn the_summary_keeps_target_modules_as_written() {
 }
 
 #[test]
-fn fields_that_change_no_result_are_ignored() {
+fn fields_without_effect_are_ignored() {
     let table = [
         ("base_model_name_or_path", json!("C:\\models\\unsloth/llama-bnb-4bit")),
         ("lora_dropout", json!(0.1)),
@@ -212,7 +212,7 @@ fn fields_that_change_no_result_are_ignored() {
 }
 
 #[test]
-fn training_state_of_variants_is_left_out() {
+fn training_state_of_variants_is_ignored() {
     let adapter = Adapter::on_q_proj()
         .ones("base_model.model.model.layers.0.self_attn.q_proj.lora_velora_embed", &[3])
         .ones("base_model.model.model.layers.0.self_attn.q_proj.lora_monteclora_sampler.std", &[3]);

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use crate::adapter::AdapterFiles;
 use crate::adapter::delta::{CheckedDelta, SiteDelta};
-use crate::adapter::keys::{self, ModuleTensors};
+use crate::adapter::module_tensors::{self, ModuleTensors};
 use crate::adapter::plan::checker::Checker;
 use crate::adapter::plan::fused_modules::ModuleDeltas;
 use crate::adapter::plan::states::CheckedAdapter;
@@ -51,7 +51,7 @@ impl AdapterFiles {
 impl<'a> Checker<'a, '_> {
     /// The deltas of everything valid in the file; the rest is reported.
     fn deltas(&mut self) -> Vec<SiteDelta<'a>> {
-        let mut contents = keys::classify(self.files.weights().names());
+        let mut contents = module_tensors::classify(self.files.weights().names());
         let is_unreadable = !contents.problems.is_empty();
         let reported = &self.config().problems;
         for problem in std::mem::take(&mut contents.problems) {

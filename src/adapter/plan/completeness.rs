@@ -4,7 +4,8 @@
 
 use crate::adapter::config::TrainedBiases;
 use crate::adapter::delta::SiteDelta;
-use crate::adapter::keys::{Contents, Part};
+use crate::adapter::keys::Part;
+use crate::adapter::module_tensors::Contents;
 use crate::adapter::plan::checker::Checker;
 use crate::error::{Error, ErrorCode};
 use crate::sites::{Site, SiteId, SiteKind};

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::adapter::AdapterFiles;
-use crate::adapter::keys::{self, Contents, ModuleTensors, Part};
+use crate::adapter::keys::Part;
 use crate::adapter::layer_map::{LayerMap, Location, MAX_LAYERS};
+use crate::adapter::module_tensors::{self, Contents, ModuleTensors};
 use crate::sites::{LayerList, Site, SiteKind, SiteTable};
 
 /// The path of the head in every supported model.
@@ -25,7 +26,7 @@ impl AdapterFiles {
     /// The sites that the tensors themselves imply, to check against where there is no model. A size that cannot be inferred
     /// is the smallest possible.
     pub fn inferred_sites(&self) -> SiteTable {
-        let contents = keys::classify(self.weights().names());
+        let contents = module_tensors::classify(self.weights().names());
         let mut sites = SiteTable::default();
         sites.is_head_tied = self.config().ensure_weight_tying || shares_rows(&contents, self);
         if let Some(end) = self.config().layer_replication.iter().map(|(_, end)| *end as usize).max() {

@@ -1,7 +1,8 @@
 //! Modules of an adapter's file, found in the model: as a site, as several sites, or as a part of one.
 
-use crate::adapter::keys::{ModuleTensors, Part};
+use crate::adapter::keys::Part;
 use crate::adapter::layer_map::Location;
+use crate::adapter::module_tensors::ModuleTensors;
 use crate::adapter::plan::checker::Checker;
 use crate::error::{Error, ErrorCode};
 use crate::sites::{AliasPart, Site, SiteId, SiteKind, SiteTable};
