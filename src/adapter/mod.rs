@@ -8,22 +8,24 @@
 //! The tensors decide what an adapter changes. Its config gives their scale and is cross-checked against them. Whatever an
 //! adapter asks for that is not supported is refused by name: an adapter is applied as a whole, or not at all.
 
+#[doc(hidden)]
 pub mod batch;
 pub mod config;
 pub mod constraints;
 pub mod delta;
-pub mod files;
-pub mod folder;
-pub mod keys;
+mod files;
+pub(crate) mod folder;
+mod keys;
 mod layer_map;
+#[doc(hidden)]
 pub mod mixture;
-pub mod module_tensors;
+mod module_tensors;
 pub mod peft_support;
 pub mod plan;
 pub mod pool;
 mod problems;
 mod svd;
-pub mod target_modules;
+mod target_modules;
 mod unsupported;
 
 pub use self::files::AdapterFiles;

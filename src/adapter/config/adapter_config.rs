@@ -15,13 +15,13 @@ pub struct AdapterConfig {
     /// `use_rslora`: alpha is divided by the root of the rank.
     pub use_rslora: bool,
     /// `rank_pattern`: ranks of single modules.
-    pub rank_pattern: PatternMap<usize>,
+    pub(in crate::adapter) rank_pattern: PatternMap<usize>,
     /// `alpha_pattern`: alphas of single modules.
-    pub alpha_pattern: PatternMap<f64>,
+    pub(in crate::adapter) alpha_pattern: PatternMap<f64>,
     /// `target_modules` as written: names, or the one string.
     pub target_modules: Vec<String>,
     /// Which modules may have factors. The tensors decide; this is a cross-check.
-    pub targeting: Targeting,
+    pub(in crate::adapter) targeting: Targeting,
     /// `use_dora`: every pair of factors has a magnitude.
     pub use_dora: bool,
     /// `lora_bias`: every B of a linear has a bias.

@@ -8,7 +8,7 @@
 //!   ^-- dropped before install --'  '-- dropped after install -------------------------------^
 //! ```
 //!
-//! The backend still holds the bytes of a retired slot, so they count until [`AdapterPool::reap`] has dropped them.
+//! The backend still holds the bytes of a retired slot, so they count until they have been dropped (reaped).
 
 mod lease;
 mod reservation;
@@ -20,7 +20,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 pub use self::lease::AdapterLease;
-pub use self::reservation::Reservation;
+pub(crate) use self::reservation::Reservation;
 use self::state::Shared;
 pub use self::state::{AdapterInfo, AdapterLimits};
 use crate::adapter::batch::SlotId;
@@ -30,7 +30,8 @@ use crate::error::{Error, ErrorCode, Result};
 /// Longest name of an adapter, in characters.
 const MAX_NAME_CHARS: usize = 256;
 
-/// Names, versions and slots of a model's adapters. Thread-safe; every call locks briefly.
+/// Names, versions and slots of a model's adapters, which [`Model::load_adapter`](crate::Model::load_adapter) fills.
+/// Thread-safe; every call locks briefly.
 pub struct AdapterPool {
     shared: Arc<Shared>,
 }
@@ -45,7 +46,7 @@ impl AdapterPool {
     ///
     /// # Errors
     /// `adapter_budget_exceeded`.
-    pub fn reserve(&self, bytes: usize) -> Result<Reservation> {
+    pub(crate) fn reserve(&self, bytes: usize) -> Result<Reservation> {
         Reservation::new(&self.shared, bytes)
     }
 
@@ -53,7 +54,12 @@ impl AdapterPool {
     ///
     /// # Errors
     /// `adapter_name_invalid`; `adapter_model_mismatch` if the reservation is from another pool.
-    pub fn publish(&self, name: &str, mut reservation: Reservation, summary: AdapterSummary) -> Result<AdapterInfo> {
+    pub(crate) fn publish(
+        &self,
+        name: &str,
+        mut reservation: Reservation,
+        summary: AdapterSummary,
+    ) -> Result<AdapterInfo> {
         Self::check_name(name)?;
         if !reservation.is_of(&self.shared) {
             return Err(Error::new(ErrorCode::AdapterModelMismatch, "the reservation is from another pool"));
@@ -72,7 +78,7 @@ impl AdapterPool {
     ///
     /// # Panics
     /// If the reservation is from another pool.
-    pub fn insert_anonymous(&self, mut reservation: Reservation, summary: AdapterSummary) -> AdapterLease {
+    pub(crate) fn insert_anonymous(&self, mut reservation: Reservation, summary: AdapterSummary) -> AdapterLease {
         assert!(reservation.is_of(&self.shared), "the reservation is from another pool");
         let mut state = self.shared.state.lock();
         reservation.mark_published();
@@ -84,7 +90,7 @@ impl AdapterPool {
     ///
     /// # Errors
     /// `adapter_not_found`.
-    pub fn unload(&self, name: &str) -> Result<()> {
+    pub(crate) fn unload(&self, name: &str) -> Result<()> {
         let mut state = self.shared.state.lock();
         let slot = state.names.remove(name).ok_or_else(|| state.not_found(name))?;
         state.unname(slot);
@@ -127,7 +133,7 @@ impl AdapterPool {
 
     /// Calls `drop_slot` for each slot whose adapter version has neither a name nor a lease left, then frees the slot. The
     /// pool is not locked during the call. Threads that reap at the same time share the slots among them.
-    pub fn reap(&self, mut drop_slot: impl FnMut(SlotId)) {
+    pub(crate) fn reap(&self, mut drop_slot: impl FnMut(SlotId)) {
         loop {
             let Some(slot) = self.shared.state.lock().retired.pop() else { return };
             drop_slot(slot);

@@ -8,8 +8,8 @@ use crate::adapter::pool::state::{Shared, State};
 use crate::error::{Error, ErrorCode, Result};
 
 /// A slot and budget, held while an adapter is prepared and installed. If it is dropped before the adapter is published, both
-/// are returned: at once, or by way of [`reap`](super::AdapterPool::reap) if something was installed.
-pub struct Reservation {
+/// are returned: at once, or by way of `AdapterPool::reap` if something was installed.
+pub(crate) struct Reservation {
     shared: Arc<Shared>,
     slot: SlotId,
     bytes: usize,
