@@ -1,37 +1,34 @@
-//! The smallest singular values of a weight: what KaSA does without.
+//! The smallest singular values of a weight, which KaSA removes.
 //!
-//! With W = U S V^T, the weight without its r smallest values is `W - (U_r S_r) V_r^T`, r columns and rows of each: a product
-//! of two thin matrices, which costs a row as much as any adapter of rank r. Finding them takes the whole decomposition.
+//! With W = U S V^T, the weight without its r smallest values is `W - (U_r S_r) V_r^T`, where U_r and V_r are the last r
+//! columns. That is a low-rank delta, as cheap to apply as any adapter of rank r, but finding it takes a full decomposition.
 
 use nalgebra::{DMatrix, SVD};
 
-use crate::adapter::delta::LowRank;
+use crate::adapter::delta::{LowRank, Truncation};
 use crate::error::{Error, ErrorCode, Result};
 use crate::tensor::Tensor;
 
-/// Steps after which a decomposition that should take a few for each value is given up.
-const MAX_STEPS_OF_VALUE: usize = 1000;
+/// Iterations per singular value after which a decomposition is given up; a few are usual.
+const MAX_ITERATIONS_PER_VALUE: usize = 1000;
 
-/// What takes the `count` smallest singular values out of a weight `[outputs, inputs]`, row-major: A is `V_r^T`, B `U_r S_r`,
-/// and the scale -1. The weight is decomposed in f64; it has at least so many values.
+/// The delta that removes the smallest singular values of a row-major weight: A is `V_r^T`, B is `U_r S_r`, the scale is -1.
+/// The weight is decomposed in f64.
 ///
 /// # Errors
 /// `internal` if the decomposition does not converge.
-pub(super) fn without_smallest(
-    weight: &[f32],
-    outputs: usize,
-    inputs: usize,
-    count: usize,
-) -> Result<LowRank<'static>> {
+pub(super) fn remove_smallest_singular_values(weight: &[f32], truncation: Truncation) -> Result<LowRank<'static>> {
+    let Truncation { values: count, outputs, inputs } = truncation;
     let matrix = DMatrix::from_row_iterator(outputs, inputs, weight.iter().map(|&value| f64::from(value)));
     let values = outputs.min(inputs);
-    let failed = || Error::new(ErrorCode::Internal, "the singular values of a weight were not found");
-    let svd = SVD::try_new(matrix, true, true, 5.0 * f64::EPSILON, MAX_STEPS_OF_VALUE * values).ok_or_else(failed)?;
+    let failed = || Error::new(ErrorCode::Internal, "the singular value decomposition of a weight did not converge");
+    let svd =
+        SVD::try_new(matrix, true, true, 5.0 * f64::EPSILON, MAX_ITERATIONS_PER_VALUE * values).ok_or_else(failed)?;
     let (Some(u), Some(v_t)) = (svd.u, svd.v_t) else { return Err(failed()) };
-    // They stand in descending order.
-    let kept = values.saturating_sub(count)..values;
-    let left = (0..outputs).flat_map(|output| kept.clone().map(move |i| (output, i)));
-    let right = kept.clone().flat_map(|i| (0..inputs).map(move |input| (i, input)));
+    // They are in descending order.
+    let smallest = values.saturating_sub(count)..values;
+    let left = (0..outputs).flat_map(|output| smallest.clone().map(move |i| (output, i)));
+    let right = smallest.clone().flat_map(|i| (0..inputs).map(move |input| (i, input)));
     let left: Vec<f32> = left.map(|(output, i)| (u[(output, i)] * svd.singular_values[i]) as f32).collect();
     let right: Vec<f32> = right.map(|(i, input)| v_t[(i, input)] as f32).collect();
     Ok(LowRank::new(Tensor::from_f32(&[count, inputs], &right), Tensor::from_f32(&[outputs, count], &left), -1.0))
@@ -41,16 +38,17 @@ pub(super) fn without_smallest(
 mod tests {
     use super::*;
 
-    /// What one value of rank one is, `[outputs, inputs]`, times the scale.
+    /// The delta that removes one value, as a matrix `[outputs, inputs]`.
     fn removed(weight: &[f32], outputs: usize, inputs: usize) -> Vec<f32> {
-        let low = without_smallest(weight, outputs, inputs, 1).expect("it converges");
+        let low =
+            remove_smallest_singular_values(weight, Truncation { values: 1, outputs, inputs }).expect("it converges");
         assert_eq!((low.a.shape(), low.b.shape()), (&[1, inputs][..], &[outputs, 1][..]));
         let (a, b) = (low.a.view().to_f32(), low.b.view().to_f32());
         b.iter().flat_map(|b| a.iter().map(move |a| low.scale * b * a)).collect()
     }
 
     #[test]
-    fn what_is_left_of_a_weight_has_none_of_its_smallest_values() {
+    fn the_smallest_singular_value_is_removed() {
         // [2 1; 1 2] has the singular values 3 and 1, the smaller along (1, -1) / sqrt 2.
         let removed = removed(&[2.0, 1.0, 1.0, 2.0], 2, 2);
         for (found, expected) in removed.iter().zip([-0.5, 0.5, 0.5, -0.5]) {
@@ -59,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wide_and_a_tall_weight_are_decomposed_alike() {
+    fn wide_and_tall_weights_are_decomposed_alike() {
         let wide = removed(&[4.0, 0.0, 0.0, 0.0, 0.5, 0.0], 2, 3);
         let tall = removed(&[4.0, 0.0, 0.0, 0.5, 0.0, 0.0], 3, 2);
         for (removed, at) in [(wide, 4), (tall, 3)] {

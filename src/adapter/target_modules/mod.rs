@@ -1,8 +1,8 @@
-//! Which modules a config means: `rank_pattern`, `alpha_pattern`, `target_modules` and its filters, matched as PEFT does.
+//! Which modules a config selects: `target_modules` with its filters, `rank_pattern`, `alpha_pattern`, matched as PEFT does.
 //!
-//! Their strings are Python regular expressions out of an untrusted file. They may need look-ahead, which has no
-//! linear-time engine; so their length, number, size and backtracking are capped, and whatever exceeds a cap is an
-//! error, never a "no". Source of the rules: PEFT 0.21.2, `get_pattern_key` and `check_target_module_exists`.
+//! The strings are Python regular expressions from an untrusted file. They may need look-ahead, for which there is no
+//! linear-time engine. So their length, number, size and backtracking are capped, and exceeding a cap is an error, never
+//! "no match". Source of the rules: PEFT 0.21.2, `get_pattern_key` and `check_target_module_exists`.
 
 use fancy_regex::{Regex, RegexBuilder};
 
@@ -11,19 +11,19 @@ use crate::error::{Error, ErrorCode, Result};
 /// Longest pattern, in bytes. The longest seen in the wild, written for vision models, have about 700.
 const MAX_PATTERN_BYTES: usize = 4096;
 
-/// Most entries of one pattern map that are plain module names: one a module, for a large model.
+/// Most entries of one pattern map that are plain module names: one per module of a large model.
 const MAX_PATTERNS: usize = 16_384;
 
 /// Most entries of one pattern map that need a regular expression.
 const MAX_REGEXES: usize = 64;
 
-/// Steps back that one match may take.
+/// Backtracking steps that one match may take.
 const BACKTRACK_LIMIT: usize = 20_000;
 
-/// Bytes of one compiled pattern.
+/// Largest size of a compiled pattern, in bytes.
 const COMPILED_BYTES: usize = 512 << 10;
 
-/// A regular expression of a config, and the field it stands in.
+/// A regular expression of a config, with the field it comes from.
 #[derive(Clone, Debug)]
 struct FieldRegex {
     regex: Regex,
@@ -32,14 +32,14 @@ struct FieldRegex {
 }
 
 impl FieldRegex {
-    /// Compiles `around(source)`; `source` is what messages show.
+    /// Compiles `around(source)`; messages show `source`.
     fn new(field: &'static str, source: &str, around: impl Fn(&str) -> String) -> Result<Self> {
         if source.len() > MAX_PATTERN_BYTES {
             return Err(invalid(field, source, "is too long")
                 .with_expected(format!("at most {MAX_PATTERN_BYTES} bytes"))
                 .with_found(format!("{} bytes", source.len())));
         }
-        // On its own first: a pattern with unbalanced brackets must not become valid by what stands around it.
+        // Alone first: a pattern with unbalanced brackets must not become valid by what surrounds it.
         let built = RegexBuilder::new(source).delegate_size_limit(COMPILED_BYTES).build().and_then(|_| {
             RegexBuilder::new(&around(source))
                 .backtrack_limit(BACKTRACK_LIMIT)
@@ -66,39 +66,39 @@ fn invalid(field: &str, source: &str, what: &str) -> Error {
         .with_found(format!("'{shown}'"))
 }
 
-/// A key of `rank_pattern` or `alpha_pattern`: it covers a module if it matches a whole dotted tail of its path.
+/// A key of `rank_pattern` or `alpha_pattern`. It covers a module if it matches a suffix of its path that begins at a dot.
 #[derive(Clone, Debug)]
-enum TailPattern {
-    /// Letters, digits, `_`, `-` and dots; a dot still stands for any character.
+enum SuffixPattern {
+    /// Letters, digits, `_`, `-` and dots; a dot still matches any character.
     Plain(String),
     Regex(FieldRegex),
 }
 
-impl TailPattern {
+impl SuffixPattern {
     fn new(field: &'static str, source: &str) -> Result<Self> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
         if source.len() <= MAX_PATTERN_BYTES && source.chars().all(plain) {
-            return Ok(TailPattern::Plain(source.to_owned()));
+            return Ok(SuffixPattern::Plain(source.to_owned()));
         }
-        FieldRegex::new(field, source, |source| format!(r"\A(?:(.*\.)?({source})$)")).map(TailPattern::Regex)
+        FieldRegex::new(field, source, |source| format!(r"\A(?:(.*\.)?({source})$)")).map(SuffixPattern::Regex)
     }
 
     fn covers(&self, module: &str) -> Result<bool> {
         match self {
-            TailPattern::Regex(regex) => regex.is_match(module),
-            TailPattern::Plain(pattern) => {
+            SuffixPattern::Regex(regex) => regex.is_match(module),
+            SuffixPattern::Plain(pattern) => {
                 let mut rest = module.chars().rev();
-                let tail = pattern.chars().rev().all(|p| rest.next().is_some_and(|c| p == '.' || p == c));
-                Ok(tail && matches!(rest.next(), None | Some('.')))
+                let is_suffix = pattern.chars().rev().all(|p| rest.next().is_some_and(|c| p == '.' || p == c));
+                Ok(is_suffix && matches!(rest.next(), None | Some('.')))
             }
         }
     }
 }
 
-/// `rank_pattern` or `alpha_pattern`: values by pattern, the first that covers a module wins, in the order of the file.
+/// `rank_pattern` or `alpha_pattern`: values by pattern. The first pattern that covers a module wins, in the order of the file.
 #[derive(Clone, Debug)]
 pub struct PatternMap<T> {
-    entries: Vec<(TailPattern, T)>,
+    entries: Vec<(SuffixPattern, T)>,
 }
 
 impl<T> Default for PatternMap<T> {
@@ -116,8 +116,8 @@ impl<T: Copy> PatternMap<T> {
         let mut map = Self::default();
         let mut regexes = 0;
         for (source, value) in entries {
-            let pattern = TailPattern::new(field, source)?;
-            regexes += usize::from(matches!(pattern, TailPattern::Regex(_)));
+            let pattern = SuffixPattern::new(field, source)?;
+            regexes += usize::from(matches!(pattern, SuffixPattern::Regex(_)));
             map.entries.push((pattern, value));
             if map.entries.len() > MAX_PATTERNS || regexes > MAX_REGEXES {
                 return Err(Error::new(ErrorCode::AdapterPatternInvalid, format!("{field} has too many patterns"))
@@ -132,7 +132,7 @@ impl<T: Copy> PatternMap<T> {
     /// The value of the first pattern that covers the module.
     ///
     /// # Errors
-    /// `adapter_pattern_invalid` if a match was given up.
+    /// `adapter_pattern_invalid` if matching exceeds its limit.
     pub fn get(&self, module: &str) -> Result<Option<T>> {
         for (pattern, value) in &self.entries {
             if pattern.covers(module)? {
@@ -146,11 +146,11 @@ impl<T: Copy> PatternMap<T> {
 /// `target_modules` or `exclude_modules`.
 #[derive(Clone, Debug)]
 pub enum Selector {
-    /// Paths or dotted tails of paths.
+    /// Paths, or suffixes of paths that begin at a dot.
     Names(Vec<String>),
     /// One regular expression over whole paths.
     Pattern(Box<SelectorPattern>),
-    /// `"all-linear"`: every linear but the output head. Which ones that were, only the tensors tell.
+    /// `"all-linear"`: every linear except the output head. Which ones those were is known from the tensors only.
     AllLinear,
 }
 
@@ -174,22 +174,22 @@ impl Selector {
     /// Whether it selects a module.
     ///
     /// # Errors
-    /// `adapter_pattern_invalid` if a match was given up.
+    /// `adapter_pattern_invalid` if matching exceeds its limit.
     pub fn selects(&self, module: &str) -> Result<bool> {
         match self {
-            Selector::Names(names) => Ok(names.iter().any(|name| is_tail(name, module))),
+            Selector::Names(names) => Ok(names.iter().any(|name| is_suffix(name, module))),
             Selector::Pattern(pattern) => pattern.0.is_match(module),
             Selector::AllLinear => Ok(true),
         }
     }
 }
 
-/// Whether `name` is the path itself or a dotted tail of it.
-fn is_tail(name: &str, module: &str) -> bool {
+/// Whether `name` is the path itself or a suffix of it that begins at a dot.
+fn is_suffix(name: &str, module: &str) -> bool {
     module.strip_suffix(name).is_some_and(|head| head.is_empty() || head.ends_with('.'))
 }
 
-/// Whether `name` is a dotted part of the path: the module itself, or one that it lies in.
+/// Whether `name` is the module itself or one that contains it, at any position of the path.
 fn is_within(name: &str, module: &str) -> bool {
     module.match_indices(name).any(|(at, _)| {
         let (before, after) = (&module[..at], &module[at + name.len()..]);
@@ -197,16 +197,16 @@ fn is_within(name: &str, module: &str) -> bool {
     })
 }
 
-/// `layers_to_transform` and `layers_pattern`: the layers that list targets are narrowed to.
+/// `layers_to_transform` and `layers_pattern`: the layers to which a list of targets is limited.
 #[derive(Clone, Debug)]
 pub struct LayerFilter {
     layers: Vec<u64>,
-    /// Each finds the layer's index; the first that matches decides.
+    /// Each captures the layer's index; the first that matches decides.
     indices: Vec<FieldRegex>,
 }
 
 impl LayerFilter {
-    /// A filter to `layers`, whose numbers follow one of the `names` (regular expressions), or any name if there are none.
+    /// A filter for `layers`. Their numbers follow one of the `names` (regular expressions), or any name if there are none.
     ///
     /// # Errors
     /// `adapter_pattern_invalid`.
@@ -225,12 +225,12 @@ impl LayerFilter {
         Ok(Self { layers, indices })
     }
 
-    /// Whether the module lies in one of the layers.
+    /// Whether the module is in one of the layers.
     fn selects(&self, module: &str) -> Result<bool> {
         for index in &self.indices {
             let found = index.regex.captures(module).map_err(|error| index.exhausted(module, &error))?;
             if let Some(found) = found {
-                // With an alternation in the name a match need not hold a number.
+                // With an alternation in the name a match may lack the number.
                 let layer = found.name("layer").and_then(|layer| layer.as_str().parse().ok());
                 return Ok(layer.is_some_and(|layer: u64| self.layers.contains(&layer)));
             }
@@ -239,7 +239,7 @@ impl LayerFilter {
     }
 }
 
-/// Everything by which a config tells the modules it adapts.
+/// Everything by which a config selects the modules it adapts.
 #[derive(Clone, Debug, Default)]
 pub struct Targeting {
     /// `target_modules`; `None` is PEFT's default for the architecture.
@@ -253,15 +253,15 @@ pub struct Targeting {
 }
 
 impl Targeting {
-    /// Whether every linear but the output head is targeted, and nothing else.
+    /// Whether exactly the linears except the output head are targeted.
     pub fn is_all_linear(&self) -> bool {
         matches!(self.targets, Some(Selector::AllLinear))
     }
 
-    /// The field that positively excludes a module; `None` if the config has nothing against it.
+    /// The field that excludes a module; `None` if none does.
     ///
     /// # Errors
-    /// `adapter_pattern_invalid` if a match was given up.
+    /// `adapter_pattern_invalid` if matching exceeds its limit.
     pub fn excluded_by(&self, module: &str) -> Result<Option<&'static str>> {
         if let Some(exclude) = &self.exclude
             && exclude.selects(module)?
@@ -275,7 +275,7 @@ impl Targeting {
         if !targets.selects(module)? {
             return Ok(Some("target_modules"));
         }
-        // A path named in full is taken whatever its layer, and a regular expression has no layer filter.
+        // The layer filter applies neither to a module named by its full path nor to regular expressions.
         if let (Selector::Names(names), Some(layers)) = (targets, &self.layers)
             && !names.iter().any(|name| name == module)
             && !layers.selects(module)?

@@ -1,21 +1,21 @@
-//! PEFT's features and what becomes of each: the table that users read, and the refusals of what is not served.
+//! The table of PEFT features: supported, refused, or without effect. It is documentation as data.
 //!
-//! What a field of adapter_config.json means stands in one row of `config`, which also decides it; the rows here are what
-//! is no field: other types, formats, spellings, combinations. [`table`] is both.
+//! The rows of fields come from the table in [`config`](super::config), which also decides what happens to them. The rows
+//! here cover everything else: other adapter types, formats, spellings, combinations.
 
 use std::fmt;
 
-use crate::adapter::config;
-use crate::error::{Error, ErrorCode};
+use crate::adapter::config::fields::{FIELDS, Rule};
+use crate::error::ErrorCode;
 
-/// What becomes of a feature.
+/// What happens to a feature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is served as PEFT computes it.
+    /// It is supported, with PEFT's results.
     Yes,
     /// An adapter that needs it is refused under this code.
     Refused(ErrorCode),
-    /// It can't change a result.
+    /// It cannot change a result.
     NoEffect,
 }
 
@@ -34,9 +34,9 @@ impl fmt::Display for Verdict {
 pub struct FeatureRow {
     /// Its name: a field of adapter_config.json, or what users call it.
     pub feature: &'static str,
-    /// What becomes of it.
+    /// What happens to it.
     pub verdict: Verdict,
-    /// What it means, in a line.
+    /// A note in one line.
     pub note: &'static str,
 }
 
@@ -44,7 +44,7 @@ const fn row(feature: &'static str, verdict: Verdict, note: &'static str) -> Fea
     FeatureRow { feature, verdict, note }
 }
 
-/// What is no field of a config, or only some values of one.
+/// Features that are not fields of a config, or only some values of one.
 const OTHERS: &[FeatureRow] = &[
     row(
         "`init_lora_weights`: pissa, olora, corda, loftq, lora_ga",
@@ -67,16 +67,16 @@ const OTHERS: &[FeatureRow] = &[
         "true, or a list or object that is not empty: it may change the result",
     ),
     row("LoRA on embeddings (`lora_embedding_A`, `lora_embedding_B`)", Verdict::Yes, "with DoRA too"),
-    row("LoRA on `lm_head`", Verdict::Yes, "on a tied head too; then the embedding keeps its weight"),
+    row("LoRA on `lm_head`", Verdict::Yes, "on a tied head too; the embedding then keeps its weight"),
     row(
         "a resized vocabulary (`save_embedding_layers`)",
         Verdict::Yes,
-        "weights with more rows than the base's stand in its place; a copy of the base's own is dropped",
+        "weights with more rows replace the base's; copies of the base's weights are dropped",
     ),
     row(
         "fewer embedding or head rows than the base has",
         Verdict::Refused(ErrorCode::AdapterShapeMismatch),
-        "the base's vocabulary is padded, or the adapter's was cut",
+        "the base's vocabulary is padded, or the adapter's was truncated",
     ),
     row(
         "fused projections (`qkv_proj`, `gate_up_proj`)",
@@ -104,22 +104,22 @@ const OTHERS: &[FeatureRow] = &[
     row(
         "`adapter_model.bin`, shards, mlx-lm, diffusers, kohya",
         Verdict::Refused(ErrorCode::AdapterFormatUnsupported),
-        "a pickle is never opened; the message tells how to convert",
+        "a pickle is never opened; the message says how to convert",
     ),
     row(
-        "names without `base_model.model.`, of torch.compile, DDP, FSDP, or with an adapter's name",
+        "names without `base_model.model.`, from torch.compile, DDP or FSDP, or with an adapter's name",
         Verdict::Yes,
         "one spelling over the whole file",
     ),
     row(
         "a mixture of adapters, each with a weight",
         Verdict::Yes,
-        "as `set_adapter([...])` and `set_scale`; their order matters with DoRA",
+        "like `set_adapter([...])` and `set_scale`; with DoRA the order matters",
     ),
     row(
         "a weight other than 1 on an adapter that replaces weights, biases or rows",
         Verdict::Refused(ErrorCode::AdapterWeightInvalid),
-        "PEFT has no meaning for it",
+        "PEFT does not define it",
     ),
     row(
         "two adapters of a mixture that replace or truncate the same part",
@@ -128,43 +128,15 @@ const OTHERS: &[FeatureRow] = &[
     ),
 ];
 
-/// Every feature and what becomes of it: the fields of adapter_config.json, then the rest.
+/// Every feature and what happens to it: the fields of adapter_config.json, then the rest.
 pub fn table() -> Vec<FeatureRow> {
-    config::rows().chain(OTHERS.iter().copied()).collect()
-}
-
-/// A feature that is not served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Feature {
-    /// Factors on parameters that are no linears, such as stacked experts.
-    TargetParameters,
-    /// A router over other adapters.
-    Arrow,
-    /// A head of another task than text generation.
-    TaskHead,
-    /// An initialization that is not known, and may have changed the base.
-    Initialization,
-}
-
-impl fmt::Display for Feature {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Feature::TargetParameters => "LoRA on parameters (target_parameters)",
-            Feature::Arrow => "Arrow routing (arrow_config)",
-            Feature::TaskHead => "another task than text generation (task_type)",
-            Feature::Initialization => "an unknown initialization (init_lora_weights)",
-        })
-    }
-}
-
-impl Feature {
-    /// The refusal of an adapter that needs it.
-    pub(super) fn refusal(self) -> Error {
-        unsupported(format!("the adapter needs {self}; it is not served"))
-    }
-}
-
-/// A refusal of something that is understood and not served.
-pub(super) fn unsupported(what: impl Into<String>) -> Error {
-    Error::new(ErrorCode::AdapterFeatureUnsupported, what)
+    let field_row = |&(feature, rule, note): &(&'static str, Rule, &'static str)| {
+        let verdict = match rule {
+            Rule::Read(_) | Rule::Checked => Verdict::Yes,
+            Rule::NoEffect | Rule::Noted => Verdict::NoEffect,
+            Rule::Refused(feature, _) => Verdict::Refused(feature.refusal().code()),
+        };
+        row(feature, verdict, note)
+    };
+    FIELDS.iter().map(field_row).chain(OTHERS.iter().copied()).collect()
 }

@@ -1,4 +1,5 @@
-//! The stored tensors of an adapter, each looked at before it is used: there, of a float type, of the right shape, finite.
+//! A stored tensor of an adapter that was checked: present, of a float type, of the right number of dimensions; its shape and
+//! values can be checked further.
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result};
@@ -6,26 +7,26 @@ use crate::tensor::{Tensor, TensorView, shape_text};
 
 /// A tensor with its name in the file.
 #[derive(Clone, Copy)]
-pub(super) struct Stored<'a> {
+pub(super) struct CheckedTensor<'a> {
     pub name: &'a str,
     pub view: TensorView<'a>,
 }
 
-impl<'a> Stored<'a> {
+impl<'a> CheckedTensor<'a> {
     /// The tensor of that name, of a float type and with that many dimensions.
     pub fn open(weights: &'a Checkpoint, name: &'a str, dimensions: usize) -> Result<Self> {
-        let unread = |found: &str| {
-            Error::new(ErrorCode::AdapterDtypeUnsupported, "a tensor has a data type that is not read here")
+        let unsupported = |found: &str| {
+            Error::new(ErrorCode::AdapterDtypeUnsupported, "the data type of a tensor is not supported")
                 .with_tensor(name)
                 .with_expected("float16, bfloat16 or float32")
                 .with_found(found)
         };
         let view = weights.tensor(name).map_err(|error| match error.code() {
-            ErrorCode::CheckpointDtypeUnsupported => unread(error.found().unwrap_or("another type")),
+            ErrorCode::CheckpointDtypeUnsupported => unsupported(error.found().unwrap_or("another type")),
             _ => error,
         })?;
         if !view.dtype().is_float() {
-            return Err(unread(&view.dtype().to_string()));
+            return Err(unsupported(&view.dtype().to_string()));
         }
         if view.shape().len() == dimensions && !view.is_empty() {
             return Ok(Self { name, view });
@@ -52,7 +53,7 @@ impl<'a> Stored<'a> {
         self.view.into()
     }
 
-    /// That it is of this shape; `what` is the clause that says what does not fit.
+    /// That it has this shape; `what` is the message if it does not.
     pub fn has_shape(&self, expected: &[usize], what: &str) -> Result<()> {
         match self.shape() == expected {
             true => Ok(()),
@@ -63,7 +64,10 @@ impl<'a> Stored<'a> {
         }
     }
 
-    /// Whether any value is not zero; an error if one is not finite.
+    /// Whether any value is not zero.
+    ///
+    /// # Errors
+    /// `adapter_not_finite`, with the number of such values.
     pub fn is_nonzero(&self) -> Result<bool> {
         is_nonzero(&self.view).map_err(|error| error.with_tensor(self.name))
     }

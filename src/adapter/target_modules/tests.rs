@@ -1,4 +1,4 @@
-//! The matcher against answers computed by running PEFT, and its caps.
+//! The matcher against answers computed by running PEFT, and its limits.
 
 use std::path::Path;
 
@@ -11,15 +11,15 @@ use crate::adapter::config::AdapterConfig;
 /// Stands for `@` in the tables.
 const Q_PROJ: &str = "model.layers.3.self_attn.q_proj";
 
-/// One JSON array a line.
+/// One JSON array per line.
 fn rows(table: &str) -> Vec<Value> {
     let parse = |line: &str| serde_json::from_str(&line.trim().replace('@', Q_PROJ)).expect(line);
     table.lines().filter(|line| !line.trim().is_empty()).map(parse).collect()
 }
 
 /// Is the module adapted? Answers of PEFT 0.21.2's `check_target_module_exists`, with layer indices and excludes:
-/// adapted, module, target_modules, layers_to_transform, layers_pattern, exclude_modules. The 46 situations that PEFT's own
-/// test of the function pins stand among them.
+/// adapted, module, target_modules, layers_to_transform, layers_pattern, exclude_modules. The 46 cases of PEFT's own
+/// test of the function are among them.
 const TARGETS: &str = r#"
     [false, "", [], null, null, null]
     [false, "", ["q_proj"], null, null, null]
@@ -145,7 +145,7 @@ fn modules_are_selected_as_peft_selects_them() {
 }
 
 #[test]
-fn a_module_at_or_below_a_saved_one_is_never_targeted() {
+fn a_saved_module_and_everything_inside_is_never_targeted() {
     let saved = |name: &str| Targeting { saved: vec![name.to_owned()], ..Targeting::default() };
     for (name, module, expected) in [
         ("q_proj", Q_PROJ, true),
@@ -163,13 +163,13 @@ fn a_module_at_or_below_a_saved_one_is_never_targeted() {
 }
 
 #[test]
-fn without_target_modules_nothing_is_positively_excluded() {
+fn without_target_modules_nothing_is_excluded() {
     assert_eq!(Targeting::default().excluded_by(Q_PROJ).expect("no pattern"), None);
     let all = Targeting { targets: Some(Selector::AllLinear), ..Targeting::default() };
     assert_eq!(all.excluded_by("lm_head").expect("no pattern"), None);
 }
 
-/// Which key counts? Answers of PEFT 0.21.2's `get_pattern_key`: module, keys in the order of the file, index.
+/// Which key applies? Answers of PEFT 0.21.2's `get_pattern_key`: module, keys in the order of the file, index.
 const KEYS: &str = r#"
     ["@", ["q_proj"], 0]
     ["@", ["proj"], null]
@@ -203,7 +203,7 @@ const KEYS: &str = r#"
 "#;
 
 #[test]
-fn the_first_key_in_file_order_that_covers_a_whole_tail_counts() {
+fn the_first_key_in_file_order_that_matches_a_suffix_applies() {
     for row in rows(KEYS) {
         let keys = row[1].as_array().expect("keys").iter().map(|key| key.as_str().expect("text"));
         let map = PatternMap::new("rank_pattern", keys.zip(0usize..)).expect("valid");
@@ -213,14 +213,14 @@ fn the_first_key_in_file_order_that_covers_a_whole_tail_counts() {
 }
 
 proptest! {
-    /// The oracle is the regular expression as PEFT writes it.
+    /// The oracle is the regular expression that PEFT builds.
     #[test]
-    fn a_plain_key_means_what_the_same_regular_expression_means(key in "[a-c._1-]{0,5}", module in "[a-c._1-]{0,8}") {
-        let TailPattern::Plain(_) = TailPattern::new("rank_pattern", &key).expect("valid") else {
+    fn a_plain_key_matches_as_the_same_regular_expression(key in "[a-c._1-]{0,5}", module in "[a-c._1-]{0,8}") {
+        let SuffixPattern::Plain(_) = SuffixPattern::new("rank_pattern", &key).expect("valid") else {
             panic!("{key} is plain");
         };
         let oracle = regex::Regex::new(&format!(r"^(?:(.*\.)?({key})$)")).expect("valid");
-        let plain = TailPattern::new("rank_pattern", &key).expect("valid").covers(&module).expect("plain");
+        let plain = SuffixPattern::new("rank_pattern", &key).expect("valid").covers(&module).expect("plain");
         prop_assert_eq!(plain, oracle.is_match(&module));
     }
 }
@@ -231,7 +231,7 @@ fn refused(pattern: &str) -> Error {
 }
 
 #[test]
-fn a_pattern_that_is_invalid_or_too_dear_is_an_error_not_a_no() {
+fn an_invalid_or_too_expensive_pattern_is_an_error() {
     let long = format!("{}\\d", "a".repeat(MAX_PATTERN_BYTES));
     let nested = format!("{}a{}", "(".repeat(500), ")".repeat(500));
     for pattern in

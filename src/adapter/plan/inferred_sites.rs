@@ -1,59 +1,64 @@
-//! The sites that an adapter's own tensors ask for: what it can be checked against where no base is named.
+//! Sites inferred from an adapter's own tensors, to check it against where no base is given.
 
 use std::collections::BTreeMap;
 
 use crate::adapter::AdapterFiles;
-use crate::adapter::keys::{self, Contents, ModuleTensors, Part};
-use crate::adapter::plan::stack::{MAX_LAYERS, Place, Stack};
+use crate::adapter::keys::Part;
+use crate::adapter::layer_map::{LayerMap, Location, MAX_LAYERS};
+use crate::adapter::module_tensors::{self, Contents, ModuleTensors};
 use crate::sites::{LayerList, Site, SiteKind, SiteTable};
 
-/// What every model served here calls its head.
+/// The path of the head in every supported model.
 const HEAD: &str = "lm_head";
 
-/// What the tensors tell of a module.
+/// What the tensors say about a module.
 #[derive(Default)]
-struct Implied {
+struct InferredModule {
     is_embedding: bool,
     is_norm: bool,
     has_bias: bool,
-    /// Sizes that no tensor tells stay 0.
+    /// Sizes that cannot be inferred stay 0.
     in_features: usize,
     out_features: usize,
 }
 
-/// The sites of an adapter's tensors; a size that no tensor tells is the smallest there is.
-pub(in crate::adapter) fn sites(files: &AdapterFiles) -> SiteTable {
-    let contents = keys::classify(files.weights.names());
-    let mut sites = SiteTable::default();
-    sites.is_head_tied = files.config.ensure_weight_tying || shares_rows(&contents, files);
-    if let Some(end) = files.config.layer_replication.iter().map(|(_, end)| *end as usize).max() {
-        let prefix = contents.modules.keys().find_map(|path| Some(&path[..path.find(".layers.")? + ".layers".len()]));
-        let prefix = prefix.unwrap_or("model.layers").to_owned();
-        sites.layers = LayerList { prefix, count: end.min(MAX_LAYERS) };
-    }
-    let (stack, _) = Stack::of(&files.config, &sites);
-    let mut modules: BTreeMap<String, Implied> = BTreeMap::new();
-    for (path, tensors) in &contents.modules {
-        if let Place::At(base, _) = stack.locate(path) {
-            modules.entry(base.into_owned()).or_default().read(path, tensors, files);
+impl AdapterFiles {
+    /// The sites that the tensors themselves imply, to check against where there is no model. A size that cannot be inferred
+    /// is the smallest possible.
+    pub fn inferred_sites(&self) -> SiteTable {
+        let contents = module_tensors::classify(self.weights().names());
+        let mut sites = SiteTable::default();
+        sites.is_head_tied = self.config().ensure_weight_tying || shares_rows(&contents, self);
+        if let Some(end) = self.config().layer_replication.iter().map(|(_, end)| *end as usize).max() {
+            let prefix =
+                contents.modules.keys().find_map(|path| Some(&path[..path.find(".layers.")? + ".layers".len()]));
+            let prefix = prefix.unwrap_or("model.layers").to_owned();
+            sites.layers = LayerList { prefix, count: end.min(MAX_LAYERS) };
         }
+        let (layer_map, _) = LayerMap::of(self.config(), &sites);
+        let mut modules: BTreeMap<String, InferredModule> = BTreeMap::new();
+        for (path, tensors) in &contents.modules {
+            if let Location::At(base, _) = layer_map.locate(path) {
+                modules.entry(base.into_owned()).or_default().read(path, tensors, self);
+            }
+        }
+        // Tokens that the head can produce and that an invocation names have a row in the embedding.
+        let head_rows = modules.get(HEAD).map_or(0, |head| head.out_features);
+        let named_rows = self.config().invocation.iter().max().map_or(0, |id| *id as usize + 1);
+        let rows = head_rows.max(named_rows);
+        for (path, module) in modules {
+            let (is_embedding, is_head) = (module.is_embedding, path == HEAD);
+            let id = sites.push(module.site(path, rows));
+            sites.embedding = sites.embedding.or(is_embedding.then_some(id));
+            sites.head = sites.head.or(is_head.then_some(id));
+        }
+        sites
     }
-    // What the head can choose and what an invocation names has a row in the embedding.
-    let head_rows = modules.get(HEAD).map_or(0, |head| head.out_features);
-    let named_rows = files.config.invocation.iter().max().map_or(0, |id| *id as usize + 1);
-    let rows = head_rows.max(named_rows);
-    for (path, module) in modules {
-        let (is_embedding, is_head) = (module.is_embedding, path == HEAD);
-        let id = sites.push(module.site(path, rows));
-        sites.embedding = sites.embedding.or(is_embedding.then_some(id));
-        sites.head = sites.head.or(is_head.then_some(id));
-    }
-    sites
 }
 
-impl Implied {
+impl InferredModule {
     fn read(&mut self, path: &str, tensors: &ModuleTensors<'_>, files: &AdapterFiles) {
-        let shape = |part| match tensors.get(part).map(|name| files.weights.get(name)) {
+        let shape = |part| match tensors.get(part).map(|name| files.weights().get(name)) {
             Some(Ok(Some(view))) => Some(view.shape()),
             _ => None,
         };
@@ -74,7 +79,7 @@ impl Implied {
             (self.has_bias, self.out_features) = (true, outputs);
         }
         if let Some(&[rows, width]) = shape(Part::Rows) {
-            let ids = files.config.token_rows.iter().flat_map(|(_, ids)| ids);
+            let ids = files.config().token_rows.iter().flat_map(|(_, ids)| ids);
             let rows = ids.max().map_or(rows, |id| rows.max(*id as usize + 1));
             self.set_weight(rows, width);
         }
@@ -103,16 +108,17 @@ impl Implied {
     }
 }
 
-/// Whether the head has rows that the config gives to the embedding alone: the two are tied then.
+/// Whether the head has rows that the config gives to the embedding only: then the two are tied.
 fn shares_rows(contents: &Contents<'_>, files: &AdapterFiles) -> bool {
     let rows = contents.modules.get(HEAD).and_then(|head| head.get(Part::Rows));
-    let is_named = files.config.token_rows.iter().flat_map(|(name, _)| name).any(|name| HEAD.ends_with(name.as_str()));
+    let is_named =
+        files.config().token_rows.iter().flat_map(|(name, _)| name).any(|name| HEAD.ends_with(name.as_str()));
     rows.is_some() && !is_named
 }
 
-/// Inputs that one stored column of A stands for.
+/// Number of inputs that one stored column of A represents.
 fn columns_per_stored(path: &str, files: &AdapterFiles, tensors: &ModuleTensors<'_>) -> usize {
-    let config = &files.config;
+    let config = files.config();
     match &config.blocks {
         _ if tensors.get(Part::A).is_none() => 1,
         Some(blocks) if blocks.a.iter().any(|name| path.contains(name.as_str())) => blocks.count,

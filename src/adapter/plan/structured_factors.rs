@@ -1,12 +1,12 @@
-//! Factors that a file stores smaller than they are: pooled, block-diagonal, transposed.
+//! Structured factors that are stored in a compact form, expanded to plain ones: pooled, block-diagonal, transposed.
 //!
-//! The shapes are checked before anything is expanded, and an expanded factor is never larger than the base's own weight at
-//! its site, so that no small file asks for much memory.
+//! Shapes are checked before anything is expanded, and an expanded factor is never larger than the base's weight at its
+//! site, so that a small file cannot claim much memory.
 
 use crate::tensor::Tensor;
 
-/// QA-LoRA: A `[rank, groups]` acts on the mean of each `group` inputs, times the number of groups; as a plain A
-/// `[rank, groups * group]` each of its columns stands `group` times, times `groups / group`.
+/// QA-LoRA: A `[rank, groups]` acts on the mean of each `group` inputs, times the number of groups. As a plain A
+/// `[rank, groups * group]`, each column is repeated `group` times and scaled by `groups / group`.
 ///
 /// Source: PEFT 0.21.2, `QALoraLinearVariant.forward`.
 pub(super) fn pooled(a: &Tensor<'_>, group: usize) -> Tensor<'static> {
@@ -33,7 +33,7 @@ pub(super) fn block_diagonal(blocks: &Tensor<'_>, count: usize) -> Tensor<'stati
     Tensor::from_f32(&[rows, columns * count], &values)
 }
 
-/// KaSA: B `[outputs, rank]` with each of its columns times an entry of the diagonal `[rank]`.
+/// KaSA: B `[outputs, rank]`, each column scaled by an entry of the diagonal `[rank]`.
 pub(super) fn scaled_columns(b: &Tensor<'_>, diagonal: &Tensor<'_>) -> Tensor<'static> {
     let (mut values, diagonal) = (b.view().to_f32(), diagonal.view().to_f32());
     for row in values.chunks_exact_mut(diagonal.len()) {
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_stand_on_the_diagonal() {
+    fn blocks_are_placed_on_the_diagonal() {
         let blocks = Tensor::from_f32(&[4, 1], &[1.0, 2.0, 3.0, 4.0]);
         let expected = [1.0, 0.0, 2.0, 0.0, 0.0, 3.0, 0.0, 4.0];
         assert_eq!(block_diagonal(&blocks, 2), Tensor::from_f32(&[4, 2], &expected));

@@ -1,7 +1,7 @@
-//! What an adapter or a model folder holds, and whether it can be used: reports as data, for the command and for Python.
+//! Reports on adapter and model folders: what they contain and whether they can be loaded. Data for the command and Python.
 //!
-//! A model is read and checked as loading it would, an adapter as loading it onto its base would; only nothing is kept. An
-//! adapter without a base is checked against the sites its own tensors imply, so everything but the fit is found.
+//! A model is read and checked exactly as for loading, and so is an adapter onto its base; but nothing is kept. An adapter
+//! without a base is checked against the sites inferred from its own tensors, which finds everything except a poor fit.
 
 mod adapter;
 
@@ -20,7 +20,7 @@ use crate::model::{ModelSurvey, survey};
 use crate::quant::{self, QuantConfig, StoredWeight};
 use crate::sites::{SiteKind, SiteTable};
 
-/// What a folder holds.
+/// A report on a folder.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Report {
@@ -37,17 +37,17 @@ pub struct ModelReport {
     pub path: PathBuf,
     /// `LlamaForCausalLM`.
     pub architecture: String,
-    /// Numbers the model has, each packed code counted as one.
+    /// Number of parameters; a packed code counts as one.
     pub parameters: u64,
     /// How its linears are quantized, if they are.
     pub quantization: Option<Quantization>,
-    /// Stored bits of the linears, scales, zeros and indices included, by the number of their weights.
+    /// Stored bits of the linears, including scales, zeros and indices, per weight.
     pub bits_per_weight: f64,
-    /// The same of the head alone, unless it is the embedding.
+    /// The same for the head alone; `None` if it is tied to the embedding.
     pub head_bits_per_weight: Option<f64>,
-    /// Each linear that has a weight of its own, in the order of its site.
+    /// Each linear with its own weight, in the order of the sites.
     pub linears: Vec<LinearReport>,
-    /// Data type of what is not quantized.
+    /// Data types of the tensors that are not quantized.
     pub dtypes: Vec<String>,
     /// Bytes of its files.
     pub file_bytes: u64,
@@ -65,19 +65,19 @@ pub struct ModelReport {
     pub head_dim: usize,
     /// Rows of embedding and head.
     pub vocab_size: usize,
-    /// Positions the model was made for.
+    /// Longest sequence the model was made for, in positions.
     pub max_positions: usize,
-    /// The widest attention window, if every layer has one.
+    /// The widest attention window, if every layer has a window.
     pub window: Option<usize>,
-    /// Whether the head is the embedding.
+    /// Whether the head is tied to the embedding.
     pub tie_word_embeddings: bool,
-    /// Bytes of keys and values a position needs in f16.
+    /// Bytes of keys and values per position in f16.
     pub kv_bytes_per_token: usize,
     /// Number of linears where adapters can act.
     pub sites: usize,
-    /// Whether text can be given and had.
+    /// Whether there is a tokenizer, so that text works.
     pub has_tokenizer: bool,
-    /// Whether chats can be given.
+    /// Whether there is a chat template.
     pub has_chat_template: bool,
 }
 
@@ -85,22 +85,22 @@ pub struct ModelReport {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "method", rename_all = "snake_case")]
 pub enum Quantization {
-    /// GPTQ, as the folder declares it for modules without a rule of their own.
+    /// GPTQ, as declared for modules without their own rule.
     Gptq {
         /// Width of a code.
         bits: u8,
-        /// Inputs that share a scale; `None` for all of them.
+        /// Number of inputs that share a scale; `None` for all of them.
         group_size: Option<usize>,
         /// Whether inputs were quantized in order of activation.
         desc_act: bool,
-        /// Whether all zero points lie in the middle.
+        /// Whether all zero points are in the middle.
         sym: bool,
     },
-    /// EXL2, as its tensors are.
+    /// EXL2, as found in the tensors.
     Exl2 {
-        /// Widths of codes that occur, the widest first.
+        /// Code widths that occur, widest first.
         widths: Vec<u8>,
-        /// Numbers of inputs that share a scale, the smallest first.
+        /// Group sizes that occur, smallest first.
         group_sizes: Vec<usize>,
     },
 }
@@ -112,28 +112,28 @@ pub struct LinearReport {
     pub path: String,
     /// `exl2`, `gptq` or `dense`.
     pub format: &'static str,
-    /// Stored bits, scales, zeros and indices included, by the number of its weights.
+    /// Stored bits, including scales, zeros and indices, per weight.
     pub bits_per_weight: f64,
-    /// Its groups in stored order; none if it is dense.
+    /// Its groups in stored order; empty if it is dense.
     pub groups: Vec<GroupRun>,
 }
 
-/// Consecutive groups that are alike.
+/// A run of consecutive groups of the same form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct GroupRun {
     /// Width of a code.
     pub bits: u8,
     /// Inputs of each group.
     pub inputs: usize,
-    /// How many groups.
+    /// Number of groups.
     pub count: usize,
 }
 
-/// Reads a folder and reports; which kind it is, its files say.
+/// Reads a folder and reports on it. Its files decide whether it is a model or an adapter.
 ///
 /// # Errors
-/// `checkpoint_not_found`: the folder holds neither; anything that keeps the model, or the base, from being loaded. What is
-/// wrong with an adapter stands in its report.
+/// `checkpoint_not_found` if the folder holds neither; anything that prevents the model, or the base, from being loaded.
+/// Problems of an adapter are in its report.
 pub fn inspect(dir: &Path, base: Option<&Path>) -> Result<Report> {
     if dir.join(folder::CONFIG).exists() || dir.join(folder::WEIGHTS).exists() {
         return adapter::inspect(dir, base).map(Report::Adapter);
@@ -143,7 +143,7 @@ pub fn inspect(dir: &Path, base: Option<&Path>) -> Result<Report> {
         return Err(Error::new(ErrorCode::CheckpointNotFound, what).with_path(dir));
     }
     if let Some(base) = base {
-        let what = "a base was named, but the folder holds a model, not an adapter";
+        let what = "a base was given, but the folder holds a model, not an adapter";
         return Err(Error::new(ErrorCode::RequestInvalid, what).with_path(base));
     }
     inspect_model(dir).map(Report::Model)
@@ -234,11 +234,11 @@ fn bits_per_weight(bytes: u64, weights: u64) -> f64 {
     (bits * 1000.0).round() / 1000.0
 }
 
-/// What the tensors of a checkpoint add up to.
+/// Sums over the tensors of a checkpoint.
 struct StoredSizes {
-    /// Weights of the linears that are stored as such.
+    /// Number of weights of the linears that have their own weight.
     weights: u64,
-    /// Bytes of everything that belongs to each linear, but its bias.
+    /// Bytes of everything that belongs to each linear, except its bias.
     site_bytes: Vec<u64>,
     /// Elements of embedding, norms and biases.
     other_parameters: u64,
@@ -278,7 +278,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_of_neither_kind_is_named() {
+    fn a_folder_of_neither_kind_is_refused_by_its_path() {
         let dir = tempfile::tempdir().expect("a folder");
         let error = inspect(dir.path(), None).expect_err("an error");
         assert_eq!(error.code(), ErrorCode::CheckpointNotFound);
