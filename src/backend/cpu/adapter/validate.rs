@@ -104,10 +104,9 @@ impl Site {
         let bias_fits = delta.bias.as_ref().is_none_or(|bias| bias.shape() == [outputs]);
         let rows_fit = delta.rows.as_ref().is_none_or(|replaced| fits_rows(replaced, rows, self.shape[1]));
         let low_fits = delta.low_rank.iter().chain(&delta.removed).all(|low| fits_low_rank(low, inputs, outputs));
-        // Norms are of the whole weight; and truncation must have been resolved.
-        let is_removed = delta.removed.as_ref().map_or(0, LowRank::rank) == delta.truncated;
+        // DoRA's norms are those of the whole weight.
         let is_rescaled = delta.low_rank.as_ref().is_some_and(|low| low.magnitude.is_some());
-        match bias_fits && rows_fit && low_fits && is_removed && !(is_rescaled && delta.truncated > 0) {
+        match bias_fits && rows_fit && low_fits && !(is_rescaled && delta.removed.is_some()) {
             true => Ok(()),
             false => Err(misfit("a delta does not fit its site", delta)
                 .with_expected(shape_text(&[outputs, inputs]))
