@@ -4,6 +4,7 @@
 //! holds the pool's own tests, to be run under ThreadSanitizer.
 
 #![allow(dead_code, reason = "the included files are tested in part")]
+#![allow(clippy::duplicate_mod, reason = "the gate is built over two sets of types")]
 
 #[cfg(test)]
 mod error;
