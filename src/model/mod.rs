@@ -1,7 +1,7 @@
 //! A loaded model: packed weights in a backend, its sites, its adapters, and the forward pass.
 //!
-//! Several engines, each with its own KV cache, may share one [`Model`]. A step holds the model's [`Core`] while it computes.
-//! Adapters are loaded beside running steps and need the core only for the moment of installing them.
+//! Several engines, each with its own KV cache, may share one [`Model`]. A step holds the step lock while it
+//! computes. Adapters are loaded while steps run and take the lock only for the moment of installing them.
 
 mod adapters;
 pub mod config;
@@ -84,7 +84,7 @@ pub struct Model {
     device: String,
     memory: Arc<MemoryUse>,
     preparer: Arc<dyn AdapterPreparer>,
-    /// The step lock.
+    /// Behind the step lock.
     core: Arc<Mutex<Core>>,
 }
 
