@@ -5,14 +5,15 @@
 
 #![no_main]
 
-#[path = "../../tests/support/allocator.rs"]
-mod allocator;
-
 use std::path::Path;
 
 use exlora::adapter::AdapterFiles;
 use exlora::sites::{LayerList, Site, SiteTable};
 use libfuzzer_sys::fuzz_target;
+use support::allocator::{self, CountingAllocator};
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 const CONFIG: &[u8] = br#"{"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["q_proj"]}"#;
 

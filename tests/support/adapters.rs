@@ -209,5 +209,5 @@ impl Folder {
 
 /// A folder of `tests/fixtures/adapters`.
 pub fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/adapters").join(name)
+    super::fixtures().join("adapters").join(name)
 }

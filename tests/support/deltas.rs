@@ -4,8 +4,8 @@ use exlora::adapter::delta::{LowRank, ReplacedRows, SiteDelta};
 use exlora::sites::SiteId;
 use exlora::tensor::DType;
 
+use super::Rng;
 use super::harness::Tensor;
-use super::random_weights::Rng;
 
 /// What an adapter changes at one of a test's sites.
 #[derive(Clone, Default)]

@@ -8,13 +8,14 @@ use exlora::backend::{
     Backend, BackendBuilder, BackendMemory, BufferId, Compute, EmbeddingId, GroupId, LinearSource, NormId,
     PrepareError, reference,
 };
-use exlora::quant::{CodeGroup, StoredWeight};
+use exlora::quant::{QuantGroup, StoredWeight};
 use exlora::sites::SiteId;
 use exlora::tensor::{DType, TensorView};
 use half::{bf16, f16};
 
+use super::Rng;
 use super::deltas::Change;
-use super::random_weights::{RandomCodes, Rng};
+use super::random_weights::RandomCodes;
 
 /// The types that numbers are stored in.
 pub const FLOATS: [DType; 3] = [DType::F16, DType::BF16, DType::F32];
@@ -222,7 +223,7 @@ impl Harness {
     }
 }
 
-fn random_groups(rng: &mut Rng, inputs: usize) -> Vec<CodeGroup> {
+fn random_groups(rng: &mut Rng, inputs: usize) -> Vec<QuantGroup> {
     const BITS: [u8; 6] = [2, 3, 4, 5, 6, 8];
     let bits = BITS[rng.below(6)];
     // One width or runs of several; groups of a usual size, of irregular ones, or a whole column.
@@ -232,7 +233,7 @@ fn random_groups(rng: &mut Rng, inputs: usize) -> Vec<CodeGroup> {
     while left > 0 {
         let size = if size == 0 { 1 + rng.below(80) } else { size };
         let bits = if mixed { BITS[rng.below(6)] } else { bits };
-        groups.push(CodeGroup { bits, inputs: size.min(left) });
+        groups.push(QuantGroup { bits, inputs: size.min(left) });
         left -= size.min(left);
     }
     groups

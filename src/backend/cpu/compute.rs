@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use super::adapter::Adapter;
-use super::attention::{self, Cache, HeadNorms};
-use super::buffers::Buffer;
-use super::elementwise;
-use super::embed::Embedding;
-use super::linear::{self, Context, Inputs, Output};
-use super::routing::{RoutedVector, Routing};
-use super::threads::Pool;
+use super::adapter::resident::Adapter;
+use super::adapter::routing::{RoutedNorm, Routing};
+use super::ops::attention::{self, HeadNorms};
+use super::ops::embed::Embedding;
+use super::ops::linear::{self, Context};
+use super::ops::rowwise::for_rows;
+use super::runtime::buffers::{Buffer, Inputs, Output};
+use super::runtime::kv_cache::KvCache;
+use super::runtime::threads::Pool;
 use super::weights::BaseWeights;
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::backend::{
@@ -24,7 +25,7 @@ pub(super) struct CpuCompute {
     pool: Pool,
     memory: Arc<MemoryUse>,
     buffers: Vec<Buffer>,
-    kvs: Vec<Option<Cache>>,
+    kvs: Vec<Option<KvCache>>,
     adapters: Vec<Option<Adapter>>,
     linear_scratch: linear::Scratch,
     attention_scratch: attention::Scratch,
@@ -58,10 +59,10 @@ fn pair(buffers: &mut [Buffer], x: BufferId, y: BufferId) -> Result<(&Buffer, &m
     }
 }
 
-fn routed_norm<'a>(weights: &'a BaseWeights, id: NormId, routing: Routing<'a>) -> Result<RoutedVector<'a>> {
+fn routed_norm<'a>(weights: &'a BaseWeights, id: NormId, routing: Routing<'a>) -> Result<RoutedNorm<'a>> {
     let index = id.0 as usize;
     let base = weights.norm(index).ok_or_else(|| unknown("a norm"))?;
-    Ok(RoutedVector::new(routing, index, base))
+    Ok(RoutedNorm::new(routing, index, base))
 }
 
 impl Compute for CpuCompute {
@@ -86,7 +87,7 @@ impl Compute for CpuCompute {
         if shape.page_tokens == 0 {
             return Err(Error::new(ErrorCode::Internal, "a page of the KV cache must hold a position"));
         }
-        let cache = Cache::new(shape)?;
+        let cache = KvCache::new(shape)?;
         self.memory.add_kv(cache.bytes());
         self.kvs.push(Some(cache));
         Ok(KvId(self.kvs.len() as u32 - 1))
@@ -150,7 +151,7 @@ impl Compute for CpuCompute {
         x.expect(weight.len(), rows)?;
         out.expect(weight.len(), rows)?;
         let (kernels, width, stride, x) = (self.weights.kernels, weight.len(), out.stride, x.rows());
-        elementwise::for_rows(&mut self.pool, rows, width, out.values_mut(), stride, |i, out| {
+        for_rows(&mut self.pool, rows, width, out.values_mut(), stride, |i, out| {
             // SAFETY: the kernels exist, so their instruction set does.
             unsafe { (kernels.norm)(weight.of_row(i), eps, &x.row(i)[..width], out) };
         })
@@ -224,7 +225,7 @@ impl Compute for CpuCompute {
         gate_up.expect(2 * out.width, rows)?;
         out.expect(out.width, rows)?;
         let (width, stride, gate_up) = (out.width, out.stride, gate_up.rows());
-        elementwise::for_rows(&mut self.pool, rows, width, out.values_mut(), stride, |i, out| {
+        for_rows(&mut self.pool, rows, width, out.values_mut(), stride, |i, out| {
             let (gate, up) = gate_up.row(i)[..2 * width].split_at(width);
             // SAFETY: the kernels exist, so their instruction set does.
             unsafe { kernel(gate, up, out) };

@@ -15,32 +15,20 @@
 //! depend neither on who shares the step nor on the number of threads.
 
 mod adapter;
-mod arena;
-mod attention;
-mod buffers;
 mod compute;
-mod elementwise;
-mod embed;
-mod epilogue;
-mod group;
-mod isa;
 mod kernels;
-mod linear;
-mod pack;
+mod ops;
 mod preparer;
-mod routing;
-mod threads;
-mod tile;
-mod unpack;
+mod runtime;
 mod weights;
 
 use std::sync::Arc;
 
 use self::compute::CpuCompute;
-pub use self::isa::Isa;
-use self::kernels::Kernels;
+use self::kernels::dispatch::Kernels;
+pub use self::kernels::isa::Isa;
 use self::preparer::CpuPreparer;
-use self::threads::Pool;
+use self::runtime::threads::{self, Pool};
 use self::weights::BaseWeights;
 use super::{Backend, BackendBuilder, EmbeddingId, GroupId, LinearSource, MemoryUse, NormId, WeightLoader};
 use crate::error::{Error, ErrorCode, Result};

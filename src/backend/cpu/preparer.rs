@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::adapter::Adapter;
-use super::threads::Pool;
+use super::adapter::resident::Adapter;
+use super::runtime::threads::Pool;
 use super::weights::BaseWeights;
 use crate::adapter::delta::SiteDelta;
 use crate::backend::{AdapterPreparer, PrepareError, PreparedAdapter};

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{dot, unknown};
+use super::matrix::{dot, unknown};
 use crate::backend::{AttentionSpec, KvDType, KvShape, StepRows};
 use crate::error::{Error, ErrorCode, Result};
 

@@ -4,9 +4,23 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Matrix, dot_f64, matrix};
+use super::matrix::{Matrix, dot_f64, matrix};
 use crate::adapter::delta::{self, SiteDelta};
 use crate::sites::SiteId;
+
+/// An adapter: what it changes at each site and repeat.
+#[derive(Default)]
+pub(super) struct Adapter {
+    pub(super) deltas: HashMap<(SiteId, u32), Delta>,
+    pub(super) norms: Norms,
+}
+
+impl Adapter {
+    /// Resident bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.deltas.values().map(Delta::bytes).sum()
+    }
+}
 
 /// What an adapter changes at a site, in one repeat of its layer.
 #[derive(Default)]
