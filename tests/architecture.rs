@@ -16,7 +16,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("quant", 2),
     ("adapter", 2),
     ("backend", 3),
-    ("kv", 4),
+    ("kv_cache", 4),
     ("model", 5),
     ("engine", 6),
     ("inspect", 6),
@@ -50,7 +50,7 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The top module a file belongs to: `src/adapter/keys.rs` is of `adapter`, `src/kv.rs` of `kv`.
+/// The top module a file belongs to: `src/adapter/keys.rs` is of `adapter`, `src/kv_cache.rs` of `kv_cache`.
 fn module_of(file: &Path) -> String {
     let inside = file.strip_prefix(root().join("src")).expect("sources lie below src");
     let first = inside.components().next().expect("a file has a name").as_os_str().to_string_lossy();

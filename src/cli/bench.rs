@@ -14,12 +14,13 @@ use serde::Serialize;
 use super::load::{ModelArgs, NamedAdapter};
 use super::output::{print, print_json};
 use crate::adapter::mixture::Mixture;
-use crate::backend::{KvDType, StepRows};
+use crate::backend::KvDType;
 use crate::doctor;
 use crate::engine::EngineOptions;
 use crate::error::{Error, ErrorCode, Result};
-use crate::kv::pages_for;
-use crate::model::{ForwardBatch, KvStorage, Model};
+use crate::kv_cache::pages_for;
+use crate::model::batch::{SequenceRows, StepBatch};
+use crate::model::{KvStorage, Model};
 
 /// Steps before a part is timed.
 const WARM_STEPS: usize = 2;
@@ -175,7 +176,7 @@ struct Stream<'a> {
     kv: KvStorage,
     pages_of_kv_group: usize,
     position: usize,
-    batch: ForwardBatch,
+    batch: StepBatch,
     logits: Vec<f32>,
     random: u32,
 }
@@ -184,7 +185,7 @@ impl<'a> Stream<'a> {
     fn new(model: &'a Arc<Model>, args: &BenchArgs, kv_groups: usize) -> Result<Self> {
         let pages_of_kv_group = pages_for(args.prompt.max(args.decode).max(WARM_PREFILL) + WARM_STEPS);
         let kv = model.create_kv(pages_of_kv_group * kv_groups, KvDType::F16)?;
-        let batch = ForwardBatch::default();
+        let batch = StepBatch::default();
         Ok(Self { model, kv, pages_of_kv_group, position: 0, batch, logits: Vec::new(), random: 1 })
     }
 
@@ -212,26 +213,22 @@ impl<'a> Stream<'a> {
     /// One step over the next positions; logits of the last row if they are wanted.
     fn feed(&mut self, mixture: &Mixture, rows: usize, wants_logits: bool) -> Result<()> {
         let vocab = self.model.config().vocab_size;
-        let batch = &mut self.batch;
-        batch.clear();
-        for _ in 0..rows {
-            // Numerical Recipes' linear congruential generator: any spread of ids will do.
-            self.random = self.random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            batch.tokens.push((self.random >> 8) % vocab as u32);
-        }
-        batch.layers = mixture.layers().cloned();
-        batch.kv_groups.resize_with(self.model.kv_groups_of(mixture.layers()), StepRows::default);
-        for (kv_group, places) in batch.kv_groups.iter_mut().enumerate() {
-            let pages = kv_group * self.pages_of_kv_group..(kv_group + 1) * self.pages_of_kv_group;
-            places.push(self.position..self.position + rows, pages.map(|page| page as u32));
-        }
+        let tokens: Vec<u32> = (0..rows)
+            .map(|_| {
+                // Numerical Recipes' linear congruential generator: any spread of ids will do.
+                self.random = self.random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (self.random >> 8) % vocab as u32
+            })
+            .collect();
+        let kv_groups = self.model.kv_groups_of(mixture.layers());
+        let pages: Vec<u32> = (0..self.pages_of_kv_group * kv_groups).map(|page| page as u32).collect();
+        let (entries, batch) = (mixture.entries(), &mut self.batch);
+        batch.begin(mixture.layers(), kv_groups, mixture.head_rows(vocab));
+        let logits = usize::from(wants_logits);
+        let sequence = SequenceRows { tokens: &tokens, position: self.position, pages: &pages, logits };
+        batch.push_sequence(sequence, std::iter::repeat_n(&entries[..], rows));
+        batch.finish();
         self.position += rows;
-        let entries = mixture.entries();
-        batch.adapters.rebuild((0..rows).map(|_| &entries[..]));
-        let logit_rows = usize::from(wants_logits);
-        batch.logit_rows.extend((0..logit_rows).map(|_| rows as u32 - 1));
-        batch.logit_adapters.rebuild((0..logit_rows).map(|_| &entries[..]));
-        batch.logit_width = mixture.head_rows(vocab);
         self.model.forward(batch, &[&self.kv], &mut self.logits)
     }
 }

@@ -1,48 +1,17 @@
 //! A decoder in a backend, and the one walk over its layers that every family shares.
 
-use std::sync::Arc;
-
 use crate::adapter::batch::AdapterBatch;
 use crate::backend::{
     AttentionSpec, Backend, BufferId, EmbeddingId, GroupId, KvId, LinearSource, NormId, StepRows, Write,
 };
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result};
+use crate::model::batch::StepBatch;
 use crate::model::config::DecoderConfig;
 use crate::model::{KvStorage, Progress};
 use crate::quant::{self, QuantConfig, StoredWeight};
 use crate::sites::{LayerList, Site, SiteId, SiteTable};
 use crate::tensor::TensorView;
-
-/// The rows of one step.
-#[derive(Clone, Debug, Default)]
-pub struct ForwardBatch {
-    /// Token of each row.
-    pub tokens: Vec<u32>,
-    /// The base's layer that each layer of the rows' stack is; `None` is the base's own stack.
-    pub layers: Option<Arc<[u32]>>,
-    /// Where each row stands. A cache has the base's number of layers; a stack with more of them goes on in a further
-    /// *kv_group*: other pages of the same rows.
-    pub kv_groups: Vec<StepRows>,
-    /// Adapters of each row.
-    pub adapters: AdapterBatch,
-    /// Rows whose logits are wanted.
-    pub logit_rows: Vec<u32>,
-    /// Adapters of each of those.
-    pub logit_adapters: AdapterBatch,
-    /// Largest number of logits of a row.
-    pub logit_width: usize,
-}
-
-impl ForwardBatch {
-    /// Forgets the rows, keeping the buffers.
-    pub fn clear(&mut self) {
-        self.tokens.clear();
-        self.layers = None;
-        self.kv_groups.iter_mut().for_each(StepRows::clear);
-        self.logit_rows.clear();
-    }
-}
 
 /// How often the cache of a token has the base's number of layers, for a stack of that many.
 pub(super) fn kv_groups_of(stack: usize, base_layers: usize) -> usize {
@@ -91,14 +60,14 @@ impl Decoder {
     pub(super) fn forward(
         &self,
         backend: &mut dyn Backend,
-        batch: &mut ForwardBatch,
+        batch: &mut StepBatch,
         kvs: &[&KvStorage],
         logits: &mut [f32],
     ) -> Result<()> {
         let (b, eps, rows) = (&self.buffers, self.config.norm_eps, batch.tokens.len());
         backend.reserve_rows(rows)?;
         backend.embed(self.embedding, &batch.tokens, 1.0, &batch.adapters, b.hidden)?;
-        match batch.layers.clone() {
+        match batch.layer_map.clone() {
             None => {
                 let (rows, kv) = kv_group(&batch.kv_groups, kvs, 0)?;
                 for layer in &self.layers {
@@ -119,7 +88,7 @@ impl Decoder {
         &self,
         backend: &mut dyn Backend,
         stack: &[u32],
-        batch: &mut ForwardBatch,
+        batch: &mut StepBatch,
         kvs: &[&KvStorage],
     ) -> Result<()> {
         let mut repeats = vec![0; self.layers.len()];

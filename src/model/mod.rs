@@ -3,6 +3,7 @@
 //! Several engines, each with a KV cache of its own, may share one [`Model`]; a step holds its backend for as long as it
 //! computes, so adapters come and go between steps.
 
+pub mod batch;
 pub mod config;
 mod decoder;
 mod rope;
@@ -20,13 +21,13 @@ use crate::adapter::pool::{AdapterInfo, AdapterLease, AdapterLimits, AdapterPool
 use crate::backend::{Backend, BackendMemory, KvDType, KvId, KvShape, UploadError, cpu};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result};
-use crate::kv::PAGE_TOKENS;
+use crate::kv_cache::PAGE_TOKENS;
 use crate::quant::QuantConfig;
 use crate::sites::{SiteId, SiteTable};
+use batch::StepBatch;
 use config::DecoderConfig;
 use decoder::{Decoder, DecoderLoader};
 
-pub use decoder::ForwardBatch;
 pub use survey::{ModelSurvey, survey};
 
 /// Where a model runs.
@@ -217,12 +218,12 @@ impl Model {
         layers.map_or(1, |layers| decoder::kv_groups_of(layers.len(), self.config.layers))
     }
 
-    /// Runs one step; `logits` becomes `[batch.logit_rows, batch.logit_width]`, where a row whose adapters give it fewer
-    /// logits than that leaves the rest undefined. There is a cache for each kv_group of the batch, or one for all.
+    /// Runs one step; `logits` becomes `[rows with logits, batch.logit_width()]`. A row whose adapters give it fewer logits
+    /// than that leaves the rest undefined. `kvs` has one cache for each KV group, or one that holds the pages of all.
     ///
     /// # Errors
     /// The device failed.
-    pub fn forward(&self, batch: &mut ForwardBatch, kvs: &[&KvStorage], logits: &mut Vec<f32>) -> Result<()> {
+    pub fn forward(&self, batch: &mut StepBatch, kvs: &[&KvStorage], logits: &mut Vec<f32>) -> Result<()> {
         let mut core = self.core.lock();
         self.reap(&mut core);
         let Core { backend, decoder } = &mut *core;
