@@ -68,8 +68,9 @@ pub mod tensor;
 pub use adapter::pool::{AdapterInfo, AdapterLease, AdapterLimits};
 pub use backend::KvDType;
 pub use engine::{
-    AdapterRef, ChatMessage, Chunk, Completion, Engine, EngineOptions, EngineStats, Finish, FinishReason, Job, Logits,
-    Prompt, Request, SamplingParams, SequenceCache, SequenceChunk, Stop, StopMatch, TokenLogprobs, Tokenizer, Usage,
+    AdapterRef, CancelHandle, ChatMessage, Chunk, Completion, Engine, EngineOptions, EngineStats, Finish, FinishReason,
+    Job, Logits, Prompt, Request, SamplingParams, SequenceCache, SequenceChunk, Stop, StopMatch, TokenLogprobs,
+    Tokenizer, Usage,
 };
 pub use error::{Error, ErrorCode, ErrorKind, Result};
 pub use model::{Device, Model, ModelOptions, Progress};

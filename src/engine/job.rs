@@ -96,6 +96,11 @@ impl Job {
         self.state.cancel();
     }
 
+    /// A handle that cancels the request from another thread, also while this one waits for a chunk.
+    pub fn cancel_handle(&self) -> CancelHandle {
+        CancelHandle(Arc::clone(&self.state))
+    }
+
     /// Token ids of the prompt.
     pub fn prompt_tokens(&self) -> &[u32] {
         &self.prompt
@@ -110,5 +115,16 @@ impl Drop for Job {
         }
         // Discards the chunks that were not taken; the leases end here.
         while let Ok(Some(_)) | Err(_) = self.state.take() {}
+    }
+}
+
+/// Cancels a [`Job`] from another thread.
+#[derive(Clone)]
+pub struct CancelHandle(Arc<JobState>);
+
+impl CancelHandle {
+    /// Ends the request at the next step; its last chunk has the reason `cancelled`.
+    pub fn cancel(&self) {
+        self.0.cancel();
     }
 }

@@ -33,7 +33,7 @@ use scheduler::Scheduler;
 use sequence::{DecodeState, Purpose, Sequence, SequencePlan};
 use text::{Detokenizer, StopStrings};
 
-pub use job::Job;
+pub use job::{CancelHandle, Job};
 pub use options::{DEFAULT_KV_TOKENS, EngineOptions};
 pub use output::{Chunk, Completion, Finish, FinishReason, Logits, StopMatch, TokenLogprobs, Usage};
 pub use request::{AdapterRef, Prompt, Request, Stop};
@@ -304,7 +304,7 @@ impl Engine {
             Some(tokenizer) => {
                 let detokenizer = Detokenizer::new(Arc::clone(tokenizer), request.skip_special_tokens);
                 Some((detokenizer, StopStrings::new(stop_texts)))
-            },
+            }
             None if stop_texts.is_empty() => None,
             None => {
                 let what = "stop strings need a tokenizer, and the model folder has no tokenizer.json";

@@ -43,12 +43,25 @@ impl From<Vec<ChatMessage>> for Prompt {
 }
 
 /// An adapter of a request: a name, looked up when the request is submitted, or a lease on an adapter version.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub enum AdapterRef {
     /// The version that has this name when the request is submitted.
     Name(String),
     /// This version.
     Lease(AdapterLease),
+}
+
+impl PartialEq for AdapterRef {
+    /// Names are equal as text, leases if they hold the same adapter version.
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (AdapterRef::Name(name), AdapterRef::Name(other)) => name == other,
+            (AdapterRef::Lease(lease), AdapterRef::Lease(other)) => {
+                (lease.content_hash(), lease.info().generation) == (other.content_hash(), other.info().generation)
+            }
+            _ => false,
+        }
+    }
 }
 
 impl AdapterRef {
@@ -95,7 +108,7 @@ pub enum Stop {
 }
 
 /// A prompt and how to continue it. Built by chaining; see the example in the crate docs.
-#[derive(Clone)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     /// The prompt.
     pub prompt: Prompt,

@@ -12,7 +12,6 @@ use super::decoder_kind::DecoderKind;
 use super::files::{invalid, read, read_object};
 use crate::error::{Error, ErrorCode, Result};
 
-
 /// Special tokens that a template may use. The first four also have getters for their ids.
 const SPECIAL_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token"];
