@@ -17,7 +17,7 @@ const LAYERS: &[&[&str]] = &[
     &["checkpoint"],
     &["quant", "adapter"],
     &["backend"],
-    &["kv"],
+    &["kv_cache"],
     &["model"],
     &["engine"],
     &["inspect", "doctor"],
