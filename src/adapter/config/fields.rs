@@ -313,6 +313,11 @@ pub(super) fn read_group_size(draft: &mut Draft, field: &'static str, value: &Va
 
 pub(super) fn read_kasa(draft: &mut Draft, field: &'static str, value: &Value) -> Result<()> {
     draft.config.uses_kasa = Switch::Object.is_on(field, value)?;
+    if draft.config.uses_kasa && !cfg!(feature = "kasa") {
+        let error =
+            Error::new(ErrorCode::AdapterFeatureUnsupported, format!("`{field}`: KaSA is left out of this build"));
+        return Err(error.with_hint("build exlora with its Cargo feature `kasa`"));
+    }
     Ok(())
 }
 

@@ -68,7 +68,7 @@ fn field() -> impl Strategy<Value = (&'static str, Value)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(support::cases(2000))]
 
     #[test]
     fn no_adapter_is_too_odd_to_be_planned_or_refused(

@@ -77,7 +77,7 @@ fn stored_bytes(values: &[f32], in_features: usize) -> Vec<u8> {
 // What is read.
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..support::cases(300) })]
 
     #[test]
     fn what_was_packed_is_what_is_read(blocks in 1usize..20, outs in 1usize..100, seed in any::<u64>()) {
