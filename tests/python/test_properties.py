@@ -19,10 +19,15 @@ settings.register_profile(
 settings.register_profile("slow", settings.get_profile("fast"), max_examples=1500, derandomize=False)
 settings.load_profile(os.environ.get("EXLORA_HYPOTHESIS", "fast"))
 
+# `make test-slow` runs them with more examples.
+pytestmark = [pytest.mark.property, pytest.mark.timeout(600)]
+
 SPECIAL = ["<|endoftext|>", "\ufeff", "\u200d", "é", "e\u0301", "👩‍💻", "\r\n", "  ", "\x00"]
 TEXT = st.lists(st.one_of(st.text(max_size=12), st.sampled_from(SPECIAL)), max_size=6).map("".join)
 WEIGHT = st.floats(-2, 2, allow_subnormal=False).filter(lambda weight: abs(weight) > 1e-3)
-MIXTURE = st.one_of(st.none(), st.sampled_from(["sql", "wit"]), st.dictionaries(st.sampled_from(["sql", "wit"]), WEIGHT))
+MIXTURE = st.one_of(
+    st.none(), st.sampled_from(["sql", "wit"]), st.dictionaries(st.sampled_from(["sql", "wit"]), WEIGHT)
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,11 @@ def rows(draw):
     """A prompt, as text or as ids, with its mixture and sampling."""
     ids = st.lists(st.integers(3, 2000), min_size=1, max_size=40)
     text = TEXT.filter(str.strip)
-    sampling = {"max_new_tokens": draw(st.integers(1, 5)), "seed": draw(st.integers(0, 2**32)), "temperature": draw(st.sampled_from([0.0, 1.0]))}
+    sampling = {
+        "max_new_tokens": draw(st.integers(1, 5)),
+        "seed": draw(st.integers(0, 2**32)),
+        "temperature": draw(st.sampled_from([0.0, 1.0])),
+    }
     return draw(st.one_of(ids, text)), draw(MIXTURE), sampling
 
 
