@@ -12,6 +12,7 @@ __all__ = [
     "ExloraError",
     "InternalError",
     "InvalidError",
+    "IoError",
     "NotFoundError",
     "OutOfMemoryError",
     "UnsupportedError",
@@ -88,8 +89,12 @@ class CancelledError(ExloraError):
     """The caller stopped the work."""
 
 
+class IoError(ExloraError, OSError):
+    """Reading or writing failed in the operating system."""
+
+
 class InternalError(ExloraError, RuntimeError):
-    """A fault of the machine or of exlora."""
+    """A bug in exlora."""
 
 
 _BY_KIND: dict[str, type[ExloraError]] = {
@@ -98,6 +103,7 @@ _BY_KIND: dict[str, type[ExloraError]] = {
     "unsupported": UnsupportedError,
     "memory": OutOfMemoryError,
     "cancelled": CancelledError,
+    "io": IoError,
     "internal": InternalError,
 }
 

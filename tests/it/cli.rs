@@ -101,11 +101,11 @@ fn help_names_the_commands_and_the_exit_status() {
     Usage: exlora [OPTIONS] <COMMAND>
 
     Commands:
-      generate  Continue one prompt, or a file of requests in one batch, each with its own adapters
-      chat      Talk with a model; adapters can be changed between turns
-      inspect   Tell what an adapter or a model folder holds, and whether it can be used
-      doctor    Tell what this build and this machine can do
-      bench     Measure prefill and decode, without an adapter and with one, by turns
+      generate  Complete a prompt, or a file of requests in one batch, each with its own adapters
+      chat      Chat with a model; adapters can change between turns
+      inspect   Describe an adapter or model folder, and check whether it can be used
+      doctor    Report what this build and this machine support
+      bench     Measure prefill and batched decode, with and without adapters
       help      Print this message or the help of the given subcommand(s)
 
     Options:
@@ -113,14 +113,14 @@ fn help_names_the_commands_and_the_exit_status() {
       -h, --help     Print help
       -V, --version  Print version
 
-    Exit status: 0 done, 1 the work failed, 2 wrong usage. EXLORA_LOG chooses what is logged on stderr:
+    Exit status: 0 success, 1 failure, 2 wrong usage. EXLORA_LOG sets the log level on stderr, as in
     EXLORA_LOG=info.
     ");
     assert_eq!(exlora(&["--version"]).stdout.trim(), format!("exlora {}", env!("CARGO_PKG_VERSION")));
 }
 
 #[test]
-fn wrong_usage_ends_with_2_and_says_what_is_right() {
+fn wrong_usage_exits_with_2_and_names_the_right_usage() {
     for (args, right) in [
         (&["generate", "-m", BASE][..], "--prompt <TEXT>|--requests <FILE>"),
         (&["generate", "-m", BASE, "--prompt", "a", "--requests", "b"], "cannot be used with"),
@@ -129,6 +129,7 @@ fn wrong_usage_ends_with_2_and_says_what_is_right() {
         (&["generate", "-m", BASE, "--prompt", "a", "--threads", "0"], "a number from 1 to 1024"),
         (&["generate", "-m", BASE, "--prompt", "a", "--kv-dtype", "f8"], "[possible values: f16, f32]"),
         (&["inspect"], "<DIR>"),
+        (&["bench", "-m", BASE, "--mixture", "sql*0.5", "--distinct-adapters", "2"], "cannot be used with"),
         (&["serve"], "unrecognized subcommand"),
     ] {
         let outcome = exlora(args);
@@ -138,17 +139,17 @@ fn wrong_usage_ends_with_2_and_says_what_is_right() {
 }
 
 #[test]
-fn doctor_tells_of_build_and_machine() {
+fn doctor_reports_build_and_machine() {
     let report = exlora(&["doctor", "--json"]).lines().remove(0);
     assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(report["cuda"], json!({"built": false}));
     assert!(report["device"].as_str().is_some_and(|device| device.starts_with("cpu (")), "{report}");
     assert!(report["cpu"]["threads"].as_u64() >= Some(1));
-    assert!(exlora(&["doctor"]).stdout.contains("computes on"));
+    assert!(exlora(&["doctor"]).stdout.contains("device"));
 }
 
 #[test]
-fn inspect_tells_what_a_model_is() {
+fn inspect_describes_a_model() {
     insta::assert_snapshot!(exlora(&["inspect", "tests/fixtures/quill-4m-gptq-4bit-g32-asym-actorder"]).stdout, @"
     model            tests/fixtures/quill-4m-gptq-4bit-g32-asym-actorder
     architecture     LlamaForCausalLM
@@ -175,7 +176,7 @@ fn inspect_tells_what_a_model_is() {
 }
 
 #[test]
-fn inspect_tells_how_each_linear_of_an_exl2_model_is_stored() {
+fn inspect_lists_how_each_linear_of_an_exl2_model_is_stored() {
     insta::assert_snapshot!(exlora(&["inspect", "tests/fixtures/quill-4m-exl2-mixed"]).stdout, @"
     model            tests/fixtures/quill-4m-exl2-mixed
     architecture     LlamaForCausalLM
@@ -233,7 +234,7 @@ fn inspect_tells_how_each_linear_of_an_exl2_model_is_stored() {
 }
 
 #[test]
-fn inspect_tells_what_an_adapter_is_and_whether_it_fits() {
+fn inspect_describes_an_adapter_and_whether_it_fits_the_base() {
     for base in [None, Some(BASE)] {
         let mut args = vec!["inspect", SQL, "--json"];
         args.extend(base.iter().flat_map(|base| ["--base", base]));
@@ -252,7 +253,7 @@ fn inspect_tells_what_an_adapter_is_and_whether_it_fits() {
 }
 
 #[test]
-fn inspect_lists_every_problem_of_an_adapter_beside_what_it_holds() {
+fn inspect_lists_every_problem_of_an_adapter_besides_its_contents() {
     let dir = tempfile::tempdir().expect("a folder");
     std::fs::copy(format!("{DORA}/adapter_model.safetensors"), dir.path().join("adapter_model.safetensors"))
         .expect("copied");
@@ -287,7 +288,7 @@ fn inspect_refuses_by_name_what_it_cannot_read() {
 }
 
 #[test]
-fn a_prompt_is_continued_as_the_reference_does() {
+fn a_prompt_is_completed_as_in_the_stored_reference() {
     let stored = stored(None, 1.0, "sqlite");
     let args = ["--prompt", &stored.prompt, "--max-new-tokens", "48"];
     let plain = generate("", &args);
@@ -373,7 +374,7 @@ fn a_bad_request_is_named_by_its_line() {
 }
 
 #[test]
-fn failures_tell_code_path_and_remedy() {
+fn errors_have_code_path_and_remedy() {
     let error = exlora(&["generate", "-m", "no/such/model", "--prompt", "a", "--json"]).error();
     assert_eq!((&error["code"], &error["path"]), (&json!("checkpoint_not_found"), &json!("no/such/model")));
     assert!(error["hint"].as_str().is_some_and(|hint| hint.contains("config.json")));
@@ -417,7 +418,7 @@ fn a_chat_is_scripted_through_stdin() {
 }
 
 #[test]
-fn bench_measures_base_and_adapter_by_turns() {
+fn bench_measures_base_and_adapter_interleaved() {
     let sql = format!("sql={SQL}");
     let args = ["bench", "-m", BASE, "--threads", "2", "--prompt", "40", "--decode", "8", "--rounds", "1"];
     let line = exlora(&[&args[..], &["--adapter", &sql, "--json"]].concat()).lines().remove(0);
@@ -431,6 +432,8 @@ fn bench_measures_base_and_adapter_by_turns() {
     for key in ["load_s", "lora_load_s", "file_mib", "peak_rss_mib", "loadavg"] {
         assert!(line[key].is_number(), "{key}: {line}");
     }
+    let counts = ["batch", "distinct_adapters", "max_rank", "prompt", "context", "decode", "rounds"];
+    assert_eq!(counts.map(|key| line[key].as_u64()), [1, 1, 16, 40, 40, 8, 1].map(Some), "{line}");
     let table = exlora(&args);
     assert_eq!(table.status, 0, "{}", table.stderr);
     assert!(table.stdout.contains("base") && !table.stdout.contains("lora"), "{}", table.stdout);
@@ -438,8 +441,57 @@ fn bench_measures_base_and_adapter_by_turns() {
     assert_eq!(error["code"], "prompt_too_long");
 }
 
+/// `bench` on short prompts, with both adapters.
+fn bench(more: &[&str]) -> Outcome {
+    let (sql, wit) = (format!("sql={SQL}"), format!("wit={WIT}"));
+    let short = ["--prompt", "5", "--decode", "3", "--rounds", "2", "--threads", "2"];
+    exlora(&[&["bench", "-m", BASE, "--adapter", &sql, "--adapter", &wit], &short[..], more].concat())
+}
+
 #[test]
-fn a_reader_that_goes_away_is_no_crash() {
+fn bench_decodes_a_batch_over_more_adapters_than_folders_after_a_longer_context() {
+    let line = bench(&["--batch", "5", "--distinct-adapters", "3", "--context", "70", "--json"]).lines().remove(0);
+    let counts = ["batch", "distinct_adapters", "max_rank", "prompt", "context", "decode", "rounds"];
+    assert_eq!(counts.map(|key| line[key].as_u64()), [5, 3, 16, 5, 70, 3, 2].map(Some), "{line}");
+    for variant in ["base", "lora"] {
+        for speed in ["prefill_tps", "decode_tps"] {
+            let at = |end: &str| line[variant][format!("{speed}{end}")].as_f64().expect("a number");
+            assert!(0.0 < at("_min") && at("_min") <= at("") && at("") <= at("_max"), "{variant} {speed}: {line}");
+        }
+    }
+    let table = bench(&["--batch", "2"]).stdout;
+    assert!(table.contains("batch 2, 2 distinct adapters, prompt 5, decode 3 after 5 tokens, 2 rounds"), "{table}");
+}
+
+#[test]
+fn bench_runs_every_sequence_with_a_mixture() {
+    let line = bench(&["--batch", "2", "--mixture", "sql*0.5+wit*0.5", "--json"]).lines().remove(0);
+    assert_eq!((&line["mixture"], &line["distinct_adapters"]), (&json!({"sql": 0.5, "wit": 0.5}), &json!(2)));
+    let table = bench(&["--mixture", "wit*0.25"]).stdout;
+    assert!(table.contains("every sequence with wit*0.25"), "{table}");
+    assert_eq!(bench(&["--mixture", "nope", "--json"]).error()["code"], "adapter_not_found");
+}
+
+#[test]
+fn bench_refuses_what_it_cannot_measure() {
+    let sql = format!("sql={SQL}");
+    for (args, message) in [
+        (&["--adapter", &sql, "--batch", "4", "--distinct-adapters", "5"][..], "more distinct adapters than sequences"),
+        (&["--adapter", &sql, "--adapter", "wit=x"], "more distinct adapters than sequences"),
+        (&["--distinct-adapters", "1"], "distinct adapters need a folder"),
+        (&["--batch", "0"], "batch must be at least 1"),
+        (&["--decode", "0"], "decode must be at least 1"),
+    ] {
+        let error = exlora(&[&["bench", "-m", BASE], args, &["--json"]].concat()).error();
+        assert_eq!(error["code"], "request_invalid");
+        assert!(error["message"].as_str().is_some_and(|text| text.contains(message)), "{args:?}: {error}");
+    }
+    let error = bench(&["--batch", "2", "--context", "1022", "--json"]).error();
+    assert_eq!((&error["code"], &error["found"]), (&json!("prompt_too_long"), &json!("1025 tokens")));
+}
+
+#[test]
+fn a_closed_stdout_does_not_crash_the_command() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_exlora"))
         .args(["generate", "-m", BASE, "--prompt", "Emma was", "--max-new-tokens", "64"])
         .stdout(Stdio::piped())

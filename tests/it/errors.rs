@@ -1,4 +1,4 @@
-//! The catalog of errors as users meet it: each code rendered once, and the README's table of troubles.
+//! The catalog of errors as users see it: each code rendered once, and the tables of docs/.
 
 use std::fs;
 
@@ -14,7 +14,7 @@ fn full(code: ErrorCode) -> Error {
 }
 
 #[test]
-fn every_code_renders_what_where_expected_found_remedy_and_itself() {
+fn every_code_is_rendered_with_all_its_parts() {
     for &code in ErrorCode::ALL {
         let remedy = code.remedy();
         let remedy = if remedy.is_empty() { String::new() } else { format!(" ({remedy})") };
@@ -34,7 +34,7 @@ fn every_code_renders_what_where_expected_found_remedy_and_itself() {
 }
 
 #[test]
-fn every_code_says_what_it_means_and_all_but_cancellations_what_to_do() {
+fn every_code_has_a_summary_and_all_but_cancellations_a_remedy() {
     for &code in ErrorCode::ALL {
         assert!(code.summary().ends_with('.'), "{}: {}", code.as_str(), code.summary());
         assert!(!code.remedy().ends_with('.'), "{}: {}", code.as_str(), code.remedy());
@@ -42,26 +42,35 @@ fn every_code_says_what_it_means_and_all_but_cancellations_what_to_do() {
     }
 }
 
+fn document(name: &str) -> String {
+    let path = format!("{}/docs/{name}", env!("CARGO_MANIFEST_DIR"));
+    fs::read_to_string(path).expect("the document is readable")
+}
+
 #[test]
-fn the_readme_lists_every_code_as_the_catalogue_has_it() {
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("the README is readable");
+fn the_documented_codes_are_those_of_the_catalog() {
+    let document = document("errors.md");
     let rows = |line: &str| {
         line.starts_with("| `") && ErrorCode::ALL.iter().any(|c| line.contains(&format!("| `{}` |", c.as_str())))
     };
-    let listed: Vec<&str> = readme.lines().filter(|line| rows(line)).collect();
-    // Each row goes on with an example, which only a failure can write: the Python tests hold those.
+    let listed: Vec<&str> = document.lines().filter(|line| rows(line)).collect();
+    // Each row ends with an example, which only a real failure can produce: the Python tests check those.
     let expected = |code: ErrorCode| format!("| `{}` | {} | {} | ", code.as_str(), code.summary(), code.remedy());
-    assert_eq!(listed.len(), ErrorCode::ALL.len(), "run `make readme`");
+    assert_eq!(listed.len(), ErrorCode::ALL.len(), "run `make docs`");
     for (row, &code) in listed.iter().zip(ErrorCode::ALL) {
-        assert!(row.starts_with(&expected(code)), "{row}: run `make readme`");
+        assert!(row.starts_with(&expected(code)), "{row}: run `make docs`");
     }
 }
 
 #[test]
-fn the_adapter_features_that_the_readme_refuses_name_codes_that_exist() {
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("the README is readable");
-    for line in readme.lines().filter(|line| line.starts_with('|') && line.contains("refused: `")) {
+fn documented_refusals_of_peft_features_name_codes_that_exist() {
+    let document = document("peft.md");
+    let refusals = document.lines().filter(|line| line.starts_with('|') && line.contains("refused: `"));
+    let mut count = 0;
+    for line in refusals {
         let code = line.split("refused: `").nth(1).and_then(|rest| rest.split('`').next()).expect("the filter saw it");
         assert!(ErrorCode::ALL.iter().any(|c| c.as_str() == code), "{line}");
+        count += 1;
     }
+    assert!(count > 5, "only {count} refusals were found");
 }

@@ -25,7 +25,7 @@ fn stored_bytes(dir: &Path) -> u64 {
 }
 
 fn load(dir: &Path) -> Result<usize, Error> {
-    Ok(AdapterFiles::read(dir)?.plan(&sites())?.deltas.len())
+    Ok(AdapterFiles::read(dir)?.check(&sites())?.deltas().len())
 }
 
 fn lengthen(path: &Path, bytes: u64) {
@@ -193,7 +193,7 @@ fn an_adapter_that_was_read_does_not_need_its_file() {
     lengthen(&weights, 0);
     assert_eq!(values(&files), before);
     fs::remove_file(&weights).expect("there");
-    assert_eq!(files.plan(&sites()).expect("as before").deltas.len(), 2);
+    assert_eq!(files.check(&sites()).expect("as before").deltas().len(), 2);
 }
 
 fn values(files: &AdapterFiles) -> Vec<Vec<f32>> {

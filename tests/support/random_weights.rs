@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use exlora::quant::{CodeGroup, CodeLayout, QuantizedWeight};
+use exlora::quant::{QuantGroup, QuantLayout, QuantizedWeight};
 
 use super::Rng;
 
@@ -10,7 +10,7 @@ use super::Rng;
 #[derive(Clone)]
 pub struct RandomCodes {
     out_features: usize,
-    layout: CodeLayout,
+    layout: QuantLayout,
     /// `[inputs, outputs]`
     codes: Vec<u8>,
     /// `[groups, outputs]`
@@ -23,7 +23,7 @@ impl RandomCodes {
     /// Codes in these groups, scaled so that outputs of a normal input are about normal.
     ///
     /// `half` rounds scales to f16, as GPTQ stores them; `shuffled` gives the inputs a random order.
-    pub fn new(rng: &mut Rng, out_features: usize, groups: Vec<CodeGroup>, half: bool, shuffled: bool) -> Self {
+    pub fn new(rng: &mut Rng, out_features: usize, groups: Vec<QuantGroup>, half: bool, shuffled: bool) -> Self {
         let inputs: usize = groups.iter().map(|group| group.inputs).sum();
         let mut codes = Vec::with_capacity(inputs * out_features);
         let (mut scales, mut zeros) = (Vec::new(), Vec::new());
@@ -42,7 +42,7 @@ impl RandomCodes {
             rng.shuffle(&mut order);
             order
         });
-        Self { out_features, layout: CodeLayout { groups, permutation }, codes, scales, zeros }
+        Self { out_features, layout: QuantLayout { groups, permutation }, codes, scales, zeros }
     }
 }
 
@@ -55,7 +55,7 @@ impl QuantizedWeight for RandomCodes {
         self.out_features
     }
 
-    fn layout(&self) -> &CodeLayout {
+    fn layout(&self) -> &QuantLayout {
         &self.layout
     }
 

@@ -1,4 +1,4 @@
-//! What adapter_config.json is refused for.
+//! Problems of adapter_config.json.
 
 use exlora::ErrorCode;
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use super::{EMBEDDING, Q_PROJ, codes, refusal, refusals_on, refused};
 use support::adapters::{Adapter, Folder, HIDDEN, sites};
 
 #[test]
-fn features_that_are_not_served_are_refused_by_name() {
+fn unsupported_features_are_refused_by_name() {
     let table = [
         ("target_parameters", json!(["mlp.experts.down_proj"]), "target_parameters"),
         ("arrow_config", json!({"top_k": 3}), "Arrow"),
@@ -26,7 +26,7 @@ fn features_that_are_not_served_are_refused_by_name() {
 }
 
 #[test]
-fn an_initialisation_that_changed_the_base_is_refused_with_its_remedy() {
+fn an_initialization_that_changed_the_base_is_refused_with_a_remedy() {
     for name in ["pissa", "pissa_niter_16", "olora", "OLoRA", "corda", "loftq", "lora_ga"] {
         let error = refusal(&Adapter::on_q_proj().set("init_lora_weights", json!(name)).write());
         assert_eq!(error.code(), ErrorCode::AdapterBaseChanged, "{name}");
@@ -35,7 +35,7 @@ fn an_initialisation_that_changed_the_base_is_refused_with_its_remedy() {
 }
 
 #[test]
-fn malformed_fields_are_refused_with_what_was_expected() {
+fn malformed_fields_are_refused_with_the_expected_form() {
     let table = [
         ("r", json!(0)),
         ("r", json!(8.0)),
@@ -102,7 +102,7 @@ fn malformed_fields_are_refused_with_what_was_expected() {
 }
 
 #[test]
-fn a_config_that_is_no_plain_json_object_is_refused_with_the_position() {
+fn a_config_that_is_not_a_plain_json_object_is_refused_with_the_position() {
     let table = [
         ("", "line 1"),
         ("{", "line 1"),
@@ -130,7 +130,7 @@ fn a_config_that_is_no_plain_json_object_is_refused_with_the_position() {
 }
 
 #[test]
-fn other_types_and_tools_are_told_apart() {
+fn other_adapter_types_and_tools_are_recognized() {
     let folder = |text: Value| {
         let folder = Folder::new();
         folder.file("adapter_config.json", text.to_string());
@@ -154,9 +154,9 @@ fn a_missing_alpha_is_not_guessed() {
 }
 
 #[test]
-fn patterns_that_can_not_be_used_are_refused() {
+fn unusable_patterns_are_refused() {
     let huge = format!("{}|x", "x".repeat(5000));
-    // Backtracks without end on any path that has no 'Z'.
+    // Backtracks practically forever on any path without a 'Z'.
     let endless = r"(?:(?=(.*))(?:.|.)*)*Z\1";
     for (field, value) in [
         ("rank_pattern", json!({"(q_proj": 8})),
@@ -177,7 +177,7 @@ fn patterns_that_can_not_be_used_are_refused() {
 }
 
 #[test]
-fn config_and_tensors_are_told_of_at_once() {
+fn problems_of_config_and_tensors_are_reported_together() {
     let adapter =
         Adapter::on_q_proj().set("r", json!("8")).set("arrow_config", json!({})).set("bias", json!("some")).rename(
             |name| if name.contains("layers.1.self_attn.q_proj.lora_B") { String::new() } else { name.to_owned() },
@@ -188,14 +188,14 @@ fn config_and_tensors_are_told_of_at_once() {
 }
 
 #[test]
-fn a_broken_config_beside_broken_weights_is_told_too() {
+fn a_broken_config_is_reported_together_with_broken_weights() {
     let folder = Adapter::on_q_proj().set("r", json!("8")).write();
     folder.file("adapter_model.safetensors", [0u8; 4]);
     assert_eq!(codes(&refusal(&folder)), ["adapter_config_invalid", "checkpoint_truncated"]);
 }
 
 #[test]
-fn what_follows_from_a_told_problem_is_not_told_again() {
+fn consequences_of_a_reported_problem_are_not_reported_again() {
     let magnitude = Adapter::on_q_proj().filled(Q_PROJ, "lora_magnitude_vector", &[HIDDEN]);
     let bias = Adapter::on_q_proj().filled(Q_PROJ, "lora_B.bias", &[HIDDEN]);
     let rows = Adapter::on_q_proj().filled(EMBEDDING, "token_adapter.trainable_tokens_delta", &[1, HIDDEN]);

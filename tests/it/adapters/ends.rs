@@ -1,4 +1,4 @@
-//! Embedding and head: factors, replaced rows, and what a tie between them means.
+//! Embedding and head: factors, replaced rows, tied heads.
 
 use exlora::ErrorCode;
 use serde_json::{Value, json};
@@ -25,7 +25,7 @@ fn on_embedding() -> Adapter {
 // --- factors
 
 #[test]
-fn an_embeddings_factors_are_read_as_they_are() {
+fn factors_of_an_embedding_are_read_unchanged() {
     let planned = plan(&on_embedding().set("rank_pattern", json!({"q_proj": 9})));
     let change = planned.at(EMBEDDING);
     assert_eq!(change.a, Some((vec![2, VOCAB], counting(&[2, VOCAB]))));
@@ -35,7 +35,7 @@ fn an_embeddings_factors_are_read_as_they_are() {
 }
 
 #[test]
-fn config_cross_checks_reach_both_ends() {
+fn config_cross_checks_cover_embedding_and_head() {
     let both = || on_embedding().pair(HEAD, 2, HIDDEN, VOCAB);
     for (field, value, excluded) in [
         ("target_modules", json!(["embed_tokens"]), &[HEAD][..]),
@@ -79,7 +79,7 @@ fn rows(indices: Value, modules: &[(&str, &[usize])]) -> Adapter {
 }
 
 #[test]
-fn rows_are_new_values_in_the_order_of_the_config_sorted_by_token() {
+fn rows_follow_the_order_of_the_config_and_are_sorted_by_token() {
     let sorted = [
         counting(&[3, HIDDEN])[6..12].to_vec(),
         counting(&[3, HIDDEN])[..6].to_vec(),
@@ -93,7 +93,7 @@ fn rows_are_new_values_in_the_order_of_the_config_sorted_by_token() {
 }
 
 #[test]
-fn rows_are_given_by_the_tail_of_a_modules_path_too() {
+fn rows_can_be_selected_by_the_suffix_of_a_path() {
     let indices = json!({"embed_tokens": [1, 2], "lm_head": [5]});
     let planned = plan(&rows(indices, &[(EMBEDDING, &[2, HIDDEN]), (HEAD, &[1, HIDDEN])]));
     assert_eq!(planned.at(EMBEDDING).rows.as_ref().map(|rows| &rows.0[..]), Some(&[1, 2][..]));
@@ -101,7 +101,7 @@ fn rows_are_given_by_the_tail_of_a_modules_path_too() {
 }
 
 #[test]
-fn rows_of_a_resized_embedding_lie_on_its_new_weight() {
+fn rows_of_a_resized_embedding_replace_those_of_its_new_weight() {
     let grown = VOCAB + 5;
     let adapter = rows(json!([VOCAB + 4]), &[(EMBEDDING, &[1, HIDDEN])]).filled(
         EMBEDDING,
@@ -114,7 +114,7 @@ fn rows_of_a_resized_embedding_lie_on_its_new_weight() {
 }
 
 #[test]
-fn wrong_rows_are_refused() {
+fn invalid_rows_are_refused() {
     let one = |indices: Value, shape: &[usize]| refused(&rows(indices, &[(EMBEDDING, shape)]));
     let error = one(json!([VOCAB]), &[1, HIDDEN]);
     assert_eq!((error.code(), error.found()), (ErrorCode::AdapterConfigInvalid, Some("32")));
@@ -138,7 +138,7 @@ fn factors_and_rows_on_one_module_are_refused() {
 // --- tied heads
 
 #[test]
-fn of_an_embeddings_changes_only_rows_reach_a_tied_head() {
+fn only_replaced_rows_of_an_embedding_reach_a_tied_head() {
     assert_eq!(plan_tied(&on_embedding()).paths(), [(EMBEDDING, 0)]);
     let saved =
         Adapter::empty().set("modules_to_save", json!(["embed_tokens"])).filled(EMBEDDING, "weight", &[VOCAB, HIDDEN]);
@@ -151,7 +151,7 @@ fn of_an_embeddings_changes_only_rows_reach_a_tied_head() {
 }
 
 #[test]
-fn a_weight_in_the_place_of_the_shared_one_is_both_ends_under_either_name() {
+fn a_replaced_shared_weight_applies_to_embedding_and_head_under_either_name() {
     for (named, other) in [(EMBEDDING, HEAD), (HEAD, EMBEDDING)] {
         let shape = [VOCAB + 2, HIDDEN];
         let adapter = Adapter::on_q_proj().part(named, "base_layer.weight", &shape, &counting(&shape));
@@ -162,7 +162,7 @@ fn a_weight_in_the_place_of_the_shared_one_is_both_ends_under_either_name() {
             (planned.constraints.embedding_rows, planned.constraints.head_rows),
             (Some(VOCAB + 2), Some(VOCAB + 2))
         );
-        // A module that is saved keeps it for itself.
+        // A saved module keeps its own weight.
         let saved = adapter.set("modules_to_save", json!([named]));
         if named == EMBEDDING {
             assert!(plan_tied(&saved).paths().iter().all(|(path, _)| *path != HEAD));
@@ -186,7 +186,7 @@ fn two_weights_for_the_shared_one_must_be_equal() {
 }
 
 #[test]
-fn shared_rows_under_the_heads_name_too_must_be_the_embeddings() {
+fn shared_rows_under_the_heads_name_must_equal_the_embeddings() {
     let shape = [2, HIDDEN];
     let both = |values: &[f32]| rows(json!([7, 3]), &[(EMBEDDING, &shape)]).part(HEAD, ROWS, &shape, values);
     let planned = plan_tied(&both(&counting(&shape)));
@@ -197,11 +197,11 @@ fn shared_rows_under_the_heads_name_too_must_be_the_embeddings() {
 }
 
 #[test]
-fn a_tied_heads_own_rows_count_for_it() {
+fn a_tied_head_can_have_its_own_rows() {
     let indices = json!({"embed_tokens": [1, 2], "lm_head": [5]});
     let planned = plan_tied(&rows(indices, &[(EMBEDDING, &[2, HIDDEN]), (HEAD, &[1, HIDDEN])]));
     assert_eq!(planned.at(HEAD).rows.as_ref().map(|rows| &rows.0[..]), Some(&[5][..]));
-    // PEFT writes shared rows once.
+    // PEFT saves shared rows once.
     let shared = json!({"embed_tokens": [1, 2], "lm_head": [1, 2]});
     let planned = plan_tied(&rows(shared.clone(), &[(EMBEDDING, &[2, HIDDEN])]));
     assert_eq!(planned.at(HEAD).rows, planned.at(EMBEDDING).rows);
@@ -209,7 +209,7 @@ fn a_tied_heads_own_rows_count_for_it() {
 }
 
 #[test]
-fn tied_factors_are_each_others_transposes() {
+fn tied_factors_are_transposed() {
     let adapter = on_embedding().set("ensure_weight_tying", json!(true)).set("alpha_pattern", json!({"lm_head": 6}));
     let planned = plan_tied(&adapter);
     let head = planned.at(HEAD);
@@ -223,7 +223,7 @@ fn tied_factors_are_each_others_transposes() {
 }
 
 #[test]
-fn a_tied_heads_factors_in_the_file_count_whatever_the_targets() {
+fn factors_of_a_tied_head_in_the_file_are_used_despite_the_targets() {
     let adapter = on_embedding()
         .set("ensure_weight_tying", json!(true))
         .set("target_modules", json!(["embed_tokens"]))
@@ -232,7 +232,7 @@ fn a_tied_heads_factors_in_the_file_count_whatever_the_targets() {
 }
 
 #[test]
-fn a_saved_embedding_is_tied_if_the_config_says_so() {
+fn a_saved_embedding_is_tied_if_the_config_requires_it() {
     let adapter = Adapter::empty()
         .set("modules_to_save", json!(["embed_tokens"]))
         .set("ensure_weight_tying", json!(true))

@@ -1,7 +1,7 @@
-//! The table of features against what planning does.
+//! The table of PEFT features against what checking does.
 
 use exlora::ErrorCode;
-use exlora::adapter::features::{Verdict, table};
+use exlora::adapter::peft_support::{Verdict, table};
 use serde_json::{Value, json};
 
 use super::{plan, plan_on, refused};
@@ -40,7 +40,7 @@ fn fields_without_effect_have_none_and_refused_ones_are_refused_under_their_code
 }
 
 #[test]
-fn rows_are_distinct_and_each_says_something() {
+fn rows_are_distinct_and_have_notes() {
     let rows = table();
     for (i, row) in rows.iter().enumerate() {
         assert!(!row.note.is_empty() && rows[..i].iter().all(|other| other.feature != row.feature), "{}", row.feature);
@@ -48,7 +48,7 @@ fn rows_are_distinct_and_each_says_something() {
 }
 
 #[test]
-fn rows_that_are_no_fields_say_what_planning_does() {
+fn rows_that_are_not_fields_agree_with_checking() {
     let refused_row =
         |start: &str| match table().iter().find(|row| row.feature.starts_with(start)).map(|row| row.verdict) {
             Some(Verdict::Refused(code)) => code,

@@ -1,4 +1,4 @@
-//! What an adapter's folder is refused for.
+//! Problems of an adapter's folder.
 
 use exlora::ErrorCode;
 use exlora::adapter::AdapterFiles;
@@ -8,7 +8,7 @@ use super::{planned, refusal};
 use support::adapters::{Adapter, Folder};
 
 #[test]
-fn a_folder_without_an_adapter_says_what_is_there() {
+fn a_folder_without_an_adapter_is_refused_with_what_it_contains() {
     let missing = AdapterFiles::read(Folder::new().path().join("nowhere").as_path()).expect_err("nothing there");
     assert_eq!(missing.code(), ErrorCode::AdapterConfigNotFound);
     assert!(missing.to_string().contains("adapter 'nowhere'"));
@@ -28,7 +28,7 @@ fn a_folder_without_an_adapter_says_what_is_there() {
 }
 
 #[test]
-fn weights_in_another_form_are_refused_with_the_way_out() {
+fn weights_in_another_format_are_refused_with_a_conversion() {
     let config = Value::Object(Adapter::on_q_proj().config).to_string();
     let with = |name: &str| {
         let folder = Folder::new();
@@ -44,7 +44,7 @@ fn weights_in_another_form_are_refused_with_the_way_out() {
 }
 
 #[test]
-fn what_is_no_regular_file_can_not_make_the_process_wait() {
+fn only_regular_files_are_opened() {
     for name in ["adapter_config.json", "adapter_model.safetensors"] {
         for fifo in [true, false] {
             let folder = Adapter::on_q_proj().write();
@@ -82,7 +82,7 @@ fn links_are_followed_as_in_a_hub_cache() {
 }
 
 #[test]
-fn a_file_cut_short_is_refused_as_such() {
+fn a_truncated_file_is_refused_as_truncated() {
     let adapter = Adapter::on_q_proj();
     let bytes = adapter.safetensors();
     for length in [0, 4, 8, 100, bytes.len() - 1] {

@@ -1,4 +1,4 @@
-//! Other forms of a low-rank delta: DoRA, a bias of B, pooled and block-diagonal factors, activation by an invocation.
+//! Variants of LoRA: DoRA, lora_bias, QA-LoRA, BD-LoRA, activated LoRA, KaSA.
 
 use exlora::ErrorCode;
 use exlora::adapter::delta::scaling;
@@ -24,7 +24,7 @@ fn a_magnitude_is_read_under_both_of_its_names() {
 }
 
 #[test]
-fn dora_is_scaled_by_root_and_pattern_as_its_delta_is() {
+fn dora_is_scaled_by_root_and_pattern_like_lora() {
     let adapter = Adapter::empty()
         .set("use_dora", json!(true))
         .set("use_rslora", json!(true))
@@ -35,7 +35,7 @@ fn dora_is_scaled_by_root_and_pattern_as_its_delta_is() {
 }
 
 #[test]
-fn an_embeddings_magnitude_is_as_wide_as_it() {
+fn the_magnitude_of_an_embedding_has_its_width() {
     let embedding = |width: usize| {
         Adapter::empty()
             .set("use_dora", json!(true))
@@ -55,9 +55,9 @@ fn a_vector_is_there_exactly_where_its_field_says() {
         let name = format!("base_model.model.{Q_PROJ}.{suffix}");
         let missing = refused(&on_q().set(field, json!(true)));
         assert_eq!((missing.code(), missing.tensor()), (ErrorCode::AdapterTensorMissing, Some(name.as_str())));
-        let unannounced = refused(&on_q().filled(Q_PROJ, suffix, &[HIDDEN]));
-        assert_eq!(unannounced.code(), ErrorCode::AdapterTensorUnexpected);
-        assert_eq!(unannounced.tensor(), Some(name.as_str()));
+        let unexpected = refused(&on_q().filled(Q_PROJ, suffix, &[HIDDEN]));
+        assert_eq!(unexpected.code(), ErrorCode::AdapterTensorUnexpected);
+        assert_eq!(unexpected.tensor(), Some(name.as_str()));
         let long = refused(&on_q().set(field, json!(true)).filled(Q_PROJ, suffix, &[HIDDEN + 1]));
         assert_eq!(long.code(), ErrorCode::AdapterShapeMismatch);
         assert_eq!((long.expected(), long.found()), (Some("[6]"), Some("[7]")));
@@ -69,7 +69,7 @@ fn a_vector_is_there_exactly_where_its_field_says() {
 // --- B's bias
 
 #[test]
-fn bs_bias_is_read_on_linears_with_and_without_a_bias_of_their_own() {
+fn the_bias_of_b_is_read_on_linears_with_and_without_a_bias() {
     let adapter = Adapter::empty().set("lora_bias", json!(true));
     let adapter = [Q_PROJ, K_PROJ].into_iter().fold(adapter, |adapter, module| {
         adapter.pair(module, 2, HIDDEN, HIDDEN).part(module, "lora_B.bias", &[HIDDEN], &counting(&[HIDDEN]))
@@ -84,20 +84,20 @@ fn bs_bias_is_read_on_linears_with_and_without_a_bias_of_their_own() {
 // --- QA-LoRA
 
 #[test]
-fn a_pooled_a_is_expanded_to_the_inputs_it_pools() {
+fn a_pooled_a_is_expanded_to_all_inputs() {
     let pooled = Adapter::empty()
         .set("use_qalora", json!(true))
         .set("qalora_group_size", json!(3))
         .part(Q_PROJ, "lora_A.weight", &[2, 2], &[3.0, 6.0, 9.0, -3.0])
         .filled(Q_PROJ, "lora_B.weight", &[HIDDEN, 2]);
-    // Two groups of three: a mean is a third of the sum, and the number of groups multiplies it.
+    // Two groups of three inputs: the mean is a third of the sum, multiplied by the number of groups.
     let expected = [2.0, 2.0, 2.0, 4.0, 4.0, 4.0, 6.0, 6.0, 6.0, -2.0, -2.0, -2.0];
     assert_eq!(plan(&pooled).at(Q_PROJ).a, Some((vec![2, HIDDEN], expected.to_vec())));
 }
 
 #[test]
-fn an_a_that_is_not_pooled_stays_as_it_is() {
-    // 10 inputs of down_proj don't divide by 3.
+fn an_a_that_is_not_pooled_is_read_unchanged() {
+    // The 10 inputs of down_proj are not divisible by 3.
     let down = "model.layers.0.mlp.down_proj";
     let adapter = on_q().pair(down, 2, INNER, HIDDEN).set("use_qalora", json!(true)).set("qalora_group_size", json!(3));
     let planned = plan(&adapter);
@@ -125,7 +125,7 @@ fn blocks(a: &[&str], b: &[&str], count: usize) -> Value {
 }
 
 #[test]
-fn blocks_of_a_stand_on_the_diagonal() {
+fn blocks_of_a_are_placed_on_the_diagonal() {
     let adapter = Adapter::empty()
         .set("use_bdlora", blocks(&["q_proj"], &[], 2))
         .part(Q_PROJ, "lora_A.weight", &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
@@ -135,7 +135,7 @@ fn blocks_of_a_stand_on_the_diagonal() {
 }
 
 #[test]
-fn blocks_of_b_stand_on_the_diagonal_and_have_no_bias() {
+fn blocks_of_b_are_placed_on_the_diagonal_and_have_no_bias() {
     let adapter = Adapter::empty()
         .set("use_bdlora", blocks(&[], &["self_attn"], 2))
         .set("lora_bias", json!(true))
@@ -153,7 +153,7 @@ fn block_diagonal_files_that_contradict_their_config_are_refused() {
     for (value, code) in [
         (blocks(&["q_proj"], &["self_attn"], 2), ErrorCode::AdapterConfigInvalid),
         (blocks(&["k_proj"], &[], 2), ErrorCode::AdapterConfigInvalid),
-        // A is stored whole.
+        // A is not stored in blocks.
         (blocks(&["q_proj"], &[], 2), ErrorCode::AdapterShapeMismatch),
         (blocks(&[], &["q_proj"], 2), ErrorCode::AdapterRankMismatch),
     ] {
@@ -178,7 +178,7 @@ fn without_match_strict_other_modules_are_plain() {
 // --- activated LoRA
 
 #[test]
-fn the_invocation_is_a_demand_of_the_adapter() {
+fn the_invocation_is_a_constraint_of_the_adapter() {
     assert_eq!(plan(&on_q().set("alora_invocation_tokens", json!([7, 3, 7]))).constraints.invocation, [7, 3, 7]);
     assert!(plan(&on_q().set("alora_invocation_tokens", json!([]))).constraints.invocation.is_empty());
 }
@@ -219,7 +219,7 @@ fn kasa() -> Adapter {
 }
 
 #[test]
-fn a_diagonal_is_taken_into_b_and_the_weight_is_truncated_by_the_rank() {
+fn a_diagonal_is_folded_into_b_and_the_weight_is_truncated_by_the_rank() {
     let adapter = kasa().part(Q_PROJ, "lora_diag", &[2], &[3.0, -0.5]);
     let planned = plan(&adapter);
     let b = [3.0, -0.5].repeat(HIDDEN);
@@ -228,18 +228,18 @@ fn a_diagonal_is_taken_into_b_and_the_weight_is_truncated_by_the_rank() {
 }
 
 #[test]
-fn a_diagonal_is_there_exactly_where_the_config_says() {
+fn a_diagonal_is_present_exactly_where_the_config_requires_it() {
     let name = format!("base_model.model.{Q_PROJ}.lora_diag");
     let missing = refused(&kasa());
     assert_eq!((missing.code(), missing.tensor()), (ErrorCode::AdapterTensorMissing, Some(name.as_str())));
-    let unannounced = refused(&on_q().filled(Q_PROJ, "lora_diag", &[2]));
-    assert_eq!(unannounced.code(), ErrorCode::AdapterTensorUnexpected);
+    let unexpected = refused(&on_q().filled(Q_PROJ, "lora_diag", &[2]));
+    assert_eq!(unexpected.code(), ErrorCode::AdapterTensorUnexpected);
     let short = refused(&kasa().filled(Q_PROJ, "lora_diag", &[1]));
     assert_eq!((short.code(), short.expected()), (ErrorCode::AdapterShapeMismatch, Some("[2]")));
 }
 
 #[test]
-fn a_weight_must_keep_a_singular_value() {
+fn a_weight_must_keep_at_least_one_singular_value() {
     let adapter = Adapter::empty()
         .set("r", json!(HIDDEN))
         .set("kasa_config", json!({"beta": 0.1}))

@@ -1,4 +1,4 @@
-//! Fused projections: an adapter's on a model that has the parts, and the parts' on a model that has them fused.
+//! Fused projections: a fused adapter on a split model, and a split adapter on a fused model.
 
 use exlora::ErrorCode;
 use serde_json::json;
@@ -12,7 +12,7 @@ const V_PROJ: &str = "model.layers.0.self_attn.v_proj";
 // --- fused in the file, split in the model
 
 #[test]
-fn a_fused_modules_parts_share_a_and_have_their_rows_of_b() {
+fn parts_of_a_fused_module_share_a_and_split_b_by_rows() {
     let rows = 3 * HIDDEN;
     let adapter = Adapter::empty()
         .set("lora_bias", json!(true))
@@ -31,7 +31,7 @@ fn a_fused_modules_parts_share_a_and_have_their_rows_of_b() {
 }
 
 #[test]
-fn a_fused_magnitude_and_weight_are_cut_by_rows() {
+fn a_fused_magnitude_and_weight_are_split_by_rows() {
     let gate_up = "model.layers.1.mlp.gate_up_proj";
     let adapter = Adapter::empty()
         .set("use_dora", json!(true))
@@ -46,7 +46,7 @@ fn a_fused_magnitude_and_weight_are_cut_by_rows() {
 }
 
 #[test]
-fn patterns_name_the_files_own_modules() {
+fn patterns_apply_to_the_modules_of_the_file() {
     let adapter = Adapter::empty()
         .set("rank_pattern", json!({"qkv_proj": 3, "q_proj": 5}))
         .set("target_modules", json!(["qkv_proj"]))
@@ -55,7 +55,7 @@ fn patterns_name_the_files_own_modules() {
 }
 
 #[test]
-fn a_fused_saved_module_is_promised_and_kept_as_its_parts() {
+fn a_saved_fused_module_is_required_and_split_into_its_parts() {
     let saved = |name: &str| Adapter::empty().set("modules_to_save", json!([name]));
     let gate_up = |layer: usize| format!("model.layers.{layer}.mlp.gate_up_proj");
     let whole = (0..2).fold(saved("gate_up_proj"), |a, l| a.filled(&gate_up(l), "weight", &[2 * INNER, HIDDEN]));
@@ -85,7 +85,7 @@ fn plan_fused(adapter: &Adapter, has_bias: bool) -> Planned {
     plan_on(adapter, &fused_sites(has_bias)).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Factors of rank 1 on each module: A full of its number, B as given.
+/// Factors of rank 1 on each module: A filled with its number, B as given.
 fn parts(modules: &[(&str, &[f32])]) -> Adapter {
     modules.iter().zip(1..).fold(Adapter::empty().set("r", json!(1)), |adapter, ((module, b), number)| {
         adapter.part(module, "lora_A.weight", &[1, HIDDEN], &[number as f32; HIDDEN]).part(
@@ -104,13 +104,13 @@ fn parts_of_a_fused_site_become_one_delta() {
     let change = planned.at(QKV);
     let a = [[1.0; HIDDEN], [2.0; HIDDEN]].concat();
     assert_eq!(change.a, Some((vec![2, HIDDEN], a)));
-    // q is scaled by 4, v by 10; k, the third output, is the base's.
+    // q is scaled by 4, v by 10; k, the third output, has no delta.
     assert_eq!(change.b, Some((vec![4, 2], vec![4.0, 0.0, 8.0, 0.0, 0.0, 0.0, 0.0, 30.0])));
     assert_eq!((change.scale, &change.b_bias), (Some(1.0), &None));
 }
 
 #[test]
-fn biases_of_parts_are_scaled_and_filled_up_with_zeros() {
+fn biases_of_parts_are_scaled_and_padded_with_zeros() {
     let adapter = parts(&[(Q_PROJ, &[1.0, 2.0]), (V_PROJ, &[3.0])])
         .set("lora_bias", json!(true))
         .part(Q_PROJ, "lora_B.bias", &[2], &[1.0, -1.0])
@@ -119,7 +119,7 @@ fn biases_of_parts_are_scaled_and_filled_up_with_zeros() {
 }
 
 #[test]
-fn magnitudes_and_replaced_parts_must_be_of_all_outputs() {
+fn magnitudes_and_replacements_must_cover_all_outputs() {
     let factors: [(&str, &[f32]); 3] = [(Q_PROJ, &[1.0, 2.0]), (K_PROJ, &[3.0]), (V_PROJ, &[4.0])];
     let with = |count: usize, suffix: &str, columns: Option<usize>| {
         factors[..count].iter().fold(parts(&factors[..count]), |adapter, (module, b)| {

@@ -1,4 +1,4 @@
-//! Reports on adapters: contents and problems beside each other, with a base and without one.
+//! Reports on adapters: contents and problems, with a base and without one.
 
 use exlora::inspect::{AdapterReport, Report, inspect};
 use serde_json::json;
@@ -21,7 +21,7 @@ fn features(adapter: &Adapter) -> Vec<&'static str> {
 }
 
 #[test]
-fn contents_are_told_beside_problems() {
+fn contents_are_reported_beside_problems() {
     let adapter = Adapter::on_q_proj().set("use_rslora", json!("yes")).ones("rubbish", &[1]).pair(
         "model.layers.0.mlp.up_proj",
         3,
@@ -38,7 +38,7 @@ fn contents_are_told_beside_problems() {
 }
 
 #[test]
-fn a_vocabulary_of_its_own_is_told() {
+fn an_own_vocabulary_is_reported() {
     let adapter = Adapter::on_q_proj()
         .set("modules_to_save", json!(["embed_tokens", "lm_head"]))
         .filled(EMBEDDING, "weight", &[VOCAB + 3, HIDDEN])
@@ -50,7 +50,7 @@ fn a_vocabulary_of_its_own_is_told() {
 }
 
 #[test]
-fn an_unknown_alpha_is_told_as_such() {
+fn an_unknown_alpha_is_reported_as_unknown() {
     let report = report(&Adapter::on_q_proj().unset("lora_alpha").write());
     assert_eq!(report.problems.len(), 1);
     assert_eq!(report.contents.expect("what could be read").alpha, None);
@@ -84,7 +84,7 @@ fn features_are_named_and_checked_without_a_base() {
 }
 
 #[test]
-fn stored_forms_and_stacks_are_checked_without_a_base() {
+fn structured_factors_and_layer_maps_are_checked_without_a_base() {
     let repeated = Adapter::empty().set("layer_replication", json!([[0, 2], [0, 2]])).pair(
         "model.layers.3.self_attn.q_proj",
         2,

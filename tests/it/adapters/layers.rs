@@ -1,4 +1,4 @@
-//! Repeated layers (`layer_replication`): where the tensors of the new stack act.
+//! Layer maps (`layer_replication`): which repeat of a base layer the tensors act on.
 
 use exlora::ErrorCode;
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ fn q_proj(layer: usize) -> String {
     format!("model.layers.{layer}.self_attn.q_proj")
 }
 
-/// Factors on the q_proj of these layers of the new stack, each B full of the layer's number.
+/// Factors on the q_proj of these layers of the adapter, each B filled with the layer's number.
 fn on(ranges: Value, layers: &[usize]) -> Adapter {
     layers.iter().fold(Adapter::empty().set("layer_replication", ranges), |adapter, &layer| {
         adapter.filled(&q_proj(layer), "lora_A.weight", &[2, HIDDEN]).part(
@@ -22,13 +22,13 @@ fn on(ranges: Value, layers: &[usize]) -> Adapter {
     })
 }
 
-/// The layer of the file whose B acts at a layer of the base in a pass.
+/// The adapter's layer whose B acts on a base layer in a repeat.
 fn layer_at(planned: &Planned, layer: usize, repeat: u32) -> f32 {
     planned.in_repeat(&q_proj(layer), repeat).b.as_ref().expect("factors").1[0]
 }
 
 #[test]
-fn each_copy_of_a_layer_has_deltas_of_its_own() {
+fn each_repeat_of_a_layer_has_its_own_deltas() {
     let planned = plan(&on(json!([[0, 2], [1, 2], [0, 1]]), &[0, 1, 2, 3]));
     assert_eq!(planned.constraints.layers.as_deref(), Some(&[0, 1, 1, 0][..]));
     assert_eq!(planned.paths(), [(&*q_proj(0), 0), (&*q_proj(0), 1), (&*q_proj(1), 0), (&*q_proj(1), 1)]);
@@ -38,13 +38,13 @@ fn each_copy_of_a_layer_has_deltas_of_its_own() {
 }
 
 #[test]
-fn a_copy_without_tensors_has_no_delta() {
+fn a_repeat_without_tensors_has_no_delta() {
     let planned = plan(&on(json!([[0, 2], [0, 2]]), &[3]));
     assert_eq!(planned.paths(), [(&*q_proj(1), 1)]);
 }
 
 #[test]
-fn patterns_and_targets_name_layers_of_the_new_stack() {
+fn patterns_and_targets_apply_to_the_adapters_layers() {
     let adapter = on(json!([[0, 2], [0, 2]]), &[1, 3])
         .set("alpha_pattern", json!({"layers.3.self_attn.q_proj": 8}))
         .set("target_modules", json!(["q_proj"]))
@@ -58,7 +58,7 @@ fn patterns_and_targets_name_layers_of_the_new_stack() {
 }
 
 #[test]
-fn a_layer_beyond_the_stack_is_refused() {
+fn a_layer_outside_the_map_is_refused() {
     let error = refused(&on(json!([[0, 1]]), &[0, 1]));
     assert_eq!(error.code(), ErrorCode::AdapterSiteNotFound);
     assert!(error.message().contains("model.layers.1."), "{error}");
@@ -79,7 +79,7 @@ fn ranges_are_checked_against_the_base() {
 }
 
 #[test]
-fn what_a_config_promises_it_promises_for_each_copy() {
+fn tensors_that_the_config_requires_are_required_for_each_repeat() {
     let adapter = on(json!([[0, 1], [0, 2]]), &[0])
         .set("modules_to_save", json!(["input_layernorm"]))
         .set("bias", json!("all"))

@@ -1,4 +1,4 @@
-//! Adapter folders, from the files to a checked plan: what is served, and what is refused under which code.
+//! Adapter folders, from the files to checked deltas: what is supported, and what is refused under which code.
 
 mod config;
 mod ends;
@@ -26,10 +26,10 @@ const K_PROJ: &str = "model.layers.0.self_attn.k_proj";
 const EMBEDDING: &str = "model.embed_tokens";
 const HEAD: &str = "lm_head";
 
-/// A tensor that was read: its shape and values.
+/// A tensor: its shape and values.
 type Values = (Vec<usize>, Vec<f32>);
 
-/// What a plan changes at a site, its tensors as values.
+/// What an adapter changes at a site, its tensors as values.
 #[derive(Debug, Default, PartialEq)]
 struct Change {
     weight: Option<Values>,
@@ -59,7 +59,7 @@ impl Change {
     }
 }
 
-/// A plan as tests look at it.
+/// A checked adapter in a form that tests can compare.
 #[derive(Debug)]
 struct Planned {
     changes: Vec<(String, u32, Change)>,
@@ -73,7 +73,7 @@ impl Planned {
         self.in_repeat(path, 0)
     }
 
-    /// The change at a site in a pass over its layer.
+    /// The change at a site in a repeat of its layer.
     fn in_repeat(&self, path: &str, repeat: u32) -> &Change {
         let found = self.changes.iter().find(|change| change.0 == path && change.1 == repeat);
         &found.unwrap_or_else(|| panic!("no change at {path}, repeat {repeat}: {self:?}")).2
@@ -84,27 +84,27 @@ impl Planned {
     }
 }
 
-/// Plans an adapter on a model.
+/// Checks an adapter against a model.
 fn plan_on(adapter: &Adapter, sites: &SiteTable) -> Result<Planned, Error> {
     let config = Value::Object(adapter.config.clone()).to_string();
     let files = AdapterFiles::from_bytes(config.as_bytes(), adapter.safetensors(), "sql".as_ref())?;
-    let plan = files.plan(sites)?;
+    let adapter = files.check(sites)?.without_copies(|_, _, _| false);
     let change = |delta: &SiteDelta<'_>| (sites.get(delta.site).path.clone(), delta.repeat, Change::of(delta));
-    let changes = plan.deltas.iter().map(change).collect();
-    Ok(Planned { changes, constraints: plan.summary.constraints, sites: plan.summary.sites })
+    let changes = adapter.deltas().map(change).collect();
+    Ok(Planned { changes, constraints: adapter.summary().constraints.clone(), sites: adapter.summary().sites })
 }
 
-/// Plans an adapter that is right on the tiny model.
+/// Checks an adapter that is valid on the tiny model.
 fn plan(adapter: &Adapter) -> Planned {
     plan_on(adapter, &sites()).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// The codes, tensors, expected and found values of everything that is wrong with an adapter on a model.
+/// All problems of an adapter on a model.
 fn refusals_on(adapter: &Adapter, sites: &SiteTable) -> Vec<Error> {
     plan_on(adapter, sites).expect_err("refused").into_list()
 }
 
-/// The one thing that is wrong with an adapter on the tiny model.
+/// The only problem of an adapter on the tiny model.
 fn refused(adapter: &Adapter) -> Error {
     let mut errors = refusals_on(adapter, &sites());
     assert_eq!(errors.len(), 1, "{errors:?}");
@@ -116,13 +116,13 @@ fn counting(shape: &[usize]) -> Vec<f32> {
     (0..shape.iter().product::<usize>()).map(|i| i as f32).collect()
 }
 
-/// Reads and plans a folder against the tiny model, and looks at the deltas: path, rank, scale.
+/// Reads a folder and checks it against the tiny model: path, rank and scale of each delta.
 fn planned(folder: &Folder) -> Result<Vec<(String, usize, f32)>, Error> {
     let (files, sites) = (AdapterFiles::read(folder.path())?, sites());
-    let plan = files.plan(&sites)?;
-    let rows = plan.deltas.iter().map(|d| {
-        let low = low_rank(d);
-        (sites.get(d.site).path.clone(), low.rank(), low.scale)
+    let checked = files.check(&sites)?;
+    let rows = checked.deltas().iter().map(|d| {
+        let low = low_rank(&d.delta);
+        (sites.get(d.delta.site).path.clone(), low.rank(), low.scale)
     });
     Ok(rows.collect())
 }

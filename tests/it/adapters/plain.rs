@@ -1,4 +1,4 @@
-//! Plain LoRA: which files are served, with which ranks and scales.
+//! Plain LoRA: which files are supported, with which ranks and scales.
 
 use std::collections::BTreeSet;
 
@@ -27,24 +27,25 @@ fn quill_sites() -> SiteTable {
 }
 
 #[test]
-fn the_real_adapters_are_planned_whole() {
+fn the_real_adapters_are_read_completely() {
     let sites = quill_sites();
     for (name, rank, scale) in [("jargon-lora-r8", 8, 2.0), ("sqlite-rslora-r16", 16, 4.0)] {
-        let files = AdapterFiles::read(&fixture(name)).expect("a right adapter");
-        let plan = files.plan(&sites).expect("a right adapter");
-        assert_eq!(plan.deltas.len(), sites.len(), "{name}");
-        assert!(plan.deltas.is_sorted_by_key(|delta| delta.site));
-        for delta in &plan.deltas {
+        let files = AdapterFiles::read(&fixture(name)).expect("a valid adapter");
+        let adapter = files.check(&sites).expect("a valid adapter").without_copies(|_, _, _| false);
+        let deltas: Vec<_> = adapter.deltas().collect();
+        assert_eq!(deltas.len(), sites.len(), "{name}");
+        assert!(deltas.is_sorted_by_key(|delta| delta.site));
+        for delta in &deltas {
             let LowRank { a, b, scale: found, .. } = low_rank(delta);
             let site = sites.get(delta.site);
             assert_eq!((a.shape(), b.shape()), (&[rank, site.in_features][..], &[site.out_features, rank][..]));
             assert_eq!(*found, scale, "{name}");
         }
-        let summary = &plan.summary;
+        let summary = adapter.summary();
         assert_eq!((summary.rank, summary.max_rank, summary.sites), (rank, rank, sites.len()));
         assert_eq!((summary.alpha, summary.use_rslora), (16.0, name.contains("rslora")));
         assert_eq!(summary.target_modules.iter().collect::<BTreeSet<_>>().len(), 7);
-        let stored = plan.deltas.iter().map(|d| {
+        let stored = deltas.iter().map(|d| {
             let low = low_rank(d);
             low.a.bytes().len() + low.b.bytes().len()
         });
@@ -53,20 +54,20 @@ fn the_real_adapters_are_planned_whole() {
 }
 
 #[test]
-fn the_real_dora_adapter_is_planned_whole() {
-    let files = AdapterFiles::read(&fixture("devil-dora-r8")).expect("a right adapter");
-    let sites = files.implied_sites();
-    let plan = files.plan(&sites).expect("a right adapter");
-    assert_eq!((plan.deltas.len(), plan.summary.constraints.rescaled.len()), (16, 16));
-    for delta in &plan.deltas {
+fn the_real_dora_adapter_is_read_completely() {
+    let files = AdapterFiles::read(&fixture("devil-dora-r8")).expect("a valid adapter");
+    let sites = files.inferred_sites();
+    let adapter = files.check(&sites).expect("a valid adapter").without_copies(|_, _, _| false);
+    assert_eq!((adapter.deltas().len(), adapter.summary().constraints.rescaled.len()), (16, 16));
+    for delta in adapter.deltas() {
         let magnitude = low_rank(delta).magnitude.as_ref().expect("DoRA");
         assert_eq!(magnitude.shape(), [sites.get(delta.site).out_features]);
     }
 }
 
 #[test]
-fn the_content_hash_tells_config_and_weights_apart() {
-    let hash = |adapter: Adapter| AdapterFiles::read(adapter.write().path()).expect("right").content_hash().to_owned();
+fn the_content_hash_covers_config_and_weights() {
+    let hash = |adapter: Adapter| AdapterFiles::read(adapter.write().path()).expect("valid").content_hash().to_owned();
     let base = hash(Adapter::on_q_proj());
     assert_eq!(base, hash(Adapter::on_q_proj()));
     assert_eq!(base.len(), 64);
@@ -75,7 +76,7 @@ fn the_content_hash_tells_config_and_weights_apart() {
 }
 
 #[test]
-fn any_mix_of_targets_layers_and_float_types_is_served() {
+fn any_mix_of_targets_layers_and_float_types_is_supported() {
     let module = "base_model.model.model.layers.1.mlp.down_proj";
     let (a, b): (Vec<f32>, Vec<f32>) = ((0..INNER).map(|i| i as f32 - 4.5).collect(), vec![0.25; HIDDEN]);
     let folder = Adapter::empty()
@@ -84,16 +85,17 @@ fn any_mix_of_targets_layers_and_float_types_is_served() {
         .values(&format!("{module}.lora_A.weight"), "BF16", &[1, INNER], &a)
         .values(&format!("{module}.lora_B.weight"), "F16", &[HIDDEN, 1], &b)
         .write();
-    let (files, sites) = (AdapterFiles::read(folder.path()).expect("right"), sites());
-    let plan = files.plan(&sites).expect("right");
-    assert_eq!(plan.deltas.len(), 2);
-    let low = low_rank(&plan.deltas[0]);
-    assert_eq!(sites.get(plan.deltas[0].site).path, "model.layers.1.mlp.down_proj");
+    let (files, sites) = (AdapterFiles::read(folder.path()).expect("valid"), sites());
+    let checked = files.check(&sites).expect("valid");
+    assert_eq!(checked.deltas().len(), 2);
+    let delta = &checked.deltas()[0].delta;
+    let low = low_rank(delta);
+    assert_eq!(sites.get(delta.site).path, "model.layers.1.mlp.down_proj");
     assert_eq!((low.a.view().to_f32(), low.b.view().to_f32()), (a, b));
 }
 
 #[test]
-fn spellings_of_wrapped_models_are_served() {
+fn spellings_of_wrapped_models_are_supported() {
     let renames: [fn(&str) -> String; 5] = [
         |name| name.replace(".weight", ".default.weight"),
         |name| name.replace(".weight", ".my_adapter.weight"),
@@ -108,7 +110,7 @@ fn spellings_of_wrapped_models_are_served() {
 }
 
 #[test]
-fn an_adapter_larger_than_its_linear_is_served() {
+fn an_adapter_larger_than_its_linear_is_supported() {
     let rows = planned(&Adapter::empty().set("r", json!(513)).pair("lm_head", 513, HIDDEN, VOCAB).write());
     assert_eq!(rows.expect("any rank")[0].1, 513);
 }
@@ -125,7 +127,7 @@ fn scales_follow_rank_alpha_and_patterns_in_file_order() {
         (json!({"lora_alpha": -4}), [(2, -2.0), (2, -2.0)]),
         (json!({"lora_alpha": 1e6}), [(2, 5e5), (2, 5e5)]),
         (json!({"use_rslora": true}), [(2, scaling(4.0, 2, true)), (2, scaling(4.0, 2, true))]),
-        // Rank alone changes the scale too, since alpha stays.
+        // The rank alone changes the scale too, since alpha stays.
         (json!({"rank_pattern": {q0: 8}}), [(8, 0.5), (2, 2.0)]),
         (json!({"rank_pattern": {q0: 8}, "use_rslora": true}), [(8, 4.0 / 8f64.sqrt()), (2, 4.0 / 2f64.sqrt())]),
         (json!({"alpha_pattern": {q0: 8}}), [(2, 4.0), (2, 2.0)]),
@@ -135,7 +137,7 @@ fn scales_follow_rank_alpha_and_patterns_in_file_order() {
             json!({"rank_pattern": {q0: 8}, "alpha_pattern": {"q_proj": 32}, "use_rslora": true}),
             [(8, 32.0 / 8f64.sqrt()), (2, 32.0 / 2f64.sqrt())],
         ),
-        // The first in the order of the file counts, sorted or not.
+        // The first in the order of the file applies, sorted or not.
         (json!({"alpha_pattern": {"q_proj": 6, q0: 8}}), [(2, 3.0), (2, 3.0)]),
         (json!({"alpha_pattern": {q0: 8, "q_proj": 6}}), [(2, 4.0), (2, 3.0)]),
         (json!({"alpha_pattern": {"^q_proj": 8, "v_proj": 6}}), [(2, 2.0), (2, 2.0)]),
@@ -162,7 +164,9 @@ fn scales_follow_rank_alpha_and_patterns_in_file_order() {
 fn the_summary_keeps_target_modules_as_written() {
     let targets = |value: Value| {
         let folder = Adapter::on_q_proj().set("target_modules", value).write();
-        AdapterFiles::read(folder.path()).expect("right").plan(&sites()).expect("right").summary.target_modules
+        let files = AdapterFiles::read(folder.path()).expect("valid");
+        let adapter = files.check(&sites()).expect("valid").without_copies(|_, _, _| false);
+        adapter.summary().target_modules.clone()
     };
     assert_eq!(targets(json!(["v_proj", "q_proj"])), ["v_proj", "q_proj"]);
     assert_eq!(targets(json!(".*q_proj")), [".*q_proj"]);
@@ -171,7 +175,7 @@ fn the_summary_keeps_target_modules_as_written() {
 }
 
 #[test]
-fn fields_that_change_no_result_are_ignored() {
+fn fields_without_effect_are_ignored() {
     let table = [
         ("base_model_name_or_path", json!("C:\\models\\unsloth/llama-bnb-4bit")),
         ("lora_dropout", json!(0.1)),
@@ -193,7 +197,7 @@ fn fields_that_change_no_result_are_ignored() {
         ("use_bdlora", Value::Null),
         ("runtime_config", json!({"ephemeral_gpu_offload": true})),
         ("auto_mapping", json!({"base_model_class": "LlamaForCausalLM"})),
-        // Unknown, but not a switch that is on.
+        // Unknown, but not switched on.
         ("enable_lora", Value::Null),
         ("merge_weights", json!(false)),
         ("lorap_lr_ratio", json!(16.0)),
@@ -208,7 +212,7 @@ fn fields_that_change_no_result_are_ignored() {
 }
 
 #[test]
-fn training_state_of_variants_is_left_out() {
+fn training_state_of_variants_is_ignored() {
     let adapter = Adapter::on_q_proj()
         .ones("base_model.model.model.layers.0.self_attn.q_proj.lora_velora_embed", &[3])
         .ones("base_model.model.model.layers.0.self_attn.q_proj.lora_monteclora_sampler.std", &[3]);

@@ -1,6 +1,7 @@
-//! What stands in the base's place: whole weights, biases, saved modules.
+//! Replaced weights: biases, saved modules, resized vocabularies.
 
 use exlora::adapter::AdapterFiles;
+use exlora::adapter::plan::ReducedAdapter;
 use exlora::sites::SitePart;
 use exlora::{Error, ErrorCode};
 use serde_json::{Value, json};
@@ -18,7 +19,7 @@ fn biased(bias: &str, modules: &[&str], suffix: &str) -> Adapter {
 }
 
 #[test]
-fn trained_biases_stand_in_the_bases_place() {
+fn trained_biases_replace_the_bases() {
     let other = "model.layers.1.self_attn.k_proj";
     for suffix in ["base_layer.bias", "bias"] {
         let planned = plan(&biased("lora_only", &[K_PROJ], suffix));
@@ -31,7 +32,7 @@ fn trained_biases_stand_in_the_bases_place() {
 }
 
 #[test]
-fn a_bias_that_the_config_promises_must_be_there() {
+fn a_bias_that_the_config_requires_must_be_present() {
     let name = |layer: usize| format!("base_model.model.model.layers.{layer}.self_attn.k_proj.base_layer.bias");
     let lora_only = refused(&biased("lora_only", &[], "bias"));
     assert_eq!((lora_only.code(), lora_only.tensor()), (ErrorCode::AdapterTensorMissing, Some(&*name(0))));
@@ -66,7 +67,7 @@ fn a_saved_weight_is_read_under_each_of_its_names() {
 }
 
 #[test]
-fn a_saved_linear_brings_its_bias() {
+fn a_saved_linear_includes_its_bias() {
     let adapter = Adapter::empty().set("modules_to_save", json!(["layers.0.self_attn.k_proj"])).filled(
         K_PROJ,
         "weight",
@@ -105,7 +106,7 @@ fn an_entry_saves_every_module_whose_path_ends_with_it() {
 }
 
 #[test]
-fn a_saved_block_is_all_modules_in_it() {
+fn a_saved_block_includes_all_its_modules() {
     let block = |skip: &str| {
         let shapes = [("gate_proj", [INNER, HIDDEN]), ("up_proj", [INNER, HIDDEN]), ("down_proj", [HIDDEN, INNER])];
         let shapes = shapes.into_iter().filter(|(name, _)| *name != skip);
@@ -130,7 +131,7 @@ fn factors_on_a_saved_module_are_refused() {
 }
 
 #[test]
-fn wrong_replaced_weights_are_refused_with_both_shapes() {
+fn replaced_weights_of_another_shape_are_refused_with_both_shapes() {
     let one = |module: &str, shape: &[usize]| refused(&Adapter::empty().filled(module, "weight", shape));
     let shapes = |error: &Error| (error.expected().map(str::to_owned), error.found().map(str::to_owned));
     let some = |expected: &str, found: &str| (Some(expected.to_owned()), Some(found.to_owned()));
@@ -149,7 +150,7 @@ fn wrong_replaced_weights_are_refused_with_both_shapes() {
 
 // --- a resized vocabulary
 
-/// Embedding and head of these rows, as `save_embedding_layers` writes them.
+/// Embedding and head with these numbers of rows, as `save_embedding_layers` writes them.
 fn resized(tokens: usize, choices: usize) -> Adapter {
     Adapter::on_q_proj().part(EMBEDDING, "weight", &[tokens, HIDDEN], &counting(&[tokens, HIDDEN])).part(
         HEAD,
@@ -160,7 +161,7 @@ fn resized(tokens: usize, choices: usize) -> Adapter {
 }
 
 #[test]
-fn more_rows_than_the_base_has_are_a_demand_of_the_adapter() {
+fn more_rows_than_the_base_has_are_a_constraint_of_the_adapter() {
     let planned = plan(&resized(VOCAB + 5, VOCAB + 3));
     assert_eq!(planned.at(EMBEDDING).weight, Some((vec![VOCAB + 5, HIDDEN], counting(&[VOCAB + 5, HIDDEN]))));
     assert_eq!((planned.constraints.embedding_rows, planned.constraints.head_rows), (Some(VOCAB + 5), Some(VOCAB + 3)));
@@ -184,7 +185,7 @@ fn a_head_with_more_rows_than_the_embedding_is_refused() {
 }
 
 #[test]
-fn a_wrong_weight_of_one_end_says_nothing_of_the_other() {
+fn an_invalid_embedding_causes_no_problem_of_the_head() {
     let adapter = resized(VOCAB + 5, VOCAB + 5).rename(|name| match name.contains("embed_tokens") {
         true => String::new(),
         false => name.to_owned(),
@@ -194,7 +195,7 @@ fn a_wrong_weight_of_one_end_says_nothing_of_the_other() {
 }
 
 #[test]
-fn factors_of_a_resized_end_are_of_its_rows() {
+fn factors_of_a_resized_embedding_or_head_have_its_new_rows() {
     let grown = VOCAB + 5;
     let adapter = Adapter::empty()
         .filled(EMBEDDING, "base_layer.weight", &[grown, HIDDEN])
@@ -210,7 +211,7 @@ fn factors_of_a_resized_end_are_of_its_rows() {
     assert_eq!((error.expected(), error.found()), (Some("[32, 2]"), Some("[37, 2]")));
 }
 
-/// A resized vocabulary with saved ends leaves the trained weight twice in the file, and the original beside it.
+/// With a resized vocabulary and saved embeddings, PEFT writes the trained weight twice, and the original too.
 #[test]
 fn copies_of_a_trained_weight_are_left_out() {
     let with = |copy: f32| {
@@ -227,34 +228,35 @@ fn copies_of_a_trained_weight_are_left_out() {
 }
 
 #[test]
-fn what_equals_the_base_is_no_replacement() {
+fn weights_that_equal_the_base_are_left_out() {
     let adapter = biased("all", &[K_PROJ, "model.layers.1.self_attn.k_proj"], "bias")
         .filled(EMBEDDING, "weight", &[VOCAB, HIDDEN])
         .filled(HEAD, "weight", &[VOCAB, HIDDEN]);
     let config = Value::Object(adapter.config.clone()).to_string();
-    let files = AdapterFiles::from_bytes(config.as_bytes(), adapter.safetensors(), "sql".as_ref()).expect("right");
+    let files = AdapterFiles::from_bytes(config.as_bytes(), adapter.safetensors(), "sql".as_ref()).expect("valid");
     let sites = sites();
-    let mut plan = files.plan(&sites).expect("right");
-    let before = plan.summary.bytes;
-    assert_eq!((plan.summary.sites, plan.summary.constraints.replaced.len()), (4, 4));
+    let checked = || files.check(&sites).expect("valid");
+    let summary = |adapter: ReducedAdapter<'_>| adapter.summary().clone();
+    let before = summary(checked().without_copies(|_, _, _| false));
+    assert_eq!((before.sites, before.constraints.replaced.len()), (4, 4));
     let (embedding, head) = (sites.embedding.expect("there"), sites.head.expect("there"));
-    plan.drop_copies(|site, part, tensor| {
+    let reduced = checked().without_copies(|site, part, tensor| {
         assert_eq!(tensor.shape(), if part == SitePart::Bias { &[HIDDEN][..] } else { &[VOCAB, HIDDEN] });
         part == SitePart::Bias || site == embedding
     });
-    let left: Vec<_> = plan.deltas.iter().map(|delta| sites.get(delta.site).path.as_str()).collect();
+    let left: Vec<_> = reduced.deltas().map(|delta| sites.get(delta.site).path.as_str()).collect();
     assert_eq!(left, [K_PROJ, HEAD]);
-    let summary = &plan.summary;
-    assert_eq!((summary.sites, summary.bytes), (2, before - 4 * (VOCAB * HIDDEN + 2 * HIDDEN)));
-    assert_eq!(summary.constraints.replaced, [(head, SitePart::Weight)]);
-    assert_eq!((summary.constraints.embedding_rows, summary.constraints.head_rows), (None, Some(VOCAB)));
-    plan.drop_copies(|_, _, _| true);
-    assert!(!plan.summary.constraints.is_replacing());
-    assert_eq!(plan.summary.sites, 1);
+    let after = summary(reduced);
+    assert_eq!((after.sites, after.bytes), (2, before.bytes - 4 * (VOCAB * HIDDEN + 2 * HIDDEN)));
+    assert_eq!(after.constraints.replaced, [(head, SitePart::Weight)]);
+    assert_eq!((after.constraints.embedding_rows, after.constraints.head_rows), (None, Some(VOCAB)));
+    let all = summary(checked().without_copies(|_, _, _| true));
+    assert!(!all.constraints.is_replacing());
+    assert_eq!(all.sites, 1);
 }
 
 #[test]
-fn every_missing_tensor_of_a_saved_module_is_told() {
+fn every_missing_tensor_of_a_saved_module_is_reported() {
     let adapter = Adapter::on_q_proj().set("modules_to_save", json!(["lm_head", "embed_tokens", "k_proj"]));
     let errors = refusals_on(&adapter, &sites());
     let names: Vec<_> =

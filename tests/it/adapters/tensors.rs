@@ -1,4 +1,4 @@
-//! What the tensors are refused for: names, shapes, ranks, types, values.
+//! Problems of the tensors: names, shapes, ranks, data types, values.
 
 use exlora::ErrorCode;
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ const Q_A: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weigh
 const Q_B: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight";
 
 #[test]
-fn wrong_tensors_are_refused_each_under_its_code() {
+fn invalid_tensors_are_refused_each_under_its_code() {
     let q = "base_model.model.model.layers.0.self_attn.q_proj";
     let other = |name: &str| name.replace("layers.0.", "layers.9.");
     let without = |part: &'static str| move |name: &str| if name == part { String::new() } else { name.to_owned() };
@@ -36,7 +36,7 @@ fn wrong_tensors_are_refused_each_under_its_code() {
         ("a huge scale", Adapter::on_q_proj().set("lora_alpha", json!(1e300)), &["adapter_scale_invalid"; 2]),
         ("DoRA", add("lora_magnitude_vector"), &["adapter_tensor_unexpected"]),
         ("B's bias", add("lora_B.bias"), &["adapter_tensor_unexpected"]),
-        ("a bias the base has not", add("base_layer.bias"), &["adapter_tensor_unexpected"]),
+        ("a bias that the base does not have", add("base_layer.bias"), &["adapter_tensor_unexpected"]),
         ("a replaced weight's shape", add("weight"), &["adapter_shape_mismatch"]),
         ("nested", add("base_layer.lora_A.weight"), &["adapter_feature_unsupported"]),
         ("unknown", add("lora_A.a.b.c"), &["adapter_tensor_unexpected"]),
@@ -77,7 +77,7 @@ fn a_missing_factor_is_named() {
 }
 
 #[test]
-fn a_rank_mismatch_says_what_the_config_promised() {
+fn a_rank_mismatch_names_the_rank_of_the_config() {
     let adapter = Adapter::empty().set("r", json!(16)).ones(Q_A, &[16, HIDDEN]).ones(Q_B, &[HIDDEN, 8]);
     let error = refusal(&adapter.write());
     assert_eq!((error.expected(), error.found()), (Some("[6, 16]"), Some("[6, 8]")));
@@ -97,7 +97,7 @@ fn values_that_are_not_finite_are_counted() {
 }
 
 #[test]
-fn types_that_are_no_plain_floats_are_refused() {
+fn tensors_that_are_not_plain_floats_are_refused() {
     for (dtype, bytes) in [("I32", 4), ("I64", 8), ("F8_E4M3", 1), ("F64", 8), ("U8", 1)] {
         let a = vec![0; 2 * HIDDEN * bytes];
         let error = refusal(&Adapter::empty().raw(Q_A, dtype, &[2, HIDDEN], a).ones(Q_B, &[HIDDEN, 2]).write());
@@ -106,7 +106,7 @@ fn types_that_are_no_plain_floats_are_refused() {
 }
 
 #[test]
-fn a_file_that_matches_nothing_is_one_clear_error() {
+fn a_file_without_any_matching_module_is_one_error() {
     let adapter = Adapter::on_q_proj().rename(|name| name.replace("model.layers", "model.language_model.layers"));
     let error = refusal(&adapter.write());
     assert_eq!(codes(&error), ["adapter_site_not_found"]);
@@ -117,7 +117,7 @@ fn a_file_that_matches_nothing_is_one_clear_error() {
 }
 
 #[test]
-fn names_of_other_tools_are_refused_as_a_format() {
+fn names_of_other_tools_are_refused_as_another_format() {
     for name in ["lora_unet_mid_block_proj.lora_down.weight", "model.layers.0.self_attn.q_proj.lora_a"] {
         let error = refusal(&Adapter::on_q_proj().ones(name, &[2, HIDDEN]).write());
         assert_eq!(codes(&error), ["adapter_format_unsupported"], "{name}");
@@ -126,7 +126,7 @@ fn names_of_other_tools_are_refused_as_a_format() {
 }
 
 #[test]
-fn everything_wrong_with_the_tensors_is_told_at_once() {
+fn all_problems_of_the_tensors_are_reported_at_once() {
     let adapter = Adapter::on_q_proj()
         .pair("model.layers.7.self_attn.q_proj", 2, HIDDEN, HIDDEN)
         .pair("model.layers.0.self_attn.k_proj", 3, HIDDEN, HIDDEN)
@@ -145,7 +145,7 @@ fn everything_wrong_with_the_tensors_is_told_at_once() {
 }
 
 #[test]
-fn a_file_with_a_thousand_problems_tells_a_hundred_and_counts_the_rest() {
+fn a_hundred_of_a_thousand_problems_are_reported_and_the_rest_counted() {
     let adapter = (0..1000).fold(Adapter::on_q_proj(), |adapter, i| adapter.ones(&format!("rubbish.{i}"), &[1]));
     let error = refusal(&adapter.write());
     assert_eq!(error.others().len(), 100);

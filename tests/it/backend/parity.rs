@@ -5,17 +5,18 @@
 
 use std::sync::Arc;
 
+use exlora::ErrorCode;
 use exlora::adapter::batch::{AdapterBatch, SlotId};
-use exlora::backend::cpu::{CpuOptions, Isa};
+use exlora::backend::cpu::Isa;
 use exlora::backend::{Activation, AttentionSpec, KvDType, KvShape, Rope, StepRows, Write};
-use exlora::quant::CodeGroup;
+use exlora::quant::QuantGroup;
 use exlora::tensor::DType;
-use exlora::{ErrorCode, backend::cpu};
 use proptest::prelude::*;
 use support::Rng;
 use support::deltas::{Change, Low, random_low};
 use support::harness::{
-    FLOATS, Harness, Member, Mixture, Tensor, Weight, assert_close, bits, fast, isas, oracle, random_member, route,
+    Device, FLOATS, Harness, Member, Mixture, Tensor, Weight, assert_close, bits, fast, isas, oracle, random_member,
+    route,
 };
 use support::random_weights::RandomCodes;
 
@@ -67,15 +68,18 @@ impl Case {
         }
     }
 
-    fn run(&self, options: &CpuOptions) -> Vec<f32> {
-        let mut harness = Harness::open(options);
+    fn run(&self, device: Device) -> Vec<f32> {
+        let mut harness = Harness::open(device);
         let (group, sites) = harness.group(&self.members);
         for (slot, changes) in &self.adapters {
             harness.upload(*slot, &sites, changes).expect("the adapter uploads");
         }
         let x = harness.put(self.inputs, &self.x);
         let y = harness.put(self.outputs, &self.y);
-        harness.backend.linear(group, x, self.rows(), &route(&self.mixtures), y, self.write).expect("the linear runs");
+        harness
+            .compute()
+            .linear(group, x, self.rows(), &route(&self.mixtures), y, self.write)
+            .expect("the linear runs");
         harness.get(y, self.outputs, self.rows())
     }
 }
@@ -106,9 +110,9 @@ proptest! {
     #[test]
     fn every_instruction_set_agrees_with_the_oracle(seed: u64, inputs in 32usize..300, rows in 1usize..40) {
         let case = Case::random(seed, inputs, rows);
-        let expected = case.run(&oracle());
+        let expected = case.run(oracle());
         for isa in isas() {
-            let found = case.run(&fast(isa, 2));
+            let found = case.run(fast(isa, 2));
             assert_close(&isa.to_string(), case.outputs, &found, &expected, TOLERANCE);
         }
     }
@@ -119,13 +123,13 @@ proptest! {
         let mut order: Vec<usize> = (0..rows).collect();
         Rng(seed ^ 1).shuffle(&mut order);
         for isa in isas() {
-            let together = case.run(&fast(isa, 2));
-            let shuffled = case.pick(&order).run(&fast(isa, 2));
+            let together = case.run(fast(isa, 2));
+            let shuffled = case.pick(&order).run(fast(isa, 2));
             for (place, &row) in order.iter().enumerate() {
                 let expected = bits(&together[row * case.outputs..(row + 1) * case.outputs]);
                 prop_assert_eq!(&bits(&shuffled[place * case.outputs..(place + 1) * case.outputs]), &expected);
                 if place < 4 {
-                    prop_assert_eq!(bits(&case.pick(&[row]).run(&fast(isa, 1))), expected);
+                    prop_assert_eq!(bits(&case.pick(&[row]).run(fast(isa, 1))), expected);
                 }
             }
         }
@@ -135,7 +139,7 @@ proptest! {
     fn threads_change_no_bits(seed: u64, inputs in 32usize..300, rows in 1usize..40) {
         let case = Case::random(seed, inputs, rows);
         for isa in isas() {
-            prop_assert_eq!(bits(&case.run(&fast(isa, 1))), bits(&case.run(&fast(isa, 3))));
+            prop_assert_eq!(bits(&case.run(fast(isa, 1))), bits(&case.run(fast(isa, 3))));
         }
     }
 
@@ -144,7 +148,7 @@ proptest! {
         let case = Case::random(seed, inputs, rows);
         let fused: Vec<Isa> = isas().filter(|isa| *isa != Isa::Scalar).collect();
         for pair in fused.windows(2) {
-            prop_assert_eq!(bits(&case.run(&fast(pair[0], 2))), bits(&case.run(&fast(pair[1], 2))));
+            prop_assert_eq!(bits(&case.run(fast(pair[0], 2))), bits(&case.run(fast(pair[1], 2))));
         }
     }
 
@@ -156,8 +160,8 @@ proptest! {
         let bare = Case { adapters: Vec::new(), mixtures: vec![Vec::new(); rows], ..case.clone() };
         let width = case.outputs;
         for isa in isas() {
-            let among = case.run(&fast(isa, 2));
-            let alone = bare.run(&fast(isa, 2));
+            let among = case.run(fast(isa, 2));
+            let alone = bare.run(fast(isa, 2));
             prop_assert_eq!(
                 bits(&among[row * width..(row + 1) * width]), bits(&alone[row * width..(row + 1) * width])
             );
@@ -171,7 +175,7 @@ proptest! {
         let mut rng = Rng(seed ^ 2);
         let picked: Vec<usize> = (0..1 + rng.below(rows)).map(|_| rng.below(rows)).collect();
         for isa in isas() {
-            let mut harness = Harness::open(&fast(isa, 2));
+            let mut harness = Harness::open(fast(isa, 2));
             let (group, sites) = harness.group(&case.members);
             for (slot, changes) in &case.adapters {
                 harness.upload(*slot, &sites, changes).expect("the adapter uploads");
@@ -180,8 +184,8 @@ proptest! {
             let chosen = case.pick(&picked);
             let ids: Vec<u32> = picked.iter().map(|&row| row as u32).collect();
             let mut logits = vec![f32::NAN; picked.len() * case.outputs];
-            harness.backend.head(group, x, &ids, &route(&chosen.mixtures), &mut logits, case.outputs).expect("the head runs");
-            prop_assert_eq!(bits(&logits), bits(&chosen.run(&fast(isa, 1))));
+            harness.compute().head(group, x, &ids, &route(&chosen.mixtures), &mut logits, case.outputs).expect("the head runs");
+            prop_assert_eq!(bits(&logits), bits(&chosen.run(fast(isa, 1))));
         }
     }
 
@@ -192,22 +196,20 @@ proptest! {
         let gate_up = rng.normals(rows * 2 * width, 3.0);
         let table = Tensor::new(FLOATS[rng.below(3)], &[50, width], &rng.normals(50 * width, 1.0));
         let tokens: Vec<u32> = (0..rows).map(|_| rng.below(50) as u32).collect();
-        let run = |options: &CpuOptions| {
-            let mut harness = Harness::open(options);
+        let run = |device: Device| {
+            let mut harness = Harness::open(device);
+            let ((weight, _), (table, _)) = (harness.norm_weight(&weight), harness.table(&table));
             let (x, gate_up) = (harness.put(width, &x), harness.put(2 * width, &gate_up));
-            let (weight, _) = harness.vector(&weight);
             let out = [(); 3].map(|()| harness.room(width, rows));
             let base = AdapterBatch::default();
-            harness.backend.norm(weight, 1e-5, x, rows, &base, out[0]).expect("the norm runs");
-            harness.backend.activate(Activation::Silu, gate_up, rows, out[1]).expect("the gate runs");
-            let site = harness.site();
-            let table = harness.backend.load_embedding(site, table.view()).expect("the table packs");
-            harness.backend.embed(table, &tokens, 1.25, &base, out[2]).expect("tokens embed");
+            harness.compute().norm(weight, 1e-5, x, rows, &base, out[0]).expect("the norm runs");
+            harness.compute().activate(Activation::Silu, gate_up, rows, out[1]).expect("the gate runs");
+            harness.compute().embed(table, &tokens, 1.25, &base, out[2]).expect("tokens embed");
             out.map(|out| harness.get(out, width, rows))
         };
-        let expected = run(&oracle());
+        let expected = run(oracle());
         for isa in isas() {
-            let found = run(&fast(isa, 2));
+            let found = run(fast(isa, 2));
             assert_close("norm", width, &found[0], &expected[0], 1e-6);
             assert_close("gate", width, &found[1], &expected[1], 1e-6);
             prop_assert_eq!(bits(&found[2]), bits(&expected[2]));
@@ -262,10 +264,10 @@ impl Attention {
     }
 
     /// Outputs of each sequence. Each step takes at most `chunk` positions of each sequence that has some left.
-    fn run(&self, options: &CpuOptions, chunk: usize, page_tokens: usize) -> Vec<Vec<f32>> {
-        let mut harness = Harness::open(options);
+    fn run(&self, device: Device, chunk: usize, page_tokens: usize) -> Vec<Vec<f32>> {
+        let mut harness = Harness::open(device);
         let (width, out_width) = (self.width(), self.heads * self.dim);
-        let norms = self.norms.as_ref().map(|(q, k)| (harness.vector(q).0, harness.vector(k).0));
+        let norms = self.norms.as_ref().map(|(q, k)| (harness.norm_weight(q).0, harness.norm_weight(k).0));
         let spec = AttentionSpec {
             layer: 1,
             heads: self.heads,
@@ -284,7 +286,7 @@ impl Attention {
         let count = self.sequences.len();
         let (layers, pages) = (2, each * count);
         let (kv_heads, head_dim, dtype) = (self.kv_heads, self.dim, self.dtype);
-        let kv = harness.backend.create_kv(KvShape { layers, pages, page_tokens, kv_heads, head_dim, dtype });
+        let kv = harness.compute().create_kv(KvShape { layers, pages, page_tokens, kv_heads, head_dim, dtype });
         let kv = kv.expect("the cache fits");
         let tables: Vec<Vec<u32>> =
             (0..count).map(|s| (0..each).map(|page| (pages - 1 - page * count - s) as u32).collect()).collect();
@@ -305,7 +307,7 @@ impl Attention {
                 return out;
             }
             let (x, y) = (harness.put(width, &qkv), harness.room(out_width, rows.len()));
-            harness.backend.attend(&spec, kv, &rows, &AdapterBatch::default(), x, y).expect("attention runs");
+            harness.compute().attend(&spec, kv, &rows, &AdapterBatch::default(), x, y).expect("attention runs");
             let result = harness.get(y, out_width, rows.len());
             for (row, &s) in result.chunks(out_width).zip(&rows.sequences) {
                 out[s as usize].extend_from_slice(row);
@@ -320,9 +322,9 @@ proptest! {
     #[test]
     fn attention_agrees_with_the_oracle(seed: u64, chunk in 1usize..80, page_tokens in 1usize..40) {
         let case = Attention::random(seed);
-        let expected = case.run(&oracle(), chunk, page_tokens);
+        let expected = case.run(oracle(), chunk, page_tokens);
         for isa in isas() {
-            let found = case.run(&fast(isa, 2), chunk, page_tokens);
+            let found = case.run(fast(isa, 2), chunk, page_tokens);
             for (found, expected) in found.iter().zip(&expected) {
                 // A last bit of a key before it is stored may be half a unit of f16 after.
                 let tolerance = if case.dtype == KvDType::F16 { 5e-4 } else { TOLERANCE };
@@ -335,10 +337,10 @@ proptest! {
     fn chunks_pages_neighbours_and_threads_change_no_bits(seed: u64, chunk in 1usize..20, page_tokens in 1usize..40) {
         let case = Attention::random(seed);
         for isa in isas() {
-            let whole = case.run(&fast(isa, 3), 1000, 16);
-            prop_assert_eq!(&case.run(&fast(isa, 1), chunk, page_tokens), &whole);
+            let whole = case.run(fast(isa, 3), 1000, 16);
+            prop_assert_eq!(&case.run(fast(isa, 1), chunk, page_tokens), &whole);
             let alone = Attention { sequences: vec![case.sequences[0].clone()], ..case.clone() };
-            prop_assert_eq!(&alone.run(&fast(isa, 2), chunk, page_tokens)[0], &whole[0]);
+            prop_assert_eq!(&alone.run(fast(isa, 2), chunk, page_tokens)[0], &whole[0]);
         }
     }
 }
@@ -347,10 +349,10 @@ proptest! {
 fn a_row_that_is_not_a_number_stays_alone() {
     for isa in isas() {
         let case = Case::random(11, 200, 9);
-        let clean = case.run(&fast(isa, 2));
+        let clean = case.run(fast(isa, 2));
         let mut spoilt = case.clone();
         spoilt.x[3 * case.inputs..4 * case.inputs].fill(f32::NAN);
-        let found = spoilt.run(&fast(isa, 2));
+        let found = spoilt.run(fast(isa, 2));
         for row in (0..9).filter(|&row| row != 3) {
             let range = row * case.outputs..(row + 1) * case.outputs;
             assert_eq!(bits(&found[range.clone()]), bits(&clean[range]));
@@ -361,24 +363,24 @@ fn a_row_that_is_not_a_number_stays_alone() {
 
 #[test]
 fn resident_bytes_return_to_what_they_were() {
-    for options in [CpuOptions::default(), oracle()] {
+    for device in [Device::CPU, oracle()] {
         let case = Case::random(5, 256, 1);
-        let mut harness = Harness::open(&options);
+        let mut harness = Harness::open(device);
         let (_, sites) = harness.group(&case.members);
-        let before = harness.backend.memory();
+        let before = harness.memory();
         assert!(before.weights_bytes > 0 && before.adapters_bytes == 0 && before.kv_bytes == 0);
         let widest = random_low(&mut Rng(1), DType::F32, 64, rows_of(&case.members[0]), 256);
         let bytes = harness.upload(SlotId(9), &sites, &[Change::low(0, widest)]).expect("the adapter uploads");
         assert!(bytes >= 64 * 256 * 4);
-        assert_eq!(harness.backend.memory().adapters_bytes, bytes);
+        assert_eq!(harness.memory().adapters_bytes, bytes);
         let shape = KvShape { layers: 2, pages: 8, page_tokens: 16, kv_heads: 2, head_dim: 64, dtype: KvDType::F32 };
-        let kv = harness.backend.create_kv(shape).unwrap();
-        assert!(harness.backend.memory().kv_bytes >= shape.bytes().unwrap());
-        harness.backend.drop_kv(kv);
-        harness.backend.drop_kv(kv);
-        harness.backend.drop_adapter(SlotId(9));
-        harness.backend.drop_adapter(SlotId(1000));
-        assert_eq!(harness.backend.memory(), before);
+        let kv = harness.compute().create_kv(shape).unwrap();
+        assert!(harness.memory().kv_bytes >= shape.bytes().unwrap());
+        harness.compute().drop_kv(kv);
+        harness.compute().drop_kv(kv);
+        harness.compute().drop_adapter(SlotId(9));
+        harness.compute().drop_adapter(SlotId(1000));
+        assert_eq!(harness.memory(), before);
     }
 }
 
@@ -393,24 +395,24 @@ fn rows_of(member: &Member) -> usize {
 #[test]
 fn packed_codes_take_their_bits_and_little_more() {
     for (bits, per_weight) in [(2, 2.25), (3, 3.25), (4, 4.25), (5, 5.25), (6, 6.25), (8, 8.25)] {
-        let groups = vec![CodeGroup { bits, inputs: 128 }; 4];
+        let groups = vec![QuantGroup { bits, inputs: 128 }; 4];
         let weight = Weight::Coded(RandomCodes::new(&mut Rng(3), 256, groups, true, false));
-        let mut harness = Harness::open(&CpuOptions::default());
+        let mut harness = Harness::open(Device::CPU);
         harness.group(&[Member { weight, bias: None }]);
-        assert_eq!(harness.backend.memory().weights_bytes as f64 * 8.0 / (256.0 * 512.0), per_weight);
+        assert_eq!(harness.memory().weights_bytes as f64 * 8.0 / (256.0 * 512.0), per_weight);
     }
 }
 
 #[test]
 fn an_empty_slot_is_an_error_and_never_the_base() {
-    for options in [CpuOptions::default(), oracle()] {
+    for device in [Device::CPU, oracle()] {
         let mut case = Case::random(7, 64, 2);
         case.adapters.clear();
-        let mut harness = Harness::open(&options);
+        let mut harness = Harness::open(device);
         let (group, _) = harness.group(&case.members);
         let (x, y) = (harness.put(64, &case.x), harness.put(case.outputs, &case.y));
         let batch = route(&[vec![], vec![(SlotId(0), 1.0)]]);
-        let error = harness.backend.linear(group, x, 2, &batch, y, Write::Replace).unwrap_err();
+        let error = harness.compute().linear(group, x, 2, &batch, y, Write::Replace).unwrap_err();
         assert_eq!(error.code(), ErrorCode::Internal);
     }
 }
@@ -421,28 +423,27 @@ fn a_mixture_is_added_in_the_order_of_its_request() {
     let single = |value: f32| Tensor::new(DType::F32, &[1, 1], &[value]);
     let delta = |value: f32| [Change::low(0, Low::of(&[&[1.0]], &[&[value]], 1.0))];
     let (huge, three) = (SlotId(5), SlotId(2));
-    for options in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
-        let mut harness = Harness::open(&options);
+    for device in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
+        let mut harness = Harness::open(device);
         let (group, sites) = harness.group(&[Member { weight: Weight::Dense(single(1.0)), bias: None }]);
         harness.upload(huge, &sites, &delta(2f32.powi(40))).expect("the adapter uploads");
         harness.upload(three, &sites, &delta(3.0)).expect("the adapter uploads");
         let (x, y) = (harness.put(1, &[1.0, 1.0]), harness.room(1, 2));
         let batch =
             route(&[vec![(huge, 1.0), (huge, -1.0), (three, 1.0)], vec![(three, 1.0), (huge, 1.0), (huge, -1.0)]]);
-        harness.backend.linear(group, x, 2, &batch, y, Write::Replace).unwrap();
+        harness.compute().linear(group, x, 2, &batch, y, Write::Replace).unwrap();
         assert_eq!(harness.get(y, 1, 2), [3.0, 0.0]);
     }
 }
 
 #[test]
 fn a_token_outside_the_table_is_an_error() {
-    for options in [CpuOptions::default(), oracle()] {
-        let mut harness = Harness::open(&options);
+    for device in [Device::CPU, oracle()] {
+        let mut harness = Harness::open(device);
+        let (table, _) = harness.table(&Tensor::new(DType::F16, &[3, 4], &[1.0; 12]));
         let out = harness.room(4, 1);
-        let site = harness.site();
-        let table = harness.backend.load_embedding(site, Tensor::new(DType::F16, &[3, 4], &[1.0; 12]).view()).unwrap();
         assert_eq!(
-            harness.backend.embed(table, &[3], 1.0, &AdapterBatch::default(), out).unwrap_err().code(),
+            harness.compute().embed(table, &[3], 1.0, &AdapterBatch::default(), out).unwrap_err().code(),
             ErrorCode::TokenOutOfRange
         );
     }
@@ -452,9 +453,9 @@ fn a_token_outside_the_table_is_an_error() {
 fn a_cache_beyond_the_machine_is_an_error() {
     let shape =
         |pages| KvShape { layers: 64, pages, page_tokens: 256, kv_heads: 64, head_dim: 128, dtype: KvDType::F32 };
-    let mut harness = Harness::open(&CpuOptions::default());
+    let mut harness = Harness::open(Device::CPU);
     for pages in [1 << 40, usize::MAX] {
-        assert_eq!(harness.backend.create_kv(shape(pages)).unwrap_err().code(), ErrorCode::MemoryExhausted);
+        assert_eq!(harness.compute().create_kv(shape(pages)).unwrap_err().code(), ErrorCode::MemoryExhausted);
     }
 }
 
@@ -474,21 +475,21 @@ fn pages_outside_the_cache_are_an_error() {
         norm_eps: 0.0,
         rope: Arc::clone(&case.rope),
     };
-    for options in [CpuOptions::default(), oracle()] {
-        let mut harness = Harness::open(&options);
+    for device in [Device::CPU, oracle()] {
+        let mut harness = Harness::open(device);
         let shape = KvShape { layers: 1, pages: 2, page_tokens: 16, kv_heads, head_dim, dtype: KvDType::F16 };
-        let kv = harness.backend.create_kv(shape).unwrap();
+        let kv = harness.compute().create_kv(shape).unwrap();
         let (x, y) = (harness.put(case.width(), &vec![0.5; case.width()]), harness.room(case.heads * case.dim, 1));
         for (position, table) in [(0, vec![2]), (16, vec![0]), (0, vec![])] {
             let rows = StepRows { positions: vec![position], sequences: vec![0], block_tables: vec![table] };
             assert_eq!(
-                harness.backend.attend(&spec, kv, &rows, &AdapterBatch::default(), x, y).unwrap_err().code(),
+                harness.compute().attend(&spec, kv, &rows, &AdapterBatch::default(), x, y).unwrap_err().code(),
                 ErrorCode::Internal
             );
         }
         let rows = StepRows { positions: vec![31], sequences: vec![0], block_tables: vec![vec![1, 0]] };
         harness
-            .backend
+            .compute()
             .attend(&spec, kv, &rows, &AdapterBatch::default(), x, y)
             .expect("an error left the cache as it was");
     }
@@ -496,8 +497,8 @@ fn pages_outside_the_cache_are_an_error() {
 
 #[test]
 fn the_backend_says_what_computes() {
-    let backend = cpu::open(&fast(Isa::Scalar, 3)).unwrap();
-    assert_eq!(backend.describe(), "cpu (scalar, 3 threads)");
-    let backend = cpu::open(&oracle()).unwrap();
-    assert_eq!(backend.describe(), "cpu (reference, 1 thread)");
+    let backend = fast(Isa::Scalar, 3).open().finish().unwrap();
+    assert_eq!(backend.description, "cpu (scalar, 3 threads)");
+    let backend = oracle().open().finish().unwrap();
+    assert_eq!(backend.description, "cpu (reference, 1 thread)");
 }

@@ -1,4 +1,4 @@
-//! Checkpoints: what is found in a folder, and how hostile or damaged files are refused.
+//! Checkpoints: which files of a folder are read, and how hostile or damaged files are refused.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -23,7 +23,7 @@ fn file(names: &[&str]) -> Vec<u8> {
     safetensors(&names.iter().map(|name| tensor(name, &[1.0, 2.0])).collect::<Vec<_>>())
 }
 
-/// A folder with those files.
+/// A folder with these files.
 fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a folder");
     for (name, bytes) in files {
@@ -45,7 +45,7 @@ fn refused(dir: &tempfile::TempDir) -> Error {
     Checkpoint::open(dir.path()).expect_err("refused")
 }
 
-/// The same refusal by every way in: mapped, read, handed over.
+/// The error, which must be the same for every way of opening: mapped, read, from memory.
 fn refusal(bytes: &[u8]) -> Error {
     let dir = folder(&[("model.safetensors", bytes)]);
     let path = dir.path().join("model.safetensors");
@@ -56,14 +56,14 @@ fn refusal(bytes: &[u8]) -> Error {
     mapped
 }
 
-/// The refusal of a header over eight bytes of data.
+/// The error for a header over eight bytes of data.
 fn header_refusal(header: &str) -> Error {
     let error = refusal(&file_of(header, &[0; 8]));
     assert_eq!(error.code(), ErrorCode::CheckpointHeaderInvalid, "{error}");
     error
 }
 
-// What is read.
+// What is accepted.
 
 #[test]
 fn names_keep_the_order_of_the_header_and_values_their_bits() {
@@ -95,7 +95,7 @@ fn names_keep_the_order_of_the_header_and_values_their_bits() {
 }
 
 #[test]
-fn names_stand_in_the_order_of_their_data() {
+fn names_are_in_the_order_of_their_data() {
     let header = r#"{"z":{"dtype":"F32","shape":[1],"data_offsets":[4,8]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
     let data = [1f32.to_le_bytes(), 2f32.to_le_bytes()].concat();
     let checkpoint = Checkpoint::from_bytes(file_of(header, &data), Path::new("memory")).expect("valid");
@@ -104,7 +104,7 @@ fn names_stand_in_the_order_of_their_data() {
 }
 
 #[test]
-fn data_may_begin_anywhere() {
+fn data_may_begin_at_any_alignment() {
     for padding in 0..8 {
         let header = format!(r#"{{"a":{{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}}}{}"#, " ".repeat(padding));
         let data = [1f32.to_le_bytes(), 2f32.to_le_bytes()].concat();
@@ -135,7 +135,7 @@ fn shards_are_one_checkpoint() {
 }
 
 #[test]
-fn a_type_that_is_not_read_is_an_error_only_when_asked_for() {
+fn an_unsupported_type_is_an_error_only_when_its_tensor_is_read() {
     for dtype in ["F8_E4M3", "U8", "BOOL", "F64"] {
         let bytes = if dtype == "F64" { vec![0; 8] } else { vec![0; 1] };
         let tensors = [StoredTensor::new("strange", dtype, &[1], bytes), tensor("plain", &[1.0])];
@@ -170,7 +170,7 @@ fn links_are_followed() {
     assert!(Checkpoint::open(dir.path()).expect("readable").contains("a"));
 }
 
-// Which files of a folder.
+// Which files of a folder are used.
 
 #[test]
 fn a_single_file_may_have_any_name() {
@@ -194,7 +194,7 @@ fn a_stale_index_is_ignored() {
 }
 
 #[test]
-fn a_whole_file_goes_before_shards_that_do_not_name_it() {
+fn a_single_file_takes_precedence_over_an_index_that_does_not_name_it() {
     let map = index(&[("a", "x.safetensors")]);
     let dir = folder(&[("x.safetensors", &file(&["a"])), ("model.safetensors", &file(&["a", "b"])), (INDEX, &map)]);
     assert_eq!(names(&Checkpoint::open(dir.path()).expect("readable")), ["a", "b"]);
@@ -228,7 +228,7 @@ fn a_tensor_in_two_shards_is_refused() {
 }
 
 #[test]
-fn an_index_that_promises_what_its_shards_do_not_hold_is_refused() {
+fn an_index_that_lists_a_tensor_its_shard_lacks_is_refused() {
     let shards: [(&str, &[u8]); 2] = [("x-1.safetensors", &file(&["a"])), ("x-2.safetensors", &file(&["b"]))];
     let absent = index(&[("a", "x-1.safetensors"), ("b", "x-2.safetensors"), ("ghost", "x-2.safetensors")]);
     let elsewhere = index(&[("a", "x-2.safetensors"), ("b", "x-1.safetensors")]);
@@ -241,7 +241,7 @@ fn an_index_that_promises_what_its_shards_do_not_hold_is_refused() {
 }
 
 #[test]
-fn an_index_cannot_lead_out_of_its_folder() {
+fn an_index_cannot_point_outside_its_folder() {
     let outside = folder(&[("secret.safetensors", &file(&["a"]))]);
     let absolute = outside.path().join("secret.safetensors").display().to_string();
     for name in ["../x.safetensors", &absolute, "sub/x.safetensors", "..", ".", "", "a\\b.safetensors", "c:x", "a\0b"] {
@@ -252,7 +252,7 @@ fn an_index_cannot_lead_out_of_its_folder() {
 }
 
 #[test]
-fn an_index_that_is_none_is_refused() {
+fn a_malformed_index_is_refused() {
     for bytes in ["", "[]", "{}", r#"{"weight_map": {}}"#, r#"{"weight_map": {"a": 1}}"#, "\u{0}"] {
         let dir = folder(&[("x.safetensors", &file(&["a"])), (INDEX, bytes.as_bytes())]);
         let error = refused(&dir);
@@ -269,7 +269,7 @@ fn an_index_of_many_gigabytes_is_not_read() {
 }
 
 #[test]
-fn a_folder_that_is_not_there_or_holds_no_weights_is_not_found() {
+fn a_missing_folder_or_one_without_weights_is_not_found() {
     let dir = folder(&[]);
     let error = Checkpoint::open(&dir.path().join("nowhere")).expect_err("refused");
     assert_eq!(error.code(), ErrorCode::CheckpointNotFound);
@@ -284,7 +284,7 @@ fn a_folder_that_is_not_there_or_holds_no_weights_is_not_found() {
 }
 
 #[test]
-fn what_is_not_a_regular_file_is_refused_at_once() {
+fn anything_but_a_regular_file_is_refused_without_blocking() {
     let fifo = folder(&[]);
     let path = fifo.path().join("model.safetensors");
     rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).expect("a FIFO");
@@ -303,7 +303,7 @@ fn what_is_not_a_regular_file_is_refused_at_once() {
 // Damaged and hostile files.
 
 #[test]
-fn a_file_cut_short_says_how_much_is_missing() {
+fn a_truncated_file_is_reported_with_both_lengths() {
     let whole = file(&["a", "b"]);
     let error = refusal(&whole[..whole.len() - 3]);
     assert_eq!(error.code(), ErrorCode::CheckpointTruncated);
@@ -312,7 +312,7 @@ fn a_file_cut_short_says_how_much_is_missing() {
 }
 
 #[test]
-fn a_file_cut_anywhere_is_truncated() {
+fn a_file_cut_at_any_length_is_truncated() {
     let whole = file(&["a", "b"]);
     for length in 0..whole.len() {
         assert_eq!(refusal(&whole[..length]).code(), ErrorCode::CheckpointTruncated, "{length} bytes");
@@ -330,7 +330,7 @@ fn a_header_of_10_gigabytes_is_not_read() {
 }
 
 #[test]
-fn a_header_of_10_gigabytes_that_is_really_there_is_not_read() {
+fn a_header_of_10_gigabytes_in_a_file_that_long_is_not_read() {
     let dir = folder(&[]);
     let path = dir.path().join("model.safetensors");
     fs::write(&path, (10u64 << 30).to_le_bytes()).expect("written");
@@ -379,7 +379,7 @@ fn tensors_that_share_bytes_are_refused() {
 }
 
 #[test]
-fn bytes_of_no_tensor_are_refused() {
+fn bytes_outside_any_tensor_are_refused() {
     let error = header_refusal(
         r#"{"a":{"dtype":"F16","shape":[1],"data_offsets":[0,2]},"b":{"dtype":"F16","shape":[2],"data_offsets":[4,8]}}"#,
     );
@@ -390,14 +390,14 @@ fn bytes_of_no_tensor_are_refused() {
 }
 
 #[test]
-fn a_name_that_stands_twice_is_refused() {
+fn a_duplicate_name_is_refused() {
     header_refusal(
         r#"{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]},"a":{"dtype":"F16","shape":[2],"data_offsets":[4,8]}}"#,
     );
 }
 
 #[test]
-fn headers_that_make_no_sense_are_refused() {
+fn invalid_headers_are_refused() {
     let one = |dtype: &str, shape: &str, offsets: &str| {
         format!(r#"{{"a":{{"dtype":{dtype},"shape":{shape},"data_offsets":{offsets}}}}}"#)
     };
@@ -436,7 +436,7 @@ fn headers_that_make_no_sense_are_refused() {
 }
 
 #[test]
-fn a_tensor_that_claims_more_than_memory_is_only_a_file_cut_short() {
+fn a_tensor_larger_than_memory_is_reported_as_a_truncated_file() {
     let header = r#"{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}"#;
     assert_eq!(refusal(&file_of(header, &[0; 8])).code(), ErrorCode::CheckpointTruncated);
 }
@@ -494,12 +494,12 @@ fn perturbed() -> impl Strategy<Value = Vec<u8>> {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..support::cases(2000) })]
 
-    /// The format's own crate is the oracle: it and we take and refuse the same files, and find the same bytes.
+    /// The format's own crate is the oracle: both accept and refuse the same files, and return the same bytes.
     #[test]
-    fn the_safetensors_crate_agrees(bytes in perturbed()) {
+    fn the_safetensors_crate_accepts_and_refuses_the_same_files(bytes in perturbed()) {
         let ours = Checkpoint::from_bytes(bytes.clone(), Path::new("memory"));
         match ::safetensors::SafeTensors::deserialize(&bytes) {
-            Err(error) => prop_assert!(ours.is_err(), "we accept what is refused: {error}"),
+            Err(error) => prop_assert!(ours.is_err(), "a file is accepted that the crate refuses: {error}"),
             Ok(theirs) => {
                 let ours = ours.expect("accepted by the oracle");
                 prop_assert_eq!(ours.names().count(), theirs.len());
@@ -515,7 +515,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), json in any::<bool>()) {
+    fn arbitrary_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), json in any::<bool>()) {
         let file = if json { file_of(&String::from_utf8_lossy(&bytes), &[]) } else { bytes };
         let _ = Checkpoint::from_bytes(file, Path::new("memory"));
     }

@@ -1,4 +1,4 @@
-//! What a quantization config says, and every format that is refused by its name.
+//! Quantization configs, and the unsupported formats that are refused by name.
 
 use std::path::Path;
 
@@ -35,7 +35,7 @@ fn dynamic(rules: Value) -> GptqConfig {
     read(&with("dynamic", rules))
 }
 
-/// One test a name: the config that bears it is refused, and the message says the name.
+/// One test per name: a config with it is refused, and the message contains the name.
 macro_rules! refused_by_config {
     ($($test:ident: $config:expr => $name:literal;)+) => {$(
         #[test]
@@ -78,7 +78,7 @@ refused_by_config! {
     a_rule_with_another_width_is_refused: with("dynamic", json!({"lm_head": {"bits": 6}})) => "6 bits";
 }
 
-/// One test a name: the tensors of that format are recognized where no config says anything.
+/// One test per name: the tensors of that format are recognized without a config.
 macro_rules! refused_by_tensors {
     ($($test:ident: $part:literal => $name:literal;)+) => {$(
         #[test]
@@ -112,7 +112,7 @@ refused_by_tensors! {
 }
 
 #[test]
-fn exl2_is_recognised_and_needs_no_numbers() {
+fn exl2_needs_no_other_keys() {
     for config in [json!({"quant_method": "exl2", "bits": 4.5, "head_bits": 6}), json!({"method": "EXL2"})] {
         assert!(matches!(QuantConfig::from_json(&config).expect("valid"), QuantConfig::Exl2));
     }
@@ -170,13 +170,13 @@ fn both_spellings_are_read() {
 }
 
 #[test]
-fn without_a_format_zeros_are_less_one() {
+fn without_a_format_zeros_are_stored_minus_one() {
     let config = read(&json!({"bits": 4, "group_size": 128, "checkpoint_format": null}));
-    assert_eq!(config.params().zeros, ZeroFormat::LessOne);
+    assert_eq!(config.params().zeros, ZeroFormat::MinusOne);
 }
 
 #[test]
-fn config_json_is_read_before_the_file_beside_it() {
+fn config_json_takes_precedence_over_quantize_config_json() {
     let dir = tempfile::tempdir().expect("a folder");
     assert!(QuantConfig::read(dir.path(), &json!({})).expect("no error").is_none());
     std::fs::write(dir.path().join("quantize_config.json"), with("bits", json!(8)).to_string()).expect("written");
@@ -194,7 +194,7 @@ fn config_json_is_read_before_the_file_beside_it() {
 }
 
 #[test]
-fn the_first_rule_that_matches_decides() {
+fn the_first_matching_rule_applies() {
     let config = dynamic(json!({
         r"+:.*\.down_proj": {"bits": 8},
         r"-:model\.layers\.0\.": {},
@@ -206,7 +206,7 @@ fn the_first_rule_that_matches_decides() {
     assert_eq!(bits("model.layers.1.mlp.up_proj"), Some(2));
     assert_eq!(bits("lm_head"), Some(4));
     let params = config.params_of("model.layers.0.mlp.down_proj").expect("matched").expect("quantized");
-    assert_eq!(params.group_size, Some(128), "what a rule leaves open is the config's");
+    assert_eq!(params.group_size, Some(128), "keys that a rule omits come from the config");
 }
 
 /// As Python's `re.match`: from the start of the path, not necessarily to its end.
@@ -220,7 +220,7 @@ fn a_pattern_is_anchored_at_the_start_only() {
 }
 
 #[test]
-fn a_pattern_that_costs_too_much_is_an_error_and_not_a_hang() {
+fn a_pattern_that_backtracks_too_much_is_an_error_not_a_hang() {
     let config = dynamic(json!({r"(?=(x+x+)+y)\1": {"bits": 2}}));
     let error = config.params_of(&"x".repeat(60)).expect_err("refused");
     assert_eq!(error.code(), ErrorCode::QuantConfigInvalid);

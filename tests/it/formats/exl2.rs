@@ -39,7 +39,7 @@ fn read(module: &Exl2Module) -> Vec<f32> {
     open(&module.tensors(PATH), module.in_features, module.out_features).expect("readable")
 }
 
-/// The refusal of a module of 64 inputs at 5 bits and 64 at 4, of 40 outputs, after a change to its tensors.
+/// The error for a module with 64 inputs at 5 bits, 64 at 4 and 40 outputs, after a change to its tensors.
 fn refusal(change: impl FnOnce(&mut Vec<StoredTensor>)) -> Error {
     let mut tensors = module(&[(5, 64), (4, 64)], 40).tensors(PATH);
     change(&mut tensors);
@@ -48,7 +48,7 @@ fn refusal(change: impl FnOnce(&mut Vec<StoredTensor>)) -> Error {
     error
 }
 
-/// The refusal of groups as q_groups says them.
+/// The error for the groups in `q_groups`.
 fn refusal_of_groups(q_groups: &[i16]) -> Error {
     let error = refusal(|tensors| {
         let tensor = part(tensors, "q_groups");
@@ -67,27 +67,27 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
-/// `[in, out]` in float16 of what is `[out, in]`.
+/// `[out, in]` transposed to `[in, out]`, in float16.
 fn stored_bytes(values: &[f32], in_features: usize) -> Vec<u8> {
     let outs = values.len() / in_features;
     let places = (0..in_features).flat_map(|i| (0..outs).map(move |n| n * in_features + i));
     places.flat_map(|at| f16::from_f32(values[at]).to_le_bytes()).collect()
 }
 
-// What is read.
+// What is accepted.
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..support::cases(300) })]
 
     #[test]
-    fn what_was_packed_is_what_is_read(blocks in 1usize..20, outs in 1usize..100, seed in any::<u64>()) {
+    fn reading_returns_what_was_packed(blocks in 1usize..20, outs in 1usize..100, seed in any::<u64>()) {
         let random = &mut Rng(seed);
         let module = Exl2Module::random(random_groups(blocks, random), outs, random);
         prop_assert_eq!(bits(&read(&module)), bits(&module.dequantize()));
     }
 
     #[test]
-    fn a_part_of_the_codes_is_the_part_of_the_whole(
+    fn reading_a_range_of_codes_equals_that_range_of_all_codes(
         seed in any::<u64>(),
         (inputs, outputs) in ((0usize..=320, 0usize..=320), (0usize..=40, 0usize..=40)),
     ) {
@@ -104,9 +104,9 @@ proptest! {
         prop_assert_eq!(codes, whole.map(|(k, n)| module.codes[k * 64 + n]).collect::<Vec<u8>>());
     }
 
-    /// Any one bit of any tensor changed: refused, or finite.
+    /// With any one bit flipped, the weight is refused or finite.
     #[test]
-    fn no_changed_bit_makes_it_panic(tensor in 0usize..5, at in any::<prop::sample::Index>(), bit in 0u32..8) {
+    fn no_flipped_bit_makes_it_panic(tensor in 0usize..5, at in any::<prop::sample::Index>(), bit in 0u32..8) {
         let mut tensors = module(&[(8, 32), (3, 96)], 40).tensors(PATH);
         let bytes = &mut tensors[tensor].bytes;
         let at = at.index(bytes.len());
@@ -118,7 +118,7 @@ proptest! {
 }
 
 #[test]
-fn the_fixture_means_what_exllamav2_makes_of_it() {
+fn the_fixture_dequantizes_as_in_exllamav2() {
     let golden = fs::read(fixtures().join("reference/exl2_dequantised_sha256.json")).expect("there");
     let golden: Value = serde_json::from_slice(&golden).expect("valid");
     let checkpoint = Checkpoint::open(&fixtures().join(MODEL)).expect("readable");
@@ -134,7 +134,7 @@ fn the_fixture_means_what_exllamav2_makes_of_it() {
 }
 
 #[test]
-fn what_real_weights_miss_is_bit_equal_too() {
+fn cases_absent_from_the_fixture_are_bit_equal_too() {
     let edges = Checkpoint::read_file(&fixtures().join("reference/exl2_edges.safetensors")).expect("readable");
     for name in ["w2", "w3", "w4", "w5", "w6", "w8", "all", "long", "padded"] {
         let expected = edges.tensor(&format!("{name}.expected")).expect("there");
@@ -150,7 +150,7 @@ fn what_real_weights_miss_is_bit_equal_too() {
 }
 
 #[test]
-fn inputs_in_their_own_order_need_no_permutation() {
+fn the_identity_order_needs_no_permutation() {
     let mut module = module(&[(6, 32), (2, 64)], 32);
     let is_permuted = |module: &Exl2Module| {
         let checkpoint = checkpoint(&module.tensors(PATH));
@@ -166,7 +166,7 @@ fn inputs_in_their_own_order_need_no_permutation() {
 }
 
 #[test]
-fn the_tensors_decide_whatever_the_config_says() {
+fn the_tensors_take_precedence_over_the_config() {
     let module = module(&[(4, 128)], 32);
     let checkpoint = checkpoint(&module.tensors(PATH));
     for config in [None, Some(json!({"quant_method": "exl2"})), Some(json!({"bits": 4, "group_size": 128}))] {
@@ -179,7 +179,7 @@ fn the_tensors_decide_whatever_the_config_says() {
 // What is refused.
 
 #[test]
-fn each_missing_part_is_named() {
+fn each_missing_tensor_is_named() {
     for name in ["q_groups", "q_scale", "q_scale_max", "q_invperm"] {
         let full = format!("{PATH}.{name}");
         let error = refusal(|tensors| tensors.retain(|tensor| tensor.name != full));
@@ -198,7 +198,7 @@ fn tensors_of_the_wrong_shape_are_refused() {
             tensor.shape[0] += 1;
             tensor.bytes.extend(vec![0; element]);
         });
-        // One row of codes too many makes the last group of an odd size.
+        // One extra row of codes gives the last group an invalid size.
         let code = if name == "q_weight" { ErrorCode::QuantValueInvalid } else { ErrorCode::QuantShapeMismatch };
         assert_eq!(error.code(), code, "{name}");
         let full = if name == "q_weight" { format!("{PATH}.q_groups") } else { full };
@@ -208,7 +208,7 @@ fn tensors_of_the_wrong_shape_are_refused() {
 }
 
 #[test]
-fn tensors_of_another_type_are_refused() {
+fn tensors_of_the_wrong_type_are_refused() {
     for (name, dtype) in
         [("q_weight", "F32"), ("q_groups", "F16"), ("q_scale", "U32"), ("q_scale_max", "BF16"), ("q_invperm", "F32")]
     {
@@ -222,7 +222,7 @@ fn tensors_of_another_type_are_refused() {
 }
 
 #[test]
-fn widths_and_inputs_of_another_model_are_refused() {
+fn weights_of_a_different_shape_are_refused() {
     let tensors = module(&[(5, 64), (4, 64)], 40).tensors(PATH);
     for (ins, outs) in [(96, 40), (160, 40), (128, 32), (128, 65), (128, 0), (0, 40), (100, 40), (128, usize::MAX)] {
         let error = open(&tensors, ins, outs).expect_err("refused");
@@ -249,7 +249,7 @@ fn ascending_widths_are_refused() {
 }
 
 #[test]
-fn widths_that_the_format_does_not_have_are_refused() {
+fn widths_outside_the_format_are_refused() {
     for width in [7, 1, 0, 9, 16, -4, i16::MIN, i16::MAX] {
         let error = refusal_of_groups(&[width, 0, 2, 14]);
         assert_eq!(error.code(), ErrorCode::QuantValueInvalid);
@@ -267,7 +267,7 @@ fn groups_of_16_inputs_are_refused() {
 }
 
 #[test]
-fn groups_that_do_not_divide_the_rows_are_refused() {
+fn groups_that_do_not_partition_the_rows_are_refused() {
     // There are 18 rows.
     for q_groups in [[5, 5, 4, 10], [5, 0, 4, 0], [5, 0, 4, 18], [5, 0, 4, 40], [5, -10, 4, 10], [5, 0, 4, i16::MIN]] {
         let error = refusal_of_groups(&q_groups);
@@ -284,14 +284,14 @@ fn groups_that_do_not_sum_to_the_inputs_are_refused() {
 }
 
 #[test]
-fn a_table_of_groups_that_is_none_is_refused() {
+fn a_malformed_group_table_is_refused() {
     for q_groups in [&[][..], &[5], &[5, 0, 4]] {
         assert_eq!(refusal_of_groups(q_groups).code(), ErrorCode::QuantShapeMismatch);
     }
 }
 
 #[test]
-fn an_order_that_is_no_permutation_is_refused() {
+fn an_input_order_that_is_not_a_permutation_is_refused() {
     for (stored, found) in [(128, "128 for input 5"), (-1, "-1 for input 5"), (i32::MIN, "-2147483648 for input 5")] {
         let error = refusal(|tensors| {
             part(tensors, "q_invperm").bytes[20..24].copy_from_slice(&stored.to_le_bytes());
@@ -320,7 +320,7 @@ fn scales_that_are_not_finite_are_refused() {
 }
 
 #[test]
-fn finite_scales_of_infinite_weights_are_refused_but_not_for_what_is_padding() {
+fn finite_scales_that_make_infinite_weights_are_refused_except_in_padding() {
     let mut module = module(&[(8, 32)], 33);
     module.scale_max[0] = f16::from_f32(1024.0);
     module.fields.fill(0);
@@ -342,7 +342,7 @@ fn a_module_with_two_weights_is_refused() {
 }
 
 #[test]
-fn a_gptq_weight_where_the_config_says_exl2_is_refused() {
+fn a_gptq_weight_under_an_exl2_config_is_refused() {
     let checkpoint = checkpoint(&GptqModule::random(GptqSpec::new(4, 32), 64, 32, &mut Rng(1)).tensors(PATH));
     let error = open_linear(&checkpoint, Some(&QuantConfig::Exl2), PATH, 64, 32).err().expect("refused");
     assert_eq!(error.code(), ErrorCode::QuantConfigInvalid);
@@ -370,7 +370,7 @@ fn distance(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).fold(0f32, |most, (a, b)| most.max((a - b).abs())) / scale
 }
 
-/// An adapter of random factors on the named linears of each layer of a model.
+/// An adapter with random factors on the named linears of each layer.
 fn write_adapter(dir: &Path, tiny: &TinyModel, modules: &[&str]) {
     let random = &mut Rng(11);
     let mut tensors = Vec::new();
@@ -391,16 +391,16 @@ fn write_adapter(dir: &Path, tiny: &TinyModel, modules: &[&str]) {
     fs::write(dir.join("adapter_model.safetensors"), safetensors(&tensors)).expect("written");
 }
 
-/// exllamav2's defect L1: it bakes down's input order into the columns of gate and up, but not into the adapters on them.
+/// exllamav2's defect L1: it applies down's input order to the columns of gate and up, but not to the adapters on them.
 #[test]
-fn l1_adapters_on_gate_up_and_down_act_on_the_dense_twins_channels() {
+fn l1_adapters_on_gate_up_and_down_act_on_the_channels_of_the_dense_model() {
     let (base, twin) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
     let tiny = TinyModel { exl2: true, plain: Plain::F16, ..TinyModel::default() };
     tiny.write_dense_twin(twin.path(), Plain::F16, &tiny.write(base.path()));
     for modules in [&["gate_proj"][..], &["up_proj"], &["down_proj"], &["gate_proj", "up_proj", "down_proj"]] {
         let adapter = tempfile::tempdir().expect("a folder");
         write_adapter(adapter.path(), &tiny, modules);
-        // The reference rounds each weight as the format does, so that there the two are equal in every bit.
+        // The reference rounds each weight as the format does, so there the two are bit-identical.
         for (device, tolerance) in [(Device::Reference, 0.0), (Device::Cpu, 2e-3)] {
             let [base, twin] = [&base, &twin].map(|dir| {
                 let engine = Engine::load(dir.path(), options(device)).expect("the model loads");
@@ -416,7 +416,7 @@ fn l1_adapters_on_gate_up_and_down_act_on_the_dense_twins_channels() {
 }
 
 #[test]
-fn a_tied_model_computes_with_the_head_that_is_stored() {
+fn a_tied_model_uses_the_stored_head() {
     let (base, twin) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
     let tiny = TinyModel { exl2: true, tied: true, plain: Plain::F16, vocab: 72, ..TinyModel::default() };
     let values = tiny.write(base.path());
@@ -426,7 +426,7 @@ fn a_tied_model_computes_with_the_head_that_is_stored() {
 }
 
 #[test]
-fn a_folder_may_hold_shards_or_the_index_of_what_was_converted() {
+fn a_folder_may_have_shards_or_a_stale_index_of_the_original() {
     let dir = tempfile::tempdir().expect("a folder");
     let tiny = TinyModel { exl2: true, plain: Plain::F16, ..TinyModel::default() };
     tiny.write(dir.path());
@@ -442,7 +442,7 @@ fn a_folder_may_hold_shards_or_the_index_of_what_was_converted() {
 }
 
 #[test]
-fn a_bias_may_be_padded_as_the_columns_are() {
+fn a_bias_may_be_padded_like_the_columns() {
     let with_bias = |values: usize| {
         let mut tensors = module(&[(4, 64)], 40).tensors(PATH);
         tensors.push(StoredTensor::f16(&format!("{PATH}.bias"), &[values], &vec![0.5; values]));

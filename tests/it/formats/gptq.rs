@@ -33,7 +33,7 @@ fn read(module: &GptqModule, tensors: &[StoredTensor]) -> Result<Vec<f32>> {
     Ok(weight.dequantize(0..module.out_features))
 }
 
-/// The code with which the module is refused after a change to its tensors.
+/// The error for the module after a change to its tensors.
 fn refusal(spec: GptqSpec, change: impl FnOnce(&mut Vec<StoredTensor>)) -> exlora::Error {
     let module = module(spec, 128, 32);
     let mut tensors = module.tensors(PATH);
@@ -63,13 +63,13 @@ proptest! {
 
     /// Exact: one multiplication in f32 on either side.
     #[test]
-    fn what_was_packed_is_what_is_read(spec in specs(), ins in 1usize..9, outs in 1usize..7, seed in any::<u64>()) {
+    fn reading_returns_what_was_packed(spec in specs(), ins in 1usize..9, outs in 1usize..7, seed in any::<u64>()) {
         let module = GptqModule::random(spec, ins * 32, outs * 32, &mut Rng(seed));
         prop_assert_eq!(read(&module, &module.tensors(PATH)).expect("readable"), module.dequantize());
     }
 
     #[test]
-    fn a_part_of_the_codes_is_the_part_of_the_whole(
+    fn reading_a_range_of_codes_equals_that_range_of_all_codes(
         spec in specs(),
         (inputs, outputs) in ((0usize..=96, 0usize..=96), (0usize..=64, 0usize..=64)),
     ) {
@@ -88,7 +88,7 @@ proptest! {
     }
 
     #[test]
-    fn a_layout_covers_each_input_once_in_runs_of_its_group(spec in specs(), seed in any::<u64>()) {
+    fn a_layout_covers_each_input_once_in_contiguous_groups(spec in specs(), seed in any::<u64>()) {
         let module = GptqModule::random(spec, 160, 32, &mut Rng(seed));
         let checkpoint = checkpoint(&module.tensors(PATH));
         let weight = open_linear(&checkpoint, Some(&config(spec)), PATH, 160, 32).expect("readable");
@@ -128,7 +128,7 @@ fn a_last_group_may_be_short() {
 }
 
 #[test]
-fn a_format_1_field_of_all_ones_is_a_zero_point_of_2_to_the_bits_and_spares_its_neighbour() {
+fn a_format_1_field_of_all_ones_is_a_zero_point_of_2_to_the_bits_and_leaves_its_neighbor_alone() {
     for bits in [2, 3, 4, 8] {
         let mut module = module(GptqSpec::new(bits, 32), 32, 32);
         for (n, zero) in module.zeros.iter_mut().enumerate() {
@@ -146,7 +146,7 @@ fn a_format_2_zero_point_of_0_is_0() {
 }
 
 #[test]
-fn symmetric_zeros_of_format_2_are_seen_through_a_declaration_of_format_1() {
+fn symmetric_zeros_of_format_2_are_recognized_in_a_file_that_declares_format_1() {
     for bits in [2, 3, 4, 8] {
         let spec = GptqSpec { sym: true, v2: true, ..GptqSpec::new(bits, 32) };
         let mut module = module(spec, 64, 64);
@@ -157,7 +157,7 @@ fn symmetric_zeros_of_format_2_are_seen_through_a_declaration_of_format_1() {
 }
 
 #[test]
-fn an_asymmetric_file_is_taken_at_its_word() {
+fn an_asymmetric_file_is_read_in_the_declared_format() {
     let mut module = module(GptqSpec::new(4, 32), 64, 64);
     module.zeros.fill(9);
     assert_eq!(read(&module, &module.tensors(PATH)).expect("readable"), module.dequantize());
@@ -191,7 +191,7 @@ fn a_head_may_be_quantized_too() {
 }
 
 #[test]
-fn plain_weights_beside_quantized_ones_are_read_as_they_are() {
+fn dense_weights_next_to_quantized_ones_are_read() {
     for plain in [Plain::F32, Plain::F16, Plain::BF16] {
         let dir = tempfile::tempdir().expect("a folder");
         let tiny =
@@ -211,7 +211,7 @@ fn plain_weights_beside_quantized_ones_are_read_as_they_are() {
 
 /// SHA-256 over the float32 values of all 84 modules, computed by make/gptq_format.py in numpy.
 #[test]
-fn the_fixtures_mean_what_another_program_computed() {
+fn the_fixtures_dequantize_as_computed_by_another_program() {
     let golden = std::fs::read(fixtures().join("golden/gptq_dequantised.json")).expect("there");
     let golden: serde_json::Value = serde_json::from_slice(&golden).expect("valid");
     let mut modules = 0;
@@ -258,7 +258,7 @@ fn packed_tensors_of_the_wrong_shape_are_refused() {
 }
 
 #[test]
-fn widths_and_groups_of_another_config_are_refused() {
+fn weights_that_contradict_the_config_are_refused() {
     let module = module(GptqSpec::new(4, 32), 128, 32);
     let checkpoint = checkpoint(&module.tensors(PATH));
     for spec in [GptqSpec::new(8, 32), GptqSpec::new(3, 32), GptqSpec::new(4, 64), GptqSpec::new(4, -1)] {
@@ -272,7 +272,7 @@ fn widths_and_groups_of_another_config_are_refused() {
 }
 
 #[test]
-fn each_missing_part_is_named() {
+fn each_missing_tensor_is_named() {
     for name in ["qzeros", "scales"] {
         let error = refusal(GptqSpec::new(4, 32), |tensors| tensors.retain(|tensor| !tensor.name.ends_with(name)));
         assert_eq!(error.code(), ErrorCode::CheckpointTensorMissing);
@@ -317,7 +317,7 @@ fn scales_that_are_not_finite_are_refused() {
 }
 
 #[test]
-fn codes_of_another_type_are_refused() {
+fn codes_of_the_wrong_type_are_refused() {
     let error = refusal(GptqSpec::new(4, 32), |tensors| part(tensors, "qweight").dtype = "F32");
     assert_eq!(error.code(), ErrorCode::CheckpointDtypeUnsupported);
     let error = refusal(GptqSpec::new(4, 32), |tensors| part(tensors, "qweight").dtype = "U32");
@@ -345,7 +345,7 @@ fn a_quantized_weight_without_any_config_is_refused() {
 }
 
 #[test]
-fn a_plain_weight_of_another_shape_or_type_is_refused() {
+fn a_dense_weight_of_the_wrong_shape_or_type_is_refused() {
     let weight = format!("{PATH}.weight");
     let code =
         |tensor: StoredTensor| open_linear(&checkpoint(&[tensor]), None, PATH, 8, 4).err().expect("refused").code();
@@ -359,7 +359,7 @@ fn a_plain_weight_of_another_shape_or_type_is_refused() {
 }
 
 #[test]
-fn modules_may_differ_in_width_and_group_by_dynamic_rules() {
+fn dynamic_rules_change_the_width_and_group_of_modules() {
     let (a, b) = ("model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj");
     let first = module(GptqSpec::new(4, 64), 128, 32);
     let second = module(GptqSpec::new(8, 32), 128, 32);

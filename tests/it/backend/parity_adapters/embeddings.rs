@@ -1,12 +1,11 @@
 //! Embeddings under adapters.
 
 use exlora::adapter::batch::SlotId;
-use exlora::backend::cpu::CpuOptions;
 use proptest::prelude::*;
 
 use super::random::{Adapter, Place, random_adapters, random_mixtures, route_in, upload_all};
 use support::Rng;
-use support::harness::{FLOATS, Harness, Mixture, Tensor, assert_close, bits, fast, isas, oracle};
+use support::harness::{Device, FLOATS, Harness, Mixture, Tensor, assert_close, bits, fast, isas, oracle};
 
 const TOLERANCE: f32 = 1e-5;
 
@@ -45,14 +44,14 @@ impl Embedding {
         Self { tokens: vec![self.tokens[row]], mixtures: vec![self.mixtures[row].clone()], ..self.clone() }
     }
 
-    fn run(&self, options: &CpuOptions) -> Vec<f32> {
-        let mut harness = Harness::open(options);
-        let (hidden, site) = (self.table.shape[1], harness.site());
-        let table = harness.backend.load_embedding(site, self.table.view()).expect("the table packs");
+    fn run(&self, device: Device) -> Vec<f32> {
+        let mut harness = Harness::open(device);
+        let hidden = self.table.shape[1];
+        let (table, site) = harness.table(&self.table);
         upload_all(&mut harness, &[site], &self.adapters);
         let out = harness.room(hidden, self.tokens.len());
         let batch = route_in(self.repeat, &self.mixtures);
-        harness.backend.embed(table, &self.tokens, 1.25, &batch, out).expect("tokens embed");
+        harness.compute().embed(table, &self.tokens, 1.25, &batch, out).expect("tokens embed");
         harness.get(out, hidden, self.tokens.len())
     }
 }
@@ -63,9 +62,9 @@ proptest! {
     #[test]
     fn embeddings_agree_with_the_oracle(seed: u64, hidden in 1usize..150, rows in 1usize..24) {
         let case = Embedding::random(seed, hidden, rows);
-        let expected = case.run(&oracle());
+        let expected = case.run(oracle());
         for isa in isas() {
-            assert_close(&isa.to_string(), hidden, &case.run(&fast(isa, 2)), &expected, TOLERANCE);
+            assert_close(&isa.to_string(), hidden, &case.run(fast(isa, 2)), &expected, TOLERANCE);
         }
     }
 
@@ -77,13 +76,13 @@ proptest! {
         case.mixtures[0].clear();
         case.tokens[0] = 1;
         for isa in isas() {
-            let together = case.run(&fast(isa, 3));
+            let together = case.run(fast(isa, 3));
             for row in 0..rows.min(4) {
-                let alone = case.only(row).run(&fast(isa, 1));
+                let alone = case.only(row).run(fast(isa, 1));
                 prop_assert_eq!(bits(&alone), bits(&together[row * hidden..(row + 1) * hidden]));
             }
             let bare = Embedding { adapters: Vec::new(), ..case.only(0) };
-            prop_assert_eq!(bits(&bare.run(&fast(isa, 1))), bits(&together[..hidden]));
+            prop_assert_eq!(bits(&bare.run(fast(isa, 1))), bits(&together[..hidden]));
         }
     }
 }

@@ -1,11 +1,10 @@
 //! Linears under adapters, through the head so that weights may bring more outputs.
 
-use exlora::backend::cpu::CpuOptions;
 use proptest::prelude::*;
 
 use super::random::{Adapter, Place, random_adapters, random_mixtures, route_in, upload_all};
 use support::Rng;
-use support::harness::{Harness, Member, Mixture, assert_close, bits, fast, isas, oracle, random_member};
+use support::harness::{Device, Harness, Member, Mixture, assert_close, bits, fast, isas, oracle, random_member};
 
 const TOLERANCE: f32 = 1e-5;
 
@@ -48,15 +47,15 @@ impl Linears {
     }
 
     /// Outputs `[rows, stride]`; what a row has no outputs for stays 7.
-    fn run(&self, options: &CpuOptions) -> Vec<f32> {
-        let mut harness = Harness::open(options);
+    fn run(&self, device: Device) -> Vec<f32> {
+        let mut harness = Harness::open(device);
         let (group, sites) = harness.group(&self.members);
         upload_all(&mut harness, &sites, &self.adapters);
         let x = harness.put(self.inputs, &self.x);
         let picked: Vec<u32> = (0..self.rows() as u32).collect();
         let mut logits = vec![7.0; self.rows() * self.stride];
         let batch = route_in(self.repeat, &self.mixtures);
-        harness.backend.head(group, x, &picked, &batch, &mut logits, self.stride).expect("the head runs");
+        harness.compute().head(group, x, &picked, &batch, &mut logits, self.stride).expect("the head runs");
         logits
     }
 }
@@ -67,9 +66,9 @@ proptest! {
     #[test]
     fn linears_agree_with_the_oracle(seed: u64, inputs in 32usize..200, rows in 1usize..24) {
         let case = Linears::random(seed, inputs, rows);
-        let expected = case.run(&oracle());
+        let expected = case.run(oracle());
         for isa in isas() {
-            assert_close(&isa.to_string(), case.stride, &case.run(&fast(isa, 2)), &expected, TOLERANCE);
+            assert_close(&isa.to_string(), case.stride, &case.run(fast(isa, 2)), &expected, TOLERANCE);
         }
     }
 
@@ -79,10 +78,10 @@ proptest! {
     ) {
         let case = Linears::random(seed, inputs, rows);
         for isa in isas() {
-            let together = case.run(&fast(isa, 3));
+            let together = case.run(fast(isa, 3));
             for row in 0..rows.min(4) {
                 let among = &together[row * case.stride..(row + 1) * case.stride];
-                prop_assert_eq!(bits(&case.only(row).run(&fast(isa, 1))), bits(among));
+                prop_assert_eq!(bits(&case.only(row).run(fast(isa, 1))), bits(among));
             }
         }
     }
@@ -94,8 +93,8 @@ proptest! {
         case.mixtures[row].clear();
         let bare = Linears { adapters: Vec::new(), ..case.only(row) };
         for isa in isas() {
-            let among = case.run(&fast(isa, 2));
-            prop_assert_eq!(bits(&bare.run(&fast(isa, 2))), bits(&among[row * case.stride..(row + 1) * case.stride]));
+            let among = case.run(fast(isa, 2));
+            prop_assert_eq!(bits(&bare.run(fast(isa, 2))), bits(&among[row * case.stride..(row + 1) * case.stride]));
         }
     }
 }

@@ -25,13 +25,13 @@ proptest! {
             (SlotId(slot), vec![Change { weight, repeat: slot % 2, ..Change::default() }])
         }).collect();
         let mixtures = random_mixtures(&mut rng, &adapters, rows);
-        for options in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
+        for device in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
             let norm = |weight: &[f32], adapters: &[Adapter], batch: &AdapterBatch| {
-                let mut harness = Harness::open(&options);
+                let mut harness = Harness::open(device);
+                let (vector, site) = harness.norm_weight(weight);
                 let (x, out) = (harness.put(width, &x), harness.room(width, rows));
-                let (vector, site) = harness.vector(weight);
                 upload_all(&mut harness, &[site], adapters);
-                harness.backend.norm(vector, 1e-5, x, rows, batch, out).expect("the norm runs");
+                harness.compute().norm(vector, 1e-5, x, rows, batch, out).expect("the norm runs");
                 harness.get(out, width, rows)
             };
             for repeat in 0..3 {
@@ -55,10 +55,10 @@ proptest! {
         let qkv = rng.normals(4 * 4 * DIM, 1.0);
         let rope = Arc::new(Rope { inv_freq: vec![1.0, 0.1, 0.01], factor: 1.0 });
         let vector = |values: &[f32]| Tensor::new(DType::F32, &[DIM], values);
-        for options in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
+        for device in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
             let attend = |q: &[f32], k: &[f32], batch: &AdapterBatch| {
-                let mut harness = Harness::open(&options);
-                let ((q, q_site), (k, k_site)) = (harness.vector(q), harness.vector(k));
+                let mut harness = Harness::open(device);
+                let ((q, q_site), (k, k_site)) = (harness.norm_weight(q), harness.norm_weight(k));
                 let sites = [q_site, k_site];
                 let changes = [0, 1].map(|site| Change { site, weight: Some(vector([&new_q, &new_k][site])), ..Change::default() });
                 harness.upload(SlotId(0), &sites, &changes).expect("the adapter uploads");
@@ -67,13 +67,13 @@ proptest! {
                     q_norm: Some(q), k_norm: Some(k), norm_eps: 1e-6, rope: Arc::clone(&rope),
                 };
                 let shape = KvShape { layers: 1, pages: 2, page_tokens: 16, kv_heads: 1, head_dim: DIM, dtype: KvDType::F32 };
-                let kv = harness.backend.create_kv(shape).expect("the cache fits");
+                let kv = harness.compute().create_kv(shape).expect("the cache fits");
                 // Two sequences of two positions.
                 let rows = StepRows {
                     positions: vec![0, 1, 0, 1], sequences: vec![0, 0, 1, 1], block_tables: vec![vec![0], vec![1]],
                 };
                 let (x, out) = (harness.put(4 * DIM, &qkv), harness.room(2 * DIM, 4));
-                harness.backend.attend(&spec, kv, &rows, batch, x, out).expect("attention runs");
+                harness.compute().attend(&spec, kv, &rows, batch, x, out).expect("attention runs");
                 harness.get(out, 2 * DIM, 4)
             };
             let one: Mixture = vec![(SlotId(0), 1.0)];
