@@ -36,7 +36,7 @@ demo: $(VENV)/.build-tools ## Build, then answer one batch: the base, three adap
 test: lint test-rust test-fuzz test-python test-benches ## What to run before a commit, quick checks first
 
 .PHONY: test-slow
-test-slow: deny test-long test-python-slow ## Full grids, long property tests and fuzzing (after `make test`)
+test-slow: deny test-pool test-long test-python-slow ## Full grids, long property tests and fuzzing, model checks of the thread pool
 	$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=60
 
 .PHONY: lint
@@ -65,6 +65,17 @@ test-fuzz: ## Fuzz each target for a few seconds, from the seeds in fuzz/corpus
 .PHONY: test-benches
 test-benches: ## Run each benchmark once, as a test
 	timeout 15m cargo test --quiet --features cli --bench '*'
+
+# Both build a few source files of the pool, in seconds. The sanitizer needs flags that a stable compiler hides, and a target
+# directory of its own; std is not instrumented, hence the suppressions.
+TSAN := RUSTC_BOOTSTRAP=1 RUSTFLAGS='-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer' \
+    TSAN_OPTIONS='suppressions=$(CURDIR)/tests/pool_check/tsan.supp'
+
+.PHONY: test-pool
+test-pool: ## The thread pool model-checked with loom, and under ThreadSanitizer
+	timeout 10m cargo test --quiet -p exlora-pool-check model
+	$(TSAN) timeout 10m cargo test --quiet -p exlora-pool-check native \
+	    --target x86_64-unknown-linux-gnu --target-dir target/tsan
 
 # Each property test runs sixteen times its usual number of cases.
 .PHONY: test-long
