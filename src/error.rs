@@ -1,7 +1,7 @@
-//! The one catalog of errors: a stable code, what is wrong, where, what was expected and found, what to do.
+//! The catalog of errors: a stable code, what is wrong, where, what was expected and found, and what to do about it.
 //!
-//! A code never changes its spelling once released; scripts and servers match on it. The sentence around it may improve.
-//! Everything that reaches a user is an [`Error`] built here and rendered here, in Rust, in the CLI and in Python.
+//! Once released, a code never changes: scripts and servers match on it. The message may improve. Every failure that
+//! reaches a user, in Rust, on the command line or in Python, is an [`Error`] built and rendered here.
 //!
 //! ```
 //! use exlora::{Error, ErrorCode};
@@ -19,30 +19,32 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Result of everything in this crate that can fail.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What sort of mistake a code stands for; Python maps it to a builtin exception class.
+/// The category of an error code; Python maps it to a builtin exception class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// Something named is not there: a file, a tensor, an adapter.
+    /// Something named does not exist: a file, a loaded adapter.
     NotFound,
     /// A value, a file or a request is wrong.
     Invalid,
-    /// It is well formed and understood, but this build does not do it.
+    /// The input is well-formed, but this build does not support it.
     Unsupported,
-    /// A budget or the machine's memory is too small.
+    /// A budget or the machine's memory is exhausted.
     Memory,
     /// The caller stopped the work.
     Cancelled,
-    /// A fault of the machine or of this crate.
+    /// Reading or writing failed in the operating system.
+    Io,
+    /// A bug in this crate.
     Internal,
 }
 
 macro_rules! catalog {
     ($($(#[doc = $summary:literal])+ $variant:ident = $code:literal, $kind:ident, $remedy:literal;)+) => {
-        /// Stable identity of an error: [`ErrorCode::as_str`] is what scripts match on.
+        /// Stable identity of an error; scripts match on [`ErrorCode::as_str`].
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum ErrorCode {
@@ -50,7 +52,7 @@ macro_rules! catalog {
         }
 
         impl ErrorCode {
-            /// Every code, in the order of the catalog.
+            /// Every code, in catalog order.
             pub const ALL: &'static [ErrorCode] = &[$(ErrorCode::$variant,)+];
 
             /// The stable snake_case spelling.
@@ -58,17 +60,17 @@ macro_rules! catalog {
                 match self { $(ErrorCode::$variant => $code,)+ }
             }
 
-            /// What sort of mistake it is.
+            /// The category of the error.
             pub fn kind(self) -> ErrorKind {
                 match self { $(ErrorCode::$variant => ErrorKind::$kind,)+ }
             }
 
-            /// What it means, in one sentence.
+            /// What the code means, in one sentence.
             pub fn summary(self) -> &'static str {
                 match self { $(ErrorCode::$variant => concat!($($summary),+).trim_ascii(),)+ }
             }
 
-            /// What usually helps, for the table of troubles.
+            /// What usually helps: the hint of errors that have no hint of their own.
             pub fn remedy(self) -> &'static str {
                 match self { $(ErrorCode::$variant => $remedy,)+ }
             }
@@ -81,116 +83,116 @@ catalog! {
     CheckpointNotFound = "checkpoint_not_found", NotFound, "check the path; a model folder holds config.json and *.safetensors";
     /// A checkpoint file could not be read.
     CheckpointUnreadable = "checkpoint_unreadable", Invalid, "check permissions, and that the path is a regular file";
-    /// A safetensors file ends before the data its header announces.
+    /// A safetensors file ends before the data that its header describes.
     CheckpointTruncated = "checkpoint_truncated", Invalid, "download the file again";
     /// A safetensors header is not valid.
-    CheckpointHeaderInvalid = "checkpoint_header_invalid", Invalid, "the file is damaged or not safetensors; write it again";
-    /// A safetensors header or its number of tensors exceeds the cap.
-    CheckpointTooLarge = "checkpoint_too_large", Invalid, "no real model needs this; the file is damaged or hostile";
-    /// The shard index does not fit the files beside it.
-    CheckpointIndexInvalid = "checkpoint_index_invalid", Invalid, "write the checkpoint again, or remove a stale index";
-    /// A tensor stands in two shards.
+    CheckpointHeaderInvalid = "checkpoint_header_invalid", Invalid, "the file is damaged or is not safetensors; save it again";
+    /// A safetensors header, or its number of tensors, exceeds the limit.
+    CheckpointTooLarge = "checkpoint_too_large", Invalid, "no real model is this large; the file is damaged or malicious";
+    /// The shard index does not match the files in its folder.
+    CheckpointIndexInvalid = "checkpoint_index_invalid", Invalid, "save the checkpoint again, or remove a stale index";
+    /// A tensor appears in two shards.
     CheckpointTensorDuplicate = "checkpoint_tensor_duplicate", Invalid, "remove the stale file";
-    /// A tensor the model needs is not in the checkpoint.
-    CheckpointTensorMissing = "checkpoint_tensor_missing", NotFound, "the checkpoint is incomplete or of another architecture";
-    /// A tensor of the checkpoint has a shape that config.json contradicts.
-    CheckpointShapeMismatch = "checkpoint_shape_mismatch", Invalid, "config.json and weights are of different models";
-    /// A tensor is stored in a data type that is not read here.
+    /// A tensor that the model needs is not in the checkpoint.
+    CheckpointTensorMissing = "checkpoint_tensor_missing", Invalid, "the checkpoint is incomplete, or config.json belongs to a different model";
+    /// The shape of a tensor in the checkpoint contradicts config.json.
+    CheckpointShapeMismatch = "checkpoint_shape_mismatch", Invalid, "config.json and the weights belong to different models";
+    /// A tensor of the checkpoint has an unsupported data type.
     CheckpointDtypeUnsupported = "checkpoint_dtype_unsupported", Unsupported, "convert it to float16, bfloat16 or float32";
-    /// A quantization format that is not read here.
+    /// The quantization format is not supported.
     QuantFormatUnsupported = "quant_format_unsupported", Unsupported, "use a GPTQ (gptq, gptq_v2), EXL2 or unquantized checkpoint";
     /// The quantization config is malformed.
-    QuantConfigInvalid = "quant_config_invalid", Invalid, "quantize again, or mend quantize_config.json";
-    /// A quantized tensor's shape contradicts its bits or group size.
-    QuantShapeMismatch = "quant_shape_mismatch", Invalid, "the quantization config belongs to other weights";
-    /// A quantized tensor holds a value that means nothing.
-    QuantValueInvalid = "quant_value_invalid", Invalid, "the file is damaged; quantize again";
+    QuantConfigInvalid = "quant_config_invalid", Invalid, "quantize the model again, or fix quantize_config.json";
+    /// The shape of a quantized tensor contradicts its bits or group size.
+    QuantShapeMismatch = "quant_shape_mismatch", Invalid, "the quantization config belongs to a different model";
+    /// A quantized tensor contains an impossible value.
+    QuantValueInvalid = "quant_value_invalid", Invalid, "the file is damaged; quantize the model again";
     /// config.json is missing, malformed or contradictory.
     ModelConfigInvalid = "model_config_invalid", Invalid, "use the config.json that came with the weights";
-    /// An architecture that is not known here.
-    ModelArchitectureUnsupported = "model_architecture_unsupported", Unsupported, "see the README's table of architectures";
-    /// The architecture is known, but one of its options is not.
-    ModelFeatureUnsupported = "model_feature_unsupported", Unsupported, "see the README's table of architectures";
-    /// adapter_config.json or the adapter's folder does not exist.
-    AdapterConfigNotFound = "adapter_config_not_found", NotFound, "point at the folder that holds adapter_config.json";
+    /// The model's architecture is not supported.
+    ModelArchitectureUnsupported = "model_architecture_unsupported", Unsupported, "see the supported models in the README";
+    /// The architecture is supported, but one of its options is not.
+    ModelFeatureUnsupported = "model_feature_unsupported", Unsupported, "see the supported models in the README";
+    /// The adapter's folder or its adapter_config.json does not exist.
+    AdapterConfigNotFound = "adapter_config_not_found", NotFound, "give the folder that contains adapter_config.json";
     /// adapter_config.json is malformed.
     AdapterConfigInvalid = "adapter_config_invalid", Invalid, "save the adapter again with PEFT";
-    /// The adapter is of another PEFT type than LoRA.
-    AdapterTypeUnsupported = "adapter_type_unsupported", Unsupported, "only LoRA adapters are served";
-    /// The adapter uses a PEFT feature that is not served here.
-    AdapterFeatureUnsupported = "adapter_feature_unsupported", Unsupported, "see the README's table of PEFT features";
-    /// The adapter was trained on a base that its initialization changed.
-    AdapterBaseChanged = "adapter_base_changed", Unsupported, "convert it: save with path_initial_model_for_weight_conversion";
-    /// The folder holds no adapter_model.safetensors.
-    AdapterWeightsNotFound = "adapter_weights_not_found", NotFound, "save the adapter with safe_serialization=True";
-    /// The weights are in a file format that is not read here.
-    AdapterFormatUnsupported = "adapter_format_unsupported", Unsupported, "convert the file to PEFT's safetensors";
-    /// A tensor of the adapter belongs to nothing that is known.
-    AdapterTensorUnexpected = "adapter_tensor_unexpected", Invalid, "the file was written by another tool, or for another model";
-    /// A tensor that the adapter's config or its pair requires is missing.
-    AdapterTensorMissing = "adapter_tensor_missing", Invalid, "save the adapter again; the file is incomplete";
-    /// The adapter names a module that the base model does not have.
-    AdapterSiteNotFound = "adapter_site_not_found", Invalid, "the adapter was made for another base model";
-    /// The adapter's config excludes a module for which the file has tensors.
-    AdapterSiteExcluded = "adapter_site_excluded", Invalid, "config and weights are of different runs";
-    /// A tensor of the adapter has a shape that does not fit the base model.
-    AdapterShapeMismatch = "adapter_shape_mismatch", Invalid, "the adapter was made for another base model";
-    /// The rank of a tensor contradicts adapter_config.json.
-    AdapterRankMismatch = "adapter_rank_mismatch", Invalid, "config and weights are of different runs";
-    /// An adapter tensor is stored in a data type that is not read here.
+    /// The adapter's PEFT type is not LoRA.
+    AdapterTypeUnsupported = "adapter_type_unsupported", Unsupported, "only LoRA adapters are supported";
+    /// The adapter uses a PEFT feature that is not supported.
+    AdapterFeatureUnsupported = "adapter_feature_unsupported", Unsupported, "see docs/peft.md for the supported PEFT features";
+    /// The adapter's initialization changed the base weights it was trained on.
+    AdapterBaseChanged = "adapter_base_changed", Unsupported, "convert it: save it with path_initial_model_for_weight_conversion";
+    /// The folder has no adapter_model.safetensors.
+    AdapterWeightsNotFound = "adapter_weights_not_found", NotFound, "save the adapter as safetensors (PEFT's default)";
+    /// The adapter's weights are in an unsupported file format.
+    AdapterFormatUnsupported = "adapter_format_unsupported", Unsupported, "convert the weights to PEFT's adapter_model.safetensors";
+    /// The adapter contains a tensor that is not recognized.
+    AdapterTensorUnexpected = "adapter_tensor_unexpected", Invalid, "the file was written by a different tool, or for a different model";
+    /// A tensor that adapter_config.json or another tensor requires is missing.
+    AdapterTensorMissing = "adapter_tensor_missing", Invalid, "the file is incomplete; save the adapter again";
+    /// The adapter targets a module that the base model does not have.
+    AdapterSiteNotFound = "adapter_site_not_found", Invalid, "the adapter was trained on a different base model";
+    /// The file has tensors for a module that adapter_config.json excludes.
+    AdapterSiteExcluded = "adapter_site_excluded", Invalid, "adapter_config.json and the weights come from different training runs";
+    /// The shape of an adapter tensor does not match the base model.
+    AdapterShapeMismatch = "adapter_shape_mismatch", Invalid, "the adapter was trained on a different base model";
+    /// The rank of an adapter tensor contradicts adapter_config.json.
+    AdapterRankMismatch = "adapter_rank_mismatch", Invalid, "adapter_config.json and the weights come from different training runs";
+    /// An adapter tensor has an unsupported data type.
     AdapterDtypeUnsupported = "adapter_dtype_unsupported", Unsupported, "convert it to float16, bfloat16 or float32";
-    /// An adapter tensor holds NaN or infinite values.
-    AdapterNotFinite = "adapter_not_finite", Invalid, "the training diverged; use an earlier checkpoint";
-    /// alpha, rank and request give no finite scale.
-    AdapterScaleInvalid = "adapter_scale_invalid", Invalid, "mend lora_alpha or alpha_pattern";
-    /// A pattern of the adapter's config is not a valid or affordable regular expression.
-    AdapterPatternInvalid = "adapter_pattern_invalid", Invalid, "mend the pattern in adapter_config.json";
-    /// No adapter of that name is loaded.
-    AdapterNotFound = "adapter_not_found", NotFound, "load it first; the base model is None";
-    /// An adapter's name is empty or not printable.
-    AdapterNameInvalid = "adapter_name_invalid", Invalid, "choose a non-empty printable name";
-    /// The adapter does not fit the adapters' byte or slot budget.
+    /// An adapter tensor contains NaN or infinite values.
+    AdapterNotFinite = "adapter_not_finite", Invalid, "training diverged; use an earlier checkpoint";
+    /// The adapter's alpha and rank give no finite scale.
+    AdapterScaleInvalid = "adapter_scale_invalid", Invalid, "fix lora_alpha or alpha_pattern in adapter_config.json";
+    /// A pattern in adapter_config.json is not a valid regular expression, or is too expensive to match.
+    AdapterPatternInvalid = "adapter_pattern_invalid", Invalid, "fix the pattern in adapter_config.json";
+    /// No adapter is loaded under this name.
+    AdapterNotFound = "adapter_not_found", NotFound, "load the adapter first; use None for the base model";
+    /// An adapter's name is empty or contains unprintable characters.
+    AdapterNameInvalid = "adapter_name_invalid", Invalid, "choose a non-empty name of printable characters";
+    /// The adapter exceeds the memory or slot budget for adapters.
     AdapterBudgetExceeded = "adapter_budget_exceeded", Memory, "unload another adapter or raise the budget";
-    /// A mixture's weight is not finite, or is not 1 where the adapter replaces weights, biases or embedding rows.
-    AdapterWeightInvalid = "adapter_weight_invalid", Invalid, "give a finite weight, and 1 to an adapter that replaces";
-    /// Two adapters of a mixture replace the same part of the model, or walk its layers differently.
-    AdapterMixtureInvalid = "adapter_mixture_invalid", Invalid, "name them in separate requests";
-    /// The adapter belongs to another model than the one it is used with.
+    /// An adapter's weight in a mixture is not finite, or is not 1 although the adapter replaces weights, biases or embedding rows.
+    AdapterWeightInvalid = "adapter_weight_invalid", Invalid, "use a finite weight, and 1 for an adapter that replaces parts of the model";
+    /// Two adapters of a mixture replace the same part of the model, or run its layers in different orders.
+    AdapterMixtureInvalid = "adapter_mixture_invalid", Invalid, "use them in separate requests";
+    /// The adapter was loaded on a different model object.
     AdapterModelMismatch = "adapter_model_mismatch", Invalid, "load the adapter on the model that runs the request";
-    /// The model folder has no tokenizer.json, and the request needs text.
+    /// The request needs a tokenizer, but the model folder has no tokenizer.json.
     TokenizerNotFound = "tokenizer_not_found", NotFound, "add tokenizer.json, or pass token ids";
     /// tokenizer.json or tokenizer_config.json is malformed.
     TokenizerInvalid = "tokenizer_invalid", Invalid, "use the files that came with the model";
     /// The model has no chat template.
     ChatTemplateNotFound = "chat_template_not_found", NotFound, "pass text, or add chat_template to tokenizer_config.json";
-    /// The chat template failed on these messages.
-    ChatTemplateFailed = "chat_template_failed", Invalid, "check roles and order of the messages";
-    /// A request is contradictory or names something unknown.
+    /// The chat template rejected the messages.
+    ChatTemplateFailed = "chat_template_failed", Invalid, "check the roles and the order of the messages";
+    /// A request or option is invalid.
     RequestInvalid = "request_invalid", Invalid, "see the message";
-    /// A prompt has no tokens.
+    /// The prompt has no tokens.
     PromptEmpty = "prompt_empty", Invalid, "give at least one token";
-    /// A prompt does not fit the model's positions or the cache.
-    PromptTooLong = "prompt_too_long", Invalid, "shorten it, or give the cache more tokens";
+    /// The prompt exceeds the model's context length or the KV cache.
+    PromptTooLong = "prompt_too_long", Invalid, "shorten the prompt, or enlarge the KV cache (kv_tokens)";
     /// A token id is outside the vocabulary.
     TokenOutOfRange = "token_out_of_range", Invalid, "use the model's own tokenizer";
     /// A sampling setting is out of range.
     SamplingInvalid = "sampling_invalid", Invalid, "see the message";
-    /// The logits of a request are not finite, so that no token can be chosen.
-    LogitsNotFinite = "logits_not_finite", Invalid, "give the adapters smaller weights; the base or an adapter may be damaged";
-    /// A setting that exllamav2 has and exlora does not.
-    SettingUnsupported = "setting_unsupported", Unsupported, "leave it at its default";
-    /// The model object has no weights loaded yet, or no more.
+    /// The logits are not finite, so no token can be sampled.
+    LogitsNotFinite = "logits_not_finite", Invalid, "use smaller adapter weights; if that does not help, the base model or an adapter is damaged";
+    /// A setting of exllamav2 that exlora does not support.
+    SettingUnsupported = "setting_unsupported", Unsupported, "leave the setting at its default";
+    /// The model is not loaded, or was unloaded.
     ModelNotLoaded = "model_not_loaded", Invalid, "call load() or load_autosplit() first";
-    /// The work was interrupted by the caller.
+    /// The caller interrupted the work.
     Interrupted = "interrupted", Cancelled, "";
-    /// The device is not known or not present.
+    /// The device is unknown or not available.
     DeviceUnavailable = "device_unavailable", Unsupported, "use device=\"cpu\"";
-    /// Memory for weights, adapters or cache could not be had.
-    MemoryExhausted = "memory_exhausted", Memory, "use a smaller cache or model";
-    /// A file could not be read or written.
-    IoFailed = "io_failed", Internal, "see the message";
-    /// A fault in exlora itself.
-    Internal = "internal", Internal, "please report it, with the message";
+    /// Memory for weights, adapters or the KV cache could not be allocated.
+    MemoryExhausted = "memory_exhausted", Memory, "use a smaller KV cache or model";
+    /// A file or stream could not be read or written.
+    IoFailed = "io_failed", Io, "see the message";
+    /// A bug in exlora.
+    Internal = "internal", Internal, "please report it, with the full message";
 }
 
 /// What went wrong, where, and what to do. Cheap to move; rendered by `Display`.
@@ -211,7 +213,7 @@ struct Details {
 }
 
 impl Error {
-    /// An error of that code; `message` says what is wrong in a clause without a full stop.
+    /// An error with this code; `message` is a clause without a period.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self(Box::new(Details {
             code,
@@ -226,8 +228,8 @@ impl Error {
         }))
     }
 
-    /// What the work was about: `adapter 'sql'`, `request 3`. The caller knows best, so a later name replaces an earlier
-    /// one, in all problems that were found together.
+    /// Sets what the error is about: `adapter 'sql'`, `request 3`. A later subject replaces an earlier one, also in the
+    /// further problems joined to this one.
     pub fn with_subject(mut self, subject: impl Into<String>) -> Self {
         let subject = subject.into();
         let others = std::mem::take(&mut self.0.others);
@@ -236,40 +238,37 @@ impl Error {
         self
     }
 
-    /// The file or folder.
+    /// Sets the file or folder, unless it is set.
     pub fn with_path(mut self, path: impl AsRef<Path>) -> Self {
         self.0.path.get_or_insert_with(|| path.as_ref().to_path_buf());
         self
     }
 
-    /// The tensor, by its full name in the file.
+    /// Sets the tensor, by its full name in the file, unless it is set.
     pub fn with_tensor(mut self, tensor: impl Into<String>) -> Self {
         self.0.tensor.get_or_insert_with(|| tensor.into());
         self
     }
 
-    /// What was expected.
+    /// Sets what was expected.
     pub fn with_expected(mut self, expected: impl fmt::Display) -> Self {
         self.0.expected = Some(expected.to_string());
         self
     }
 
-    /// What was found instead.
+    /// Sets what was found instead.
     pub fn with_found(mut self, found: impl fmt::Display) -> Self {
         self.0.found = Some(found.to_string());
         self
     }
 
-    /// What to do about it; without one the code's usual remedy stands.
+    /// Sets what to do about it, in place of the code's usual remedy.
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = Some(hint.into());
         self
     }
 
-    /// Joins all problems found at once into the first of them.
-    ///
-    /// # Panics
-    /// Never: `None` is returned for an empty list.
+    /// Joins problems found together: the first one carries the others. `None` for an empty list.
     pub fn all(problems: Vec<Error>) -> Option<Self> {
         let mut problems = problems.into_iter();
         let mut first = problems.next()?;
@@ -297,27 +296,27 @@ impl Error {
         self.0.tensor.as_deref()
     }
 
-    /// What was expected, if that can be said.
+    /// What was expected, if known.
     pub fn expected(&self) -> Option<&str> {
         self.0.expected.as_deref()
     }
 
-    /// What was found, if that can be said.
+    /// What was found, if known.
     pub fn found(&self) -> Option<&str> {
         self.0.found.as_deref()
     }
 
-    /// What to do: the hint given here, else the code's usual remedy.
+    /// What to do: the error's own hint, else the code's usual remedy.
     pub fn remedy(&self) -> &str {
         self.0.hint.as_deref().unwrap_or(self.0.code.remedy())
     }
 
-    /// Further problems found in the same pass.
+    /// Further problems found at the same time.
     pub fn others(&self) -> &[Error] {
         &self.0.others
     }
 
-    /// This problem alone, then each further one: what [`Error::all`] joined.
+    /// Splits what [`Error::all`] joined: this problem, then each further one.
     pub fn into_list(mut self) -> Vec<Error> {
         let others = std::mem::take(&mut self.0.others);
         std::iter::once(self).chain(others).collect()
@@ -369,7 +368,7 @@ impl fmt::Debug for Error {
 impl std::error::Error for Error {}
 
 impl serde::Serialize for Error {
-    /// What a program needs to tell errors apart: every part by its name, `null` where there is none.
+    /// Every part by name, `null` if absent.
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         use serde::ser::SerializeStruct;
 
@@ -388,7 +387,7 @@ impl serde::Serialize for Error {
     }
 }
 
-/// Text of a file, made safe to print: control characters are escaped, so that no tensor name can forge a log line.
+/// Text from a file, made safe to print: control characters are escaped, so a tensor name cannot forge a log line.
 fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -406,25 +405,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_are_distinct_snake_case_with_a_noun_prefix() {
+    fn codes_are_distinct_and_snake_case() {
         let mut seen = std::collections::HashSet::new();
         for &code in ErrorCode::ALL {
             let text = code.as_str();
-            assert!(seen.insert(text), "{text} stands twice");
+            assert!(seen.insert(text), "{text} appears twice");
             assert!(text.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{text}");
             assert!(!code.summary().is_empty());
         }
     }
 
     #[test]
-    fn programs_find_every_part_by_its_name() {
+    fn json_has_every_part_by_name() {
         let error =
             Error::new(ErrorCode::AdapterRankMismatch, "ranks differ").with_tensor("t").with_path("a/b").with_found(8);
         assert_eq!(
             serde_json::to_value(&error).expect("serializes"),
             serde_json::json!({
                 "code": "adapter_rank_mismatch", "message": "ranks differ", "subject": null, "path": "a/b",
-                "tensor": "t", "expected": null, "found": "8", "hint": "config and weights are of different runs",
+                "tensor": "t", "expected": null, "found": "8", "hint": "adapter_config.json and the weights come from different training runs",
                 "others": []
             })
         );

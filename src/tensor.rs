@@ -34,7 +34,7 @@ impl DType {
         }
     }
 
-    /// Whether it holds real numbers.
+    /// Whether it is a floating-point type.
     pub fn is_float(self) -> bool {
         matches!(self, DType::F16 | DType::BF16 | DType::F32)
     }
@@ -53,7 +53,7 @@ impl fmt::Display for DType {
     }
 }
 
-/// A stored tensor, borrowed: its bytes are little-endian, row-major, of any alignment.
+/// A borrowed view of a stored tensor: little-endian, row-major, at any alignment.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorView<'a> {
     dtype: DType,
@@ -62,7 +62,7 @@ pub struct TensorView<'a> {
 }
 
 impl<'a> TensorView<'a> {
-    /// A view of `bytes` as `shape`, or `None` if their sizes disagree.
+    /// A view of `bytes` with a shape, or `None` if their sizes disagree.
     pub fn new(dtype: DType, shape: &'a [usize], bytes: &'a [u8]) -> Option<Self> {
         let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
         (elements.checked_mul(dtype.bytes())? == bytes.len()).then_some(Self { dtype, shape, bytes })
@@ -93,10 +93,10 @@ impl<'a> TensorView<'a> {
         self.bytes.is_empty()
     }
 
-    /// Widens the elements of `range` to f32, exactly.
+    /// Widens the elements of `range` to f32, without rounding.
     ///
     /// # Panics
-    /// If the range is out of bounds, `out` has another length, or the dtype is not a float.
+    /// If the range is out of bounds, the lengths differ, or the dtype is not a float.
     pub fn read_f32(&self, range: Range<usize>, out: &mut [f32]) {
         assert_eq!(range.len(), out.len());
         let size = self.dtype.bytes();
@@ -109,7 +109,7 @@ impl<'a> TensorView<'a> {
         }
     }
 
-    /// All elements as f32, exactly.
+    /// All elements widened to f32, without rounding.
     ///
     /// # Panics
     /// If the dtype is not a float.
@@ -136,7 +136,7 @@ fn widen<const N: usize>(bytes: &[u8], out: &mut [f32], read: impl Fn([u8; N]) -
     }
 }
 
-/// A tensor that borrows its bytes from a file, or owns them because no file holds them so.
+/// A tensor that borrows its bytes from a file or, if no file contains them in this form, owns them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor<'a> {
     dtype: DType,
@@ -145,17 +145,17 @@ pub struct Tensor<'a> {
 }
 
 impl<'a> Tensor<'a> {
-    /// A float32 tensor of its own.
+    /// An owned float32 tensor.
     ///
     /// # Panics
-    /// If the values don't fill the shape.
+    /// If the number of values is not the product of the shape.
     pub fn from_f32(shape: &[usize], values: &[f32]) -> Self {
         assert_eq!(shape.iter().product::<usize>(), values.len());
         let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         Self { dtype: DType::F32, shape: shape.to_vec(), bytes: Cow::Owned(bytes) }
     }
 
-    /// As a view.
+    /// A view of the tensor.
     pub fn view(&self) -> TensorView<'_> {
         TensorView { dtype: self.dtype, shape: &self.shape, bytes: &self.bytes }
     }
@@ -175,10 +175,10 @@ impl<'a> Tensor<'a> {
         &self.bytes
     }
 
-    /// Consecutive rows of it (entries of its first dimension).
+    /// A range of rows (indices of the first dimension).
     ///
     /// # Panics
-    /// If the range is out of bounds, or it has no dimension.
+    /// If the range is out of bounds, or the tensor has no dimensions.
     pub fn rows(&self, range: Range<usize>) -> Tensor<'a> {
         let row_bytes = self.shape[1..].iter().product::<usize>() * self.dtype.bytes();
         assert!(range.end <= self.shape[0]);
@@ -199,7 +199,7 @@ impl<'a> From<TensorView<'a>> for Tensor<'a> {
     }
 }
 
-/// A shape as users read it: `[4096, 16]`.
+/// A shape as error messages show it: `[4096, 16]`.
 pub fn shape_text(shape: &[usize]) -> String {
     format!("{shape:?}")
 }
@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_view_needs_exactly_its_bytes() {
+    fn a_view_needs_exactly_as_many_bytes_as_its_shape() {
         assert!(TensorView::new(DType::F16, &[2, 3], &[0; 12]).is_some());
         assert!(TensorView::new(DType::F16, &[2, 3], &[0; 11]).is_none());
         assert!(TensorView::new(DType::F32, &[usize::MAX, 2], &[0; 8]).is_none());
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_a_tensor_are_its_own_or_its_files() {
+    fn rows_of_owned_and_of_borrowed_tensors_are_the_same() {
         let whole = Tensor::from_f32(&[3, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
         let view = whole.view();
         for tensor in [whole.clone(), Tensor::from(view)] {

@@ -27,14 +27,14 @@ PLAIN = FIXTURES / "quill-4m"
 PACKED = FIXTURES / "quill-4m-gptq-4bit-g32-asym-actorder"
 SQLITE = FIXTURES / "adapters" / "sqlite-rslora-r16"
 
-# What messages call them.
+# The paths that appear in messages.
 MODEL, ADAPTER = pathlib.Path("models/quill"), pathlib.Path("adapters/sql")
 TENSORS = MODEL / "model.safetensors"
 FACTORS = ADAPTER / "adapter_model.safetensors"
 Q_PROJ = "model.layers.0.self_attn.q_proj"
 Q_A, Q_B = (f"base_model.model.{Q_PROJ}.lora_{factor}.weight" for factor in "AB")
 
-# A fault that nobody knows of; a Ctrl-C, which Python hears as KeyboardInterrupt.
+# An unknown bug, and Ctrl-C, which Python raises as KeyboardInterrupt.
 UNPROVOKED = {"internal", "interrupted"}
 
 # Tensor name -> dtype, shape, bytes.
@@ -42,18 +42,18 @@ Tensors = dict[str, tuple[str, list[int], bytes]]
 Change = Callable[[Tensors], object]
 
 
-# Files to spoil.
+# Broken files.
 
 
 def copy(source: pathlib.Path, folder: pathlib.Path) -> None:
-    """A folder of links to the files of another, each of which may be replaced."""
+    """Copies a folder as links to its files; each link may be replaced by a file."""
     folder.mkdir(parents=True)
     for file in source.iterdir():
         (folder / file.name).symlink_to(file)
 
 
 def write(file: pathlib.Path, content: bytes | str) -> None:
-    """Writes in the place of a link, not through it."""
+    """Writes a file in place of a link, not through the link."""
     file.unlink(missing_ok=True)
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
 
@@ -64,7 +64,7 @@ def edit(file: pathlib.Path, **fields: Any) -> None:
 
 
 def edit_tensors(file: pathlib.Path, change: Change) -> None:
-    """Changes what a safetensors file holds."""
+    """Changes the tensors of a safetensors file."""
     content = file.read_bytes()
     start = 8 + struct.unpack("<Q", content[:8])[0]
     header = json.loads(content[8:start])
@@ -84,7 +84,7 @@ def edit_tensors(file: pathlib.Path, change: Change) -> None:
 
 
 def of_shape(name: str, shape: list[int]) -> Change:
-    """Zeros of another shape in a tensor's place."""
+    """Replaces a tensor by zeros of a different shape."""
 
     def change(tensors: Tensors) -> None:
         dtype, before, content = tensors[name]
@@ -94,12 +94,12 @@ def of_shape(name: str, shape: list[int]) -> Change:
 
 
 def of_dtype(name: str, dtype: str) -> Change:
-    """The same bytes called another data type."""
+    """Declares a different data type for the same bytes."""
     return lambda tensors: tensors.update({name: (dtype, *tensors[name][1:])})
 
 
 def of_bytes(name: str, first: bytes) -> Change:
-    """A tensor that begins with other bytes."""
+    """Replaces the first bytes of a tensor."""
 
     def change(tensors: Tensors) -> None:
         dtype, shape, content = tensors[name]
@@ -109,11 +109,11 @@ def of_bytes(name: str, first: bytes) -> Change:
 
 
 def renamed(old: str, new: str, *names: str) -> Change:
-    """Tensors under other names."""
+    """Renames tensors."""
     return lambda tensors: tensors.update({name.replace(old, new): tensors.pop(name) for name in names})
 
 
-# What is done with them.
+# Calls that fail.
 
 
 def model(
@@ -123,7 +123,7 @@ def model(
     config: dict[str, Any] | None = None,
     **options: Any,
 ) -> exlora.Engine:
-    """An engine on a copy of a model with changed tensors, files (`None` takes one away) and fields of config.json."""
+    """An engine on a copy of a model with changed tensors, files (`None` removes one) and fields of config.json."""
     copy(source, MODEL)
     for name, content in (files or {}).items():
         write(MODEL / name, content or "")
@@ -142,14 +142,14 @@ def quantized(**fields: Any) -> exlora.Engine:
     return model(PACKED, config={"quantization_config": {**config, **fields}})
 
 
-def adapter(change: Change | None = None, spoil: Callable[[], object] | None = None, **fields: Any) -> exlora.Engine:
+def adapter(change: Change | None = None, corrupt: Callable[[], object] | None = None, **fields: Any) -> exlora.Engine:
     """An engine with a copy of an adapter that has changed tensors, files and fields of adapter_config.json."""
     copy(SQLITE, ADAPTER)
     edit(ADAPTER / "adapter_config.json", **fields)
     if change:
         edit_tensors(FACTORS, change)
-    if spoil:
-        spoil()
+    if corrupt:
+        corrupt()
     engine = model()
     engine.load_adapter("sql", ADAPTER)
     return engine
@@ -162,11 +162,11 @@ def directory_for_a_file() -> object:
     return exlora.Engine(MODEL)
 
 
-def file_cut_short() -> object:
+def truncated_file() -> object:
     return model(files={TENSORS.name: (PLAIN / TENSORS.name).read_bytes()[:-1000]})
 
 
-def index_that_leads_out() -> object:
+def index_that_points_outside() -> object:
     index = {"weight_map": {"model.norm.weight": "../other/model.safetensors"}}
     return model(files={TENSORS.name: None, "model.safetensors.index.json": json.dumps(index)})
 
@@ -185,7 +185,7 @@ def exllamav2() -> ExLlamaV2:
     return ExLlamaV2(ExLlamaV2Config(str(PLAIN)))
 
 
-def adapter_of_another_model() -> object:
+def adapter_of_a_different_model() -> object:
     copy(SQLITE, ADAPTER)
     mine, yours = exllamav2(), exllamav2()
     mine.load()
@@ -193,8 +193,8 @@ def adapter_of_another_model() -> object:
     return mine.forward([[1]], loras=ExLlamaV2Lora.from_directory(yours, str(ADAPTER)))
 
 
-def requests_that_are_not_there() -> object:
-    """Only the command opens such a file; its last line on stderr is the error."""
+def missing_requests_file() -> object:
+    """Only the command reads such a file; the last line on stderr is the error."""
     command = [sys.executable, "-m", "exlora", "generate", "-m", str(PLAIN), "--requests", "requests.jsonl"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     text, hint, code = re.findall(r"exlora: (.* \((.*)\) \[(.*)\])$", done.stderr, re.MULTILINE)[-1]
@@ -206,12 +206,12 @@ STRICT = json.dumps({"chat_template": "{{ raise_exception('roles must alternate'
 
 
 def with_norm(tensors: Tensors) -> None:
-    """Adds a norm in the base's place, as modules_to_save does."""
+    """Adds a norm that replaces the base's, as modules_to_save does."""
     tensors["base_model.model.model.norm.weight"] = ("F32", [256], bytes(1024))
 
 
 def norm_replaced_twice() -> None:
-    """Two adapters of a mixture that bring one norm."""
+    """A mixture of two adapters that replace the same norm."""
     engine = adapter(with_norm)
     engine.load_adapter("wit", ADAPTER)
     engine.generate("SELECT", adapters={"sql": 1.0, "wit": 1.0})
@@ -220,10 +220,10 @@ def norm_replaced_twice() -> None:
 PROVOKE: dict[str, Callable[[], object]] = {
     "checkpoint_not_found": lambda: exlora.Engine(MODEL),
     "checkpoint_unreadable": directory_for_a_file,
-    "checkpoint_truncated": file_cut_short,
+    "checkpoint_truncated": truncated_file,
     "checkpoint_header_invalid": lambda: model(files={TENSORS.name: "version https://git-lfs.github.com/spec/v1\n"}),
     "checkpoint_too_large": lambda: model(files={TENSORS.name: struct.pack("<Q", 10**10)}),
-    "checkpoint_index_invalid": index_that_leads_out,
+    "checkpoint_index_invalid": index_that_points_outside,
     "checkpoint_tensor_duplicate": lambda: model(
         files={TENSORS.name: None, **{f"part-{i}.safetensors": (PLAIN / TENSORS.name).read_bytes() for i in (1, 2)}}
     ),
@@ -242,8 +242,8 @@ PROVOKE: dict[str, Callable[[], object]] = {
     "adapter_type_unsupported": lambda: adapter(peft_type="IA3"),
     "adapter_feature_unsupported": lambda: adapter(use_tomorrows_variant=True),
     "adapter_base_changed": lambda: adapter(init_lora_weights="pissa"),
-    "adapter_weights_not_found": lambda: adapter(spoil=FACTORS.unlink),
-    "adapter_format_unsupported": lambda: adapter(spoil=lambda: FACTORS.rename(ADAPTER / "adapter_model.bin")),
+    "adapter_weights_not_found": lambda: adapter(corrupt=FACTORS.unlink),
+    "adapter_format_unsupported": lambda: adapter(corrupt=lambda: FACTORS.rename(ADAPTER / "adapter_model.bin")),
     "adapter_tensor_unexpected": lambda: adapter(
         lambda tensors: tensors.update({Q_A.replace("lora_A", "lora_C"): tensors[Q_A]})
     ),
@@ -261,7 +261,7 @@ PROVOKE: dict[str, Callable[[], object]] = {
     "adapter_budget_exceeded": too_many_adapters,
     "adapter_weight_invalid": lambda: adapter(with_norm).generate("SELECT", adapters={"sql": 0.5}),
     "adapter_mixture_invalid": norm_replaced_twice,
-    "adapter_model_mismatch": adapter_of_another_model,
+    "adapter_model_mismatch": adapter_of_a_different_model,
     "tokenizer_not_found": lambda: model(files={"tokenizer.json": None}).generate("SELECT"),
     "tokenizer_invalid": lambda: model(files={"tokenizer.json": "[]"}),
     "chat_template_not_found": lambda: model(files={"tokenizer_config.json": "{}"}).generate(CHAT),
@@ -276,13 +276,13 @@ PROVOKE: dict[str, Callable[[], object]] = {
     "model_not_loaded": lambda: exllamav2().forward([[1]]),
     "device_unavailable": lambda: model(device="tpu"),
     "memory_exhausted": lambda: model(kv_tokens=1 << 45),
-    "io_failed": requests_that_are_not_there,
+    "io_failed": missing_requests_file,
 }
 
 
 @contextlib.contextmanager
 def scratch() -> Iterator[None]:
-    """An empty working directory for as long as it lasts."""
+    """A temporary, empty working directory."""
     before = pathlib.Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -293,17 +293,17 @@ def scratch() -> Iterator[None]:
 
 
 def provoke(code: str) -> exlora.ExloraError:
-    """The error that stands for the code, really raised."""
+    """Raises and returns an error with the code."""
     with scratch():
         try:
             PROVOKE[code]()
         except exlora.ExloraError as error:
             return error
-    raise AssertionError(f"nothing failed with {code}")
+    raise AssertionError(f"no call failed with {code}")
 
 
 def example(code: str) -> str:
-    """What a message of that code says before its remedy; nothing where none can be provoked."""
+    """A message with the code, without its remedy; empty if none can be provoked."""
     if code in UNPROVOKED:
         return ""
     error = provoke(code)

@@ -10,6 +10,7 @@ __all__ = [
     "ExloraError",
     "InternalError",
     "InvalidError",
+    "IoError",
     "NotFoundError",
     "OperationCancelledError",
     "OutOfMemoryError",
@@ -91,8 +92,12 @@ class OperationCancelledError(ExloraError):
 CancelledError = OperationCancelledError
 
 
+class IoError(ExloraError, OSError):
+    """Reading or writing failed in the operating system."""
+
+
 class InternalError(ExloraError, RuntimeError):
-    """A fault of the machine or of exlora itself."""
+    """A bug in exlora."""
 
 
 _BY_KIND: dict[str, type[ExloraError]] = {
@@ -101,6 +106,7 @@ _BY_KIND: dict[str, type[ExloraError]] = {
     "unsupported": UnsupportedError,
     "memory": OutOfMemoryError,
     "cancelled": OperationCancelledError,
+    "io": IoError,
     "internal": InternalError,
 }
 

@@ -1,12 +1,12 @@
-//! The header of a safetensors file, read with suspicion.
+//! The header of a safetensors file, validated.
 //!
 //! ```text
 //! n: u64, little-endian | n bytes of JSON: {"name": {"dtype", "shape", "data_offsets": [begin, end]}, ...} | data
 //! ```
 //!
 //! Offsets count from the first byte of the data. The `safetensors` crate checks that the tensors cover the data without
-//! overlap or hole and that each has the bytes that its shape and type need; here stand the caps, which have to hold before
-//! it is called, and the difference between a file cut short and a damaged one.
+//! overlaps or holes and that each has as many bytes as its shape and type need. This file adds the caps, which must hold
+//! before that crate is called, and tells a truncated file from a damaged one.
 
 use std::ops::Range;
 use std::path::Path;
@@ -17,21 +17,21 @@ use safetensors::tensor::Metadata;
 use crate::error::{Error, ErrorCode, Result};
 use crate::tensor::DType;
 
-/// Bytes of the length field that a file begins with.
+/// Bytes of the length field at the start of a file.
 pub(super) const LENGTH_BYTES: usize = 8;
 
-/// Most bytes of JSON read from one file or index; the `safetensors` crate has the same cap.
+/// Cap on the JSON of one file or index, in bytes; the same as the `safetensors` crate's.
 pub(super) const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// Most tensors of one checkpoint, all files together. The largest released mixtures of experts have about 90 000.
+/// Cap on the tensors of one checkpoint, over all files. The largest released mixture-of-experts models have about 90 000.
 pub(super) const MAX_TENSORS: usize = 200_000;
 
-/// What a header says of one tensor, checked.
+/// A tensor as the header describes it, validated.
 #[derive(Debug)]
 pub(super) struct TensorInfo {
     /// Its name.
     pub name: String,
-    /// Its element type, whether or not it can be read here.
+    /// Its element type, supported or not.
     pub dtype: Dtype,
     /// Its dimensions.
     pub shape: Vec<usize>,
@@ -40,7 +40,7 @@ pub(super) struct TensorInfo {
 }
 
 impl TensorInfo {
-    /// Its element type, if it is one that is read here.
+    /// Its element type, if it is supported.
     pub(super) fn readable_dtype(&self) -> Option<DType> {
         Some(match self.dtype {
             Dtype::F16 => DType::F16,
@@ -54,7 +54,7 @@ impl TensorInfo {
     }
 }
 
-/// Length of the JSON of a file that begins with `first`, checked against cap and file size before anything is allocated.
+/// Length of the JSON of a file that begins with `first`, checked against the cap and the file's size before any allocation.
 ///
 /// # Errors
 /// `checkpoint_truncated`, `checkpoint_too_large`, `checkpoint_header_invalid`.
@@ -84,7 +84,7 @@ pub(super) fn json_length(first: &[u8], file_bytes: u64, path: &Path) -> Result<
     Ok(length as usize)
 }
 
-/// Reads the JSON of a header into its tensors, in the order of their data.
+/// Parses a header's JSON into its tensors, in the order of their data.
 ///
 /// # Errors
 /// `checkpoint_header_invalid`, `checkpoint_truncated`, `checkpoint_too_large`.
@@ -98,17 +98,17 @@ pub(super) fn read(json: &[u8], file_bytes: u64, path: &Path) -> Result<Vec<Tens
     }
 
     let data_start = LENGTH_BYTES + json.len();
-    let announced = (data_start as u64).saturating_add(metadata.data_len() as u64);
+    let expected = (data_start as u64).saturating_add(metadata.data_len() as u64);
     let sizes = |error: Error| {
-        error.with_path(path).with_expected(format!("{announced} bytes")).with_found(format!("{file_bytes} bytes"))
+        error.with_path(path).with_expected(format!("{expected} bytes")).with_found(format!("{file_bytes} bytes"))
     };
-    if announced > file_bytes {
+    if expected > file_bytes {
         return Err(sizes(Error::new(ErrorCode::CheckpointTruncated, "the file is cut short")));
     }
-    if announced < file_bytes {
+    if expected < file_bytes {
         return Err(sizes(Error::new(ErrorCode::CheckpointHeaderInvalid, "bytes after the last tensor")));
     }
-    let place = |name: String| {
+    let entry = |name: String| {
         let info = metadata.info(&name)?;
         let (begin, end) = info.data_offsets;
         Some(TensorInfo {
@@ -118,10 +118,10 @@ pub(super) fn read(json: &[u8], file_bytes: u64, path: &Path) -> Result<Vec<Tens
             name,
         })
     };
-    Ok(names.into_iter().filter_map(place).collect())
+    Ok(names.into_iter().filter_map(entry).collect())
 }
 
-/// The error of a checkpoint with more than [`MAX_TENSORS`].
+/// The error for a checkpoint with more than [`MAX_TENSORS`].
 pub(super) fn too_many_tensors() -> Error {
     Error::new(ErrorCode::CheckpointTooLarge, "too many tensors").with_expected(format!("at most {MAX_TENSORS}"))
 }

@@ -1,6 +1,6 @@
 //! `exlora chat`: a conversation, line by line, whose adapters can change between turns.
 //!
-//! Works at a terminal and from a pipe; from a pipe the first error ends it, as in a script.
+//! It reads a terminal or a pipe; from a pipe, the first error ends it.
 
 use std::io::{BufRead, IsTerminal};
 
@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::generate::result_line;
 use super::load::EngineArgs;
-use super::mixture::Mixture;
+use super::mixture_arg::MixtureArg;
 use super::output::{note, print, print_json, report};
 use super::sampling::SamplingArgs;
 use crate::engine::{AdapterRef, ChatMessage, Completion, Engine, Finish, FinishReason, Usage};
@@ -17,15 +17,15 @@ use crate::error::{Error, ErrorCode, Result};
 const HELP: &str = "/adapter NAME[*WEIGHT][+...]   answer with this adapter or mixture
 /adapter none                  answer with the base model
 /reset                         forget the conversation
-/exit                          leave";
+/exit                          quit";
 
 #[derive(Args)]
 pub(super) struct ChatArgs {
     #[command(flatten)]
     engine: EngineArgs,
-    /// Adapters to begin with: sql, sql*0.7, or sql*0.7+wit*0.3.
+    /// Adapter or mixture to start with: sql, sql*0.7, or sql*0.7+wit*0.3.
     #[arg(long = "use", value_name = "MIXTURE")]
-    mixture: Vec<Mixture>,
+    mixture: Vec<MixtureArg>,
     /// A system message before the conversation.
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -36,12 +36,12 @@ pub(super) struct ChatArgs {
 pub(super) fn run(args: &ChatArgs, json: bool) -> Result<()> {
     let (engine, load_time) = args.engine.load()?;
     if !engine.tokenizer()?.has_chat_template() {
-        let what = "the model has no chat template, so it cannot be talked with";
+        let what = "the model has no chat template, which chatting needs";
         return Err(Error::new(ErrorCode::ChatTemplateNotFound, what).with_path(engine.model().path()));
     }
     note(&format!("loaded in {:.2} s: {}", load_time.as_secs_f64(), engine.model().describe_device()));
     let is_terminal = std::io::stdin().is_terminal();
-    let mut chat = Chat { args, engine, json, mixture: Mixture::default(), messages: Vec::new() };
+    let mut chat = Chat { args, engine, json, mixture: MixtureArg::default(), messages: Vec::new() };
     chat.reset();
     for mixture in &args.mixture {
         chat.mixture.0.extend(mixture.0.clone());
@@ -56,36 +56,36 @@ pub(super) fn run(args: &ChatArgs, json: bool) -> Result<()> {
             print("> ")?;
         }
         let Some(line) = lines.next() else { return Ok(()) };
-        let line = line.map_err(|e| Error::new(ErrorCode::IoFailed, format!("stdin cannot be read: {e}")))?;
-        match chat.take(&line) {
-            Ok(Next::Line) => {}
-            Ok(Next::End) => return Ok(()),
+        let line = line.map_err(|e| Error::new(ErrorCode::IoFailed, format!("cannot read stdin: {e}")))?;
+        match chat.handle(&line) {
+            Ok(Flow::Continue) => {}
+            Ok(Flow::Exit) => return Ok(()),
             Err(error) if is_terminal && error.code() != ErrorCode::Interrupted => report(&error, json),
             Err(error) => return Err(error),
         }
     }
 }
 
-enum Next {
-    Line,
-    End,
+enum Flow {
+    Continue,
+    Exit,
 }
 
 struct Chat<'a> {
     args: &'a ChatArgs,
     engine: Engine,
     json: bool,
-    mixture: Mixture,
+    mixture: MixtureArg,
     messages: Vec<ChatMessage>,
 }
 
 impl Chat<'_> {
-    fn take(&mut self, line: &str) -> Result<Next> {
+    fn handle(&mut self, line: &str) -> Result<Flow> {
         let line = line.trim();
         let (command, argument) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         match (command, argument.trim()) {
             ("", _) => {}
-            ("/exit" | "/quit", "") => return Ok(Next::End),
+            ("/exit" | "/quit", "") => return Ok(Flow::Exit),
             ("/reset", "") => self.reset(),
             ("/help", "") => note(HELP),
             ("/adapter", "") => note(&format!("answering with {}", self.mixture)),
@@ -96,7 +96,7 @@ impl Chat<'_> {
             }
             _ => self.turn(line)?,
         }
-        Ok(Next::Line)
+        Ok(Flow::Continue)
     }
 
     fn reset(&mut self) {
@@ -105,7 +105,7 @@ impl Chat<'_> {
 
     fn switch(&mut self, text: &str) -> Result<()> {
         let mixture = match text {
-            "none" => Mixture::default(),
+            "none" => MixtureArg::default(),
             text => text.parse().map_err(|what: String| Error::new(ErrorCode::RequestInvalid, what))?,
         };
         self.check_mixture(&mixture)?;
@@ -114,11 +114,11 @@ impl Chat<'_> {
         Ok(())
     }
 
-    fn check_mixture(&self, mixture: &Mixture) -> Result<()> {
+    fn check_mixture(&self, mixture: &MixtureArg) -> Result<()> {
         mixture.0.iter().try_for_each(|(name, _)| self.engine.model().adapters().lease(name).map(drop))
     }
 
-    /// One question and its answer; both are forgotten if it fails.
+    /// One question and its answer; neither is kept if answering fails.
     fn turn(&mut self, question: &str) -> Result<()> {
         let before = self.messages.len();
         self.messages.push(ChatMessage::new("user", question));

@@ -1,4 +1,4 @@
-//! `exlora doctor`: what this build and this machine can do.
+//! `exlora doctor`: reports what this build and this machine support.
 
 use super::output::{print, print_json};
 use crate::doctor::{self, Report};
@@ -19,7 +19,7 @@ fn text(report: &Report) -> String {
         ("exlora", format!("{} ({} build, {})", report.version, report.profile, report.platform)),
         ("cpu", format!("{}, {} threads", cpu.name.clone().unwrap_or_else(unknown), cpu.threads)),
         ("features", cpu.features.join(" ")),
-        ("computes on", report.device.clone()),
+        ("device", report.device.clone()),
         ("memory", format!("{}, {} available", gib(report.memory.total_bytes), gib(report.memory.available_bytes))),
         ("huge pages", report.huge_pages.clone().unwrap_or_else(unknown)),
         ("cuda", if report.cuda.built { "built in" } else { "not built in" }.to_owned()),

@@ -1,4 +1,4 @@
-//! `exlora generate`: one prompt, or a file of requests in one batch.
+//! `exlora generate`: completes one prompt, or a file of requests in one batch.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::load::EngineArgs;
-use super::mixture::Mixture;
+use super::mixture_arg::MixtureArg;
 use super::output::{note, print, print_json};
 use super::requests::{self, JsonRequest};
 use super::sampling::SamplingArgs;
@@ -19,10 +19,10 @@ use crate::error::Result;
 pub(super) struct GenerateArgs {
     #[command(flatten)]
     engine: EngineArgs,
-    /// Adapters of the prompt: sql, sql*0.7, or sql*0.7+wit*0.3. Given several times they add up in order. For requests it
-    /// holds where a line names none.
+    /// Adapter or mixture to use: sql, sql*0.7, or sql*0.7+wit*0.3. Repeated options are joined in order. Requests that name
+    /// no adapter use it too.
     #[arg(long = "use", value_name = "MIXTURE")]
-    mixture: Vec<Mixture>,
+    mixture: Vec<MixtureArg>,
     #[command(flatten)]
     input: Input,
     #[command(flatten)]
@@ -32,16 +32,16 @@ pub(super) struct GenerateArgs {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct Input {
-    /// The text to continue.
+    /// The text to complete.
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
-    /// Requests to run in one batch, one JSON object a line; - reads stdin.
+    /// Requests to run in one batch, one JSON object per line; - reads stdin.
     #[arg(long, value_name = "FILE")]
     requests: Option<PathBuf>,
 }
 
 pub(super) fn run(args: &GenerateArgs, json: bool) -> Result<()> {
-    let mixture = Mixture(args.mixture.iter().flat_map(|mixture| mixture.0.clone()).collect());
+    let mixture = MixtureArg(args.mixture.iter().flat_map(|mixture| mixture.0.clone()).collect());
     let mut request = args.sampling.request(args.input.prompt.as_deref().unwrap_or_default());
     request.adapters = mixture.0.iter().map(|(name, weight)| (AdapterRef::Name(name.clone()), *weight)).collect();
     let (requests, is_single) = match &args.input.requests {
@@ -57,7 +57,7 @@ pub(super) fn run(args: &GenerateArgs, json: bool) -> Result<()> {
     }
 }
 
-/// Prints a text as it comes.
+/// Prints the text as it is generated.
 fn stream(engine: &Engine, request: &Request) -> Result<()> {
     let start = Instant::now();
     let mut first_token = None;
@@ -89,7 +89,7 @@ fn stream(engine: &Engine, request: &Request) -> Result<()> {
     Ok(())
 }
 
-/// Runs requests in one batch and prints the results in their order.
+/// Runs the requests in one batch and prints the results in their order.
 fn batch(engine: &Engine, requests: &[JsonRequest], json: bool) -> Result<()> {
     let start = Instant::now();
     let plain: Vec<Request> = requests.iter().map(|request| request.request.clone()).collect();
@@ -137,16 +137,16 @@ pub(super) struct ResultLine<'a> {
     token_ids: &'a [u32],
     finish_reason: &'static str,
     usage: Value,
-    adapter: &'a Mixture,
+    adapter: &'a MixtureArg,
     #[serde(skip_serializing_if = "Option::is_none")]
     logprobs: Option<Vec<f32>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     top_logprobs: Option<Vec<&'a [(u32, f32)]>>,
 }
 
-pub(super) fn result_line<'a>(id: Option<&'a Value>, adapter: &'a Mixture, done: &'a Completion) -> ResultLine<'a> {
+pub(super) fn result_line<'a>(id: Option<&'a Value>, adapter: &'a MixtureArg, done: &'a Completion) -> ResultLine<'a> {
     let usage = done.finish.usage;
-    let wanted = |logprobs: &'a [TokenLogprobs]| (!logprobs.is_empty()).then_some(logprobs);
+    let present = |logprobs: &'a [TokenLogprobs]| (!logprobs.is_empty()).then_some(logprobs);
     ResultLine {
         id,
         text: &done.text,
@@ -158,8 +158,8 @@ pub(super) fn result_line<'a>(id: Option<&'a Value>, adapter: &'a Mixture, done:
             "completion_tokens": usage.completion_tokens,
         }),
         adapter,
-        logprobs: wanted(&done.logprobs).map(|tokens| tokens.iter().map(|token| token.chosen).collect()),
-        top_logprobs: wanted(&done.logprobs).map(|tokens| tokens.iter().map(|token| &token.top[..]).collect()),
+        logprobs: present(&done.logprobs).map(|tokens| tokens.iter().map(|token| token.chosen).collect()),
+        top_logprobs: present(&done.logprobs).map(|tokens| tokens.iter().map(|token| &token.top[..]).collect()),
     }
 }
 
@@ -179,13 +179,13 @@ mod tests {
             logprobs: Vec::new(),
             logits: Vec::new(),
         };
-        let mixture: Mixture = "sql*0.5".parse().expect("parses");
+        let mixture: MixtureArg = "sql*0.5".parse().expect("parses");
         assert_eq!(
             serde_json::to_string(&result_line(Some(&json!(7)), &mixture, &done)).expect("serializes"),
             r#"{"id":7,"text":"a\n","token_ids":[5,6],"finish_reason":"length","usage":{"prompt_tokens":3,"cached_tokens":0,"completion_tokens":2},"adapter":{"sql":0.5}}"#
         );
         done.logprobs = vec![TokenLogprobs { chosen: -0.5, top: vec![(5, -0.5)] }];
-        let base = Mixture::default();
+        let base = MixtureArg::default();
         let text = serde_json::to_string(&result_line(None, &base, &done)).expect("serializes");
         assert!(text.ends_with(r#""adapter":null,"logprobs":[-0.5],"top_logprobs":[[[5,-0.5]]]}"#), "{text}");
     }

@@ -1,4 +1,4 @@
-//! `exlora inspect`: what a folder holds, and whether it can be used.
+//! `exlora inspect`: describes an adapter or model folder, and checks whether it can be used.
 
 use std::path::PathBuf;
 
@@ -12,15 +12,16 @@ use crate::inspect::{
 
 #[derive(Args)]
 pub(super) struct InspectArgs {
-    /// The folder of an adapter or of a model.
+    /// An adapter folder or a model folder.
     #[arg(value_name = "DIR")]
     dir: PathBuf,
-    /// Check an adapter against this model.
+    /// The base model to check the adapter against.
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
 }
 
-pub(super) fn run(args: &InspectArgs, json: bool) -> Result<u8> {
+/// Prints the report; returns whether the folder can be used.
+pub(super) fn run(args: &InspectArgs, json: bool) -> Result<bool> {
     let report = inspect(&args.dir, args.base.as_deref())?;
     if json {
         print_json(&report)?;
@@ -34,7 +35,7 @@ pub(super) fn run(args: &InspectArgs, json: bool) -> Result<u8> {
     for problem in problems {
         note(&format!("exlora: {problem}"));
     }
-    Ok(if problems.is_empty() { super::DONE } else { super::FAILED })
+    Ok(problems.is_empty())
 }
 
 fn text(report: &Report) -> String {
@@ -54,7 +55,7 @@ fn adapter_lines(report: &AdapterReport) -> Vec<Line> {
     }
     let verdict = match (&report.base, report.problems.len()) {
         (Some(base), 0) => format!("fits {}", base.display()),
-        (None, 0) => "can be used, if it fits the base; name one with --base".to_owned(),
+        (None, 0) => "valid; use --base to check it against a base model".to_owned(),
         (_, 1) => "cannot be used: 1 problem".to_owned(),
         (_, n) => format!("cannot be used: {n} problems"),
     };
@@ -105,7 +106,7 @@ fn model_lines(model: &ModelReport) -> Vec<Line> {
     let head = model.head_bits_per_weight.map_or(String::new(), |bits| format!(", {bits} in lm_head"));
     let dtypes = model.dtypes.join(", ");
     let window = model.window.map_or(String::new(), |window| format!(", window {window}"));
-    let has = |there: bool| if there { "yes" } else { "no" };
+    let yes_no = |is_there: bool| if is_there { "yes" } else { "no" };
     let mut lines = vec![
         ("model", model.path.display().to_string()),
         ("architecture", model.architecture.clone()),
@@ -123,8 +124,8 @@ fn model_lines(model: &ModelReport) -> Vec<Line> {
             "context",
             format!("{} tokens{window}, {} bytes of f16 cache each", model.max_positions, model.kv_bytes_per_token),
         ),
-        ("tokenizer", has(model.has_tokenizer).to_owned()),
-        ("chat template", has(model.has_chat_template).to_owned()),
+        ("tokenizer", yes_no(model.has_tokenizer).to_owned()),
+        ("chat template", yes_no(model.has_chat_template).to_owned()),
     ];
     if model.quantization.is_some() {
         lines.extend(layout_lines(&model.linears));
@@ -132,7 +133,7 @@ fn model_lines(model: &ModelReport) -> Vec<Line> {
     lines
 }
 
-/// The linears by how they are stored, alike ones on one line; each by its path is in `--json`.
+/// The linears grouped by how they are stored; `--json` lists each by its path.
 fn layout_lines(linears: &[LinearReport]) -> Vec<Line> {
     let mut rows: Vec<(String, String, Vec<&str>)> = Vec::new();
     for linear in linears {
@@ -145,29 +146,29 @@ fn layout_lines(linears: &[LinearReport]) -> Vec<Line> {
     let heading = "bits:inputs x groups".to_owned();
     let width = rows.iter().map(|row| row.0.len()).fold(heading.len(), usize::max);
     let lines = rows.iter().map(|(groups, bits, paths)| {
-        let who = match paths[..] {
+        let linears = match paths[..] {
             [path] => path.to_owned(),
             _ => format!("{} linears", paths.len()),
         };
-        ("", format!("{groups:<width$}  {bits:>6}  {who}"))
+        ("", format!("{groups:<width$}  {bits:>6}  {linears}"))
     });
     std::iter::once(("stored as", format!("{heading:<width$}  bits per weight"))).chain(lines).collect()
 }
 
-/// `8:32x2 4:128`: two groups of 32 inputs in 8 bits, then one of 128 in 4.
+/// `8:32x2 4:128`: two groups of 32 inputs in 8 bits, then one group of 128 in 4 bits.
 fn groups_text(groups: &[GroupRun]) -> String {
-    let run = |run: &GroupRun| match run.count {
+    let text = |run: &GroupRun| match run.count {
         1 => format!("{}:{}", run.bits, run.inputs),
         count => format!("{}:{}x{count}", run.bits, run.inputs),
     };
     match groups {
         [] => "not quantized".to_owned(),
-        _ => join(&groups.iter().map(run).collect::<Vec<_>>(), " "),
+        _ => join(&groups.iter().map(text).collect::<Vec<_>>(), " "),
     }
 }
 
-fn join<T: ToString>(values: &[T], between: &str) -> String {
-    values.iter().map(T::to_string).collect::<Vec<_>>().join(between)
+fn join<T: ToString>(values: &[T], separator: &str) -> String {
+    values.iter().map(T::to_string).collect::<Vec<_>>().join(separator)
 }
 
 fn size(bytes: u64) -> String {

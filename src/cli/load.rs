@@ -1,4 +1,4 @@
-//! Arguments that say which model and adapters to load, and loading them.
+//! Arguments that select the model and adapters, and loading them.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -16,13 +16,13 @@ use crate::model::{Device, Model, ModelOptions, Progress};
 
 #[derive(Args)]
 pub(super) struct ModelArgs {
-    /// The model's folder: config.json, *.safetensors, tokenizer.json.
+    /// Model folder: config.json, *.safetensors, tokenizer.json.
     #[arg(short, long, value_name = "DIR")]
     pub model: PathBuf,
-    /// Number of CPU threads; all physical cores by default.
+    /// CPU threads; one per physical core by default.
     #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<usize>,
-    /// Where the model runs: auto, cpu, or reference (plain f32 maths, slow).
+    /// Where the model runs: auto, cpu, or reference (plain f32 math, slow).
     #[arg(long, default_value = "auto")]
     pub device: String,
 }
@@ -31,10 +31,10 @@ pub(super) struct ModelArgs {
 pub(super) struct EngineArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Load an adapter's folder under a name; may be given several times.
+    /// Load an adapter folder under a name; may be repeated.
     #[arg(long = "adapter", value_name = "NAME=DIR")]
     pub adapters: Vec<NamedAdapter>,
-    /// Element type of cached keys and values.
+    /// Data type of the KV cache.
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = ["f16", "f32"])]
     pub kv_dtype: String,
 }
@@ -67,7 +67,7 @@ fn threads(text: &str) -> Result<usize, String> {
 }
 
 impl ModelArgs {
-    /// Loads the model alone. The time it took is returned beside it.
+    /// Loads the model without adapters; also returns the time it took.
     pub(super) fn load(&self) -> Result<(Arc<Model>, Duration)> {
         let start = Instant::now();
         let options = ModelOptions { device: self.device()?, threads: self.threads, ..Default::default() };
@@ -82,11 +82,11 @@ impl ModelArgs {
 }
 
 impl EngineArgs {
-    /// Loads model and adapters. The time it took is returned beside the engine.
+    /// Loads the model and its adapters; also returns the time it took.
     pub(super) fn load(&self) -> Result<(Engine, Duration)> {
         let start = Instant::now();
-        if let Some(name) = twice(&self.adapters) {
-            return Err(Error::new(ErrorCode::RequestInvalid, format!("two adapters are named '{name}'")));
+        if let Some(name) = duplicate_name(&self.adapters) {
+            return Err(Error::new(ErrorCode::RequestInvalid, format!("two adapters have the name '{name}'")));
         }
         let options = EngineOptions {
             device: self.model.device()?,
@@ -103,18 +103,18 @@ impl EngineArgs {
     }
 }
 
-fn twice(adapters: &[NamedAdapter]) -> Option<&str> {
+fn duplicate_name(adapters: &[NamedAdapter]) -> Option<&str> {
     let repeated = |i: &usize| adapters[..*i].iter().any(|other| other.name == adapters[*i].name);
     (0..adapters.len()).find(repeated).map(|i| adapters[i].name.as_str())
 }
 
-/// A progress bar on stderr while a model loads, where stderr is a terminal.
+/// A progress bar while a model loads, if stderr is a terminal.
 struct LoadBar(ProgressBar);
 
 impl LoadBar {
     fn new() -> Self {
-        let is_seen = std::io::stderr().is_terminal();
-        let target = if is_seen { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let is_terminal = std::io::stderr().is_terminal();
+        let target = if is_terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(None, target);
         if let Ok(style) = ProgressStyle::with_template("loading {wide_bar} {pos}/{len}") {
             bar.set_style(style);
@@ -149,9 +149,9 @@ mod tests {
     }
 
     #[test]
-    fn a_name_given_twice_is_found() {
+    fn a_duplicate_name_is_found() {
         let adapters = ["a=1", "b=2", "a=3"].map(|text| text.parse().expect("parses"));
-        assert_eq!(twice(&adapters), Some("a"));
-        assert_eq!(twice(&adapters[..2]), None);
+        assert_eq!(duplicate_name(&adapters), Some("a"));
+        assert_eq!(duplicate_name(&adapters[..2]), None);
     }
 }

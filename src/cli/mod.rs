@@ -1,7 +1,7 @@
-//! The command line: a thin face over the engine.
+//! The command line: a thin front end over the engine.
 //!
-//! What a command found goes to stdout, as text or, with `--json`, as JSON lines; progress, logs and errors go to stderr.
-//! A failed command ends with 1, and with `--json` its last line on stdout is `{"error": …}`; wrong usage ends with 2.
+//! Results go to stdout, as text or, with `--json`, as JSON lines; progress, logs and errors go to stderr. A command that
+//! fails exits with 1, and with `--json` its last line on stdout is `{"error": …}`; wrong usage exits with 2.
 
 mod bench;
 mod chat;
@@ -9,7 +9,7 @@ mod doctor;
 mod generate;
 mod inspect;
 mod load;
-mod mixture;
+mod mixture_arg;
 mod output;
 mod requests;
 mod sampling;
@@ -23,11 +23,11 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::error::Result;
 
-/// Exit status of a command that did its work.
-const DONE: u8 = 0;
-/// Exit status of a command whose work failed.
+/// Exit status of a command that succeeded.
+const SUCCESS: u8 = 0;
+/// Exit status of a command that failed.
 const FAILED: u8 = 1;
-/// Exit status of a command line that is not understood.
+/// Exit status of an invalid command line.
 const WRONG_USAGE: u8 = 2;
 
 /// Any PEFT LoRA, on any quantized LLM, chosen per request.
@@ -35,7 +35,7 @@ const WRONG_USAGE: u8 = 2;
 #[command(
     name = "exlora",
     version,
-    after_help = "Exit status: 0 done, 1 the work failed, 2 wrong usage. EXLORA_LOG chooses what is logged on stderr: \
+    after_help = "Exit status: 0 success, 1 failure, 2 wrong usage. EXLORA_LOG sets the log level on stderr, as in \
                   EXLORA_LOG=info."
 )]
 struct Cli {
@@ -48,24 +48,25 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Continue one prompt, or a file of requests in one batch, each with its own adapters.
+    /// Complete a prompt, or a file of requests in one batch, each with its own adapters.
     Generate(generate::GenerateArgs),
-    /// Talk with a model; adapters can be changed between turns.
+    /// Chat with a model; adapters can change between turns.
     Chat(chat::ChatArgs),
-    /// Tell what an adapter or a model folder holds, and whether it can be used.
+    /// Describe an adapter or model folder, and check whether it can be used.
     Inspect(inspect::InspectArgs),
-    /// Tell what this build and this machine can do.
+    /// Report what this build and this machine support.
     Doctor,
-    /// Measure prefill and decode, without an adapter and with one, by turns.
+    /// Measure prefill and batched decode, with and without adapters.
     Bench(bench::BenchArgs),
 }
 
-/// Runs the command line; 0 done, 1 the work failed, 2 wrong usage. The first argument is the command's own name.
+/// Runs the command line and returns its exit status: 0 success, 1 failure, 2 wrong usage. The first argument is the
+/// command's own name.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are such errors too, with status 0. There is no one to tell that printing failed.
+            // Help and version are such errors too, with status 0. If printing fails, there is nowhere to report it.
             let _ = error.print();
             return u8::try_from(error.exit_code()).unwrap_or(WRONG_USAGE);
         }
@@ -84,20 +85,23 @@ fn run_command(cli: &Cli) -> Result<u8> {
     match &cli.command {
         Command::Generate(args) => generate::run(args, cli.json)?,
         Command::Chat(args) => chat::run(args, cli.json)?,
-        Command::Inspect(args) => return inspect::run(args, cli.json),
+        Command::Inspect(args) => {
+            let is_usable = inspect::run(args, cli.json)?;
+            return Ok(if is_usable { SUCCESS } else { FAILED });
+        }
         Command::Doctor => doctor::run(cli.json)?,
         Command::Bench(args) => bench::run(args, cli.json)?,
     }
-    Ok(DONE)
+    Ok(SUCCESS)
 }
 
-/// Logs to stderr what `EXLORA_LOG` asks for, warnings by default.
+/// Logs to stderr at the level in `EXLORA_LOG`, warnings by default.
 fn start_logging() {
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::WARN.into())
         .with_env_var("EXLORA_LOG")
         .from_env_lossy();
-    // A process that has a subscriber already keeps it.
+    // Fails if the process already has a subscriber, which it then keeps.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -112,7 +116,7 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn the_definition_is_consistent() {
+    fn the_command_line_definition_is_consistent() {
         Cli::command().debug_assert();
     }
 

@@ -7,28 +7,28 @@ use serde_json::json;
 
 use crate::error::{Error, ErrorCode, Result};
 
-/// Writes text to stdout at once: pieces of a stream are seen as they come.
+/// Writes text to stdout and flushes it, so streamed text appears immediately.
 pub(super) fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|e| match e.kind() {
-        ErrorKind::BrokenPipe => Error::new(ErrorCode::Interrupted, "nobody reads the output any more"),
-        _ => Error::new(ErrorCode::IoFailed, format!("stdout cannot be written: {e}")),
+        ErrorKind::BrokenPipe => Error::new(ErrorCode::Interrupted, "the reader of stdout is gone"),
+        _ => Error::new(ErrorCode::IoFailed, format!("cannot write to stdout: {e}")),
     })
 }
 
 /// Writes a value to stdout as one line of JSON.
 pub(super) fn print_json(value: &impl Serialize) -> Result<()> {
     let line = serde_json::to_string(value)
-        .map_err(|e| Error::new(ErrorCode::Internal, format!("a result cannot be written as JSON: {e}")))?;
+        .map_err(|e| Error::new(ErrorCode::Internal, format!("cannot write a result as JSON: {e}")))?;
     print(&(line + "\n"))
 }
 
-/// Writes a line to stderr; where that fails there is no one to tell.
+/// Writes a line to stderr; if that fails, there is nowhere to report it.
 pub(super) fn note(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// Tells the user of an error, on stderr and, with `--json`, as a line on stdout.
+/// Reports an error on stderr and, with `--json`, as a line on stdout.
 pub(super) fn report(error: &Error, json: bool) {
     if error.code() == ErrorCode::Interrupted {
         return;

@@ -1,7 +1,7 @@
 //! Requests as JSON lines: `{"prompt": …, "adapter": …, "max_new_tokens": …, "id": …}`.
 //!
-//! A key that is not known is refused by name: a misspelt `temprature` must not silently sample otherwise. What a line
-//! does not say, the command's own arguments say.
+//! Unknown keys are refused by name, so a misspelled `temprature` cannot silently change the sampling. Keys that a line omits
+//! take the values of the command's own options.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,14 +12,14 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::Value;
 
-use super::mixture::Mixture;
+use super::mixture_arg::MixtureArg;
 use crate::engine::{AdapterRef, ChatMessage, Prompt, Request, Stop};
 use crate::error::{Error, ErrorCode, Result};
 
-/// One line: the request, and the caller's own mark for its result.
+/// One line: the request, and the caller's id for its result.
 pub(super) struct JsonRequest {
     pub id: Option<Value>,
-    pub mixture: Mixture,
+    pub mixture: MixtureArg,
     pub request: Request,
 }
 
@@ -30,7 +30,7 @@ struct Line {
     #[serde(deserialize_with = "prompt")]
     prompt: Prompt,
     #[serde(default, deserialize_with = "mixture")]
-    adapter: Option<Mixture>,
+    adapter: Option<MixtureArg>,
     max_new_tokens: Option<usize>,
     min_new_tokens: Option<usize>,
     temperature: Option<f32>,
@@ -51,40 +51,40 @@ struct Line {
     add_special_tokens: Option<bool>,
 }
 
-/// Reads a file of requests, or stdin for `-`. Empty lines are passed over.
+/// Reads a file of requests, or stdin for `-`. Empty lines are skipped.
 ///
 /// # Errors
 /// `io_failed`; `request_invalid` naming the line.
-pub(super) fn read(source: &Path, defaults: &Request, mixture: &Mixture) -> Result<Vec<JsonRequest>> {
+pub(super) fn read(source: &Path, defaults: &Request, mixture: &MixtureArg) -> Result<Vec<JsonRequest>> {
     let text = if source == Path::new("-") {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text).map(|_| text)
     } else {
         std::fs::read_to_string(source)
     };
-    let text = text
-        .map_err(|e| Error::new(ErrorCode::IoFailed, format!("the requests cannot be read: {e}")).with_path(source))?;
+    let text =
+        text.map_err(|e| Error::new(ErrorCode::IoFailed, format!("cannot read the requests: {e}")).with_path(source))?;
     parse(&text, defaults, mixture).map_err(|e| e.with_path(source))
 }
 
-fn parse(text: &str, defaults: &Request, mixture: &Mixture) -> Result<Vec<JsonRequest>> {
+fn parse(text: &str, defaults: &Request, mixture: &MixtureArg) -> Result<Vec<JsonRequest>> {
     let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
     lines
         .map(|(number, line)| {
             let line: Line = serde_json::from_str(line).map_err(|e| {
-                // Each line is parsed alone, so the parser's own line number says nothing.
+                // Each line is parsed alone, so the parser's own line number is always 1.
                 let what = e.to_string().replace(" at line 1 column ", " at column ");
                 Error::new(ErrorCode::RequestInvalid, what)
                     .with_subject(format!("line {number}"))
                     .with_hint("each line is one JSON object with at least a prompt")
             })?;
-            Ok(line.over(defaults, mixture))
+            Ok(line.into_request(defaults, mixture))
         })
         .collect()
 }
 
 impl Line {
-    fn over(self, defaults: &Request, mixture: &Mixture) -> JsonRequest {
+    fn into_request(self, defaults: &Request, mixture: &MixtureArg) -> JsonRequest {
         let mut request = defaults.clone();
         let mixture = self.adapter.unwrap_or_else(|| mixture.clone());
         request.prompt = self.prompt;
@@ -117,9 +117,9 @@ fn set<T>(field: &mut T, value: Option<T>) {
     }
 }
 
-/// A text, a list of token ids, or a list of messages.
+/// Text, a list of token ids, or a list of messages.
 fn prompt<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Prompt, D::Error> {
-    let expected = || D::Error::custom("prompt is neither a text, nor a list of token ids, nor a list of messages");
+    let expected = || D::Error::custom("prompt must be text, a list of token ids, or a list of messages");
     match Value::deserialize(deserializer)? {
         Value::String(text) => Ok(Prompt::Text(text)),
         Value::Array(items) if items.iter().all(Value::is_number) => {
@@ -138,30 +138,30 @@ fn prompt<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Prompt, D::Error
 }
 
 /// A name, `{name: weight}` in order, or null for the base.
-fn mixture<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Mixture>, D::Error> {
+fn mixture<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<MixtureArg>, D::Error> {
     struct MixtureVisitor;
 
     impl<'de> Visitor<'de> for MixtureVisitor {
-        type Value = Mixture;
+        type Value = MixtureArg;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("adapter: a name, an object of names and weights, or null")
         }
 
-        fn visit_unit<E>(self) -> Result<Mixture, E> {
-            Ok(Mixture::default())
+        fn visit_unit<E>(self) -> Result<MixtureArg, E> {
+            Ok(MixtureArg::default())
         }
 
-        fn visit_str<E>(self, name: &str) -> Result<Mixture, E> {
-            Ok(Mixture(vec![(name.to_owned(), 1.0)]))
+        fn visit_str<E>(self, name: &str) -> Result<MixtureArg, E> {
+            Ok(MixtureArg(vec![(name.to_owned(), 1.0)]))
         }
 
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Mixture, A::Error> {
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<MixtureArg, A::Error> {
             let mut parts = Vec::new();
             while let Some(part) = map.next_entry()? {
                 parts.push(part);
             }
-            Ok(Mixture(parts))
+            Ok(MixtureArg(parts))
         }
     }
 
@@ -179,7 +179,7 @@ fn stops<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Stop>>
         Value::Array(items) => items.iter().map(stop).collect(),
         one => stop(one).map(|stop| vec![stop]),
     };
-    stops.map(Some).ok_or_else(|| D::Error::custom("stop is neither a string, nor a token id, nor a list of them"))
+    stops.map(Some).ok_or_else(|| D::Error::custom("stop must be a string, a token id, or a list of them"))
 }
 
 #[cfg(test)]
@@ -189,7 +189,7 @@ mod tests {
     fn read_text(text: &str) -> Result<Vec<JsonRequest>> {
         let mut defaults = Request::new("").max_new_tokens(7);
         defaults.sampling.temperature = 0.5;
-        parse(text, &defaults, &Mixture(vec![("usual".to_owned(), 1.0)]))
+        parse(text, &defaults, &MixtureArg(vec![("usual".to_owned(), 1.0)]))
     }
 
     fn one(line: &str) -> JsonRequest {
@@ -207,7 +207,7 @@ mod tests {
         let chat = one(r#"{"prompt": [{"role": "user", "content": "hi"}]}"#).request.prompt;
         assert_eq!(chat, Prompt::Chat(vec![ChatMessage::new("user", "hi")]));
         for prompt in ["3", "null", "[1.5]", "[-1]", "[4294967296]", "[1, \"a\"]", "{}"] {
-            assert!(message(&format!(r#"{{"prompt": {prompt}}}"#)).contains("prompt is neither"), "{prompt}");
+            assert!(message(&format!(r#"{{"prompt": {prompt}}}"#)).contains("prompt must be"), "{prompt}");
         }
         assert!(message(r#"{"prompt": [{"role": "user"}]}"#).contains("message 0 of prompt: missing field `content`"));
     }
@@ -219,7 +219,7 @@ mod tests {
         assert_eq!(mixed.mixture.to_string(), "wit*0.5 + sql*0.25");
         assert_eq!(mixed.request.adapters.len(), 2);
         assert!(one(r#"{"prompt": "a", "adapter": null}"#).request.adapters.is_empty());
-        assert_eq!(one(r#"{"prompt": "a"}"#).mixture.to_string(), "usual", "what the command says by default");
+        assert_eq!(one(r#"{"prompt": "a"}"#).mixture.to_string(), "usual", "the command's own mixture by default");
         assert!(message(r#"{"prompt": "a", "adapter": 3}"#).contains("adapter: a name"));
     }
 
@@ -238,16 +238,16 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_line_is_named_with_what_is_wrong() {
+    fn an_error_names_the_line_and_the_mistake() {
         let text = message("{\"prompt\": \"a\"}\n\n{\"prompt\": \"b\", \"temprature\": 1}");
         assert!(text.starts_with("line 3: unknown field `temprature`"), "{text}");
         assert!(message("{").starts_with("line 1: EOF"), "{}", message("{"));
         assert!(message(r#"{"adapter": "sql"}"#).contains("missing field `prompt`"));
-        assert!(message(r#"{"prompt": "a", "stop": [true]}"#).contains("stop is neither"));
+        assert!(message(r#"{"prompt": "a", "stop": [true]}"#).contains("stop must be"));
     }
 
     #[test]
-    fn empty_lines_are_passed_over() {
+    fn empty_lines_are_skipped() {
         assert_eq!(read_text("\n{\"prompt\": \"a\"}\n  \n").expect("parses").len(), 1);
         assert!(read_text("").expect("parses").is_empty());
     }

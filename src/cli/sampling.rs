@@ -1,4 +1,4 @@
-//! Arguments that say how a text is continued.
+//! Arguments that control generation.
 
 use clap::Args;
 
@@ -6,34 +6,34 @@ use crate::engine::{Prompt, Request, SamplingParams, Stop};
 
 #[derive(Args)]
 pub(super) struct SamplingArgs {
-    /// Largest number of new tokens.
+    /// Maximum number of new tokens.
     #[arg(long, value_name = "N", default_value_t = 128)]
     max_new_tokens: usize,
-    /// Flattens or sharpens the distribution; 0 always takes the likeliest token.
+    /// Sampling temperature; 0 is greedy.
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     temperature: f32,
-    /// Keep the K likeliest tokens; 0 keeps all.
+    /// Sample from the K most likely tokens; 0 is off.
     #[arg(long, value_name = "K", default_value_t = 0)]
     top_k: usize,
-    /// Keep the likeliest tokens up to this probability; 1 keeps all.
+    /// Nucleus sampling: the most likely tokens up to this total probability; 1 is off.
     #[arg(long, value_name = "P", default_value_t = 1.0)]
     top_p: f32,
-    /// Keep tokens of at least this share of the likeliest one's probability; 0 keeps all.
+    /// Drop tokens less likely than this fraction of the most likely one; 0 is off.
     #[arg(long, value_name = "P", default_value_t = 0.0)]
     min_p: f32,
-    /// Makes tokens that stand in the prompt or the output less likely; 1 is off.
+    /// Penalty on tokens that occur in the prompt or the output; 1 is off.
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     repetition_penalty: f32,
-    /// Seed of the random numbers; the same seed gives the same text.
+    /// Random seed; the same seed gives the same text.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// End the text before this string; may be given several times.
+    /// Stop before this string; may be repeated.
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
 }
 
 impl SamplingArgs {
-    /// A request for the continuation of `prompt` by the base model.
+    /// A request that completes `prompt` with the base model.
     pub(super) fn request(&self, prompt: impl Into<Prompt>) -> Request {
         let sampling = SamplingParams {
             temperature: self.temperature,

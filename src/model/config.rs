@@ -1,6 +1,6 @@
-//! config.json to a decoder described by data.
+//! Parses config.json into a decoder described by data.
 //!
-//! A family is one row of `FAMILIES`: what the architecture fixes and which keys it reads. Nothing else in the crate
+//! A model family is one row of `FAMILIES`: what its architecture fixes and which keys it reads. Nothing else in the crate
 //! knows an architecture's name.
 
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::backend::{Activation, Rope};
 use crate::checkpoint;
 use crate::error::{Error, ErrorCode, Result};
 
-/// Longest config.json, in bytes. Real ones have some KiB.
+/// Cap on config.json, in bytes. Real ones have a few KiB.
 const MAX_FILE_BYTES: u64 = 16 << 20;
 
 /// Which linears of a layer have a bias.
@@ -47,7 +47,7 @@ pub struct DecoderConfig {
     pub head_dim: usize,
     /// Rows of embedding and head.
     pub vocab_size: usize,
-    /// Positions the model was made for.
+    /// Longest sequence the model supports, in positions.
     pub max_positions: usize,
     /// Epsilon of the norms.
     pub norm_eps: f32,
@@ -55,26 +55,26 @@ pub struct DecoderConfig {
     pub activation: Activation,
     /// Which linears have a bias.
     pub biases: Biases,
-    /// Whether queries and keys are normed head by head.
+    /// Whether queries and keys are normalized per head.
     pub has_qk_norm: bool,
-    /// Attention window of each layer, in positions; `None` sees everything before.
+    /// Attention window of each layer, in positions; `None` is full causal attention.
     pub windows: Vec<Option<usize>>,
     /// The rotation of queries and keys.
     pub rope: Arc<Rope>,
-    /// Whether the head is the embedding.
+    /// Whether the head shares the embedding's weight.
     pub tie_word_embeddings: bool,
-    /// Ids that end a text: config.json's and generation_config.json's.
+    /// End-of-text ids of config.json and generation_config.json.
     pub eos_token_ids: Vec<u32>,
-    /// Id that begins a text, if config.json names one.
+    /// Beginning-of-text id, if config.json has one.
     pub bos_token_id: Option<u32>,
-    /// Padding id, if config.json names one.
+    /// Padding id, if config.json has one.
     pub pad_token_id: Option<u32>,
 }
 
-/// What an architecture fixes beyond what its config.json says.
+/// What an architecture fixes beyond its config.json.
 struct Family {
     architecture: &'static str,
-    /// q, k, v have biases whatever `attention_bias` says.
+    /// q, k and v have biases, regardless of `attention_bias`.
     fixed_qkv_bias: bool,
     /// `attention_bias` is read.
     optional_attention_bias: bool,
@@ -82,7 +82,7 @@ struct Family {
     optional_mlp_bias: bool,
     has_qk_norm: bool,
     window: WindowRule,
-    /// transformers' defaults where config.json is silent.
+    /// transformers' defaults for keys that config.json omits.
     default_kv_heads: Option<usize>,
     default_head_dim: Option<usize>,
 }
@@ -91,10 +91,10 @@ struct Family {
 enum WindowRule {
     /// No layer has one.
     None,
-    /// `sliding_window` holds in every layer.
+    /// `sliding_window` applies to every layer.
     Every,
-    /// `sliding_window` holds if `use_sliding_window`, in the layers that `layer_types` or `max_window_layers` say.
-    Chosen,
+    /// `sliding_window` applies if `use_sliding_window` is set, to the layers that `layer_types` or `max_window_layers` select.
+    Selected,
 }
 
 const FAMILIES: &[Family] = &[
@@ -124,7 +124,7 @@ const FAMILIES: &[Family] = &[
         optional_attention_bias: false,
         optional_mlp_bias: false,
         has_qk_norm: false,
-        window: WindowRule::Chosen,
+        window: WindowRule::Selected,
         default_kv_heads: None,
         default_head_dim: None,
     },
@@ -134,18 +134,18 @@ const FAMILIES: &[Family] = &[
         optional_attention_bias: true,
         optional_mlp_bias: false,
         has_qk_norm: true,
-        window: WindowRule::Chosen,
+        window: WindowRule::Selected,
         default_kv_heads: None,
         default_head_dim: Some(128),
     },
 ];
 
-/// The architectures that are known, by their names in config.json.
+/// The supported architectures, by their names in config.json.
 pub fn architectures() -> impl Iterator<Item = &'static str> {
     FAMILIES.iter().map(|family| family.architecture)
 }
 
-/// The keys of config.json that are read.
+/// The keys of config.json that matter here.
 #[derive(Deserialize)]
 struct RawConfig {
     hidden_size: usize,
@@ -209,7 +209,7 @@ impl OneOrMany {
 }
 
 impl DecoderConfig {
-    /// Reads config.json and generation_config.json of a model folder; the parsed config.json is returned beside it.
+    /// Reads config.json and generation_config.json of a model folder; also returns the parsed config.json.
     ///
     /// # Errors
     /// `checkpoint_not_found`, `model_config_invalid`, `model_architecture_unsupported`, `model_feature_unsupported`.
@@ -239,15 +239,14 @@ impl DecoderConfig {
     /// `model_config_invalid`, `model_architecture_unsupported`, `model_feature_unsupported`.
     pub fn from_json(value: &Value) -> Result<Self> {
         let family = family_of(value)?;
-        let raw: RawConfig = serde_path_to_error::deserialize(value).map_err(|e| {
-            Error::new(ErrorCode::ModelConfigInvalid, format!("'{}' is not usable: {}", e.path(), e.inner()))
-        })?;
+        let raw: RawConfig = serde_path_to_error::deserialize(value)
+            .map_err(|e| Error::new(ErrorCode::ModelConfigInvalid, format!("invalid '{}': {}", e.path(), e.inner())))?;
         Self::from_raw(family, &raw, value)
     }
 
     fn from_raw(family: &Family, raw: &RawConfig, value: &Value) -> Result<Self> {
         if raw.hidden_act != "silu" {
-            let what = format!("hidden_act '{}' is not known here", raw.hidden_act);
+            let what = format!("unsupported hidden_act '{}'", raw.hidden_act);
             return Err(Error::new(ErrorCode::ModelFeatureUnsupported, what));
         }
         let heads = raw.num_attention_heads;
@@ -302,7 +301,7 @@ fn family_of(value: &Value) -> Result<&'static Family> {
         return Err(invalid("architectures").with_expected("a list with the architecture's name"));
     };
     FAMILIES.iter().find(|family| family.architecture == named).ok_or_else(|| {
-        Error::new(ErrorCode::ModelArchitectureUnsupported, format!("architecture '{named}' is not known here"))
+        Error::new(ErrorCode::ModelArchitectureUnsupported, format!("unsupported architecture '{named}'"))
             .with_expected(architectures().collect::<Vec<_>>().join(", "))
             .with_found(named)
     })
@@ -329,7 +328,7 @@ fn check_positive(raw: &RawConfig) -> Result<()> {
 }
 
 fn windows(family: &Family, raw: &RawConfig, value: &Value) -> Result<Vec<Option<usize>>> {
-    // transformers gives both Mistral and Qwen a window of 4096 where the key is absent; null means none.
+    // transformers gives Mistral and Qwen a window of 4096 if the key is absent; null means no window.
     let window = match value.get("sliding_window") {
         None => Some(4096),
         Some(Value::Null) => None,
@@ -338,11 +337,11 @@ fn windows(family: &Family, raw: &RawConfig, value: &Value) -> Result<Vec<Option
             _ => return Err(invalid("sliding_window").with_expected("a positive number or null").with_found(number)),
         },
     };
-    let chosen = match family.window {
+    let slides = match family.window {
         WindowRule::None => vec![false; raw.num_hidden_layers],
         WindowRule::Every => vec![true; raw.num_hidden_layers],
-        WindowRule::Chosen if !raw.use_sliding_window => vec![false; raw.num_hidden_layers],
-        WindowRule::Chosen => match &raw.layer_types {
+        WindowRule::Selected if !raw.use_sliding_window => vec![false; raw.num_hidden_layers],
+        WindowRule::Selected => match &raw.layer_types {
             Some(types) if types.len() != raw.num_hidden_layers => {
                 return Err(invalid("layer_types").with_expected(raw.num_hidden_layers).with_found(types.len()));
             }
@@ -350,22 +349,22 @@ fn windows(family: &Family, raw: &RawConfig, value: &Value) -> Result<Vec<Option
             None => (0..raw.num_hidden_layers).map(|layer| layer >= raw.max_window_layers.unwrap_or(28)).collect(),
         },
     };
-    Ok(chosen.into_iter().map(|slides| window.filter(|_| slides)).collect())
+    Ok(slides.into_iter().map(|slides| window.filter(|_| slides)).collect())
 }
 
 fn layer_slides(kind: &str) -> Result<bool> {
     match kind {
         "sliding_attention" => Ok(true),
         "full_attention" => Ok(false),
-        other => Err(Error::new(ErrorCode::ModelFeatureUnsupported, format!("layer type '{other}' is not known here"))),
+        other => Err(Error::new(ErrorCode::ModelFeatureUnsupported, format!("unsupported layer type '{other}'"))),
     }
 }
 
 fn invalid(key: &str) -> Error {
-    Error::new(ErrorCode::ModelConfigInvalid, format!("'{key}' of config.json is not usable"))
+    Error::new(ErrorCode::ModelConfigInvalid, format!("invalid '{key}' in config.json"))
 }
 
-/// A JSON file of a model folder, or `None` where there is none.
+/// A JSON file of a model folder, or `None` if there is none.
 fn read_json(path: &Path) -> Result<Option<Value>> {
     let text = match checkpoint::read_bounded(path, MAX_FILE_BYTES) {
         Ok(text) => text,
@@ -392,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_absent_has_the_default_of_its_family() {
+    fn absent_keys_have_the_defaults_of_the_family() {
         let llama = config(serde_json::json!({})).expect("llama");
         assert_eq!((llama.kv_heads, llama.head_dim, llama.biases), (4, 16, Biases::default()));
         assert_eq!(llama.windows, [None; 3]);
@@ -406,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_holds_where_the_family_says() {
+    fn the_family_decides_which_layers_have_a_window() {
         let mistral = serde_json::json!({"architectures": ["MistralForCausalLM"], "num_attention_heads": 8});
         let with = |window: Value| {
             let mut value = mistral.clone();
@@ -424,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_architecture_or_option_is_refused_by_name() {
+    fn an_unsupported_architecture_or_option_is_refused_by_name() {
         let refused = |changes: Value| config(changes).expect_err("refused");
         let error = refused(serde_json::json!({"architectures": ["MambaForCausalLM"]}));
         assert_eq!(error.code(), ErrorCode::ModelArchitectureUnsupported);

@@ -42,6 +42,7 @@ fn kind_name(kind: ErrorKind) -> &'static str {
         ErrorKind::Unsupported => "unsupported",
         ErrorKind::Memory => "memory",
         ErrorKind::Cancelled => "cancelled",
+        ErrorKind::Io => "io",
         ErrorKind::Internal => "internal",
     }
 }

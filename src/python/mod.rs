@@ -24,7 +24,7 @@ use std::ffi::OsString;
 
 use pyo3::prelude::*;
 
-use crate::adapter::features::{FeatureRow, Verdict, table};
+use crate::adapter::peft_support::{FeatureRow, Verdict, table};
 
 /// The compiled half of exlora. Use the package `exlora`.
 #[pymodule(gil_used = false)]

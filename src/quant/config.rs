@@ -1,9 +1,9 @@
-//! What a model folder says of its quantization: `quantization_config` of config.json, or quantize_config.json.
+//! The quantization a model folder declares: `quantization_config` of config.json, or quantize_config.json.
 //!
-//! Both spellings of each key are read (`quant_method`/`method`, `checkpoint_format`/`format`): GPTQModel writes both, AutoGPTQ
-//! and transformers one or the other. `dynamic` is GPTQModel's: an ordered map from a Python regular expression to overrides,
-//! matched from the start of the module's path (`re.match`); the first rule that matches decides, and `-:` before a pattern
-//! leaves the module unquantized.
+//! Both spellings of each key are accepted (`quant_method`/`method`, `checkpoint_format`/`format`): GPTQModel writes both,
+//! AutoGPTQ and transformers one or the other. `dynamic` is GPTQModel's: an ordered map from a Python regular expression to
+//! overrides. Patterns match from the start of the module's path (`re.match`), the first rule that matches applies, and `-:`
+//! before a pattern leaves the module unquantized.
 
 use std::fmt;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorCode, Result};
 
 const FILE: &str = "quantize_config.json";
 const MAX_FILE_BYTES: u64 = 16_000_000;
-/// GPTQModel writes one rule a module where all differ.
+/// GPTQModel writes one rule per module if all differ.
 const MAX_RULES: usize = 20_000;
 const MAX_PATTERN_BYTES: usize = 4096;
 const MAX_BACKTRACKS: usize = 100_000;
@@ -26,8 +26,8 @@ const MAX_COMPILED_BYTES: usize = 1 << 20;
 /// How the file stores zero points.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ZeroFormat {
-    /// `checkpoint_format` "gptq", or none: a field holds the zero point less one.
-    LessOne,
+    /// `checkpoint_format` "gptq", or none: a field holds the zero point minus one.
+    MinusOne,
     /// `checkpoint_format` "gptq_v2": a field holds the zero point.
     Plain,
 }
@@ -63,10 +63,9 @@ impl fmt::Display for GptqParams {
 /// The quantization a model folder declares.
 #[derive(Debug)]
 pub enum QuantConfig {
-    /// GPTQ, whose tensors mean nothing without it.
+    /// GPTQ, whose tensors cannot be read without it.
     Gptq(GptqConfig),
-    /// EXL2, whose tensors tell widths, groups and order themselves. What is declared (`bits`, `head_bits`) are averages that
-    /// were aimed at.
+    /// EXL2, whose tensors are self-describing. The declared `bits` and `head_bits` are the quantizer's target averages.
     Exl2,
 }
 
@@ -75,7 +74,7 @@ pub enum QuantConfig {
 pub struct GptqConfig {
     base: GptqParams,
     rules: Vec<Rule>,
-    /// So that a file whose zero points contradict its format is reported once, not once a module.
+    /// Makes the warning about zero points that contradict the format appear once, not once per module.
     pub(super) zeros_reported: Once,
 }
 
@@ -87,7 +86,7 @@ struct Rule {
 }
 
 impl QuantConfig {
-    /// Reads `quantization_config` of config.json, or quantize_config.json beside it; `None` if the folder has neither.
+    /// Reads `quantization_config` of config.json, or quantize_config.json next to it; `None` if the folder has neither.
     ///
     /// # Errors
     /// `quant_format_unsupported`, `quant_config_invalid`, or a file that cannot be read.
@@ -123,7 +122,7 @@ impl QuantConfig {
         }
     }
 
-    /// What it says of GPTQ, if that is what it declares.
+    /// The GPTQ config, if it declares GPTQ.
     pub fn gptq(&self) -> Option<&GptqConfig> {
         match self {
             QuantConfig::Gptq(config) => Some(config),
@@ -140,7 +139,7 @@ impl GptqConfig {
             group_size: base.group_size.ok_or_else(|| missing("group_size"))?,
             desc_act: base.desc_act.unwrap_or(false),
             sym: base.sym.unwrap_or(true),
-            zeros: base.zeros.unwrap_or(ZeroFormat::LessOne),
+            zeros: base.zeros.unwrap_or(ZeroFormat::MinusOne),
         };
         let rules = match keys.get("dynamic") {
             None | Some(Value::Null) => Vec::new(),
@@ -157,7 +156,7 @@ impl GptqConfig {
         Ok(Self { base, rules, zeros_reported: Once::new() })
     }
 
-    /// What holds where no rule of `dynamic` says otherwise.
+    /// The parameters of modules that no rule of `dynamic` matches.
     pub fn params(&self) -> GptqParams {
         self.base
     }
@@ -168,7 +167,7 @@ impl GptqConfig {
     /// `quant_config_invalid` if a pattern costs too much to match.
     pub fn params_of(&self, path: &str) -> Result<Option<GptqParams>> {
         for rule in &self.rules {
-            // A leftmost match begins at 0 exactly if there is any match at 0, which is what `re.match` asks.
+            // The leftmost match begins at 0 exactly if any match does, which is the condition of `re.match`.
             let found = rule.pattern.find(path).map_err(|error| {
                 invalid(format!("a pattern of 'dynamic' cannot be matched: {error}")).with_found(rule.pattern.as_str())
             })?;
@@ -217,7 +216,7 @@ enum Method {
     Exl2,
 }
 
-/// The method by either spelling of its key; none means GPTQ.
+/// The method under either spelling of its key; GPTQ if there is none.
 fn read_method(keys: &Map<String, Value>) -> Result<Method> {
     let mut method = None;
     for key in ["quant_method", "method"] {
@@ -235,7 +234,7 @@ fn read_method(keys: &Map<String, Value>) -> Result<Method> {
     Ok(method.unwrap_or(Method::Gptq))
 }
 
-/// The keys that config and rules share, as far as they are given.
+/// The keys that the config and its rules share, where given.
 struct Partial {
     bits: Option<u8>,
     group_size: Option<Option<usize>>,
@@ -247,7 +246,7 @@ struct Partial {
 impl Partial {
     fn read(keys: &Map<String, Value>) -> Result<Self> {
         if read_method(keys)? != Method::Gptq {
-            return Err(invalid("a rule of 'dynamic' with another method than its config"));
+            return Err(invalid("a rule of 'dynamic' names a different method than its config"));
         }
         for (key, format) in [("is_marlin_format", "marlin"), ("is_bitblas_format", "bitblas")] {
             if flag(keys, key)? == Some(true) {
@@ -258,7 +257,7 @@ impl Partial {
         for key in ["checkpoint_format", "format"] {
             let own = match text(keys, key)?.as_deref() {
                 None => continue,
-                Some("gptq") => ZeroFormat::LessOne,
+                Some("gptq") => ZeroFormat::MinusOne,
                 Some("gptq_v2") => ZeroFormat::Plain,
                 Some(other) => return Err(unsupported("checkpoint format", other)),
             };
@@ -322,11 +321,11 @@ fn missing(key: &str) -> Error {
 }
 
 fn wrong_value(key: &str, expected: &str, found: &Value) -> Error {
-    invalid(format!("'{key}' of the quantization config has a wrong value")).with_expected(expected).with_found(found)
+    invalid(format!("invalid '{key}' in the quantization config")).with_expected(expected).with_found(found)
 }
 
 fn unsupported(what: &str, found: &str) -> Error {
-    Error::new(ErrorCode::QuantFormatUnsupported, format!("a {what} that is not read here"))
+    Error::new(ErrorCode::QuantFormatUnsupported, format!("unsupported {what}"))
         .with_expected("gptq or gptq_v2")
         .with_found(found)
 }

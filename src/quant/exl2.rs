@@ -1,40 +1,40 @@
-//! EXL2: the one place that knows its packing.
+//! The EXL2 weight format.
 //!
 //! ```text
-//! q_weight    [R, out']    int32    groups one below the other; in each, a column is one bit stream along its inputs
-//! q_groups    [2 G]        int16    of each group: width of its codes, first row of q_weight
+//! q_weight    [R, out']    int32    groups stacked by rows; in each, a column is one bit stream along its inputs
+//! q_groups    [2 G]        int16    per group: width of its codes, first row of q_weight
 //! q_scale     [G, out'/8]  int32    4-bit fields along the outputs, lowest bits first
-//! q_scale_max [G]          float16  what the fields are multiples of
-//! q_invperm   [in]         int32    where each input is stored: input i is stored input q_invperm[i]
+//! q_scale_max [G]          float16  per group: the unit of its scales
+//! q_invperm   [in]         int32    input i of the model is stored input q_invperm[i]
 //!
 //!                input of the model        0   1   2   3   4   5   6   7
-//!                q_invperm                 6   0   3   7   1   4   2   5       input 0 stands in row 6, input 1 in row 0, ...
-//!                stored rows               1   4   6   2   5   7   0   3       its inverse: CodeLayout::permutation
+//!                q_invperm                 6   0   3   7   1   4   2   5       input 0 is in row 6, input 1 in row 0, ...
+//!                stored rows               1   4   6   2   5   7   0   3       its inverse: QuantLayout::permutation
 //!                q_groups                | 5 bits        | 4 bits        |     (5, 0), (4, rows of the first)
 //!
 //! m = f16(q_scale_max[g] / 256);  s = f16((field[g, n] + 1)^2 * m);  W[n, permutation[k]] = f16((code[k, n] - 2^(bits-1)) * s)
 //! ```
 //!
-//! Every rounding is to the nearest float16, subnormals included: `m` is often one. `out'` is the number of outputs, rounded
-//! up to 32; the columns beyond are padding and are not shown. Widths 8, 6, 5, 4, 3 and 2
-//! may all occur in one tensor, in that order; a group has any multiple of 32 inputs. Nothing but the tensors is needed:
-//! no config says anything that they do not.
+//! Every rounding is to the nearest float16, subnormals included (`m` is often subnormal). `out'` is the number of outputs
+//! rounded up to 32; the extra columns are padding and are never returned. Widths 8, 6, 5, 4, 3 and 2 may all occur in one
+//! tensor, in that order; a group has any multiple of 32 inputs. The tensors are self-describing: no config is needed.
 //!
-//! The format is exllamav2's, which reads more than it means: it checks neither widths nor their order, and groups of 16
-//! inputs make its kernels write past their scales. Such files are refused here. Biases are plain float16 and stand beside, padded to `out'`.
+//! exllamav2 reads files that are not valid: it checks neither widths nor their order, and groups of 16 inputs make its
+//! kernels write past their scales. Such files are refused here. Biases are float16 tensors padded to `out'`.
 //!
-//! `s` is a float16, so scales reach a backend exactly. The last rounding, of the product, belongs to the meaning of the
-//! weight ([`QuantizedWeight::rounds_to_f16`]), but a kernel that scales the sum over a group never has a single weight in hand
-//! to round. Leaving it out moves a weight by at most half a unit in float16's last place. exllamav2's fused kernel leaves it
-//! out too: it scales sums of 8 to 32 products. On the real model in `tests/fixtures` that moves logits by up to 6.3e-4 of the
-//! largest; with the rounding, as the reference device computes, they are the stored ones to 7e-7.
+//! `s` is a float16, so scales reach a backend exactly. The last rounding, of the product, is part of the format
+//! ([`QuantizedWeight::rounds_to_f16`]), but a kernel that scales the sum over a group never has a single weight to round.
+//! Leaving it out changes a weight by at most half a float16 ULP. exllamav2's fused kernel leaves it out too: it scales sums
+//! of 8 to 32 products. On the real model in `tests/fixtures` this changes logits by up to 6.3e-4 of the largest logit; with
+//! the rounding, as the reference backend computes, they match the stored ones to 7e-7.
 
 use std::ops::Range;
 
 use half::f16;
 
-use super::packed::{Field, Module, Streams, WORD_BITS};
-use super::{CodeGroup, CodeLayout, QuantizedWeight};
+use super::bit_fields::{BitField, BitStreams, WORD_BITS};
+use super::module_tensors::ModuleTensors;
+use super::weight::{QuantGroup, QuantLayout, QuantizedWeight};
 use crate::checkpoint::Checkpoint;
 use crate::error::{ErrorCode, Result};
 use crate::tensor::{DType, shape_text};
@@ -44,26 +44,26 @@ const ALIGNMENT: usize = 32;
 /// exllamav2 keeps permutations in 16 bits.
 const MAX_INPUTS: usize = 65_535;
 const SCALE_BITS: usize = 4;
-/// Widths in the order in which they must stand.
+/// Widths, in the order in which they must appear.
 const WIDTHS: [u8; 6] = [8, 6, 5, 4, 3, 2];
 
-/// A weight in EXL2's packing, borrowed from the checkpoint.
+/// An EXL2 weight, borrowed from the checkpoint.
 pub struct Exl2Weight<'a> {
     in_features: usize,
     out_features: usize,
-    layout: CodeLayout,
+    layout: QuantLayout,
     groups: Vec<StoredGroup>,
-    q_weight: Streams<'a>,
+    q_weight: BitStreams<'a>,
     /// `[G, out'/8]`
     q_scale: &'a [[u8; 4]],
 }
 
-/// Where a group of the layout stands in the file.
+/// Where a group of the layout is in the file.
 struct StoredGroup {
     first_input: usize,
     first_row: usize,
-    /// `m`: the scale whose multiples by squares are the scales of its outputs.
-    step: f16,
+    /// `m`: the scale of each output is a square times this.
+    unit: f16,
 }
 
 impl<'a> Exl2Weight<'a> {
@@ -72,23 +72,23 @@ impl<'a> Exl2Weight<'a> {
     /// # Errors
     /// `checkpoint_tensor_missing`, `checkpoint_dtype_unsupported`, `quant_shape_mismatch`, `quant_value_invalid`.
     pub fn open(checkpoint: &'a Checkpoint, path: &str, in_features: usize, out_features: usize) -> Result<Self> {
-        let hint = "the weights are of another model than config.json, or damaged".to_owned();
-        let module = Module { checkpoint, path, hint };
+        let hint = "the weights belong to a different model than config.json, or are damaged".to_owned();
+        let module = ModuleTensors { checkpoint, path, hint };
         let permutation = permutation(&module, in_features)?;
         let (q_weight, rows) = codes(&module, out_features)?;
         let q_groups = group_table(&module)?;
         let groups = code_groups(&module, &q_groups, rows, in_features)?;
         let q_scale = module.words("q_scale", &[groups.len(), q_weight.columns * SCALE_BITS / WORD_BITS])?;
-        let steps = steps(&module, groups.len())?;
+        let units = scale_units(&module, groups.len())?;
 
         let mut first_input = 0;
-        let stored = q_groups.iter().zip(&groups).zip(steps).map(|((&(_, first_row), group), step)| {
-            let stored = StoredGroup { first_input, first_row, step };
+        let stored = q_groups.iter().zip(&groups).zip(units).map(|((&(_, first_row), group), unit)| {
+            let stored = StoredGroup { first_input, first_row, unit };
             first_input += group.inputs;
             stored
         });
         let groups_in_file = stored.collect();
-        let layout = CodeLayout { groups, permutation };
+        let layout = QuantLayout { groups, permutation };
         let weight = Self { in_features, out_features, layout, groups: groups_in_file, q_weight, q_scale };
         weight.check_finite(&module)?;
         Ok(weight)
@@ -96,23 +96,23 @@ impl<'a> Exl2Weight<'a> {
 
     fn scale(&self, group: usize, output: usize) -> f16 {
         let words = self.q_weight.columns * SCALE_BITS / WORD_BITS;
-        let field = Field::new(output, SCALE_BITS);
+        let field = BitField::new(output, SCALE_BITS);
         let word = u32::from_le_bytes(self.q_scale[group * words + field.word]);
-        scale(self.groups[group].step, field.read(word, 0))
+        scale(self.groups[group].unit, field.read(word, 0))
     }
 
-    /// Refuses scales with which the lowest code would be infinite.
-    fn check_finite(&self, module: &Module<'_, '_>) -> Result<()> {
+    /// Refuses scales that would make a weight infinite.
+    fn check_finite(&self, module: &ModuleTensors<'_, '_>) -> Result<()> {
         for (g, (group, stored)) in self.layout.groups.iter().zip(&self.groups).enumerate() {
-            let overflows = |scale: f16| !f16::from_f32(scale.to_f32() * middle(group.bits) as f32).is_finite();
-            // Where not even the largest field overflows, as in any real file, none has to be read.
-            if !overflows(scale(stored.step, (1 << SCALE_BITS) - 1)) {
+            let overflows = |scale: f16| !f16::from_f32(scale.to_f32() * zero_code(group.bits) as f32).is_finite();
+            // If the largest field does not overflow, as in any real file, no field has to be read.
+            if !overflows(scale(stored.unit, (1 << SCALE_BITS) - 1)) {
                 continue;
             }
             if let Some(output) = (0..self.out_features).find(|&output| overflows(self.scale(g, output))) {
                 return Err(module
                     .error(ErrorCode::QuantValueInvalid, "a scale makes weights that are not finite", "q_scale_max")
-                    .with_expected("a finite number of usual size")
+                    .with_expected("a finite number of usual magnitude")
                     .with_found(format!("a scale of {} for group {g}, output {output}", self.scale(g, output))));
             }
         }
@@ -129,7 +129,7 @@ impl QuantizedWeight for Exl2Weight<'_> {
         self.out_features
     }
 
-    fn layout(&self) -> &CodeLayout {
+    fn layout(&self) -> &QuantLayout {
         &self.layout
     }
 
@@ -149,7 +149,7 @@ impl QuantizedWeight for Exl2Weight<'_> {
                 group += 1;
             }
             let stored = &self.groups[group];
-            let field = Field::new(input - stored.first_input, usize::from(self.layout.groups[group].bits));
+            let field = BitField::new(input - stored.first_input, usize::from(self.layout.groups[group].bits));
             self.q_weight.read(stored.first_row, &field, outputs.clone(), codes);
         }
     }
@@ -157,28 +157,28 @@ impl QuantizedWeight for Exl2Weight<'_> {
     fn read_scales(&self, group: usize, outputs: Range<usize>, scales: &mut [f32], zeros: &mut [i32]) {
         assert!(outputs.end <= self.out_features);
         assert_eq!((outputs.len(), outputs.len()), (scales.len(), zeros.len()));
-        zeros.fill(middle(self.layout.groups[group].bits));
+        zeros.fill(zero_code(self.layout.groups[group].bits));
         for (scale, output) in scales.iter_mut().zip(outputs) {
             *scale = self.scale(group, output).to_f32();
         }
     }
 }
 
-/// The code that means zero.
-fn middle(bits: u8) -> i32 {
+/// The code that represents zero.
+fn zero_code(bits: u8) -> i32 {
     1 << (bits - 1)
 }
 
 /// The product is exact in f32, so it is rounded once.
-fn scale(step: f16, field: u32) -> f16 {
-    f16::from_f32(((field + 1) * (field + 1)) as f32 * step.to_f32())
+fn scale(unit: f16, field: u32) -> f16 {
+    f16::from_f32(((field + 1) * (field + 1)) as f32 * unit.to_f32())
 }
 
-/// The model's input of each stored one; `None` where they are the same.
-fn permutation(module: &Module<'_, '_>, in_features: usize) -> Result<Option<Vec<u32>>> {
+/// The model's input of each stored input; `None` for the identity.
+fn permutation(module: &ModuleTensors<'_, '_>, in_features: usize) -> Result<Option<Vec<u32>>> {
     if in_features == 0 || in_features > MAX_INPUTS || !in_features.is_multiple_of(ALIGNMENT) {
         return Err(module
-            .mismatch("a number of inputs that the format cannot have", "q_invperm")
+            .mismatch("the format does not allow this number of inputs", "q_invperm")
             .with_expected(format!("a multiple of {ALIGNMENT} up to {MAX_INPUTS}"))
             .with_found(in_features));
     }
@@ -187,11 +187,11 @@ fn permutation(module: &Module<'_, '_>, in_features: usize) -> Result<Option<Vec
     for (input, &word) in words.iter().enumerate() {
         let stored = u32::from_le_bytes(word);
         match permutation.get_mut(stored as usize) {
-            Some(place) if *place == u32::MAX => *place = input as u32,
-            place => {
-                let what = if place.is_some() { ", a second time," } else { "" };
+            Some(slot) if *slot == u32::MAX => *slot = input as u32,
+            slot => {
+                let what = if slot.is_some() { ", a second time," } else { "" };
                 return Err(module
-                    .error(ErrorCode::QuantValueInvalid, "an input order that is no permutation", "q_invperm")
+                    .error(ErrorCode::QuantValueInvalid, "the input order is not a permutation", "q_invperm")
                     .with_expected(format!("each of 0..{in_features} once"))
                     .with_found(format!("{}{what} for input {input}", stored as i32)));
             }
@@ -200,19 +200,19 @@ fn permutation(module: &Module<'_, '_>, in_features: usize) -> Result<Option<Vec
     Ok((!permutation.is_sorted()).then_some(permutation))
 }
 
-/// Columns of a weight of that many outputs, padding included; 0 if there can be no such weight.
-pub(super) fn padded(out_features: usize) -> usize {
+/// Stored columns of a weight with `out_features` outputs, padding included; 0 on overflow.
+pub(super) fn padded_outputs(out_features: usize) -> usize {
     out_features.checked_next_multiple_of(ALIGNMENT).unwrap_or(0)
 }
 
-/// The codes and the number of their rows, which the groups decide.
-fn codes<'a>(module: &Module<'a, '_>, out_features: usize) -> Result<(Streams<'a>, usize)> {
+/// The codes, and their number of rows, which depends on the groups.
+fn codes<'a>(module: &ModuleTensors<'a, '_>, out_features: usize) -> Result<(BitStreams<'a>, usize)> {
     let view = module.checkpoint.tensor(&module.name("q_weight"))?;
-    let columns = padded(out_features);
+    let columns = padded_outputs(out_features);
     match *view.shape() {
         [rows, found] if found == columns && columns > 0 => {
-            let words = module.of_dtype(view, "q_weight", DType::I32)?.bytes().as_chunks().0;
-            Ok((Streams { words, columns }, rows))
+            let words = module.check_dtype(view, "q_weight", DType::I32)?.bytes().as_chunks().0;
+            Ok((BitStreams { words, columns }, rows))
         }
         _ => Err(module
             .mismatch("a quantized tensor has the wrong shape", "q_weight")
@@ -221,9 +221,9 @@ fn codes<'a>(module: &Module<'a, '_>, out_features: usize) -> Result<(Streams<'a
     }
 }
 
-/// Width and first row of each group, as stored; the width is not yet checked.
-fn group_table(module: &Module<'_, '_>) -> Result<Vec<(i16, usize)>> {
-    let view = module.of_dtype(module.checkpoint.tensor(&module.name("q_groups"))?, "q_groups", DType::I16)?;
+/// Width and first row of each group as stored; widths are not checked yet.
+fn group_table(module: &ModuleTensors<'_, '_>) -> Result<Vec<(i16, usize)>> {
+    let view = module.check_dtype(module.checkpoint.tensor(&module.name("q_groups"))?, "q_groups", DType::I16)?;
     if view.shape().len() != 1 || view.is_empty() || !view.len().is_multiple_of(2) {
         return Err(module
             .mismatch("a quantized tensor has the wrong shape", "q_groups")
@@ -234,50 +234,50 @@ fn group_table(module: &Module<'_, '_>) -> Result<Vec<(i16, usize)>> {
     let group = |(g, &[b0, b1, r0, r1]): (usize, &[u8; 4])| match usize::try_from(i16::from_le_bytes([r0, r1])) {
         Ok(row) => Ok((i16::from_le_bytes([b0, b1]), row)),
         Err(_) => Err(module
-            .error(ErrorCode::QuantValueInvalid, "a group begins at a row that cannot be", "q_groups")
+            .error(ErrorCode::QuantValueInvalid, "a group begins at an impossible row", "q_groups")
             .with_expected("a row of q_weight")
             .with_found(format!("{} for group {g}", i16::from_le_bytes([r0, r1])))),
     };
     pairs.map(group).collect()
 }
 
-/// The groups, once widths, rows and their sum are right.
+/// The groups, with widths, rows and the sum of their inputs validated.
 fn code_groups(
-    module: &Module<'_, '_>,
+    module: &ModuleTensors<'_, '_>,
     table: &[(i16, usize)],
     rows: usize,
     in_features: usize,
-) -> Result<Vec<CodeGroup>> {
+) -> Result<Vec<QuantGroup>> {
     let invalid = |what: &str| module.error(ErrorCode::QuantValueInvalid, what, "q_groups");
     let ends = table.iter().skip(1).map(|&(_, row)| row).chain([rows]);
-    let mut groups: Vec<CodeGroup> = Vec::with_capacity(table.len());
+    let mut groups: Vec<QuantGroup> = Vec::with_capacity(table.len());
     for (g, (&(width, first), end)) in table.iter().zip(ends).enumerate() {
         let Some(&bits) = WIDTHS.iter().find(|&&bits| i16::from(bits) == width) else {
-            let error = invalid("a width that the format does not have").with_expected("8, 6, 5, 4, 3 or 2 bits");
+            let error = invalid("the format does not have this width").with_expected("8, 6, 5, 4, 3 or 2 bits");
             return Err(error.with_found(format!("{width} bits for group {g}")));
         };
         if let Some(before) = groups.last().filter(|before| before.bits < bits) {
-            return Err(invalid("widths that ascend")
+            return Err(invalid("widths are not in descending order")
                 .with_expected(format!("at most {} bits", before.bits))
                 .with_found(format!("{bits} bits for group {g}")));
         }
         if (g == 0 && first != 0) || end <= first || end > rows {
-            return Err(invalid("groups that do not divide the rows of q_weight")
+            return Err(invalid("the groups do not partition the rows of q_weight")
                 .with_expected(format!("0 = first row < next row < ... < {rows}"))
                 .with_found(format!("rows {first}..{end} for group {g}")));
         }
         let words = end - first;
         if !words.is_multiple_of(usize::from(bits)) {
-            return Err(invalid("a group that is not a multiple of 32 inputs")
+            return Err(invalid("a group's number of inputs is not a multiple of 32")
                 .with_expected(format!("a multiple of {bits} rows of q_weight"))
                 .with_found(format!("{words} rows, {} inputs, for group {g}", words * WORD_BITS / usize::from(bits))));
         }
-        groups.push(CodeGroup { bits, inputs: words / usize::from(bits) * WORD_BITS });
+        groups.push(QuantGroup { bits, inputs: words / usize::from(bits) * WORD_BITS });
     }
     let found: usize = groups.iter().map(|group| group.inputs).sum();
     if found != in_features {
         return Err(module
-            .mismatch("groups of more or fewer inputs than the module has", "q_groups")
+            .mismatch("the groups do not sum to the module's inputs", "q_groups")
             .with_expected(in_features)
             .with_found(found));
     }
@@ -285,12 +285,12 @@ fn code_groups(
 }
 
 /// `m` of each group.
-fn steps(module: &Module<'_, '_>, groups: usize) -> Result<Vec<f16>> {
-    let view = module.of_dtype(module.tensor("q_scale_max", &[groups])?, "q_scale_max", DType::F16)?;
+fn scale_units(module: &ModuleTensors<'_, '_>, groups: usize) -> Result<Vec<f16>> {
+    let view = module.check_dtype(module.tensor("q_scale_max", &[groups])?, "q_scale_max", DType::F16)?;
     let values = view.to_f32();
     if let Some(group) = values.iter().position(|value| !value.is_finite()) {
         return Err(module
-            .error(ErrorCode::QuantValueInvalid, "a scale that is not finite", "q_scale_max")
+            .error(ErrorCode::QuantValueInvalid, "a scale is not finite", "q_scale_max")
             .with_expected("a finite number")
             .with_found(format!("{} for group {group}", values[group])));
     }

@@ -1,49 +1,50 @@
-//! GPTQ: the one place that knows its packing.
+//! The GPTQ weight format.
 //!
 //! ```text
 //! qweight [in * bits / 32, out] int32    each column is one bit stream along the inputs, lowest bits first
 //! qzeros  [G, out * bits / 32]  int32    each row is one bit stream along the outputs, lowest bits first
 //! scales  [G, out]              float    G = ceil(in / group_size)
-//! g_idx   [in]                  int32    group of each input; absent or all zero: i / group_size
+//! g_idx   [in]                  int32    group of each input; if absent or all zero, i / group_size
 //!
 //!           word 0                       word 1                       word 2
-//! 4 bits    |7|6|5|4|3|2|1|0|            |15|..|8|                    ...            code numbers, high bits left
+//! 4 bits    |7|6|5|4|3|2|1|0|            |15|..|8|                    ...            index of each code, high bits left
 //! 3 bits    |10:2 low|9|..|1|0|          |21:1 low|..|11|10:1 high|   |31|..|21:2 high|
 //!
 //! W[n, i] = scales[g_idx[i], n] * (q[i, n] - zero[g_idx[i], n])
 //! ```
 //!
-//! Field i of a stream begins at bit `i * bits` whatever the width, so one formula reads all of them; only 3-bit fields 10
-//! and 21 of each 32 lie in two words.
+//! Field i of a stream begins at bit `i * bits` at every width, so one formula reads them all; only 3-bit fields 10 and 21 of
+//! each 32 span two words.
 //!
-//! Format 1 (`checkpoint_format` "gptq") stores `zero - 1`: a field of all ones means 2^bits and carries nothing into its
-//! neighbor, as it would if one were added to whole words. Format 2 ("gptq_v2") stores `zero`. Some files declare format 1 and
-//! hold the zeros of format 2; when symmetric they are told by all fields being 2^(bits-1), where format 1 has one less.
+//! Format 1 (`checkpoint_format` "gptq") stores `zero - 1`: a field of all ones means 2^bits, so the 1 is added to each field,
+//! not to whole words, where it would carry into the next field. Format 2 ("gptq_v2") stores `zero`. Some files declare format
+//! 1 but hold format 2's zeros; if symmetric, they are recognized by every field being 2^(bits-1), one more than in format 1.
 //!
-//! With act-order, stored input k of the layout is the k-th of a stable sort by group: what was scattered by `g_idx` becomes
-//! runs again, and the permutation says which input each was.
+//! With act-order, stored input k of the layout is the k-th of a stable sort by group: the inputs that `g_idx` scattered
+//! become contiguous groups, and the permutation maps them back.
 
 use std::ops::Range;
 
+use super::bit_fields::{BitField, BitStreams, WORD_BITS};
 use super::config::{GptqConfig, GptqParams, ZeroFormat};
-use super::packed::{Field, Module, Streams, WORD_BITS};
-use super::{CodeGroup, CodeLayout, QuantizedWeight};
+use super::module_tensors::ModuleTensors;
+use super::weight::{QuantGroup, QuantLayout, QuantizedWeight};
 use crate::checkpoint::Checkpoint;
 use crate::error::{ErrorCode, Result};
 use crate::tensor::TensorView;
 
-/// A weight in GPTQ's packing, borrowed from the checkpoint.
+/// A GPTQ weight, borrowed from the checkpoint.
 pub struct GptqWeight<'a> {
     in_features: usize,
     out_features: usize,
     bits: usize,
-    layout: CodeLayout,
-    /// Row of `scales` and `qzeros` of each group of the layout; differs from its index where the file has empty groups.
+    layout: QuantLayout,
+    /// The row of `scales` and `qzeros` of each group of the layout; not its index if the file has empty groups.
     stored_groups: Vec<u32>,
-    qweight: Streams<'a>,
+    qweight: BitStreams<'a>,
     qzeros: &'a [[u8; 4]],
     scales: TensorView<'a>,
-    /// Zero point less its stored field.
+    /// Zero point minus its stored field.
     zero_offset: i32,
 }
 
@@ -60,8 +61,8 @@ impl<'a> GptqWeight<'a> {
         in_features: usize,
         out_features: usize,
     ) -> Result<Self> {
-        let hint = format!("the quantization config says {params} for this module");
-        let module = Module { checkpoint, path, hint };
+        let hint = format!("the quantization config declares {params} for this module");
+        let module = ModuleTensors { checkpoint, path, hint };
         let bits = usize::from(params.bits);
         let in_words = whole_words(&module, "in_features", in_features, bits)?;
         let out_words = whole_words(&module, "out_features", out_features, bits)?;
@@ -69,23 +70,20 @@ impl<'a> GptqWeight<'a> {
         let groups = in_features.div_ceil(group_size);
 
         let words = module.words("qweight", &[in_words, out_features])?;
-        let qweight = Streams { words, columns: out_features };
+        let qweight = BitStreams { words, columns: out_features };
         let qzeros = module.words("qzeros", &[groups, out_words])?;
         let scales = open_scales(&module, &[groups, out_features], params)?;
         let (layout, stored_groups) = open_layout(&module, in_features, group_size, groups, params)?;
 
         let mut zeros = params.zeros;
-        if zeros == ZeroFormat::LessOne && params.sym && all_fields_are_the_middle(qzeros, out_words, bits) {
+        if zeros == ZeroFormat::MinusOne && params.sym && all_zeros_are_symmetric(qzeros, out_words, bits) {
             config.zeros_reported.call_once(|| {
-                tracing::warn!(
-                    module = path,
-                    "declares checkpoint_format gptq, but its zero points are those of gptq_v2"
-                );
+                tracing::warn!(module = path, "declares checkpoint_format gptq, but stores the zero points of gptq_v2");
             });
             zeros = ZeroFormat::Plain;
         }
         let zero_offset = match zeros {
-            ZeroFormat::LessOne => 1,
+            ZeroFormat::MinusOne => 1,
             ZeroFormat::Plain => 0,
         };
         Ok(Self { in_features, out_features, bits, layout, stored_groups, qweight, qzeros, scales, zero_offset })
@@ -101,7 +99,7 @@ impl QuantizedWeight for GptqWeight<'_> {
         self.out_features
     }
 
-    fn layout(&self) -> &CodeLayout {
+    fn layout(&self) -> &QuantLayout {
         &self.layout
     }
 
@@ -116,7 +114,7 @@ impl QuantizedWeight for GptqWeight<'_> {
                 Some(permutation) => permutation[stored] as usize,
                 None => stored,
             };
-            self.qweight.read(0, &Field::new(input, self.bits), outputs.clone(), codes);
+            self.qweight.read(0, &BitField::new(input, self.bits), outputs.clone(), codes);
         }
     }
 
@@ -129,7 +127,7 @@ impl QuantizedWeight for GptqWeight<'_> {
         let words = self.out_features * self.bits / WORD_BITS;
         let row = &self.qzeros[stored * words..][..words];
         for (zero, output) in zeros.iter_mut().zip(outputs) {
-            let field = Field::new(output, self.bits);
+            let field = BitField::new(output, self.bits);
             let high = if field.straddles { u32::from_le_bytes(row[field.word + 1]) } else { 0 };
             *zero = field.read(u32::from_le_bytes(row[field.word]), high) as i32 + self.zero_offset;
         }
@@ -137,8 +135,8 @@ impl QuantizedWeight for GptqWeight<'_> {
 }
 
 /// Whether every zero-point field is 2^(bits-1).
-fn all_fields_are_the_middle(qzeros: &[[u8; 4]], row_words: usize, bits: usize) -> bool {
-    // The pattern repeats after `bits` words (32 fields), or sooner; rows begin with a field.
+fn all_zeros_are_symmetric(qzeros: &[[u8; 4]], row_words: usize, bits: usize) -> bool {
+    // The pattern repeats after at most `bits` words (32 fields), and each row begins with a field.
     let mut pattern = [0u32; 8];
     for index in 0..WORD_BITS {
         let bit = index * bits + bits - 1;
@@ -150,25 +148,25 @@ fn all_fields_are_the_middle(qzeros: &[[u8; 4]], row_words: usize, bits: usize) 
 }
 
 /// Words of a bit stream over one dimension.
-fn whole_words(module: &Module<'_, '_>, dimension: &str, features: usize, bits: usize) -> Result<usize> {
+fn whole_words(module: &ModuleTensors<'_, '_>, dimension: &str, features: usize, bits: usize) -> Result<usize> {
     match features.checked_mul(bits) {
         Some(total) if total > 0 && total.is_multiple_of(WORD_BITS) => Ok(total / WORD_BITS),
         _ => {
-            let what = format!("{dimension} does not fill whole 32-bit words of {bits}-bit codes");
+            let what = format!("{bits}-bit codes of {dimension} do not fill whole 32-bit words");
             Err(module.mismatch(&what, "qweight").with_found(features))
         }
     }
 }
 
-fn open_scales<'a>(module: &Module<'a, '_>, shape: &[usize], params: GptqParams) -> Result<TensorView<'a>> {
+fn open_scales<'a>(module: &ModuleTensors<'a, '_>, shape: &[usize], params: GptqParams) -> Result<TensorView<'a>> {
     let view = module.tensor("scales", shape)?;
     if !view.dtype().is_float() {
         return Err(module
-            .error(ErrorCode::CheckpointDtypeUnsupported, "scales that are not floats", "scales")
+            .error(ErrorCode::CheckpointDtypeUnsupported, "the scales are not floats", "scales")
             .with_expected("float16, bfloat16 or float32")
             .with_found(view.dtype()));
     }
-    // Finite scales could still make infinite weights; no code is further than 2^bits from its zero point.
+    // A finite scale can still make an infinite weight; no code is more than 2^bits from its zero point.
     let furthest = f32::from(1u16 << params.bits);
     let mut row = vec![0.0f32; shape[1]];
     for group in 0..shape[0] {
@@ -176,37 +174,37 @@ fn open_scales<'a>(module: &Module<'a, '_>, shape: &[usize], params: GptqParams)
         if let Some(output) = row.iter().position(|scale| !(scale * furthest).is_finite()) {
             return Err(module
                 .error(ErrorCode::QuantValueInvalid, "a scale makes weights that are not finite", "scales")
-                .with_expected("a finite number of usual size")
+                .with_expected("a finite number of usual magnitude")
                 .with_found(format!("{} for group {group}, output {output}", row[output])));
         }
     }
     Ok(view)
 }
 
-/// The layout, and the file's group of each of its groups.
+/// The layout, and the file's group for each group of the layout.
 fn open_layout(
-    module: &Module<'_, '_>,
+    module: &ModuleTensors<'_, '_>,
     in_features: usize,
     group_size: usize,
     groups: usize,
     params: GptqParams,
-) -> Result<(CodeLayout, Vec<u32>)> {
+) -> Result<(QuantLayout, Vec<u32>)> {
     match group_index(module, in_features, groups)? {
         None if params.desc_act && groups > 1 && !module.checkpoint.contains(&module.name("g_idx")) => Err(module
-            .error(ErrorCode::CheckpointTensorMissing, "an act-order weight without its group index", "g_idx")
-            .with_hint("quantized with desc_act, which needs g_idx; quantize again")),
+            .error(ErrorCode::CheckpointTensorMissing, "an act-order weight has no group index", "g_idx")
+            .with_hint("desc_act needs g_idx; quantize the model again")),
         None => {
             let sizes = (0..groups).map(|g| group_size.min(in_features - g * group_size));
-            let groups: Vec<CodeGroup> = sizes.map(|inputs| CodeGroup { bits: params.bits, inputs }).collect();
+            let groups: Vec<QuantGroup> = sizes.map(|inputs| QuantGroup { bits: params.bits, inputs }).collect();
             let stored = (0..groups.len() as u32).collect();
-            Ok((CodeLayout { groups, permutation: None }, stored))
+            Ok((QuantLayout { groups, permutation: None }, stored))
         }
         Some(index) => Ok(layout_of(&index, groups, params.bits)),
     }
 }
 
-/// Group of each input, or `None` where it is `i / group_size`.
-fn group_index(module: &Module<'_, '_>, in_features: usize, groups: usize) -> Result<Option<Vec<u32>>> {
+/// The group of each input, or `None` for `i / group_size`.
+fn group_index(module: &ModuleTensors<'_, '_>, in_features: usize, groups: usize) -> Result<Option<Vec<u32>>> {
     if !module.checkpoint.contains(&module.name("g_idx")) {
         return Ok(None);
     }
@@ -221,8 +219,8 @@ fn group_index(module: &Module<'_, '_>, in_features: usize, groups: usize) -> Re
     Ok(index.iter().any(|&group| group != 0).then_some(index))
 }
 
-/// Inputs sorted by group, stably. Groups without inputs have no place in a layout; the second part remembers who is left.
-fn layout_of(index: &[u32], groups: usize, bits: u8) -> (CodeLayout, Vec<u32>) {
+/// The layout with inputs stably sorted by group, and the file's group for each of its groups: empty groups are dropped.
+fn layout_of(index: &[u32], groups: usize, bits: u8) -> (QuantLayout, Vec<u32>) {
     let mut sizes = vec![0usize; groups];
     for &group in index {
         sizes[group as usize] += 1;
@@ -233,6 +231,6 @@ fn layout_of(index: &[u32], groups: usize, bits: u8) -> (CodeLayout, Vec<u32>) {
         order
     });
     let filled = || sizes.iter().enumerate().filter(|&(_, &inputs)| inputs > 0);
-    let groups = filled().map(|(_, &inputs)| CodeGroup { bits, inputs }).collect();
-    (CodeLayout { groups, permutation }, filled().map(|(group, _)| group as u32).collect())
+    let groups = filled().map(|(_, &inputs)| QuantGroup { bits, inputs }).collect();
+    (QuantLayout { groups, permutation }, filled().map(|(group, _)| group as u32).collect())
 }

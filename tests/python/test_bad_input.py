@@ -265,9 +265,9 @@ def test_what_is_no_regular_file_is_no_tokenizer(kind, name, quill, tmp_path):
 @pytest.mark.parametrize(
     ("weight_map", "said"),
     [
-        ('{"model.norm.weight": "../elsewhere.safetensors"}', "leads out"),
-        ('{"model.norm.weight": "/etc/passwd"}', "leads out"),
-        ('{"a": "x.safetensors", "a": "y.safetensors"}', "stands twice"),
+        ('{"model.norm.weight": "../elsewhere.safetensors"}', "points outside"),
+        ('{"model.norm.weight": "/etc/passwd"}', "points outside"),
+        ('{"a": "x.safetensors", "a": "y.safetensors"}', "listed twice"),
         ("[" * 200 + "]" * 200, "not valid"),
         ("{}", "names no tensor"),
     ],

@@ -1,4 +1,4 @@
-"""Exceptions: every code has a class, is rendered, and travels; classes are the builtins a caller would catch."""
+"""Exceptions: every code has a class that is also a builtin, is rendered, and can be pickled."""
 
 import pickle
 import re
@@ -13,12 +13,13 @@ BUILTIN = {
     "unsupported": (NotImplementedError, ValueError),
     "memory": MemoryError,
     "cancelled": ExloraError,
+    "io": OSError,
     "internal": RuntimeError,
 }
 
 
 @pytest.mark.parametrize("entry", error_codes(), ids=lambda entry: entry["code"])
-def test_every_code_is_rendered_and_is_its_builtin(entry):
+def test_every_code_is_rendered_and_has_its_builtin_class(entry):
     error = _exlora.error(entry["code"], "something is wrong", path="a/b", expected="x", found="y")
     assert isinstance(error, ExloraError)
     kinds = BUILTIN[entry["kind"]]
@@ -31,8 +32,8 @@ def test_every_code_is_rendered_and_is_its_builtin(entry):
 
 
 @pytest.mark.parametrize("code", [entry["code"] for entry in error_codes()])
-def test_the_readme_shows_each_code_by_an_error_that_was_really_raised(code):
-    """`tools/readme_tables.py --check` holds the README to its text; here it is the right code, and one problem."""
+def test_each_documented_example_is_really_raised(code):
+    """`tools/docs_tables.py --check` compares the text; this test checks the code, and that there is one problem."""
     if code in error_examples.UNPROVOKED:
         assert code not in error_examples.PROVOKE
         return
@@ -53,13 +54,13 @@ def test_an_error_can_be_pickled():
     assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
 
 
-def test_an_adapter_that_is_not_loaded_is_a_lookup_error_too():
+def test_an_adapter_that_is_not_loaded_is_also_a_lookup_error():
     error = _exlora.error("adapter_not_found", "no such adapter")
     assert isinstance(error, errors.AdapterNotFoundError)
     assert isinstance(error, (LookupError, ValueError, FileNotFoundError))
 
 
-def test_all_problems_are_told_at_once(quill):
+def test_all_problems_are_reported_at_once(quill):
     engine = Engine(quill)
     with pytest.raises(ValueError, match="also:") as caught:
         engine.generate("x", temperature=-1.0, top_p=2.0, min_p=-0.5)

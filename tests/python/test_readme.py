@@ -1,8 +1,9 @@
-"""README.md is run as it stands: its commands, its Python, and what it says they print.
+"""README.md is executed: its commands, its Python, and the output it shows. Links and the tables of docs/ are checked.
 
-A block is run unless its info string says `no-run`. In a `console` block, lines that begin with `$ ` are run by bash at
-the root of the repository and the lines below one are what it must print; a `python` block is run as a script, and a
-`text` block right after it is what it must print. In expected output `...` stands for anything, for speeds and paths.
+A block is run unless its info string contains `no-run`. In a `console` block, lines that begin with `$ ` are run by
+bash at the root of the repository, and the lines below one are its expected output. A `python` block is run as a
+script, and a `text` block right after it is its expected output. In expected output `...` matches anything, for speeds
+and paths.
 """
 
 import os
@@ -60,24 +61,24 @@ def matches(expected, printed):
 
 
 @pytest.mark.parametrize("block", of("python"))
-def test_python_of_the_readme_prints_what_it_says(block):
+def test_python_in_the_readme_prints_what_it_shows(block):
     printed = execute([sys.executable, "-W", "error", "-c", block.text])
     assert block.output is None or matches(block.output, printed), printed
 
 
 @pytest.mark.parametrize("block", of("console"))
-def test_commands_of_the_readme_print_what_it_says(block):
+def test_commands_in_the_readme_print_what_it_shows(block):
     for command, expected in re.findall(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", block.text, re.MULTILINE):
         printed = execute(["bash", "-euo", "pipefail", "-c", command])
         assert not expected.strip() or matches(expected, printed), printed
 
 
 @pytest.mark.parametrize("block", of("rust"))
-def test_rust_of_the_readme_stands_in_the_example_that_is_compiled(block):
+def test_rust_in_the_readme_is_part_of_the_compiled_example(block):
     assert block.text.strip() in (ROOT / "examples" / "batch.rs").read_text()
 
 
-def test_the_readme_has_no_block_that_nobody_runs():
+def test_the_readme_has_no_block_of_an_unknown_language():
     known = {"python", "console", "rust", "text"}
     assert {block.language for block in blocks()} <= known
 
@@ -87,5 +88,18 @@ def test_make_targets_that_the_readme_names_exist():
     assert set(re.findall(r"\bmake ([a-z-]+)\b", README)) <= targets
 
 
+@pytest.mark.parametrize("document", ["README.md", "docs/errors.md", "docs/peft.md"])
+def test_relative_links_lead_to_files_and_headings(document):
+    text = (ROOT / document).read_text()
+    headings = {
+        re.sub("[^a-z0-9 -]", "", line.lower()).replace(" ", "-") for line in re.findall("^#+ (.*)$", text, re.M)
+    }
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("#"):
+            assert target[1:] in headings, target
+        elif not target.startswith("http"):
+            assert ((ROOT / document).parent / target).exists(), target
+
+
 def test_generated_tables_are_up_to_date():
-    assert execute([sys.executable, "tools/readme_tables.py", "--check", "README.md"]) == ""
+    assert execute([sys.executable, "tools/docs_tables.py", "--check"]) == ""

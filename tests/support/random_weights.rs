@@ -2,51 +2,15 @@
 
 use std::ops::Range;
 
-use exlora::quant::{CodeGroup, CodeLayout, QuantizedWeight};
+use exlora::quant::{QuantGroup, QuantLayout, QuantizedWeight};
 
-/// A counter-based generator (splitmix64), so that a seed means the same numbers everywhere.
-#[derive(Clone)]
-pub struct Rng(pub u64);
-
-impl Rng {
-    /// The next 64 bits.
-    pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform in `0..n`.
-    pub fn below(&mut self, n: usize) -> usize {
-        (self.bits() % n as u64) as usize
-    }
-
-    /// Roughly normal with mean 0 and deviation 1.
-    pub fn normal(&mut self) -> f32 {
-        let sum: f32 = (0..4).map(|_| (self.bits() >> 40) as f32 / (1u64 << 24) as f32 - 0.5).sum();
-        sum * 3f32.sqrt()
-    }
-
-    /// That many of them, scaled.
-    pub fn normals(&mut self, count: usize, scale: f32) -> Vec<f32> {
-        (0..count).map(|_| self.normal() * scale).collect()
-    }
-
-    /// Puts the items in a random order.
-    pub fn shuffle<T>(&mut self, items: &mut [T]) {
-        for i in (1..items.len()).rev() {
-            items.swap(i, self.below(i + 1));
-        }
-    }
-}
+use super::Rng;
 
 /// Random codes, scales and zeros.
 #[derive(Clone)]
 pub struct RandomCodes {
     out_features: usize,
-    layout: CodeLayout,
+    layout: QuantLayout,
     /// `[inputs, outputs]`
     codes: Vec<u8>,
     /// `[groups, outputs]`
@@ -59,7 +23,7 @@ impl RandomCodes {
     /// Codes in these groups, scaled so that outputs of a normal input are about normal.
     ///
     /// `half` rounds scales to f16, as GPTQ stores them; `shuffled` gives the inputs a random order.
-    pub fn new(rng: &mut Rng, out_features: usize, groups: Vec<CodeGroup>, half: bool, shuffled: bool) -> Self {
+    pub fn new(rng: &mut Rng, out_features: usize, groups: Vec<QuantGroup>, half: bool, shuffled: bool) -> Self {
         let inputs: usize = groups.iter().map(|group| group.inputs).sum();
         let mut codes = Vec::with_capacity(inputs * out_features);
         let (mut scales, mut zeros) = (Vec::new(), Vec::new());
@@ -78,7 +42,7 @@ impl RandomCodes {
             rng.shuffle(&mut order);
             order
         });
-        Self { out_features, layout: CodeLayout { groups, permutation }, codes, scales, zeros }
+        Self { out_features, layout: QuantLayout { groups, permutation }, codes, scales, zeros }
     }
 }
 
@@ -91,7 +55,7 @@ impl QuantizedWeight for RandomCodes {
         self.out_features
     }
 
-    fn layout(&self) -> &CodeLayout {
+    fn layout(&self) -> &QuantLayout {
         &self.layout
     }
 

@@ -1,0 +1,55 @@
+//! Unsigned fields of 2 to 8 bits, packed back to back into little-endian 32-bit words: what GPTQ and EXL2 share.
+
+use std::ops::Range;
+
+/// Bits of a word.
+pub(super) const WORD_BITS: usize = 32;
+
+/// The position of field `index` in a bit stream: it begins at bit `index * bits`, lowest bits first, at any width.
+pub(super) struct BitField {
+    /// The word it begins in.
+    pub(super) word: usize,
+    /// Its lowest bit in that word.
+    shift: usize,
+    mask: u32,
+    /// Whether its high bits are in the next word.
+    pub(super) straddles: bool,
+}
+
+impl BitField {
+    #[inline]
+    pub(super) fn new(index: usize, bits: usize) -> Self {
+        let (word, shift) = (index * bits / WORD_BITS, index * bits % WORD_BITS);
+        Self { word, shift, mask: (1 << bits) - 1, straddles: shift + bits > WORD_BITS }
+    }
+
+    /// The field's value; `high` is the next word if it straddles, else 0.
+    #[inline]
+    pub(super) fn read(&self, low: u32, high: u32) -> u32 {
+        // Shifting left twice keeps the shift below 32 when shift is 0.
+        (low >> self.shift | (high << (31 - self.shift)) << 1) & self.mask
+    }
+}
+
+/// Words `[rows, columns]`; each column is a bit stream.
+#[derive(Clone, Copy)]
+pub(super) struct BitStreams<'a> {
+    pub(super) words: &'a [[u8; 4]],
+    pub(super) columns: usize,
+}
+
+impl BitStreams<'_> {
+    /// Reads one field from each of a range of columns, whose streams begin at `first_row`.
+    pub(super) fn read(&self, first_row: usize, field: &BitField, columns: Range<usize>, codes: &mut [u8]) {
+        let row = |word: usize| &self.words[(first_row + word) * self.columns..][columns.clone()];
+        if field.straddles {
+            for ((code, &low), &high) in codes.iter_mut().zip(row(field.word)).zip(row(field.word + 1)) {
+                *code = field.read(u32::from_le_bytes(low), u32::from_le_bytes(high)) as u8;
+            }
+        } else {
+            for (code, &word) in codes.iter_mut().zip(row(field.word)) {
+                *code = field.read(u32::from_le_bytes(word), 0) as u8;
+            }
+        }
+    }
+}
