@@ -3,15 +3,16 @@
     python examples/asyncio_server.py            (at the root of the repository)
     curl -N localhost:8000 -d '{"prompt": "The file", "adapter": {"sqlite": 0.7}, "max_new_tokens": 24}'
 
-The body is a JSON object with the arguments of `exlora.Request`. The answer is one JSON object per line, as tokens come;
-the last one has a `finish_reason`. Errors are `{"error": code, "message": text}`. A client that disconnects ends its
-request. With FastAPI the same loop is the body of a `StreamingResponse`.
+The body is a JSON object with the arguments of `exlora.Request`. The answer is one JSON object per line, sent as tokens
+are generated; the last one has a `finish_reason`. Errors are `{"error": code, "message": text}`. A client that
+disconnects ends its request. With FastAPI, the same loop is the body of a `StreamingResponse`.
 
-`async for` waits for each chunk in a thread of the event loop's default executor; the threads that wait compute the steps
-for all requests, so the number of threads limits only how many clients are answered at the same moment.
+`async for` waits for each chunk in a thread of the event loop's default executor. A thread that waits computes steps
+for all requests, so the number of threads limits only how many clients get a chunk at the same moment.
 """
 
 import asyncio
+import contextlib
 import json
 
 from exlora import Engine, ExloraError, Request
@@ -76,7 +77,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(main())
-    except KeyboardInterrupt:
-        pass

@@ -1,4 +1,4 @@
-"""Threads and asyncio: one engine, many callers, and nobody waits for a step who need not."""
+"""Threads and asyncio: many callers share one engine, and what need not wait for a step does not."""
 
 import asyncio
 import importlib.util
@@ -99,7 +99,7 @@ def test_two_threads_share_one_stream_without_losing_a_chunk(engine):
 
 
 def test_counters_are_read_while_a_step_runs(quill, folders):
-    """One long step, of the slow reference device. Had a reader to wait for it, it would read at most twice meanwhile."""
+    """A long step on the slow reference device. If reading waited for the step, there would be one read during it."""
     engine = Engine(quill, adapters=folders, device="reference", prefill_chunk=1024)
     prompt = list(range(3, 603))
     done = threading.Event()
@@ -117,7 +117,7 @@ def test_counters_are_read_while_a_step_runs(quill, folders):
         reads += is_computing
         assert names == ["sql", "wit"]
     thread.join()
-    assert reads > 20
+    assert reads > 500
     assert engine.stats()["tokens_generated"] == 1
 
 
