@@ -34,7 +34,6 @@ from exlora.config import ExLlamaV2Config
 from exlora.engine import Engine, Stream
 from exlora.errors import (
     AdapterNotFoundError,
-    CancelledError as CancelledError,
     ExloraError,
     InternalError,
     InvalidError,
@@ -43,6 +42,9 @@ from exlora.errors import (
     OperationCancelledError,
     OutOfMemoryError,
     UnsupportedError,
+)
+from exlora.errors import (
+    CancelledError as CancelledError,
 )
 from exlora.model import ExLlamaV2
 from exlora.tokenizer import ExLlamaV2Tokenizer

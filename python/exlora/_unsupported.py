@@ -1,4 +1,4 @@
-"""Settings of exllamav2 that exlora does not have: accepted at their default, refused by name otherwise, never ignored."""
+"""exllamav2's settings that exlora does not have: accepted at their default, else refused by name, never ignored."""
 
 from __future__ import annotations
 

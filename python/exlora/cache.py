@@ -87,7 +87,7 @@ class ExLlamaV2Cache(ExLlamaV2CacheBase):
 
 
 class _Compressed(ExLlamaV2CacheBase):
-    """A compressed cache of exllamav2. Here it is not compressed: it needs more memory and has no quantization error."""
+    """A compressed cache of exllamav2. Here it is not compressed: more memory, no quantization error."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

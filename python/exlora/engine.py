@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from exlora import _exlora
 from exlora._exlora import AdapterInfo, Chunk, Completion, Request, SamplingParams, Tokenizer
-from exlora.types import Adapter, FloatArray, PerPrompt, Prompt, RequestKeywords
+from exlora.types import Adapter, Adapters, FloatArray, PerPrompt, Prompt, RequestKeywords
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -41,8 +41,8 @@ def _shows_request_keywords(function: Function) -> Function:
 class Engine:
     """A quantized base model and any number of LoRA adapters; each request names its own adapter or mixture.
 
-    All methods may be called from any thread: requests of several threads run in one batch, and adapters can be loaded and
-    unloaded meanwhile. Nothing runs in the background: a thread that waits for its result computes steps for all
+    All methods may be called from any thread: requests of several threads run in one batch, and adapters can be loaded
+    and unloaded meanwhile. Nothing runs in the background: a thread that waits for its result computes steps for all
     requests. An engine can be pickled; the copy loads the same model and adapters.
 
     model           folder with config.json and *.safetensors
@@ -100,7 +100,7 @@ class Engine:
     def generate(
         self,
         prompts: list[OnePrompt] | tuple[OnePrompt, ...],
-        adapters: Adapter | Sequence[Adapter] = None,
+        adapters: Adapters = None,
         *,
         adapter: Adapter = None,
         sampling: PerPrompt[SamplingParams | None] = None,

@@ -59,7 +59,7 @@ class ExLlamaV2(_exlora.ExLlamaV2Base):
         callback: Callback | None = None,
         callback_gen: Callable[[int, int], Iterator[Any]] | None = None,
     ) -> Iterator[Any]:
-        """As `load`, as a generator that yields what `callback_gen` yields after each module. Closing it stops loading."""
+        """As `load`, as a generator that yields what `callback_gen` yields. Closing it stops loading."""
         if lazy:
             return
         reports: queue.SimpleQueue[tuple[int, int] | BaseException | None] = queue.SimpleQueue()
@@ -164,7 +164,7 @@ class ExLlamaV2(_exlora.ExLlamaV2Base):
         Only those of the last token ([batch, 1, vocab]) if `last_id_only`; `None` if `preprocess_only`, or if
         `abort_event` is set. `loras` is one adapter, or an ordered list of adapters or (adapter, weight)
         that all rows share. Rows are sequences of their own. `input_mask` [batch, n] (boolean, or additive as
-        `tokenizer.padding_mask` returns it) marks padding on the left, whose tokens are not computed; their logits are 0.
+        `tokenizer.padding_mask` returns it) marks padding on the left; its tokens are not computed, their logits are 0.
         `position_offsets` shift all positions of a row equally, which does not change a rotary embedding: they have no
         effect. Neither does `cpu_logits`.
         """

@@ -12,6 +12,7 @@ from exlora._exlora import ExLlamaV2Lora
 
 __all__ = [
     "Adapter",
+    "Adapters",
     "FloatArray",
     "LogitBias",
     "Message",
@@ -21,6 +22,7 @@ __all__ = [
     "RequestKeywords",
     "SamplingKeywords",
     "Stop",
+    "Stops",
     "TokenIds",
 ]
 
@@ -53,8 +55,27 @@ Adapter: TypeAlias = (
     str | ExLlamaV2Lora | Mapping[str, float] | Sequence[str | ExLlamaV2Lora | tuple[str | ExLlamaV2Lora, float]] | None
 )
 
+#: The same for all prompts, or a list with one value per prompt. Written flat, so that lists in calls type-check.
+Adapters: TypeAlias = (
+    str
+    | ExLlamaV2Lora
+    | Mapping[str, float]
+    | Sequence[
+        str
+        | ExLlamaV2Lora
+        | tuple[str | ExLlamaV2Lora, float]
+        | Mapping[str, float]
+        | Sequence[str | ExLlamaV2Lora | tuple[str | ExLlamaV2Lora, float]]
+        | None
+    ]
+    | None
+)
+
 #: Token ids and strings that end a text.
 Stop: TypeAlias = int | str | Sequence[int | str] | None
+
+#: The same for all prompts, or a list with one value per prompt.
+Stops: TypeAlias = int | str | Sequence[int | str | Sequence[int | str] | None] | None
 
 #: Values added to the logits of single token ids.
 LogitBias: TypeAlias = Mapping[int, float] | None
@@ -83,7 +104,7 @@ class RequestKeywords(SamplingKeywords, total=False):
 
     max_new_tokens: PerPrompt[int]
     min_new_tokens: PerPrompt[int]
-    stop: PerPrompt[Stop]
+    stop: Stops
     stop_at_eos: PerPrompt[bool]
     logprobs: PerPrompt[int]
     return_logits: PerPrompt[bool]

@@ -1,7 +1,7 @@
-"""`ExLlamaV2Sampler`: exllamav2's sampling settings, and a sampler for those who run `forward` themselves.
+"""`ExLlamaV2Sampler`: exllamav2's sampling settings, and a sampler for logits of `forward`.
 
 The order is penalties, token bias, temperature, top-k, top-p, min-p. Frequency and presence penalties count the tokens
-of the output. Settings of exllamav2 that have no counterpart here are fine while they are off, refused when on.
+of the output. Settings of exllamav2 without a counterpart are accepted while they are off and refused when on.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class _Settings:
         return cls(**{"temperature": 1.0, "token_repetition_penalty": 1.0, "top_p": 0.0, "top_k": 1, **kwargs})
 
     def clone(self) -> _Settings:
-        """A copy; changing its bias changes nothing here."""
+        """An independent copy."""
         return copy.deepcopy(self)
 
     def greedy_clone(self) -> _Settings:
@@ -145,7 +145,7 @@ def _ids(tokenizer: ExLlamaV2Tokenizer, tokens: Iterable[int | str]) -> list[int
 
 
 class ExLlamaV2Sampler:
-    """Sampling settings, and `sample` for logits of one's own."""
+    """Sampling settings, and `sample` for given logits."""
 
     class Settings(_Settings):
         __doc__ = _Settings.__doc__

@@ -57,9 +57,10 @@ pub(super) struct Stream<'a> {
     /// Pages of one sequence in one KV group.
     pages: usize,
     batch: StepBatch,
-    tokens: Vec<u32>,
-    page_ids: Vec<u32>,
     logits: Vec<f32>,
+    /// Tokens and pages of one sequence in a step; kept, so that a step allocates nothing.
+    step_tokens: Vec<u32>,
+    step_pages: Vec<u32>,
     random: u32,
 }
 
@@ -78,9 +79,9 @@ impl<'a> Stream<'a> {
             kv_groups,
             pages,
             batch: StepBatch::default(),
-            tokens: Vec::new(),
-            page_ids: Vec::new(),
             logits: Vec::new(),
+            step_tokens: Vec::new(),
+            step_pages: Vec::new(),
             random: 1,
         })
     }
@@ -114,29 +115,28 @@ impl<'a> Stream<'a> {
         wants_logits: bool,
     ) -> Result<()> {
         let vocab = self.model.config().vocab_size;
-        let logit_width = adapters.mixtures.iter().map(|mixture| mixture.head_rows(vocab)).max().unwrap_or(vocab);
         let kv_groups = adapters.kv_groups(self.model);
-        let batch = &mut self.batch;
-        batch.begin(adapters.layers(), kv_groups, logit_width);
+        let width = adapters.mixtures.iter().map(|mixture| mixture.head_rows(vocab)).max().unwrap_or(vocab);
+        self.batch.begin(adapters.layers(), kv_groups, width);
         for sequence in sequences {
-            // Numerical Recipes' linear congruential generator: any spread of ids will do.
-            self.tokens.clear();
-            self.tokens.extend(positions.clone().map(|_| {
+            self.step_tokens.clear();
+            for _ in positions.clone() {
+                // Numerical Recipes' linear congruential generator: any spread of ids will do.
                 self.random = self.random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (self.random >> 8) % vocab as u32
-            }));
-            let first_page = sequence * self.kv_groups * self.pages;
-            self.page_ids.clear();
-            self.page_ids.extend((first_page..first_page + kv_groups * self.pages).map(|page| page as u32));
+                self.step_tokens.push((self.random >> 8) % vocab as u32);
+            }
+            let first = sequence * self.kv_groups * self.pages;
+            self.step_pages.clear();
+            self.step_pages.extend((first..first + kv_groups * self.pages).map(|page| page as u32));
             let rows = SequenceRows {
-                tokens: &self.tokens,
+                tokens: &self.step_tokens,
                 position: positions.start,
-                pages: &self.page_ids,
+                pages: &self.step_pages,
                 logits: usize::from(wants_logits),
             };
-            batch.push_sequence(rows, std::iter::repeat_n(adapters.of_sequence(sequence), positions.len()));
+            self.batch.push_sequence(rows, std::iter::repeat_n(adapters.of_sequence(sequence), positions.len()));
         }
-        batch.finish();
-        self.model.forward(batch, &[&self.kv], &mut self.logits)
+        self.batch.finish();
+        self.model.forward(&mut self.batch, &[&self.kv], &mut self.logits)
     }
 }
