@@ -1,16 +1,16 @@
 //! Adapter folders, from the files to checked deltas: what is supported, and what is refused under which code.
 
 mod config;
-mod ends;
-mod features;
+mod embedding_and_head;
 mod folder;
-mod forms;
-mod fused;
+mod fused_projections;
 mod inspect;
-mod layers;
-mod plain;
+mod layer_replication;
+mod lora_variants;
+mod peft_support;
+mod plain_lora;
 mod random_adapters;
-mod replaced;
+mod replaced_weights;
 mod tensors;
 
 use exlora::Error;

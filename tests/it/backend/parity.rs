@@ -105,7 +105,7 @@ fn random_mixture(rng: &mut Rng, slots: &[SlotId]) -> Mixture {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(support::cases(64))]
 
     #[test]
     fn every_instruction_set_agrees_with_the_oracle(seed: u64, inputs in 32usize..300, rows in 1usize..40) {
@@ -317,7 +317,7 @@ impl Attention {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(support::cases(48))]
 
     #[test]
     fn attention_agrees_with_the_oracle(seed: u64, chunk in 1usize..80, page_tokens in 1usize..40) {

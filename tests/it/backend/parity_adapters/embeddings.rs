@@ -57,7 +57,7 @@ impl Embedding {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(support::cases(64))]
 
     #[test]
     fn embeddings_agree_with_the_oracle(seed: u64, hidden in 1usize..150, rows in 1usize..24) {

@@ -61,7 +61,7 @@ impl Linears {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(support::cases(96))]
 
     #[test]
     fn linears_agree_with_the_oracle(seed: u64, inputs in 32usize..200, rows in 1usize..24) {

@@ -13,7 +13,7 @@ use support::deltas::Change;
 use support::harness::{Harness, Mixture, Tensor, bits, fast, isas, oracle, route};
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+    #![proptest_config(support::cases(32))]
 
     #[test]
     fn replaced_norms_equal_those_of_a_model_that_has_them(seed: u64, width in 1usize..200, rows in 1usize..12) {
