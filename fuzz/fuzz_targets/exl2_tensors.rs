@@ -1,8 +1,8 @@
 //! Any bytes as the tensors of an EXL2 module: refused, or every weight is finite.
 //!
-//! Byte 0 chooses flags and the number of groups, 1 the number of outputs; two bytes a group its width and number of inputs;
-//! the rest fills the tensors, over and over. Flags let in what cannot be: other widths, groups of nothing, a row too many, an
-//! order that is none.
+//! Byte 0 chooses flags and the number of groups, byte 1 the number of outputs. Two bytes per group choose its width and number
+//! of inputs. The rest fills the tensors, repeated as often as needed. Flags allow invalid values: other widths, empty groups, a
+//! row too many, an order that is no permutation.
 
 #![no_main]
 

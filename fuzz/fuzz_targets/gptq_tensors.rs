@@ -1,6 +1,7 @@
 //! Any bytes as the tensors of a GPTQ module: refused, or every weight is finite.
 //!
-//! Byte 0 chooses width, format and flags, 1 the group size, 2 and 3 the features; the rest fills the tensors, over and over.
+//! Byte 0 chooses width, format and flags, byte 1 the group size, bytes 2 and 3 the features. The rest fills the tensors, repeated as
+//! often as needed.
 
 #![no_main]
 
@@ -27,7 +28,7 @@ fuzz_target!(|bytes: &[u8]| {
     let qweight = take(ins * bits / 8 * outs);
     let qzeros = take(groups * outs * bits / 8);
     let scales = take(groups * outs * 2);
-    // One byte an input, so that a random index is often in range.
+    // One byte per input, so that a random index is often in range.
     let g_idx: Vec<u8> = take(ins).into_iter().flat_map(|group| [group, 0, 0, 0]).collect();
     let shapes = [vec![ins * bits / 32, outs], vec![groups, outs * bits / 32], vec![groups, outs], vec![ins]];
     let mut tensors = Vec::new();

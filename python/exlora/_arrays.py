@@ -1,4 +1,4 @@
-"""Arrays at the border: torch tensors for a process that has imported torch, numpy arrays otherwise.
+"""Arrays in arguments and results: torch tensors if the process has imported torch, numpy arrays otherwise.
 
 Nothing here imports torch.
 """
@@ -16,7 +16,7 @@ __all__ = ["as_numpy", "to_array", "token_row", "token_rows"]
 
 
 def to_array(array: np.ndarray[Any, Any]) -> Any:
-    """The array as the process likes it; a tensor shares its memory."""
+    """The array, as a torch tensor with the same memory if the process has imported torch."""
     from_numpy = getattr(sys.modules.get("torch"), "from_numpy", None)
     return array if from_numpy is None else from_numpy(array)
 

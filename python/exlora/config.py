@@ -6,17 +6,17 @@ from os import PathLike
 from typing import Any
 
 from exlora import _exlora
-from exlora._settings import refuse
+from exlora._unsupported import refuse
 
 __all__ = ["ExLlamaV2Config"]
 
 
 class ExLlamaV2Config:
-    """What config.json says, and how the model is to be used.
+    """The contents of config.json, and settings for using the model.
 
     Settings that choose among exllamav2's GPU code paths (`no_flash_attn`, `no_xformers`, `no_sdpa`, `no_graphs`,
-    `max_attention_size`, `max_dq_size`, `fasttensors`) are kept and have no effect. exlora's own are `device`,
-    `threads` and `kv_dtype`.
+    `max_attention_size`, `max_dq_size`, `fasttensors`) have no effect. exlora's own settings are `device`, `threads`
+    and `kv_dtype`.
     """
 
     architecture: str
@@ -56,7 +56,7 @@ class ExLlamaV2Config:
             self.prepare()
 
     def prepare(self, no_tensors: bool = False) -> None:
-        """Reads the folder `model_dir`. Tensors are looked at when the model is loaded."""
+        """Reads the folder `model_dir`. Tensors are checked when the model is loaded."""
         del no_tensors
         if self.model_dir is None:
             raise _exlora.error("model_config_invalid", "the config has no model_dir", hint="set config.model_dir")
@@ -71,15 +71,15 @@ class ExLlamaV2Config:
         return self.architecture
 
     def arch_compat_overrides(self, quiet: bool = False, warn_only: bool = False) -> None:
-        """Nothing to override: every architecture that is read here runs on every backend."""
+        """Nothing to override: every supported architecture runs on every backend."""
 
     def set_low_mem(self) -> None:
-        """Smaller chunks, as exllamav2 sets them."""
+        """Sets the smaller chunks of exllamav2's low-memory mode."""
         self.max_input_len = 1024
         self.max_attention_size = 1024**2
 
     def check(self) -> None:
-        """Refuses what would change the model's answers and is not done here."""
+        """Refuses settings that would change the results and are not supported."""
         stretched: dict[str, Any] = {
             name: None if value == 1.0 else value
             for name, value in {

@@ -8,14 +8,14 @@ import numpy as np
 
 from exlora import _exlora
 from exlora._arrays import as_numpy, to_array, token_rows
-from exlora._settings import refuse
+from exlora._unsupported import refuse
 from exlora.config import ExLlamaV2Config
 
 __all__ = ["ExLlamaV2Tokenizer"]
 
 
 class ExLlamaV2Tokenizer:
-    """tokenizer.json of a model's folder. `lazy_init` and `force_json` have no effect: there is one reader."""
+    """tokenizer.json of a model's folder. `lazy_init` and `force_json` have no effect."""
 
     def __init__(
         self, config: ExLlamaV2Config, lazy_init: bool = True, force_json: bool = False, force_spm: bool = False
@@ -46,8 +46,8 @@ class ExLlamaV2Tokenizer:
         return_offsets: bool = False,
         embeddings: Any = None,
     ) -> Any:
-        """Ids of a text, int64 [1, n], or of several, [batch, n], padded on the left; with the (negative) paddings
-        [batch] if `return_offsets`."""
+        """Ids of a text, int64 [1, n], or of several, [batch, n], padded on the left; with the negative numbers of
+        padding tokens [batch] if `return_offsets`."""
         refuse("ExLlamaV2Tokenizer.encode", embeddings=embeddings)
         texts = [text] if isinstance(text, str) else text
         rows = [self.encode_list(one, add_bos, add_eos, encode_special_tokens) for one in texts]

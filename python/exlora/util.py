@@ -1,4 +1,4 @@
-"""What exllamav2's scripts import from its package besides the main classes."""
+"""Helpers that exllamav2's scripts import from its package."""
 
 from __future__ import annotations
 

@@ -3,13 +3,16 @@
 //! With W = U S V^T, the weight without its r smallest values is `W - (U_r S_r) V_r^T`, where U_r and V_r are the last r
 //! columns. That is a low-rank delta, as cheap to apply as any adapter of rank r, but finding it takes a full decomposition.
 
+#[cfg(feature = "kasa")]
 use nalgebra::{DMatrix, SVD};
 
 use crate::adapter::delta::{LowRank, Truncation};
 use crate::error::{Error, ErrorCode, Result};
+#[cfg(feature = "kasa")]
 use crate::tensor::Tensor;
 
 /// Iterations per singular value after which a decomposition is given up; a few are usual.
+#[cfg(feature = "kasa")]
 const MAX_ITERATIONS_PER_VALUE: usize = 1000;
 
 /// The delta that removes the smallest singular values of a row-major weight: A is `V_r^T`, B is `U_r S_r`, the scale is -1.
@@ -17,6 +20,7 @@ const MAX_ITERATIONS_PER_VALUE: usize = 1000;
 ///
 /// # Errors
 /// `internal` if the decomposition does not converge.
+#[cfg(feature = "kasa")]
 pub(super) fn remove_smallest_singular_values(weight: &[f32], truncation: Truncation) -> Result<LowRank<'static>> {
     let Truncation { values: count, outputs, inputs } = truncation;
     let matrix = DMatrix::from_row_iterator(outputs, inputs, weight.iter().map(|&value| f64::from(value)));
@@ -34,7 +38,16 @@ pub(super) fn remove_smallest_singular_values(weight: &[f32], truncation: Trunca
     Ok(LowRank::new(Tensor::from_f32(&[count, inputs], &right), Tensor::from_f32(&[outputs, count], &left), -1.0))
 }
 
-#[cfg(test)]
+/// Without the feature `kasa` there is no decomposition; configs that need it are refused before.
+///
+/// # Errors
+/// `adapter_feature_unsupported`, always.
+#[cfg(not(feature = "kasa"))]
+pub(super) fn remove_smallest_singular_values(_: &[f32], _: Truncation) -> Result<LowRank<'static>> {
+    Err(Error::new(ErrorCode::AdapterFeatureUnsupported, "KaSA is left out of this build"))
+}
+
+#[cfg(all(test, feature = "kasa"))]
 mod tests {
     use super::*;
 

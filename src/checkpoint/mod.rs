@@ -81,6 +81,7 @@ impl Checkpoint {
             }
             // SAFETY: the map is read-only, so this process cannot change it. That no other process changes the file is the
             // contract stated above, which every loader that maps weights has. Its bytes are only read as numbers.
+            #[expect(unsafe_code, reason = "mapping a file is unsafe")]
             let map = unsafe { Mmap::map(&file) }.map_err(|error| unreadable(&path, &error))?;
             let json = header::json_length(&map, map.len() as u64, &path)?;
             let tensors = header::read(&map[LENGTH_BYTES..LENGTH_BYTES + json], map.len() as u64, &path)?;
@@ -227,6 +228,7 @@ impl Checkpoint {
             if let FileBytes::Mapped(map) = &file.bytes {
                 // SAFETY: pages of a read-only file map are never dirty, so dropping them loses nothing: a later read through
                 // any borrow faults the same bytes in again.
+                #[expect(unsafe_code, reason = "advice that drops pages is unsafe")]
                 let dropped = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
                 if let Err(error) = dropped {
                     tracing::debug!(path = %file.path.display(), %error, "mapped pages stay resident");

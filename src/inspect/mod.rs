@@ -14,7 +14,7 @@ pub use self::adapter::{AdapterContents, AdapterReport, RankGroup};
 use crate::adapter::folder;
 use crate::backend::KvDType;
 use crate::checkpoint::Checkpoint;
-use crate::engine::text::Tokenizer;
+use crate::engine::Tokenizer;
 use crate::error::{Error, ErrorCode, Result};
 use crate::model::{ModelSurvey, survey};
 use crate::quant::{self, QuantConfig, StoredWeight};

@@ -1,41 +1,10 @@
 //! A decoder in a backend, and the one forward pass that every family shares.
 
-use std::sync::Arc;
-
 use crate::adapter::batch::AdapterBatch;
 use crate::backend::{AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, KvId, NormId, StepRows, Write};
 use crate::error::{Error, ErrorCode, Result};
+use crate::model::batch::StepBatch;
 use crate::model::config::DecoderConfig;
-
-/// The rows of one step.
-#[derive(Clone, Debug, Default)]
-pub struct ForwardBatch {
-    /// Token of each row.
-    pub tokens: Vec<u32>,
-    /// The layer map of the rows' adapter, the base layer of each of its layers; `None` runs the base's layers in order.
-    pub layers: Option<Arc<[u32]>>,
-    /// Positions and pages of the rows, for each KV group. A cache has the base's number of layers; a longer layer map
-    /// continues in another KV group, with other pages for the same rows.
-    pub kv_groups: Vec<StepRows>,
-    /// Adapters of each row.
-    pub adapters: AdapterBatch,
-    /// Rows whose logits are wanted.
-    pub logit_rows: Vec<u32>,
-    /// Adapters of each of those.
-    pub logit_adapters: AdapterBatch,
-    /// Largest number of logits of a row.
-    pub logit_width: usize,
-}
-
-impl ForwardBatch {
-    /// Removes the rows, keeping the buffers.
-    pub fn clear(&mut self) {
-        self.tokens.clear();
-        self.layers = None;
-        self.kv_groups.iter_mut().for_each(StepRows::clear);
-        self.logit_rows.clear();
-    }
-}
 
 /// KV groups of a layer map with that many layers.
 pub(super) fn kv_groups_of(layers: usize, base_layers: usize) -> usize {
@@ -104,14 +73,14 @@ impl Decoder {
     pub(super) fn forward(
         &self,
         compute: &mut dyn Compute,
-        batch: &mut ForwardBatch,
+        batch: &mut StepBatch,
         kvs: &[KvId],
         logits: &mut [f32],
     ) -> Result<()> {
         let (b, eps, rows) = (&self.buffers, self.config.norm_eps, batch.tokens.len());
         compute.reserve_rows(rows)?;
         compute.embed(self.weights.embedding, &batch.tokens, 1.0, &batch.adapters, b.hidden)?;
-        match batch.layers.clone() {
+        match batch.layer_map.clone() {
             None => {
                 let (rows, kv) = kv_group(&batch.kv_groups, kvs, 0)?;
                 for layer in &self.weights.layers {
@@ -132,7 +101,7 @@ impl Decoder {
         &self,
         compute: &mut dyn Compute,
         layer_map: &[u32],
-        batch: &mut ForwardBatch,
+        batch: &mut StepBatch,
         kvs: &[KvId],
     ) -> Result<()> {
         let layers = &self.weights.layers;

@@ -4,6 +4,7 @@
 //! computes. Adapters are loaded while steps run and take the lock only for the moment of installing them.
 
 mod adapters;
+pub mod batch;
 pub mod config;
 mod core;
 mod decoder;
@@ -23,14 +24,14 @@ use crate::adapter::pool::{AdapterLimits, AdapterPool};
 use crate::backend::{AdapterPreparer, Backend, BackendMemory, KvDType, KvId, KvShape, MemoryUse, cpu, reference};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result};
-use crate::kv::PAGE_TOKENS;
+use crate::kv_cache::PAGE_TOKENS;
 use crate::quant::QuantConfig;
 use crate::sites::SiteTable;
+use batch::StepBatch;
 use config::DecoderConfig;
 use decoder::Decoder;
 use loader::DecoderLoader;
 
-pub use decoder::ForwardBatch;
 pub use kv_storage::KvStorage;
 pub use loader::Progress;
 pub use survey::{ModelSurvey, survey};
@@ -191,12 +192,12 @@ impl Model {
         layers.map_or(1, |layers| decoder::kv_groups_of(layers.len(), self.config.layers))
     }
 
-    /// Runs one step; `logits` becomes `[batch.logit_rows, batch.logit_width]`, where a row whose adapters give it fewer
-    /// logits than that leaves the rest undefined. There is a cache for each kv_group of the batch, or one for all.
+    /// Runs one step; `logits` becomes `[rows with logits, batch.logit_width()]`. A row whose adapters give it fewer logits
+    /// than that leaves the rest undefined. `kvs` has one cache for each KV group, or one that holds the pages of all.
     ///
     /// # Errors
     /// The device failed.
-    pub fn forward(&self, batch: &mut ForwardBatch, kvs: &[&KvStorage], logits: &mut Vec<f32>) -> Result<()> {
+    pub fn forward(&self, batch: &mut StepBatch, kvs: &[&KvStorage], logits: &mut Vec<f32>) -> Result<()> {
         let mut core = self.core.lock();
         self.reap(&mut core);
         let Core { compute, decoder } = &mut *core;

@@ -37,7 +37,7 @@ pub(super) struct RopeContext {
 }
 
 impl RopeParameters {
-    /// The rotation these parameters describe.
+    /// The rotation that these parameters describe.
     pub(super) fn build(&self, context: &RopeContext) -> Result<Rope> {
         let theta = self.rope_theta.or(context.theta).unwrap_or(10_000.0);
         if !(theta.is_finite() && theta > 1.0) {
@@ -56,7 +56,7 @@ impl RopeParameters {
             "llama3" => self.llama3(base, context),
             "yarn" => self.yarn(theta, base, context),
             other => {
-                Err(Error::new(ErrorCode::ModelFeatureUnsupported, format!("rope_type '{other}' is not known here")))
+                Err(Error::new(ErrorCode::ModelFeatureUnsupported, format!("rope_type '{other}' is not supported")))
             }
         }
     }
@@ -73,7 +73,8 @@ impl RopeParameters {
         self.original_max_position_embeddings.unwrap_or(context.max_positions as f64)
     }
 
-    /// Llama 3.1: long wavelengths are divided by the factor, short ones stay, those between are blended.
+    /// Llama 3.1: the frequencies of long wavelengths are divided by the factor, those of short ones are kept, the rest is
+    /// interpolated.
     fn llama3(&self, base: Vec<f32>, context: &RopeContext) -> Result<Rope> {
         let (Some(low), Some(high)) = (self.low_freq_factor, self.high_freq_factor) else {
             return Err(invalid("llama3 rope").with_expected("low_freq_factor and high_freq_factor"));
@@ -94,7 +95,7 @@ impl RopeParameters {
         Ok(Rope { inv_freq: base.into_iter().map(blend).collect(), factor: 1.0 })
     }
 
-    /// YaRN (arXiv 2309.00071): interpolation for slow channels, extrapolation for fast ones, a ramp between.
+    /// YaRN (arXiv 2309.00071): interpolation for slow channels, extrapolation for fast ones, a linear ramp between them.
     fn yarn(&self, theta: f64, base: Vec<f32>, context: &RopeContext) -> Result<Rope> {
         let original = self.original_positions(context);
         let factor = match self.factor {
@@ -149,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn the_plain_rotation_falls_by_powers_of_theta() {
+    fn default_frequencies_fall_by_powers_of_theta() {
         let rope = rope("{}").expect("default");
         assert_eq!(rope.inv_freq.len(), 8);
         assert_eq!(rope.inv_freq[0], 1.0);
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn llama3_leaves_fast_channels_and_divides_slow_ones() {
+    fn llama3_keeps_fast_channels_and_divides_slow_ones() {
         let json = r#"{"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4,
                        "original_max_position_embeddings": 64}"#;
         let (plain, scaled) = (rope("{}").expect("plain"), rope(json).expect("llama3"));
@@ -181,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_kind_is_refused_by_name() {
+    fn an_unknown_rope_type_is_refused_by_name() {
         let error = rope(r#"{"rope_type": "longrope", "factor": 4.0}"#).expect_err("refused");
         assert_eq!(error.code(), ErrorCode::ModelFeatureUnsupported);
         assert!(error.to_string().contains("longrope"));

@@ -1,9 +1,10 @@
-//! The engine on the bundled model: same bits in any company, pages, leases, stops, and errors that leave it serving.
+//! The engine on the bundled model: batch invariance, pages, leases, stops, threads, and errors that leave it running.
 
 use std::path::PathBuf;
 
 use exlora::{
-    AdapterRef, Completion, Engine, EngineOptions, ErrorCode, FinishReason, KvDType, Prompt, Request, Stop, StopMatch,
+    AdapterRef, Completion, Engine, EngineOptions, ErrorCode, FinishReason, KvDType, Prompt, Request, SequenceCache,
+    SequenceChunk, Stop, StopMatch,
 };
 
 const BASE: &str = "quill-4m-gptq-4bit-g128-sym";
@@ -23,7 +24,7 @@ fn engine() -> Engine {
     engine_with(EngineOptions::default())
 }
 
-/// Prompt tokens that no two seeds share.
+/// Prompt tokens that differ between seeds.
 fn prompt(seed: u32, tokens: usize) -> Prompt {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
     let ids = (0..tokens).map(|_| {
@@ -43,7 +44,7 @@ fn request(seed: u32, tokens: usize, mixture: &[(&str, f32)]) -> Request {
     request
 }
 
-fn company() -> Vec<Request> {
+fn mixed_batch() -> Vec<Request> {
     vec![
         request(1, 45, &[("jargon", 0.3), ("sqlite", 0.7)]),
         request(2, 3, &[]),
@@ -63,12 +64,12 @@ fn assert_same_bits(a: &Completion, b: &Completion, what: &str) {
 }
 
 #[test]
-fn a_row_has_the_same_bits_alone_and_in_any_company() {
+fn a_row_has_the_same_bits_alone_and_in_any_batch() {
     let engine = engine_with(EngineOptions { prefix_cache: false, ..EngineOptions::default() });
-    let together = engine.generate(&company()).expect("together");
-    let mut reversed = engine.generate(&company().into_iter().rev().collect::<Vec<_>>()).expect("reversed");
+    let together = engine.generate(&mixed_batch()).expect("together");
+    let mut reversed = engine.generate(&mixed_batch().into_iter().rev().collect::<Vec<_>>()).expect("reversed");
     reversed.reverse();
-    for (i, request) in company().iter().enumerate() {
+    for (i, request) in mixed_batch().iter().enumerate() {
         let alone = engine.generate(std::slice::from_ref(request)).expect("alone").remove(0);
         assert_same_bits(&alone, &together[i], &format!("row {i} among others"));
         assert_same_bits(&alone, &reversed[i], &format!("row {i} in reversed order"));
@@ -82,10 +83,10 @@ fn a_cached_prefix_and_a_chunked_prompt_change_no_bit() {
         let chunked =
             engine_with(EngineOptions { kv_dtype, prefix_cache: false, prefill_chunk: 7, ..EngineOptions::default() });
         let cached = engine_with(EngineOptions { kv_dtype, ..EngineOptions::default() });
-        let expected = whole.generate(&company()).expect("whole");
-        let chunks = chunked.generate(&company()).expect("chunked");
-        let first = cached.generate(&company()).expect("first");
-        let second = cached.generate(&company()).expect("second");
+        let expected = whole.generate(&mixed_batch()).expect("whole");
+        let chunks = chunked.generate(&mixed_batch()).expect("chunked");
+        let first = cached.generate(&mixed_batch()).expect("first");
+        let second = cached.generate(&mixed_batch()).expect("second");
         assert!(second.iter().map(|c| c.finish.usage.cached_tokens).sum::<usize>() > 0, "nothing was found");
         for i in 0..expected.len() {
             assert_same_bits(&expected[i], &chunks[i], &format!("{kv_dtype:?}: row {i} in chunks"));
@@ -101,7 +102,7 @@ fn a_base_row_has_the_bits_of_an_engine_without_adapters() {
     let with_adapters = engine();
     let base = request(2, 40, &[]);
     let expected = bare.generate(std::slice::from_ref(&base)).expect("bare").remove(0);
-    let mut among = company();
+    let mut among = mixed_batch();
     among.push(base);
     let found = with_adapters.generate(&among).expect("among").pop().expect("one");
     assert_same_bits(&expected, &found, "base row");
@@ -123,10 +124,10 @@ fn prefixes_are_never_shared_between_mixtures() {
 }
 
 #[test]
-fn a_cache_too_small_for_all_gives_the_same_texts_later() {
+fn a_cache_too_small_for_all_requests_gives_the_same_texts() {
     let roomy = engine();
     let tight = engine_with(EngineOptions { kv_tokens: Some(160), ..EngineOptions::default() });
-    let mut requests = company();
+    let mut requests = mixed_batch();
     for request in &mut requests {
         request.max_new_tokens = 60;
     }
@@ -150,7 +151,7 @@ fn logits_of_a_prompt_are_those_a_token_is_chosen_from() {
 }
 
 #[test]
-fn a_stop_token_is_counted_but_not_spelled_and_a_stop_string_ends_the_text_before_it() {
+fn a_stop_token_is_counted_but_is_not_text_and_a_stop_string_ends_the_text_before_it() {
     let engine = engine();
     let free = engine.generate(&[Request::new("Emma was very much").max_new_tokens(24)]).expect("free").remove(0);
     let third = free.token_ids[2];
@@ -170,7 +171,7 @@ fn a_stop_token_is_counted_but_not_spelled_and_a_stop_string_ends_the_text_befor
 }
 
 #[test]
-fn stops_wait_for_the_smallest_number_of_tokens() {
+fn stop_tokens_are_not_chosen_before_the_minimum_length() {
     let engine = engine();
     let free = engine.generate(&[Request::new("Emma was").max_new_tokens(8)]).expect("free").remove(0);
     let mut request = Request::new("Emma was").max_new_tokens(8).stop(Stop::Token(free.token_ids[0]));
@@ -195,7 +196,7 @@ fn chunks_joined_are_the_completion() {
 }
 
 #[test]
-fn a_dropped_or_cancelled_job_gives_everything_back() {
+fn a_dropped_or_cancelled_job_releases_everything() {
     let engine = engine();
     let idle = engine.stats();
     let mut running = engine.submit(request(1, 100, &[("jargon", 1.0)])).expect("running");
@@ -215,7 +216,7 @@ fn a_dropped_or_cancelled_job_gives_everything_back() {
 }
 
 #[test]
-fn a_running_request_keeps_the_generation_it_began_with() {
+fn a_running_request_keeps_the_adapter_version_it_started_with() {
     let engine = engine();
     let wanted = request(5, 20, &[("jargon", 1.0)]);
     let expected = engine.generate(std::slice::from_ref(&wanted)).expect("before").remove(0);
@@ -231,13 +232,13 @@ fn a_running_request_keeps_the_generation_it_began_with() {
     }
     assert_eq!(ids, expected.token_ids);
     assert!(loaded > 0);
-    assert_eq!(engine.stats().adapters_bytes, 0, "nothing holds an adapter any more");
+    assert_eq!(engine.stats().adapters_bytes, 0, "no request holds an adapter");
     let error = engine.submit(request(5, 20, &[("jargon", 1.0)])).err().expect("unknown now");
     assert_eq!(error.code(), ErrorCode::AdapterNotFound);
 }
 
 #[test]
-fn a_refused_request_leaves_the_engine_serving() {
+fn a_refused_request_leaves_the_engine_running() {
     let engine = engine();
     let code = |request: Request| engine.generate(&[request]).expect_err("refused").code();
     assert_eq!(code(request(1, 5, &[("nobody", 1.0)])), ErrorCode::AdapterNotFound);
@@ -258,7 +259,7 @@ fn a_refused_request_leaves_the_engine_serving() {
 }
 
 #[test]
-fn adapters_come_and_go_while_sixteen_jobs_stream() {
+fn adapters_are_loaded_and_unloaded_while_sixteen_jobs_stream() {
     let engine = engine();
     let wanted = |i: u32| request(i, 10 + i as usize, &mixture(i));
     let alone: Vec<_> = (0..16).map(|i| engine.generate(&[wanted(i)]).expect("alone").remove(0)).collect();
@@ -289,6 +290,51 @@ fn adapters_come_and_go_while_sixteen_jobs_stream() {
     let after = engine.stats();
     assert_eq!((after.adapters_bytes, after.leases, after.adapters_resident), (resident, 0, 2));
     assert_eq!(after.kv_pages_free, after.kv_pages_total);
+}
+
+#[test]
+fn a_sequence_cache_computes_the_logits_of_the_engine_bit_by_bit() {
+    let engine = engine();
+    let mixture = [(AdapterRef::Name("jargon".into()), 0.3), (AdapterRef::Name("sqlite".into()), 0.7)];
+    let (Prompt::Tokens(a), Prompt::Tokens(b)) = (prompt(1, 40), prompt(2, 33)) else { unreachable!("token ids") };
+    let expected = |tokens: &[u32]| engine.logits(&tokens.to_vec().into(), &mixture).expect("logits");
+    let chunk = |sequence, position, tokens, logits| SequenceChunk { sequence, position, tokens, logits };
+
+    let mut cache = SequenceCache::new(engine.model().clone(), 2, 64, KvDType::F16).expect("a cache");
+    assert_eq!(cache.max_tokens(), 64);
+    cache.set_tokens(0, 0, &a).expect("known");
+    let first = cache.forward(&[chunk(1, 0, &b, 2), chunk(0, 0, &a[..7], 0)], &mixture).expect("both");
+    let (whole_a, whole_b, vocab) = (expected(&a), expected(&b), first.vocab);
+    assert_eq!((first.tokens, &first.values[..]), (2, &whole_b.values[31 * vocab..]));
+    let second = cache.forward(&[chunk(0, 7, &a[7..], 33)], &mixture).expect("the rest");
+    assert_eq!(second.values, whole_a.values[7 * vocab..]);
+
+    // Back to an earlier position, with other tokens from there on.
+    let changed: Vec<u32> = a[..20].iter().chain(&b[..5]).copied().collect();
+    let third = cache.forward(&[chunk(0, 20, &changed[20..], 5)], &mixture).expect("changed");
+    assert_eq!(third.values, expected(&changed).values[20 * vocab..]);
+    let base = cache.forward(&[chunk(1, 0, &b, 1)], &[]).expect("the base");
+    assert_eq!(base.values, engine.logits(&b.clone().into(), &[]).expect("logits").values[32 * vocab..]);
+}
+
+#[test]
+fn a_sequence_cache_refuses_what_it_cannot_compute() {
+    let model = Engine::load(fixture("quill-4m"), EngineOptions::default()).expect("loads").model().clone();
+    let mut cache = SequenceCache::new(model, 2, 32, KvDType::F16).expect("a cache");
+    let chunk = |sequence, position, tokens, logits| SequenceChunk { sequence, position, tokens, logits };
+    let mut code = |chunks: &[SequenceChunk<'_>]| cache.forward(chunks, &[]).expect_err("refused").code();
+    assert_eq!(code(&[]), ErrorCode::PromptEmpty);
+    assert_eq!(code(&[chunk(0, 0, &[], 0)]), ErrorCode::PromptEmpty);
+    assert_eq!(code(&[chunk(0, 0, &[1; 33], 1)]), ErrorCode::PromptTooLong);
+    assert_eq!(code(&[chunk(0, usize::MAX, &[1], 1)]), ErrorCode::PromptTooLong);
+    assert_eq!(code(&[chunk(2, 0, &[1], 1)]), ErrorCode::RequestInvalid);
+    assert_eq!(code(&[chunk(0, 1, &[1], 1)]), ErrorCode::RequestInvalid);
+    assert_eq!(code(&[chunk(0, 0, &[1], 2)]), ErrorCode::RequestInvalid);
+    assert_eq!(code(&[chunk(0, 0, &[1], 1), chunk(0, 0, &[2], 1)]), ErrorCode::RequestInvalid);
+    assert_eq!(code(&[chunk(0, 0, &[2048], 1)]), ErrorCode::TokenOutOfRange);
+    let unset = cache.set_tokens(0, 1, &[1]).expect_err("a gap");
+    assert_eq!(unset.code(), ErrorCode::RequestInvalid);
+    cache.forward(&[chunk(0, 0, &[1], 1)], &[]).expect("still works");
 }
 
 fn mixture(i: u32) -> Vec<(&'static str, f32)> {

@@ -1,4 +1,4 @@
-//! What hostile files may cost: memory in proportion to the bytes that are really there, and never the process.
+//! Hostile files cost memory in proportion to the bytes that are really stored, and never crash the process.
 
 use std::fs::{self, OpenOptions};
 use std::path::Path;
@@ -12,12 +12,12 @@ use support::adapters::{Adapter, Folder, HIDDEN, sites};
 use support::allocator::with_peak;
 use support::{StoredTensor, file_of, safetensors};
 
-/// JSON grows when it is parsed (a list of empty lists most of all), and compiled patterns have a cap of their own.
+/// Parsed JSON is larger than its text, a list of empty lists most of all; compiled patterns have a cap of their own.
 fn justified(file_bytes: u64) -> usize {
     32 * file_bytes as usize + (2 << 20)
 }
 
-/// Bytes on disk, not those that a sparse file claims.
+/// Bytes on disk, without the holes of sparse files.
 fn stored_bytes(dir: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
     let entries = fs::read_dir(dir).expect("a folder");
@@ -54,7 +54,7 @@ fn entry(shape: &str, bytes: u64) -> String {
 }
 
 #[test]
-fn the_allocator_sees_what_a_right_adapter_takes() {
+fn the_allocator_measures_a_valid_adapter() {
     let rank = 40_000;
     let folder = Adapter::empty().set("r", json!(rank)).pair("lm_head", rank, HIDDEN, 32).write();
     let file = fs::metadata(folder.path().join("adapter_model.safetensors")).expect("there").len() as usize;
@@ -201,9 +201,10 @@ fn values(files: &AdapterFiles) -> Vec<Vec<f32>> {
     weights.names().map(|name| weights.tensor(name).expect("readable").to_f32()).collect()
 }
 
-/// The file is cut and restored all the while: each load is right, or says what it saw. A map would end the process.
+/// Another thread truncates and restores the file all the time: each load succeeds or fails with an error. A memory map would end
+/// the process.
 #[test]
-fn an_adapter_that_is_cut_while_it_is_read_is_an_error_or_right() {
+fn an_adapter_truncated_while_it_is_read_loads_or_is_an_error() {
     let (rank, stop) = (20_000, AtomicBool::new(false));
     let adapter = Adapter::empty().set("r", json!(rank)).ones(Q_A, &[rank, HIDDEN]).ones(Q_B, &[HIDDEN, rank]);
     let folder = adapter.write();

@@ -3,6 +3,7 @@
 mod adapters;
 mod architecture;
 mod backend;
+#[cfg(feature = "cli")]
 mod cli;
 mod engine;
 mod errors;

@@ -1,4 +1,4 @@
-"""Fixtures all Python tests share."""
+"""Fixtures shared by all Python tests."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 from support.collection import Collection
 from support.engines import Engines
 
-# Fixtures of the tests of damaged input.
+# Fixtures for tests with damaged input.
 pytest_plugins = ["support.corruption"]
 
 
@@ -24,11 +24,11 @@ def quill(fixtures) -> Path:
 
 @pytest.fixture(scope="session")
 def collection(tmp_path_factory) -> Collection:
-    """Adapters of every PEFT feature with their oracles, written as they are asked for."""
+    """Adapters of every PEFT feature with their oracles, written on first use."""
     return Collection(tmp_path_factory.mktemp("collection"))
 
 
 @pytest.fixture(scope="session")
 def engines(collection) -> Engines:
-    """Engines of the collection's bases, each with the adapters that tests asked for."""
+    """Engines of the collection's bases, each with the adapters that tests asked for so far."""
     return Engines(collection)

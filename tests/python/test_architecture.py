@@ -22,7 +22,7 @@ def read_modules(package: Path) -> dict[str, str]:
 def imports_of(module: str, modules: dict[str, str]) -> set[str]:
     """The modules of the package that a module imports, in functions and for type checkers too.
 
-    A name counts for the module that it is taken from, which is the package's own `__init__` unless the name is a submodule.
+    A name counts for the module that it is taken from: the package's own `__init__`, unless the name is a submodule.
     """
     is_package = any(other.startswith(f"{module}.") for other in modules)
     found = set()

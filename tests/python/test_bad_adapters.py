@@ -30,19 +30,19 @@ def weights(adapter):
 
 
 def unloadable(code, engine, folder):
-    """The error in which loading must end, whether or not the name is taken."""
+    """The error that loading must raise, whether or not the name is in use."""
     refused(code, engine.load_adapter, "new", folder)
     return refused(code, engine.load_adapter, "good", folder)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_an_adapter_with_values_that_are_no_numbers(value, adapter, serving):
+def test_an_adapter_with_values_that_are_not_finite(value, adapter, serving):
     edit_tensors(weights(adapter), lambda tensors: tensors[B].__setitem__((3, 1), value))
     error = unloadable("adapter_not_finite", serving, adapter)
     assert (error.path, error.tensor) == (str(weights(adapter)), B)
 
 
-def test_a_rank_that_the_config_contradicts(adapter, serving):
+def test_a_rank_that_contradicts_the_config(adapter, serving):
     edit_config(adapter, "adapter_config.json", r=8)
     error = unloadable("adapter_rank_mismatch", serving, adapter)
     assert error.path == str(weights(adapter))
@@ -51,20 +51,20 @@ def test_a_rank_that_the_config_contradicts(adapter, serving):
     assert "4" in error.found
 
 
-def test_an_adapter_of_another_width(adapter, serving):
+def test_an_adapter_for_a_model_of_another_width(adapter, serving):
     edit_tensors(weights(adapter), lambda tensors: tensors.update({A: np.ones((4, 48), np.float32)}))
     error = unloadable("adapter_shape_mismatch", serving, adapter)
     assert (error.path, error.tensor) == (str(weights(adapter)), A)
     assert (error.expected, error.found) == ("[4, 64]", "[4, 48]")
 
 
-def test_an_adapter_with_half_a_pair(adapter, serving):
+def test_an_adapter_that_lacks_one_factor_of_a_pair(adapter, serving):
     edit_tensors(weights(adapter), lambda tensors: tensors.pop(B))
     error = unloadable("adapter_tensor_missing", serving, adapter)
     assert error.tensor == B
 
 
-def test_an_adapter_with_a_tensor_nobody_knows(adapter, serving):
+def test_an_adapter_with_an_unknown_tensor(adapter, serving):
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_C.weight"
     edit_tensors(weights(adapter), lambda tensors: tensors.update({name: np.ones((4, 4), np.float32)}))
     assert unloadable("adapter_tensor_unexpected", serving, adapter).tensor == name
@@ -79,7 +79,7 @@ def test_an_adapter_for_a_deeper_model(adapter, serving):
     assert ".layers.31." in str(unloadable("adapter_site_not_found", serving, adapter))
 
 
-def test_all_problems_of_an_adapter_are_told_at_once(adapter, serving):
+def test_all_problems_of_an_adapter_are_reported_at_once(adapter, serving):
     edit_tensors(weights(adapter), lambda tensors: (tensors[A].fill(np.nan), tensors.pop(B)))
     with pytest.raises(ExloraError) as caught:
         serving.load_adapter("good", adapter)
@@ -87,7 +87,7 @@ def test_all_problems_of_an_adapter_are_told_at_once(adapter, serving):
     assert B in str(caught.value)
 
 
-def test_an_adapter_whose_header_announces_ten_gigabytes(adapter, serving):
+def test_an_adapter_whose_header_claims_ten_gigabytes(adapter, serving):
     weights(adapter).write_bytes(struct.pack("<Q", 10**10) + weights(adapter).read_bytes()[8:])
     error = unloadable("checkpoint_too_large", serving, adapter)
     assert error.path == str(weights(adapter))
@@ -116,7 +116,7 @@ def test_a_truncated_adapter(adapter, serving):
     ],
     ids=str,
 )
-def test_a_feature_that_the_files_do_not_bear_out_is_refused(code, change, adapter, serving):
+def test_a_feature_that_the_files_contradict_is_refused(code, change, adapter, serving):
     edit_config(adapter, "adapter_config.json", **change)
     error = unloadable(code, serving, adapter)
     assert next(iter(change)) in str(error) or error.tensor
@@ -131,13 +131,13 @@ def test_a_feature_that_the_files_do_not_bear_out_is_refused(code, change, adapt
     ],
     ids=str,
 )
-def test_a_peft_feature_that_is_not_served_is_refused_by_name(change, adapter, serving):
+def test_an_unsupported_peft_feature_is_refused_by_name(change, adapter, serving):
     edit_config(adapter, "adapter_config.json", **change)
     error = unloadable("adapter_feature_unsupported", serving, adapter)
     assert next(iter(change)) in str(error)
 
 
-def test_a_dora_norm_of_zero_is_refused_with_its_place(models, tmp_path):
+def test_a_dora_norm_of_zero_is_refused_with_its_module(models, tmp_path):
     """peft divides by it and computes NaN."""
     base = shutil.copytree(tiny.write("llama", models), tmp_path / "base")
     tensors = load_file(base / "model.safetensors")
@@ -164,13 +164,13 @@ def test_another_peft_type_is_refused_by_name(kind, adapter, serving):
 
 
 @pytest.mark.parametrize("kind", ["pissa", "pissa_niter_16", "olora", "loftq", "corda"])
-def test_an_adapter_whose_initialisation_changed_its_base_is_refused(kind, adapter, serving):
+def test_an_adapter_whose_initialization_changed_its_base_is_refused(kind, adapter, serving):
     edit_config(adapter, "adapter_config.json", init_lora_weights=kind)
     assert kind in str(unloadable("adapter_base_changed", serving, adapter))
 
 
 @pytest.mark.parametrize("change", [{"r": 0}, {"r": "8"}, {"lora_alpha": "sixteen"}, {"bias": "some"}], ids=str)
-def test_an_adapter_config_that_means_nothing(change, adapter, serving):
+def test_an_adapter_config_with_invalid_values(change, adapter, serving):
     edit_config(adapter, "adapter_config.json", **change)
     error = unloadable("adapter_config_invalid", serving, adapter)
     assert error.path == str(adapter / "adapter_config.json")
@@ -198,12 +198,12 @@ def test_a_pickled_adapter_is_never_executed(adapter, tmp_path, serving):
 
 
 def convert(error, folder):
-    """Runs the one line that a message gives as its remedy, in the adapter's folder."""
+    """Runs the one-line remedy of a message, in the adapter's folder."""
     line = re.search(r'python -c "(.*)"$', error.hint)[1]
     subprocess.run([sys.executable, "-c", line], cwd=folder, check=True, timeout=300)
 
 
-def test_a_pickled_adapter_is_served_once_it_is_converted_as_the_message_says(adapter, tmp_path, engine, serving):
+def test_a_pickled_adapter_loads_once_converted_as_the_message_says(adapter, tmp_path, engine, serving):
     torch = pytest.importorskip("torch")
     folder = shutil.copytree(adapter, tmp_path / "pickled")
     tensors = {name: torch.from_numpy(tensor) for name, tensor in load_file(weights(folder)).items()}
@@ -213,7 +213,7 @@ def test_a_pickled_adapter_is_served_once_it_is_converted_as_the_message_says(ad
     assert same_logits(engine, folder, adapter)
 
 
-def test_an_adapter_of_mlx_is_served_once_it_is_converted_as_the_message_says(adapter, tmp_path, engine, serving):
+def test_an_mlx_adapter_loads_once_converted_as_the_message_says(adapter, tmp_path, engine, serving):
     folder = tmp_path / "mlx"
     folder.mkdir()
     config = json.loads((adapter / "adapter_config.json").read_text())
@@ -232,7 +232,7 @@ def test_an_adapter_of_mlx_is_served_once_it_is_converted_as_the_message_says(ad
 
 
 def same_logits(engine, *folders):
-    """Whether the adapters are one, to the last bit."""
+    """Whether two adapters give the same bits."""
     logits = set()
     for folder in folders:
         engine.load_adapter("converted", folder)
@@ -249,7 +249,7 @@ def same_logits(engine, *folders):
         ("style.safetensors", "lora_te1_text_model_proj.lora_up.weight"),
     ],
 )
-def test_an_adapter_of_an_image_model_is_refused_by_name(file, tensor, tmp_path, serving):
+def test_an_adapter_for_an_image_model_is_refused_by_name(file, tensor, tmp_path, serving):
     save_file({tensor: np.ones((4, 4), np.float32)}, tmp_path / file)
     error = unloadable("adapter_format_unsupported", serving, tmp_path)
     assert file in str(error)
@@ -275,7 +275,7 @@ def test_a_folder_without_an_adapter(tmp_path, serving):
     ("name", "code"),
     [("adapter_config.json", "adapter_config_invalid"), ("adapter_model.safetensors", "checkpoint_unreadable")],
 )
-def test_what_is_no_regular_file_is_refused_at_once(name, code, kind, adapter, serving):
+def test_a_special_file_is_refused_at_once(name, code, kind, adapter, serving):
     no_file(kind, adapter / name)
     assert unloadable(code, serving, adapter).path == str(adapter / name)
 
@@ -289,7 +289,7 @@ def test_links_into_a_cache_are_followed(adapter, tmp_path, engine, serving):
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 64), (4, 0), (256,)], ids=str)
-def test_factors_that_were_never_gathered_are_explained(shape, adapter, serving):
+def test_empty_factors_are_explained_as_not_gathered(shape, adapter, serving):
     edit_tensors(weights(adapter), lambda tensors: tensors.update({A: np.ones(shape, np.float32)}))
     error = unloadable("adapter_shape_mismatch", serving, adapter)
     assert error.tensor == A
@@ -316,7 +316,7 @@ def test_factors_of_another_type_are_refused(dtype, adapter, serving):
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_numbers_and_patterns_beyond_all_measure(change, code, adapter, serving):
+def test_absurd_numbers_and_patterns(change, code, adapter, serving):
     edit_config(adapter, "adapter_config.json", **change)
     unloadable(code, serving, adapter)
 
@@ -333,7 +333,7 @@ def test_numbers_and_patterns_beyond_all_measure(change, code, adapter, serving)
         (b"", "EOF"),
     ],
 )
-def test_a_config_that_is_no_strict_json_is_refused_with_the_position(text, said, adapter, serving):
+def test_invalid_json_is_refused_with_the_position(text, said, adapter, serving):
     (adapter / "adapter_config.json").write_bytes(text)
     error = unloadable("adapter_config_invalid", serving, adapter)
     assert said in str(error)
@@ -367,7 +367,7 @@ def entry(begin, end, shape=(1, 2), dtype="F32"):
     ],
     ids=["empty", "no data", "4 TB", "overlap", "hole", "backwards", "overflow", "more", "dtype", "null", "cap", "lfs"],
 )
-def test_weights_that_are_damaged(content, code, adapter, serving):
+def test_damaged_weights(content, code, adapter, serving):
     weights(adapter).write_bytes(content)
     assert unloadable(code, serving, adapter).path == str(weights(adapter))
 
@@ -383,7 +383,7 @@ def test_a_sparse_file_of_four_terabytes_is_not_read(adapter, serving):
 
 
 @pytest.mark.parametrize("change", ["truncated", "overwritten", "replaced", "deleted"])
-def test_an_adapter_that_is_loaded_does_not_need_its_files(change, models, tmp_path):
+def test_a_loaded_adapter_does_not_need_its_files(change, models, tmp_path):
     base = tiny.write("llama", models)
     folder = shutil.copytree(adapters.write("plain", base), tmp_path / "adapter")
     engine = Engine(base, adapters={"a": folder})

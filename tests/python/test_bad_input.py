@@ -21,13 +21,13 @@ from support.corruption import edit_config, edit_tensors, no_file, refused
 
 @pytest.fixture
 def model(models, tmp_path):
-    """A sharded model folder of one's own to spoil."""
+    """A copy of a sharded model folder, to be corrupted."""
     return shutil.copytree(tiny.write("llama-sharded", models), tmp_path / "model")
 
 
 @pytest.fixture
 def packed(models, tmp_path):
-    """A GPTQ model folder of one's own to spoil."""
+    """A copy of a GPTQ model folder, to be corrupted."""
     gptq.quantize(tiny.write("llama", models), models / "packed", gptq.Scheme(desc_act=True))
     return shutil.copytree(models / "packed", tmp_path / "packed")
 
@@ -69,13 +69,13 @@ def test_a_missing_shard(model):
     assert refused("checkpoint_not_found", Engine, model).path == str(shard)
 
 
-def test_a_header_that_announces_ten_gigabytes(model):
+def test_a_header_that_claims_ten_gigabytes(model):
     shard = min(model.glob("*.safetensors"))
     shard.write_bytes(struct.pack("<Q", 10**10) + shard.read_bytes()[8:])
     assert refused("checkpoint_too_large", Engine, model).path == str(shard)
 
 
-def test_a_header_that_is_no_header(model):
+def test_an_invalid_header(model):
     shard = min(model.glob("*.safetensors"))
     data = bytearray(shard.read_bytes())
     data[8:40] = b"\xff" * 32
@@ -89,7 +89,7 @@ def test_weights_that_are_stored_as_integers(model):
     assert refused("checkpoint_dtype_unsupported", Engine, model).tensor == name
 
 
-def test_a_folder_that_is_not_there(tmp_path):
+def test_a_missing_folder(tmp_path):
     assert refused("checkpoint_not_found", Engine, tmp_path / "nowhere").path == str(tmp_path / "nowhere")
 
 
@@ -105,7 +105,7 @@ def test_a_folder_that_is_not_there(tmp_path):
         '{"a": NaN}',
     ],
 )
-def test_a_config_that_is_none(text, model):
+def test_a_config_that_is_not_a_json_object(text, model):
     (model / "config.json").write_text(text)
     refused("model_config_invalid", Engine, model)
 
@@ -122,7 +122,7 @@ def test_a_config_that_is_none(text, model):
     ],
     ids=str,
 )
-def test_a_config_whose_numbers_cannot_be(change, model):
+def test_a_config_with_impossible_numbers(change, model):
     edit_config(model, **change)
     with pytest.raises(ExloraError) as caught:
         Engine(model)
@@ -153,33 +153,33 @@ def test_an_unknown_option_of_a_known_architecture_is_refused_by_name(change, na
     "method",
     ["awq", "bitsandbytes", "fp8", "exl3", "hqq", "aqlm", "compressed-tensors", "gguf", "nobodys"],
 )
-def test_a_foreign_quantization_is_refused_by_name(method, packed):
+def test_an_unsupported_quantization_is_refused_by_name(method, packed):
     edit_config(packed, quantization_config={"quant_method": method, "bits": 4})
     assert method in str(refused("quant_format_unsupported", Engine, packed))
 
 
 @pytest.mark.parametrize("layout", ["marlin", "bitblas", "gptq_p", "gptq_v9"])
-def test_a_foreign_layout_of_gptq_is_refused_by_name(layout, packed):
+def test_an_unsupported_gptq_layout_is_refused_by_name(layout, packed):
     edit_config(packed, quantization_config={**gptq.Scheme().config(), "checkpoint_format": layout})
     assert layout in str(refused("quant_format_unsupported", Engine, packed))
 
 
 @pytest.mark.parametrize("bits", [0, 1, 5, 7, 16, -4, "four"])
-def test_a_width_that_gptq_does_not_have(bits, packed):
+def test_a_bit_width_that_gptq_does_not_have(bits, packed):
     edit_config(packed, quantization_config={**gptq.Scheme().config(), "bits": bits})
     with pytest.raises(ExloraError) as caught:
         Engine(packed)
     assert caught.value.code in {"quant_config_invalid", "quant_format_unsupported"}
 
 
-def test_bits_that_the_packed_shapes_contradict(packed):
+def test_bits_that_contradict_the_packed_shapes(packed):
     edit_config(packed, quantization_config={**gptq.Scheme().config(), "bits": 8})
     error = refused("quant_shape_mismatch", Engine, packed)
     assert error.tensor.startswith("model.layers.0.")
     assert error.expected != error.found
 
 
-def test_a_group_index_that_points_nowhere(packed):
+def test_a_group_index_out_of_range(packed):
     name = "model.layers.0.mlp.down_proj.g_idx"
     edit_tensors(packed / "model.safetensors", lambda tensors: tensors[name].__setitem__(5, 4000))
     error = refused("quant_value_invalid", Engine, packed)
@@ -200,7 +200,7 @@ except ExloraError as error:
 
 
 def load_within_limits(folder, kv_tokens=256):
-    """The code in which loading ends in a process that may take 256 MiB more; empty where it loads."""
+    """The error code of loading in a process that may allocate 256 MiB more; empty if it loads."""
     command = [sys.executable, "-c", MEMORY_LIMITED, str(folder), str(256 << 20), str(kv_tokens)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -219,7 +219,7 @@ def load_within_limits(folder, kv_tokens=256):
     ],
     ids=str,
 )
-def test_a_config_that_asks_for_much_costs_no_memory_that_its_weights_do_not_justify(spoil, model):
+def test_a_config_with_huge_sizes_costs_no_memory_that_its_weights_do_not_justify(spoil, model):
     edit_config(model, **spoil)
     assert load_within_limits(model) in {
         "checkpoint_shape_mismatch",
@@ -229,15 +229,15 @@ def test_a_config_that_asks_for_much_costs_no_memory_that_its_weights_do_not_jus
     }
 
 
-def test_the_limit_of_memory_is_felt(models):
-    """The tests above can fail: a right model loads within the limit, and a cache of a gigabyte does not fit it."""
+def test_the_memory_limit_is_effective(models):
+    """The tests above can fail: a valid model loads within the limit, and a cache of a gigabyte does not."""
     folder = tiny.write("llama", models)
     assert load_within_limits(folder) == ""
     assert load_within_limits(folder, kv_tokens=1 << 22) == "memory_exhausted"
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "device"])
-def test_weights_that_are_no_regular_file_are_refused_at_once(kind, model):
+def test_weights_in_a_special_file_are_refused_at_once(kind, model):
     shard = min(model.glob("*.safetensors"))
     no_file(kind, shard)
     assert refused("checkpoint_unreadable", Engine, model).path == str(shard)
@@ -248,14 +248,14 @@ def test_weights_that_are_no_regular_file_are_refused_at_once(kind, model):
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
 @pytest.mark.parametrize("kind", ["fifo", "folder", "device"])
-def test_a_config_that_is_no_regular_file_is_refused_at_once(kind, name, model):
+def test_a_config_in_a_special_file_is_refused_at_once(kind, name, model):
     no_file(kind, model / name)
     assert refused("checkpoint_unreadable", Engine, model).path == str(model / name)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
 @pytest.mark.parametrize("kind", ["fifo", "folder", "device"])
-def test_what_is_no_regular_file_is_no_tokenizer(kind, name, quill, tmp_path):
+def test_a_tokenizer_in_a_special_file_is_refused(kind, name, quill, tmp_path):
     model = shutil.copytree(quill, tmp_path / "model")
     (model / name).touch()
     no_file(kind, model / name)
@@ -277,7 +277,7 @@ def test_an_index_that_cannot_be_trusted(weight_map, said, model):
     assert said in str(refused("checkpoint_index_invalid", Engine, model))
 
 
-def test_an_index_of_tensors_that_are_not_there(model):
+def test_an_index_of_missing_tensors(model):
     index = json.loads((model / "model.safetensors.index.json").read_text())
     index["weight_map"]["model.ghost.weight"] = index["weight_map"]["model.norm.weight"]
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -291,7 +291,7 @@ def test_a_tensor_of_no_size(shape, model):
     assert refused("checkpoint_shape_mismatch", Engine, model).tensor == name
 
 
-def test_a_model_that_is_loaded_does_not_need_its_files(model):
+def test_a_loaded_model_does_not_need_its_files(model):
     engine = Engine(model)
     before = engine.logits(tiny.PROMPT)
     for shard in model.glob("*.safetensors"):
@@ -308,7 +308,7 @@ def test_a_model_that_fails_to_load_leaves_another_engine_as_it_was(model, servi
 # Requests.
 
 
-def test_an_adapter_that_is_not_loaded_is_never_the_base(serving):
+def test_an_adapter_that_is_not_loaded_never_falls_back_to_the_base(serving):
     for call in (
         lambda: serving.generate([tiny.PROMPT], adapters="nobody"),
         lambda: serving.generate([tiny.PROMPT], adapters=[{"good": 0.5, "nobody": 0.5}]),
@@ -319,7 +319,7 @@ def test_an_adapter_that_is_not_loaded_is_never_the_base(serving):
         assert "nobody" in str(refused("adapter_not_found", call))
 
 
-def test_one_refused_request_runs_none_of_its_batch(serving):
+def test_one_refused_request_refuses_its_whole_batch(serving):
     before = serving.stats()["tokens_generated"]
     refused("adapter_not_found", serving.generate, [tiny.PROMPT] * 3, adapters=[None, "good", "nobody"])
     assert serving.stats()["tokens_generated"] == before
@@ -331,7 +331,7 @@ def test_a_prompt_longer_than_the_model(serving):
     assert str(tiny.POSITIONS + 1) in error.found
 
 
-def test_a_text_that_reaches_the_end_of_the_model_ends_there(serving):
+def test_a_text_that_reaches_the_context_limit_ends_there(serving):
     """The last position may be filled, and the one token it predicts is the last there is."""
     outs = serving.generate([[1] * (tiny.POSITIONS - 1), [1] * tiny.POSITIONS], max_new_tokens=5, temperature=0.0)
     assert [(out.finish_reason, len(out.token_ids)) for out in outs] == [("length", 2), ("length", 1)]
@@ -373,7 +373,7 @@ def test_a_sampling_setting_out_of_range(setting, serving):
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])
-def test_a_weight_that_is_no_number(weight, serving):
+def test_a_weight_that_is_not_finite(weight, serving):
     refused("adapter_weight_invalid", serving.generate, [tiny.PROMPT], adapters=[{"good": weight}])
 
 
@@ -382,6 +382,6 @@ def test_lists_of_different_lengths(serving):
     refused("request_invalid", serving.generate, [tiny.PROMPT] * 2, max_new_tokens=[1, 2, 3])
 
 
-def test_an_adapter_whose_name_is_none(adapter, serving):
+def test_an_invalid_adapter_name(adapter, serving):
     refused("adapter_name_invalid", serving.load_adapter, "", adapter)
     refused("adapter_name_invalid", serving.load_adapter, "a\nb", adapter)

@@ -1,4 +1,4 @@
-"""`exlora.Engine` as users see it: what it takes, what it returns, and that Python stays in charge meanwhile."""
+"""`exlora.Engine`: its arguments, its results, threads, pickling, progress and interruption."""
 
 import inspect
 import pickle
@@ -99,13 +99,13 @@ def test_logit_bias_forbids_and_forces(engine):
     assert forced[0].token_ids == [77, 77] != forced[1].token_ids
 
 
-def test_a_seed_decides_and_seeds_differ(engine):
+def test_a_seed_determines_the_text(engine):
     settings = {"max_new_tokens": 12, "temperature": 1.0, "stop_at_eos": False}
     first, again, other = engine.generate([PROMPT] * 3, seed=[1, 1, 2], **settings)
     assert first.token_ids == again.token_ids != other.token_ids
 
 
-def test_logprobs_are_those_of_the_logits(engine):
+def test_logprobs_match_the_logits(engine):
     out = engine.generate(PROMPT, max_new_tokens=6, logprobs=3, return_logits=True)
     assert out.logprobs.shape == (6,)
     assert out.logprobs.dtype == np.float32
@@ -127,7 +127,7 @@ def test_logits_are_a_float32_row_for_each_token(engine):
     assert np.array_equal(out.logits[0], logits[-1])
 
 
-def test_the_texts_of_a_stream_add_up_to_the_completion(engine):
+def test_the_texts_of_a_stream_joined_are_the_text_of_the_completion(engine):
     settings = {"max_new_tokens": 24, "temperature": 0.9, "seed": 5, "stop": ["\n\n"]}
     out = engine.generate(PROMPT, adapters="wit", **settings)
     chunks = list(engine.stream(PROMPT, adapter="wit", **settings))
@@ -147,7 +147,7 @@ def test_stream_takes_what_generate_takes():
 
 
 @pytest.mark.parametrize("leave", ["close", "with", "forget"])
-def test_a_stream_that_is_left_ends_its_request(engine, leave):
+def test_leaving_a_stream_ends_its_request(engine, leave):
     stream = engine.stream(PROMPT, adapter="sql", max_new_tokens=900, stop_at_eos=False)
     next(stream)
     assert (engine.stats()["rows_running"], engine.stats()["leases"]) == (1, 1)
@@ -169,7 +169,7 @@ def test_stats_are_exactly_these(engine):
     assert all(isinstance(value, int) for value in engine.stats().values())
 
 
-def test_adapters_tell_what_they_are(engine):
+def test_adapters_are_described(engine):
     info = {info.name: info for info in engine.adapters()}["sql"]
     assert (info.rank, info.sites, info.leases) == (16, 28, 0)
     assert info.path.endswith("sqlite-rslora-r16")
@@ -178,7 +178,7 @@ def test_adapters_tell_what_they_are(engine):
     assert "sql" in repr(info)
 
 
-def test_the_base_has_no_name_and_an_unknown_name_is_never_the_base(engine):
+def test_an_unknown_adapter_is_an_error_and_never_the_base(engine):
     for adapter in ("nope", {"sql": 0.5, "nope": 0.5}):
         with pytest.raises(ExloraError, match="nope") as caught:
             engine.generate(PROMPT, adapter=adapter)
@@ -195,7 +195,7 @@ def test_a_wrong_type_is_a_type_error(engine, arguments):
         engine.generate(**arguments)
 
 
-def test_an_engine_is_pickled_by_what_it_was_made_of(engine):
+def test_an_engine_is_pickled_by_its_arguments(engine):
     copy = pickle.loads(pickle.dumps(engine))
     assert [info.name for info in copy.adapters()] == ["sql", "wit"]
     assert copy.generate(PROMPT, adapter="wit").text == engine.generate(PROMPT, adapter="wit").text
@@ -204,7 +204,7 @@ def test_an_engine_is_pickled_by_what_it_was_made_of(engine):
     assert tokenizer.encode(PROMPT) == engine.tokenizer.encode(PROMPT)
 
 
-def test_a_closed_engine_says_so(fixtures):
+def test_a_closed_engine_raises(fixtures):
     with Engine(fixtures / "quill-4m") as engine:
         stream = engine.stream(PROMPT, max_new_tokens=4, stop_at_eos=False)
     with pytest.raises(ExloraError, match="closed"):
@@ -213,7 +213,7 @@ def test_a_closed_engine_says_so(fixtures):
     assert "closed" in repr(engine)
 
 
-def test_the_tokenizer_goes_there_and_back(engine):
+def test_the_tokenizer_encodes_and_decodes(engine):
     tokenizer = engine.tokenizer
     text = "naïve café, 日本: SELECT <|im_end|>"
     ids = tokenizer.encode(text)
@@ -240,7 +240,7 @@ def test_threads_share_an_engine(engine):
     assert found == [[text] * 3 for text in expected]
 
 
-def test_progress_counts_up_and_its_exception_stops_the_loading(quill):
+def test_progress_is_reported_and_its_exception_stops_loading(quill):
     seen = []
     Engine(quill, progress=lambda done, total: seen.append((done, total)))
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
@@ -254,12 +254,12 @@ def test_progress_counts_up_and_its_exception_stops_the_loading(quill):
 
 
 class Alarm(Exception):
-    """What the signal handler below raises."""
+    """Raised by the signal handler below."""
 
 
 @pytest.fixture
 def alarm():
-    """A signal soon; its handler raises, as Ctrl-C's does."""
+    """Sets a timer whose signal handler raises, like Ctrl-C."""
 
     def ring(*_):
         raise Alarm
@@ -271,7 +271,7 @@ def alarm():
 
 
 @pytest.mark.parametrize("run", ["generate", "stream"])
-def test_a_signal_interrupts_and_leaves_nothing_behind(engine, alarm, run):
+def test_a_signal_interrupts_and_all_requests_are_released(engine, alarm, run):
     settings = {"max_new_tokens": 1000, "stop_at_eos": False}
     with pytest.raises(Alarm):  # noqa: PT012 - the interrupted call is a loop
         alarm()

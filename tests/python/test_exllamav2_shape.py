@@ -1,6 +1,6 @@
-"""Scripts written for exllamav2: its names, argument orders, defaults, results, and none of its faults with adapters.
+"""The exllamav2-compatible API: names, argument orders, defaults, results, and correct adapters.
 
-The independent oracle of most tests is `exlora.Engine`, whose numbers are held against transformers and peft elsewhere.
+The independent oracle of most tests is `exlora.Engine`, which other tests compare with transformers and peft.
 """
 
 import asyncio
@@ -94,7 +94,7 @@ def text_of(engine, adapter=None, tokens=16):
 
 
 def test_the_script_of_the_inference_lora_example(folder, fixtures, engine):
-    """Its steps, in its order; only the imports are ours."""
+    """Its steps, in its order; only the imports differ."""
     config = ExLlamaV2Config(str(folder))
     config.arch_compat_overrides()
     model = ExLlamaV2(config)
@@ -192,7 +192,7 @@ SIGNATURES = {
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
-def test_arguments_stand_in_exllamav2s_order_with_its_defaults(name):
+def test_arguments_have_exllamav2s_order_and_defaults(name):
     found = exlora
     for part in name.split("."):
         found = getattr(found, part)
@@ -227,14 +227,14 @@ def test_an_adapter_has_exllamav2s_attributes(model, fixtures, lora, jargon):
     assert by_files.content_hash == jargon.content_hash
 
 
-def test_a_model_without_weights_takes_no_adapter(config, fixtures):
+def test_a_model_that_is_not_loaded_takes_no_adapter(config, fixtures):
     with pytest.raises(ExloraError) as caught:
         ExLlamaV2Lora.from_directory(ExLlamaV2(config), str(fixtures / "adapters/jargon-lora-r8"))
     assert caught.value.code == "model_not_loaded"
 
 
-def test_a_cached_prefix_is_never_anothers(generator, engine, lora, jargon):
-    """exllamav2 finds pages by their tokens alone; here the prompt is long enough to fill pages."""
+def test_a_cached_prefix_is_never_shared_between_mixtures(generator, engine, lora, jargon):
+    """exllamav2 looks pages up by their tokens alone. The prompt is long enough to fill pages."""
     prompt = " ".join([PROMPT] * 16)
     for loras, adapter in (
         (None, None),
@@ -265,7 +265,7 @@ def test_jobs_of_one_batch_have_their_own_adapters(generator, tokenizer, engine,
     }
 
 
-def test_an_unloaded_adapter_stays_with_its_jobs_and_is_refused_to_new_ones(
+def test_an_unloaded_adapter_is_kept_by_its_jobs_and_refused_to_new_ones(
     generator, tokenizer, model, engine, fixtures
 ):
     lora = ExLlamaV2Lora.from_directory(model, str(fixtures / "adapters/sqlite-rslora-r16"))
@@ -295,7 +295,7 @@ def test_an_adapter_of_another_model_is_refused(config, generator, fixtures):
 
 
 @pytest.mark.parametrize("adapter", [None, "sqlite", {"sqlite": 0.25, "jargon": 0.5}], ids=str)
-def test_forward_gives_the_engines_logits_bit_by_bit(model, tokenizer, engine, lora, jargon, adapter):
+def test_forward_returns_the_engines_logits_bit_by_bit(model, tokenizer, engine, lora, jargon, adapter):
     loras = {None: None, "sqlite": lora}.get(adapter if isinstance(adapter, str) else None)
     loras = [(lora, 0.25), jargon] if isinstance(adapter, dict) else loras
     logits = to_numpy(model.forward(tokenizer.encode(PROMPT), loras=loras))
@@ -303,7 +303,7 @@ def test_forward_gives_the_engines_logits_bit_by_bit(model, tokenizer, engine, l
     assert np.array_equal(logits[0], engine.logits(PROMPT, adapter=adapter))
 
 
-def test_a_cache_goes_on_where_it_stands_and_back_where_it_is_set(model, tokenizer, lora):
+def test_a_cache_continues_from_its_length_and_can_be_set_back(model, tokenizer, lora):
     ids = to_numpy(tokenizer.encode(PROMPT))
     whole = to_numpy(model.forward(ids, loras=lora))
     cache = ExLlamaV2Cache(model, max_seq_len=64)
@@ -315,7 +315,7 @@ def test_a_cache_goes_on_where_it_stands_and_back_where_it_is_set(model, tokeniz
     assert np.array_equal(to_numpy(model.forward(ids[:, 2:], cache, last_id_only=True, loras=lora)), whole[:, -1:])
 
 
-def test_a_long_prompt_in_chunks_has_the_same_bits(folder, tokenizer):
+def test_a_long_prompt_in_chunks_is_bit_identical(folder, tokenizer):
     config = ExLlamaV2Config(str(folder))
     config.max_input_len = 16
     chunked = ExLlamaV2(config)
@@ -326,7 +326,7 @@ def test_a_long_prompt_in_chunks_has_the_same_bits(folder, tokenizer):
     assert np.array_equal(in_chunks, to_numpy(chunked.forward(ids)))
 
 
-def test_padded_rows_are_as_alone(model, tokenizer, lora):
+def test_padded_rows_are_bit_identical_to_single_rows(model, tokenizer, lora):
     texts = [PROMPT, "A cat", "SELECT a FROM b WHERE c"]
     ids, offsets = tokenizer.encode(texts, return_offsets=True)
     cache = ExLlamaV2Cache(model, batch_size=3, max_seq_len=64)
@@ -344,7 +344,7 @@ def test_padded_rows_are_as_alone(model, tokenizer, lora):
         assert np.array_equal(following[row], expected[-1:])
 
 
-def test_what_forward_cannot_do_is_refused(model, tokenizer):
+def test_forward_refuses_what_it_cannot_compute(model, tokenizer):
     ids = to_numpy(tokenizer.encode(PROMPT))
     small = ExLlamaV2Cache(model, max_seq_len=2)
     hole = np.ones(ids.shape, dtype=bool)
@@ -394,7 +394,7 @@ def test_results_have_exllamav2s_keys(generator, tokenizer):
     assert all(last[key] >= 0 for key in ("time_enqueued", "time_prefill", "time_generate", "cached_pages"))
 
 
-def test_stop_conditions_say_what_they_met(generator, engine):
+def test_results_name_the_stop_condition(generator, engine):
     free = engine.generate(PROMPT, max_new_tokens=8, stop_at_eos=False)
     settings = {"gen_settings": GREEDY, "completion_only": True, "return_last_results": True}
     token = free.token_ids[3]
@@ -411,7 +411,7 @@ def test_stop_conditions_say_what_they_met(generator, engine):
         generator.generate(PROMPT, 8, stop_conditions=[1.5])
 
 
-def test_generate_takes_lists_and_gives_lists(generator, engine):
+def test_generate_takes_and_returns_lists(generator, engine):
     prompts = [PROMPT, "A cat"]
     texts = generator.generate(prompts, 8, gen_settings=[GREEDY, GREEDY])
     outs = engine.generate(prompts, max_new_tokens=8, stop_at_eos=False)
@@ -461,7 +461,7 @@ def test_streaming_returns_what_was_asked_for(model, tokenizer, engine, lora):
         assert tuple(result["chunk_token_ids"].shape) == (1, 0)
 
 
-def test_a_base_generator_drops_the_beginning_of_what_does_not_fit(model, tokenizer, engine):
+def test_a_base_generator_truncates_a_long_prompt_on_the_left(model, tokenizer, engine):
     simple = ExLlamaV2BaseGenerator(model, ExLlamaV2Cache(model, max_seq_len=32), tokenizer)
     ids = to_numpy(tokenizer.encode(PROMPT * 10))[0, -24:].tolist()
     text = simple.generate_simple(PROMPT * 10, GREEDY, 8, stop_token=None)
@@ -487,7 +487,7 @@ def test_async_jobs_run_together(model, tokenizer, engine, lora):
     assert asyncio.run(run()) == [text_of(engine), text_of(engine, "sqlite")]
 
 
-def test_a_sampler_draws_as_its_settings_say(model, tokenizer):
+def test_a_sampler_follows_its_settings(model, tokenizer):
     ids = tokenizer.encode(PROMPT)
     logits = model.forward(ids, last_id_only=True)
     order = np.argsort(-to_numpy(logits)[0, 0])
@@ -538,7 +538,7 @@ def test_ids_are_arrays_padded_on_the_left(tokenizer):
     assert (len(pieces), pieces[2]) == (2048, "<|im_end|>")
 
 
-def test_loading_tells_how_far_it_is(config):
+def test_loading_reports_progress(config):
     seen = []
     model = ExLlamaV2(config)
     model.load(callback=lambda done, total: seen.append((done, total)))
@@ -588,7 +588,7 @@ def test_a_job_setting_without_counterpart_is_refused_by_name(generator, name):
     assert generator.generate(PROMPT, 1, gen_settings=GREEDY, **{name: [] if name != "token_healing" else False})
 
 
-def test_unknown_settings_and_compressed_caches_are_told(generator, model, caplog):
+def test_unknown_settings_and_compressed_caches_are_logged(generator, model, caplog):
     generator.generate(PROMPT, 1, no_such_setting=1)
     assert "no_such_setting" in caplog.text
     ExLlamaV2Cache_Q4(model)

@@ -1,4 +1,4 @@
-"""Adapters come and go while requests run: nothing leaks, and a running request keeps the generation it began with."""
+"""Adapters are loaded and unloaded while requests run: nothing leaks, and a running request keeps its adapter version."""
 
 import threading
 
@@ -25,7 +25,7 @@ def texts_of(engine, adapter, tokens=32):
 
 
 def in_threads(*tasks):
-    """Runs the tasks at once and raises the first error any of them met."""
+    """Runs the tasks at once and raises the first error of any."""
     errors = []
 
     def guarded(task):
@@ -44,7 +44,7 @@ def in_threads(*tasks):
         raise errors[0]
 
 
-def test_a_running_stream_keeps_the_generation_it_began_with(engine, folders):
+def test_a_running_stream_keeps_the_adapter_version_it_started_with(engine, folders):
     [expected] = [
         out.text for out in engine.generate(PROMPTS[:1], adapters="jargon", max_new_tokens=40, temperature=0.0)
     ]
@@ -62,7 +62,7 @@ def test_a_running_stream_keeps_the_generation_it_began_with(engine, folders):
         engine.generate(PROMPTS[:1], adapters="jargon")
 
 
-def test_a_retired_generation_leaves_with_its_last_request(engine, folders):
+def test_a_replaced_version_is_freed_with_its_last_request(engine, folders):
     before = engine.stats()
     stream = engine.stream(PROMPTS[0], adapter={"jargon": 0.5, "sqlite": 0.5}, max_new_tokens=16, temperature=0.0)
     next(stream)
@@ -76,7 +76,7 @@ def test_a_retired_generation_leaves_with_its_last_request(engine, folders):
     assert resident(engine) == (before["adapters_resident"], before["adapters_bytes"], 0)
 
 
-def test_an_abandoned_stream_gives_its_leases_back(engine):
+def test_an_abandoned_stream_releases_its_leases(engine):
     before = resident(engine)
     stream = engine.stream(PROMPTS[0], adapter="jargon", max_new_tokens=1000, temperature=0.0)
     next(stream)
@@ -87,7 +87,7 @@ def test_an_abandoned_stream_gives_its_leases_back(engine):
 
 
 def test_adapters_load_replace_and_unload_while_sixteen_jobs_stream(engine, folders):
-    """Sixteen streams of stable adapters, beside a thread that churns another name and one that loads broken ones."""
+    """Sixteen streams, while one thread loads and unloads another name and one loads broken adapters."""
     expected = {name: texts_of(engine, name) for name in ("jargon", "sqlite")}
     engine.load_adapter("guest", folders[0])
     engine.unload_adapter("guest")
@@ -129,7 +129,7 @@ def test_adapters_load_replace_and_unload_while_sixteen_jobs_stream(engine, fold
     assert engine.stats()["rows_running"] == engine.stats()["rows_waiting"] == 0
 
 
-def test_a_name_replaced_under_load_is_always_one_generation_or_the_other(engine, folders):
+def test_a_name_replaced_under_load_is_always_one_version_or_the_other(engine, folders):
     """A request that names `it` gets all its tokens from the adapter that had the name when it was accepted."""
     engine.load_adapter("it", folders[0])
     allowed = [set(pair) for pair in zip(texts_of(engine, "jargon"), texts_of(engine, "sqlite"), strict=True)]
@@ -154,8 +154,8 @@ def test_a_name_replaced_under_load_is_always_one_generation_or_the_other(engine
     assert {info.name for info in engine.adapters()} == {"jargon", "sqlite"}
 
 
-def test_an_adapter_occupies_what_its_own_rank_needs_whoever_is_resident(tmp_path):
-    """Ranks 1, 9 and 77 together: nothing is padded to the largest; ranks may be rounded up to sixteen."""
+def test_an_adapter_occupies_what_its_own_rank_needs(tmp_path):
+    """Ranks 1, 9 and 77 together: none is padded to the largest; ranks may be rounded up to a multiple of sixteen."""
     base = tiny.write("llama", tmp_path)
     ranks = {"rank-one": 1, "rslora": 9, "rank-wide": 77}
     widths = {  # inputs plus outputs of the seven linears of a layer

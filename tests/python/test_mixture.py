@@ -1,6 +1,7 @@
-"""Per row: a mixture is the weighted sum of its adapters' deltas, whoever else is in the batch.
+"""Per row: a mixture is the weighted sum of its adapters' deltas, independent of the rest of the batch.
 
-The oracle is transformers in float32 with `W + sum of weight * scale * B A` added by hand; 2e-4 of its largest logit.
+The oracle is transformers in float32 with `W + sum of weight * scale * B A` merged by hand; tolerance 2e-4 of its largest
+logit.
 """
 
 import numpy as np
@@ -58,11 +59,11 @@ def test_a_mixture_is_the_weighted_sum_of_deltas_on_every_packed_width(bits, mod
     [{"b": 0.7, "a": 0.3}, {"a": 0.0, "b": 1.0}, {"a": 0.0}, {"a": -0.5}, {"a": 1.5, "b": -1.0}, {"a": 3.0}, {}],
     ids=str,
 )
-def test_order_zero_and_negative_weights_mean_what_they_say(mixture, served):
+def test_order_zero_and_negative_weights_follow_the_formula(mixture, served):
     assert computes_mixture(*served, mixture)
 
 
-def test_a_weight_is_what_peft_calls_rescaling_the_adapter(models):
+def test_a_weight_equals_pefts_rescaled_adapter(models):
     base = tiny.write("llama", models)
     folder = adapters.write("rslora", base)
     model = adapters.load_peft(base, folder)

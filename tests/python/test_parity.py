@@ -14,7 +14,7 @@ from support.compare import distance, log_softmax
 
 TOLERANCE = 2e-4
 
-# Group size, symmetry, format, act-order: short last groups, one group a column, and no g_idx at all among them.
+# Group size, symmetry, format, act-order: short last groups, one group per column, and no g_idx at all.
 LAYOUTS = {
     "g32-sym-v1": {"group_size": 32},
     "g48-asym-v2": {"group_size": 48, "sym": False, "format": 2},
@@ -52,13 +52,13 @@ def computes_as(engine, oracle, adapter=None):
 
 
 @pytest.mark.parametrize("name", tiny.SPECS)
-def test_an_architecture_computes_what_transformers_computes(name, models):
+def test_an_architecture_equals_transformers(name, models):
     folder = tiny.write(name, models)
     assert computes_as(Engine(folder, kv_dtype="f32"), tiny.load(folder))
 
 
 @pytest.mark.parametrize("name", tiny.SPECS)
-def test_decoding_token_by_token_computes_what_transformers_computes_at_once(name, models):
+def test_decoding_token_by_token_equals_one_forward_pass_of_transformers(name, models):
     folder = tiny.write(name, models)
     [out] = Engine(folder, kv_dtype="f32").generate([tiny.PROMPT], max_new_tokens=24, temperature=0.0, logprobs=1)
     assert len(out.token_ids) == 24
@@ -75,21 +75,21 @@ def test_half_precision_caches_stay_within_their_rounding(name, models):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_packed_model_computes_what_its_dequantized_twin_computes(scheme, models):
+def test_a_packed_model_equals_its_dequantized_copy(scheme, models):
     packed = models / scheme
-    twin = gptq.quantize(tiny.write("llama", models), packed, SCHEMES[scheme])
-    assert computes_as(Engine(packed, kv_dtype="f32"), tiny.load(twin))
+    dequantized = gptq.quantize(tiny.write("llama", models), packed, SCHEMES[scheme])
+    assert computes_as(Engine(packed, kv_dtype="f32"), tiny.load(dequantized))
 
 
 @pytest.mark.parametrize("name", [*tiny.ARCHITECTURES, "llama-biases", "llama-tied", "qwen2-tied", "llama-bfloat16"])
-def test_every_architecture_is_served_packed(name, models):
+def test_every_architecture_runs_packed(name, models):
     packed = models / f"{name}-packed"
-    twin = gptq.quantize(tiny.write(name, models), packed, gptq.Scheme(sym=False, desc_act=True))
-    assert computes_as(Engine(packed, kv_dtype="f32"), tiny.load(twin))
+    dequantized = gptq.quantize(tiny.write(name, models), packed, gptq.Scheme(sym=False, desc_act=True))
+    assert computes_as(Engine(packed, kv_dtype="f32"), tiny.load(dequantized))
 
 
 @pytest.mark.parametrize("adapter", adapters.SPECS)
-def test_an_adapter_computes_what_peft_computes(adapter, models):
+def test_an_adapter_equals_peft(adapter, models):
     base = tiny.write("llama", models)
     folder = adapters.write(adapter, base)
     engine = Engine(base, adapters={"it": folder}, kv_dtype="f32")
@@ -97,7 +97,7 @@ def test_an_adapter_computes_what_peft_computes(adapter, models):
 
 
 @pytest.mark.parametrize("name", [*tiny.ARCHITECTURES, "llama-biases", "llama-tied", "llama-float32"])
-def test_an_adapter_on_every_architecture_computes_what_peft_computes(name, models):
+def test_an_adapter_on_every_architecture_equals_peft(name, models):
     base = tiny.write(name, models)
     folder = adapters.write("patterns", base)
     engine = Engine(base, adapters={"it": folder}, kv_dtype="f32")
@@ -105,11 +105,11 @@ def test_an_adapter_on_every_architecture_computes_what_peft_computes(name, mode
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_an_adapter_on_a_packed_base_computes_what_peft_computes_on_its_twin(bits, models):
+def test_an_adapter_on_a_packed_base_equals_peft_on_the_dequantized_copy(bits, models):
     packed = models / f"{bits}bit-with-adapter"
-    twin = gptq.quantize(
+    dequantized = gptq.quantize(
         tiny.write("llama", models), packed, gptq.Scheme(bits=bits, sym=False, desc_act=True, lm_head=True)
     )
-    folder = adapters.write("with-head", twin)
+    folder = adapters.write("with-head", dequantized)
     engine = Engine(packed, adapters={"it": folder}, kv_dtype="f32")
-    assert computes_as(engine, adapters.load_peft(twin, folder), adapter="it")
+    assert computes_as(engine, adapters.load_peft(dequantized, folder), adapter="it")

@@ -18,7 +18,7 @@ TOLERANCE = 5e-4
 NAMES = ["activated", "activated-rslora", "activated-patterns", "activated-head"]
 PLAIN = [token for token in tiny.PROMPT if token not in adapter_specs.INVOCATION]
 
-# Where the invocation begins, the last of it first in the list where it stands more than once.
+# Where the invocation begins, the last one first where it occurs more than once.
 PROMPTS = {
     "never": (PLAIN, None),
     "broken": ([*PLAIN[:9], *adapter_specs.INVOCATION[:2], *PLAIN[9:]], None),
@@ -38,7 +38,7 @@ BASES = ["llama", "qwen2"]
 @pytest.mark.parametrize("where", PROMPTS)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("base", BASES)
-def test_the_adapter_acts_where_peft_lets_it_act(base, name, where, engines, collection):
+def test_the_adapter_acts_where_it_acts_in_peft(base, name, where, engines, collection):
     engine, folder = engines.engine(base, True, name)
     tokens, _ = PROMPTS[where]
     oracle = tiny.logits(collection.by_peft(folder, base, name), tokens)
@@ -47,7 +47,7 @@ def test_the_adapter_acts_where_peft_lets_it_act(base, name, where, engines, col
 
 @pytest.mark.parametrize("where", PROMPTS)
 @pytest.mark.parametrize("base", BASES)
-def test_what_lies_before_the_invocation_is_the_base_to_the_bit(base, where, engines):
+def test_positions_before_the_invocation_are_bit_identical_to_the_base(base, where, engines):
     engine, _ = engines.engine(base, True, "activated")
     tokens, start = PROMPTS[where]
     ours, plain = engine.logits(tokens, adapter="activated"), engine.logits(tokens)
@@ -90,7 +90,7 @@ def test_an_invocation_that_is_generated_activates_nothing(engines, collection, 
     settings = {"max_new_tokens": 8, "temperature": 0.0, "logprobs": 2}
     [ours] = engine.generate([PLAIN], adapters=["invoked-by-what-it-says"], **settings)
     assert bits(ours) == bits(plain)
-    # What was generated before is part of the prompt when it is asked for again, and invokes.
+    # The same tokens as part of a new prompt do invoke it.
     again = [*PLAIN, *said]
     moved = engine.logits(again, adapter="invoked-by-what-it-says") - engine.logits(again)
     assert np.abs(moved[-1]).max() > 0.1

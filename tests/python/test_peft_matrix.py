@@ -15,29 +15,29 @@ from support.compare import bits, gap, log_softmax
 TOLERANCE = 5e-4
 STEPS = 6
 
-# Rows that stand beside the one under test: the base, and adapters of which every kind of operation is another.
-COMPANY = {
+# Rows beside the one under test: the base, and adapters that each use another kind of operation.
+BESIDE = {
     base: [None, name, "uninitialized"]
     for base, name in {"llama": "dora", "qwen2": "embedding-dora", "llama-biases": "lora-bias"}.items()
 }
 
 
-@pytest.mark.parametrize(("base", "name"), adapter_specs.CASES, ids=adapter_specs.ids(adapter_specs.CASES))
-def test_a_feature_computes_what_peft_computes(base, name, engines, collection):
+@pytest.mark.parametrize(("base", "name"), adapter_specs.grid(adapter_specs.CASES))
+def test_a_feature_equals_peft(base, name, engines, collection):
     ours = engines.logits(base, False, name)
     assert gap(ours, collection.oracle(collection.dense(base), base, name)) < TOLERANCE
 
 
-@pytest.mark.parametrize(("base", "name"), adapter_specs.CASES, ids=adapter_specs.ids(adapter_specs.CASES))
-def test_a_feature_on_a_packed_base_computes_what_peft_computes_on_its_weights(base, name, engines, collection):
+@pytest.mark.parametrize(("base", "name"), adapter_specs.grid(adapter_specs.CASES))
+def test_a_feature_on_a_packed_base_equals_peft_on_the_dequantized_weights(base, name, engines, collection):
     ours = engines.logits(base, True, name)
     assert gap(ours, collection.oracle(collection.packed(base)[1], base, name)) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["saved-head", "grown-saved", "head-copied", "both-ends-copied-dora", "dora-head"])
 @pytest.mark.parametrize("base", ["llama", "qwen2"])
-def test_a_packed_head_is_replaced_and_adapted_as_a_dense_one_is(base, name, collection):
-    """A copy of the unpacked head in the file (`base_layer.weight`) stands in the packed one's place."""
+def test_a_packed_head_is_replaced_and_adapted_like_a_dense_one(base, name, collection):
+    """A copy of the unpacked head in the file (`base_layer.weight`) takes the packed one's place."""
     packed = collection.root / f"{base}-packed-head"
     meant = gptq.quantize(collection.dense(base), packed, gptq.Scheme(sym=False, lm_head=True))
     engine = Engine(packed, adapters={"it": collection.adapter(base, name)}, kv_dtype="f32")
@@ -46,8 +46,8 @@ def test_a_packed_head_is_replaced_and_adapted_as_a_dense_one_is(base, name, col
     )
 
 
-@pytest.mark.parametrize(("base", "name"), adapter_specs.CASES, ids=adapter_specs.ids(adapter_specs.CASES))
-def test_decoding_token_by_token_computes_what_the_oracle_computes_at_once(base, name, engines, collection):
+@pytest.mark.parametrize(("base", "name"), adapter_specs.grid(adapter_specs.CASES))
+def test_decoding_token_by_token_equals_one_forward_pass_of_the_oracle(base, name, engines, collection):
     """Prefill and decode of one adapter agree with one forward over the whole text."""
     engine, folder = engines.engine(base, True, name)
     prompt = adapter_specs.prompt(name)
@@ -61,13 +61,13 @@ def test_decoding_token_by_token_computes_what_the_oracle_computes_at_once(base,
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
-@pytest.mark.parametrize(("base", "name"), adapter_specs.CASES, ids=adapter_specs.ids(adapter_specs.CASES))
-def test_a_row_among_others_has_the_bits_of_the_row_alone(base, name, packed, engines):
-    company = COMPANY.get(base, [None, None])
-    engine, _ = engines.engine(base, packed, name, *(other for other in company if other))
+@pytest.mark.parametrize(("base", "name"), adapter_specs.grid(adapter_specs.CASES))
+def test_a_row_in_a_batch_is_bit_identical_to_the_row_alone(base, name, packed, engines):
+    beside = BESIDE.get(base, [None, None])
+    engine, _ = engines.engine(base, packed, name, *(other for other in beside if other))
     settings = {"max_new_tokens": STEPS, "temperature": 0.0, "logprobs": 3}
-    rows = [*company, name, None, name]
-    prompts = [adapter_specs.PROMPT[: 30 - 3 * place] for place in range(len(company))]
+    rows = [*beside, name, None, name]
+    prompts = [adapter_specs.PROMPT[: 30 - 3 * place] for place in range(len(beside))]
     prompts += [adapter_specs.prompt(name), adapter_specs.PROMPT[5:], adapter_specs.prompt(name)[:17]]
     together = engine.generate(prompts, adapters=rows, **settings)
     for prompt, row, out in zip(prompts, rows, together, strict=True):
@@ -76,8 +76,8 @@ def test_a_row_among_others_has_the_bits_of_the_row_alone(base, name, packed, en
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
-@pytest.mark.parametrize("base", ["llama-biases", "qwen2"])
-def test_every_pair_of_features_that_peft_builds_computes_what_peft_computes(base, packed, engines, collection):
+@pytest.mark.parametrize("base", ["llama-biases", pytest.param("qwen2", marks=pytest.mark.slow)])
+def test_every_pair_of_features_equals_peft(base, packed, engines, collection):
     names = collection.pairs(base)
     assert len(names) >= 40
     _, folder = engines.engine(base, packed)
@@ -87,7 +87,7 @@ def test_every_pair_of_features_that_peft_builds_computes_what_peft_computes(bas
 
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 @pytest.mark.parametrize("base", ["llama", "qwen2"])
-def test_rows_of_all_features_at_once_have_the_bits_of_each_alone(base, packed, engines):
+def test_rows_of_all_features_in_one_batch_are_bit_identical_to_each_alone(base, packed, engines):
     names = [name for at, name in adapter_specs.CASES if at == base]
     engine, _ = engines.engine(base, packed, *names)
     settings = {"max_new_tokens": 3, "temperature": 0.0, "logprobs": 2}

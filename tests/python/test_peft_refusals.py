@@ -1,4 +1,4 @@
-"""What PEFT writes and this engine does not compute is refused by name, with its code, before anything changes."""
+"""Adapters that this engine does not support are refused by name, with a stable code, before anything changes."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from support.collection import base_model
 from support.compare import gap
 from transformers import LlamaForSequenceClassification
 
-# Real files of other methods than LoRA.
+# Real files of methods other than LoRA.
 OTHER_TYPES = {
     "ADALORA": lambda: peft.AdaLoraConfig(init_r=6, target_r=4, total_step=10, target_modules=["q_proj", "v_proj"]),
     "IA3": lambda: peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
@@ -24,7 +24,7 @@ OTHER_TYPES = {
     "PROMPT_TUNING": lambda: peft.PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
 }
 
-# Fields of a LoRA config over whose files it stands by its word: what would have to be computed is not there.
+# Fields of a LoRA config that are refused whatever the files hold.
 FEATURES = [
     {"arrow_config": {"top_k": 2}},
     {"target_parameters": ["mlp.experts.gate_up_proj"]},
@@ -34,7 +34,7 @@ FEATURES = [
     {"use_tomorrows_variant": True},
 ]
 
-# Initializations that took something off the base, which the files do not bring, and the way out: all but one convert.
+# Initializations that subtract something from the base which the files do not contain. All but one can be converted.
 _CONVERT = "path_initial_model_for_weight_conversion"
 CHANGED_BASES = dict.fromkeys(["pissa", "pissa_niter_16", "olora", "corda", "lora_ga"], _CONVERT) | {"loftq": "merge"}
 
@@ -51,7 +51,7 @@ def adapter(collection, tmp_path):
 
 
 def refused(engine, folder):
-    """The error that loading must end in; nothing stays behind."""
+    """The error that loading must raise; nothing stays loaded."""
     before = [(info.name, info.generation) for info in engine.adapters()], engine.stats()["adapters_bytes"]
     with pytest.raises(ExloraError) as caught:
         engine.load_adapter("it", folder)
@@ -76,7 +76,7 @@ def test_a_file_of_another_method_is_refused_by_its_type(kind, engine, collectio
 
 
 @pytest.mark.parametrize("change", FEATURES, ids=str)
-def test_a_feature_that_is_not_served_is_refused_by_its_field(change, engine, adapter):
+def test_an_unsupported_feature_is_refused_by_its_field(change, engine, adapter):
     edit(adapter, **change)
     error = refused(engine, adapter)
     assert error.code == "adapter_feature_unsupported"
@@ -95,7 +95,7 @@ def test_a_classifier_is_refused_by_its_task(engine, collection, tmp_path):
 
 
 @pytest.mark.parametrize("kind", CHANGED_BASES)
-def test_an_initialisation_that_changed_the_base_is_refused_by_its_name(kind, engine, adapter):
+def test_an_initialization_that_changed_the_base_is_refused_by_name(kind, engine, adapter):
     edit(adapter, init_lora_weights=kind)
     error = refused(engine, adapter)
     assert error.code == "adapter_base_changed"
@@ -105,7 +105,7 @@ def test_an_initialisation_that_changed_the_base_is_refused_by_its_name(kind, en
 
 @pytest.mark.parametrize("kind", ["pissa", "olora"])
 @pytest.mark.parametrize("rslora", [False, True])
-def test_such_an_adapter_saved_as_a_delta_to_the_original_base_computes_what_it_computed(
+def test_such_an_adapter_converted_to_the_original_base_equals_the_trained_model(
     kind, rslora, engine, collection, tmp_path
 ):
     """Converted by peft it is plain LoRA of twice the rank; unconverted it is refused. Oracle: the model as trained."""

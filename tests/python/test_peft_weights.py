@@ -15,7 +15,7 @@ TOLERANCE = 5e-4
 SCALABLE = [(spec.bases[0], name) for name, spec in adapter_specs.SPECS.items() if spec.scalable]
 REPLACING = [(spec.bases[0], name) for name, spec in adapter_specs.SPECS.items() if not spec.scalable]
 
-# Adapters that replace the same thing.
+# Adapters that replace the same part of the model.
 CLASHES = [
     ("saved-head", "saved-both"),
     ("saved-embedding", "saved-both"),
@@ -26,9 +26,9 @@ CLASHES = [
 ]
 
 
-@pytest.mark.parametrize(("base", "name"), SCALABLE, ids=adapter_specs.ids(SCALABLE))
+@pytest.mark.parametrize(("base", "name"), adapter_specs.grid(SCALABLE))
 def test_a_weight_scales_the_delta_and_nothing_else(base, name, engines, collection):
-    """0 does not give the base back where a magnitude or a truncated weight remains."""
+    """Weight 0 is not the base where a magnitude or a truncated weight remains."""
     adapter = collection.read(base, name)
     for weight in (0.5, -0.3, 0.0, 2.0):
         model = collection.by_hand(collection.dense(base), [(adapter, weight)])
@@ -37,7 +37,7 @@ def test_a_weight_scales_the_delta_and_nothing_else(base, name, engines, collect
 
 
 @pytest.mark.parametrize(("base", "name"), REPLACING, ids=adapter_specs.ids(REPLACING))
-def test_a_weight_on_what_replaces_the_base_is_refused_and_one_is_not(base, name, engines, collection):
+def test_an_adapter_that_replaces_parts_of_the_base_takes_only_weight_one(base, name, engines, collection):
     for weight in (0.5, 0.0, -1.0):
         with pytest.raises(ExloraError) as caught:
             engines.logits(base, False, name, weight)
@@ -48,7 +48,7 @@ def test_a_weight_on_what_replaces_the_base_is_refused_and_one_is_not(base, name
 
 @pytest.mark.parametrize("mixture", adapter_specs.MIXTURES, ids="+".join)
 @pytest.mark.parametrize(("base", "packed"), [("llama-biases", False), ("qwen2", True)], ids=["dense", "packed"])
-def test_a_mixture_computes_what_peft_computes_for_the_list_of_its_adapters(base, packed, mixture, engines, collection):
+def test_a_mixture_equals_peft_with_the_list_of_its_adapters(base, packed, mixture, engines, collection):
     engine, folder = engines.engine(base, packed, *mixture)
     ours = engine.logits(adapter_specs.PROMPT, adapter=dict.fromkeys(mixture, 1.0))
     assert gap(ours, tiny.logits(collection.list_by_peft(folder, base, mixture), adapter_specs.PROMPT)) < TOLERANCE
@@ -73,7 +73,7 @@ def test_a_mixture_computes_what_peft_computes_for_the_list_of_its_adapters(base
     ids=str,
 )
 @pytest.mark.parametrize("base", ["llama", "qwen2"])
-def test_a_mixture_with_weights_is_its_adapters_folded_one_after_the_other(base, mixture, engines, collection):
+def test_a_weighted_mixture_equals_its_adapters_merged_in_order(base, mixture, engines, collection):
     engine, folder = engines.engine(base, False, *mixture)
     ours = engine.logits(adapter_specs.PROMPT, adapter=mixture)
     adapters = [(collection.read(base, name), weight) for name, weight in mixture.items()]
@@ -81,7 +81,7 @@ def test_a_mixture_with_weights_is_its_adapters_folded_one_after_the_other(base,
 
 
 @pytest.mark.parametrize("pair", CLASHES, ids="+".join)
-def test_adapters_that_replace_the_same_thing_are_refused_together_and_served_apart(pair, engines, collection):
+def test_adapters_that_replace_the_same_part_are_refused_in_one_mixture_and_work_apart(pair, engines, collection):
     base = "qwen2"
     engine, folder = engines.engine(base, False, *pair)
     for mixture in (pair, pair[::-1]):
@@ -93,7 +93,7 @@ def test_adapters_that_replace_the_same_thing_are_refused_together_and_served_ap
         assert gap(ours, collection.oracle(folder, base, name)) < TOLERANCE
 
 
-def test_rows_that_replace_the_same_thing_differently_share_a_batch(engines):
+def test_rows_that_replace_the_same_part_differently_share_a_batch(engines):
     base, names = "qwen2", ["saved-head", "saved-both", None, "grown-saved", "tokens"]
     engine, _ = engines.engine(base, True, *(name for name in names if name))
     settings = {"max_new_tokens": 4, "temperature": 0.0, "logprobs": 2}

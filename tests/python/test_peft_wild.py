@@ -1,4 +1,4 @@
-"""Adapters as they are found: configs of other tools and times, odd choices of modules, and company that misbehaves.
+"""Adapters as found in practice: configs of other tools and versions, unusual modules, misbehaving rows in a batch.
 
 The oracle is peft in float32 on the adapter's own files, absolute 5e-4; where bits are promised, the row alone.
 """
@@ -62,7 +62,7 @@ def write(spec, name, base, collection, parent):
 
 @pytest.mark.parametrize("base", ["llama-biases", "qwen2"])
 @pytest.mark.parametrize("name", WILD)
-def test_an_adapter_of_another_tool_or_time_computes_what_peft_computes(name, base, engines, collection, tmp_path):
+def test_an_adapter_of_another_tool_or_version_equals_peft(name, base, engines, collection, tmp_path):
     engine, dense = engines.engine(base, False)
     folder = write(WILD[name], name, base, collection, tmp_path)
     engine.load_adapter(f"wild-{name}", folder)
@@ -71,8 +71,8 @@ def test_an_adapter_of_another_tool_or_time_computes_what_peft_computes(name, ba
     engine.unload_adapter(f"wild-{name}")
 
 
-def test_a_link_to_nothing_is_told_as_one(collection, tmp_path):
-    """A folder of a download cache, copied without what its links point to."""
+def test_a_dangling_link_is_reported_as_one(collection, tmp_path):
+    """A folder of a download cache, copied without the targets of its links."""
     engine = Engine(collection.dense("llama"))
     for name, code in (
         ("adapter_config.json", "adapter_config_not_found"),
@@ -87,7 +87,7 @@ def test_a_link_to_nothing_is_told_as_one(collection, tmp_path):
 
 
 @pytest.mark.parametrize("base", ["llama", "qwen2-tied"])
-def test_a_row_of_a_wider_vocabulary_speaks_new_tokens_beside_rows_of_the_base(base, collection, tmp_path):
+def test_a_row_with_a_larger_vocabulary_generates_new_tokens_beside_base_rows(base, collection, tmp_path):
     folder = write(_GROWN, "grown", base, collection, tmp_path)
     engine = Engine(collection.dense(base), adapters={"grown": folder}, kv_dtype="f32")
     prompts, rows = [[*adapter_specs.PROMPT, 98, 97], adapter_specs.PROMPT], ["grown", None]
@@ -102,7 +102,7 @@ def test_a_row_of_a_wider_vocabulary_speaks_new_tokens_beside_rows_of_the_base(b
 
 
 def test_an_adapter_that_overflows_fails_alone(collection, tmp_path):
-    """Finite in the file, infinite in the product, as in peft: its row ends, those beside it keep their tokens."""
+    """Finite in the file, infinite in the product, as in peft: its row fails, the other rows keep their tokens."""
     huge = shutil.copytree(collection.adapter("llama", "uninitialized"), tmp_path / "huge")
     tensors = load_file(huge / "adapter_model.safetensors")
     save_file({key: 1e30 * value for key, value in tensors.items()}, huge / "adapter_model.safetensors")
@@ -119,8 +119,8 @@ def test_an_adapter_that_overflows_fails_alone(collection, tmp_path):
     assert engine.stats()["leases"] == 0
 
 
-def test_rows_of_every_kind_survive_a_cache_too_small_for_all_of_them(collection):
-    """Rows that give up their pages and come back say what they would have said alone."""
+def test_rows_of_every_kind_complete_in_a_cache_too_small_for_all_of_them(collection):
+    """Rows that are preempted and resumed generate what they generate alone."""
     names = ["activated", "replicated", "dora", "tokens", "saved-head", "embedding-dora"]
     adapters = {name: collection.adapter("llama", name) for name in names}
     rows = [*names, None, {"activated": 0.5, "dora": -0.5}]

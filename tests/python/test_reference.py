@@ -53,7 +53,7 @@ def mixture(item):
     return item["adapter"] and {item["adapter"]: item["lora_scaling"]}
 
 
-def test_logits_at_the_end_of_the_prompt_are_the_stored_ones(case, reference, stored_logits):
+def test_logits_at_the_end_of_the_prompt_equal_the_stored_ones(case, reference, stored_logits):
     engine, tolerance, items = case
     worst = {}
     for item in items:

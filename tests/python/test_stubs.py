@@ -30,6 +30,38 @@ def test_the_stubs_fit_the_module():
     assert found.returncode == 0, found.stdout
 
 
+TYPED = """
+from typing_extensions import assert_type
+
+from exlora import Completion, Engine, Request, SamplingParams, Stream
+
+engine = Engine("model")
+assert_type(engine.generate("text"), Completion)
+assert_type(engine.generate([1, 2, 3]), Completion)
+assert_type(engine.generate([{"role": "user", "content": "Hi"}]), Completion)
+assert_type(engine.generate(Request("text"), None), Completion)
+assert_type(engine.generate(["a", "b"], adapters=["sql", {"sql": 0.5}], temperature=[0.0, 1.0]), list[Completion])
+assert_type(engine.generate([[1, 2], [3]], sampling=SamplingParams(seed=1)), list[Completion])
+assert_type(engine.generate([Request("a"), Request([1])]), list[Completion])
+assert_type(engine.stream("text", adapter={"sql": 0.5}, stop=["\\n", 5]), Stream)
+engine.generate(["a", "b"], stop=[["x", 1], None])
+engine.generate("text", temprature=1.0)
+engine.generate("text", max_new_tokens="many")
+"""
+
+
+def test_a_type_checker_tells_one_prompt_from_a_list(tmp_path):
+    pytest.importorskip("mypy")
+    (tmp_path / "use.py").write_text(TYPED)
+    command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", tmp_path / "use.py"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    errors = [line for line in found.stdout.splitlines() if ": error: " in line]
+    wrong_calls = [
+        number for number, line in enumerate(TYPED.splitlines(), 1) if "temprature" in line or "many" in line
+    ]
+    assert {int(line.split(":")[1]) for line in errors} == set(wrong_calls), errors
+
+
 def test_the_python_half_is_typed():
     pytest.importorskip("mypy")
     found = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -186,6 +186,7 @@ pub struct Folder {
 
 impl Folder {
     /// An empty folder.
+    #[expect(clippy::new_without_default, reason = "it makes a folder on disk")]
     pub fn new() -> Self {
         let root = tempfile::tempdir().expect("a temporary folder");
         let path = root.path().join("sql");

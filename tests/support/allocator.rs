@@ -1,9 +1,9 @@
-//! An allocator that counts: what a piece of work held at most, for tests and fuzz targets of what hostile files may cost.
+//! An allocator that measures the peak memory of a piece of work, for tests and fuzz targets with hostile files.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-/// The system's allocator, which counts what the current thread holds and the most it has held.
+/// The system's allocator, counting the bytes that the current thread holds and their peak.
 pub struct CountingAllocator;
 
 thread_local! {
@@ -21,30 +21,30 @@ fn count(freed: usize, taken: usize) {
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(0, layout.size());
-        // SAFETY: the caller's promise is passed on.
+        // SAFETY: the caller's contract is passed on.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count(0, layout.size());
-        // SAFETY: the caller's promise is passed on.
+        // SAFETY: the caller's contract is passed on.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count(layout.size(), size);
-        // SAFETY: the caller's promise is passed on.
+        // SAFETY: the caller's contract is passed on.
         unsafe { System.realloc(pointer, layout, size) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         count(layout.size(), 0);
-        // SAFETY: the caller's promise is passed on.
+        // SAFETY: the caller's contract is passed on.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
 
-/// The result, and the most bytes that the current thread held on the way to it.
+/// Runs `work` and returns its result and the most bytes that the current thread held meanwhile.
 pub fn with_peak<T>(work: impl FnOnce() -> T) -> (T, usize) {
     HELD.set(0);
     MOST.set(0);

@@ -17,7 +17,7 @@ pub struct Change {
     pub bias: Option<Tensor>,
     pub rows: Option<(Vec<u32>, Tensor)>,
     pub low: Option<Low>,
-    /// What is taken out of the weight.
+    /// What truncation subtracts from the weight.
     pub removed: Option<Low>,
 }
 
@@ -50,12 +50,12 @@ impl Low {
 }
 
 impl Change {
-    /// At a site, in the first pass.
+    /// At a site, in repeat 0.
     pub fn low(site: usize, low: Low) -> Self {
         Self { site, low: Some(low), ..Self::default() }
     }
 
-    /// As the backend takes it.
+    /// As a backend takes it.
     pub fn delta(&self, sites: &[SiteId]) -> SiteDelta<'_> {
         SiteDelta {
             site: sites[self.site],

@@ -1,5 +1,4 @@
-//! EXL2 files written from the format's description: bit by bit, rounded by way of f64, so that nothing here resembles the
-//! reader.
+//! EXL2 files written from the format's description: bit by bit, rounded through f64, sharing no code with the reader.
 
 use half::f16;
 
@@ -16,13 +15,13 @@ pub struct Exl2Module {
     pub codes: Vec<u8>,
     /// `[group, padded output]`, 0..16
     pub fields: Vec<u8>,
-    /// Of each group.
+    /// One per group.
     pub scale_max: Vec<f16>,
-    /// The model's input of each stored one.
+    /// The model's input index of each stored input.
     pub order: Vec<usize>,
 }
 
-/// Groups that fill so many blocks of 32 inputs: widths as they come but descending, sizes as they come.
+/// Random groups that fill `blocks` blocks of 32 inputs: widths descending, sizes in any order.
 pub fn random_groups(blocks: usize, random: &mut Rng) -> Vec<(usize, usize)> {
     let mut groups = Vec::new();
     let mut left = blocks;
@@ -66,7 +65,7 @@ impl Exl2Module {
         self.out_features.div_ceil(32) * 32
     }
 
-    /// What the weight means: `[out, in]`.
+    /// The dequantized weight `[out, in]`.
     pub fn dequantize(&self) -> Vec<f32> {
         let columns = self.columns();
         let mut weight = vec![0.0; self.out_features * self.in_features];

@@ -1,4 +1,4 @@
-//! GPTQ files written from the specification: bit by bit, so that nothing here resembles the reader.
+//! GPTQ files written from the specification: bit by bit, sharing no code with the reader.
 
 use half::f16;
 
@@ -15,11 +15,11 @@ pub enum GroupOrder {
     AllZero,
     /// The same sizes, scattered.
     ActOrder,
-    /// Any group for any input: sizes differ, some may be empty.
+    /// Any group for any input: sizes differ, some groups may be empty.
     Irregular,
 }
 
-/// What to write.
+/// How to quantize a weight.
 #[derive(Clone, Copy, Debug)]
 pub struct GptqSpec {
     pub bits: usize,
@@ -90,7 +90,7 @@ impl GptqModule {
         }
     }
 
-    /// What the weight means: `[out, in]`.
+    /// The dequantized weight `[out, in]`.
     pub fn dequantize(&self) -> Vec<f32> {
         let mut weight = Vec::with_capacity(self.codes.len());
         for n in 0..self.out_features {
@@ -108,7 +108,7 @@ impl GptqModule {
         let (bits, outs) = (self.spec.bits, self.out_features);
         let groups = self.scales.len() / outs;
 
-        // One stream a column, along the inputs.
+        // One bit stream per column, along the inputs.
         let mut qweight = vec![0u32; self.in_features * bits / 32 * outs];
         for n in 0..outs {
             let column = (0..self.in_features).map(|i| u32::from(self.codes[i * outs + n]));
@@ -116,7 +116,7 @@ impl GptqModule {
                 qweight[row * outs + n] = word;
             }
         }
-        // One stream a row, along the outputs.
+        // One bit stream per row, along the outputs.
         let stored = |zero: i32| if self.spec.v2 { zero as u32 } else { zero as u32 - 1 };
         let qzeros: Vec<u32> =
             self.zeros.chunks(outs).flat_map(|row| stream(row.iter().map(|&zero| stored(zero)), bits)).collect();

@@ -203,13 +203,13 @@ impl Harness {
 
     /// A buffer that holds these rows.
     pub fn put(&mut self, width: usize, values: &[f32]) -> BufferId {
-        let buffer = self.room(width, values.len() / width);
+        let buffer = self.buffer(width, values.len() / width);
         self.compute().write_rows(buffer, values).expect("rows fit");
         buffer
     }
 
     /// An empty buffer.
-    pub fn room(&mut self, width: usize, rows: usize) -> BufferId {
+    pub fn buffer(&mut self, width: usize, rows: usize) -> BufferId {
         let buffer = self.compute().create_buffer(width);
         self.compute().reserve_rows(rows).expect("rows are reserved");
         buffer

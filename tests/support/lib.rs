@@ -1,5 +1,6 @@
-//! What several tests share: a writer of safetensors files that shares nothing with the reader, a small random generator,
-//! GPTQ and EXL2 packing by their specifications, and a writer of tiny models.
+//! What tests, benchmarks and fuzz targets share: a writer of safetensors files that shares no code with the reader, seeded
+//! random numbers, GPTQ and EXL2 packing by their specifications, writers of tiny models and adapters, and a harness around
+//! a backend.
 
 pub mod adapters;
 pub mod allocator;
@@ -15,11 +16,19 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use half::{bf16, f16};
+use proptest::test_runner::Config as ProptestConfig;
 pub use rng::Rng;
 
 /// The folder of fixtures.
 pub fn fixtures() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures"))
+}
+
+/// The configuration of a property test that runs `count` cases. The environment variable `PROPTEST_CASES` scales them all: a
+/// test without a count of its own runs 256.
+pub fn cases(count: u32) -> ProptestConfig {
+    let config = ProptestConfig::default();
+    ProptestConfig { cases: (u64::from(count) * u64::from(config.cases) / 256).max(1) as u32, ..config }
 }
 
 /// A tensor to be written: any name, any spelling of the type, bytes that need not fit.

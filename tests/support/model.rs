@@ -1,5 +1,4 @@
-//! A tiny random Llama-like model, written as a real one is: config.json and safetensors, whole or in shards, plain,
-//! GPTQ or EXL2.
+//! A tiny random Llama-like model in the usual layout: config.json and safetensors, in one file or in shards, plain, GPTQ or EXL2.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,7 +20,7 @@ pub enum Plain {
 }
 
 impl Plain {
-    /// Rounds if need be.
+    /// Rounds if necessary.
     fn store(self, name: &str, shape: &[usize], values: &[f32]) -> StoredTensor {
         match self {
             Plain::F32 => StoredTensor::f32(name, shape, values),
@@ -31,7 +30,7 @@ impl Plain {
     }
 }
 
-/// What to write. All widths are multiples of 32, so that every GPTQ width packs.
+/// The model to write. All widths are multiples of 32, so that every GPTQ width packs.
 #[derive(Clone, Debug)]
 pub struct TinyModel {
     pub architecture: &'static str,
@@ -56,7 +55,7 @@ pub struct TinyModel {
     pub gptq_head: bool,
     /// Quantizes the linears of the layers and the head as EXL2, each with random widths and groups.
     pub exl2: bool,
-    /// Files to spread the tensors over.
+    /// Number of shards.
     pub shards: usize,
     pub seed: u64,
 }
@@ -97,12 +96,12 @@ impl TinyModel {
 
     /// Writes the unquantized model of those values.
     pub fn write_dense_twin(&self, dir: &Path, plain: Plain, values: &BTreeMap<String, Vec<f32>>) {
-        let twin = Self { gptq: None, exl2: false, plain, ..self.clone() };
-        let (mut tensors, _) = twin.contents();
+        let plain_model = Self { gptq: None, exl2: false, plain, ..self.clone() };
+        let (mut tensors, _) = plain_model.contents();
         for tensor in &mut tensors {
             *tensor = plain.store(&tensor.name, &tensor.shape, &values[&tensor.name]);
         }
-        twin.write_files(dir, &tensors);
+        plain_model.write_files(dir, &tensors);
     }
 
     fn contents(&self) -> (Vec<StoredTensor>, BTreeMap<String, Vec<f32>>) {

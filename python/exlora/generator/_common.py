@@ -1,4 +1,4 @@
-"""What all generators share: their engine, the meaning of `loras`, seeds and stop conditions."""
+"""Shared by all generators: the engine, the meaning of `loras`, seeds and stop conditions."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def open_engine(
     max_batch_size: int | None = None,
     max_chunk_size: int | None = None,
 ) -> _exlora.Engine:
-    """An engine over a loaded model, with as many tokens of KV as the cache was made for."""
-    return _exlora.Engine.over(
+    """An engine over a loaded model whose KV cache has the size of `cache`."""
+    return _exlora.Engine.from_model(
         model.native_model(),
         tokenizer.native,
         kv_dtype=model.config.kv_dtype,
@@ -38,7 +38,7 @@ def open_engine(
 
 
 def mixture(loras: Any) -> list[Any]:
-    """A list of adapters and (adapter, weight) from what `set_loras` takes; empty is the base model."""
+    """What `set_loras` takes, as a list of adapters and (adapter, weight); empty is the base model."""
     if loras is None:
         return []
     return list(loras) if isinstance(loras, list | tuple) else [loras]
@@ -50,7 +50,7 @@ def new_seed(seed: int | None) -> int:
 
 
 def stop_list(conditions: Iterable[int | str | None] | None) -> list[int | str]:
-    """Stop conditions as a list. `None` among them is left out: a model may have no EOS."""
+    """Stop conditions as a list, without `None`: a model may have no EOS."""
     stops: list[int | str] = []
     for condition in conditions or ():
         if isinstance(condition, str):

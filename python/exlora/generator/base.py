@@ -1,4 +1,4 @@
-"""`ExLlamaV2BaseGenerator`: a call that returns when the text is complete."""
+"""`ExLlamaV2BaseGenerator`: returns when the text is complete."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from exlora import _exlora
-from exlora._settings import refuse, warn_unknown
+from exlora._unsupported import refuse, warn_unknown
 from exlora.generator._common import mixture, new_seed, open_engine
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ __all__ = ["ExLlamaV2BaseGenerator"]
 
 
 class ExLlamaV2BaseGenerator:
-    """Continues a prompt or several, as many as the cache has sequences."""
+    """Continues one or several prompts."""
 
     def __init__(self, model: ExLlamaV2, cache: ExLlamaV2CacheBase, tokenizer: ExLlamaV2Tokenizer) -> None:
         self.model = model
@@ -28,11 +28,11 @@ class ExLlamaV2BaseGenerator:
         self._engine = open_engine(model, cache, tokenizer)
 
     def warmup(self) -> None:
-        """A few tokens, so that the first real prompt finds everything in memory."""
+        """Generates a few tokens, so that the first real prompt is not slower."""
         self._engine.generate([_exlora.Request([0], max_new_tokens=2, stop_at_eos=False)])
 
     def full(self) -> bool:
-        """Never: each call begins anew."""
+        """Always `False`: each call starts with an empty cache."""
         return False
 
     def generate_simple(
@@ -57,8 +57,7 @@ class ExLlamaV2BaseGenerator:
         """Prompt and continuation (the continuation alone if `completion_only`); a list for a list of prompts.
 
         `loras` is one adapter or an ordered list of adapters or (adapter, weight). `stop_token` -1 is the tokenizer's
-        EOS, `None` none. A prompt too long for the cache loses its beginning. `abort_event` ends all texts where they
-        are.
+        EOS, `None` none. A prompt too long for the cache loses its beginning. `abort_event` ends all texts at once.
         """
         refuse(
             f"{type(self).__name__}.generate_simple",

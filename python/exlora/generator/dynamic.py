@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from exlora import _exlora
-from exlora._settings import refuse, warn_unknown
+from exlora._unsupported import refuse, warn_unknown
 from exlora.errors import ExloraError
 from exlora.generator._common import mixture, open_engine
 from exlora.generator.job import SET_LORAS, ExLlamaV2DynamicJob
@@ -23,8 +23,8 @@ __all__ = ["ExLlamaV2DynamicGenerator"]
 class ExLlamaV2DynamicGenerator:
     """Runs jobs in one continuous batch over the pages of `cache.max_seq_len` tokens.
 
-    Prompts that begin alike, under the same adapters and weights, share pages. Settings that choose among exllamav2's
-    GPU code paths (`max_q_size`, sampling threads, `paged`, `filter_background_eval`) have no effect.
+    Prompts with a common prefix, under the same adapters and weights, share pages. Settings that choose among
+    exllamav2's GPU code paths (`max_q_size`, sampling threads, `paged`, `filter_background_eval`) have no effect.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ExLlamaV2DynamicGenerator:
         self._serial = 0
 
     def set_loras(self, loras: Any = None) -> None:
-        """Adapters of the jobs enqueued from now on; jobs that run already keep theirs.
+        """Sets the adapters of jobs enqueued from now on; running jobs keep theirs.
 
         One adapter, an ordered list of adapters or (adapter, weight), or `None` for the base model.
         """
@@ -93,7 +93,7 @@ class ExLlamaV2DynamicGenerator:
     ) -> Any:
         """Prompt and continuation, or the continuation alone if `completion_only`; a list for a list of prompts.
 
-        With each job's last result if `return_last_results`; `None` if `abort_event` was set meanwhile. `loras` is
+        With each job's last result if `return_last_results`; `None` if `abort_event` is set. `loras` is
         exlora's own, for all prompts alike: see `ExLlamaV2DynamicJob`.
         """
         self.refuse_filters(filters, embeddings)
@@ -137,7 +137,7 @@ class ExLlamaV2DynamicGenerator:
     def _run(
         self, jobs: list[ExLlamaV2DynamicJob], abort_event: threading.Event | None
     ) -> list[dict[str, Any] | None] | None:
-        """Runs jobs to their end and returns their last results. Whatever happens, none is left behind."""
+        """Runs jobs to their end and returns their last results. On any error, the jobs are cancelled."""
         last: dict[ExLlamaV2DynamicJob, dict[str, Any]] = {}
         try:
             self.enqueue(jobs)
@@ -165,7 +165,7 @@ class ExLlamaV2DynamicGenerator:
         return serial
 
     def iterate(self) -> list[dict[str, Any]]:
-        """Computes one step for all jobs and returns what there is to report."""
+        """Computes one step for all jobs and returns their results."""
         results = [job.started() for job in self.pending_jobs]
         self.active_jobs += self.pending_jobs
         self.pending_jobs = []
@@ -176,13 +176,13 @@ class ExLlamaV2DynamicGenerator:
             for job in self.active_jobs:
                 results += job.collect()
         except ExloraError:
-            self.clear_queue()  # the device failed, and every job with it
+            self.clear_queue()  # the device failed, and so did every job
             raise
         self.active_jobs = [job for job in self.active_jobs if not job.is_finished]
         return results
 
     def cancel(self, job: ExLlamaV2DynamicJob) -> None:
-        """Ends a job; nothing more is reported of it."""
+        """Ends a job; it has no further results."""
         job.cancel()
         self.pending_jobs = [other for other in self.pending_jobs if other is not job]
         self.active_jobs = [other for other in self.active_jobs if other is not job]
@@ -197,15 +197,15 @@ class ExLlamaV2DynamicGenerator:
         return len(self.pending_jobs) + len(self.active_jobs)
 
     def warmup(self) -> None:
-        """A few tokens, so that the first real job finds everything in memory."""
+        """Generates a few tokens, so that the first real job is not slower."""
         self._engine.generate([_exlora.Request([0], max_new_tokens=2, stop_at_eos=False)])
 
     def reset_page_table(self) -> None:
-        """Forgets every cached prefix. Never needed for right answers: prefixes are kept apart by their adapters."""
+        """Forgets all cached prefixes. Never needed for correctness: adapters do not share prefixes."""
         self._engine.clear_prefix_cache()
 
     def refuse_filters(self, filters: Any, embeddings: Any) -> None:
-        """Lists of nothing, one for each prompt, ask for nothing."""
+        """Refuses filters and embeddings; lists of empty values, one per prompt, are accepted."""
         for name, values in {"filters": filters, "embeddings": embeddings}.items():
             asked = [value for value in values if value] if isinstance(values, list) else values
             refuse(f"{type(self).__name__}.generate", **{name: asked})

@@ -25,7 +25,7 @@ class ExLlamaV2DynamicGeneratorAsync:
         self._task = asyncio.create_task(self._run())
 
     def set_loras(self, loras: Any = None) -> None:
-        """Adapters of the jobs enqueued from now on."""
+        """Sets the adapters of jobs enqueued from now on."""
         self.generator.set_loras(loras)
 
     def enqueue(self, job: ExLlamaV2DynamicJobAsync) -> None:
@@ -51,7 +51,7 @@ class ExLlamaV2DynamicGeneratorAsync:
             await self._arrived.wait()
             try:
                 results = await asyncio.to_thread(self.generator.iterate)
-            except Exception as error:  # concerns no job in particular, so each is told
+            except Exception as error:  # concerns all jobs
                 for waiting in self.jobs.values():
                     waiting.results.put_nowait(error)
                 self.generator.clear_queue()
@@ -60,7 +60,7 @@ class ExLlamaV2DynamicGeneratorAsync:
             for result in results:
                 job = self.jobs.get(result["job"])
                 if job is None:
-                    continue  # cancelled meanwhile
+                    continue  # it was cancelled
                 job.results.put_nowait(result)
                 if result["eos"]:
                     del self.jobs[result["job"]]
@@ -69,7 +69,7 @@ class ExLlamaV2DynamicGeneratorAsync:
 
 
 class ExLlamaV2DynamicJobAsync:
-    """A job of an async generator: iterate over it for its results. Arguments as for `ExLlamaV2DynamicJob`."""
+    """A job of an async generator; iterate over it for its results. Arguments as for `ExLlamaV2DynamicJob`."""
 
     def __init__(self, generator: ExLlamaV2DynamicGeneratorAsync, *args: Any, **kwargs: Any) -> None:
         self.generator = generator

@@ -1,4 +1,4 @@
-"""`ExLlamaV2DynamicJob`: one sequence of a dynamic generator, and what it reports."""
+"""`ExLlamaV2DynamicJob`: one sequence of a dynamic generator, and its results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from exlora import _exlora
 from exlora._arrays import to_array, token_row
-from exlora._settings import refuse, warn_unknown
+from exlora._unsupported import refuse, warn_unknown
 from exlora.generator._common import mixture, new_seed, stop_list, token_array, top_arrays
 from exlora.generator.sampler import ExLlamaV2Sampler, _Settings
 
@@ -20,7 +20,7 @@ _EOS_REASONS = {"length": "max_new_tokens", "cancelled": "cancelled"}
 
 
 class _SetLoras:
-    """Default of a job's `loras`: whatever the generator's `set_loras` says when the job is enqueued."""
+    """Default of a job's `loras`: those of the generator's `set_loras` when the job is enqueued."""
 
     def __repr__(self) -> str:
         return "<as set_loras>"
@@ -33,7 +33,7 @@ class ExLlamaV2DynamicJob:
     """One sequence to continue.
 
     `loras` is exlora's own: this job's adapters, as one adapter or an ordered list of adapters or (adapter, weight);
-    `None` or an empty list is the base model. Left out, it is what `set_loras` says when the job is enqueued.
+    `None` or an empty list is the base model. If left out, the adapters of `set_loras` when the job is enqueued.
     `return_probs` and `return_top_tokens` give probabilities before penalties and filters.
     """
 
@@ -123,18 +123,18 @@ class ExLlamaV2DynamicJob:
         self._enqueued_at = time.perf_counter()
 
     def cancel(self) -> None:
-        """Ends it; its generator reports nothing more of it."""
+        """Ends it; it has no further results."""
         if self._native is not None:
             self._native.close()
         self.is_finished = True
 
     def started(self) -> dict[str, Any]:
-        """Its first report."""
+        """Its first result."""
         self._started_at = self._first_token_at = time.perf_counter()
         return self._result("started")
 
     def collect(self) -> list[dict[str, Any]]:
-        """What there is to report since the last time."""
+        """The results since the last call."""
         assert self._native is not None, "a job reports after it was submitted"
         results = []
         done, total = self._native.prefill_progress
@@ -153,7 +153,7 @@ class ExLlamaV2DynamicJob:
         result = self._result("streaming")
         if chunk.text:
             result["text"] = chunk.text
-        # The token that ends a text is not part of it.
+        # The token that ends the text is not part of it.
         ends_by_stop = chunk.stop_match is not None
         tokens = self._token_results(chunk)
         if chunk.finish_reason is not None:

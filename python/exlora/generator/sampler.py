@@ -1,7 +1,7 @@
-"""`ExLlamaV2Sampler`: exllamav2's sampling settings, and a sampler for those who run `forward` themselves.
+"""`ExLlamaV2Sampler`: exllamav2's sampling settings, and a sampler for logits of `forward`.
 
 The order is penalties, token bias, temperature, top-k, top-p, min-p. Frequency and presence penalties count the tokens
-of the output. Settings of exllamav2 that have no counterpart here are fine while they are off, refused when on.
+of the output. Settings of exllamav2 without a counterpart are accepted while they are off and refused when on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from exlora import _exlora
 from exlora._arrays import as_numpy, to_array, token_rows
-from exlora._settings import refuse
+from exlora._unsupported import refuse
 
 if TYPE_CHECKING:
     from exlora.tokenizer import ExLlamaV2Tokenizer
@@ -84,7 +84,7 @@ class _Settings:
         return cls(**{"temperature": 1.0, "token_repetition_penalty": 1.0, "top_p": 0.0, "top_k": 1, **kwargs})
 
     def clone(self) -> _Settings:
-        """A copy; changing its bias changes nothing here."""
+        """An independent copy."""
         return copy.deepcopy(self)
 
     def greedy_clone(self) -> _Settings:
@@ -111,7 +111,7 @@ class _Settings:
         self.token_bias = to_array(bias)
 
     def request_settings(self) -> dict[str, Any]:
-        """The same as keywords of a request. Settings without counterpart are refused here."""
+        """The same settings as keywords of a request. Settings without a counterpart are refused."""
         on = {name: getattr(self, name) for name, off in _OFF.items() if getattr(self, name) not in off}
         refuse("ExLlamaV2Sampler.Settings", **on, post_sampling_hooks=self.post_sampling_hooks)
         return {
@@ -145,7 +145,7 @@ def _ids(tokenizer: ExLlamaV2Tokenizer, tokens: Iterable[int | str]) -> list[int
 
 
 class ExLlamaV2Sampler:
-    """Sampling settings, and `sample` for logits of one's own."""
+    """Sampling settings, and `sample` for given logits."""
 
     class Settings(_Settings):
         __doc__ = _Settings.__doc__
@@ -175,11 +175,11 @@ class ExLlamaV2Sampler:
         refuse("ExLlamaV2Sampler.sample", prefix_token=prefix_token, filters=filters)
         keywords = settings.request_settings()
         keywords["logit_bias"] |= dict.fromkeys(blocked_tokens or (), float("-inf"))
-        chooser = _exlora.Request([0], seed=int(random * 2**62), **keywords)
+        params = _exlora.SamplingParams(seed=int(random * 2**62), **keywords)
         values = as_numpy(logits)
         values = values.reshape(-1, values.shape[-1])
         sampled = [
-            chooser.sample(line.tolist(), row, top=max(1, return_top_tokens))
+            params.sample(line.tolist(), row, top=max(1, return_top_tokens))
             for line, row in zip(values, token_rows(sequence_ids), strict=True)
         ]
         best = [top[:return_top_tokens] for _, _, top in sampled]

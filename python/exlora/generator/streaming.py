@@ -1,4 +1,4 @@
-"""`ExLlamaV2StreamingGenerator`: one sequence, token by token, for as long as the caller asks."""
+"""`ExLlamaV2StreamingGenerator`: one sequence, token by token."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from exlora import _exlora
 from exlora._arrays import to_array, token_row
-from exlora._settings import refuse, warn_unknown
+from exlora._unsupported import refuse, warn_unknown
 from exlora.generator._common import mixture, new_seed, open_engine, stop_list, token_array, top_arrays
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ __all__ = ["ExLlamaV2StreamingGenerator"]
 
 
 class ExLlamaV2StreamingGenerator:
-    """`begin_stream_ex`, then `stream_ex` until it says `eos`, or for as many tokens as are wanted.
+    """Call `begin_stream_ex`, then `stream_ex` until `eos`, or for as many tokens as needed.
 
-    Beginnings of prompts that were computed before, under the same adapters and weights, are found in the cache.
+    Prefixes of prompts that were computed before, under the same adapters and weights, are reused.
     """
 
     def __init__(
@@ -51,15 +51,15 @@ class ExLlamaV2StreamingGenerator:
         self._seed: int | None = None
 
     def warmup(self) -> None:
-        """A few tokens, so that the first real prompt finds everything in memory."""
+        """Generates a few tokens, so that the first real prompt is not slower."""
         self._engine.generate([_exlora.Request([0], max_new_tokens=2, stop_at_eos=False)])
 
     def set_stop_conditions(self, stop_conditions: Iterable[int | str | None]) -> None:
-        """Ids and strings that end the streams begun from now on; the tokenizer's EOS until this is called."""
+        """Sets the ids and strings that end streams begun from now on; by default the tokenizer's EOS."""
         self._stop = stop_list(stop_conditions)
 
     def set_seed(self, seed: int | None) -> None:
-        """Seed of the streams begun from now on; `None` is a random one each time. exlora's own."""
+        """Sets the seed of streams begun from now on; `None` is a random seed for each. exlora's own."""
         self._seed = seed
 
     def begin_stream(
@@ -104,7 +104,7 @@ class ExLlamaV2StreamingGenerator:
         filter_prefer_eos: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Begins a sequence [1, n]; one that still runs ends.
+        """Begins a sequence [1, n] and ends the one before.
 
         `loras` is one adapter, or an ordered list of adapters or (adapter, weight). Probabilities are those before
         penalties and filters.

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::adapter_config::{AdapterConfig, BlockDiagonal, TrainedBiases};
 use crate::adapter::target_modules::{PatternMap, Selector};
-use crate::adapter::unsupported::Feature;
+use crate::adapter::unsupported::{Feature, unsupported};
 use crate::error::{Error, ErrorCode, Result};
 
 /// Largest plausible rank. The largest in use are a few thousand.
@@ -324,6 +324,10 @@ pub(super) fn read_group_size(draft: &mut Draft, field: &'static str, value: &Va
 
 pub(super) fn read_kasa(draft: &mut Draft, field: &'static str, value: &Value) -> Result<()> {
     draft.config.uses_kasa = Switch::Object.is_on(field, value)?;
+    if draft.config.uses_kasa && !cfg!(feature = "kasa") {
+        let error = unsupported(format!("`{field}`: KaSA is left out of this build"));
+        return Err(error.with_hint("build exlora with its Cargo feature `kasa`"));
+    }
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! The six operations: each finds what its ids name, and hands it to the file that computes it.
+//! The six operations: each looks up what its ids name and calls the file in `ops` that computes it.
 
 use std::sync::Arc;
 
@@ -152,8 +152,7 @@ impl Compute for CpuCompute {
         out.expect(weight.len(), rows)?;
         let (kernels, width, stride, x) = (self.weights.kernels, weight.len(), out.stride, x.rows());
         for_rows(&mut self.pool, rows, width, out.values_mut(), stride, |i, out| {
-            // SAFETY: the kernels exist, so their instruction set does.
-            unsafe { (kernels.norm)(weight.of_row(i), eps, &x.row(i)[..width], out) };
+            kernels.norm(weight.of_row(i), eps, &x.row(i)[..width], out);
         })
     }
 
@@ -218,17 +217,16 @@ impl Compute for CpuCompute {
     }
 
     fn activate(&mut self, activation: Activation, gate_up: BufferId, rows: usize, out: BufferId) -> Result<()> {
-        let kernel = match activation {
-            Activation::Silu => self.weights.kernels.silu_gate,
-        };
+        let kernels = self.weights.kernels;
         let (gate_up, out) = pair(&mut self.buffers, gate_up, out)?;
         gate_up.expect(2 * out.width, rows)?;
         out.expect(out.width, rows)?;
         let (width, stride, gate_up) = (out.width, out.stride, gate_up.rows());
         for_rows(&mut self.pool, rows, width, out.values_mut(), stride, |i, out| {
             let (gate, up) = gate_up.row(i)[..2 * width].split_at(width);
-            // SAFETY: the kernels exist, so their instruction set does.
-            unsafe { kernel(gate, up, out) };
+            match activation {
+                Activation::Silu => kernels.silu_gate(gate, up, out),
+            }
         })
     }
 
@@ -246,7 +244,7 @@ impl Compute for CpuCompute {
         let x = self.buffers.get(x.0 as usize).ok_or_else(|| unknown("a buffer"))?;
         x.expect(group.in_features, rows.iter().max().map_or(0, |&row| row as usize + 1))?;
         if logits.len() != rows.len() * stride || stride < group.out_features {
-            return Err(Error::new(ErrorCode::Internal, "the room for logits does not fit")
+            return Err(Error::new(ErrorCode::Internal, "the buffer for logits does not fit")
                 .with_expected(rows.len() * group.out_features)
                 .with_found(logits.len()));
         }

@@ -1,18 +1,20 @@
-//! The CPU backend: weights stay packed in memory and are unpacked in registers, on every core.
+//! The CPU backend: weights stay packed in memory and are dequantized in registers, on every core.
 //!
-//! | file | what it knows |
+//! Lower layers first; a file uses only files of its own layer or a lower one.
+//!
+//! | folder | content |
 //! |---|---|
-//! | `isa`, `kernels` | instruction sets, the vector type, the table of kernels of each |
-//! | `arena`, `threads` | memory for streaming, the pool |
-//! | `pack`, `tile` | the packed form, and the product of a tile with a few rows |
-//! | `group`, `linear`, `epilogue` | a group of linears, and what adapters make of its outputs |
-//! | `embed` | the embedding |
-//! | `adapter`, `routing` | adapters in their slots; which of them act on a row |
-//! | `attention`, `elementwise` | the other operations |
-//! | `reference` | all of it again in plain maths: the oracle |
+//! | `kernels` | instruction sets, the vector type, and every inner loop: product of tiles, attention, norm, gate |
+//! | `runtime` | the thread pool and its gate; memory for weights, activations and KV pages |
+//! | `weights` | packing linears and embeddings, dequantizing them |
+//! | `adapter` | prepared adapters: validation, low-rank factors, DoRA norms; routing rows to them |
+//! | `ops` | the operations of a step, over all rows and threads |
+//! | `preparer`, `compute` | the backend traits |
 //!
 //! Threads split outputs, rows and heads, never a sum, and vectors run over outputs, never over inputs: so a row's bits
-//! depend neither on who shares the step nor on the number of threads.
+//! depend neither on the rest of the batch nor on the number of threads.
+
+#![allow(unsafe_code, reason = "kernels, the arena and the thread pool need it")]
 
 mod adapter;
 mod compute;

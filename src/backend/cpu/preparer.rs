@@ -18,9 +18,9 @@ pub(super) struct CpuPreparer {
 }
 
 impl CpuPreparer {
-    /// Over these weights, with that many threads for a call.
+    /// Over these weights, with half of the backend's threads for a call: steps keep the other half.
     pub(super) fn new(weights: Arc<BaseWeights>, threads: usize) -> Self {
-        Self { weights, threads }
+        Self { weights, threads: (threads / 2).max(1) }
     }
 }
 

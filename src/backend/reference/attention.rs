@@ -103,7 +103,7 @@ pub(super) fn rms_norm(weight: &[f32], eps: f32, x: &[f32]) -> Vec<f32> {
     x.iter().zip(weight).map(|(x, weight)| weight * (x * factor)).collect()
 }
 
-/// The value as the cache keeps it.
+/// The value as the cache stores it.
 fn stored(dtype: KvDType, value: f32) -> f32 {
     match dtype {
         KvDType::F16 => f16::from_f32(value).to_f32(),
@@ -111,7 +111,7 @@ fn stored(dtype: KvDType, value: f32) -> f32 {
     }
 }
 
-/// Norms (if there is a norm) and turns one head.
+/// Norms (if there is a norm) and rotates one head.
 fn prepare_head(spec: &AttentionSpec, norm: Option<&[f32]>, position: u32, x: &[f32]) -> Vec<f32> {
     let mut head = norm.map_or_else(|| x.to_vec(), |weight| rms_norm(weight, spec.norm_eps, x));
     let pairs = spec.rope.inv_freq.len();

@@ -121,7 +121,7 @@ impl ReferenceCompute {
         let base = BaseWeight { values: base, is_table: true };
         for (adapter, weight, delta) in deltas {
             let Some(low) = &delta.low_rank else { continue };
-            // A column of A; of tokens that it has not, nothing is added.
+            // A column of A; tokens beyond its width add nothing.
             let column = |r: usize| low.a.row(r).get(token as usize).copied().unwrap_or(0.0);
             let t: Vec<f32> = (0..low.a.rows()).map(column).collect();
             let norms = adapter.norms.of((*site, batch.repeat()), delta, base, weight);

@@ -31,7 +31,7 @@ pub(super) struct Delta {
     row_ids: Vec<u32>,
     row_values: Matrix,
     pub(super) low_rank: Option<LowRank>,
-    /// What is taken out of the weight, whatever the request's weight.
+    /// What truncation (KaSA) subtracts from the weight, at any request weight.
     pub(super) removed: Option<LowRank>,
 }
 
@@ -78,7 +78,7 @@ impl Delta {
         self.row_ids.iter().enumerate().map(|(at, &id)| (id as usize, self.row_values.row(at)))
     }
 
-    /// Norm of each output of `W + f s B A` over the inputs; W is what this adapter makes of the base's.
+    /// Norm of each output of `W + f s B A` over the inputs; W is the base's with this adapter's replacements.
     fn norms(&self, base: BaseWeight<'_>, low: &LowRank, weight: f32) -> Vec<f64> {
         let row = |i: usize| match self.row_ids.binary_search(&(i as u32)) {
             Ok(at) => self.row_values.row(at),
@@ -133,7 +133,7 @@ type NormKey = (SiteId, u32, u32);
 pub(super) struct Norms(RefCell<HashMap<NormKey, Arc<[f64]>>>);
 
 impl Norms {
-    /// The norms of a delta, if it is rescaled by them.
+    /// The norms of a delta, if it has a magnitude.
     pub(super) fn of(
         &self,
         (site, repeat): (SiteId, u32),

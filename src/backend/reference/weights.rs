@@ -1,4 +1,4 @@
-//! The base's weights, dequantized, and what adapters ask of them.
+//! The base's weights, dequantized, and preparing adapters against them.
 
 use std::collections::HashMap;
 
@@ -17,7 +17,7 @@ use crate::tensor::TensorView;
 pub(super) struct Linear {
     pub(super) site: SiteId,
     pub(super) weight: Matrix,
-    /// Whether it was stored as plain numbers.
+    /// Whether it was stored as floats.
     is_dense: bool,
     pub(super) bias: Option<Vec<f32>>,
 }
@@ -59,7 +59,7 @@ impl BaseWeights {
         }
     }
 
-    /// Checks that an adapter's norms at a weight of 1 are not 0.
+    /// Checks that no DoRA norm of a delta is 0 at a request weight of 1.
     fn check_norms(&self, norms: &Norms, (site, repeat): (SiteId, u32), delta: &Delta) -> Result<(), PrepareError> {
         if delta.low_rank.is_none() {
             return Ok(());

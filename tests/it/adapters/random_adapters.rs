@@ -68,7 +68,7 @@ fn field() -> impl Strategy<Value = (&'static str, Value)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(support::cases(2000))]
 
     #[test]
     fn any_adapter_is_accepted_or_refused_without_a_panic(

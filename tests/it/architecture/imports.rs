@@ -161,7 +161,7 @@ impl Crate {
         module
     }
 
-    /// The module that defines an item found in a module, of which `rest` is a part.
+    /// The module that defines an item found in a module, in which `rest` leads on.
     fn definer(&self, module: usize, name: &str, rest: &[String], depth: usize) -> usize {
         let here = &self.modules[module];
         if let Some(path) = here.reexports.get(name).filter(|_| !here.items.contains(name)) {

@@ -1,7 +1,7 @@
-//! The fast paths against the oracle, and against themselves under every way to share a step.
+//! The fast paths against the reference, and against themselves in every batch composition.
 //!
-//! Agreement is within 1e-5 of a row's largest value (f32 sums of up to some hundred terms). Everything the law of the
-//! backend promises, that rows are independent, is an equality of bits.
+//! Agreement is within 1e-5 of a row's largest value (f32 sums of up to a few hundred terms). Batch invariance, that rows are
+//! independent, is an equality of bits.
 
 use std::sync::Arc;
 
@@ -36,7 +36,7 @@ struct Case {
 }
 
 impl Case {
-    /// Everything random, from one seed.
+    /// A random case, from one seed.
     fn random(seed: u64, inputs: usize, rows: usize) -> Self {
         let mut rng = Rng(seed);
         let rng = &mut rng;
@@ -105,7 +105,7 @@ fn random_mixture(rng: &mut Rng, slots: &[SlotId]) -> Mixture {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(support::cases(64))]
 
     #[test]
     fn every_instruction_set_agrees_with_the_oracle(seed: u64, inputs in 32usize..300, rows in 1usize..40) {
@@ -118,7 +118,7 @@ proptest! {
     }
 
     #[test]
-    fn a_row_alone_has_the_bits_it_has_among_others(seed: u64, inputs in 32usize..300, rows in 2usize..40) {
+    fn a_row_has_the_same_bits_alone_and_in_a_batch(seed: u64, inputs in 32usize..300, rows in 2usize..40) {
         let case = Case::random(seed, inputs, rows);
         let mut order: Vec<usize> = (0..rows).collect();
         Rng(seed ^ 1).shuffle(&mut order);
@@ -136,7 +136,7 @@ proptest! {
     }
 
     #[test]
-    fn threads_change_no_bits(seed: u64, inputs in 32usize..300, rows in 1usize..40) {
+    fn the_number_of_threads_does_not_change_bits(seed: u64, inputs in 32usize..300, rows in 1usize..40) {
         let case = Case::random(seed, inputs, rows);
         for isa in isas() {
             prop_assert_eq!(bits(&case.run(fast(isa, 1))), bits(&case.run(fast(isa, 3))));
@@ -144,7 +144,7 @@ proptest! {
     }
 
     #[test]
-    fn fused_instruction_sets_have_the_same_bits(seed: u64, inputs in 32usize..300, rows in 1usize..20) {
+    fn avx2_and_avx512_give_the_same_bits(seed: u64, inputs in 32usize..300, rows in 1usize..20) {
         let case = Case::random(seed, inputs, rows);
         let fused: Vec<Isa> = isas().filter(|isa| *isa != Isa::Scalar).collect();
         for pair in fused.windows(2) {
@@ -153,7 +153,7 @@ proptest! {
     }
 
     #[test]
-    fn a_base_row_knows_nothing_of_resident_adapters(seed: u64, inputs in 32usize..300, rows in 1usize..20) {
+    fn a_base_row_has_the_same_bits_with_resident_adapters_and_without(seed: u64, inputs in 32usize..300, rows in 1usize..20) {
         let mut case = Case::random(seed, inputs, rows);
         let row = seed as usize % rows;
         case.mixtures[row].clear();
@@ -169,7 +169,7 @@ proptest! {
     }
 
     #[test]
-    fn a_head_over_picked_rows_is_the_linear_of_these_rows(seed: u64, inputs in 32usize..300, rows in 1usize..20) {
+    fn a_head_over_picked_rows_equals_the_linear_of_these_rows(seed: u64, inputs in 32usize..300, rows in 1usize..20) {
         let mut case = Case::random(seed, inputs, rows);
         case.write = Write::Replace;
         let mut rng = Rng(seed ^ 2);
@@ -200,7 +200,7 @@ proptest! {
             let mut harness = Harness::open(device);
             let ((weight, _), (table, _)) = (harness.norm_weight(&weight), harness.table(&table));
             let (x, gate_up) = (harness.put(width, &x), harness.put(2 * width, &gate_up));
-            let out = [(); 3].map(|()| harness.room(width, rows));
+            let out = [(); 3].map(|()| harness.buffer(width, rows));
             let base = AdapterBatch::default();
             harness.compute().norm(weight, 1e-5, x, rows, &base, out[0]).expect("the norm runs");
             harness.compute().activate(Activation::Silu, gate_up, rows, out[1]).expect("the gate runs");
@@ -306,7 +306,7 @@ impl Attention {
             if rows.is_empty() {
                 return out;
             }
-            let (x, y) = (harness.put(width, &qkv), harness.room(out_width, rows.len()));
+            let (x, y) = (harness.put(width, &qkv), harness.buffer(out_width, rows.len()));
             harness.compute().attend(&spec, kv, &rows, &AdapterBatch::default(), x, y).expect("attention runs");
             let result = harness.get(y, out_width, rows.len());
             for (row, &s) in result.chunks(out_width).zip(&rows.sequences) {
@@ -317,7 +317,7 @@ impl Attention {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(support::cases(48))]
 
     #[test]
     fn attention_agrees_with_the_oracle(seed: u64, chunk in 1usize..80, page_tokens in 1usize..40) {
@@ -334,7 +334,7 @@ proptest! {
     }
 
     #[test]
-    fn chunks_pages_neighbours_and_threads_change_no_bits(seed: u64, chunk in 1usize..20, page_tokens in 1usize..40) {
+    fn chunks_pages_other_rows_and_threads_do_not_change_bits(seed: u64, chunk in 1usize..20, page_tokens in 1usize..40) {
         let case = Attention::random(seed);
         for isa in isas() {
             let whole = case.run(fast(isa, 3), 1000, 16);
@@ -346,13 +346,13 @@ proptest! {
 }
 
 #[test]
-fn a_row_that_is_not_a_number_stays_alone() {
+fn a_row_of_nan_does_not_change_other_rows() {
     for isa in isas() {
         let case = Case::random(11, 200, 9);
         let clean = case.run(fast(isa, 2));
-        let mut spoilt = case.clone();
-        spoilt.x[3 * case.inputs..4 * case.inputs].fill(f32::NAN);
-        let found = spoilt.run(fast(isa, 2));
+        let mut corrupted = case.clone();
+        corrupted.x[3 * case.inputs..4 * case.inputs].fill(f32::NAN);
+        let found = corrupted.run(fast(isa, 2));
         for row in (0..9).filter(|&row| row != 3) {
             let range = row * case.outputs..(row + 1) * case.outputs;
             assert_eq!(bits(&found[range.clone()]), bits(&clean[range]));
@@ -393,7 +393,7 @@ fn rows_of(member: &Member) -> usize {
 }
 
 #[test]
-fn packed_codes_take_their_bits_and_little_more() {
+fn packed_codes_take_little_more_than_their_bits() {
     for (bits, per_weight) in [(2, 2.25), (3, 3.25), (4, 4.25), (5, 5.25), (6, 6.25), (8, 8.25)] {
         let groups = vec![QuantGroup { bits, inputs: 128 }; 4];
         let weight = Weight::Coded(RandomCodes::new(&mut Rng(3), 256, groups, true, false));
@@ -419,7 +419,7 @@ fn an_empty_slot_is_an_error_and_never_the_base() {
 
 #[test]
 fn a_mixture_is_added_in_the_order_of_its_request() {
-    // Base 1, deltas of 2^40 and 3: what is added before the 2^40 that come and go is lost, what comes after stays.
+    // Base 1, deltas of 2^40 and 3: what is added before the 2^40 that come and go is lost, what comes after remains.
     let single = |value: f32| Tensor::new(DType::F32, &[1, 1], &[value]);
     let delta = |value: f32| [Change::low(0, Low::of(&[&[1.0]], &[&[value]], 1.0))];
     let (huge, three) = (SlotId(5), SlotId(2));
@@ -428,7 +428,7 @@ fn a_mixture_is_added_in_the_order_of_its_request() {
         let (group, sites) = harness.group(&[Member { weight: Weight::Dense(single(1.0)), bias: None }]);
         harness.upload(huge, &sites, &delta(2f32.powi(40))).expect("the adapter uploads");
         harness.upload(three, &sites, &delta(3.0)).expect("the adapter uploads");
-        let (x, y) = (harness.put(1, &[1.0, 1.0]), harness.room(1, 2));
+        let (x, y) = (harness.put(1, &[1.0, 1.0]), harness.buffer(1, 2));
         let batch =
             route(&[vec![(huge, 1.0), (huge, -1.0), (three, 1.0)], vec![(three, 1.0), (huge, 1.0), (huge, -1.0)]]);
         harness.compute().linear(group, x, 2, &batch, y, Write::Replace).unwrap();
@@ -441,7 +441,7 @@ fn a_token_outside_the_table_is_an_error() {
     for device in [Device::CPU, oracle()] {
         let mut harness = Harness::open(device);
         let (table, _) = harness.table(&Tensor::new(DType::F16, &[3, 4], &[1.0; 12]));
-        let out = harness.room(4, 1);
+        let out = harness.buffer(4, 1);
         assert_eq!(
             harness.compute().embed(table, &[3], 1.0, &AdapterBatch::default(), out).unwrap_err().code(),
             ErrorCode::TokenOutOfRange
@@ -450,7 +450,7 @@ fn a_token_outside_the_table_is_an_error() {
 }
 
 #[test]
-fn a_cache_beyond_the_machine_is_an_error() {
+fn a_cache_larger_than_memory_is_an_error() {
     let shape =
         |pages| KvShape { layers: 64, pages, page_tokens: 256, kv_heads: 64, head_dim: 128, dtype: KvDType::F32 };
     let mut harness = Harness::open(Device::CPU);
@@ -479,7 +479,7 @@ fn pages_outside_the_cache_are_an_error() {
         let mut harness = Harness::open(device);
         let shape = KvShape { layers: 1, pages: 2, page_tokens: 16, kv_heads, head_dim, dtype: KvDType::F16 };
         let kv = harness.compute().create_kv(shape).unwrap();
-        let (x, y) = (harness.put(case.width(), &vec![0.5; case.width()]), harness.room(case.heads * case.dim, 1));
+        let (x, y) = (harness.put(case.width(), &vec![0.5; case.width()]), harness.buffer(case.heads * case.dim, 1));
         for (position, table) in [(0, vec![2]), (16, vec![0]), (0, vec![])] {
             let rows = StepRows { positions: vec![position], sequences: vec![0], block_tables: vec![table] };
             assert_eq!(
@@ -496,7 +496,7 @@ fn pages_outside_the_cache_are_an_error() {
 }
 
 #[test]
-fn the_backend_says_what_computes() {
+fn a_backend_describes_its_device() {
     let backend = fast(Isa::Scalar, 3).open().finish().unwrap();
     assert_eq!(backend.description, "cpu (scalar, 3 threads)");
     let backend = oracle().open().finish().unwrap();

@@ -492,7 +492,7 @@ fn perturbed() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..support::cases(2000) })]
 
     /// The format's own crate is the oracle: both accept and refuse the same files, and return the same bytes.
     #[test]

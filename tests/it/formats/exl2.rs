@@ -77,7 +77,7 @@ fn stored_bytes(values: &[f32], in_features: usize) -> Vec<u8> {
 // What is accepted.
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..support::cases(300) })]
 
     #[test]
     fn reading_returns_what_was_packed(blocks in 1usize..20, outs in 1usize..100, seed in any::<u64>()) {

@@ -59,7 +59,7 @@ fn specs() -> impl Strategy<Value = GptqSpec> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..support::cases(300) })]
 
     /// Exact: one multiplication in f32 on either side.
     #[test]

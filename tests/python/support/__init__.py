@@ -1,1 +1,1 @@
-"""Writers of tiny models and adapters, and the oracles they are held against."""
+"""Writers of tiny models and adapters, and the oracles they are compared with."""

@@ -1,6 +1,6 @@
 """Adapters of every PEFT feature and of every pair of features.
 
-This is the table of them; `collection.py` writes what it says. What peft cannot write (fused projections, QA-LoRA off
+This is the table of them; `collection.py` writes them. What peft cannot write (fused projections, QA-LoRA off
 GPTQ, foreign key spellings) is made from what it can write, by an edit of the tensors and the config.
 """
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 
 from support import manual_merge, tiny
@@ -17,14 +18,14 @@ from support.adapters import ALL_LINEAR
 Tensors, Config = dict[str, torch.Tensor], dict[str, Any]
 
 INVOCATION = [11, 5, 60]
-# How many rows a resized vocabulary has more.
+# Rows added to a resized vocabulary.
 GROWTH = 5
 PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One adapter: fields of peft's `LoraConfig`, what is done to the base before, and to the files after."""
+    """One adapter: fields of peft's `LoraConfig`, changes to the base before, and to the files after."""
 
     options: Config = field(default_factory=dict)
     targets: tuple[str, ...] | str | None = ALL_LINEAR
@@ -38,7 +39,7 @@ class Spec:
     stray_copies: bool = False
     dtype: torch.dtype = torch.float32
     adapter_name: str = "default"
-    # Whether peft computes it; what it cannot is held against the manual merge alone.
+    # Whether peft computes it; otherwise the manual merge is the only oracle.
     peft: bool = True
     # Whether a request weight other than 1 is defined: not where something is replaced.
     scalable: bool = True
@@ -64,7 +65,7 @@ def _fuse(tensors: Tensors, config: Config) -> tuple[Tensors, Config]:
 
 
 def _pool(tensors: Tensors, config: Config) -> tuple[Tensors, Config]:
-    """QA-LoRA: A keeps one column a group of 16 inputs, here each group's first."""
+    """QA-LoRA: A keeps one column per group of 16 inputs, here each group's first."""
     pooled = {k: v[:, ::16].contiguous() if ".lora_A." in k else v for k, v in tensors.items()}
     return pooled, {**config, "use_qalora": True, "qalora_group_size": 16}
 
@@ -203,7 +204,7 @@ SPECS = {
         options={"alora_invocation_tokens": INVOCATION, "bias": "all"}, bases=("llama-biases", "qwen2")
     ),
     "activated-by-nothing": Spec({"alora_invocation_tokens": []}),
-    # A stack of other layers.
+    # Other layer maps.
     # peft builds it on Qwen2 but cannot run it there.
     "replicated": Spec({"layer_replication": [[0, 2], [0, 2]]}, bases=("llama",)),
     "replicated-window-kinds": Spec({"layer_replication": [[0, 2], [0, 1]]}, bases=("qwen2-window",), peft=False),
@@ -258,7 +259,7 @@ SPECS = {
     "sub-directory": Spec(adapter_name="mine"),
 }
 
-# What two of make a combination: fields of the config, and modules targeted besides.
+# Features to combine in pairs: fields of the config, and further target modules.
 _PARTS: dict[str, tuple[Config, tuple[str, ...]]] = {
     "dora": (_DORA, ()),
     "rslora": ({"use_rslora": True}, ()),
@@ -273,7 +274,7 @@ _PARTS: dict[str, tuple[Config, tuple[str, ...]]] = {
 }
 _REPLACING = {"bias-all", "saved-head", "tokens"}
 
-# Every two features in one adapter; peft refuses some of them, which only trying tells.
+# Every two features in one adapter; peft refuses some of them, which shows only on trying.
 PAIRS = {
     f"{a}+{b}": Spec(
         {**_PARTS[a][0], **_PARTS[b][0]},
@@ -310,16 +311,25 @@ CASES = [(base, name) for name, spec in SPECS.items() for base in spec.bases]
 PROMPT = [*tiny.PROMPT[:12], *INVOCATION, 3, 69, 80, 14, *tiny.PROMPT[12:20], *INVOCATION, *tiny.PROMPT[20:30], 1, 2]
 
 
+def grid(cases: list[tuple[str, str]]) -> list[Any]:
+    """Parameters of a test over (base, name): each name on one base in turn, on its other bases in the slow tests."""
+    names = list(dict.fromkeys(name for _, name in cases))
+    bases = {name: [base for base, other in cases if other == name] for name in names}
+    fast = {(bases[name][at % len(bases[name])], name) for at, name in enumerate(names)}
+    marks = {case: () if case in fast else pytest.mark.slow for case in cases}
+    return [pytest.param(*case, id="-".join(case), marks=marks[case]) for case in cases]
+
+
 def ids(cases: list[tuple[str, str]]) -> list[str]:
-    """What the tests of some cases are called."""
+    """The test ids of some cases."""
     return ["-".join(case) for case in cases]
 
 
 def spec(name: str) -> Spec:
-    """The spec of a name of either table."""
+    """The spec of a name, from either table."""
     return SPECS[name] if name in SPECS else PAIRS[name]
 
 
 def prompt(name: str) -> list[int]:
-    """The tokens an adapter is tried on: where it brings rows of its own, these too."""
+    """The prompt for an adapter, which includes the rows that it adds."""
     return [*PROMPT, *range(tiny.VOCAB, tiny.VOCAB + spec(name).growth)]

@@ -26,7 +26,7 @@ def _loaded(folder: pathlib.Path) -> torch.nn.Module:
 
 
 def base_model(folder: pathlib.Path, growth: int = 0) -> torch.nn.Module:
-    """A copy of the model of a dense folder, its vocabulary longer by `growth` rows that come from a fixed seed."""
+    """A copy of the model of a dense folder, its vocabulary longer by `growth` rows from a fixed seed."""
     model = copy.deepcopy(_loaded(folder))
     if growth:
         torch.manual_seed(growth)
@@ -35,7 +35,7 @@ def base_model(folder: pathlib.Path, growth: int = 0) -> torch.nn.Module:
 
 
 def write(spec: Spec, folder: pathlib.Path, dense: pathlib.Path, seed: int) -> pathlib.Path:
-    """Writes an adapter for the model in `dense` into `folder` and returns where its files lie."""
+    """Writes an adapter for the model in `dense` into `folder` and returns the folder of its files."""
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -110,7 +110,7 @@ def load(spec: Spec, adapter: pathlib.Path, dense: pathlib.Path) -> torch.nn.Mod
 
 
 class Collection:
-    """The adapters of both tables in one folder, each written, and each oracle computed, when first asked for."""
+    """The adapters of both tables in one folder, each written, and each oracle computed, on first use."""
 
     def __init__(self, root: pathlib.Path) -> None:
         self.root = root
@@ -123,7 +123,7 @@ class Collection:
         return tiny.write(base, self.root)
 
     def packed(self, base: str) -> tuple[pathlib.Path, pathlib.Path]:
-        """The folder of a base's GPTQ copy, and that of the dense model the copy means."""
+        """The folder of a base's GPTQ copy, and that of the dense model with the copy's weights."""
         folder = self.root / f"{base}-gptq-4bit"
         return folder, gptq.quantize(self.dense(base), folder, gptq.Scheme(sym=False, desc_act=True))
 
@@ -144,7 +144,7 @@ class Collection:
         return manual_merge.fold(_loaded(folder), mixture)
 
     def by_peft(self, folder: pathlib.Path, base: str, name: str) -> torch.nn.Module:
-        """peft on the dense model in `folder`, with the adapter of `name` for `base`; to be left as it is."""
+        """peft on the dense model in `folder`, with the adapter of `name` for `base`; not to be modified."""
         key = (folder, base, name)
         if key not in self._models:
             self._models[key] = load(spec(name), self.adapter(base, name), folder)

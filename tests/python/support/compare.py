@@ -15,7 +15,7 @@ def distance(ours: Any, theirs: Any) -> float:
 
 
 def gap(ours: Any, theirs: Any) -> float:
-    """The largest difference as it stands, for oracles whose values are of the order of 1 to 10."""
+    """The largest absolute difference, for oracles whose values are of the order of 1 to 10."""
     theirs = np.asarray(theirs)
     assert 1 <= np.abs(theirs).max() <= 15
     return distance(ours, theirs) * float(np.abs(theirs).max())
@@ -29,7 +29,7 @@ def log_softmax(logits: Any) -> Any:
 
 
 def bits(result: Any) -> tuple[Any, ...]:
-    """Everything of a completion that must not depend on its company, as values that compare by bits."""
+    """Everything of a completion that must not depend on the rest of the batch, as values that compare by bits."""
     top = [[(token, np.float32(value).tobytes()) for token, value in row] for row in result.top_logprobs]
     logprobs = np.asarray(result.logprobs)
     assert logprobs.dtype == np.float32

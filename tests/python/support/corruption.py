@@ -1,4 +1,4 @@
-"""What tests of damaged and hostile input share: files to spoil, an engine that must not notice, and the refusal."""
+"""Damaged and hostile input: files to corrupt, an engine that must be unaffected, and the expected error."""
 
 import json
 import os
@@ -17,13 +17,13 @@ from support import adapters, tiny
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Where models and adapters are written once."""
+    """The folder in which models and adapters are written once."""
     return tmp_path_factory.mktemp("models")
 
 
 @pytest.fixture
 def adapter(models, tmp_path):
-    """An adapter folder of one's own to spoil."""
+    """A copy of an adapter folder, to be corrupted."""
     return shutil.copytree(adapters.write("plain", tiny.write("llama", models)), tmp_path / "adapter")
 
 
@@ -36,14 +36,14 @@ def engine(models):
 
 @pytest.fixture
 def serving(engine):
-    """Holds the engine to the same bits, names and resident bytes before and after whatever the test does to it."""
+    """Checks that the engine's bits, names and resident bytes are the same before and after the test."""
     before = state(engine)
     yield engine
     assert state(engine) == before
 
 
 def state(engine: Engine) -> tuple[Any, ...]:
-    """All that an engine shows of itself: logits to the last bit, answers, adapters, what is resident and running."""
+    """Everything observable of an engine: logits to the last bit, answers, adapters, what is resident and running."""
     logits = [engine.logits(tiny.PROMPT, adapter).tobytes() for adapter in (None, "good", {"good": 0.5})]
     outs = engine.generate([tiny.PROMPT] * 2, adapters=[None, "good"], max_new_tokens=4)
     stats = engine.stats()
@@ -53,7 +53,7 @@ def state(engine: Engine) -> tuple[Any, ...]:
 
 
 def refused(code: str, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ExloraError:
-    """The error with that code which the call must end in."""
+    """The error that the call must raise, with this code."""
     with pytest.raises(ExloraError) as caught:
         call(*args, **kwargs)
     error = caught.value
@@ -76,7 +76,7 @@ def edit_tensors(file: pathlib.Path, change: Callable[[dict[str, Any]], object])
 
 
 def no_file(kind: str, path: pathlib.Path) -> None:
-    """Puts something else in the place of a regular file."""
+    """Replaces a regular file by something else."""
     path.unlink()
     if kind == "folder":
         path.mkdir()

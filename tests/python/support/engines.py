@@ -1,4 +1,4 @@
-"""Engines of the tiny bases that take up the collection's adapters one at a time, when a test first names them."""
+"""Engines of the tiny bases, which load the collection's adapters one at a time, when a test first names them."""
 
 import pathlib
 from typing import Any
@@ -10,7 +10,7 @@ from support.collection import Collection
 
 
 class Engines:
-    """One engine a base, dense or packed, and the dense folder its oracle runs on."""
+    """One engine per base, dense or packed, and the dense folder that its oracle runs on."""
 
     def __init__(self, collection: Collection) -> None:
         self.collection = collection

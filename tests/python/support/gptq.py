@@ -1,4 +1,4 @@
-"""Packs a dense model folder into GPTQ, and writes its twin: a folder with exactly the weights it means.
+"""Packs a dense model folder into GPTQ, and writes its dequantized copy: exactly the same weights in float32.
 
 Packing is one bit string, lowest bit first: code `i` of a column occupies its bits `[i*bits, i*bits + bits)`, cut into
 32-bit words. That covers 2, 3, 4 and 8 bits alike, 3-bit codes that straddle words included. `qweight` runs along the
@@ -31,9 +31,9 @@ class Scheme:
     lm_head: bool = False
     # Regular expression -> overrides, in order; one that begins with "-:" leaves the module dense.
     dynamic: dict[str, dict[str, Any]] = field(default_factory=dict)
-    # Whether the config stands in quantize_config.json instead of config.json.
+    # Whether the config is in quantize_config.json instead of config.json.
     separate_config: bool = False
-    # Whether g_idx is written where it says nothing (`i // group_size`).
+    # Whether g_idx is written where it adds nothing (`i // group_size`).
     trivial_g_idx: bool = True
 
     def of(self, module: str) -> "Scheme | None":
@@ -47,7 +47,7 @@ class Scheme:
         return self
 
     def config(self) -> dict[str, Any]:
-        """As it stands in `quantization_config`."""
+        """The `quantization_config`."""
         return {
             "quant_method": "gptq",
             "bits": self.bits,
@@ -62,39 +62,39 @@ class Scheme:
 
 
 def quantize(dense: pathlib.Path, out: pathlib.Path, scheme: Scheme, seed: int = 0) -> pathlib.Path:
-    """Writes the packed model into `out` and returns the folder of its float32 twin, `out` with `-twin` appended."""
-    twin_folder = out.with_name(out.name + "-twin")
-    if twin_folder.exists():
-        return twin_folder
+    """Writes the packed model into `out` and returns the folder of its dequantized copy, `out` with `-dequantized`."""
+    dequantized_folder = out.with_name(out.name + "-dequantized")
+    if dequantized_folder.exists():
+        return dequantized_folder
     rng = np.random.default_rng(seed)
     tensors: dict[str, torch.Tensor] = {}
     for file in sorted(dense.glob("*.safetensors")):
         tensors.update(load_file(file))
-    packed, twin = {}, {}
+    packed, dequantized = {}, {}
     for name, tensor in tensors.items():
         module = name.removesuffix(".weight")
         wanted = name.endswith("_proj.weight") or (scheme.lm_head and name == "lm_head.weight")
         chosen = scheme.of(module) if wanted else None
         if chosen is None:
-            packed[name] = twin[name] = tensor
+            packed[name] = dequantized[name] = tensor
             continue
         parts, weight = pack_linear(tensor.float().numpy(), chosen, rng)
         packed |= {f"{module}.{part}": torch.from_numpy(value) for part, value in parts.items()}
-        twin[name] = torch.from_numpy(weight)
+        dequantized[name] = torch.from_numpy(weight)
     config = json.loads((dense / "config.json").read_text())
-    _write(twin_folder, twin, config)
+    _write(dequantized_folder, dequantized, config)
     if scheme.separate_config:
         _write(out, packed, config)
         (out / "quantize_config.json").write_text(json.dumps(scheme.config(), indent=2))
     else:
         _write(out, packed, {**config, "quantization_config": scheme.config()})
-    return twin_folder
+    return dequantized_folder
 
 
 def pack_linear(
     weight: np.ndarray, scheme: Scheme, rng: np.random.Generator
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The stored tensors of one linear `[out, in]`, and the float32 `[out, in]` they mean."""
+    """The stored tensors of one linear `[out, in]`, and the float32 `[out, in]` that they encode."""
     outputs, inputs = weight.shape
     size = inputs if scheme.group_size == -1 else scheme.group_size
     g_idx = np.arange(inputs) // size

@@ -1,4 +1,4 @@
-"""What an adapter's files mean, without peft: weights of a plain transformers model, folded by hand.
+"""What an adapter's files mean, worked out without peft: weights of a plain transformers model, folded by hand.
 
 A linear is `y = W x + b`. One adapter with request weight `f` changes it, in the order of the request, to
 
@@ -30,7 +30,7 @@ _PART = re.compile(
 
 @dataclass
 class Adapter:
-    """The files of one adapter: its config, and per module the tensors by what they are, in float32."""
+    """The files of one adapter: its config, and per module its tensors by kind, in float32."""
 
     config: dict[str, Any]
     modules: dict[str, dict[str, torch.Tensor]]
@@ -118,7 +118,7 @@ def untie(model: torch.nn.Module, adapters: list[Adapter]) -> None:
 
 
 def replace(model: torch.nn.Module, adapter: Adapter) -> None:
-    """Whole weights, biases and token rows in place of the base's."""
+    """Replaces whole weights, biases and token rows of the base."""
     for path, tensors in adapter.modules.items():
         module = model.get_submodule(path) if not path.endswith(tuple(FUSED)) else None
         for kind in ("weight", "bias"):

@@ -25,7 +25,7 @@ ROPE_ORIGINAL = 16
 
 @dataclass(frozen=True)
 class Spec:
-    """One tiny model: an architecture and what its config.json says besides the sizes."""
+    """One tiny model: an architecture and the fields of its config.json besides the sizes."""
 
     architecture: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -83,14 +83,14 @@ SPECS = {
     "qwen3-tied": Spec("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
 }
 
-# The one of each architecture that the dearer tests run on.
+# One of each architecture, for the more expensive tests.
 ARCHITECTURES = ("llama", "mistral-window", "qwen2", "qwen3")
 
 PROMPT = [(7 + 31 * i + i * i // 3) % VOCAB for i in range(40)]
 
 
 def write(name: str, parent: pathlib.Path, seed: int = 0) -> pathlib.Path:
-    """Writes the named model into a folder of its own below `parent`, unless it stands there, and returns that."""
+    """Writes the named model into a folder of its own below `parent`, unless it exists, and returns that folder."""
     folder = parent / f"{name}-{seed}"
     if folder.exists():
         return folder
@@ -120,7 +120,7 @@ def build(spec: Spec, seed: int) -> torch.nn.Module:
     )
     model = getattr(transformers, f"{spec.architecture}ForCausalLM")(config)
     generator = torch.Generator().manual_seed(seed)
-    # Drawn as the head it also is, a tied embedding keeps the logits as small as everywhere else.
+    # Drawn like a head, which it also is, a tied embedding keeps the logits as small as everywhere else.
     embedding = HIDDEN**-0.5 if config.tie_word_embeddings else 0.4
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,15 +1,15 @@
-//! What DoRA's norms are made of, for each output: |W|^2, W.(BA) and |BA|^2, over the inputs.
+//! The terms of DoRA's norms, for each output: |W|^2, W.(BA) and |BA|^2, summed over the inputs.
 //!
-//! W is read once, as the kernels see it: its squares by a kernel of their own, W A^T by the product kernel with A's rows as
+//! W is read once, as packed: its squares by a kernel of their own, W A^T by the product kernel with A's rows as
 //! inputs. Both sum in f32 within a span and in f64 beyond it where that is cheap.
 
 use std::ops::Range;
 
 use crate::adapter::delta::{LowRank, ReplacedRows};
 use crate::backend::cpu::kernels::dispatch::{Kernels, MAX_ROWS};
-use crate::backend::cpu::kernels::tile::{BLOCK, Tiles};
+use crate::backend::cpu::kernels::tile::Tiles;
 use crate::backend::cpu::kernels::vector::LANES;
-use crate::backend::cpu::runtime::threads::{Disjoint, Pool};
+use crate::backend::cpu::runtime::threads::Pool;
 use crate::backend::cpu::weights::pack::PADDING;
 use crate::error::Result;
 
@@ -19,7 +19,7 @@ const TASK_CHANNELS: usize = 64;
 const TOKEN_RUN: usize = 256;
 
 /// The three sums of each output.
-pub(crate) struct Moments {
+pub(crate) struct NormTerms {
     /// |W|^2
     pub(crate) weight: Vec<f64>,
     /// W.(BA), without the scale.
@@ -41,11 +41,8 @@ impl Plain {
     fn new(pool: &mut Pool, low: &LowRank<'_>) -> Result<Self> {
         let (rank, inputs, a) = (low.rank(), low.a.shape()[1], low.a.view().to_f32());
         let mut gram = vec![0.0; rank * rank];
-        let rows = Disjoint::new(&mut gram);
         let row = |r: usize| &a[r * inputs..(r + 1) * inputs];
-        pool.run(rank, |r, _| {
-            // SAFETY: each row belongs to one task.
-            let out = unsafe { rows.part(r * rank..(r + 1) * rank) };
+        pool.for_chunks(&mut gram, rank, |r, out| {
             out.iter_mut().enumerate().for_each(|(s, out)| *out = dot(row(r), row(s)));
         })?;
         Ok(Self { rank, inputs, a, b: low.b.view().to_f32(), gram })
@@ -76,7 +73,7 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
     sums.iter().sum()
 }
 
-/// Of a linear's packed weight, some of whose rows are replaced; `order` is the model's input of each packed one.
+/// The terms of a linear's packed weight, some of whose rows may be replaced; `order` is the model's input of each packed one.
 ///
 /// # Errors
 /// A task panicked.
@@ -87,10 +84,10 @@ pub(crate) fn of_linear(
     order: Option<&[u32]>,
     low: &LowRank<'_>,
     rows: Option<&ReplacedRows<'_>>,
-) -> Result<Moments> {
+) -> Result<NormTerms> {
     let plain = Plain::new(pool, low)?;
     let (rank, outputs) = (plain.rank, low.b.shape()[0]);
-    let packed: usize = tiles.spans.iter().map(|span| span.blocks * BLOCK).sum();
+    let packed = tiles.inputs;
     let input = |k: usize| match order {
         Some(order) => Some(order[k]).filter(|&input| input != PADDING).map(|input| input as usize),
         None => Some(k).filter(|&k| k < plain.inputs),
@@ -102,24 +99,20 @@ pub(crate) fn of_linear(
         .map(|(r, k)| input(k).map_or(0.0, |input| plain.a[r * plain.inputs + input]))
         .collect();
     let mut sums = vec![[0.0; 3]; outputs];
-    let parts = Disjoint::new(&mut sums);
-    pool.run(outputs.div_ceil(LANES), |tile, _| {
+    pool.for_chunks(&mut sums, LANES, |tile, sums| {
         let squares = kernels.squares(tiles, tile, &mask);
-        let range = tile * LANES..outputs.min((tile + 1) * LANES);
-        // SAFETY: each tile belongs to one task.
-        let sums = unsafe { parts.part(range.clone()) };
+        let range = tile * LANES..tile * LANES + sums.len();
         for (lane, (output, sums)) in range.clone().zip(&mut *sums).enumerate() {
             *sums = [squares[lane], 0.0, plain.delta(output)];
         }
         for first in (0..rank).step_by(MAX_ROWS) {
             let count = MAX_ROWS.min(rank - first);
-            let mut x = [std::ptr::null(); MAX_ROWS];
+            let mut x: [&[f32]; MAX_ROWS] = [&[]; MAX_ROWS];
             for (r, x) in x[..count].iter_mut().enumerate() {
-                *x = a[(first + r) * packed..(first + r + 1) * packed].as_ptr();
+                *x = &a[(first + r) * packed..(first + r + 1) * packed];
             }
             let mut products = [[0.0; LANES]; MAX_ROWS];
-            // SAFETY: rows are as long as the tiles' inputs.
-            unsafe { kernels.product(tiles, tile, 1, &x[..count], &mut products) };
+            kernels.product(tiles, tile, 1, &x[..count], &mut products);
             for (lane, (output, sums)) in range.clone().zip(&mut *sums).enumerate() {
                 let terms = plain.b(output)[first..first + count].iter().zip(&products);
                 sums[1] += terms.map(|(&b, products)| f64::from(b) * f64::from(products[lane])).sum::<f64>();
@@ -133,7 +126,7 @@ pub(crate) fn of_linear(
         (sums[0], sums[1]) = (dot(&values, &values), plain.b(id as usize).iter().enumerate().map(ba).sum());
     }
     let [weight, mixed, delta] = [0, 1, 2].map(|of| sums.iter().map(|sums| sums[of]).collect());
-    Ok(Moments { weight, mixed, delta })
+    Ok(NormTerms { weight, mixed, delta })
 }
 
 fn values_of<'a>(rows: &'a ReplacedRows<'_>) -> impl Iterator<Item = Vec<f32>> + 'a {
@@ -145,7 +138,7 @@ fn values_of<'a>(rows: &'a ReplacedRows<'_>) -> impl Iterator<Item = Vec<f32>> +
     })
 }
 
-/// Of an embedding, whose inputs are its tokens: `read(token, channels, out)` gives channels of a token's row.
+/// The terms of an embedding, whose inputs are its tokens: `read(token, channels, out)` gives channels of a token's row.
 ///
 /// # Errors
 /// A task panicked.
@@ -153,7 +146,7 @@ pub(crate) fn of_embedding(
     pool: &mut Pool,
     low: &LowRank<'_>,
     read: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
-) -> Result<Moments> {
+) -> Result<NormTerms> {
     let plain = Plain::new(pool, low)?;
     let (rank, tokens, outputs) = (plain.rank, plain.inputs, low.b.shape()[0]);
     let mut columns = vec![0.0; tokens * rank];
@@ -161,11 +154,8 @@ pub(crate) fn of_embedding(
         row.iter().enumerate().for_each(|(token, &a)| columns[token * rank + r] = a);
     }
     let mut sums = vec![[0.0; 2]; outputs];
-    let parts = Disjoint::new(&mut sums);
-    pool.run(outputs.div_ceil(TASK_CHANNELS), |task, _| {
-        let channels = task * TASK_CHANNELS..outputs.min((task + 1) * TASK_CHANNELS);
-        // SAFETY: each channel belongs to one task.
-        let sums = unsafe { parts.part(channels.clone()) };
+    pool.for_chunks(&mut sums, TASK_CHANNELS, |task, sums| {
+        let channels = task * TASK_CHANNELS..task * TASK_CHANNELS + sums.len();
         let width = channels.len();
         let (mut row, mut run) = (vec![0.0; width], vec![0.0f32; (rank + 1) * width]);
         for first in (0..tokens).step_by(TOKEN_RUN) {
@@ -186,5 +176,5 @@ pub(crate) fn of_embedding(
         }
     })?;
     let [weight, mixed] = [0, 1].map(|of| sums.iter().map(|sums| sums[of]).collect());
-    Ok(Moments { weight, mixed, delta: (0..outputs).map(|output| plain.delta(output)).collect() })
+    Ok(NormTerms { weight, mixed, delta: (0..outputs).map(|output| plain.delta(output)).collect() })
 }

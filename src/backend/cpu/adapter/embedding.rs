@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::dora_norms;
-use super::low_rank::{Expand, rescaling};
+use super::low_rank::{Expand, with_magnitude};
 use crate::adapter::delta::SiteDelta;
 use crate::backend::PrepareError;
 use crate::backend::cpu::kernels::dispatch::Kernels;
@@ -24,7 +24,7 @@ pub(crate) struct EmbeddingDelta {
     low: Option<(Rows, Expand)>,
 }
 
-/// Rows of numbers in the type they are stored in.
+/// Rows of floats in their stored type.
 struct Rows {
     dtype: DType,
     rows: usize,
@@ -79,7 +79,7 @@ impl EmbeddingDelta {
         }
     }
 
-    /// Takes the norms of the table's channels, where the adapter rescales by them.
+    /// Computes the DoRA norms of the table's channels, if the adapter has a magnitude.
     pub(crate) fn fill_magnitude(
         &self,
         pool: &mut Pool,
@@ -88,30 +88,30 @@ impl EmbeddingDelta {
         region: &mut Region,
         source: &SiteDelta<'_>,
     ) -> Result<(), PrepareError> {
-        let (Some((_, expand)), Some(low)) = (&self.low, rescaling(source)) else { return Ok(()) };
+        let (Some((_, expand)), Some(low)) = (&self.low, with_magnitude(source)) else { return Ok(()) };
         let read = |token: usize, channels: Range<usize>, out: &mut [f32]| match self.row(region, token) {
             Some((rows, row, _)) => rows.read(region, row, channels, out),
             None => table.read(&base.arena, token, channels, out),
         };
-        let moments = dora_norms::of_embedding(pool, low, read)?;
+        let terms = dora_norms::of_embedding(pool, low, read)?;
         expand
-            .fill_magnitude(region, low, &moments)
+            .fill_magnitude(region, low, &terms)
             .map_err(|output| PrepareError::ZeroNorm { site: source.site, output })
     }
 
-    /// The row of a token that this adapter brings, and whether it replaces it alone and not with the whole table.
+    /// This adapter's row of a token, and whether it replaces that row alone rather than the whole table.
     fn row(&self, region: &Region, token: usize) -> Option<(&Rows, usize, bool)> {
         let id = self.ids.and_then(|ids| region.part::<u32>(ids).binary_search(&(token as u32)).ok());
         let alone = self.rows.as_ref().zip(id).map(|(rows, row)| (rows, row, true));
         alone.or_else(|| Some((self.weight.as_ref().filter(|weight| token < weight.rows)?, token, false)))
     }
 
-    /// Tokens of the table that stands in the base's place.
+    /// Size of the vocabulary, if the adapter replaces the table.
     pub(crate) fn tokens(&self) -> Option<usize> {
         self.weight.as_ref().map(|weight| weight.rows)
     }
 
-    /// Reads the row of a token that this adapter brings, if it does and, if so asked, only one that it replaces alone.
+    /// Reads this adapter's row of a token, if it has one; with `only_alone`, only a row that it replaces alone.
     pub(crate) fn read(&self, region: &Region, token: usize, only_alone: bool, out: &mut [f32]) -> bool {
         let Some((rows, row, is_alone)) = self.row(region, token) else { return false };
         if is_alone || !only_alone {
@@ -125,7 +125,7 @@ impl EmbeddingDelta {
         self.low.as_ref().map_or(0, |(_, expand)| expand.rank)
     }
 
-    /// `t = A x` of a token: a column of A; of a token that it has not, zeros.
+    /// `t = A x` of a token: a column of A; zeros for a token that A does not have.
     pub(crate) fn shrink(&self, region: &Region, token: usize, t: &mut [f32]) {
         match &self.low {
             Some((a, _)) if token < a.rows => a.read(region, token, 0..a.width, t),

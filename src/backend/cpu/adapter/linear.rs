@@ -1,7 +1,7 @@
 //! What an adapter changes at the linears of one group, in one repeat of its layer.
 
 use super::dora_norms;
-use super::low_rank::{Expand, rescaling};
+use super::low_rank::{Expand, with_magnitude};
 use crate::adapter::delta::{LowRank, SiteDelta};
 use crate::backend::PrepareError;
 use crate::backend::cpu::kernels::dispatch::Kernels;
@@ -20,7 +20,7 @@ pub(crate) struct GroupDelta {
     /// Rows that multiply the input: A's and replaced rows.
     stack: DenseTiles,
     members: Vec<Option<LinearDelta>>,
-    /// Whether it replaces a weight, bias or row, or takes something out of a weight: what the base's sums need first.
+    /// Whether it replaces a weight, bias or row, or truncates a weight: these act on the base's sums before any delta is added.
     pub(crate) is_replacing: bool,
 }
 
@@ -29,18 +29,18 @@ pub(crate) struct LinearDelta {
     weight: Option<DenseTiles>,
     bias: Option<Part>,
     rows: Option<StackedRows>,
-    /// What is taken out of the weight, whatever the request's weight.
+    /// What truncation (KaSA) subtracts from the weight, at any request weight.
     removed: Option<StackedLow>,
     low: Option<StackedLow>,
 }
 
-/// Rows of a weight that are replaced, and where they stand in the stack.
+/// Replaced rows of a weight, and where they begin in the stack.
 struct StackedRows {
     ids: Part,
     first: usize,
 }
 
-/// A low-rank delta, and where its A stands in the stack.
+/// A low-rank delta, and where its A begins in the stack.
 struct StackedLow {
     first: usize,
     expand: Expand,
@@ -73,7 +73,7 @@ impl GroupDelta {
             members.resize_with(member + 1, || None);
             members[member] = Some(LinearDelta { weight, bias, rows, removed, low });
         }
-        // A stack of one type keeps it; a mixed one is widened.
+        // A stack of one float type keeps it; a mixed one is widened.
         let mut widths = stacked(sources).filter_map(|matrix| Width::of_dtype(matrix.dtype()));
         let width = widths.next().unwrap_or(Width::F32);
         let width = if widths.all(|other| other == width) { width } else { Width::F32 };
@@ -107,7 +107,7 @@ impl GroupDelta {
         Ok(())
     }
 
-    /// Takes the norms of a member's weight, where the adapter rescales by them.
+    /// Computes the DoRA norms of a member's weight, if the adapter has a magnitude.
     pub(crate) fn fill_magnitude(
         &self,
         pool: &mut Pool,
@@ -117,16 +117,16 @@ impl GroupDelta {
         member: usize,
         source: &SiteDelta<'_>,
     ) -> Result<(), PrepareError> {
-        let (Some(delta), Some(low)) = (self.member(member), rescaling(source)) else { return Ok(()) };
+        let (Some(delta), Some(low)) = (self.member(member), with_magnitude(source)) else { return Ok(()) };
         let (tiles, order) = match &delta.weight {
             Some(weight) => (weight.view(region), None),
             None => (group.members[member].tiles(&base.arena), group.order(member)),
         };
-        let moments = dora_norms::of_linear(pool, base.kernels, &tiles, order, low, source.rows.as_ref())?;
+        let terms = dora_norms::of_linear(pool, base.kernels, &tiles, order, low, source.rows.as_ref())?;
         let Some(stacked) = &delta.low else { return Ok(()) };
         stacked
             .expand
-            .fill_magnitude(region, low, &moments)
+            .fill_magnitude(region, low, &terms)
             .map_err(|output| PrepareError::ZeroNorm { site: source.site, output })
     }
 
@@ -155,12 +155,12 @@ fn stacked<'a>(sources: &[(usize, &'a SiteDelta<'a>)]) -> impl Iterator<Item = &
 }
 
 impl LinearDelta {
-    /// The weight that stands in the base's place.
+    /// The weight that replaces the base's.
     pub(crate) fn weight(&self) -> Option<&DenseTiles> {
         self.weight.as_ref()
     }
 
-    /// The bias that stands in the base's place, from a tile on.
+    /// The bias that replaces the base's, from a tile on.
     pub(crate) fn bias<'a>(&self, region: &'a Region, tile: usize) -> Option<&'a [f32]> {
         self.bias.map(|bias| region.part(bias).get(tile * LANES..).unwrap_or(&[]))
     }
@@ -191,7 +191,7 @@ impl LinearDelta {
         }
     }
 
-    /// Takes out of a tile of outputs what the weight is truncated by; `t` is the product of the stack.
+    /// Subtracts from a tile of outputs what the weight is truncated by; `t` is the product of the stack.
     pub(crate) fn remove(&self, region: &Region, kernels: &Kernels, tile: usize, t: &[f32], y: &mut [f32; LANES]) {
         if let Some(StackedLow { first, expand }) = &self.removed {
             expand.apply(region, kernels, tile, &t[*first..*first + expand.rank], 1.0, y);

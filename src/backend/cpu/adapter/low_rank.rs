@@ -1,10 +1,10 @@
-//! B and what belongs to its outputs, by tiles of 16: one finishing routine for linears and embeddings.
+//! Expand: B, its bias and DoRA's magnitude, in tiles of 16 outputs, for linears and embeddings alike.
 //!
-//! B stands as `[tile][rank][16]`, so that expand happens on a tile's outputs before they are written. A magnitude brings,
+//! B is laid out as `[tile][rank][16]`, so that expand works on a tile's outputs before they are written. A magnitude stores,
 //! for each output, a = |W|^2, b = s W.(BA) and c = s^2 |BA|^2 in f64: its norm at a request's weight f is
-//! `sqrt(a + 2 f b + f^2 c)`, whatever f is, without W.
+//! `sqrt(a + 2 f b + f^2 c)`, for any f, without W.
 
-use super::dora_norms::Moments;
+use super::dora_norms::NormTerms;
 use crate::adapter::delta::{LowRank, SiteDelta};
 use crate::backend::cpu::kernels::dispatch::Kernels;
 use crate::backend::cpu::kernels::tile::Width;
@@ -13,7 +13,7 @@ use crate::backend::cpu::runtime::arena::{Part, Region, RegionLayout};
 use crate::backend::cpu::weights::pack::interleave;
 use crate::tensor::Tensor;
 
-/// What a low-rank delta does to the outputs, given `t = A x`.
+/// The expand of a low-rank delta: what it adds to the outputs, given `t = A x`.
 pub(crate) struct Expand {
     /// Length of t.
     pub(crate) rank: usize,
@@ -27,7 +27,7 @@ pub(crate) struct Expand {
     magnitude: Option<Magnitude>,
 }
 
-/// DoRA's magnitude and what its norms are made of, all `[tile][16]`.
+/// DoRA's magnitude and the terms of its norms, all `[tile][16]`.
 struct Magnitude {
     m: Part,
     /// m / n at a weight of 1.
@@ -43,13 +43,13 @@ fn ratio(m: f32, [a, b, c]: [f64; 3], weight: f32) -> f32 {
     (f64::from(m) / square.max(0.0).sqrt()) as f32
 }
 
-/// The low-rank part, if it has a magnitude.
-pub(crate) fn rescaling<'a>(source: &'a SiteDelta<'a>) -> Option<&'a LowRank<'a>> {
+/// The low-rank part, if it has a magnitude (DoRA).
+pub(crate) fn with_magnitude<'a>(source: &'a SiteDelta<'a>) -> Option<&'a LowRank<'a>> {
     source.low_rank.as_ref().filter(|low| low.magnitude.is_some())
 }
 
 impl Expand {
-    /// Takes room.
+    /// Reserves space.
     pub(crate) fn lay_out(layout: &mut RegionLayout, low: &LowRank<'_>) -> Self {
         let (rank, outputs) = (low.rank(), low.b.shape()[0]);
         let width = Width::of_dtype(low.b.dtype()).unwrap_or(Width::F32);
@@ -82,7 +82,7 @@ impl Expand {
         }
     }
 
-    /// Writes the magnitude and its norms' parts. Where there are no outputs nothing is rescaled.
+    /// Writes the magnitude and the terms of its norms. Padding outputs are not rescaled.
     ///
     /// # Errors
     /// The first output whose norm is 0 at a weight of 1.
@@ -90,7 +90,7 @@ impl Expand {
         &self,
         region: &mut Region,
         low: &LowRank<'_>,
-        moments: &Moments,
+        terms: &NormTerms,
     ) -> Result<(), usize> {
         let (Some(parts), Some(magnitude)) = (&self.magnitude, &low.magnitude) else { return Ok(()) };
         let scale = f64::from(low.scale);
@@ -99,7 +99,7 @@ impl Expand {
         region.part_mut::<f32>(parts.at_one).fill(1.0);
         region.part_mut::<f64>(parts.quadratic[0]).fill(1.0);
         for (i, &m) in m.iter().enumerate() {
-            let quadratic = [moments.weight[i], scale * moments.mixed[i], scale * scale * moments.delta[i]];
+            let quadratic = [terms.weight[i], scale * terms.mixed[i], scale * scale * terms.delta[i]];
             let square = quadratic[0] + 2.0 * quadratic[1] + quadratic[2];
             if square <= 0.0 || square.is_nan() {
                 return Err(i);
@@ -123,14 +123,13 @@ impl Expand {
         weight: f32,
         y: &mut [f32; LANES],
     ) {
-        // An adapter that brings more outputs may stand in a mixture with one that does not know them.
+        // An adapter with more outputs than the base may share a mixture with one that has only the base's.
         if tile * LANES >= self.outputs {
             return;
         }
         let (b, coefficient) = (&region.part::<u8>(self.b)[tile * self.tile_bytes()..], weight * self.scale);
-        assert!(t.len() == self.rank && b.len() >= self.tile_bytes());
-        // SAFETY: the kernels exist, so their instruction set does; a tile of B is `[rank][16]` in its width.
-        unsafe { (kernels.expand)(b.as_ptr(), self.width, t, coefficient, y) };
+        assert!(t.len() == self.rank);
+        kernels.expand(b, self.width, t, coefficient, y);
         if let Some(bias) = self.b_bias {
             let bias = &region.part::<f32>(bias)[tile * LANES..];
             y.iter_mut().zip(bias).for_each(|(y, bias)| *y += coefficient * bias);

@@ -1,10 +1,9 @@
-//! Adapters in their slots, re-laid for the kernels, each in a region of its own.
+//! An adapter in the layout of the kernels, in a region of its own.
 //!
 //! Everything that multiplies the input of a group is stacked and packed like any dense weight: the A's of its members, and
-//! the rows that stand in the place of some of their outputs. So shrink, `t = A x`, is the product of a few more tiles in one
-//! pass over x, and a replaced row's output is one of the t. B and what belongs to it stand by tiles of outputs
-//! (`factors.rs`); replaced weights are tiles beside the base's. Numbers keep the type they are stored in; a site or group
-//! that an adapter leaves alone has no bytes and costs nothing.
+//! the rows that replace rows of their weights. So shrink, `t = A x`, is the product of a few more tiles with the same x, and
+//! the output of a replaced row is one of the t. B, its bias and magnitude are in tiles of outputs (`low_rank.rs`); replaced weights are tiles beside the base's. Values keep their stored type; a site or
+//! group that an adapter does not change takes no bytes and no time.
 //!
 //! ```text
 //! group, repeat   [A of q | rows of q | A of k | …]   tiles of 16      member: W?  b?  ids of its rows  B, b_B, m, a b c
@@ -21,7 +20,7 @@ use crate::backend::cpu::runtime::threads::Pool;
 use crate::backend::cpu::weights::BaseWeights;
 use crate::error::Result;
 
-/// Things by the index of what they are at, and by repeat.
+/// Deltas by the index of the weight they change, and by repeat.
 struct ByRepeat<T>(Vec<Vec<Option<T>>>);
 
 impl<T> ByRepeat<T> {
@@ -45,7 +44,7 @@ impl<T> ByRepeat<T> {
     }
 }
 
-/// An adapter in a slot.
+/// A prepared adapter.
 pub(crate) struct Adapter {
     region: Region,
     groups: ByRepeat<GroupDelta>,
@@ -54,11 +53,11 @@ pub(crate) struct Adapter {
 }
 
 impl Adapter {
-    /// Re-lays an adapter.
+    /// Packs an adapter.
     ///
     /// # Errors
     /// `memory_exhausted`; a DoRA norm of 0; `internal` if a delta does not fit its site, or
-    /// a site stands twice in one repeat of its layer.
+    /// a site appears twice in one repeat of its layer.
     pub(crate) fn new(pool: &mut Pool, base: &BaseWeights, deltas: &[SiteDelta<'_>]) -> Result<Self, PrepareError> {
         let sorted = Sorted::new(base, deltas)?;
         let mut layout = RegionLayout::default();
@@ -113,12 +112,12 @@ impl Adapter {
         self.tables.get(table, repeat)
     }
 
-    /// The norm's weight that it brings.
+    /// The weight that replaces a norm's.
     pub(crate) fn norm(&self, norm: usize, repeat: u32) -> Option<&[f32]> {
         self.norms.get(norm, repeat).map(|&part| self.region.part(part))
     }
 
-    /// Its memory, in which its deltas stand.
+    /// The memory of its deltas.
     pub(crate) fn region(&self) -> &Region {
         &self.region
     }

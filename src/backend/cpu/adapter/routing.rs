@@ -1,4 +1,4 @@
-//! The routing of a step over the adapters in their slots.
+//! Routing: which resident adapters act on which rows of a step.
 
 use std::ops::Range;
 
@@ -17,14 +17,14 @@ impl<'a> Routing<'a> {
     /// The routing of a step of that many rows.
     ///
     /// # Errors
-    /// `internal` if it names an empty slot, which is never computed as the base, or a row that the step has not.
+    /// `internal` if it names an empty slot, which is never computed as the base, or a row beyond the step's.
     pub(crate) fn new(batch: &'a AdapterBatch, adapters: &'a [Option<Adapter>], rows: usize) -> Result<Self> {
         let resident = |slot: usize| adapters.get(slot).is_some_and(Option::is_some);
         if let Some(segment) = batch.segments().iter().find(|s| !resident(s.slot.0 as usize)) {
             return Err(Error::new(ErrorCode::Internal, format!("slot {} holds no adapter", segment.slot.0)));
         }
         match batch.entries().iter().find(|entry| entry.row as usize >= rows) {
-            Some(entry) => Err(Error::new(ErrorCode::Internal, "the routing names a row that the step has not")
+            Some(entry) => Err(Error::new(ErrorCode::Internal, "the routing names a row that the step does not have")
                 .with_expected(format!("below {rows}"))
                 .with_found(entry.row)),
             None => Ok(Self { batch, adapters }),
@@ -41,7 +41,7 @@ impl<'a> Routing<'a> {
         self.batch.repeat()
     }
 
-    /// The row that an entry is of.
+    /// The row of an entry.
     pub(crate) fn row_of(&self, entry: usize) -> usize {
         self.batch.entries()[entry].row as usize
     }
@@ -79,7 +79,7 @@ impl<'a> Routing<'a> {
     }
 }
 
-/// A norm's weight, with those that adapters bring in its place.
+/// A norm's weight, with those of adapters that replace it.
 #[derive(Clone, Copy)]
 pub(crate) struct RoutedNorm<'a> {
     base: &'a [f32],
@@ -89,7 +89,7 @@ pub(crate) struct RoutedNorm<'a> {
 }
 
 impl<'a> RoutedNorm<'a> {
-    /// The norm `norm`, whose base is `base`.
+    /// The norm with index `norm`, whose base weight is `base`.
     pub(crate) fn new(routing: Routing<'a>, norm: usize, base: &'a [f32]) -> Self {
         let repeat = routing.repeat();
         let is_replaced = routing.segments().any(|(_, adapter, _)| adapter.norm(norm, repeat).is_some());

@@ -1,4 +1,4 @@
-//! Deltas sorted by where they act, and checked against it.
+//! An adapter's deltas, sorted by the weights on which they act and checked against them.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use crate::backend::cpu::weights::{BaseWeights, SitePlace};
 use crate::error::{Error, ErrorCode, Result};
 use crate::tensor::{Tensor, shape_text};
 
-/// Deltas by the index of group, table or norm, and by repeat.
+/// Deltas by the index of their group, embedding or norm, and by repeat.
 #[derive(Default)]
 pub(crate) struct Sorted<'a> {
     /// By member, ascending.
@@ -20,7 +20,7 @@ impl<'a> Sorted<'a> {
     /// Sorts and checks.
     ///
     /// # Errors
-    /// `internal` if a delta does not fit its site, or a site stands twice in one repeat of its layer.
+    /// `internal` if a delta does not fit its site, or a site appears twice in one repeat of its layer.
     pub(crate) fn new(base: &BaseWeights, deltas: &'a [SiteDelta<'a>]) -> Result<Self> {
         let mut sorted = Self::default();
         for delta in deltas {
@@ -48,7 +48,7 @@ impl<'a> Sorted<'a> {
     }
 }
 
-/// A site as a delta finds it: with the weight that the delta brings.
+/// A site as a delta finds it.
 struct Site {
     place: SitePlace,
     /// Of the base, as stored: `[out_features, in_features]`, `[vocab, hidden]`, `[width]`.
@@ -65,7 +65,7 @@ impl Site {
         let (shape, may_grow) = match place {
             SitePlace::Linear { group, member } => {
                 let group = &base.groups[group];
-                // A group of several has no room between their outputs.
+                // The outputs of a group's members are contiguous, so none can grow.
                 (vec![group.members[member].out_features(), group.in_features], group.members.len() == 1)
             }
             SitePlace::Embedding(table) => (vec![base.tables[table].vocab, base.tables[table].hidden], true),

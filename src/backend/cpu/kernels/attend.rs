@@ -8,6 +8,8 @@
 //!
 //! No sum depends on where pages, tiles or chunks begin: only on the row's own first and last position.
 
+#![allow(unsafe_code, reason = "vector loads through pointers, inside loops that must not check bounds")]
+
 use super::vector::{Element, LANES, Vector};
 
 /// Channels are summed in this many vectors at once.
@@ -47,7 +49,7 @@ pub(crate) type AttendFn = unsafe fn(view: &View<'_>, q: &[f32], scores: &mut [f
 ///
 /// # Safety
 /// The instruction set of `V` must be available; the view's positions and pages must lie within table and cache, whose
-/// elements are E's; `scores` must have room, for each head, from the first position's page on to 16 beyond the last.
+/// elements are E's; `scores` must be long enough, for each head, from the first position's page on to 16 beyond the last.
 #[inline(always)]
 pub(crate) unsafe fn attend<V: Vector, E: Element>(view: &View<'_>, q: &[f32], scores: &mut [f32], out: &mut [f32]) {
     let dim = view.head_dim;
@@ -95,7 +97,7 @@ unsafe fn score_keys<V: Vector, E: Element, const H: usize>(
 ) {
     let (tokens, dim) = (view.page_tokens, view.head_dim);
     let start = view.first - view.first % tokens;
-    // SAFETY: as `attend`: pages lie within the cache, tiles within the page, scores have room.
+    // SAFETY: as `attend`: pages lie within the cache, tiles within the page, scores are long enough.
     unsafe {
         let base = view.cache.as_ptr();
         let scale = V::splat(view.scale);

@@ -1,17 +1,20 @@
 //! The table of kernels of each instruction set.
 //!
-//! A [`Kernels`] is handed out only after the instruction set was found on the machine, which is what makes calling its
-//! entries sound.
+//! A [`Kernels`] is returned only after the instruction set was detected on the machine, which makes calling its entries
+//! sound.
 
-use super::attend::{self, AttendFn};
+#![allow(unsafe_code, reason = "kernels are compiled for instruction sets that are detected at run time")]
+
+use super::attend::{self, AttendFn, View};
 use super::isa::Isa;
 use super::rowwise::{self, GateFn, NormFn};
-use super::tile::{self, ExpandFn, ProductFn, SquaresFn, Tiles};
+use super::tile::{self, ExpandFn, ProductFn, SquaresFn, Tiles, Width};
 use super::vector::{F16, F32, LANES, Scalar};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};
+use crate::backend::KvDType;
 
-/// Most rows a product takes at once.
+/// Maximum rows of one product call.
 pub(crate) const MAX_ROWS: usize = 8;
 
 /// Every kernel, for one instruction set.
@@ -26,11 +29,11 @@ pub(crate) struct Kernels {
     product_1x4: ProductFn,
     product_1x1: ProductFn,
     squares: SquaresFn,
-    pub(crate) expand: ExpandFn,
-    pub(crate) norm: NormFn,
-    pub(crate) silu_gate: GateFn,
-    pub(crate) attend_f16: AttendFn,
-    pub(crate) attend_f32: AttendFn,
+    expand: ExpandFn,
+    norm: NormFn,
+    silu_gate: GateFn,
+    attend_f16: AttendFn,
+    attend_f32: AttendFn,
 }
 
 impl Kernels {
@@ -49,24 +52,26 @@ impl Kernels {
     }
 
     /// Products of `count` tiles from `tile` with at most [`MAX_ROWS`] rows: `y[t * MAX_ROWS + r]` is tile `tile + t`
-    /// of row `r`. How tiles and rows are taken together changes no bits.
+    /// of row `r`. How tiles and rows are grouped does not change any bits.
     ///
     /// # Panics
-    /// If `y` is too short, there are too many rows or the tiles are out of bounds.
-    ///
-    /// # Safety
-    /// Each row must be valid for as many values as the tiles have inputs, padding included.
-    pub(crate) unsafe fn product(
+    /// If `y` or a row is too short, there are too many rows, or the tiles are out of bounds.
+    pub(crate) fn product(
         &self,
         tiles: &Tiles<'_>,
         tile: usize,
         count: usize,
-        rows: &[*const f32],
+        rows: &[&[f32]],
         y: &mut [[f32; LANES]],
     ) {
         assert!(rows.len() <= MAX_ROWS && y.len() >= count * MAX_ROWS);
         assert!((tile + count) * tiles.tile_bytes <= tiles.codes.len());
         assert!((tile + count) * tiles.scale_bytes <= tiles.scales.len());
+        let mut pointers = [std::ptr::null(); MAX_ROWS];
+        for (pointer, row) in pointers.iter_mut().zip(rows) {
+            assert!(row.len() >= tiles.inputs);
+            *pointer = row.as_ptr();
+        }
         let mut r = 0;
         while r < rows.len() && count > 0 {
             let left = (rows.len() - r).min(self.rows);
@@ -82,9 +87,8 @@ impl Kernels {
                 };
                 let out = y[t * MAX_ROWS + r..].as_mut_ptr().cast::<f32>();
                 // SAFETY: the table exists only where its instruction set does. The asserts above bound tiles, rows and
-                // `y`, into which the kernel writes `r_step` vectors at each of `t_step` strides; rows are the caller's
-                // promise.
-                unsafe { kernel(tiles, tile + t, rows[r..].as_ptr(), out, MAX_ROWS * LANES) };
+                // `y`, into which the kernel writes `r_step` vectors at each of `t_step` strides.
+                unsafe { kernel(tiles, tile + t, pointers[r..].as_ptr(), out, MAX_ROWS * LANES) };
                 t += t_step;
                 if t >= count {
                     r += r_step;
@@ -92,21 +96,75 @@ impl Kernels {
             }
         }
     }
-}
 
-impl Kernels {
-    /// The sum of squares of each output's weights, where `mask` is 1 and not 0.
+    /// The sum of squares of each output's weights, over the inputs where `mask` is 1.
     ///
     /// # Panics
     /// If the tile is out of bounds or the mask shorter than the tiles' inputs, padding included.
     pub(crate) fn squares(&self, tiles: &Tiles<'_>, tile: usize, mask: &[f32]) -> [f64; LANES] {
         assert!((tile + 1) * tiles.tile_bytes <= tiles.codes.len());
         assert!((tile + 1) * tiles.scale_bytes <= tiles.scales.len());
-        assert!(tiles.spans.iter().map(|span| span.blocks * tile::BLOCK).sum::<usize>() <= mask.len());
+        assert!(tiles.inputs <= mask.len());
         let mut squares = [0.0; LANES];
         // SAFETY: the table exists only where its instruction set does; the asserts above are the rest.
         unsafe { (self.squares)(tiles, tile, mask, &mut squares) };
         squares
+    }
+
+    /// `y += coefficient * sum over rank of t[r] b[r]`, for one tile `b [rank][16]` of floats of that width.
+    ///
+    /// # Panics
+    /// If `b` is too short.
+    #[inline]
+    pub(crate) fn expand(&self, b: &[u8], width: Width, t: &[f32], coefficient: f32, y: &mut [f32; LANES]) {
+        let bytes = if matches!(width, Width::F16 | Width::Bf16) { 2 } else { 4 };
+        assert!(b.len() >= t.len() * LANES * bytes);
+        // SAFETY: the table exists only where its instruction set does; `b` is long enough.
+        unsafe { (self.expand)(b.as_ptr(), width, t, coefficient, y) };
+    }
+
+    /// RMS norm of one row: `out = weight * x / sqrt(mean(x^2) + eps)`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    #[inline]
+    pub(crate) fn norm(&self, weight: &[f32], eps: f32, x: &[f32], out: &mut [f32]) {
+        // SAFETY: the table exists only where its instruction set does.
+        unsafe { (self.norm)(weight, eps, x, out) };
+    }
+
+    /// `out = silu(gate) * up` of one row.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    #[inline]
+    pub(crate) fn silu_gate(&self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        // SAFETY: the table exists only where its instruction set does.
+        unsafe { (self.silu_gate)(gate, up, out) };
+    }
+
+    /// Attention of some query heads `q [heads][head_dim]`, normed and rotated, over one view; `scores` is scratch.
+    ///
+    /// # Panics
+    /// If the scratch is too short for the view.
+    ///
+    /// # Safety
+    /// The view's positions must lie within its block table, and the pages within the cache, whose elements are of `dtype`.
+    #[inline]
+    pub(crate) unsafe fn attend(
+        &self,
+        dtype: KvDType,
+        view: &View<'_>,
+        q: &[f32],
+        scores: &mut [f32],
+        out: &mut [f32],
+    ) {
+        let kernel = match dtype {
+            KvDType::F16 => self.attend_f16,
+            KvDType::F32 => self.attend_f32,
+        };
+        // SAFETY: the table exists only where its instruction set does; the rest is the caller's promise.
+        unsafe { kernel(view, q, scores, out) };
     }
 }
 
@@ -134,7 +192,7 @@ macro_rules! kernels_for {
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn expand(b: *const u8, width: tile::Width, t: &[f32], coefficient: f32, y: &mut [f32; LANES]) {
+            unsafe fn expand(b: *const u8, width: Width, t: &[f32], coefficient: f32, y: &mut [f32; LANES]) {
                 // SAFETY: as `product`.
                 unsafe { tile::expand::<$vector>(b, width, t, coefficient, y) }
             }
@@ -152,13 +210,13 @@ macro_rules! kernels_for {
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn attend_f16(view: &attend::View<'_>, q: &[f32], scores: &mut [f32], out: &mut [f32]) {
+            unsafe fn attend_f16(view: &View<'_>, q: &[f32], scores: &mut [f32], out: &mut [f32]) {
                 // SAFETY: as `product`.
                 unsafe { attend::attend::<$vector, F16>(view, q, scores, out) }
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn attend_f32(view: &attend::View<'_>, q: &[f32], scores: &mut [f32], out: &mut [f32]) {
+            unsafe fn attend_f32(view: &View<'_>, q: &[f32], scores: &mut [f32], out: &mut [f32]) {
                 // SAFETY: as `product`.
                 unsafe { attend::attend::<$vector, F32>(view, q, scores, out) }
             }
@@ -194,14 +252,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_gate_is_silu_from_one_end_of_the_numbers_to_the_other() {
+    fn the_gate_is_silu_over_the_whole_range() {
         let gates: Vec<f32> = (-2000..2000).map(|i| i as f32 * 0.05).chain([0.0, -0.0, 1e30, 1e4, -1e4]).collect();
         let up = vec![1.5; gates.len()];
         for isa in Isa::ALL {
             let Some(kernels) = Kernels::of(isa) else { continue };
             let mut out = vec![0.0; gates.len()];
-            // SAFETY: the kernels exist, so the instruction set does.
-            unsafe { (kernels.silu_gate)(&gates, &up, &mut out) };
+            kernels.silu_gate(&gates, &up, &mut out);
             for (&gate, &found) in gates.iter().zip(&out) {
                 let x = f64::from(gate);
                 let expected = 1.5 * x / (1.0 + (-x).exp());
@@ -212,12 +269,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_number_stays_so() {
+    fn nan_stays_nan() {
         for isa in Isa::ALL {
             let Some(kernels) = Kernels::of(isa) else { continue };
             let mut out = [0.0; 2];
-            // SAFETY: the kernels exist, so the instruction set does.
-            unsafe { (kernels.silu_gate)(&[f32::NAN, 1.0], &[1.0, 1.0], &mut out) };
+            kernels.silu_gate(&[f32::NAN, 1.0], &[1.0, 1.0], &mut out);
             assert!(out[0].is_nan() && !out[1].is_nan());
         }
     }

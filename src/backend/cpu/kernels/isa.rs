@@ -6,7 +6,7 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Isa {
-    /// Whatever the compiler makes of plain loops for the baseline CPU.
+    /// Portable loops, compiled for the baseline CPU.
     Scalar,
     /// AVX2 with FMA and F16C.
     Avx2,

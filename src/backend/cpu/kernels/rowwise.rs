@@ -1,5 +1,7 @@
 //! Norm and gate: operations on one row alone.
 
+#![allow(unsafe_code, reason = "vector loads of instruction sets that are detected at run time")]
+
 use super::vector::{LANES, Vector};
 
 /// `out = weight * x / sqrt(mean(x^2) + eps)` for one row.
@@ -11,7 +13,7 @@ pub(crate) type GateFn = unsafe fn(gate: &[f32], up: &[f32], out: &mut [f32]);
 /// See [`NormFn`]. Squares are summed lane by lane, then over the lanes.
 ///
 /// # Safety
-/// The instruction set of `V` must be there.
+/// The instruction set of `V` must be available.
 #[inline(always)]
 pub(crate) unsafe fn norm<V: Vector>(weight: &[f32], eps: f32, x: &[f32], out: &mut [f32]) {
     assert!(weight.len() == x.len() && out.len() == x.len());
@@ -34,7 +36,7 @@ pub(crate) unsafe fn norm<V: Vector>(weight: &[f32], eps: f32, x: &[f32], out: &
 /// `out = gate / (1 + exp(-gate)) * up`; see [`GateFn`].
 ///
 /// # Safety
-/// The instruction set of `V` must be there.
+/// The instruction set of `V` must be available.
 #[inline(always)]
 pub(crate) unsafe fn silu_gate<V: Vector>(gate: &[f32], up: &[f32], out: &mut [f32]) {
     assert!(gate.len() == out.len() && up.len() == out.len());

@@ -12,6 +12,8 @@
 //! unpacking of a weight (prefill); T tiles give a single row enough independent sums to hide the latency of the
 //! multiply-add (decode).
 
+#![allow(unsafe_code, reason = "vector loads through pointers, inside loops that must not check bounds")]
+
 use super::vector::{Bf16, Element, F16, F32, LANES, LINE, Vector};
 
 /// Inputs of a block, the unit in which weights are packed.
@@ -32,7 +34,7 @@ pub(crate) enum Width {
 }
 
 impl Width {
-    /// Of codes of that many bits.
+    /// The width of codes with that many bits.
     pub(crate) fn of_bits(bits: u8) -> Option<Self> {
         Some(match bits {
             2 => Width::Code2,
@@ -59,7 +61,7 @@ impl Width {
         }
     }
 
-    /// Widths of the planes a code is cut into, low bits first; the second is 0 where one plane holds it all.
+    /// Widths of the bit planes a code is split into, low bits first; the second is 0 where one plane holds the whole code.
     pub(crate) const fn planes(self) -> (usize, usize) {
         match self {
             Width::Code3 => (2, 1),
@@ -82,7 +84,8 @@ pub(crate) struct Span {
     pub(crate) blocks: usize,
 }
 
-/// The tiles of a packed weight.
+/// The tiles of a packed weight. `weights/pack.rs` alone makes them, so that spans, bytes and inputs agree: kernels rely on
+/// that.
 #[derive(Clone, Copy)]
 pub(crate) struct Tiles<'a> {
     /// `[tile][span][block]`, see `pack.rs`.
@@ -90,6 +93,8 @@ pub(crate) struct Tiles<'a> {
     /// `[tile][coded span][scale, zero][16]`, f16 or, if `wide`, f32.
     pub(crate) scales: &'a [u8],
     pub(crate) spans: &'a [Span],
+    /// Inputs of all spans, padding included.
+    pub(crate) inputs: usize,
     pub(crate) tile_bytes: usize,
     pub(crate) scale_bytes: usize,
     pub(crate) wide: bool,
@@ -102,7 +107,7 @@ pub(crate) type ProductFn = unsafe fn(tiles: &Tiles<'_>, tile: usize, x: *const 
 /// See [`ProductFn`].
 ///
 /// # Safety
-/// The instruction set of `V` must be there; `tile + T` within the tiles; `x` and `y` valid as [`ProductFn`] says.
+/// The instruction set of `V` must be available; `tile + T` within the tiles; `x` and `y` valid as [`ProductFn`] says.
 #[inline(always)]
 pub(crate) unsafe fn product<V: Vector, const R: usize, const T: usize>(
     tiles: &Tiles<'_>,
@@ -240,7 +245,7 @@ unsafe fn quad<V: Vector, const BITS: usize, const Q: usize, const R: usize, con
 /// Input `4 Q + byte` of a block of codes.
 ///
 /// # Safety
-/// The instruction set of `V` must be there, and `block` valid for a block.
+/// The instruction set of `V` must be available, and `block` valid for a block.
 #[inline(always)]
 unsafe fn unpack<V: Vector, const BITS: usize, const Q: usize>(block: *const u8, byte: usize) -> V {
     // SAFETY: a plane of b bits has b lines in a block, so that line `Q b / 8` is within.
@@ -296,13 +301,13 @@ unsafe fn dense<V: Vector, E: Element, const R: usize, const T: usize>(
     }
 }
 
-/// `squares[n] = sum over k of mask[k] W[n, k]^2` of a tile's outputs; `mask` is 0 at padding, which is no weight, else 1.
+/// `squares[n] = sum over k of mask[k] W[n, k]^2` of a tile's outputs; `mask` is 0 at padding, else 1.
 pub(crate) type SquaresFn = unsafe fn(tiles: &Tiles<'_>, tile: usize, mask: &[f32], squares: &mut [f64; LANES]);
 
 /// See [`SquaresFn`].
 ///
 /// # Safety
-/// The instruction set of `V` must be there, `tile` within the tiles, and `mask` as long as their blocks.
+/// The instruction set of `V` must be available, `tile` within the tiles, and `mask` as long as their blocks.
 #[inline(always)]
 pub(crate) unsafe fn squares<V: Vector>(tiles: &Tiles<'_>, tile: usize, mask: &[f32], squares: &mut [f64; LANES]) {
     // SAFETY: the caller's promises; pointers advance span by span, as in `product`.
@@ -394,7 +399,7 @@ pub(crate) type ExpandFn = unsafe fn(b: *const u8, width: Width, t: &[f32], coef
 /// See [`ExpandFn`].
 ///
 /// # Safety
-/// The instruction set of `V` must be there, `b` valid for `[t.len()][16]` values of that width.
+/// The instruction set of `V` must be available, `b` valid for `[t.len()][16]` values of that width.
 #[inline(always)]
 pub(crate) unsafe fn expand<V: Vector>(b: *const u8, width: Width, t: &[f32], coefficient: f32, y: &mut [f32; LANES]) {
     // SAFETY: the caller's promise.

@@ -8,6 +8,8 @@
 //! A value of a vector type proves that its instruction set is available: functions that make one from nothing are
 //! unsafe, those that take one are not.
 
+#![allow(unsafe_code, reason = "vector loads and stores through pointers")]
+
 use half::{bf16, f16};
 
 /// A cache line, and the width of the widest vector, in bytes.
@@ -18,8 +20,8 @@ pub(crate) const LANES: usize = 16;
 
 /// Sixteen f32 lanes.
 ///
-/// Constructors are unsafe: the instruction set must be there, and pointers must be valid for all lanes (of any
-/// alignment). `max` and `min` return `other` where a lane is not a number.
+/// Constructors are unsafe: the instruction set must be available, and pointers must be valid for all lanes (of any
+/// alignment). `max` and `min` return `other` where a lane is NaN.
 pub(crate) trait Vector: Copy {
     /// Sixteen lanes of 32 bits holding packed codes.
     type Line: Copy;
@@ -81,7 +83,7 @@ pub(crate) trait Vector: Copy {
     /// Loads `count <= 16` lanes, the others are `fill`.
     ///
     /// # Safety
-    /// `from` must be valid for `count` lanes, and the instruction set there.
+    /// `from` must be valid for `count` lanes, and the instruction set available.
     #[inline(always)]
     unsafe fn load_partial(from: *const f32, count: usize, fill: f32) -> Self {
         if count >= LANES {
@@ -109,7 +111,7 @@ pub(crate) trait Vector: Copy {
         unsafe { std::ptr::copy_nonoverlapping(self.to_array().as_ptr(), to, count) };
     }
 
-    /// `e^self` within 2 units in the last place; clamped to `[2^-126, e^88]`, not a number stays so.
+    /// `e^self` within 2 units in the last place; clamped to `[2^-126, e^88]`, NaN stays NaN.
     ///
     /// Range reduction `x = n ln 2 + r` with ln 2 in two parts, then the Taylor polynomial of degree 7 on
     /// `|r| <= ln 2 / 2`, whose truncation error is below 1e-8.

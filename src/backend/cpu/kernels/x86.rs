@@ -2,6 +2,8 @@
 //!
 //! A value of either type exists only where its instruction set does.
 
+#![allow(unsafe_code, reason = "vector intrinsics; a value of a type proves that its instruction set is available")]
+
 use std::arch::x86_64::*;
 
 use super::vector::{LANES, Vector};
@@ -25,7 +27,7 @@ const fn code_table(bits: u32, unit: u32) -> [f32; LANES] {
 }
 
 impl Avx512 {
-    /// A code of at most four bits times `UNIT`: one table look-up that ignores the bits above.
+    /// A code of at most four bits times `UNIT`: one table lookup that ignores the bits above.
     #[inline(always)]
     fn look_up<const BITS: u32, const UNIT: u32>(line: __m512i, shift: u32) -> Self {
         let table = const { code_table(BITS, UNIT) };
@@ -143,7 +145,7 @@ impl Vector for Avx512 {
         high: __m512i,
         high_shift: u32,
     ) -> Self {
-        // Sums of small integers are exact, so that two look-ups and an addition join the planes.
+        // Sums of small integers are exact, so two lookups and an addition join the bit planes.
         let low_part = Self::look_up::<LOW, 1>(low, low_shift);
         let high_part = match LOW {
             2 => Self::look_up::<HIGH, 4>(high, high_shift),

@@ -1,5 +1,7 @@
 //! Paged attention: a task is one row and one key/value head, with all query heads that share it.
 
+#![allow(unsafe_code, reason = "tasks write disjoint parts of the cache and of the output")]
+
 use std::sync::Arc;
 
 use crate::backend::cpu::adapter::routing::RoutedNorm;
@@ -73,8 +75,7 @@ impl Prepare<'_> {
     /// Norms and rotates one head of one row.
     fn head(&self, row: usize, norm: Option<RoutedNorm<'_>>, x: &[f32], out: &mut [f32]) {
         match norm {
-            // SAFETY: the kernels exist, so their instruction set does.
-            Some(weight) => unsafe { (self.kernels.norm)(weight.of_row(row), self.eps, x, out) },
+            Some(weight) => self.kernels.norm(weight.of_row(row), self.eps, x, out),
             None => out.copy_from_slice(x),
         }
         let rotations = &self.rotations[row * 2 * self.pairs..(row + 1) * 2 * self.pairs];
@@ -143,13 +144,8 @@ pub(crate) fn run(
         let view = cache.view(spec, kv_head, block_table, (first, position));
         // SAFETY: each row and head has a part of its own.
         let out = unsafe { out.part(row * out_stride + heads.start..row * out_stride + heads.end) };
-        let kernel = match layout.shape.dtype {
-            KvDType::F16 => kernels.attend_f16,
-            KvDType::F32 => kernels.attend_f32,
-        };
-        // SAFETY: the kernels exist, so their instruction set does; `AttentionSpec::check` found all pages within the cache and the
-        // row's position within its table; the scores have room for all positions seen, from a page's start on.
-        unsafe { kernel(&view, q, scores, out) };
+        // SAFETY: `AttentionSpec::check` found all pages within the cache and the row's position within its table.
+        unsafe { kernels.attend(layout.shape.dtype, &view, q, scores, out) };
     })
 }
 

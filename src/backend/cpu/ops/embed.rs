@@ -15,7 +15,7 @@ use crate::backend::cpu::runtime::threads::Pool;
 use crate::backend::cpu::weights::embedding::EmbeddingTable;
 use crate::error::{Error, ErrorCode, Result};
 
-/// The parts of a backend that `embed` works with.
+/// What `embed` reads of the backend.
 pub(crate) struct Embedding<'a> {
     pub(crate) kernels: &'a Kernels,
     pub(crate) arena: &'a Arena,
@@ -56,7 +56,7 @@ impl Embedding<'_> {
         })
     }
 
-    /// Tokens that a row may have.
+    /// Size of a row's vocabulary.
     fn vocab(&self, row: usize) -> usize {
         let tables = self.routing.of_row(row).rev();
         let replaced =
@@ -64,7 +64,7 @@ impl Embedding<'_> {
         replaced.unwrap_or(self.table.vocab)
     }
 
-    /// The columns of A: little enough for one thread.
+    /// The columns of A; too little work for several threads.
     fn shrink(&self, tokens: &[u32], shrunk: &mut Shrunk) -> Result<()> {
         let Shrunk { t, starts, .. } = shrunk;
         let repeat = self.routing.repeat();
@@ -86,8 +86,8 @@ impl Embedding<'_> {
         Ok(())
     }
 
-    /// The row that is embedded, from whoever has the last word on it: an adapter that replaces the row alone, one that
-    /// replaces the table, the base.
+    /// The row to embed, by precedence: of the last adapter that replaces this row alone, of the last that replaces the
+    /// table, of the base.
     fn read(&self, row: usize, token: usize, out: &mut [f32]) {
         let repeat = self.routing.repeat();
         for only_alone in [true, false] {

@@ -1,7 +1,8 @@
-//! What becomes of a row's sums before they are written: replaced rows, each adapter in the order of the request, the bias.
+//! The epilogue of a linear, applied to a row's sums before they are written: replaced rows, each adapter in the order of
+//! the request, the bias.
 //!
-//! The bias stands outside of what DoRA rescales, `y = b + (m / n) (y - b + …)`, so it is added last, and `y - b` is what the
-//! tile holds until then.
+//! DoRA does not rescale the bias, `y = b + (m / n) (y - b + …)`, so it is added last; until then
+//! the tile holds `y - b`.
 
 use super::shrink::Shrunk;
 use crate::backend::cpu::adapter::routing::Routing;
@@ -17,12 +18,12 @@ pub(crate) struct Epilogue<'a> {
     routing: Routing<'a>,
     group: usize,
     shrunk: &'a Shrunk,
-    /// Whether an adapter of the step replaces a bias or rows of the group, or takes something out of a weight.
+    /// Whether an adapter of the step replaces a bias or rows of the group, or truncates a weight.
     is_replacing: bool,
 }
 
 impl<'a> Epilogue<'a> {
-    /// Of a group, once the stacks' products are there.
+    /// Of a group, once shrink has computed its products.
     pub(crate) fn new(
         kernels: &'a Kernels,
         arena: &'a Arena,

@@ -1,9 +1,12 @@
-//! `y = W x + b` and what adapters make of it, for a group of linears over one input.
+//! `y = W x + b` with the deltas of adapters, for a group of linears that read the same input.
 //!
 //! Three regions of parallel work, the first two only if there is something to do: gather the inputs of act-ordered
 //! members; shrink, the product of each adapter's stack for every (row, adapter) of the batch; then, tile by tile of outputs,
-//! the product of the weight with the epilogue of `epilogue.rs`, written once. A row's weight is the base's or that of the
-//! adapter that replaces it, and rows of one weight are multiplied together. Threads split tiles and rows, never a sum.
+//! the product of the weight, followed by the epilogue of `epilogue.rs`; each output is written once. A row's weight is the
+//! base's or that of the adapter that replaces it, and rows of one weight are multiplied together. Threads split tiles and
+//! rows, never a sum.
+
+#![allow(unsafe_code, reason = "tasks write disjoint tiles of rows")]
 
 use std::ops::Range;
 
@@ -24,7 +27,7 @@ use crate::error::{Error, ErrorCode, Result};
 
 /// Tiles a task computes; few rows want several at once, see `tile.rs`.
 const TASK_TILES: usize = 4;
-/// Tasks a thread should find, so that a late one can take less.
+/// Tasks per thread, so that one that starts late can take fewer.
 const TASKS_OF_THREAD: usize = 4;
 
 /// What `linear` keeps from step to step.
@@ -38,24 +41,24 @@ pub(crate) struct Scratch {
     weights: Vec<WeightRows>,
 }
 
-/// A member's weight and the rows that it multiplies, cut into tasks: some tiles for some of the rows each.
+/// A member's weight and the rows that it multiplies, split into tasks: some tiles for some of the rows each.
 ///
-/// Tasks are counted, not listed: a list would have to travel from the core that writes it to those that read it, each time.
+/// Tasks are counted, not listed: a list would be written by one core and read by all others in every call.
 #[derive(Clone)]
 struct WeightRows {
     member: usize,
-    /// Whose weight it is; the base's if `None`.
+    /// The slot of the adapter that replaces the weight; `None` for the base's.
     slot: Option<usize>,
     tiles: usize,
     /// In the row lists.
     rows: Range<usize>,
-    /// Parts that the rows are cut into.
+    /// Parts that the rows are split into.
     parts: usize,
     first_task: usize,
 }
 
 impl WeightRows {
-    /// Tasks that go once over all tiles.
+    /// Tasks that cover all tiles once.
     fn runs(&self) -> usize {
         self.tiles.div_ceil(TASK_TILES)
     }
@@ -74,7 +77,7 @@ impl WeightRows {
     }
 }
 
-/// The parts of a backend that `linear` works with.
+/// What `linear` reads of the backend.
 pub(crate) struct Context<'a> {
     pub(crate) kernels: &'a Kernels,
     pub(crate) arena: &'a Arena,
@@ -87,7 +90,7 @@ pub(crate) struct Context<'a> {
 /// Computes the group; see the module.
 ///
 /// # Errors
-/// `internal` if a row has more outputs than there is room for or a task panicked; `memory_exhausted`.
+/// `internal` if a row has more outputs than `y` or a task panicked; `memory_exhausted`.
 pub(crate) fn run(
     pool: &mut Pool,
     context: &Context<'_>,
@@ -158,7 +161,7 @@ impl<'a> Context<'a> {
                 if linear.first_output + weight.rows > width {
                     return Err(Error::new(
                         ErrorCode::Internal,
-                        "an adapter's weight has outputs for which there is no room",
+                        "an adapter's weight has more outputs than the buffer",
                     )
                     .with_expected(width)
                     .with_found(linear.first_output + weight.rows));
@@ -195,13 +198,12 @@ impl<'a> Context<'a> {
             };
             let mut sums = [[0.0; LANES]; TASK_TILES * MAX_ROWS];
             for rows in scratch.row_lists[rows].chunks(MAX_ROWS) {
-                let mut x = [std::ptr::null(); MAX_ROWS];
+                let mut x: [&[f32]; MAX_ROWS] = [&[]; MAX_ROWS];
                 for (x, &row) in x.iter_mut().zip(rows) {
                     let order = linear.order.filter(|_| replaced.is_none());
-                    *x = self.input_row(order, inputs, row as usize, scratch).as_ptr();
+                    *x = self.input_row(order, inputs, row as usize, scratch);
                 }
-                // SAFETY: rows are gathered, or padded to whole blocks, to the length the packed weight takes.
-                unsafe { self.kernels.product(&tiles, first_tile, count, &x[..rows.len()], &mut sums) };
+                self.kernels.product(&tiles, first_tile, count, &x[..rows.len()], &mut sums);
                 for tile in 0..count {
                     let first = (first_tile + tile) * LANES;
                     let lanes = LANES.min(outputs - first);

@@ -1,6 +1,6 @@
 //! Operations in which every row is computed on its own, and the loop they share.
 
-use crate::backend::cpu::runtime::threads::{Disjoint, Pool};
+use crate::backend::cpu::runtime::threads::Pool;
 use crate::error::Result;
 
 /// Values below which waking other threads costs more than the work.
@@ -19,12 +19,11 @@ pub(crate) fn for_rows(
     stride: usize,
     row: impl Fn(usize, &mut [f32]) + Sync,
 ) -> Result<()> {
-    let out = Disjoint::new(&mut out[..rows * stride]);
     let tasks = if rows * width < PARALLEL_FROM { 1 } else { rows.min(4 * pool.threads()) };
-    pool.run(tasks, |task, _| {
-        for i in rows * task / tasks..rows * (task + 1) / tasks {
-            // SAFETY: each row belongs to one task, and rows don't overlap since `width <= stride`.
-            row(i, unsafe { out.part(i * stride..i * stride + width) });
+    let rows_of_task = rows.div_ceil(tasks).max(1);
+    pool.for_chunks(&mut out[..rows * stride], rows_of_task * stride, |task, chunk| {
+        for (i, out) in chunk.chunks_exact_mut(stride).enumerate() {
+            row(task * rows_of_task + i, &mut out[..width]);
         }
     })
 }

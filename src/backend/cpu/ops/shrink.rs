@@ -1,5 +1,7 @@
 //! Shrink, `t = A x`: the product of each adapter's stack with the rows on which it acts.
 
+#![allow(unsafe_code, reason = "tasks write disjoint tiles of rows")]
+
 use crate::backend::cpu::adapter::routing::Routing;
 use crate::backend::cpu::kernels::dispatch::{Kernels, MAX_ROWS};
 use crate::backend::cpu::kernels::vector::LANES;
@@ -12,13 +14,13 @@ use crate::error::Result;
 #[derive(Default)]
 pub(crate) struct Shrunk {
     pub(crate) t: Vec<f32>,
-    /// Where an entry's t begins.
+    /// Where each entry's t begins.
     pub(crate) starts: Vec<usize>,
     tasks: Vec<ShrinkTask>,
 }
 
 impl Shrunk {
-    /// From an entry's t on.
+    /// The products from an entry's t on.
     pub(crate) fn of(&self, entry: usize) -> &[f32] {
         &self.t[self.starts[entry]..]
     }
@@ -67,15 +69,12 @@ pub(crate) fn shrink(
         let task = tasks[task];
         let Some(adapter) = routing.adapter(task.slot) else { return };
         let Some(delta) = adapter.group(group, repeat) else { return };
-        let mut rows = [std::ptr::null(); MAX_ROWS];
+        let mut rows: [&[f32]; MAX_ROWS] = [&[]; MAX_ROWS];
         for (i, row) in rows[..task.entries].iter_mut().enumerate() {
-            *row = inputs.row(routing.row_of(task.first_entry + i)).as_ptr();
+            *row = inputs.row(routing.row_of(task.first_entry + i));
         }
         let mut sums = [[0.0; LANES]; MAX_ROWS];
-        // SAFETY: rows are as long as the input padded to whole blocks, which is what the stack takes.
-        unsafe {
-            kernels.product(&delta.stack(adapter.region()), task.tile, 1, &rows[..task.entries], &mut sums);
-        }
+        kernels.product(&delta.stack(adapter.region()), task.tile, 1, &rows[..task.entries], &mut sums);
         for (i, sums) in sums[..task.entries].iter().enumerate() {
             let start = starts[task.first_entry + i] + task.tile * LANES;
             // SAFETY: an entry and tile belong to one task.

@@ -1,9 +1,11 @@
 //! Memory that weights stream from at full speed.
 //!
 //! Anonymous mappings, aligned to 2 MiB and advised to be huge pages: decode reads every weight once a token, and with
-//! 4 KiB pages the misses of the translation buffer halve its speed (more so under virtualisation). Weights live as
+//! 4 KiB pages TLB misses halve its speed (more under virtualization). Weights live as
 //! long as the backend, so an [`Arena`] only grows; adapters, caches and activations each have a [`Region`] of their
-//! own, given back when dropped. Mappings come zeroed and occupy nothing until touched.
+//! own, freed when dropped. Mappings are zeroed and occupy nothing until touched.
+
+#![allow(unsafe_code, reason = "memory mapped by hand, for huge pages")]
 
 use std::ptr::{self, NonNull};
 
@@ -86,14 +88,14 @@ pub(crate) struct Part {
     len: usize,
 }
 
-/// A region while it is laid out: how large it has to be.
+/// Lays out the parts of a region before it is mapped.
 #[derive(Default)]
 pub(crate) struct RegionLayout {
     bytes: usize,
 }
 
 impl RegionLayout {
-    /// Takes room for `count` values, aligned to a line.
+    /// Reserves space for `count` values, aligned to a line.
     pub(crate) fn take<T: Pod>(&mut self, count: usize) -> Part {
         let part = Part { start: self.bytes, len: count * size_of::<T>() };
         self.bytes += part.len.next_multiple_of(LINE);
@@ -129,7 +131,7 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: the mapping was made by `new` and nothing borrows from it any more.
+        // SAFETY: the mapping was made by `new` and nothing borrows from it.
         let _ = unsafe { rustix::mm::munmap(self.map.as_ptr().cast(), self.mapped) };
     }
 }
@@ -142,7 +144,7 @@ pub(crate) struct ArenaSlice {
     len: usize,
 }
 
-/// Memory that only grows: packed weights, tables, vectors.
+/// Memory that only grows: packed weights, embedding tables, norms.
 #[derive(Default)]
 pub(crate) struct Arena {
     regions: Vec<Region>,

@@ -5,7 +5,7 @@ use crate::backend::Write;
 use crate::backend::cpu::kernels::tile::BLOCK;
 use crate::error::{Error, ErrorCode, Result};
 
-/// Rows of activations, `stride` values apart; what lies beyond a row's width is zero.
+/// Rows of activations, `stride` values apart; the padding beyond a row's width is zero.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows<'a> {
     pub(crate) values: &'a [f32],
@@ -84,13 +84,13 @@ impl Buffer {
     }
 }
 
-/// The rows of a step that are multiplied.
+/// The input rows of a product.
 #[derive(Clone, Copy)]
 pub(crate) struct Inputs<'a> {
     pub(crate) x: Rows<'a>,
     /// Number of rows.
     pub(crate) rows: usize,
-    /// Which rows of `x`; all of them from the first on if `None`.
+    /// Which rows of `x`; `None` for all, from the first on.
     pub(crate) picked: Option<&'a [u32]>,
 }
 

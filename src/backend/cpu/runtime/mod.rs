@@ -4,3 +4,6 @@ pub(crate) mod arena;
 pub(crate) mod buffers;
 pub(crate) mod kv_cache;
 pub(crate) mod threads;
+
+mod gate;
+mod sync;

@@ -2,56 +2,44 @@
 //!
 //! A step has hundreds of parallel regions, so waking a parked thread for each would cost more than the work. Workers
 //! spin for a bounded time after a region and only then park. Tasks are claimed one by one from an atomic counter, so a
-//! thread that comes late takes less; and the caller works too and waits only for workers *inside* the region, so one
-//! that the system has descheduled, or that a fork has lost, delays nobody.
-//!
-//! ```text
-//! gate = epoch << 33 | open << 32 | workers inside
-//!   caller   writes the job, opens the gate with the next epoch, works, shuts it, waits for inside = 0
-//!   worker   sees an open gate, enters by compare-and-swap (inside + 1), works, leaves (inside - 1)
-//! ```
+//! thread that arrives late takes fewer; and the caller works too and waits only for workers inside the region, so one
+//! that the system has descheduled, or that a fork has lost, delays nobody. The protocol is in `gate.rs`.
+
+#![allow(unsafe_code, reason = "tasks borrow from the caller's stack, and each takes its own part of a slice")]
 
 use std::any::Any;
-use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 
+use super::gate::Gate;
 use crate::error::{Error, ErrorCode, Result};
-
-/// Rounds a worker spins for before it parks: some tens of microseconds.
-const SPINS: u32 = 2000;
-const OPEN: u64 = 1 << 32;
-const INSIDE: u64 = OPEN - 1;
 
 type Task<'a> = dyn Fn(usize, usize) + Sync + 'a;
 
-struct Shared {
-    gate: AtomicU64,
-    /// The region's task and how many there are; written only while the gate is shut and nobody is inside.
-    job: UnsafeCell<(*const Task<'static>, usize)>,
-    next: AtomicUsize,
-    panic: Mutex<Option<String>>,
-    quit: AtomicBool,
-    parked: Vec<AtomicBool>,
+/// A region's task and how often it is called.
+#[derive(Clone, Copy)]
+struct Job {
+    task: *const Task<'static>,
+    tasks: usize,
 }
 
-// SAFETY: `job` is written by the one caller while the gate is shut and no worker is inside, and read by workers only
-// between entering and leaving; the gate's acquire and release order the two.
-unsafe impl Sync for Shared {}
-// SAFETY: the pointer in `job` is followed only while the caller keeps its target alive.
-unsafe impl Send for Shared {}
+// SAFETY: the task is `Sync`, and the pointer is followed only while the caller keeps its target alive.
+unsafe impl Send for Job {}
+
+struct Shared {
+    gate: Gate<Job>,
+    panic: Mutex<Option<String>>,
+}
 
 /// Threads that share the work of a region with their caller.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    epoch: u64,
     /// A forked child has no workers to join.
     process: u32,
 }
@@ -64,19 +52,16 @@ impl Pool {
     pub(crate) fn new(threads: usize) -> Result<Self> {
         let workers = threads.max(1) - 1;
         fn nothing(_task: usize, _worker: usize) {}
-        let shared = Arc::new(Shared {
-            gate: AtomicU64::new(0),
-            job: UnsafeCell::new((&nothing as *const Task<'static>, 0)),
-            next: AtomicUsize::new(0),
-            panic: Mutex::new(None),
-            quit: AtomicBool::new(false),
-            parked: (0..workers).map(|_| AtomicBool::new(false)).collect(),
-        });
-        let mut pool = Self { shared, workers: Vec::new(), epoch: 0, process: std::process::id() };
+        let idle = Job { task: &nothing as *const Task<'static>, tasks: 0 };
+        let shared = Arc::new(Shared { gate: Gate::new(idle, workers), panic: Mutex::new(None) });
+        let mut pool = Self { shared, workers: Vec::new(), process: std::process::id() };
         for worker in 0..workers {
             let shared = Arc::clone(&pool.shared);
             let thread = std::thread::Builder::new().name(format!("exlora-{}", worker + 1));
-            let thread = thread.spawn(move || shared.work(worker));
+            let thread = thread.spawn(move || {
+                // SAFETY: inside the gate, so the caller keeps the task alive until this thread has left.
+                shared.gate.work(worker, |job| shared.claim(unsafe { &*job.task }, job.tasks, worker));
+            });
             pool.workers.push(thread.map_err(|e| {
                 Error::new(ErrorCode::MemoryExhausted, format!("cannot start thread {} of {threads}: {e}", worker + 1))
             })?);
@@ -96,35 +81,43 @@ impl Pool {
     /// `internal` if a task panicked; the others were still run.
     pub(crate) fn run(&mut self, tasks: usize, task: impl Fn(usize, usize) + Sync) -> Result<()> {
         let caller = self.workers.len();
-        self.shared.next.store(0, Ordering::Relaxed);
         if tasks > 1 && caller > 0 {
-            let job: *const Task<'_> = &raw const task;
-            // SAFETY: only the lifetime is erased. Workers follow the pointer only while inside the gate, and this
-            // function leaves only after shutting it and seeing nobody inside, so `task` outlives every use.
-            let job = unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(job) };
-            // SAFETY: the gate is shut and nobody is inside (the last region ended so), and `&mut self` is the one
-            // caller.
-            unsafe { *self.shared.job.get() = (job, tasks) };
-            self.epoch += 1;
-            self.shared.gate.store(self.epoch << 33 | OPEN, Ordering::SeqCst);
-            for (parked, worker) in self.shared.parked.iter().zip(&self.workers) {
-                if parked.load(Ordering::SeqCst) {
-                    worker.thread().unpark();
-                }
-            }
-        }
-        self.shared.claim(&task, tasks, caller);
-        if tasks > 1 && caller > 0 {
-            self.shared.gate.fetch_and(!OPEN, Ordering::AcqRel);
-            let mut spins = 0;
-            while self.shared.gate.load(Ordering::Acquire) & INSIDE != 0 {
-                pause(&mut spins);
-            }
+            let borrowed: *const Task<'_> = &raw const task;
+            // SAFETY: only the lifetime is erased. Workers follow the pointer only while inside the gate, and `close`
+            // returns only when nobody is inside, so `task` outlives every use.
+            let erased = unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(borrowed) };
+            // SAFETY: `&mut self` is the one caller, the region before has closed the gate, and this one closes it below:
+            // `claim` does not unwind.
+            unsafe {
+                self.shared.gate.open(Job { task: erased, tasks }, |worker| self.workers[worker].thread().unpark())
+            };
+            self.shared.claim(&task, tasks, caller);
+            self.shared.gate.close();
+        } else {
+            (0..tasks).for_each(|index| self.shared.call(&task, index, caller));
         }
         match self.shared.panic.lock().take() {
             Some(message) => Err(Error::new(ErrorCode::Internal, format!("a CPU task panicked: {message}"))),
             None => Ok(()),
         }
+    }
+
+    /// Calls `task(index, chunk)` for each chunk of `len` values of a slice; the last chunk may be shorter.
+    ///
+    /// # Errors
+    /// As [`Pool::run`].
+    pub(crate) fn for_chunks<T: Send>(
+        &mut self,
+        values: &mut [T],
+        len: usize,
+        task: impl Fn(usize, &mut [T]) + Sync,
+    ) -> Result<()> {
+        let (len, total) = (len.max(1), values.len());
+        let chunks = Disjoint::new(values);
+        self.run(total.div_ceil(len), |index, _| {
+            // SAFETY: each chunk belongs to one task, and chunks don't overlap.
+            task(index, unsafe { chunks.part(index * len..total.min((index + 1) * len)) });
+        })
     }
 }
 
@@ -133,7 +126,7 @@ impl Drop for Pool {
         if self.process != std::process::id() {
             return;
         }
-        self.shared.quit.store(true, Ordering::SeqCst);
+        self.shared.gate.quit();
         for worker in self.workers.drain(..) {
             worker.thread().unpark();
             let _ = worker.join();
@@ -145,60 +138,19 @@ impl Shared {
     /// Runs tasks until none is left to claim.
     fn claim(&self, task: &Task<'_>, tasks: usize, thread: usize) {
         loop {
-            let index = self.next.fetch_add(1, Ordering::Relaxed);
+            let index = self.gate.claim();
             if index >= tasks {
                 return;
             }
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| task(index, thread))) {
-                self.panic.lock().get_or_insert_with(|| panic_text(&*panic));
-            }
+            self.call(task, index, thread);
         }
     }
 
-    fn work(&self, worker: usize) {
-        let mut seen = 0;
-        let mut spins = 0;
-        while !self.quit.load(Ordering::Relaxed) {
-            let gate = self.gate.load(Ordering::Acquire);
-            let epoch = gate >> 33;
-            if gate & OPEN != 0 && epoch != seen {
-                if self.gate.compare_exchange_weak(gate, gate + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-                    // SAFETY: inside the gate, so the caller has published the job and waits for this thread to leave.
-                    let (task, tasks) = unsafe { *self.job.get() };
-                    // SAFETY: as above; the caller keeps the task alive.
-                    self.claim(unsafe { &*task }, tasks, worker);
-                    self.gate.fetch_sub(1, Ordering::Release);
-                    seen = epoch;
-                    spins = 0;
-                }
-            } else if spins < SPINS {
-                spins += 1;
-                std::hint::spin_loop();
-            } else {
-                self.park(worker, seen);
-                spins = 0;
-            }
+    /// Runs one task and keeps the message of the first that panics.
+    fn call(&self, task: &Task<'_>, index: usize, thread: usize) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| task(index, thread))) {
+            self.panic.lock().get_or_insert_with(|| panic_text(&*panic));
         }
-    }
-
-    /// Parks until the caller opens another region. Announcing it before looking once more, while the caller opens
-    /// before it looks, makes a lost wake-up impossible.
-    fn park(&self, worker: usize, seen: u64) {
-        self.parked[worker].store(true, Ordering::SeqCst);
-        let gate = self.gate.load(Ordering::SeqCst);
-        if (gate & OPEN == 0 || gate >> 33 == seen) && !self.quit.load(Ordering::SeqCst) {
-            std::thread::park();
-        }
-        self.parked[worker].store(false, Ordering::SeqCst);
-    }
-}
-
-fn pause(spins: &mut u32) {
-    if *spins < SPINS {
-        *spins += 1;
-        std::hint::spin_loop();
-    } else {
-        std::thread::yield_now();
     }
 }
 
@@ -254,6 +206,8 @@ pub(crate) fn default_threads() -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
     use super::*;
 
     #[test]
@@ -289,7 +243,7 @@ mod tests {
     fn parked_workers_wake_up() {
         let mut pool = Pool::new(2).unwrap();
         for _ in 0..3 {
-            while !pool.shared.parked[0].load(Ordering::SeqCst) {
+            while !pool.shared.gate.is_parked(0) {
                 std::thread::yield_now();
             }
             let helped = AtomicBool::new(false);
@@ -307,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_an_error_and_the_pool_goes_on() {
+    fn a_panic_is_an_error_and_the_pool_stays_usable() {
         for threads in [1, 3] {
             let mut pool = Pool::new(threads).unwrap();
             let ran = AtomicUsize::new(0);

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::backend::cpu::runtime::arena::{Arena, ArenaSlice};
 use crate::tensor::{DType, TensorView};
 
-/// An embedding table as it was stored.
+/// An embedding table in its stored type.
 pub(crate) struct EmbeddingTable {
     pub(crate) dtype: DType,
     pub(crate) vocab: usize,
@@ -19,7 +19,7 @@ impl EmbeddingTable {
         read_row(self.dtype, arena.values(self.store), self.hidden, token, channels, out);
     }
 
-    /// Whether it holds these numbers.
+    /// Whether it holds exactly these values.
     pub(crate) fn equals(&self, arena: &Arena, values: TensorView<'_>) -> bool {
         let (mut held, mut wanted) = (vec![0.0; self.hidden], vec![0.0; self.hidden]);
         values.shape() == [self.vocab, self.hidden]

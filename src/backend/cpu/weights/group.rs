@@ -1,4 +1,4 @@
-//! Linears over one input, packed.
+//! A group: packed linears that read the same input.
 
 use super::pack::{Packed, pack};
 use crate::backend::LinearSource;
@@ -8,7 +8,7 @@ use crate::backend::cpu::runtime::threads::Pool;
 use crate::error::{Error, ErrorCode, Result};
 use crate::tensor::TensorView;
 
-/// Linears over one input, packed.
+/// Packed linears that read the same input.
 pub(crate) struct Group {
     pub(crate) members: Vec<Linear>,
     pub(crate) in_features: usize,
@@ -49,7 +49,7 @@ impl Linear {
         self.bias.map(|bias| arena.values(bias))
     }
 
-    /// Whether it is stored as plain numbers and they are these.
+    /// Whether it is stored as floats that equal these.
     pub(crate) fn equals(&self, arena: &Arena, values: TensorView<'_>) -> bool {
         self.packed.equals(arena, values)
     }

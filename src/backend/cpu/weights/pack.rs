@@ -1,7 +1,7 @@
-//! Weights re-laid for streaming, once, straight from their stored form.
+//! Packing weights for streaming, once, straight from their stored form.
 //!
-//! A tile is 16 outputs; its whole input stands in a row, so that a thread reads tens of KiB without a jump. Inputs go
-//! by blocks of 32. A code of b bits is cut into planes (3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2, else one); a plane of p bits
+//! A tile is 16 outputs over the whole input, contiguous in memory, so that a thread reads tens of KiB without a jump. Inputs
+//! are grouped in blocks of 32. A code of b bits is split into bit planes (3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2, else one); a plane of p bits
 //! has p lines of 64 bytes in a block:
 //!
 //! ```text
@@ -10,11 +10,11 @@
 //! dense  [input][16 outputs] in the stored type
 //! ```
 //!
-//! One shift and mask of a line thus gives the same four inputs of every output, as bytes: what both a conversion to
-//! f32 and an 8-bit dot product want. Scales and zeros stand in a stream of their own, to keep lines aligned: 16 scales
+//! One shift and mask of a line thus gives the same four inputs of every output, as bytes: which suits both a
+//! conversion to f32 and an 8-bit dot product. Scales and zeros are in a stream of their own, to keep lines aligned: 16 scales
 //! and 16 zeros of a span, in f16 where that is exact (GPTQ's always are), else in f32.
 //!
-//! Groups longer than a span are cut, which shortens the chains of additions; groups that are no multiple of 32 are
+//! Groups longer than a span are split, which shortens the chains of additions; groups that are no multiple of 32 are
 //! padded, and then, as with act-order, the inputs are gathered through an order in which padding reads as 0.
 
 use std::ops::Range;
@@ -25,7 +25,7 @@ use half::f16;
 use crate::backend::cpu::kernels::tile::{BLOCK, Span, Tiles, Width};
 use crate::backend::cpu::kernels::vector::LANES;
 use crate::backend::cpu::runtime::arena::{Arena, ArenaSlice, Part, Region, RegionLayout};
-use crate::backend::cpu::runtime::threads::{Disjoint, Pool};
+use crate::backend::cpu::runtime::threads::Pool;
 use crate::error::{Error, ErrorCode, Result};
 use crate::quant::{QuantizedWeight, StoredWeight};
 use crate::tensor::{DType, TensorView, shape_text};
@@ -44,6 +44,8 @@ pub(crate) struct Packed {
     /// Number of tiles.
     pub(crate) tiles: usize,
     spans: Vec<Span>,
+    /// Inputs of all spans, padding included.
+    packed_inputs: usize,
     tile_bytes: usize,
     scale_bytes: usize,
     wide: bool,
@@ -59,13 +61,14 @@ impl Packed {
             codes,
             scales,
             spans: &self.spans,
+            inputs: self.packed_inputs,
             tile_bytes: self.tile_bytes,
             scale_bytes: self.scale_bytes,
             wide: self.wide,
         }
     }
 
-    /// Whether it is stored as plain numbers and they are these, of the same shape.
+    /// Whether it is stored as floats that equal these, in the same shape.
     pub(crate) fn equals(&self, arena: &Arena, values: TensorView<'_>) -> bool {
         let plain = self.spans.iter().all(|span| span.width.dtype().is_some());
         if !plain || values.shape() != [self.out_features, self.in_features] {
@@ -106,7 +109,7 @@ impl Piece {
 pub(crate) fn pack(pool: &mut Pool, arena: &mut Arena, weight: &StoredWeight<'_>) -> Result<Packed> {
     match weight {
         StoredWeight::Dense(view) => pack_dense(pool, arena, *view),
-        StoredWeight::Quantized(weight) => pack_coded(pool, arena, &**weight),
+        StoredWeight::Quantized(weight) => pack_quantized(pool, arena, &**weight),
     }
 }
 
@@ -122,18 +125,25 @@ fn pack_dense(pool: &mut Pool, arena: &mut Arena, view: TensorView<'_>) -> Resul
     let tile_bytes = tile_bytes(&spans);
     let tiles = out_features.div_ceil(LANES);
     let store = arena.take(area(tiles, tile_bytes)?)?;
-    let parts = Disjoint::new(arena.values_mut::<u8>(store));
-    pool.run(tiles, |tile, _| {
-        // SAFETY: each tile belongs to one task.
-        let out = unsafe { parts.part(tile * tile_bytes..(tile + 1) * tile_bytes) };
+    pool.for_chunks(arena.values_mut::<u8>(store), tile_bytes, |tile, out| {
         interleave(out, width, |lane| (tile * LANES + lane < out_features).then_some((view, tile * LANES + lane)));
     })?;
-    let packed =
-        Packed { in_features, out_features, order: None, tiles, spans, tile_bytes, scale_bytes: 0, wide: false, store };
+    let packed = Packed {
+        in_features,
+        out_features,
+        order: None,
+        tiles,
+        packed_inputs: packed_inputs(&spans),
+        spans,
+        tile_bytes,
+        scale_bytes: 0,
+        wide: false,
+        store,
+    };
     Ok(packed)
 }
 
-/// Rows of plain numbers as tiles, in a region: what adapters bring.
+/// Rows of floats as tiles, in a region: the dense matrices of adapters.
 pub(crate) struct DenseTiles {
     width: Width,
     /// Number of rows.
@@ -141,16 +151,26 @@ pub(crate) struct DenseTiles {
     /// Number of tiles.
     pub(crate) tiles: usize,
     spans: Vec<Span>,
+    /// Inputs of all spans, padding included.
+    packed_inputs: usize,
     tile_bytes: usize,
     part: Part,
 }
 
 impl DenseTiles {
-    /// Takes room for rows of that many inputs.
+    /// Reserves space for rows of that many inputs.
     pub(crate) fn lay_out(layout: &mut RegionLayout, rows: usize, in_features: usize, width: Width) -> Self {
         let spans = dense_spans(in_features, width);
         let (tiles, tile_bytes) = (rows.div_ceil(LANES), tile_bytes(&spans));
-        Self { width, rows, tiles, spans, tile_bytes, part: layout.take::<u8>(tiles * tile_bytes) }
+        Self {
+            width,
+            rows,
+            tiles,
+            packed_inputs: packed_inputs(&spans),
+            spans,
+            tile_bytes,
+            part: layout.take::<u8>(tiles * tile_bytes),
+        }
     }
 
     /// Writes the rows, each one of a matrix.
@@ -163,10 +183,7 @@ impl DenseTiles {
         region: &mut Region,
         row: impl Fn(usize) -> (TensorView<'a>, usize) + Sync,
     ) -> Result<()> {
-        let parts = Disjoint::new(region.part_mut::<u8>(self.part));
-        pool.run(self.tiles, |tile, _| {
-            // SAFETY: each tile belongs to one task.
-            let out = unsafe { parts.part(tile * self.tile_bytes..(tile + 1) * self.tile_bytes) };
+        pool.for_chunks(region.part_mut::<u8>(self.part), self.tile_bytes, |tile, out| {
             interleave(out, self.width, |lane| Some(tile * LANES + lane).filter(|&i| i < self.rows).map(&row));
         })
     }
@@ -177,6 +194,7 @@ impl DenseTiles {
             codes: region.part(self.part),
             scales: &[],
             spans: &self.spans,
+            inputs: self.packed_inputs,
             tile_bytes: self.tile_bytes,
             scale_bytes: 0,
             wide: false,
@@ -184,10 +202,15 @@ impl DenseTiles {
     }
 }
 
-/// The spans of plain numbers.
+/// The spans of a dense matrix.
 fn dense_spans(in_features: usize, width: Width) -> Vec<Span> {
     let blocks = in_features.div_ceil(BLOCK);
     (0..blocks).step_by(SPAN_BLOCKS).map(|b| Span { width, blocks: SPAN_BLOCKS.min(blocks - b) }).collect()
+}
+
+/// Inputs of all spans, padding included.
+fn packed_inputs(spans: &[Span]) -> usize {
+    spans.iter().map(|span| span.blocks * BLOCK).sum()
 }
 
 /// Bytes of a tile's blocks.
@@ -229,7 +252,7 @@ fn scatter<const BYTES: usize>(row: &[u8], out: &mut [u8], lane: usize) {
 }
 
 impl Width {
-    /// Of plain numbers of that type.
+    /// The width of floats of that type.
     pub(crate) fn of_dtype(dtype: DType) -> Option<Self> {
         match dtype {
             DType::F16 => Some(Width::F16),
@@ -239,7 +262,7 @@ impl Width {
         }
     }
 
-    /// The type of plain numbers of that width.
+    /// The float type of that width.
     fn dtype(self) -> Option<DType> {
         match self {
             Width::F16 => Some(DType::F16),
@@ -250,9 +273,9 @@ impl Width {
     }
 }
 
-fn pack_coded(pool: &mut Pool, arena: &mut Arena, weight: &dyn QuantizedWeight) -> Result<Packed> {
+fn pack_quantized(pool: &mut Pool, arena: &mut Arena, weight: &dyn QuantizedWeight) -> Result<Packed> {
     let (in_features, out_features) = (weight.in_features(), weight.out_features());
-    let pieces = cut(weight)?;
+    let pieces = split_groups(weight)?;
     let order = order(weight, &pieces)?;
     let spans: Vec<Span> = pieces.iter().map(Piece::span).collect();
     let wide = needs_wide_scales(pool, weight)?;
@@ -261,29 +284,40 @@ fn pack_coded(pool: &mut Pool, arena: &mut Arena, weight: &dyn QuantizedWeight) 
     let tiles = out_features.div_ceil(LANES);
     let store = arena.take(area(tiles, tile_bytes + scale_bytes)?)?;
     let (codes, scales) = arena.values_mut::<u8>(store).split_at_mut(tiles * tile_bytes);
-    let (codes, scales) = (Disjoint::new(codes), Disjoint::new(scales));
-    pool.run(tiles, |tile, _| {
-        let outputs = tile * LANES..out_features.min((tile + 1) * LANES);
-        // SAFETY: each tile belongs to one task.
-        let mut codes = unsafe { codes.part(tile * tile_bytes..(tile + 1) * tile_bytes) };
-        // SAFETY: as above.
-        let scales = unsafe { scales.part(tile * scale_bytes..(tile + 1) * scale_bytes) };
+    let outputs_of = |tile: usize| tile * LANES..out_features.min((tile + 1) * LANES);
+    pool.for_chunks(codes, tile_bytes, |tile, mut codes| {
+        let outputs = outputs_of(tile);
         let mut read = Vec::new();
-        for (piece, scales) in pieces.iter().zip(scales.chunks_exact_mut(of_span)) {
-            let (mine, rest) = codes.split_at_mut(piece.span().blocks * piece.width.block_bytes());
+        for piece in &pieces {
+            let (of_piece, rest) = codes.split_at_mut(piece.span().blocks * piece.width.block_bytes());
             codes = rest;
             read.clear();
             read.resize(piece.inputs.len() * outputs.len(), 0);
             weight.read_codes(piece.inputs.clone(), outputs.clone(), &mut read);
-            pack_planes(&read, outputs.len(), piece.width, mine);
-            pack_scales(weight, piece.group, outputs.clone(), wide, scales);
+            pack_planes(&read, outputs.len(), piece.width, of_piece);
         }
     })?;
-    Ok(Packed { in_features, out_features, order, tiles, spans, tile_bytes, scale_bytes, wide, store })
+    pool.for_chunks(scales, scale_bytes, |tile, scales| {
+        for (piece, scales) in pieces.iter().zip(scales.chunks_exact_mut(of_span)) {
+            pack_scales(weight, piece.group, outputs_of(tile), wide, scales);
+        }
+    })?;
+    Ok(Packed {
+        in_features,
+        out_features,
+        order,
+        tiles,
+        packed_inputs: packed_inputs(&spans),
+        spans,
+        tile_bytes,
+        scale_bytes,
+        wide,
+        store,
+    })
 }
 
-/// Cuts the groups into pieces of at most a span.
-fn cut(weight: &dyn QuantizedWeight) -> Result<Vec<Piece>> {
+/// Splits the groups into pieces of at most a span.
+fn split_groups(weight: &dyn QuantizedWeight) -> Result<Vec<Piece>> {
     let mut pieces = Vec::new();
     let mut start = 0;
     for (group, &code_group) in weight.layout().groups.iter().enumerate() {
@@ -311,7 +345,7 @@ fn order(weight: &dyn QuantizedWeight, pieces: &[Piece]) -> Result<Option<Vec<u3
         let mut seen = vec![false; weight.in_features()];
         let fresh = |&input: &u32| seen.get_mut(input as usize).is_some_and(|seen| !std::mem::replace(seen, true));
         if permutation.len() != weight.in_features() || !permutation.iter().all(fresh) {
-            return Err(Error::new(ErrorCode::QuantValueInvalid, "the input order of a weight is no permutation"));
+            return Err(Error::new(ErrorCode::QuantValueInvalid, "the input order of a weight is not a permutation"));
         }
     }
     let permutation = permutation.filter(|p| p.iter().enumerate().any(|(i, &input)| i != input as usize));
@@ -344,7 +378,7 @@ fn needs_wide_scales(pool: &mut Pool, weight: &dyn QuantizedWeight) -> Result<bo
     Ok(wide.into_inner())
 }
 
-/// Packs codes `[inputs, outputs]` of a span into its planes; `out` comes zeroed.
+/// Packs codes `[inputs, outputs]` of a span into its bit planes; `out` must be zeroed.
 fn pack_planes(codes: &[u8], outputs: usize, width: Width, out: &mut [u8]) {
     let (low, high) = width.planes();
     let out: &mut [u32] = bytemuck::cast_slice_mut(out);
@@ -389,7 +423,7 @@ mod tests {
     use crate::backend::cpu::kernels::vector::LINE;
 
     #[test]
-    fn every_bit_of_a_code_stands_where_the_picture_says() {
+    fn every_bit_of_a_code_is_where_the_picture_says() {
         for bits in [2, 3, 4, 5, 6, 8] {
             let width = Width::of_bits(bits).unwrap();
             let (low, high) = width.planes();

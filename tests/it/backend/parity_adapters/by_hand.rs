@@ -53,7 +53,7 @@ fn dora_by_hand() {
         let (group, sites) = harness.group(&[small_linear()]);
         harness.upload(d, &sites, &[Change::low(0, dora.clone())]).expect("the adapter uploads");
         harness.upload(p, &sites, &[Change::low(0, plain.clone())]).expect("the adapter uploads");
-        let (x, y) = (harness.put(2, &vec![1.0; 2 * cases.len()]), harness.room(2, cases.len()));
+        let (x, y) = (harness.put(2, &vec![1.0; 2 * cases.len()]), harness.buffer(2, cases.len()));
         let batch = route(&cases.clone().map(|(mixture, _)| mixture));
         harness.compute().linear(group, x, cases.len(), &batch, y, Write::Replace).expect("the linear runs");
         assert_close("by hand", 2, &harness.get(y, 2, cases.len()), &cases.clone().map(|(_, y)| y).concat(), 1e-7);
@@ -77,14 +77,14 @@ fn a_truncated_weight_by_hand() {
         let truncating = Change { removed: removed.clone(), ..Change::low(0, low.clone()) };
         harness.upload(slot, &sites, &[truncating]).expect("the adapter uploads");
         harness.upload(plain, &sites, &[Change::low(0, low.clone())]).expect("the adapter uploads");
-        let (x, y) = (harness.put(2, &[2.0, 0.0].repeat(4)), harness.room(2, 4));
+        let (x, y) = (harness.put(2, &[2.0, 0.0].repeat(4)), harness.buffer(2, 4));
         harness.compute().linear(group, x, 4, &route(&mixtures), y, Write::Replace).expect("the linear runs");
         assert_close("by hand", 2, &harness.get(y, 2, 4), &expected.concat(), 1e-6);
     }
 }
 
 #[test]
-fn a_packed_weight_is_unpacked_as_the_oracle_has_it() {
+fn a_dequantized_weight_agrees_with_the_oracle() {
     // A permutation, short groups, and more outputs than a tile.
     let mut rng = Rng(7);
     let groups = [(4, 96), (3, 40), (8, 64)].map(|(bits, inputs)| QuantGroup { bits, inputs });
@@ -113,7 +113,7 @@ fn an_embedding_is_rescaled_by_norms_over_the_vocabulary() {
         let mut harness = Harness::open(device);
         let (id, site) = harness.table(&table);
         harness.upload(SlotId(0), &[site], &[Change::low(0, low.clone())]).expect("the adapter uploads");
-        let out = harness.room(2, 2);
+        let out = harness.buffer(2, 2);
         let batch = route(&[vec![(SlotId(0), 1.0)], vec![(SlotId(0), 1.0)]]);
         harness.compute().embed(id, &[0, 1], 1.0, &batch, out).expect("tokens embed");
         assert_eq!(harness.get(out, 2, 2), [6.0, 0.0, 8.0, 2.0]);
@@ -136,7 +136,7 @@ fn a_norm_of_zero_is_an_error_that_names_the_output_and_leaves_the_slot_free() {
 }
 
 #[test]
-fn what_does_not_fit_its_site_is_an_error_that_leaves_the_slot_free() {
+fn a_delta_that_does_not_fit_its_site_is_an_error_that_leaves_the_slot_free() {
     let tensor = |shape: &[usize]| Tensor::new(DType::F32, shape, &vec![1.0; shape.iter().product()]);
     let low = Low::of(&[&[0.0, 1.0]], &[&[0.0], &[-2.0]], 1.0);
     let misfits: Vec<Vec<Change>> = vec![
@@ -169,14 +169,14 @@ fn what_does_not_fit_its_site_is_an_error_that_leaves_the_slot_free() {
 }
 
 #[test]
-fn a_token_that_only_another_rows_adapter_brings_is_an_error() {
+fn a_token_that_only_another_rows_adapter_has_is_an_error() {
     let tensor = |rows: usize| Tensor::new(DType::F16, &[rows, 2], &vec![1.0; 2 * rows]);
     for device in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
         let mut harness = Harness::open(device);
         let (table, site) = harness.table(&tensor(3));
         let wider = Change { weight: Some(tensor(5)), ..Change::default() };
         harness.upload(SlotId(0), &[site], &[wider]).expect("the adapter uploads");
-        let out = harness.room(2, 2);
+        let out = harness.buffer(2, 2);
         let batch = route(&[vec![(SlotId(0), 1.0)], vec![]]);
         harness.compute().embed(table, &[4, 2], 1.0, &batch, out).expect("its own rows have the tokens");
         for tokens in [[4, 3], [5, 2]] {
@@ -187,7 +187,7 @@ fn a_token_that_only_another_rows_adapter_brings_is_an_error() {
 }
 
 #[test]
-fn a_wider_head_without_room_is_an_error() {
+fn a_wider_head_than_the_buffer_is_an_error() {
     for device in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
         let mut harness = Harness::open(device);
         let (group, sites) = harness.group(&[small_linear()]);
@@ -198,13 +198,13 @@ fn a_wider_head_without_room_is_an_error() {
         assert_eq!(error.code(), ErrorCode::Internal);
         let mut logits = [0.0; 4];
         harness.compute().head(group, x, &[0], &batch, &mut logits, 4).expect("the head runs");
-        // Rows of ones on ones, the base's bias on its two outputs, and one that the row has not.
+        // Rows of ones on ones, the base's bias on its two outputs, and one output that the row does not have.
         assert_eq!(logits, [2.5, 1.0, 2.0, 0.0]);
     }
 }
 
 #[test]
-fn resident_bytes_of_every_kind_return() {
+fn resident_bytes_of_every_kind_of_delta_return() {
     for device in [Device::CPU, oracle()] {
         let mut rng = Rng(21);
         let mut harness = Harness::open(device);
@@ -228,7 +228,7 @@ fn resident_bytes_of_every_kind_return() {
 }
 
 #[test]
-fn the_base_holds_what_was_packed_and_nothing_else() {
+fn equals_base_accepts_the_loaded_values_alone() {
     let mut rng = Rng(4);
     let (dense, vector) = (rng.normals(21 * 40, 1.0), rng.normals(21, 1.0));
     let coded = Weight::Coded(RandomCodes::new(&mut rng, 21, vec![QuantGroup { bits: 4, inputs: 40 }], true, false));

@@ -49,7 +49,7 @@ impl Embedding {
         let hidden = self.table.shape[1];
         let (table, site) = harness.table(&self.table);
         upload_all(&mut harness, &[site], &self.adapters);
-        let out = harness.room(hidden, self.tokens.len());
+        let out = harness.buffer(hidden, self.tokens.len());
         let batch = route_in(self.repeat, &self.mixtures);
         harness.compute().embed(table, &self.tokens, 1.25, &batch, out).expect("tokens embed");
         harness.get(out, hidden, self.tokens.len())
@@ -57,7 +57,7 @@ impl Embedding {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(support::cases(64))]
 
     #[test]
     fn embeddings_agree_with_the_oracle(seed: u64, hidden in 1usize..150, rows in 1usize..24) {
@@ -69,7 +69,7 @@ proptest! {
     }
 
     #[test]
-    fn a_row_of_an_embedding_has_its_bits_alone_and_the_base_row_those_of_the_base(
+    fn a_row_of_an_embedding_has_the_same_bits_alone_and_a_base_row_those_of_the_base(
         seed: u64, hidden in 1usize..150, rows in 1usize..24
     ) {
         let mut case = Embedding::random(seed, hidden, rows);

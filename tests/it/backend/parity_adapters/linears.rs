@@ -61,7 +61,7 @@ impl Linears {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(support::cases(96))]
 
     #[test]
     fn linears_agree_with_the_oracle(seed: u64, inputs in 32usize..200, rows in 1usize..24) {
@@ -73,7 +73,7 @@ proptest! {
     }
 
     #[test]
-    fn a_row_of_a_linear_has_its_bits_alone_and_on_any_number_of_threads(
+    fn a_row_of_a_linear_has_the_same_bits_alone_and_on_any_number_of_threads(
         seed: u64, inputs in 32usize..200, rows in 2usize..24
     ) {
         let case = Linears::random(seed, inputs, rows);
@@ -87,7 +87,7 @@ proptest! {
     }
 
     #[test]
-    fn a_base_row_of_a_linear_knows_nothing_of_adapters(seed: u64, inputs in 32usize..200, rows in 1usize..24) {
+    fn a_base_row_of_a_linear_has_the_same_bits_with_adapters_and_without(seed: u64, inputs in 32usize..200, rows in 1usize..24) {
         let mut case = Linears::random(seed, inputs, rows);
         let row = seed as usize % rows;
         case.mixtures[row].clear();

@@ -13,10 +13,10 @@ use support::deltas::Change;
 use support::harness::{Harness, Mixture, Tensor, bits, fast, isas, oracle, route};
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+    #![proptest_config(support::cases(32))]
 
     #[test]
-    fn replaced_norms_are_those_of_a_model_that_has_them(seed: u64, width in 1usize..200, rows in 1usize..12) {
+    fn replaced_norms_equal_those_of_a_model_that_has_them(seed: u64, width in 1usize..200, rows in 1usize..12) {
         let mut rng = Rng(seed);
         let (base, x) = (rng.normals(width, 1.0), rng.normals(rows * width, 2.0));
         let replaced = [(); 3].map(|()| rng.normals(width, 1.0));
@@ -29,7 +29,7 @@ proptest! {
             let norm = |weight: &[f32], adapters: &[Adapter], batch: &AdapterBatch| {
                 let mut harness = Harness::open(device);
                 let (vector, site) = harness.norm_weight(weight);
-                let (x, out) = (harness.put(width, &x), harness.room(width, rows));
+                let (x, out) = (harness.put(width, &x), harness.buffer(width, rows));
                 upload_all(&mut harness, &[site], adapters);
                 harness.compute().norm(vector, 1e-5, x, rows, batch, out).expect("the norm runs");
                 harness.get(out, width, rows)
@@ -48,7 +48,7 @@ proptest! {
     }
 
     #[test]
-    fn replaced_norms_of_heads_are_those_of_a_model_that_has_them(seed: u64) {
+    fn replaced_head_norms_equal_those_of_a_model_that_has_them(seed: u64) {
         const DIM: usize = 24;
         let mut rng = Rng(seed);
         let [q, k, new_q, new_k] = [(); 4].map(|()| rng.normals(DIM, 1.0));
@@ -72,7 +72,7 @@ proptest! {
                 let rows = StepRows {
                     positions: vec![0, 1, 0, 1], sequences: vec![0, 0, 1, 1], block_tables: vec![vec![0], vec![1]],
                 };
-                let (x, out) = (harness.put(4 * DIM, &qkv), harness.room(2 * DIM, 4));
+                let (x, out) = (harness.put(4 * DIM, &qkv), harness.buffer(2 * DIM, 4));
                 harness.compute().attend(&spec, kv, &rows, batch, x, out).expect("attention runs");
                 harness.get(out, 2 * DIM, 4)
             };

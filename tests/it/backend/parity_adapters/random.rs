@@ -7,8 +7,8 @@ use support::Rng;
 use support::deltas::{Change, random_low};
 use support::harness::{FLOATS, Harness, Mixture, Tensor, route};
 
-/// Passes in which adapters change something; in later ones every row is a base row.
-const PASSES: u32 = 2;
+/// Repeats in which adapters change something; in later ones every row is a base row.
+const REPEATS: u32 = 2;
 
 /// A slot, and what its adapter changes.
 pub type Adapter = (SlotId, Vec<Change>);
@@ -31,7 +31,7 @@ pub struct Place {
     pub spare_rows: usize,
 }
 
-/// A random change there: each of its parts is there or not.
+/// A random change there: each of its parts is present or not.
 fn random_change(rng: &mut Rng, site: usize, repeat: u32, place: Place) -> Change {
     let Place { mut inputs, mut outputs, is_table, spare_rows } = place;
     let some = |rng: &mut Rng, shape: &[usize], scale: f32| {
@@ -68,13 +68,13 @@ fn random_change(rng: &mut Rng, site: usize, repeat: u32, place: Place) -> Chang
     change
 }
 
-/// Adapters that change some of the places, in some of the passes.
+/// Adapters that change some of the places, in some of the repeats.
 pub fn random_adapters(rng: &mut Rng, places: &[Place]) -> Vec<Adapter> {
     let slots = (0..1 + rng.below(4)).map(|i| SlotId(2 * i as u32 + 1));
     let change_all = |rng: &mut Rng| {
         let mut changes = Vec::new();
         for (site, &place) in places.iter().enumerate() {
-            for repeat in 0..PASSES {
+            for repeat in 0..REPEATS {
                 if rng.below(4) > 0 {
                     changes.push(random_change(rng, site, repeat, place));
                 }
@@ -85,14 +85,14 @@ pub fn random_adapters(rng: &mut Rng, places: &[Place]) -> Vec<Adapter> {
     slots.map(|slot| (slot, change_all(rng))).collect()
 }
 
-/// Up to three adapters a row, at every sort of weight.
+/// Up to three adapters a row, at weights of every kind.
 pub fn random_mixtures(rng: &mut Rng, adapters: &[Adapter], rows: usize) -> Vec<Mixture> {
     const WEIGHTS: [f32; 6] = [1.0, 1.0, 0.0, 0.37, -1.0, 2.5];
     let entry = |rng: &mut Rng| (adapters[rng.below(adapters.len())].0, WEIGHTS[rng.below(6)]);
     (0..rows).map(|_| (0..rng.below(4)).map(|_| entry(rng)).collect()).collect()
 }
 
-/// Routing of rows in some pass over their layer.
+/// Routing of rows in some repeat of their layer.
 pub fn route_in(repeat: u32, mixtures: &[Mixture]) -> AdapterBatch {
     let mut batch = route(mixtures);
     batch.set_repeat(repeat);

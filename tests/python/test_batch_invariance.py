@@ -1,4 +1,4 @@
-"""Same bits: a row's result depends on the row alone, not on its company, its place, the cache or the chunks."""
+"""Batch invariance: a row's bits depend neither on the rest of the batch nor on position, cache or chunking."""
 
 import itertools
 import random
@@ -42,13 +42,13 @@ def folders(fixtures):
 
 @pytest.fixture(scope="module")
 def engine(model, folders):
-    """Without a prefix cache, so that every run computes everything, and with room for all rows at once."""
+    """Without a prefix cache, so that every run computes everything, and with capacity for all rows at once."""
     return Engine(model, adapters=folders, prefix_cache=False, kv_tokens=8192)
 
 
 @pytest.fixture(scope="module")
 def alone(engine):
-    """Each row computed with nobody else in the engine."""
+    """Each row computed with nothing else in the engine."""
     return [run(engine, [row])[0] for row in range(len(ROWS))]
 
 
@@ -82,7 +82,7 @@ def test_a_row_beside_copies_of_itself_is_the_row_alone(engine, alone):
 
 
 def test_rows_that_join_while_others_decode_are_the_rows_alone(engine, alone):
-    """One more stream begins every third round, so that prefill of the new shares steps with decode of the old."""
+    """One more stream begins every third round, so that prefill of new rows shares steps with decode of old ones."""
     streams, texts = {}, dict.fromkeys(range(len(ROWS)), "")
     for turn in itertools.count():
         if turn % 3 == 0 and turn // 3 < len(ROWS):
@@ -101,20 +101,20 @@ def test_rows_that_join_while_others_decode_are_the_rows_alone(engine, alone):
 
 
 @pytest.mark.parametrize("limits", [{"kv_tokens": 512}, {"max_batch_size": 3}], ids=str)
-def test_rows_that_wait_for_room_are_the_rows_alone(limits, model, folders, alone):
+def test_rows_that_wait_for_capacity_are_the_rows_alone(limits, model, folders, alone):
     crowded = Engine(model, adapters=folders, prefix_cache=False, **limits)
     assert run(crowded, list(range(8))) == alone
 
 
 @pytest.mark.parametrize("chunk", [1, 16, 48])
-def test_a_prompt_cut_in_chunks_is_the_prompt_at_once(chunk, model, folders, alone, engine):
+def test_a_chunked_prompt_is_the_prompt_in_one_chunk(chunk, model, folders, alone, engine):
     chunked = Engine(model, adapters=folders, prefix_cache=False, prefill_chunk=chunk)
     assert run(chunked, list(range(8))) == alone
     mixture = ROWS[1][1]
     assert np.array_equal(chunked.logits(prompt(1), adapter=mixture), engine.logits(prompt(1), adapter=mixture))
 
 
-def test_a_cached_prefix_changes_nothing_but_the_time(model, folders, alone):
+def test_a_cached_prefix_changes_only_the_time(model, folders, alone):
     caching = Engine(model, adapters=folders, prefix_cache=True)
     row = 1
     count, mixture, _ = ROWS[row]
@@ -126,7 +126,7 @@ def test_a_cached_prefix_changes_nothing_but_the_time(model, folders, alone):
     assert bits(first) == bits(again) == alone[row]
 
 
-def test_a_cached_prefix_is_never_another_mixtures(model, folders):
+def test_a_cached_prefix_is_never_shared_between_mixtures(model, folders):
     """Keys and values depend on the adapters that computed them: each mixture finds its own prefix or none."""
     caching = Engine(model, adapters=folders, prefix_cache=True, kv_tokens=8192)
     fresh = Engine(model, adapters=folders, prefix_cache=False)
@@ -139,7 +139,7 @@ def test_a_cached_prefix_is_never_another_mixtures(model, folders):
         assert (ours.usage.cached_tokens > 0) == (mixture in mixtures[:seen]), mixture
 
 
-def test_a_replaced_adapter_finds_no_prefix_of_the_one_before(model, folders):
+def test_a_replaced_adapter_finds_no_prefix_of_its_predecessor(model, folders):
     caching = Engine(model, adapters={"it": folders["jargon"]}, prefix_cache=True)
     caching.generate([prompt(1)], adapters=["it"], **SETTINGS, temperature=0.0)
     caching.load_adapter("it", folders["sqlite"])
@@ -148,7 +148,7 @@ def test_a_replaced_adapter_finds_no_prefix_of_the_one_before(model, folders):
     assert bits(ours) == bits(fresh.generate([prompt(1)], adapters=["it"], **SETTINGS, temperature=0.0)[0])
 
 
-def test_a_base_row_beside_adapters_is_the_base_of_an_engine_that_has_none(model, engine, alone):
+def test_a_base_row_beside_adapters_equals_an_engine_without_adapters(model, engine, alone):
     bare = Engine(model, prefix_cache=False)
     for row in (0, 5):
         assert run(bare, [row]) == [alone[row]]
@@ -161,7 +161,7 @@ def test_the_number_of_threads_changes_no_bit(model, folders, alone):
 
 
 @pytest.mark.parametrize("name", tiny.ARCHITECTURES)
-def test_every_architecture_keeps_the_bits_of_a_row(name, tmp_path_factory):
+def test_every_architecture_is_batch_invariant(name, tmp_path_factory):
     """Windows, biases and q/k norms too: eight rows together and each alone, chunked and not."""
     base = tiny.write(name, tmp_path_factory.mktemp("models"))
     folders = {"a": adapters.write("plain", base), "b": adapters.write("rslora", base, seed=1)}

@@ -1,4 +1,4 @@
-"""Settings of exllamav2 that exlora does not have: fine at their default, refused by name otherwise, never ignored."""
+"""exllamav2's settings that exlora does not have: accepted at their default, else refused by name, never ignored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = logging.getLogger("exlora")
 
 
 def refuse(owner: str, **settings: Any) -> None:
-    """Raises `setting_unsupported` for the first setting that asks for something."""
+    """Raises `setting_unsupported` for the first setting that is not off."""
     for name, value in settings.items():
         is_empty = isinstance(value, list | tuple | dict | str) and not value
         if not (value is None or value is False or is_empty):
@@ -21,6 +21,6 @@ def refuse(owner: str, **settings: Any) -> None:
 
 
 def warn_unknown(owner: str, settings: dict[str, Any]) -> None:
-    """Says which keywords have no effect; exllamav2 takes any, and so do scripts written for it."""
+    """Logs which keywords have no effect; exllamav2 accepts any keyword, and scripts written for it rely on that."""
     if settings:
         log.warning("%s ignores unknown settings: %s", owner, ", ".join(sorted(settings)))

@@ -1,63 +1,28 @@
-//! Text in and out: tokenizer, chat template, incremental detokenizing.
-//!
-//! Everything is read from the model's own folder, so that a prompt is cut into the tokens the model was trained on:
-//! tokenizer.json by the `tokenizers` crate, the names of special tokens from tokenizer_config.json, the chat template
-//! from chat_template.jinja or tokenizer_config.json. [`TextStream`] turns tokens back into text as they come,
-//! [`StopStrings`] watches that text for its end.
-
-mod chat;
-mod stops;
-mod stream;
+//! tokenizer.json of a model folder: text to token ids and back.
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tokenizers::Decoder as _;
 
+use super::chat_template::{ChatMessage, ChatTemplate};
+use super::decoder_kind::DecoderKind;
+use super::files::{invalid, read, read_object};
 use crate::error::{Error, ErrorCode, Result};
 
-pub use stops::{StopStep, StopStrings};
-pub use stream::TextStream;
-
-use chat::ChatTemplate;
-use stream::TokenText;
-
-/// No tokenizer file is larger; a bigger one is damaged or hostile.
-const MAX_FILE_BYTES: u64 = 512 << 20;
-
-/// Special tokens a template may name. The first four also have ids here.
+/// Special tokens that a template may use. The first four also have getters for their ids.
 const SPECIAL_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token"];
 
-/// One message of a chat.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct ChatMessage {
-    /// `system`, `user`, `assistant`, `tool`.
-    pub role: String,
-    /// Its text.
-    pub content: String,
-    /// Whatever else the template may read (tool calls, names).
-    #[serde(flatten)]
-    pub extra: Map<String, Value>,
-}
-
-impl ChatMessage {
-    /// A message that is a role and a text.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into(), extra: Map::new() }
-    }
-}
-
-/// tokenizer.json and the chat template of a model folder. Any thread may call anything.
+/// The tokenizer and chat template of a model folder. Thread-safe.
 pub struct Tokenizer {
-    /// Behind a lock, since whether special tokens are recognized is a state of the inner tokenizer.
+    /// Behind a lock because whether special tokens are recognized is state of the inner tokenizer.
     inner: RwLock<tokenizers::Tokenizer>,
-    token_text: TokenText,
+    decoder_kind: DecoderKind,
     special: BTreeMap<String, String>,
-    /// `add_bos_token`, where tokenizer_config.json says it.
+    /// `add_bos_token` of tokenizer_config.json, if it is there.
     add_bos: Option<bool>,
     template: Option<ChatTemplate>,
     vocab_size: usize,
@@ -73,7 +38,7 @@ impl Tokenizer {
         let Some(json) = read(&path)? else { return Ok(None) };
         let mut inner = tokenizers::Tokenizer::from_bytes(json.as_bytes())
             .map_err(|e| invalid(format!("tokenizer.json cannot be understood: {e}"), &path))?;
-        // A prompt is never cut or filled up behind the caller's back.
+        // A prompt is never truncated or padded silently.
         inner.with_padding(None);
         inner
             .with_truncation(None)
@@ -90,7 +55,7 @@ impl Tokenizer {
             .collect();
         let template = ChatTemplate::find(dir, &config, &special)?;
         Ok(Some(Self {
-            token_text: TokenText::of(inner.get_decoder()),
+            decoder_kind: DecoderKind::of(inner.get_decoder()),
             vocab_size: inner.get_vocab_size(true),
             inner: RwLock::new(inner),
             special,
@@ -99,11 +64,11 @@ impl Tokenizer {
         }))
     }
 
-    /// Token ids of a text. Special tokens written in the text are recognized if `parse_special`;
+    /// Encodes a text. Special tokens written in the text are recognized if `parse_special`;
     /// the tokenizer's own post-processing (a BOS) is applied if `add_special`.
     ///
-    /// `add_bos_token` in tokenizer_config.json, where it stands, has the last word on the BOS, as in transformers. The
-    /// text of a chat template has its special tokens written out already: encode it without `add_special`.
+    /// `add_bos_token` in tokenizer_config.json, if present, decides about the BOS, as in transformers. A rendered chat
+    /// template already contains its special tokens: encode it without `add_special`.
     ///
     /// # Errors
     /// `tokenizer_invalid`: the tokenizer failed on this text.
@@ -124,7 +89,7 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Text of token ids. Bytes that are no character become U+FFFD.
+    /// Decodes token ids. Bytes that are not valid UTF-8 become U+FFFD.
     ///
     /// # Errors
     /// `token_out_of_range`: the tokenizer has no such id; `tokenizer_invalid`: its decoder failed.
@@ -137,7 +102,7 @@ impl Tokenizer {
                 tokens.push(token);
             }
         }
-        // Some decoders cannot take an empty list.
+        // Some decoders fail on an empty list.
         let text = match inner.get_decoder() {
             _ if tokens.is_empty() => Ok(String::new()),
             Some(decoder) => decoder.decode(tokens),
@@ -146,7 +111,7 @@ impl Tokenizer {
         text.map_err(|e| Error::new(ErrorCode::TokenizerInvalid, format!("the tokenizer failed on token ids: {e}")))
     }
 
-    /// The prompt of a chat, by the model's own template.
+    /// Renders a chat with the model's own template.
     ///
     /// # Errors
     /// `chat_template_not_found`, `chat_template_failed`.
@@ -167,12 +132,12 @@ impl Tokenizer {
         self.vocab_size
     }
 
-    /// Id of a token's exact text.
+    /// Id of a token, by its spelling in the vocabulary.
     pub fn id_of(&self, token: &str) -> Option<u32> {
         self.inner.read().token_to_id(token)
     }
 
-    /// Raw text of an id as the vocabulary spells it.
+    /// Spelling of an id in the vocabulary.
     pub fn token_of(&self, id: u32) -> Option<String> {
         self.inner.read().id_to_token(id)
     }
@@ -197,27 +162,27 @@ impl Tokenizer {
         self.special_id("unk_token")
     }
 
-    /// Starts turning ids into text, piece by piece.
-    pub fn stream(self: &Arc<Self>, skip_special: bool) -> TextStream {
-        TextStream::new(Arc::clone(self), skip_special)
+    /// How the decoder of this tokenizer turns tokens into text.
+    pub(super) fn decoder_kind(&self) -> DecoderKind {
+        self.decoder_kind
     }
 
     fn special_id(&self, name: &str) -> Option<u32> {
         self.id_of(self.special.get(name)?)
     }
 
-    fn is_special(&self, token: &str) -> bool {
+    pub(super) fn is_special(&self, token: &str) -> bool {
         self.inner.read().get_added_vocabulary().is_special_token(token)
     }
 
-    fn unknown_id(&self, id: u32) -> Error {
+    pub(super) fn unknown_id(&self, id: u32) -> Error {
         Error::new(ErrorCode::TokenOutOfRange, "the tokenizer has no such token id")
             .with_expected(format!("one of {} ids", self.vocab_size))
             .with_found(id)
     }
 
-    /// The inner tokenizer with its parsing of special tokens set. Callers rarely mix both ways, so the writer's lock is
-    /// rarely taken; a second copy of the vocabulary would cost more.
+    /// The inner tokenizer, set to parse special tokens or not. Callers rarely mix the two, so the write lock is rarely
+    /// taken; a second copy of the vocabulary would cost more.
     fn parsing(&self, special: bool) -> RwLockReadGuard<'_, tokenizers::Tokenizer> {
         let inner = self.inner.read();
         if inner.get_encode_special_tokens() != special {
@@ -235,44 +200,16 @@ fn token_content(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value.get("content")?.as_str())
 }
 
-fn invalid(message: impl Into<String>, path: &Path) -> Error {
-    Error::new(ErrorCode::TokenizerInvalid, message).with_path(path)
-}
-
-/// The text of a file, `None` where there is no such file.
-fn read(path: &Path) -> Result<Option<String>> {
-    let unreadable = |e: std::io::Error| invalid(format!("the file cannot be read: {e}"), path);
-    let metadata = match std::fs::metadata(path) {
-        Ok(metadata) => metadata,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(unreadable(e)),
-    };
-    if !metadata.is_file() {
-        return Err(invalid("not a regular file", path));
-    }
-    if metadata.len() > MAX_FILE_BYTES {
-        return Err(invalid("the file is too large", path)
-            .with_expected(format!("at most {MAX_FILE_BYTES} bytes"))
-            .with_found(format!("{} bytes", metadata.len())));
-    }
-    std::fs::read_to_string(path).map(Some).map_err(unreadable)
-}
-
-/// The JSON object of a file, empty where there is no such file.
-fn read_object(path: &Path) -> Result<Map<String, Value>> {
-    match read(path)? {
-        None => Ok(Map::new()),
-        Some(text) => serde_json::from_str(&text).map_err(|e| invalid(format!("not a JSON object: {e}"), path)),
-    }
-}
-
 #[cfg(test)]
-pub(crate) mod tests {
+pub(super) mod tests {
+    use std::sync::Arc;
+
+    use serde_json::{Map, json};
+
     use super::*;
-    use serde_json::json;
 
     /// A tokenizer of single characters and some words, with the decoder under test.
-    pub(crate) fn write_tokenizer(dir: &Path, decoder: Value, tokens: &[&str], config: Value) {
+    pub(in super::super) fn write_tokenizer(dir: &Path, decoder: Value, tokens: &[&str], config: Value) {
         let vocab: Map<String, Value> =
             tokens.iter().enumerate().map(|(id, token)| (token.to_string(), id.into())).collect();
         let special = ["<s>", "</s>"];
@@ -296,7 +233,7 @@ pub(crate) mod tests {
         std::fs::write(dir.join("tokenizer_config.json"), config.to_string()).expect("writes");
     }
 
-    pub(crate) fn tokenizer(decoder: Value, tokens: &[&str], config: Value) -> Arc<Tokenizer> {
+    pub(in super::super) fn tokenizer(decoder: Value, tokens: &[&str], config: Value) -> Arc<Tokenizer> {
         let dir = tempfile::tempdir().expect("a folder");
         write_tokenizer(dir.path(), decoder, tokens, config);
         Arc::new(Tokenizer::open(dir.path()).expect("opens").expect("is there"))

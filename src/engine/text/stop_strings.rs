@@ -1,23 +1,24 @@
-//! Stop strings in text that comes in pieces.
+//! Finds stop strings in text that arrives in pieces.
 //!
-//! A stop may begin in one piece and end in another, and its beginning must not be shown before it is known not to be
-//! one. Each stop is an automaton (Knuth, Morris, Pratt 1977) whose state is the length of its longest prefix that ends
-//! the text so far: the largest state is what must be held back, a full one is a match. A byte is looked at once.
+//! A stop string may begin in one piece and end in another, and its beginning must be held back until it is known not to be a
+//! stop string. Each stop string is an automaton (Knuth, Morris, Pratt 1977) whose state is the length of its longest prefix
+//! that ends the text so far: the largest state is what must be held back, a full one is a match. Each byte is read once.
 
-/// What became certain with a piece of text.
+/// The result of pushing one piece of text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StopStep {
-    /// Text that no stop can take back.
+pub struct StopScan {
+    /// Text that cannot be part of a stop string.
     pub emit: String,
-    /// The stop that was found; neither it nor what follows is in `emit`. The text ends here.
+    /// The stop string found, if any. `emit` ends before it.
     pub matched: Option<String>,
 }
 
-/// Finds the stop that is complete first; of several that end there, the longest. Where pieces are cut changes nothing.
+/// Finds the stop string that is completed first; of several that end at the same place, the longest. How the text is
+/// split into pieces makes no difference.
 #[derive(Clone, Debug, Default)]
 pub struct StopStrings {
     stops: Vec<Automaton>,
-    /// Text held back: the longest beginning of a stop that ends the text so far.
+    /// Text held back: the longest beginning of a stop string that ends the text so far.
     held: String,
 }
 
@@ -40,7 +41,7 @@ impl Automaton {
         Self { stop, borders, state: 0 }
     }
 
-    /// Takes a byte; whether the stop is complete with it.
+    /// Advances by one byte; whether that completes the stop string.
     fn push(&mut self, byte: u8) -> bool {
         self.state = advance(self.stop.as_bytes(), &self.borders, self.state, byte);
         self.state == self.stop.len()
@@ -59,14 +60,14 @@ fn advance(stop: &[u8], borders: &[usize], mut state: usize, byte: u8) -> usize 
 }
 
 impl StopStrings {
-    /// Watches for these strings; empty ones are left out, for they would end every text before it began.
+    /// Looks for these strings. Empty ones are ignored: they would match before the first byte.
     pub fn new(stops: Vec<String>) -> Self {
         let stops = stops.into_iter().filter(|stop| !stop.is_empty()).map(Automaton::new).collect();
         Self { stops, held: String::new() }
     }
 
-    /// Takes the next piece. After a match there is nothing more to push.
-    pub fn push(&mut self, text: &str) -> StopStep {
+    /// Adds the next piece. Must not be called again after a match.
+    pub fn push(&mut self, text: &str) -> StopScan {
         let mut buffer = std::mem::take(&mut self.held);
         let new = buffer.len();
         buffer.push_str(text);
@@ -79,16 +80,16 @@ impl StopStrings {
             }
             if let Some(stop) = longest {
                 buffer.truncate(new + i + 1 - stop.len());
-                return StopStep { emit: buffer, matched: Some(stop.to_owned()) };
+                return StopScan { emit: buffer, matched: Some(stop.to_owned()) };
             }
         }
-        // A stop begins with a whole character, so this is a character's border.
+        // A stop string begins with a whole character, so this is a character boundary.
         let held = self.stops.iter().map(|automaton| automaton.state).max().unwrap_or(0);
         self.held = buffer.split_off(buffer.len() - held);
-        StopStep { emit: buffer, matched: None }
+        StopScan { emit: buffer, matched: None }
     }
 
-    /// What was held back, once the text has ended for another reason.
+    /// The text held back, once the text has ended for another reason.
     pub fn finish(&mut self) -> String {
         for automaton in &mut self.stops {
             automaton.state = 0;
@@ -102,7 +103,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// By definition: the first border at which some stop ends the text, and the longest of those.
+    /// By definition: the first position at which some stop string ends the text, and the longest one there.
     fn oracle(text: &str, stops: &[String]) -> (String, Option<String>) {
         for end in (1..=text.len()).filter(|&end| text.is_char_boundary(end)) {
             let ends = stops.iter().filter(|stop| !stop.is_empty() && text[..end].ends_with(stop.as_str()));
@@ -128,18 +129,18 @@ mod tests {
     }
 
     #[test]
-    fn text_that_may_begin_a_stop_is_held_back_until_it_cannot() {
+    fn a_possible_beginning_of_a_stop_string_is_held_back() {
         let mut watch = StopStrings::new(vec!["\n\nUser:".into()]);
         assert_eq!(watch.push("Hello\n").emit, "Hello");
         assert_eq!(watch.push("\n").emit, "");
-        assert_eq!(watch.push("\n").emit, "\n", "the last two line breaks may still begin it");
+        assert_eq!(watch.push("\n").emit, "\n", "the last two line breaks may still begin a stop string");
         assert_eq!(watch.push("Us").emit, "");
         assert_eq!(watch.push("e!").emit, "\n\nUse!");
-        assert_eq!(watch.push("\n\nUser: x"), StopStep { emit: String::new(), matched: Some("\n\nUser:".into()) });
+        assert_eq!(watch.push("\n\nUser: x"), StopScan { emit: String::new(), matched: Some("\n\nUser:".into()) });
     }
 
     #[test]
-    fn what_is_held_at_the_end_is_text() {
+    fn held_text_is_returned_at_the_end() {
         let mut watch = StopStrings::new(vec!["END".into()]);
         assert_eq!(watch.push("the EN").emit, "the ");
         assert_eq!(watch.finish(), "EN");
@@ -147,14 +148,14 @@ mod tests {
     }
 
     #[test]
-    fn without_stops_everything_passes() {
+    fn without_stop_strings_all_text_is_emitted() {
         let mut watch = StopStrings::new(vec![String::new()]);
-        assert_eq!(watch.push("ä"), StopStep { emit: "ä".into(), matched: None });
+        assert_eq!(watch.push("ä"), StopScan { emit: "ä".into(), matched: None });
     }
 
     proptest! {
         #[test]
-        fn pieces_give_what_the_whole_text_gives(
+        fn pieces_give_the_same_result_as_the_whole_text(
             pieces in prop::collection::vec("[abé]{0,4}", 0..8),
             stops in prop::collection::vec("[abé]{0,4}", 0..4),
         ) {
@@ -162,7 +163,7 @@ mod tests {
         }
 
         #[test]
-        fn no_more_is_held_than_a_stop_could_need(
+        fn no_more_text_is_held_than_necessary(
             pieces in prop::collection::vec("[ab]{0,4}", 1..8),
             stops in prop::collection::vec("[ab]{1,4}", 1..4),
         ) {

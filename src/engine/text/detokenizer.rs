@@ -1,85 +1,57 @@
-//! Incremental detokenizing: pieces of text that joined are exactly what decoding all ids at once gives.
+//! Incremental detokenization: pieces of text that, joined, are exactly what decoding all ids at once gives.
 //!
-//! Two families of decoder need two ways. A byte-level one (GPT-2's alphabet) spells bytes, so bytes are kept until they
-//! are whole characters. Any other one looks at its neighbors (a first space is stripped, words are joined), so the
-//! difference is taken between decoding a short window of ids with and without its newest; a run of byte tokens
-//! (`<0xE2>`) waits for its end, since SentencePiece's fallback decodes a run as a whole, all of it or none.
+//! The two families of decoders need two methods. A byte-level decoder (GPT-2's alphabet) spells bytes, so bytes are held
+//! until they form whole characters. Any other decoder depends on neighboring tokens (a leading space is stripped, words are
+//! joined), so the new text is the difference between decoding a short window of ids with and without the newest one. A run
+//! of byte tokens (`<0xE2>`) waits for its end, because SentencePiece's fallback decodes a run as a whole or not at all.
 
 use std::sync::Arc;
 
-use tokenizers::DecoderWrapper;
-
-use super::Tokenizer;
+use super::decoder_kind::DecoderKind;
+use super::tokenizer::Tokenizer;
 use crate::error::Result;
 
-/// How the tokenizer's decoder has to be followed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum TokenText {
-    /// Tokens spell bytes.
-    Bytes,
-    /// Tokens spell text; byte tokens are decoded by runs if there is a fallback.
-    Window { byte_fallback: bool },
-}
-
-impl TokenText {
-    pub(super) fn of(decoder: Option<&DecoderWrapper>) -> Self {
-        let parts = match decoder {
-            None => &[],
-            Some(DecoderWrapper::Sequence(sequence)) => sequence.get_decoders(),
-            Some(one) => std::slice::from_ref(one),
-        };
-        match parts {
-            [DecoderWrapper::ByteLevel(_)] | [DecoderWrapper::ByteLevel(_), DecoderWrapper::Fuse(_)] => {
-                TokenText::Bytes
-            }
-            parts => {
-                let byte_fallback = parts.iter().any(|part| matches!(part, DecoderWrapper::ByteFallback(_)));
-                TokenText::Window { byte_fallback }
-            }
-        }
-    }
-}
-
-/// Turns a stream of ids into text that never holds half a character.
-pub struct TextStream {
+/// Turns a stream of token ids into text that never contains half a character.
+pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
     skip_special: bool,
     state: State,
 }
 
 enum State {
-    /// Bytes that do not make a character yet, at most three.
+    /// Bytes of an incomplete character, at most three.
     Bytes(Vec<u8>),
     Window(Window),
 }
 
 #[derive(Default)]
 struct Window {
-    /// Ids whose text is out, for context, then those whose text is not.
+    /// Ids whose text was emitted, kept as context, then ids whose text was not.
     ids: Vec<u32>,
-    /// How many bytes of the ids' text are out.
+    /// How many bytes of the ids' text were emitted.
     emitted: usize,
 }
 
 /// Most ids kept for context. One is enough unless its text is empty.
 const MAX_CONTEXT: usize = 8;
 
-/// Most ids that wait for an incomplete character at their end, where the decoder is none that is known here.
+/// Most ids that wait for an incomplete character at their end, for a decoder of an unknown kind.
 const MAX_WAIT: usize = 16;
 
-impl TextStream {
-    pub(super) fn new(tokenizer: Arc<Tokenizer>, skip_special: bool) -> Self {
-        let state = match tokenizer.token_text {
-            TokenText::Bytes => State::Bytes(Vec::new()),
-            TokenText::Window { .. } => State::Window(Window::default()),
+impl Detokenizer {
+    /// A detokenizer at the beginning of a text; special tokens are left out if `skip_special`.
+    pub fn new(tokenizer: Arc<Tokenizer>, skip_special: bool) -> Self {
+        let state = match tokenizer.decoder_kind() {
+            DecoderKind::Bytes => State::Bytes(Vec::new()),
+            DecoderKind::Window { .. } => State::Window(Window::default()),
         };
         Self { tokenizer, skip_special, state }
     }
 
-    /// The text that became certain with this id; empty while a character is incomplete.
+    /// The text completed by this id; empty while a character is incomplete.
     ///
     /// # Errors
-    /// `token_out_of_range`: the tokenizer has no such id; the stream goes on without it.
+    /// `token_out_of_range`: the tokenizer has no such id; the id is skipped.
     pub fn push(&mut self, id: u32) -> Result<String> {
         let tokenizer = &self.tokenizer;
         let token = tokenizer.token_of(id).ok_or_else(|| tokenizer.unknown_id(id))?;
@@ -93,7 +65,7 @@ impl TextStream {
             }
             State::Window(window) => {
                 window.ids.push(id);
-                let byte_fallback = tokenizer.token_text == TokenText::Window { byte_fallback: true };
+                let byte_fallback = tokenizer.decoder_kind() == DecoderKind::Window { byte_fallback: true };
                 if byte_fallback && is_byte_token(&token) {
                     return Ok(String::new());
                 }
@@ -102,7 +74,7 @@ impl TextStream {
         }
     }
 
-    /// What is left at the end, incomplete bytes as U+FFFD. The stream can begin anew.
+    /// The remaining text at the end, with incomplete bytes as U+FFFD. Resets the detokenizer.
     ///
     /// # Errors
     /// `tokenizer_invalid`: the tokenizer failed on the ids.
@@ -119,7 +91,7 @@ impl TextStream {
 }
 
 impl Window {
-    /// The text that is certain and not out yet.
+    /// The text that is complete and not emitted yet.
     fn advance(&mut self, decode: impl Fn(&[u32]) -> Result<String>) -> Result<String> {
         let text = decode(&self.ids)?;
         let waits = text.ends_with(char::REPLACEMENT_CHARACTER) && self.ids.len() < MAX_WAIT;
@@ -132,8 +104,8 @@ impl Window {
         Ok(piece)
     }
 
-    /// Forgets all ids but the last one, or the last few where its text is empty: a decoder that strips the first space
-    /// must find another character to begin with.
+    /// Drops all ids but the last one, or the last few if its text is empty: a decoder that strips a leading space needs
+    /// a token with text before it.
     fn keep_context(&mut self, decode: impl Fn(&[u32]) -> Result<String>) -> Result<()> {
         for start in (self.ids.len().saturating_sub(MAX_CONTEXT)..self.ids.len()).rev() {
             let emitted = decode(&self.ids[start..])?.len();
@@ -147,7 +119,7 @@ impl Window {
     }
 }
 
-/// Whether SentencePiece's byte fallback reads the token as a byte: `<0xE2>`.
+/// Whether the token is a byte token of SentencePiece's byte fallback: `<0xE2>`.
 fn is_byte_token(token: &str) -> bool {
     token.len() == 6
         && token.starts_with("<0x")
@@ -155,7 +127,7 @@ fn is_byte_token(token: &str) -> bool {
         && token.get(3..5).is_some_and(|digits| u8::from_str_radix(digits, 16).is_ok())
 }
 
-/// Appends the bytes a byte-level token spells; a token outside the alphabet (an added one) spells its own text.
+/// Appends the bytes that a byte-level token spells; a token outside the alphabet (an added one) spells itself.
 fn push_bytes(token: &str, bytes: &mut Vec<u8>) {
     let start = bytes.len();
     for c in token.chars() {
@@ -170,8 +142,8 @@ fn push_bytes(token: &str, bytes: &mut Vec<u8>) {
     }
 }
 
-/// The byte a character of GPT-2's alphabet stands for: printable Latin-1 stands for itself, the other 68 bytes follow
-/// from U+0100 in their order. Source: `bytes_to_unicode` in OpenAI's GPT-2 encoder.
+/// The byte for a character of GPT-2's alphabet: printable Latin-1 characters are themselves, the other 68 bytes follow
+/// in order from U+0100. Source: `bytes_to_unicode` in OpenAI's GPT-2 encoder.
 fn byte_of(c: char) -> Option<u8> {
     match u32::from(c) {
         code @ (0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF) => u8::try_from(code).ok(),
@@ -182,7 +154,7 @@ fn byte_of(c: char) -> Option<u8> {
     }
 }
 
-/// Takes whole characters off the front; bytes that can begin none become U+FFFD, as `String::from_utf8_lossy` does it.
+/// Takes whole characters off the front; invalid bytes become U+FFFD, as in `String::from_utf8_lossy`.
 fn take_characters(pending: &mut Vec<u8>) -> String {
     let mut out = String::new();
     let mut taken = 0;
@@ -203,7 +175,7 @@ fn take_characters(pending: &mut Vec<u8>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::tokenizer;
+    use super::super::tokenizer::tests::tokenizer;
     use super::*;
     use proptest::prelude::*;
     use serde_json::{Value, json};
@@ -237,7 +209,7 @@ mod tests {
     }
 
     fn streamed(t: &Arc<Tokenizer>, ids: &[u32], skip_special: bool) -> String {
-        let mut stream = t.stream(skip_special);
+        let mut stream = Detokenizer::new(Arc::clone(t), skip_special);
         let mut out: String = ids.iter().map(|&id| stream.push(id).expect("known id")).collect();
         out.push_str(&stream.finish().expect("decodes"));
         out
@@ -255,9 +227,9 @@ mod tests {
     }
 
     #[test]
-    fn a_character_is_shown_when_its_last_byte_has_come() {
+    fn a_character_is_emitted_with_its_last_byte() {
         let t = byte_level();
-        let mut stream = t.stream(true);
+        let mut stream = Detokenizer::new(Arc::clone(&t), true);
         let pieces: Vec<String> = ids_of(&t, &["a", "â", "Ĥ", "¬", "âĤ", "Ġthe"])
             .into_iter()
             .map(|id| stream.push(id).expect("known id"))
@@ -275,7 +247,7 @@ mod tests {
     #[test]
     fn a_run_of_byte_tokens_waits_for_its_end() {
         let t = llama2();
-        let mut stream = t.stream(true);
+        let mut stream = Detokenizer::new(Arc::clone(&t), true);
         let ids = ids_of(&t, &["▁the", "<0xE2>", "<0x82>", "<0xAC>", "cat", "<0xE2>"]);
         let pieces: Vec<String> = ids.iter().map(|&id| stream.push(id).expect("known id")).collect();
         assert_eq!(pieces, ["the", "", "", "", "€cat", ""]);
@@ -283,18 +255,18 @@ mod tests {
     }
 
     #[test]
-    fn words_come_one_by_one_with_their_spaces() {
+    fn words_are_emitted_one_by_one_with_their_spaces() {
         let t = llama2();
-        let mut stream = t.stream(true);
+        let mut stream = Detokenizer::new(Arc::clone(&t), true);
         let ids = ids_of(&t, &["▁the", "▁the", "cat", "▁", "▁the"]);
         let pieces: Vec<String> = ids.iter().map(|&id| stream.push(id).expect("known id")).collect();
         assert_eq!(pieces, ["the", " the", "cat", " ", " the"]);
     }
 
     #[test]
-    fn the_window_stays_small_however_long_the_text() {
+    fn the_window_stays_small_in_a_long_text() {
         let t = llama2();
-        let mut stream = t.stream(true);
+        let mut stream = Detokenizer::new(Arc::clone(&t), true);
         for id in ids_of(&t, &["▁the", "cat"]).into_iter().cycle().take(1000) {
             stream.push(id).expect("known id");
         }
@@ -303,9 +275,9 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_id_is_an_error_and_the_stream_goes_on() {
+    fn an_unknown_id_is_an_error_and_is_skipped() {
         let t = byte_level();
-        let mut stream = t.stream(true);
+        let mut stream = Detokenizer::new(Arc::clone(&t), true);
         assert!(stream.push(100_000).is_err());
         assert_eq!(stream.push(t.id_of("a").expect("a letter")).expect("known id"), "a");
     }

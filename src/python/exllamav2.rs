@@ -1,46 +1,85 @@
-//! exllamav2's adapter object over a lease: it lives as long as the object, or until `unload()`.
+//! The native part of the classes that have exllamav2's names: the model of an `ExLlamaV2`, and `ExLlamaV2Lora`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
-use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
-use pyo3::type_hint_identifier;
-use pyo3::types::PyType;
+use pyo3::types::{PyDict, PyTuple, PyType};
 
-use super::detach::detached;
+use super::gil::detached;
 use super::model::PyModel;
 use crate::adapter::mixture::Mixture;
 use crate::adapter::plan::AdapterSummary;
 use crate::adapter::pool::AdapterLease;
-use crate::engine::request::AdapterRef;
+use crate::engine::AdapterRef;
 use crate::error::{Error, ErrorCode};
+use crate::model::Model;
 
-/// The loaded `ExLlamaV2` an adapter is for.
-struct ModelArg<'py>(Bound<'py, PyAny>);
+/// Base class of `ExLlamaV2`: its config and, while it is loaded, its model.
+#[pyclass(frozen, subclass, name = "ExLlamaV2Base", module = "exlora._exlora")]
+pub(super) struct PyExLlamaV2Base {
+    config: Py<PyAny>,
+    model: Mutex<Option<Arc<Model>>>,
+}
 
-impl<'py> FromPyObject<'_, 'py> for ModelArg<'py> {
-    type Error = PyErr;
-
-    const INPUT_TYPE: PyStaticExpr = type_hint_identifier!("exlora.model", "ExLlamaV2");
-
-    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        Ok(Self(value.to_owned()))
+impl PyExLlamaV2Base {
+    fn model(&self) -> PyResult<Arc<Model>> {
+        self.model
+            .lock()
+            .clone()
+            .ok_or_else(|| Error::new(ErrorCode::ModelNotLoaded, "the model is not loaded, or was unloaded").into())
     }
 }
 
-/// A LoRA adapter of a loaded model, to be given to `set_loras`, to jobs, or to `forward`.
+#[pymethods]
+impl PyExLlamaV2Base {
+    /// A model that is not loaded. Further arguments are those of the derived class.
+    #[new]
+    #[pyo3(signature = (config, *args: "object", **kwargs: "object"))]
+    fn new(config: Py<PyAny>, args: &Bound<'_, PyTuple>, kwargs: Option<&Bound<'_, PyDict>>) -> Self {
+        let _ = (args, kwargs);
+        Self { config, model: Mutex::new(None) }
+    }
+
+    /// The config it was made with.
+    #[getter]
+    fn config(&self, py: Python<'_>) -> Py<PyAny> {
+        self.config.clone_ref(py)
+    }
+
+    /// Sets the loaded model; `None` unloads it.
+    fn set_native_model(&self, py: Python<'_>, model: Option<&Bound<'_, PyModel>>) {
+        let model = model.map(|model| model.get().model());
+        // The last reference frees the weights.
+        py.detach(|| drop(std::mem::replace(&mut *self.model.lock(), model)));
+    }
+
+    /// The loaded model, which caches, adapters and generators use.
+    fn native_model(&self) -> PyResult<PyModel> {
+        self.model().map(PyModel::new)
+    }
+
+    /// Whether it is loaded.
+    #[getter]
+    fn loaded(&self) -> bool {
+        self.model.lock().is_some()
+    }
+}
+
+/// A LoRA adapter of a loaded model, for `set_loras`, jobs and `forward`.
 #[pyclass(frozen, module = "exlora._exlora")]
 pub(super) struct ExLlamaV2Lora {
+    /// `None` after `unload()`.
     lease: Mutex<Option<AdapterLease>>,
     summary: AdapterSummary,
     /// The user's multiplier on top of the adapter's own scaling.
     weight: f64,
-    model: Py<PyAny>,
+    model: Py<PyExLlamaV2Base>,
 }
 
 impl ExLlamaV2Lora {
-    /// The adapter and the user's multiplier, for a mixture.
+    /// The adapter and its weight, for a mixture.
     pub(super) fn leased(&self) -> PyResult<(AdapterRef, f32)> {
         match &*self.lease.lock() {
             Some(lease) => Ok((AdapterRef::Lease(lease.clone()), self.weight as f32)),
@@ -51,28 +90,27 @@ impl ExLlamaV2Lora {
         }
     }
 
-    fn admit(py: Python<'_>, model: ModelArg<'_>, directory: PathBuf, weight: f64) -> PyResult<Self> {
+    fn load(model: &Bound<'_, PyExLlamaV2Base>, directory: PathBuf, weight: f64) -> PyResult<Self> {
         if !weight.is_finite() {
             return Err(Error::new(ErrorCode::AdapterWeightInvalid, "lora_scaling is not finite")
                 .with_found(weight)
                 .into());
         }
-        let ModelArg(model) = model;
-        let native = model.call_method0("native_model")?.cast_into::<PyModel>()?.get().model();
-        let lease = detached(py, |_| native.load_anonymous_adapter(&directory))?;
+        let native = model.get().model()?;
+        let lease = detached(model.py(), |_| native.load_anonymous_adapter(&directory))?;
         Mixture::new(vec![(lease.clone(), weight as f32)], native.sites())?;
-        Ok(Self { summary: lease.summary().clone(), lease: Mutex::new(Some(lease)), weight, model: model.unbind() })
+        let model = model.clone().unbind();
+        Ok(Self { summary: lease.summary().clone(), lease: Mutex::new(Some(lease)), weight, model })
     }
 }
 
 #[pymethods]
 impl ExLlamaV2Lora {
-    /// Loads an adapter by its two files, which stand in one folder under PEFT's names. Mind `from_directory`.
+    /// Loads an adapter from its two files, which must be in one folder under PEFT's names. See also `from_directory`.
     #[new]
     #[pyo3(signature = (model, lora_config_path, lora_path, lora_scaling=1.0))]
     fn new(
-        py: Python<'_>,
-        model: ModelArg<'_>,
+        model: &Bound<'_, PyExLlamaV2Base>,
         lora_config_path: PathBuf,
         lora_path: PathBuf,
         lora_scaling: f64,
@@ -84,7 +122,7 @@ impl ExLlamaV2Lora {
                 && is_named(&lora_path, "adapter_model.safetensors")
         });
         match directory {
-            Some(directory) => Self::admit(py, model, directory.to_path_buf(), lora_scaling),
+            Some(directory) => Self::load(model, directory.to_path_buf(), lora_scaling),
             None => Err(Error::new(ErrorCode::SettingUnsupported, "an adapter is read from one folder")
                 .with_path(&lora_path)
                 .with_expected("adapter_config.json and adapter_model.safetensors side by side")
@@ -93,25 +131,24 @@ impl ExLlamaV2Lora {
         }
     }
 
-    /// Loads the adapter of a folder; `lora_scaling` multiplies the scaling its config asks for.
+    /// Loads the adapter in a folder; `lora_scaling` multiplies the scaling that its config asks for.
     #[classmethod]
     #[pyo3(signature = (model, directory, lora_scaling=1.0))]
     fn from_directory(
         _cls: &Bound<'_, PyType>,
-        py: Python<'_>,
-        model: ModelArg<'_>,
+        model: &Bound<'_, PyExLlamaV2Base>,
         directory: PathBuf,
         lora_scaling: f64,
     ) -> PyResult<Self> {
-        Self::admit(py, model, directory, lora_scaling)
+        Self::load(model, directory, lora_scaling)
     }
 
-    /// Lets go of the adapter. Jobs that use it keep it to their end; its memory returns with the last of them.
+    /// Unloads the adapter. Jobs that use it keep it to their end; its memory is freed with the last of them.
     fn unload(&self, py: Python<'_>) {
         py.detach(|| drop(self.lease.lock().take()));
     }
 
-    /// Whether it can still be used.
+    /// Whether it can be used.
     #[getter]
     fn is_loaded(&self) -> bool {
         self.lease.lock().is_some()
@@ -123,14 +160,14 @@ impl ExLlamaV2Lora {
         self.summary.rank
     }
 
-    /// `lora_alpha` of adapter_config.json, times the root of r where it asks for rank-stabilized scaling.
+    /// `lora_alpha` of adapter_config.json, times the square root of r if it asks for rank-stabilized scaling.
     #[getter]
     fn lora_alpha(&self) -> f64 {
         let root = if self.summary.use_rslora { (self.summary.rank as f64).sqrt() } else { 1.0 };
         self.summary.alpha * root
     }
 
-    /// The effective multiplier, `weight * lora_alpha / lora_r`. Patterns of the config may differ from it site by site.
+    /// The effective multiplier, `weight * lora_alpha / lora_r`. Patterns in the config may change it for single modules.
     #[getter]
     fn lora_scaling(&self) -> f64 {
         self.weight * self.lora_alpha() / self.summary.rank as f64
@@ -142,25 +179,25 @@ impl ExLlamaV2Lora {
         self.weight
     }
 
-    /// Names of the modules it targets, as adapter_config.json writes them.
+    /// Names of the modules it targets, as in adapter_config.json.
     #[getter]
     fn target_modules(&self) -> Vec<String> {
         self.summary.target_modules.clone()
     }
 
-    /// The config's file.
+    /// Path of the config.
     #[getter]
     fn lora_config_path(&self) -> String {
         self.summary.path.join("adapter_config.json").to_string_lossy().into_owned()
     }
 
-    /// The weights' file.
+    /// Path of the weights.
     #[getter]
     fn lora_path(&self) -> String {
         self.summary.path.join("adapter_model.safetensors").to_string_lossy().into_owned()
     }
 
-    /// SHA-256 over config and weights.
+    /// SHA-256 of config and weights.
     #[getter]
     fn content_hash(&self) -> &str {
         &self.summary.content_hash
@@ -168,17 +205,17 @@ impl ExLlamaV2Lora {
 
     /// The model it was loaded on.
     #[getter]
-    fn model(&self, py: Python<'_>) -> Py<PyAny> {
+    fn model(&self, py: Python<'_>) -> Py<PyExLlamaV2Base> {
         self.model.clone_ref(py)
     }
 
-    /// That model's config.
+    /// The config of that model.
     #[getter]
-    fn config<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.model.bind(py).getattr("config")
+    fn config(&self, py: Python<'_>) -> Py<PyAny> {
+        self.model.get().config.clone_ref(py)
     }
 
-    /// Always `False`: a bias that cannot be served is refused when the adapter is loaded.
+    /// Always `False`: a bias that cannot be applied is an error when the adapter is loaded.
     #[getter]
     fn bias_ignored(&self) -> bool {
         false

@@ -2,7 +2,7 @@
 //!
 //! A template is code from a model folder. It gets what transformers gives it (`messages`, `tools`, `documents`,
 //! `add_generation_prompt`, the special tokens, `raise_exception`, `strftime_now`, Python's `tojson`) and runs on a budget
-//! of steps and bytes, so that a hostile one can neither hang nor fill the memory.
+//! of steps and bytes, so that a hostile one can neither hang nor exhaust memory.
 //!
 //! Source of the rules: `transformers.utils.chat_template_utils` 5.23.
 
@@ -16,12 +16,12 @@ use minijinja::value::{Kwargs, Serde};
 use minijinja::{Environment, ErrorKind, Value, context};
 use regex::Regex;
 use serde::Serialize as _;
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 
-use super::{ChatMessage, invalid, read, read_object};
+use super::files::{invalid, read, read_object};
 use crate::error::{Error, ErrorCode, Result};
 
-/// Steps (and 64-byte units of memory) a rendering may use: about 128 MiB, and besides so much per byte of messages.
+/// Steps (and 64-byte units of memory) that a rendering may use: about 128 MiB, plus an allowance per byte of messages.
 const FUEL: u64 = 2_000_000;
 const FUEL_PER_BYTE: u64 = 8;
 
@@ -30,20 +30,39 @@ const RECURSION_LIMIT: usize = 128;
 
 const NAME: &str = "chat_template";
 
-/// A model's chat template and the special tokens it may name.
+/// One message of a chat.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct ChatMessage {
+    /// `system`, `user`, `assistant`, `tool`.
+    pub role: String,
+    /// Its text.
+    pub content: String,
+    /// Whatever else the template may read (tool calls, names).
+    #[serde(flatten)]
+    pub extra: Map<String, Json>,
+}
+
+impl ChatMessage {
+    /// A message that is a role and a text.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into(), extra: Map::new() }
+    }
+}
+
+/// A model's chat template and the special tokens it may use.
 pub(super) struct ChatTemplate {
     environment: Environment<'static>,
-    /// Why the template does not compile. Told when it is needed: a model can be used without it.
+    /// Why the template does not compile. Reported when it is used: the model works without it.
     broken: Option<String>,
     special: BTreeMap<String, String>,
     path: PathBuf,
 }
 
 impl ChatTemplate {
-    /// Looks where transformers looks, in its order: chat_template.jinja, tokenizer_config.json, chat_template.json.
+    /// Finds the template where transformers does, in its order: chat_template.jinja, tokenizer_config.json, chat_template.json.
     pub(super) fn find(
         dir: &Path,
-        config: &serde_json::Map<String, Json>,
+        config: &Map<String, Json>,
         special: &BTreeMap<String, String>,
     ) -> Result<Option<Self>> {
         let path = dir.join("chat_template.jinja");
@@ -76,7 +95,7 @@ impl ChatTemplate {
         Self { environment, broken, special: special.clone(), path }
     }
 
-    /// The prompt of these messages.
+    /// Renders messages as a prompt.
     pub(super) fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
         let failed = |clause: String| Error::new(ErrorCode::ChatTemplateFailed, clause).with_path(&self.path);
         if let Some(broken) = &self.broken {
@@ -99,8 +118,8 @@ impl ChatTemplate {
     }
 }
 
-/// `chat_template`: the source, or a list of named ones of which "default" is meant.
-fn template_of<'a>(config: &'a serde_json::Map<String, Json>, path: &Path) -> Result<Option<&'a str>> {
+/// `chat_template`: the source, or a list of named ones, of which "default" is used.
+fn template_of<'a>(config: &'a Map<String, Json>, path: &Path) -> Result<Option<&'a str>> {
     match config.get("chat_template") {
         None | Some(Json::Null) => Ok(None),
         Some(Json::String(source)) => Ok(Some(source)),
@@ -112,7 +131,7 @@ fn template_of<'a>(config: &'a serde_json::Map<String, Json>, path: &Path) -> Re
     }
 }
 
-/// transformers' own `{% generation %}` block marks what the assistant said, for training; it renders its body.
+/// transformers' own `{% generation %}` block marks the assistant's tokens for training; it renders its body.
 fn without_generation_tags(source: &str) -> String {
     match Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}") {
         Ok(tag) => tag
@@ -139,13 +158,13 @@ fn strftime(format: &str, time: Timestamp) -> Result<String, minijinja::Error> {
         .map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {e}")))
 }
 
-/// `json.dumps(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`: what transformers puts in the
+/// `json.dumps(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`: what transformers uses in
 /// place of Jinja's own `tojson`, which would escape for HTML.
 fn tojson(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
-    let unserialisable =
+    let unserializable =
         |e: String| minijinja::Error::new(ErrorKind::BadSerialization, format!("tojson cannot write this: {e}"));
     if value.is_undefined() {
-        return Err(unserialisable("the value is undefined".to_owned()));
+        return Err(unserializable("the value is undefined".to_owned()));
     }
     let ensure_ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
     let indent = match options.get::<Option<Value>>("indent")? {
@@ -154,7 +173,7 @@ fn tojson(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
         Some(indent) => Some(match (indent.as_str(), indent.as_usize()) {
             (Some(text), _) => text.to_owned(),
             (None, Some(width)) => " ".repeat(width.min(64)),
-            (None, None) => return Err(unserialisable("indent is neither a number nor a text".to_owned())),
+            (None, None) => return Err(unserializable("indent is neither a number nor a text".to_owned())),
         }),
     };
     // Python ends a line after a bare comma once it indents.
@@ -166,18 +185,18 @@ fn tojson(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
     let sort_keys = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     options.assert_all_used()?;
 
-    let mut json = serde_json::to_value(value).map_err(|e| unserialisable(e.to_string()))?;
+    let mut json = serde_json::to_value(value).map_err(|e| unserializable(e.to_string()))?;
     if sort_keys {
         json.sort_all_objects();
     }
     let mut out = Vec::new();
     let style = PythonJson { ensure_ascii, indent, item, key, depth: 0, filled: false };
     json.serialize(&mut serde_json::Serializer::with_formatter(&mut out, style))
-        .map_err(|e| unserialisable(e.to_string()))?;
-    String::from_utf8(out).map_err(|e| unserialisable(e.to_string()))
+        .map_err(|e| unserializable(e.to_string()))?;
+    String::from_utf8(out).map_err(|e| unserializable(e.to_string()))
 }
 
-/// JSON as Python's `json.dumps` lays it out.
+/// Writes JSON with the layout of Python's `json.dumps`.
 struct PythonJson {
     ensure_ascii: bool,
     indent: Option<String>,
@@ -283,7 +302,7 @@ impl serde_json::ser::Formatter for PythonJson {
     }
 }
 
-/// `repr(float)`: the shortest digits that read back, with an exponent below 1e-4 and from 1e16.
+/// `repr(float)`: the shortest digits that round-trip, with an exponent below 1e-4 and from 1e16 on.
 fn python_float(value: f64) -> String {
     let scientific = format!("{value:e}");
     let exponent = scientific.split_once('e').and_then(|(_, e)| e.parse::<i32>().ok()).unwrap_or(0);
@@ -420,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_chat_has_fuel_enough() {
+    fn a_long_chat_has_enough_fuel() {
         let source = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}";
         let messages: Vec<_> = (0..2000).map(|_| ChatMessage::new("user", "word ".repeat(1000))).collect();
         assert!(render(source, &messages).len() > 9_000_000);

@@ -1,18 +1,20 @@
-//! Arguments that may have several shapes, each a type that reads itself from Python.
+//! Arguments that can have several Python types: each is a Rust type that reads itself from Python.
 
-use numpy::{PyArray1, PyArrayMethods};
+use std::collections::BTreeMap;
+
+use numpy::PyArrayDyn;
 use pyo3::exceptions::PyTypeError;
 use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
+use pyo3::type_hint_identifier;
 use pyo3::types::{PyDict, PyList, PyMapping, PyString, PyTuple};
-use pyo3::{type_hint_identifier, type_hint_subscript};
 
-use super::lora::ExLlamaV2Lora;
-use crate::engine::request::{AdapterRef, Prompt, Stop};
-use crate::engine::text::ChatMessage;
+use super::exllamav2::ExLlamaV2Lora;
+use crate::backend::KvDType;
+use crate::engine::{AdapterRef, ChatMessage, Prompt, Stop};
 use crate::error::{Error, ErrorCode};
 
-/// Token ids: a sequence of integers, or a one-dimensional array of any library that has `tolist`.
+/// Token ids: a sequence of integers, or a one-dimensional array of any library with `tolist`.
 pub(super) struct TokenIds(pub Vec<u32>);
 
 impl<'py> FromPyObject<'_, 'py> for TokenIds {
@@ -33,7 +35,7 @@ impl<'py> FromPyObject<'_, 'py> for TokenIds {
     }
 }
 
-/// An integer that can be an id in any vocabulary; which ids a model has is the engine's to say.
+/// An integer that can be a token id; the engine checks it against the vocabulary.
 pub(super) fn token_id(value: &Bound<'_, PyAny>) -> PyResult<u32> {
     let id: i64 = value.extract()?;
     u32::try_from(id).map_err(|_| {
@@ -41,7 +43,7 @@ pub(super) fn token_id(value: &Bound<'_, PyAny>) -> PyResult<u32> {
     })
 }
 
-/// A count of something; a negative one is refused by the name of its argument.
+/// A count; a negative one is an error that names the argument.
 pub(super) fn count(name: &str, value: i64) -> PyResult<usize> {
     usize::try_from(value).map_err(|_| {
         Error::new(ErrorCode::RequestInvalid, format!("{name} is negative"))
@@ -51,7 +53,7 @@ pub(super) fn count(name: &str, value: i64) -> PyResult<usize> {
     })
 }
 
-/// What to continue: text, token ids, or chat messages as dicts.
+/// A prompt: text, token ids, or chat messages as dicts.
 pub(super) struct PromptArg(pub Prompt);
 
 impl<'py> FromPyObject<'_, 'py> for PromptArg {
@@ -77,7 +79,7 @@ impl<'py> FromPyObject<'_, 'py> for PromptArg {
     }
 }
 
-/// Chat messages from a list of dicts; whatever JSON can say may stand in them.
+/// Chat messages: a list of dicts, with any values that JSON can represent.
 pub(super) struct Messages(pub Vec<ChatMessage>);
 
 impl<'py> FromPyObject<'_, 'py> for Messages {
@@ -95,11 +97,11 @@ impl<'py> FromPyObject<'_, 'py> for Messages {
     }
 }
 
-/// An ordered mixture: nothing, a name, an adapter, a mapping name to weight, or a list of such with or without weights.
+/// An ordered mixture: `None`, a name, an adapter object, a mapping of name to weight, or a list of names, objects and pairs.
 #[derive(Default)]
-pub(super) struct Mixture(pub Vec<(AdapterRef, f32)>);
+pub(super) struct MixtureArg(pub Vec<(AdapterRef, f32)>);
 
-impl<'py> FromPyObject<'_, 'py> for Mixture {
+impl<'py> FromPyObject<'_, 'py> for MixtureArg {
     type Error = PyErr;
 
     const INPUT_TYPE: PyStaticExpr = type_hint_identifier!("exlora.types", "Adapter");
@@ -149,14 +151,14 @@ fn not_an_adapter(value: &Bound<'_, PyAny>) -> PyErr {
 }
 
 fn type_name(value: &Bound<'_, PyAny>) -> String {
-    value.get_type().name().map_or_else(|_| "something else".to_owned(), |name| name.to_string())
+    value.get_type().name().map_or_else(|_| "an unknown type".to_owned(), |name| name.to_string())
 }
 
-/// What ends a text: nothing, an id, a string, or a list of these.
+/// What ends a text: `None`, a token id, a string, or a list of these.
 #[derive(Default)]
-pub(super) struct Stops(pub Vec<Stop>);
+pub(super) struct StopsArg(pub Vec<Stop>);
 
-impl<'py> FromPyObject<'_, 'py> for Stops {
+impl<'py> FromPyObject<'_, 'py> for StopsArg {
     type Error = PyErr;
 
     const INPUT_TYPE: PyStaticExpr = type_hint_identifier!("exlora.types", "Stop");
@@ -176,11 +178,11 @@ impl<'py> FromPyObject<'_, 'py> for Stops {
     }
 }
 
-/// A mapping of token id to what is added to its logit.
+/// A mapping of token id to the value added to its logit.
 #[derive(Default)]
-pub(super) struct LogitBias(pub Vec<(u32, f32)>);
+pub(super) struct LogitBiasArg(pub BTreeMap<u32, f64>);
 
-impl<'py> FromPyObject<'_, 'py> for LogitBias {
+impl<'py> FromPyObject<'_, 'py> for LogitBiasArg {
     type Error = PyErr;
 
     const INPUT_TYPE: PyStaticExpr = type_hint_identifier!("exlora.types", "LogitBias");
@@ -195,82 +197,29 @@ impl<'py> FromPyObject<'_, 'py> for LogitBias {
     }
 }
 
-macro_rules! named {
-    ($(#[doc = $doc:literal] $name:ident = $value:expr;)+) => {
-        $(
-            #[doc = $doc]
-            pub(super) struct $name<'py>(pub Bound<'py, PyDict>);
+/// A float32 array, or whatever numpy makes one of.
+pub(super) struct FloatArrayArg<'py>(pub Bound<'py, PyArrayDyn<f32>>);
 
-            impl<'py> IntoPyObject<'py> for $name<'py> {
-                type Target = PyDict;
-                type Output = Bound<'py, PyDict>;
-                type Error = std::convert::Infallible;
-
-                const OUTPUT_TYPE: PyStaticExpr = type_hint_subscript!(
-                    type_hint_identifier!("builtins", "dict"), type_hint_identifier!("builtins", "str"), $value
-                );
-
-                fn into_pyobject(self, _py: Python<'py>) -> Result<Bound<'py, PyDict>, Self::Error> {
-                    Ok(self.0)
-                }
-            }
-        )+
-    };
-}
-
-named! {
-    /// A dict of integers by name, in the order it was filled.
-    NamedInts = type_hint_identifier!("builtins", "int");
-    /// A dict of floats by name, in the order it was filled.
-    NamedFloats = type_hint_identifier!("builtins", "float");
-    /// A dict of anything by name, in the order it was filled.
-    NamedValues = type_hint_identifier!("typing", "Any");
-}
-
-/// Float32 values on their way to a numpy array `[rows, columns]`, or `[rows]` where `columns` is `None`.
-pub(super) struct Floats {
-    pub values: Vec<f32>,
-    pub columns: Option<usize>,
-}
-
-impl<'py> IntoPyObject<'py> for Floats {
-    type Target = PyAny;
-    type Output = Bound<'py, PyAny>;
+impl<'py> FromPyObject<'_, 'py> for FloatArrayArg<'py> {
     type Error = PyErr;
 
-    const OUTPUT_TYPE: PyStaticExpr = type_hint_identifier!("exlora.types", "FloatArray");
+    const INPUT_TYPE: PyStaticExpr = type_hint_identifier!("exlora.types", "FloatArray");
 
-    fn into_pyobject(self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let rows = self.values.len();
-        let flat = PyArray1::from_vec(py, self.values);
-        match self.columns {
-            None => Ok(flat.into_any()),
-            Some(columns) => Ok(flat.reshape([rows / columns.max(1), columns])?.into_any()),
-        }
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let numpy = value.py().import("numpy")?;
+        let array = numpy.call_method1("asarray", (value, numpy.getattr("float32")?))?;
+        Ok(Self(array.cast_into()?))
     }
 }
 
-/// An array that a Python object keeps and hands out.
-pub(super) struct FloatsOf(Py<PyAny>);
-
-impl FloatsOf {
-    pub(super) fn new(py: Python<'_>, floats: Floats) -> PyResult<Self> {
-        Ok(Self(floats.into_pyobject(py)?.unbind()))
-    }
-
-    pub(super) fn clone_ref(&self, py: Python<'_>) -> Self {
-        Self(self.0.clone_ref(py))
-    }
-}
-
-impl<'py> IntoPyObject<'py> for FloatsOf {
-    type Target = PyAny;
-    type Output = Bound<'py, PyAny>;
-    type Error = PyErr;
-
-    const OUTPUT_TYPE: PyStaticExpr = Floats::OUTPUT_TYPE;
-
-    fn into_pyobject(self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        Ok(self.0.into_bound(py))
+/// The element type of a KV cache, by name.
+pub(super) fn kv_dtype(name: &str) -> PyResult<KvDType> {
+    match name {
+        "f16" => Ok(KvDType::F16),
+        "f32" => Ok(KvDType::F32),
+        other => Err(Error::new(ErrorCode::RequestInvalid, "the cache has no such element type")
+            .with_expected("f16 or f32")
+            .with_found(other)
+            .into()),
     }
 }
