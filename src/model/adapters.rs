@@ -58,8 +58,8 @@ impl Model {
             PrepareError::Failed(error) => error,
         })?;
         self.reaping_if_short(|| reservation.resize(prepared.bytes()))?;
-        self.core.lock().compute.install_adapter(reservation.slot(), prepared)?;
         reservation.mark_installed();
+        self.core.lock().compute.install_adapter(reservation.slot(), prepared)?;
         Ok((reservation, resolved.summary))
     }
 

@@ -31,7 +31,7 @@ impl AdapterFiles {
     }
 
     /// As [`AdapterFiles::check`], but returns what could be read beside the problems: for reports.
-    pub fn examine(&self, sites: &SiteTable) -> (CheckedAdapter<'_>, Result<()>) {
+    pub(crate) fn examine(&self, sites: &SiteTable) -> (CheckedAdapter<'_>, Result<()>) {
         let mut checker = Checker::new(self, sites);
         let deltas = checker.deltas();
         if checker.problems.len() == 0 && !checker.has_effect {

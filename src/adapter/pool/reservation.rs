@@ -66,7 +66,7 @@ impl Reservation {
         Ok(())
     }
 
-    /// Notes that the slot holds something that the backend must drop before the slot is free again.
+    /// Notes that the slot may hold an adapter from now on, which the backend must drop before the slot is free again.
     pub fn mark_installed(&mut self) {
         self.is_installed = true;
     }
