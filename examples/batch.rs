@@ -1,4 +1,4 @@
-//! Three adapters' worth of requests in one batch: the base, one adapter, another, and a mixture of both.
+//! Four requests in one batch: the base, one adapter, another one, and a mixture of both.
 //!
 //! ```text
 //! cargo run --release --example batch        (at the root of the repository)
