@@ -14,8 +14,6 @@
 //! Threads split outputs, rows and heads, never a sum, and vectors run over outputs, never over inputs: so a row's bits
 //! depend neither on the rest of the batch nor on the number of threads.
 
-#![allow(unsafe_code, reason = "kernels, the arena and the thread pool need it")]
-
 mod adapter;
 mod compute;
 mod kernels;
