@@ -117,7 +117,7 @@ class Engine:
         list of them may be given.
 
         adapters             None for the base, a name, or an ordered mapping name -> weight; `adapter` is the same
-        sampling             a `SamplingParams`; keywords given beside it change it
+        sampling             a `SamplingParams`; keywords given with it change it
         max_new_tokens       largest number of new tokens
         min_new_tokens       stop tokens are not chosen before this number of new tokens
         temperature          0 is greedy decoding
