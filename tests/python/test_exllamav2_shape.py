@@ -265,9 +265,7 @@ def test_jobs_of_one_batch_have_their_own_adapters(generator, tokenizer, engine,
     }
 
 
-def test_an_unloaded_adapter_is_kept_by_its_jobs_and_refused_to_new_ones(
-    generator, tokenizer, model, engine, fixtures
-):
+def test_an_unloaded_adapter_is_kept_by_its_jobs_and_refused_to_new_ones(generator, tokenizer, model, engine, fixtures):
     lora = ExLlamaV2Lora.from_directory(model, str(fixtures / "adapters/sqlite-rslora-r16"))
     job = ExLlamaV2DynamicJob(tokenizer.encode(PROMPT), 16, gen_settings=GREEDY, loras=lora)
     generator.enqueue(job)

@@ -1,4 +1,4 @@
-"""Adapters are loaded and unloaded while requests run: nothing leaks, and a running request keeps its adapter version."""
+"""Adapters are loaded and unloaded while requests run: nothing leaks, and requests keep their adapter versions."""
 
 import threading
 

@@ -1,7 +1,7 @@
 """Per row: a mixture is the weighted sum of its adapters' deltas, independent of the rest of the batch.
 
-The oracle is transformers in float32 with `W + sum of weight * scale * B A` merged by hand; tolerance 2e-4 of its largest
-logit.
+The oracle is transformers in float32 with `W + sum of weight * scale * B A` merged by hand; tolerance 2e-4 of the
+largest logit.
 """
 
 import numpy as np
