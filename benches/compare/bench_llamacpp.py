@@ -37,7 +37,7 @@ def main():
     mp.use_extra_bufts = not o.no_repack
     model = L.llama_model_load_from_file(o.model.encode(), mp)
     cp = L.llama_context_default_params()
-    cp.n_ctx, cp.n_batch, cp.n_ubatch = o.prompt + o.decode + 64, 512, 512
+    cp.n_ctx, cp.n_batch, cp.n_ubatch = o.prompt + 2 * o.decode + 64, 512, 512
     cp.n_threads = cp.n_threads_batch = o.threads
     ctx = L.llama_init_from_model(model, cp)
     load_s = time.perf_counter() - start

@@ -7,7 +7,7 @@
 bf16, fp32  the model as transformers loads it, the adapter as peft applies it (disable_adapter for base)
 int4        MODEL_DIR is a GPTQ 4-bit copy: each quantized linear becomes torch's own packed int4 CPU kernel
             (aten::_weight_int4pack_mm_for_cpu, bf16 activations), the kernel that gptqmodel's TorchAtenLinear
-            calls; the adapter is x A' B' beside it, in bf16
+            calls; the adapter is x A' B', added in bf16
 gptqmodel   the same copy through GPTQModel's own CPU kernel (AVX512-BF16, --backend for another) and peft;
             the first use compiles the kernel, which takes minutes
 """

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Runs the peers' benches in turn, several rounds, and prints medians as a markdown table.
+"""Runs the benchmarks of all engines interleaved, for several rounds, and prints medians as a markdown table.
 
   interleave.py COMMANDS.txt [--model DIR] [--rounds 5] [--rest 1] [--log runs.jsonl] [--first]
 
-COMMANDS.txt has one `label: command` a line (blank lines and # lines are skipped); {python}, {lib} and {model}
+COMMANDS.txt has one `label: command` per line (blank lines and # lines are skipped); {python}, {lib} and {model}
 stand for this interpreter, this folder and --model. Each command prints one JSON line (timing.py says what is in it).
 Every run is a fresh process, in a scheduler autogroup of its own; --first gives that group the highest weight, for a
-machine that other work shares (needs root). Runs of all labels alternate, so a slow spell of the machine hits them all.
+machine that other work shares (needs root). Runs of all labels alternate, so that a slow spell of the machine affects all of them.
 """
 
 import argparse

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Makes one randomly initialized Llama model in every form that the CPU peers load.
+"""Makes one randomly initialized Llama model in every format that the other CPU engines load.
 
   make_random_llama.py OUT --shape 1.1b [--rank 16] [--sym] [--quantize Q4_0,Q4_K_M,Q8_0]
 
-Needs numpy, torch, safetensors; `gguf` for the GGUF forms; `llama_cpp` for --quantize.
+Needs numpy, torch, safetensors; `gguf` for the GGUF files; `llama_cpp` for --quantize.
 Writes under OUT:
-  hf-bf16/           config.json, model.safetensors (bf16), tokenizer.json (one word a token: t0 t1 ...)
+  hf-bf16/           config.json, model.safetensors (bf16), tokenizer.json (one word per token: t0 t1 ...)
   gptq-4bit-g128/    the same linears rounded to nearest: qweight/qzeros/scales/g_idx, v1 zero points
   hf-dequant-bf16/   the GPTQ copy dequantized (--dequant): the reference for the GPTQ copy's logits
   lora-r16/          a PEFT adapter on all seven linears (adapter_config.json, adapter_model.safetensors)
