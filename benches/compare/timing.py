@@ -19,8 +19,8 @@ def timed(call, count):
 def measured(use, clear, prefill, step, prompt, decode, has_lora, rounds):
     """use(lora) switches the adapter; clear() empties the cache; prefill(n) feeds n tokens; step(i) decodes one token.
 
-    Decode continues after the prompt, as in `exlora bench`. Both variants share the cache that the last prompt filled: its
-    length affects speed, its contents do not. It grows to prompt + 2 * (decode + 8) tokens.
+    Decode continues after the prompt, as in `exlora bench`. Both variants share the cache that the last prompt filled:
+    its length affects speed, its contents do not. It grows to prompt + 2 * (decode + 8) tokens.
     """
     variants = ["base", "lora"] if has_lora else ["base"]
     out = {v: {"prefill_tps": [], "decode_tps": []} for v in variants}
