@@ -3,27 +3,18 @@
 //! The same weights are packed often enough to exceed any cache and taken in turn, as a decoder does; elements are
 //! multiplications with the base weight. `cargo bench --bench linear`, or once as a test with `-- --test`.
 
-#[path = "../tests/support/deltas.rs"]
-#[allow(dead_code)]
-mod deltas;
-#[path = "../tests/support/harness.rs"]
-#[allow(dead_code)]
-mod harness;
-#[path = "../tests/support/random_weights.rs"]
-mod random_weights;
-
 use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use deltas::{Change, random_low};
 use exlora::adapter::batch::SlotId;
 use exlora::backend::Write;
-use exlora::backend::cpu::CpuOptions;
 use exlora::quant::QuantGroup;
 use exlora::tensor::DType;
-use harness::{Harness, Member, Mixture, Weight, route};
-use random_weights::{RandomCodes, Rng};
+use support::Rng;
+use support::deltas::{Change, random_low};
+use support::harness::{Device, Harness, Member, Mixture, Weight, route};
+use support::random_weights::RandomCodes;
 
 const INPUTS: usize = 2048;
 /// Packed bytes that exceed the last cache level.
@@ -40,7 +31,7 @@ fn linear(criterion: &mut Criterion) {
         let groups = vec![QuantGroup { bits: 4, inputs: 128 }; INPUTS / 128];
         let weight = Weight::Coded(RandomCodes::new(&mut rng, outputs, groups, true, false));
         let member = Member { weight, bias: None };
-        let mut harness = Harness::open(&CpuOptions::default());
+        let mut harness = Harness::open(Device::CPU);
         let copies: Vec<_> = (0..STREAMED.div_ceil(INPUTS * outputs / 2))
             .map(|_| harness.group(std::slice::from_ref(&member)))
             .collect();
@@ -64,7 +55,7 @@ fn linear(criterion: &mut Criterion) {
                     bencher.iter(|| {
                         let (group, _) = copies[turn % copies.len()];
                         turn += 1;
-                        black_box(harness.backend.linear(group, x, rows, &batch, y, Write::Replace))
+                        black_box(harness.compute().linear(group, x, rows, &batch, y, Write::Replace))
                     });
                 });
             }

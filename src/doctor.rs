@@ -1,4 +1,4 @@
-//! What this build and this machine can do, as data: for the command `doctor`, for Python, for a report of trouble.
+//! Diagnostics of this build and this machine, as data: for the command `doctor`, for Python, for bug reports.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::backend::cpu;
 use crate::checkpoint::available_memory;
 
-/// What [`examine`] found.
+/// The result of [`examine`].
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// Version of this crate.
@@ -18,11 +18,11 @@ pub struct Report {
     pub platform: String,
     /// The processor.
     pub cpu: Cpu,
-    /// What would compute: `cpu (avx512, 2 threads)`, or why nothing can.
+    /// The device that would be used: `cpu (avx512, 2 threads)`, or why there is none.
     pub device: String,
     /// The machine's memory.
     pub memory: Memory,
-    /// The kernel's setting of transparent huge pages (`always`, `madvise`, `never`), where it can be read.
+    /// The kernel's setting of transparent huge pages (`always`, `madvise`, `never`), if it can be read.
     pub huge_pages: Option<String>,
     /// NVIDIA cards.
     pub cuda: Cuda,
@@ -31,33 +31,34 @@ pub struct Report {
 /// The processor.
 #[derive(Clone, Debug, Serialize)]
 pub struct Cpu {
-    /// Its name, where it can be read.
+    /// Its name, if it can be read.
     pub name: Option<String>,
-    /// Logical processors this process may use.
+    /// Logical processors available to this process.
     pub threads: usize,
-    /// Those instruction sets that matter here and that it has.
+    /// The relevant instruction sets that it has.
     pub features: Vec<&'static str>,
 }
 
-/// The machine's memory, where it can be read.
+/// The machine's memory, if it can be read.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Memory {
-    /// Bytes in all.
+    /// Total bytes.
     pub total_bytes: Option<u64>,
-    /// Bytes that can be had without swapping.
+    /// Bytes available without swapping.
     pub available_bytes: Option<u64>,
 }
 
 /// NVIDIA cards.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Cuda {
-    /// Whether this build can use them.
+    /// Whether this build supports them.
     pub built: bool,
 }
 
-/// Looks at this build and this machine.
+/// Examines this build and this machine.
 pub fn examine() -> Report {
-    let device = cpu::open(&cpu::CpuOptions::default()).map_or_else(|e| e.to_string(), |backend| backend.describe());
+    let device = cpu::open(&cpu::CpuOptions::default()).and_then(|builder| builder.finish());
+    let device = device.map_or_else(|e| e.to_string(), |backend| backend.description);
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     Report {
         version: env!("CARGO_PKG_VERSION"),
@@ -75,28 +76,28 @@ pub fn examine() -> Report {
     }
 }
 
-/// The most memory this process has had resident, in bytes.
+/// Peak resident memory of this process, in bytes.
 pub fn peak_resident_bytes() -> Option<u64> {
     bytes_of(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM")
 }
 
-/// The machine's load over the last minute: a measurement beside other work says little.
+/// The machine's load average over the last minute: measurements on a busy machine mean little.
 pub fn load_average() -> Option<f64> {
     fs::read_to_string("/proc/loadavg").ok()?.split_whitespace().next()?.parse().ok()
 }
 
-/// `model name : AMD EPYC` of a file of such lines.
+/// The value of a key in a file of lines such as `model name : AMD EPYC`.
 fn value_of(text: &str, key: &str) -> Option<String> {
     let named = |line: &str| Some(line.split_once(':').filter(|(name, _)| name.trim() == key)?.1.trim().to_owned());
     text.lines().find_map(named)
 }
 
-/// `MemTotal: 16 kB` in bytes.
+/// A value such as `MemTotal: 16 kB`, in bytes.
 fn bytes_of(text: &str, key: &str) -> Option<u64> {
     value_of(text, key)?.strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// The bracketed one of `always [madvise] never`.
+/// The bracketed choice of `always [madvise] never`.
 fn chosen(text: &str) -> Option<String> {
     Some(text.split_once('[')?.1.split_once(']')?.0.to_owned())
 }

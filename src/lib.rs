@@ -34,7 +34,7 @@
 //! | what a stored weight means | [`quant`] |
 //! | PEFT's files, slots, routing to rows | [`adapter`] |
 //! | six operations on a device | [`backend`] |
-//! | pages and prefixes | [`kv`] |
+//! | pages and prefixes | [`kv_cache`] |
 //! | config.json, the walk over the layers | [`model`] |
 //! | requests, scheduling, sampling, text | [`engine`] |
 //!
@@ -57,7 +57,7 @@ pub mod doctor;
 pub mod engine;
 pub mod error;
 pub mod inspect;
-pub mod kv;
+pub mod kv_cache;
 pub mod model;
 #[cfg(feature = "python")]
 mod python;
@@ -67,11 +67,10 @@ pub mod tensor;
 
 pub use adapter::pool::{AdapterInfo, AdapterLease, AdapterLimits};
 pub use backend::KvDType;
-pub use engine::request::{
-    AdapterRef, Chunk, Completion, Finish, FinishReason, Prompt, Request, Stop, StopMatch, Usage,
+pub use engine::{
+    AdapterRef, CancelHandle, ChatMessage, Chunk, Completion, Engine, EngineOptions, EngineStats, Finish, FinishReason,
+    Job, Logits, Prompt, Request, SamplingParams, SequenceCache, SequenceChunk, Stop, StopMatch, TokenLogprobs,
+    Tokenizer, Usage,
 };
-pub use engine::sampler::SamplingParams;
-pub use engine::text::{ChatMessage, Tokenizer};
-pub use engine::{Engine, EngineOptions, EngineStats, Job, Logits};
 pub use error::{Error, ErrorCode, ErrorKind, Result};
 pub use model::{Device, Model, ModelOptions, Progress};

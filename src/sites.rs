@@ -1,6 +1,6 @@
-//! Where an adapter can act: the linears, the embedding and the norms of a loaded model, as plain data.
+//! The sites where adapters can act: the linears, the embedding and the norms of a loaded model, as plain data.
 //!
-//! The model fills a [`SiteTable`] while it loads and hands it to `adapter`, which never learns what a decoder is.
+//! The model fills a [`SiteTable`] while it loads and passes it to `adapter`, which knows nothing about decoders.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -16,25 +16,25 @@ impl SiteId {
     }
 }
 
-/// What a module computes.
+/// What a site computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SiteKind {
     /// `y = W x + b`, with W `[out_features, in_features]`.
     Linear,
-    /// `y = W[x]`, a row of W `[in_features, out_features]`: one input a token id.
+    /// `y = W[x]`, a row of W `[in_features, out_features]`: the inputs are token ids.
     Embedding,
-    /// `y = W x / rms(x)` channel by channel, with W `[out_features]` and as many inputs.
+    /// `y = W x / rms(x)` channel by channel, with W `[out_features]`; input and output have the same width.
     Norm,
 }
 
-/// One module of the model.
+/// One module of the model where adapters can act.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site {
     /// The module's path in the Hugging Face model: `model.layers.0.self_attn.q_proj`.
     pub path: String,
     /// What it computes.
     pub kind: SiteKind,
-    /// Width of the input; of an embedding the number of its rows.
+    /// Width of the input; of an embedding its number of rows.
     pub in_features: usize,
     /// Width of the output.
     pub out_features: usize,
@@ -64,7 +64,7 @@ impl Site {
         self
     }
 
-    /// Shape of the weight as checkpoints store it.
+    /// Shape of the weight as stored in checkpoints.
     pub fn weight_shape(&self) -> Vec<usize> {
         match self.kind {
             SiteKind::Linear => vec![self.out_features, self.in_features],
@@ -83,13 +83,14 @@ pub enum SitePart {
     Bias,
 }
 
-/// Outputs of a module that another model has in place of this one's, and where they are here.
+/// A part of an alias: some outputs of a module that exists under this name in another variant of the model, and the site
+/// that has them here.
 ///
-/// A model with a fused `qkv_proj` has the outputs of q, k and v one after the other: three parts, each all of a site. The
-/// other way round, a `q_proj` is a part of a fused site.
+/// A fused `qkv_proj` has the outputs of q, k and v one after the other: three parts, each a whole site. Conversely, a `q_proj`
+/// is one part of a fused site.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AliasPart {
-    /// Outputs of the other model's module.
+    /// Outputs of the alias.
     pub alias_outputs: Range<usize>,
     /// The site that has them here.
     pub site: SiteId,
@@ -97,7 +98,7 @@ pub struct AliasPart {
     pub site_outputs: Range<usize>,
 }
 
-/// The decoder layers of a model, whose sites are called `prefix.INDEX.…`.
+/// The decoder layers of a model, whose sites have paths `prefix.INDEX.…`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LayerList {
     /// `model.layers`.
@@ -114,7 +115,7 @@ pub struct SiteTable {
     aliases: HashMap<String, Vec<AliasPart>>,
     /// The decoder layers.
     pub layers: LayerList,
-    /// The embedding, and whether the head shares its weight.
+    /// The embedding.
     pub embedding: Option<SiteId>,
     /// The output head.
     pub head: Option<SiteId>,
@@ -126,16 +127,16 @@ impl SiteTable {
     /// Adds a site and returns its id.
     ///
     /// # Panics
-    /// If the path stands already: a model lists each module once.
+    /// If there is a site with that path already.
     pub fn push(&mut self, site: Site) -> SiteId {
         let id = SiteId(self.sites.len() as u32);
         let before = self.by_path.insert(site.path.clone(), id);
-        assert!(before.is_none(), "site {} stands twice", site.path);
+        assert!(before.is_none(), "duplicate site {}", site.path);
         self.sites.push(site);
         id
     }
 
-    /// Lets a module of another model's shape be found as parts of sites; its parts stand in the order of its outputs.
+    /// Adds an alias: a module of another variant of the model as parts of sites, in the order of its outputs.
     ///
     /// # Panics
     /// If a site has that path.
@@ -145,7 +146,7 @@ impl SiteTable {
         self.aliases.insert(path, parts);
     }
 
-    /// Lets a fused module be found as the sites it is made of, one after the other: `qkv_proj` as q, k and v.
+    /// Adds an alias for a fused module that consists of these sites, one after the other: `qkv_proj` of q, k and v.
     ///
     /// # Panics
     /// If a site has that path.
@@ -163,7 +164,7 @@ impl SiteTable {
     /// The site with that id.
     ///
     /// # Panics
-    /// If the id is of another table.
+    /// If the id is from another table.
     pub fn get(&self, id: SiteId) -> &Site {
         &self.sites[id.index()]
     }
@@ -173,12 +174,12 @@ impl SiteTable {
         self.by_path.get(path).copied()
     }
 
-    /// The parts of sites that a module of another model's shape is made of.
+    /// The parts of an alias.
     pub fn find_alias(&self, path: &str) -> Option<&[AliasPart]> {
         self.aliases.get(path).map(Vec::as_slice)
     }
 
-    /// Every module of another model's shape and the parts of sites it is made of, in no order.
+    /// Every alias and its parts, in no particular order.
     pub fn aliases(&self) -> impl Iterator<Item = (&str, &[AliasPart])> {
         self.aliases.iter().map(|(path, parts)| (path.as_str(), parts.as_slice()))
     }
@@ -209,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fused_module_is_found_as_the_sites_it_is_made_of() {
+    fn an_alias_of_a_fused_module_finds_its_sites() {
         let mut sites = SiteTable::default();
         let split =
             [("q_proj", 8), ("k_proj", 4), ("v_proj", 4)].map(|(path, out)| sites.push(Site::linear(path, 6, out)));

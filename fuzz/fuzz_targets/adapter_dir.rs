@@ -1,22 +1,23 @@
-//! Both files of an adapter's folder, from bytes to a plan against a small model: an error or a plan, never a panic, in memory
-//! that the bytes justify.
+//! Both files of an adapter's folder, from bytes to checked deltas on a small model: an error or deltas, never a panic, and no
+//! more memory than the input's size justifies.
 //!
-//! The first byte says which file the input stands for (the other is a right one), or that it holds both.
+//! The first byte decides which file the input is (the other one is valid), or that it contains both.
 
 #![no_main]
-
-#[path = "../../tests/support/allocator.rs"]
-mod allocator;
 
 use std::path::Path;
 
 use exlora::adapter::AdapterFiles;
 use exlora::sites::{LayerList, Site, SiteTable};
 use libfuzzer_sys::fuzz_target;
+use support::allocator::{self, CountingAllocator};
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 const CONFIG: &[u8] = br#"{"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["q_proj"]}"#;
 
-/// What the regular expressions of a config may take, compiled: each has a cap, and so has their number in each field.
+/// Memory that the compiled regular expressions of a config may take: the size of each is capped, and their number per field.
 const PATTERN_BYTES: usize = 256 << 20;
 
 fn sites() -> SiteTable {
@@ -63,8 +64,8 @@ fuzz_target!(|input: &[u8]| {
         }
     };
     let ((), peak) = allocator::with_peak(|| match AdapterFiles::from_bytes(config, weights, Path::new("adapter")) {
-        Ok(files) => match files.plan(&sites()) {
-            Ok(plan) => assert!(!plan.deltas.is_empty()),
+        Ok(files) => match files.check(&sites()) {
+            Ok(checked) => assert!(!checked.deltas().is_empty()),
             Err(error) => assert!(!error.to_string().is_empty()),
         },
         Err(error) => assert!(!error.to_string().is_empty()),

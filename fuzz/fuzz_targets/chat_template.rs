@@ -8,7 +8,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
-use exlora::engine::text::{ChatMessage, Tokenizer};
+use exlora::{ChatMessage, Tokenizer};
 use libfuzzer_sys::fuzz_target;
 use serde_json::json;
 

@@ -2,13 +2,14 @@
 
 #![no_main]
 
-#[path = "../../tests/support/allocator.rs"]
-mod allocator;
-
 use std::path::Path;
 
 use exlora::checkpoint::Checkpoint;
 use libfuzzer_sys::fuzz_target;
+use support::allocator::{self, CountingAllocator};
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fuzz_target!(|bytes: &[u8]| {
     let (opened, peak) = allocator::with_peak(|| Checkpoint::from_bytes(bytes.to_vec(), Path::new("fuzz")));

@@ -1,4 +1,4 @@
-"""Any PEFT LoRA, on any quantized LLM, chosen per request.
+"""Multi-LoRA inference: any PEFT LoRA, on any quantized LLM, chosen per request.
 
     from exlora import Engine
 
@@ -9,7 +9,18 @@ Scripts written for exllamav2 run after changing their imports: the classes name
 `exlora.generator` have its names, arguments and results.
 """
 
-from exlora._exlora import AdapterInfo, Chunk, Completion, ExLlamaV2Lora, Tokenizer, Usage, __version__, error_codes
+from exlora._exlora import (
+    AdapterInfo,
+    Chunk,
+    Completion,
+    ExLlamaV2Lora,
+    Request,
+    SamplingParams,
+    Tokenizer,
+    Usage,
+    __version__,
+    error_codes,
+)
 from exlora.cache import (
     ExLlamaV2Cache,
     ExLlamaV2Cache_8bit,
@@ -23,12 +34,13 @@ from exlora.config import ExLlamaV2Config
 from exlora.engine import Engine, Stream
 from exlora.errors import (
     AdapterNotFoundError,
-    CancelledError,
+    CancelledError as CancelledError,
     ExloraError,
     InternalError,
     InvalidError,
     IoError,
     NotFoundError,
+    OperationCancelledError,
     OutOfMemoryError,
     UnsupportedError,
 )
@@ -39,7 +51,6 @@ from exlora.util import Timer
 __all__ = [
     "AdapterInfo",
     "AdapterNotFoundError",
-    "CancelledError",
     "Chunk",
     "Completion",
     "Engine",
@@ -59,7 +70,10 @@ __all__ = [
     "InvalidError",
     "IoError",
     "NotFoundError",
+    "OperationCancelledError",
     "OutOfMemoryError",
+    "Request",
+    "SamplingParams",
     "Stream",
     "Timer",
     "Tokenizer",

@@ -4,13 +4,13 @@ The compiled half of exlora. Use the package `exlora`.
 
 from _typeshed import SupportsGetItem
 from exlora.errors import ExloraError
-from exlora.model import ExLlamaV2
 from exlora.types import Adapter, FloatArray, LogitBias, Messages, Prompt, Stop, TokenIds
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final, SupportsFloat, SupportsIndex, final
+from typing_extensions import disjoint_base
 
-__all__ = ["PAGE_TOKENS", "__version__", "AdapterInfo", "Chunk", "Completion", "Engine", "ExLlamaV2Lora", "Job", "KvCache", "Model", "Request", "Tokenizer", "Usage", "error", "error_codes", "main", "peft_features", "read_model_config"]
+__all__ = ["PAGE_TOKENS", "__version__", "AdapterInfo", "Chunk", "Completion", "Engine", "ExLlamaV2Base", "ExLlamaV2Lora", "Job", "Model", "Request", "SamplingParams", "SequenceCache", "Tokenizer", "Usage", "error", "error_codes", "main", "peft_features", "read_model_config"]
 
 PAGE_TOKENS: Final[int]
 """
@@ -19,7 +19,7 @@ Tokens of a KV page.
 
 __version__: Final[str]
 """
-Version of the crate, which is the package's.
+Version of the crate and the package.
 """
 
 @final
@@ -27,6 +27,14 @@ class AdapterInfo:
     """
     A resident adapter.
     """
+    def __eq__(self, value: object, /) -> bool: ...
+    def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
+    def __hash__(self, /) -> int: ...
+    def __ne__(self, value: object, /) -> bool: ...
+    def __new__(cls, /, *, name: str, path: str, generation: SupportsIndex, content_hash: str, rank: SupportsIndex, sites: SupportsIndex, bytes: SupportsIndex, leases: SupportsIndex = 0) -> AdapterInfo:
+        """
+        Made by the engine; the constructor is for tests and unpickling.
+        """
     def __repr__(self, /) -> str: ...
     @property
     def bytes(self, /) -> int:
@@ -36,17 +44,17 @@ class AdapterInfo:
     @property
     def content_hash(self, /) -> str:
         """
-        SHA-256 over config and weights.
+        SHA-256 of config and weights.
         """
     @property
     def generation(self, /) -> int:
         """
-        Counts up with every adapter that becomes resident.
+        Number of this adapter version; higher for each adapter loaded later.
         """
     @property
     def leases(self, /) -> int:
         """
-        Leases that requests held on it when this was asked.
+        Leases that requests held on it at the time of the call.
         """
     @property
     def name(self, /) -> str:
@@ -61,19 +69,29 @@ class AdapterInfo:
     @property
     def rank(self, /) -> int:
         """
-        Largest rank of a site.
+        Largest rank at a site.
         """
     @property
     def sites(self, /) -> int:
         """
-        Number of sites it acts on.
+        Number of sites where it acts.
+        """
+    def to_dict(self, /) -> dict[str, Any]:
+        """
+        All fields by name.
         """
 
 @final
 class Chunk:
     """
-    A piece of a running request: usually one token, and the text that became certain with it.
+    A piece of a running request: usually one token and the text it completed.
     """
+    def __eq__(self, other: object, /) -> bool: ...
+    def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
+    def __new__(cls, /, *, text: str = "", token_ids: SupportsGetItem[int, SupportsIndex] = ..., finish_reason: str | None = None, stop_match: Stop | None = None, usage: Usage | None = None, logprobs: FloatArray | None = None, top_logprobs: SupportsGetItem[int, SupportsGetItem[int, tuple[SupportsIndex, SupportsFloat | SupportsIndex]]] | None = None, logits: FloatArray | None = None) -> Chunk:
+        """
+        Made by the engine; the constructor is for tests and unpickling.
+        """
     def __repr__(self, /) -> str: ...
     @property
     def finish_reason(self, /) -> str | None:
@@ -93,12 +111,16 @@ class Chunk:
     @property
     def stop_match(self, /) -> int | str | None:
         """
-        On the last chunk, the token id or string that stopped it, if one did.
+        On the last chunk, the token id or string that ended the text, if one did.
         """
     @property
     def text(self, /) -> str:
         """
-        Text that became certain; the texts of all chunks joined are the completion's text.
+        New text. The texts of all chunks joined are the text of the completion.
+        """
+    def to_dict(self, /) -> dict[str, Any]:
+        """
+        All fields by name, as plain values that JSON can represent.
         """
     @property
     def token_ids(self, /) -> list[int]:
@@ -108,12 +130,12 @@ class Chunk:
     @property
     def top_logprobs(self, /) -> list[list[tuple[int, float]]] | None:
         """
-        Per token, the most likely (id, log-probability), best first; `None` unless asked for.
+        For each token, the most likely (id, log-probability), best first; `None` unless asked for.
         """
     @property
     def usage(self, /) -> Usage | None:
         """
-        Tokens used, on the last chunk.
+        Token counts, on the last chunk.
         """
 
 @final
@@ -121,12 +143,18 @@ class Completion:
     """
     A finished request.
     """
+    def __eq__(self, other: object, /) -> bool: ...
+    def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
+    def __new__(cls, /, *, text: str = "", token_ids: SupportsGetItem[int, SupportsIndex] = ..., finish_reason: str = "stop", stop_match: Stop | None = None, usage: Usage | None = None, adapter: Adapter | None = None, logprobs: FloatArray | None = None, top_logprobs: SupportsGetItem[int, SupportsGetItem[int, tuple[SupportsIndex, SupportsFloat | SupportsIndex]]] | None = None, logits: FloatArray | None = None) -> Completion:
+        """
+        Made by the engine; the constructor is for tests and unpickling.
+        """
     def __repr__(self, /) -> str: ...
     @property
     def adapter(self, /) -> str | dict[str, float] | list[tuple[str, float]] | None:
         """
-        The mixture: `None` for the base, a name for one adapter of weight 1, else a dict of name to weight (a list of
-        pairs where a name stands twice).
+        The mixture: `None` for the base, a name for one adapter of weight 1, else a dict of name to weight (a list of pairs
+        if a name appears twice).
         """
     @property
     def finish_reason(self, /) -> str:
@@ -146,27 +174,31 @@ class Completion:
     @property
     def stop_match(self, /) -> int | str | None:
         """
-        The token id or string that stopped it, if one did.
+        The token id or string that ended the text, if one did.
         """
     @property
     def text(self, /) -> str:
         """
-        The new text, without prompt and stop.
+        The new text, without the prompt and the stop.
+        """
+    def to_dict(self, /) -> dict[str, Any]:
+        """
+        All fields by name, as plain values that JSON can represent.
         """
     @property
     def token_ids(self, /) -> list[int]:
         """
-        The new tokens, a stop token included.
+        The new tokens, including a stop token.
         """
     @property
     def top_logprobs(self, /) -> list[list[tuple[int, float]]] | None:
         """
-        Per token, the most likely (id, log-probability), best first; `None` unless asked for.
+        For each token, the most likely (id, log-probability), best first; `None` unless asked for.
         """
     @property
     def usage(self, /) -> Usage:
         """
-        Tokens used.
+        Token counts.
         """
 
 @final
@@ -180,42 +212,42 @@ class Engine:
         """
     def adapters(self, /) -> list[AdapterInfo]:
         """
-        The named adapters, by name.
+        The named adapters, sorted by name.
         """
     def clear_prefix_cache(self, /) -> None:
         """
-        Forgets every cached prefix.
+        Forgets all cached prefixes.
+        """
+    @staticmethod
+    def from_model(model: Model, tokenizer: Tokenizer | None = None, *, kv_dtype: str = "f16", kv_tokens: SupportsIndex | None = None, max_batch_size: SupportsIndex = 32, prefill_chunk: SupportsIndex = 512, prefix_cache: bool = True) -> Engine:
+        """
+        An engine with its own KV cache over a loaded model.
         """
     def generate(self, /, requests: "list[Request]") -> list[Completion]:
         """
-        Runs requests to their end in one batch; results stand in the order of the requests.
+        Runs requests to their end in one batch; results are in the order of the requests.
         """
     def load_adapter(self, /, name: str, path: str | PathLike[str]) -> AdapterInfo:
         """
-        Loads an adapter under a name, or replaces the one that has it.
+        Loads an adapter under a name, or replaces the adapter of that name.
         """
-    def logits(self, /, prompt: Prompt, adapter: Adapter = ...) -> FloatArray:
+    def logits(self, /, prompt: Prompt, adapter: Adapter | None = None) -> FloatArray:
         """
         Logits of every position of a prompt, float32 [tokens, vocab].
         """
     @property
     def max_tokens(self, /) -> int:
         """
-        Positions a sequence can reach: the model's, or the cache's if that is smaller.
+        Positions that a sequence can reach: those of the model, or of the cache if that is smaller.
         """
     @property
     def model(self, /) -> Model:
         """
         The model.
         """
-    @staticmethod
-    def over(model: Model, tokenizer: Tokenizer | None = None, *, kv_dtype: str = "f16", kv_tokens: SupportsIndex | None = None, max_batch_size: SupportsIndex = 32, prefill_chunk: SupportsIndex = 512, prefix_cache: bool = True) -> Engine:
-        """
-        An engine over a model that is loaded already, with a cache of its own.
-        """
     def stats(self, /) -> dict[str, int]:
         """
-        Counters and resident bytes, now.
+        Counters and resident bytes. Never waits for a step.
         """
     def step(self, /) -> bool:
         """
@@ -223,7 +255,7 @@ class Engine:
         """
     def submit(self, /, request: Request) -> Job:
         """
-        Checks a request and queues it; whoever asks for chunks computes.
+        Checks a request and queues it. Steps are computed by the threads that ask for chunks.
         """
     @property
     def tokenizer(self, /) -> Tokenizer:
@@ -232,58 +264,86 @@ class Engine:
         """
     def unload_adapter(self, /, name: str) -> None:
         """
-        Forgets an adapter's name.
+        Removes an adapter's name.
+        """
+
+@disjoint_base
+class ExLlamaV2Base:
+    """
+    Base class of `ExLlamaV2`: its config and, while it is loaded, its model.
+    """
+    def __new__(cls, /, config: Any, *args: "object", **kwargs: "object") -> ExLlamaV2Base:
+        """
+        A model that is not loaded. Further arguments are those of the derived class.
+        """
+    @property
+    def config(self, /) -> Any:
+        """
+        The config it was made with.
+        """
+    @property
+    def loaded(self, /) -> bool:
+        """
+        Whether it is loaded.
+        """
+    def native_model(self, /) -> Model:
+        """
+        The loaded model, which caches, adapters and generators use.
+        """
+    def set_native_model(self, /, model: Model | None) -> None:
+        """
+        Sets the loaded model; `None` unloads it.
         """
 
 @final
 class ExLlamaV2Lora:
     """
-    A LoRA adapter of a loaded model, to be given to `set_loras`, to jobs, or to `forward`.
+    A LoRA adapter of a loaded model, for `set_loras`, jobs and `forward`.
     """
-    def __new__(cls, /, model: ExLlamaV2, lora_config_path: str | PathLike[str], lora_path: str | PathLike[str], lora_scaling: SupportsFloat | SupportsIndex = 1.0) -> ExLlamaV2Lora:
+    def __new__(cls, /, model: ExLlamaV2Base, lora_config_path: str | PathLike[str], lora_path: str | PathLike[str], lora_scaling: SupportsFloat | SupportsIndex = 1.0) -> ExLlamaV2Lora:
         """
-        Loads an adapter by its two files, which stand in one folder under PEFT's names. Mind `from_directory`.
+        Loads an adapter from its two files, which must be in one folder under PEFT's names. See also `from_directory`.
         """
     def __repr__(self, /) -> str: ...
     @property
     def bias_ignored(self, /) -> bool:
         """
-        Always `False`: a bias that cannot be served is refused when the adapter is loaded.
+        Always `False`: a bias that cannot be applied is an error when the adapter is loaded.
         """
     @property
     def config(self, /) -> Any:
         """
-        That model's config.
+        The config of that model.
         """
     @property
     def content_hash(self, /) -> str:
         """
-        SHA-256 over config and weights.
+        SHA-256 of config and weights.
         """
     @classmethod
-    def from_directory(cls, /, model: ExLlamaV2, directory: str | PathLike[str], lora_scaling: SupportsFloat | SupportsIndex = 1.0) -> ExLlamaV2Lora:
+    def from_directory(cls, /, model: ExLlamaV2Base, directory: str | PathLike[str], lora_scaling: SupportsFloat | SupportsIndex = 1.0) -> ExLlamaV2Lora:
         """
-        Loads the adapter of a folder; `lora_scaling` multiplies the scaling its config asks for.
+        Loads the adapter in a folder; `lora_scaling` multiplies the scaling that its config asks for.
         """
     @property
     def is_loaded(self, /) -> bool:
         """
-        Whether it can still be used.
+        Whether it can be used.
         """
     @property
     def lora_alpha(self, /) -> float:
         """
-        `lora_alpha` of adapter_config.json, times the root of r where it asks for rank-stabilized scaling.
+        `lora_alpha` of adapter_config.json, times the square root of r if it asks for rank-stabilized scaling.
         """
     @property
     def lora_config_path(self, /) -> str:
         """
-        The config's file.
+        Path of the config.
         """
     @property
     def lora_path(self, /) -> str:
         """
-        The weights' file.
+        Path of the weights.
         """
     @property
     def lora_r(self, /) -> int:
@@ -293,21 +353,21 @@ class ExLlamaV2Lora:
     @property
     def lora_scaling(self, /) -> float:
         """
-        The effective multiplier, `weight * lora_alpha / lora_r`. Patterns of the config may differ from it site by site.
+        The effective multiplier, `weight * lora_alpha / lora_r`. Patterns in the config may change it for single modules.
         """
     @property
-    def model(self, /) -> Any:
+    def model(self, /) -> ExLlamaV2Base:
         """
         The model it was loaded on.
         """
     @property
     def target_modules(self, /) -> list[str]:
         """
-        Names of the modules it targets, as adapter_config.json writes them.
+        Names of the modules it targets, as in adapter_config.json.
         """
     def unload(self, /) -> None:
         """
-        Lets go of the adapter. Jobs that use it keep it to their end; its memory returns with the last of them.
+        Unloads the adapter. Jobs that use it keep it to their end; its memory is freed with the last of them.
         """
     @property
     def weight(self, /) -> float:
@@ -318,22 +378,22 @@ class ExLlamaV2Lora:
 @final
 class Job:
     """
-    A submitted request: its chunks, one by one. Letting go of it cancels the request.
+    A submitted request: its chunks, one by one. Deleting it cancels the request.
 
-    The lock is only ever taken without the interpreter's lock, so the two cannot wait for each other.
+    The lock is only taken without the interpreter's lock, so the two cannot wait for each other.
     """
     def cancel(self, /) -> None:
         """
-        Ends the request; its last chunk says `cancelled`.
+        Ends the request at the next step; its last chunk has the reason `cancelled`. Never waits.
         """
     def close(self, /) -> None:
         """
-        Ends the request and lets go of everything it holds, its leases included.
+        Ends the request and releases its adapters. Waits for a thread that waits for a chunk of this request.
         """
     @property
     def is_finished(self, /) -> bool:
         """
-        Whether the last chunk has been handed out.
+        Whether the last chunk was returned.
         """
     def next_chunk(self, /) -> Chunk | None:
         """
@@ -346,43 +406,12 @@ class Job:
     @property
     def prefill_progress(self, /) -> tuple[int, int]:
         """
-        Prompt tokens whose keys and values are in the cache, and prompt tokens in all.
+        Prompt tokens whose keys and values are in the cache, and the number of prompt tokens.
         """
     @property
     def prompt_tokens(self, /) -> list[int]:
         """
-        The prompt's token ids.
-        """
-
-@final
-class KvCache:
-    """
-    Keys and values of some sequences of a model.
-    """
-    def __new__(cls, /, model: Model, sequences: SupportsIndex, max_tokens: SupportsIndex, dtype: str = "f16") -> KvCache:
-        """
-        Room for `sequences` sequences of at most `max_tokens` tokens each.
-        """
-    def announce(self, /, sequence: SupportsIndex, position: SupportsIndex, tokens: SupportsGetItem[int, SupportsIndex]) -> None:
-        """
-        Tells the tokens that a sequence goes on with from a position on, before they are computed in steps.
-        """
-    @property
-    def bytes(self, /) -> int:
-        """
-        Bytes of its keys and values.
-        """
-    def forward(self, /, tokens: SupportsGetItem[int, SupportsIndex], positions: SupportsGetItem[int, SupportsIndex], sequences: SupportsGetItem[int, SupportsIndex], picked: SupportsGetItem[int, SupportsIndex], adapter: Adapter = ...) -> FloatArray:
-        """
-        Computes tokens of several sequences in one step and returns the logits of those picked, float32 [picked, vocab].
-
-        Token `i` is `tokens[i]` at `positions[i]` of sequence `sequences[i]`; a sequence's tokens stand in ascending order
-        of position, and everything before them must be in the cache. `picked` are indices of tokens.
-        """
-    @property
-    def max_tokens(self, /) -> int:
-        """
-        Tokens a sequence can hold.
+        Token ids of the prompt.
         """
 
 @final
@@ -402,7 +431,7 @@ class Model:
     @property
     def max_positions(self, /) -> int:
         """
-        Positions it was made for.
+        Largest number of positions.
         """
     @property
     def path(self, /) -> Path:
@@ -412,7 +441,7 @@ class Model:
     @property
     def vocab_size(self, /) -> int:
         """
-        Rows of embedding and head.
+        Number of token ids.
         """
     @property
     def weights_bytes(self, /) -> int:
@@ -423,25 +452,199 @@ class Model:
 @final
 class Request:
     """
-    One prompt and how to continue it.
+    A prompt and how to continue it.
     """
-    def __new__(cls, /, prompt: Prompt, adapter: Adapter = ..., *, max_new_tokens: SupportsIndex = 128, min_new_tokens: SupportsIndex = 0, temperature: SupportsFloat | SupportsIndex = 0.0, top_k: SupportsIndex = 0, top_p: SupportsFloat | SupportsIndex = 1.0, min_p: SupportsFloat | SupportsIndex = 0.0, repetition_penalty: SupportsFloat | SupportsIndex = 1.0, repetition_range: SupportsIndex | None = None, frequency_penalty: SupportsFloat | SupportsIndex = 0.0, presence_penalty: SupportsFloat | SupportsIndex = 0.0, logit_bias: LogitBias = ..., seed: SupportsIndex = 0, stop: Stop = ..., stop_at_eos: bool = True, logprobs: SupportsIndex = 0, return_logits: bool = False, skip_special_tokens: bool = True, add_special_tokens: bool = True) -> Request:
+    def __copy__(self, /) -> Request: ...
+    def __deepcopy__(self, /, memo: Any) -> Request:
         """
-        A request; adapters are looked up when it is submitted.
+        Requests are immutable.
+        """
+    def __eq__(self, value: object, /) -> bool: ...
+    def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
+    def __ne__(self, value: object, /) -> bool: ...
+    def __new__(cls, /, prompt: Prompt, adapter: Adapter | None = None, *, sampling: SamplingParams | None = None, max_new_tokens: SupportsIndex = 128, min_new_tokens: SupportsIndex = 0, stop: Stop | None = None, stop_at_eos: bool = True, logprobs: SupportsIndex = 0, return_logits: bool = False, skip_special_tokens: bool = True, add_special_tokens: bool = True, **keywords: "Any") -> Request:
+        """
+        A request. Adapters are looked up when it is submitted. The keywords of `SamplingParams` are taken too; they change
+        those of `sampling`.
         """
     def __repr__(self, /) -> str: ...
+    @property
+    def adapter(self, /) -> str | dict[str, float] | list[tuple[str, float]] | None:
+        """
+        The mixture: `None` for the base, a name for one adapter of weight 1, else a dict of name to weight (a list of pairs
+        if a name appears twice).
+        """
+    @property
+    def add_special_tokens(self, /) -> bool:
+        """
+        Whether the tokenizer adds its own special tokens (a BOS) to a text prompt.
+        """
+    @property
+    def logprobs(self, /) -> int:
+        """
+        Number of top log-probabilities for each token; 0 for no log-probabilities.
+        """
+    @property
+    def max_new_tokens(self, /) -> int:
+        """
+        Largest number of new tokens.
+        """
+    @property
+    def min_new_tokens(self, /) -> int:
+        """
+        Before this number of new tokens, stop tokens are not chosen.
+        """
+    @property
+    def prompt(self, /) -> Prompt:
+        """
+        The prompt: text, token ids or chat messages.
+        """
+    @property
+    def return_logits(self, /) -> bool:
+        """
+        Whether the logits that each token was chosen from are returned.
+        """
+    @property
+    def sampling(self, /) -> SamplingParams:
+        """
+        How tokens are chosen.
+        """
+    @property
+    def skip_special_tokens(self, /) -> bool:
+        """
+        Whether special tokens are left out of the text.
+        """
+    @property
+    def stop(self, /) -> list[int | str]:
+        """
+        Token ids and strings that end the text.
+        """
+    @property
+    def stop_at_eos(self, /) -> bool:
+        """
+        Whether the model's end-of-sequence ids end the text.
+        """
+    def to_dict(self, /) -> dict[str, Any]:
+        """
+        Prompt, mixture and all settings by keyword; `Request(**request.to_dict())` is the same request.
+        """
+
+@final
+class SamplingParams:
+    """
+    How tokens are chosen.
+    """
+    def __copy__(self, /) -> SamplingParams: ...
+    def __deepcopy__(self, /, memo: Any) -> SamplingParams:
+        """
+        Parameters are immutable.
+        """
+    def __eq__(self, value: object, /) -> bool: ...
+    def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
+    def __ne__(self, value: object, /) -> bool: ...
+    def __new__(cls, /, *, temperature: SupportsFloat | SupportsIndex = 0.0, top_k: SupportsIndex = 0, top_p: SupportsFloat | SupportsIndex = 1.0, min_p: SupportsFloat | SupportsIndex = 0.0, repetition_penalty: SupportsFloat | SupportsIndex = 1.0, repetition_range: SupportsIndex | None = None, frequency_penalty: SupportsFloat | SupportsIndex = 0.0, presence_penalty: SupportsFloat | SupportsIndex = 0.0, logit_bias: LogitBias | None = None, seed: SupportsIndex = 0) -> SamplingParams:
+        """
+        Greedy decoding without penalties, changed by the keywords given.
+        """
+    def __repr__(self, /) -> str: ...
+    @property
+    def frequency_penalty(self, /) -> float:
+        """
+        Subtracted from a token's logit for each occurrence in the output.
+        """
+    @property
+    def logit_bias(self, /) -> dict[int, float]:
+        """
+        Token id -> value added to its logit; minus infinity forbids it.
+        """
+    @property
+    def min_p(self, /) -> float:
+        """
+        Keep tokens of at least this share of the best token's probability; 0 keeps all.
+        """
+    @property
+    def presence_penalty(self, /) -> float:
+        """
+        Subtracted from a token's logit if it is in the output.
+        """
+    @property
+    def repetition_penalty(self, /) -> float:
+        """
+        Makes tokens of prompt and output less likely; 1 is off.
+        """
+    @property
+    def repetition_range(self, /) -> int | None:
+        """
+        Number of most recent tokens that the repetition penalty looks at; `None` is all.
+        """
     def sample(self, /, logits: SupportsGetItem[int, SupportsFloat | SupportsIndex], tokens: TokenIds, prompt_len: SupportsIndex = 0, top: SupportsIndex = 1) -> tuple[int, float, list[tuple[int, float]]]:
         """
-        Chooses the token that follows `tokens` from `logits` [vocab], by this request's sampling.
+        Chooses the token that follows `tokens` from `logits` [vocab].
 
         Returns the id, its log-probability, and the `top` best (id, log-probability), both before penalties and filters.
         Frequency and presence penalties count the tokens from `prompt_len` on.
+        """
+    @property
+    def seed(self, /) -> int:
+        """
+        Seed of the random numbers.
+        """
+    @property
+    def temperature(self, /) -> float:
+        """
+        0 is greedy decoding.
+        """
+    def to_dict(self, /) -> dict[str, Any]:
+        """
+        All parameters by keyword.
+        """
+    @property
+    def top_k(self, /) -> int:
+        """
+        Keep the k most likely tokens; 0 keeps all.
+        """
+    @property
+    def top_p(self, /) -> float:
+        """
+        Keep the smallest set of tokens with this probability; 1 keeps all.
+        """
+
+@final
+class SequenceCache:
+    """
+    Keys and values of a fixed number of sequences of a model.
+
+    The lock is only taken without the interpreter's lock, so the two cannot wait for each other.
+    """
+    def __new__(cls, /, model: Model, sequences: SupportsIndex, max_tokens: SupportsIndex, dtype: str = "f16") -> SequenceCache:
+        """
+        Room for `sequences` sequences of at most `max_tokens` tokens each.
+        """
+    @property
+    def bytes(self, /) -> int:
+        """
+        Bytes of all keys and values.
+        """
+    def forward(self, /, chunks: SupportsGetItem[int, tuple[SupportsIndex, SupportsIndex, SupportsGetItem[int, SupportsIndex], SupportsIndex]], adapter: Adapter | None = None) -> FloatArray:
+        """
+        Computes chunks of several sequences in one step and returns the logits asked for, float32 [rows, vocab].
+
+        A chunk is (sequence, position of the first token, tokens, number of last tokens whose logits are returned).
+        """
+    @property
+    def max_tokens(self, /) -> int:
+        """
+        Largest number of tokens of a sequence.
+        """
+    def set_tokens(self, /, sequence: SupportsIndex, position: SupportsIndex, tokens: SupportsGetItem[int, SupportsIndex]) -> None:
+        """
+        Sets the tokens of a sequence from a position on, before they are computed in several steps.
         """
 
 @final
 class Tokenizer:
     """
-    tokenizer.json and the chat template of a model folder.
+    The tokenizer and chat template of a model folder.
     """
     def __new__(cls, /, path: str | PathLike[str]) -> Tokenizer:
         """
@@ -451,7 +654,7 @@ class Tokenizer:
     def __repr__(self, /) -> str: ...
     def apply_chat_template(self, /, messages: Messages, add_generation_prompt: bool = True) -> str:
         """
-        The prompt of a chat, by the model's own template.
+        Renders a chat with the model's own template.
         """
     @property
     def bos_token_id(self, /) -> int | None:
@@ -460,11 +663,11 @@ class Tokenizer:
         """
     def decode(self, /, ids: TokenIds, skip_special_tokens: bool = False) -> str:
         """
-        Text of token ids; bytes that are no character become U+FFFD.
+        Decodes token ids; bytes that are not valid UTF-8 become U+FFFD.
         """
     def encode(self, /, text: str, add_special_tokens: bool = True, parse_special_tokens: bool = True) -> list[int]:
         """
-        Token ids of a text. The tokenizer's own BOS is added if `add_special_tokens`; special tokens written in the text
+        Encodes a text. The tokenizer's own BOS is added if `add_special_tokens`; special tokens written in the text
         are recognized if `parse_special_tokens`.
         """
     @property
@@ -479,7 +682,7 @@ class Tokenizer:
         """
     def id_of(self, /, token: str) -> int | None:
         """
-        Id of a token's exact spelling.
+        Id of a token, by its spelling in the vocabulary.
         """
     @property
     def pad_token_id(self, /) -> int | None:
@@ -498,31 +701,41 @@ class Tokenizer:
     @property
     def vocab_size(self, /) -> int:
         """
-        Number of ids the tokenizer knows.
+        Number of token ids.
         """
 
 @final
 class Usage:
     """
-    Tokens of a request.
+    Token counts of a request.
     """
     def __eq__(self, value: object, /) -> bool: ...
+    def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
+    def __hash__(self, /) -> int: ...
     def __ne__(self, value: object, /) -> bool: ...
+    def __new__(cls, /, *, prompt_tokens: SupportsIndex = 0, cached_tokens: SupportsIndex = 0, completion_tokens: SupportsIndex = 0) -> Usage:
+        """
+        Made by the engine; the constructor is for tests and unpickling.
+        """
     def __repr__(self, /) -> str: ...
     @property
     def cached_tokens(self, /) -> int:
         """
-        Of those, tokens whose keys and values were found in the cache.
+        Prompt tokens whose keys and values were found in the prefix cache.
         """
     @property
     def completion_tokens(self, /) -> int:
         """
-        New tokens, a stop token included.
+        New tokens, including a stop token.
         """
     @property
     def prompt_tokens(self, /) -> int:
         """
         Tokens of the prompt.
+        """
+    def to_dict(self, /) -> dict[str, int]:
+        """
+        All counts by name.
         """
 
 def error(code: str, message: str, *, path: str | None = None, expected: str | None = None, found: str | None = None, hint: str | None = None) -> ExloraError:
@@ -542,7 +755,7 @@ def main(argv: SupportsGetItem[int, str]) -> int:
 
 def peft_features() -> list[dict[str, str]]:
     """
-    What becomes of each of PEFT's features: a dict with `feature`, `verdict` (yes, refused, no effect), `code` (of the
+    How each PEFT feature is treated: a dict with `feature`, `verdict` (yes, refused, no effect), `code` (of the
     refusal, else empty) and `note` for each.
     """
 

@@ -1,18 +1,16 @@
-"""exllamav2's caches: how many tokens there is room for, and how many are in.
+"""exllamav2's caches: how many tokens fit, and how many are in the cache.
 
-Memory is taken when a cache is first given to `model.forward`; a generator takes only the size of its cache and keeps
-the pages itself. So `lazy` makes no difference here, and no cache holds memory twice.
+Memory is allocated when a cache is first given to `model.forward`; a generator only uses the size of its cache and has
+pages of its own. So `lazy` makes no difference, and no cache is allocated twice.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from exlora import _exlora
-from exlora._settings import log, refuse
-
-if TYPE_CHECKING:
-    from exlora.model import ExLlamaV2
+from exlora._unsupported import log, refuse
+from exlora.config import ExLlamaV2Config
 
 __all__ = [
     "ExLlamaV2Cache",
@@ -28,12 +26,12 @@ __all__ = [
 class ExLlamaV2CacheBase:
     """Keys and values of `batch_size` sequences of up to `max_seq_len` tokens.
 
-    `current_seq_len` is how many tokens are in, padding included; set it back to write on from there.
+    `current_seq_len` is the number of tokens in the cache, including padding; set it back to continue from there.
     """
 
     def __init__(
         self,
-        model: ExLlamaV2,
+        model: _exlora.ExLlamaV2Base,
         batch_size: int = 1,
         max_seq_len: int = -1,
         copy_from: ExLlamaV2CacheBase | None = None,
@@ -42,23 +40,24 @@ class ExLlamaV2CacheBase:
         fixed_device: int | None = None,
     ) -> None:
         del lazy, fixed_device
-        if num_key_value_heads not in (None, model.config.num_key_value_heads):
+        config: ExLlamaV2Config = model.config
+        if num_key_value_heads not in (None, config.num_key_value_heads):
             refuse(type(self).__name__, num_key_value_heads=num_key_value_heads)
         if copy_from is not None and copy_from.current_seq_len:
             refuse(type(self).__name__, copy_from=copy_from)
         self.model = model
         self.batch_size = batch_size
-        self.max_seq_len = model.config.max_seq_len if max_seq_len == -1 else max_seq_len
+        self.max_seq_len = config.max_seq_len if max_seq_len == -1 else max_seq_len
         self.current_seq_len: int = 0
-        #: Leading tokens of each sequence that are padding, from the mask of the pass that began it.
+        #: Number of leading padding tokens of each sequence, from the mask of the call that started it.
         self.padding = [0] * batch_size
-        self._kv: _exlora.KvCache | None = None
+        self._kv: _exlora.SequenceCache | None = None
 
-    def native(self) -> _exlora.KvCache:
-        """The memory, taken now if it was not before."""
+    def native(self) -> _exlora.SequenceCache:
+        """The native cache, allocated by the first call."""
         if self._kv is None:
             native = self.model.native_model()
-            self._kv = _exlora.KvCache(native, self.batch_size, self.max_seq_len, self.model.config.kv_dtype)
+            self._kv = _exlora.SequenceCache(native, self.batch_size, self.max_seq_len, self.model.config.kv_dtype)
         return self._kv
 
     def reset(self) -> None:
@@ -70,7 +69,7 @@ class ExLlamaV2CacheBase:
         return type(self)(self.model, self.batch_size, self.max_seq_len, copy_from=self)
 
     def copy_states(self, *args: Any, **kwargs: Any) -> None:
-        """Not done here: prompts that begin alike share their pages in a generator by themselves."""
+        """Not supported: generators share the pages of common prefixes automatically."""
         refuse(type(self).__name__, copy_states=True)
 
     def footprint(self) -> list[int]:
@@ -88,7 +87,7 @@ class ExLlamaV2Cache(ExLlamaV2CacheBase):
 
 
 class _Compressed(ExLlamaV2CacheBase):
-    """A name of exllamav2's compressed caches. Here it holds what the plain one holds: more memory, no error."""
+    """A compressed cache of exllamav2. Here it is not compressed: it needs more memory and has no quantization error."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -114,7 +113,7 @@ class ExLlamaV2Cache_Q8(_Compressed):
 
 
 class ExLlamaV2Cache_TP:
-    """Tensor parallelism is not done here."""
+    """Tensor parallelism is not supported."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         refuse("exlora", tensor_parallel=True)

@@ -6,7 +6,7 @@ from os import PathLike
 from typing import Any
 
 from exlora import _exlora
-from exlora._settings import refuse
+from exlora._unsupported import refuse
 
 __all__ = ["ExLlamaV2Config"]
 

@@ -1,34 +1,60 @@
-"""`Engine`: a model, its adapters and every request's choice among them."""
+"""`Engine`: a model, its adapters, and requests that choose among them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from exlora import _exlora
-from exlora._exlora import AdapterInfo, Chunk, Tokenizer
-from exlora.types import Adapter, FloatArray, LogitBias, Prompt, Stop
+from exlora._exlora import AdapterInfo, Chunk, Completion, Request, SamplingParams, Tokenizer
+from exlora.types import Adapter, FloatArray, PerPrompt, Prompt, RequestKeywords
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Engine", "Stream"]
+
+#: One of several prompts.
+OnePrompt = TypeVar("OnePrompt", bound=Prompt | Request)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _shows_request_keywords(function: Function) -> Function:
+    """Puts the keywords of a request, with their defaults, into the signature of a function that passes them on.
+
+    They are written once, in the extension module's `Request` and `SamplingParams`.
+    """
+    signature = inspect.signature(function)
+    parameters = {p.name: p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD}
+    for owner in (Request, SamplingParams):
+        for parameter in inspect.signature(owner).parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                parameters.setdefault(parameter.name, parameter)
+    function.__signature__ = signature.replace(parameters=list(parameters.values()))  # type: ignore[attr-defined]
+    return function
 
 
 class Engine:
     """A quantized base model and any number of LoRA adapters; each request names its own adapter or mixture.
 
-    Any thread may call anything at any time: requests of several threads run in one batch, and adapters come and go
-    while they run. An engine can be pickled: the copy loads the same model and adapters anew.
+    All methods may be called from any thread: requests of several threads run in one batch, and adapters can be loaded and
+    unloaded meanwhile. Nothing runs in the background: a thread that waits for its result computes steps for all
+    requests. An engine can be pickled; the copy loads the same model and adapters.
 
     model           folder with config.json and *.safetensors
     adapters        name -> folder of a PEFT LoRA adapter
-    device          "auto", "cpu", or "reference" (plain float32 maths, slow)
+    device          "auto", "cpu", or "reference" (plain float32 math, slow)
     threads         CPU threads; all physical cores by default
     kv_dtype        "f16" or "f32"
-    kv_tokens       tokens the KV cache holds over all requests; 8192 by default, touched as they are used
-    max_batch_size  requests that run at once; further ones wait
-    prefill_chunk   prompt tokens a step computes at most
-    prefix_cache    whether beginnings of prompts are found in the cache
-    progress        True for a bar on stderr, or a callable (modules done, modules in all)
+    kv_tokens       tokens the KV cache holds over all requests; 8192 by default; memory is committed as it is used
+    max_batch_size  requests that run at once; others wait
+    prefill_chunk   largest number of prompt tokens in one step (chunked prefill)
+    prefix_cache    whether cached prefixes of prompts are reused
+    progress        True for a bar on stderr, or a callable (modules done, modules in total)
     """
 
     def __init__(
@@ -59,115 +85,104 @@ class Engine:
         for name, path in (adapters or {}).items():
             self.load_adapter(name, path)
 
+    @overload
     def generate(
         self,
-        prompts: Any,
-        adapters: Any = None,
+        prompts: Prompt | Request,
+        adapters: Adapter = None,
         *,
         adapter: Adapter = None,
-        max_new_tokens: int | Sequence[int] = 128,
-        min_new_tokens: int | Sequence[int] = 0,
-        temperature: float | Sequence[float] = 0.0,
-        top_k: int | Sequence[int] = 0,
-        top_p: float | Sequence[float] = 1.0,
-        min_p: float | Sequence[float] = 0.0,
-        repetition_penalty: float | Sequence[float] = 1.0,
-        frequency_penalty: float | Sequence[float] = 0.0,
-        presence_penalty: float | Sequence[float] = 0.0,
-        logit_bias: LogitBias | Sequence[LogitBias] = None,
-        seed: int | Sequence[int] = 0,
-        stop: Stop | Sequence[Stop] = None,
-        logprobs: int | Sequence[int] = 0,
-        stop_at_eos: bool | Sequence[bool] = True,
-        return_logits: bool | Sequence[bool] = False,
-        skip_special_tokens: bool | Sequence[bool] = True,
-        add_special_tokens: bool | Sequence[bool] = True,
-    ) -> Any:
-        """Continues one prompt and returns its `Completion`, or a list of prompts and returns a list in their order.
+        sampling: SamplingParams | None = None,
+        **keywords: Unpack[RequestKeywords],
+    ) -> Completion: ...
 
-        A prompt is text, token ids (a list, or an array of numpy or torch), or chat messages (a list of dicts). All
-        prompts run in one batch. `adapters` and every keyword take one value for all prompts, or a list with one each.
+    @overload
+    def generate(
+        self,
+        prompts: list[OnePrompt] | tuple[OnePrompt, ...],
+        adapters: Adapter | Sequence[Adapter] = None,
+        *,
+        adapter: Adapter = None,
+        sampling: PerPrompt[SamplingParams | None] = None,
+        **keywords: Unpack[RequestKeywords],
+    ) -> list[Completion]: ...
+
+    @_shows_request_keywords
+    def generate(self, prompts: Any, adapters: Any = None, *, adapter: Any = None, **keywords: Any) -> Any:
+        """Continues one prompt and returns a `Completion`, or a list of prompts and returns a list in the same order.
+
+        A prompt is text, token ids (a list, or an array of numpy or torch), or chat messages (a list of dicts); a
+        two-dimensional array is a list of prompts. All prompts run in one batch. `adapters` and every keyword take one
+        value for all prompts, or a list with one value per prompt. Instead of prompts and keywords, a `Request` or a
+        list of them may be given.
 
         adapters             None for the base, a name, or an ordered mapping name -> weight; `adapter` is the same
-        temperature          0 is greedy
-        top_k, top_p, min_p  keep the k best, the nucleus, the tokens of a share of the best one's probability
-        repetition_penalty   on tokens of prompt and output
+        sampling             a `SamplingParams`; keywords given beside it change it
+        max_new_tokens       largest number of new tokens
+        min_new_tokens       stop tokens are not chosen before this number of new tokens
+        temperature          0 is greedy decoding
+        top_k, top_p, min_p  keep the k best, the nucleus, the tokens of at least a share of the best one's probability
+        repetition_penalty   on tokens of prompt and output, the last `repetition_range` of them if that is given
         frequency_penalty    and presence_penalty: on tokens of the output
-        logit_bias           id -> what is added to its logit; -inf forbids it
-        stop                 ids and strings that end the text, one or a list; for a batch it is one value per prompt
-                             only if it is as long as the prompts and holds nothing but lists and None
-        logprobs             n >= 1 gives `logprobs` (of the chosen ids) and `top_logprobs` (of the n best)
-        stop_at_eos          whether the model's own end ids end the text
+        logit_bias           id -> value added to its logit; -inf forbids it
+        seed                 of the random numbers
+        stop                 ids and strings that end the text, one or a list; for several prompts it is one value per
+                             prompt only if it is as long as the prompts and contains nothing but lists and None
+        stop_at_eos          whether the model's own end-of-sequence ids end the text
+        logprobs             n >= 1 returns `logprobs` (of the chosen ids) and `top_logprobs` (of the n best)
+        return_logits        whether to return the logits that each token was chosen from
+        skip_special_tokens  whether special tokens are left out of the text
+        add_special_tokens   whether the tokenizer adds its own special tokens (a BOS) to a text prompt
         """
-        settings = locals()
-        for name in ("self", "prompts", "adapters", "adapter"):
-            del settings[name]
-        batch, adapters = _batch(prompts), _either(adapters, adapter)
+        adapters = _either(adapters, adapter)
+        batch = _batch(prompts)
         if batch is None:
-            [completion] = self._native.generate([_exlora.Request(prompts, adapters, **settings)])
-            return completion
-        each = {
-            name: _spread_stop(value, len(batch)) if name == "stop" else _spread(name, value, len(batch))
-            for name, value in settings.items()
-        }
-        adapter_of = _spread("adapters", adapters, len(batch))
-        requests = [
-            _exlora.Request(prompt, adapter_of[i], **{name: values[i] for name, values in each.items()})
-            for i, prompt in enumerate(batch)
-        ]
+            return self._native.generate([_request(prompts, adapters, keywords)])[0]
+        values = {"adapter": adapters, **keywords}
+        each = {name: _per_prompt(name, value, len(batch)) for name, value in values.items()}
+        requests = []
+        for i, prompt in enumerate(batch):
+            own = {name: column[i] for name, column in each.items()}
+            requests.append(_request(prompt, own.pop("adapter"), own))
         return self._native.generate(requests)
 
+    @_shows_request_keywords
     def stream(
         self,
-        prompt: Prompt,
+        prompt: Prompt | Request,
         adapter: Adapter = None,
         *,
-        max_new_tokens: int = 128,
-        min_new_tokens: int = 0,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        frequency_penalty: float = 0.0,
-        presence_penalty: float = 0.0,
-        logit_bias: LogitBias = None,
-        seed: int = 0,
-        stop: Stop = None,
-        logprobs: int = 0,
-        stop_at_eos: bool = True,
-        return_logits: bool = False,
-        skip_special_tokens: bool = True,
-        add_special_tokens: bool = True,
+        sampling: SamplingParams | None = None,
+        **keywords: Unpack[RequestKeywords],
     ) -> Stream:
-        """Continues one prompt piece by piece; keywords as for `generate`, whose text the chunks' texts add up to."""
-        settings = locals()
-        for name in ("self", "prompt", "adapter"):
-            del settings[name]
-        return Stream(self._native.submit(_exlora.Request(prompt, adapter, **settings)))
+        """Continues one prompt piece by piece. Takes what `generate` takes for one prompt.
+
+        The texts of all chunks joined are the text of `generate`. The stream is an iterator and an async iterator.
+        """
+        return Stream(self._native.submit(_request(prompt, adapter, {"sampling": sampling, **keywords})))
 
     def logits(self, prompt: Prompt, adapter: Adapter = None) -> FloatArray:
         """Logits of every position of a prompt under a mixture, float32 [tokens, vocab]."""
         return self._native.logits(prompt, adapter)
 
     def load_adapter(self, name: str, path: str | PathLike[str]) -> AdapterInfo:
-        """Loads an adapter, or replaces the one of that name; running requests keep theirs."""
+        """Loads an adapter, or replaces the one of that name. Running requests keep the version they have."""
         return self._native.load_adapter(name, path)
 
     def unload_adapter(self, name: str) -> None:
-        """Forgets an adapter; running requests keep it. One that is not loaded is an error."""
+        """Unloads an adapter. Running requests keep it. A name that is not loaded is an error."""
         self._native.unload_adapter(name)
 
     def adapters(self) -> list[AdapterInfo]:
-        """The loaded adapters, by name."""
+        """The loaded adapters, sorted by name. Never waits for a step."""
         return self._native.adapters()
 
     def stats(self) -> dict[str, int]:
-        """Counters and resident bytes, now."""
+        """Counters and resident bytes. Never waits for a step: while one runs, the counters are as before it."""
         return self._native.stats()
 
     def clear_prefix_cache(self) -> None:
-        """Forgets every cached prefix."""
+        """Forgets all cached prefixes."""
         self._native.clear_prefix_cache()
 
     @property
@@ -181,7 +196,7 @@ class Engine:
         return self._native.model.device
 
     def close(self) -> None:
-        """Lets go of the model. Streams that still run keep it to their end."""
+        """Closes the engine. Running streams keep the model until they end."""
         self._engine = None
 
     @property
@@ -208,8 +223,11 @@ class Engine:
         )
 
 
-class Stream(Iterator[Chunk]):
-    """The chunks of one request. Closing it, leaving its `with` block or forgetting it ends the request."""
+class Stream(Iterator[Chunk], AsyncIterator[Chunk]):
+    """The chunks of one request. Closing it, leaving its `with` block or deleting it ends the request.
+
+    With `async for`, each chunk is awaited in a thread of the event loop's default executor.
+    """
 
     def __init__(self, job: _exlora.Job) -> None:
         self._job = job
@@ -220,9 +238,20 @@ class Stream(Iterator[Chunk]):
             raise StopIteration
         return chunk
 
+    async def __anext__(self) -> Chunk:
+        chunk = await asyncio.to_thread(self._job.next_chunk)
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
+
     def close(self) -> None:
         """Ends the request."""
         self._job.close()
+
+    async def aclose(self) -> None:
+        """Ends the request without blocking the event loop."""
+        self._job.cancel()
+        await asyncio.to_thread(self._job.close)
 
     def __enter__(self) -> Stream:
         return self
@@ -230,10 +259,25 @@ class Stream(Iterator[Chunk]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    async def __aenter__(self) -> Stream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
 
 def _open(path: str | PathLike[str], options: dict[str, Any]) -> Engine:
-    """An engine from its pickled options."""
+    """Unpickles an engine."""
     return Engine(path, **options)
+
+
+def _request(prompt: Any, adapter: Any, keywords: Mapping[str, Any]) -> Request:
+    """A request of a prompt and keywords, or the request itself, which has both."""
+    if not isinstance(prompt, Request):
+        return Request(prompt, adapter, **keywords)
+    if adapter is not None or any(value is not None for value in keywords.values()):
+        raise TypeError("a Request has its own adapters and settings; give them to the Request")
+    return prompt
 
 
 def _batch(prompts: Any) -> Any:
@@ -247,7 +291,7 @@ def _batch(prompts: Any) -> Any:
 
 
 def _is_id(item: Any) -> bool:
-    """Whether it is an integer, of whatever library, rather than an array of them."""
+    """Whether it is an integer, of any library, rather than an array of integers."""
     return hasattr(item, "__index__") and not getattr(item, "ndim", 0)
 
 
@@ -257,21 +301,19 @@ def _either(adapters: Any, adapter: Any) -> Any:
     return adapter if adapters is None else adapters
 
 
-def _spread(name: str, value: Any, n: int) -> Any:
+def _per_prompt(name: str, value: Any, n: int) -> Any:
     """One value for each of n prompts."""
-    if not isinstance(value, list | tuple) and not getattr(value, "ndim", 0):
+    is_list = isinstance(value, list | tuple) or bool(getattr(value, "ndim", 0))
+    if name == "stop":
+        # A list of stops is usually one value.
+        is_list = is_list and len(value) == n and all(item is None or isinstance(item, list | tuple) for item in value)
+    if not is_list:
         return [value] * n
     if len(value) != n:
-        what = f"{name} has another length than the prompts"
         raise _exlora.error(
-            "request_invalid", what, expected=f"one value, or a list of {n}", found=f"a list of {len(value)}"
+            "request_invalid",
+            f"{'adapters' if name == 'adapter' else name} has another length than the prompts",
+            expected=f"one value, or a list of {n}",
+            found=f"a list of {len(value)}",
         )
     return value
-
-
-def _spread_stop(value: Any, n: int) -> Any:
-    """As `_spread`, where a list is usually one value."""
-    is_list = isinstance(value, list | tuple)
-    if is_list and len(value) == n and all(item is None or isinstance(item, list | tuple) for item in value):
-        return value
-    return [value] * n

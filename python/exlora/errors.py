@@ -1,29 +1,28 @@
-"""The exceptions of exlora: one class per kind of mistake, each also the builtin a caller would expect.
+"""The exceptions of exlora: one class per kind of error, each also the builtin exception that a caller would expect.
 
-What they carry comes from the crate's catalog of errors (`exlora.error_codes()`). `code` is stable, the text may
-improve.
+Their contents come from the crate's catalog of errors (`exlora.error_codes()`). `code` is stable; the text may improve.
 """
 
 from __future__ import annotations
 
 __all__ = [
     "AdapterNotFoundError",
-    "CancelledError",
     "ExloraError",
     "InternalError",
     "InvalidError",
     "IoError",
     "NotFoundError",
+    "OperationCancelledError",
     "OutOfMemoryError",
     "UnsupportedError",
 ]
 
 
 class ExloraError(Exception):
-    """Base of everything exlora raises by itself.
+    """Base class of exlora's own exceptions.
 
-    code      stable snake_case name of the mistake
-    message   what is wrong, in a clause
+    code      stable snake_case name of the error
+    message   what is wrong
     path      file or folder, or None
     tensor    full name of the tensor, or None
     expected  what was expected, or None
@@ -66,7 +65,7 @@ class ExloraError(Exception):
 
 
 class NotFoundError(ExloraError, FileNotFoundError):
-    """Something named is not there: a file, a tensor, an adapter."""
+    """Something does not exist: a file, a tensor, an adapter."""
 
 
 class AdapterNotFoundError(NotFoundError, ValueError, LookupError):
@@ -78,15 +77,19 @@ class InvalidError(ExloraError, ValueError):
 
 
 class UnsupportedError(ExloraError, NotImplementedError, ValueError):
-    """It is well formed and understood, but this build does not do it."""
+    """Valid, but not supported by this build."""
 
 
 class OutOfMemoryError(ExloraError, MemoryError):
     """A budget or the machine's memory is too small."""
 
 
-class CancelledError(ExloraError):
-    """The caller stopped the work."""
+class OperationCancelledError(ExloraError):
+    """The caller stopped the work. Ctrl-C and exceptions in callbacks reach the caller as they are, not as this."""
+
+
+#: The former name, which reads like asyncio's unrelated exception.
+CancelledError = OperationCancelledError
 
 
 class IoError(ExloraError, OSError):
@@ -102,12 +105,12 @@ _BY_KIND: dict[str, type[ExloraError]] = {
     "invalid": InvalidError,
     "unsupported": UnsupportedError,
     "memory": OutOfMemoryError,
-    "cancelled": CancelledError,
+    "cancelled": OperationCancelledError,
     "io": IoError,
     "internal": InternalError,
 }
 
 
 def class_of(code: str, kind: str) -> type[ExloraError]:
-    """The class of an error by its code and kind; the extension module asks."""
+    """The class of an error by code and kind. Called by the extension module."""
     return AdapterNotFoundError if code == "adapter_not_found" else _BY_KIND[kind]

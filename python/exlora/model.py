@@ -1,35 +1,39 @@
-"""`ExLlamaV2`: a model that is loaded when asked to, and its forward pass."""
+"""`ExLlamaV2`: a model that is loaded explicitly, and its forward pass."""
 
 from __future__ import annotations
 
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from exlora import _exlora
 from exlora._arrays import as_numpy, to_array, token_rows
-from exlora._settings import refuse, warn_unknown
+from exlora._unsupported import refuse, warn_unknown
 from exlora.cache import ExLlamaV2Cache, ExLlamaV2CacheBase
 from exlora.config import ExLlamaV2Config
 from exlora.types import Adapter
 
 __all__ = ["ExLlamaV2"]
 
-#: Called with (modules done, modules in all).
+#: Called with (modules done, modules in total).
 Callback = Callable[[int, int], object]
 
 
-class ExLlamaV2:
-    """The model of a config. It has no weights until `load()` or `load_autosplit()`."""
+class ExLlamaV2(_exlora.ExLlamaV2Base):
+    """The model of a config, not loaded until `load()` or `load_autosplit()`."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def config(self) -> ExLlamaV2Config:
+            """The config it was made with."""
 
     def __init__(self, config: ExLlamaV2Config, lazy_load: bool = False, archparams: Any = None) -> None:
-        del lazy_load
+        del config, lazy_load  # the base class keeps the config
         refuse("ExLlamaV2", archparams=archparams)
-        self.config = config
-        self._model: _exlora.Model | None = None
 
     def load(
         self,
@@ -40,7 +44,7 @@ class ExLlamaV2:
         callback_gen: Callable[[int, int], Iterator[Any]] | None = None,
         progress: bool = False,
     ) -> None:
-        """Loads the weights; `gpu_split` has no effect. `progress` shows a bar, `callback` is told how far it is."""
+        """Loads the weights; `gpu_split` has no effect. `progress` shows a bar; `callback` receives the progress."""
         if callback_gen is not None:
             for _ in self.load_gen(gpu_split, lazy, stats, callback, callback_gen):
                 pass
@@ -55,20 +59,20 @@ class ExLlamaV2:
         callback: Callback | None = None,
         callback_gen: Callable[[int, int], Iterator[Any]] | None = None,
     ) -> Iterator[Any]:
-        """As `load`, as a generator of what `callback_gen` yields after each module. Closing it stops the loading."""
+        """As `load`, as a generator that yields what `callback_gen` yields after each module. Closing it stops loading."""
         if lazy:
             return
         reports: queue.SimpleQueue[tuple[int, int] | BaseException | None] = queue.SimpleQueue()
         stopped = threading.Event()
 
-        def tell(done: int, total: int) -> None:
+        def report_progress(done: int, total: int) -> None:
             if stopped.is_set():
                 raise GeneratorExit
             reports.put((done, total))
 
         def work() -> None:
             try:
-                self._load(tell)
+                self._load(report_progress)
                 reports.put(None)
             except BaseException as error:  # handed to the thread that waits
                 reports.put(error)
@@ -96,7 +100,7 @@ class ExLlamaV2:
         callback_gen: Callable[[int, int], Iterator[Any]] | None = None,
         progress: bool = False,
     ) -> None:
-        """As `load`; there is one device, so nothing is split and nothing reserved."""
+        """As `load`: there is one device, so nothing is split or reserved."""
         del cache, reserve_vram, last_id_only
         self.load(callback=callback, callback_gen=callback_gen, progress=progress)
 
@@ -113,7 +117,7 @@ class ExLlamaV2:
         return self.load_gen(callback=callback, callback_gen=callback_gen)
 
     def load_tp(self, *args: Any, **kwargs: Any) -> None:
-        """Tensor parallelism is not done here."""
+        """Tensor parallelism is not supported."""
         refuse("exlora", tensor_parallel=True)
 
     load_tp_gen = load_tp
@@ -123,32 +127,22 @@ class ExLlamaV2:
         if self.config.model_dir is None:
             raise _exlora.error("model_config_invalid", "the config has no model_dir", hint="set config.model_dir")
         device, threads = self.config.device, self.config.threads
-        self._model = _exlora.Model(self.config.model_dir, device=device, threads=threads, progress=progress)
-
-    @property
-    def loaded(self) -> bool:
-        """Whether it has its weights."""
-        return self._model is not None
-
-    def native_model(self) -> _exlora.Model:
-        """The loaded model; caches, adapters and generators stand on it."""
-        if self._model is None:
-            raise _exlora.error("model_not_loaded", "the model has no weights yet, or no more")
-        return self._model
+        model = _exlora.Model(self.config.model_dir, device=device, threads=threads, progress=progress)
+        self.set_native_model(model)
 
     def unload(self) -> None:
-        """Lets go of the weights. They stay in memory while caches, adapters or generators use them."""
-        self._model = None
+        """Unloads the weights. They stay in memory while caches, adapters or generators use them."""
+        self.set_native_model(None)
 
     def update_loras(self) -> None:
-        """Nothing to do: adapters are chosen request by request."""
+        """Nothing to do: each request chooses its adapters."""
 
     def is_quant(self) -> bool:
         """Whether its weights are quantized."""
         return bool(getattr(self.config, "is_quantized", False))
 
     def get_cache_devices(self) -> list[str]:
-        """The devices caches live on."""
+        """The devices that hold caches."""
         return [self.native_model().device]
 
     def forward(
@@ -168,11 +162,11 @@ class ExLlamaV2:
         """Logits of tokens [batch, tokens] that follow what is in the cache: float32 [batch, tokens, vocab].
 
         Only those of the last token ([batch, 1, vocab]) if `last_id_only`; `None` if `preprocess_only`, or if
-        `abort_event` was set meanwhile. `loras` is one adapter, or an ordered list of adapters or (adapter, weight)
+        `abort_event` is set. `loras` is one adapter, or an ordered list of adapters or (adapter, weight)
         that all rows share. Rows are sequences of their own. `input_mask` [batch, n] (boolean, or additive as
-        `tokenizer.padding_mask` makes it) marks padding on the left, whose tokens are not computed; their logits are 0.
-        `position_offsets` move all positions of a row alike, which a rotary embedding does not notice: they have no
-        effect. Nor has `cpu_logits`.
+        `tokenizer.padding_mask` returns it) marks padding on the left, whose tokens are not computed; their logits are 0.
+        `position_offsets` shift all positions of a row equally, which does not change a rotary embedding: they have no
+        effect. Neither does `cpu_logits`.
         """
         del position_offsets, cpu_logits
         refuse(
@@ -191,7 +185,7 @@ class ExLlamaV2:
             cache.padding = _padding(input_mask, len(rows)) + [0] * (cache.batch_size - len(rows))
         for row, ids in enumerate(rows):
             leading = max(0, cache.padding[row] - begin)
-            cache.native().announce(row, begin + leading - cache.padding[row], ids[leading:])
+            cache.native().set_tokens(row, begin + leading - cache.padding[row], ids[leading:])
         logits = None
         if not preprocess_only:
             kept = 1 if last_id_only else width
@@ -239,28 +233,24 @@ class ExLlamaV2:
         loras: Adapter,
         logits: np.ndarray[Any, Any] | None,
     ) -> np.ndarray[Any, Any] | None:
-        """Computes some columns of all rows in one step, and fills in the logits of those that are wanted.
+        """Computes some columns of all rows in one step, and fills in the logits of the wanted ones.
 
-        An adapter with a larger vocabulary makes them wider.
+        An adapter with a larger vocabulary makes the logits wider.
         """
-        tokens: list[int] = []
-        positions: list[int] = []
-        sequences: list[int] = []
-        picked: list[int] = []
+        chunks: list[tuple[int, int, list[int], int]] = []
         places: list[tuple[int, int]] = []
         for row, ids in enumerate(rows):
             padding = cache.padding[row]
-            for column in range(max(columns.start, padding - begin), columns.stop):
-                if column in wanted:
-                    picked.append(len(tokens))
-                    # Counted from the right, so that it fits whether all columns are kept or only the last.
-                    places.append((row, column - len(ids)))
-                tokens.append(ids[column])
-                positions.append(begin + column - padding)
-                sequences.append(row)
-        if not tokens:
+            first = max(columns.start, padding - begin)
+            if first >= columns.stop:
+                continue
+            wanted_here = range(max(first, wanted.start), columns.stop)
+            chunks.append((row, begin + first - padding, ids[first : columns.stop], len(wanted_here)))
+            # Counted from the right, which is right whether all columns are returned or only the last.
+            places += [(row, column - len(ids)) for column in wanted_here]
+        if not chunks:
             return logits
-        values = cache.native().forward(tokens, positions, sequences, picked, loras)
+        values = cache.native().forward(chunks, loras)
         if logits is not None and places:
             if values.shape[1] != logits.shape[2]:
                 logits = np.zeros((*logits.shape[:2], values.shape[1]), dtype=np.float32)

@@ -8,7 +8,7 @@ import numpy as np
 
 from exlora import _exlora
 from exlora._arrays import as_numpy, to_array, token_rows
-from exlora._settings import refuse
+from exlora._unsupported import refuse
 from exlora.config import ExLlamaV2Config
 
 __all__ = ["ExLlamaV2Tokenizer"]

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exlora._exlora import ExLlamaV2Lora
 
-__all__ = ["Adapter", "FloatArray", "LogitBias", "Message", "Messages", "Prompt", "Stop", "TokenIds"]
+__all__ = [
+    "Adapter",
+    "FloatArray",
+    "LogitBias",
+    "Message",
+    "Messages",
+    "PerPrompt",
+    "Prompt",
+    "RequestKeywords",
+    "SamplingKeywords",
+    "Stop",
+    "TokenIds",
+]
+
+T = TypeVar("T")
 
 
 class Array(Protocol):
-    """A numpy array, a torch tensor, or whatever else can list its items."""
+    """A numpy array, a torch tensor, or any other array with `tolist`."""
 
     def tolist(self) -> Any: ...
 
@@ -25,13 +39,13 @@ FloatArray: TypeAlias = NDArray[np.float32]
 #: Token ids of one prompt.
 TokenIds: TypeAlias = Sequence[int] | Array
 
-#: One message of a chat: `role`, `content`, and whatever else the model's template reads.
+#: One message of a chat: `role`, `content`, and anything else that the model's template uses.
 Message: TypeAlias = Mapping[str, Any]
 
 #: A chat.
 Messages: TypeAlias = Sequence[Message]
 
-#: What to continue.
+#: A prompt.
 Prompt: TypeAlias = str | TokenIds | Messages
 
 #: One adapter or an ordered mixture; `None` is the base model.
@@ -39,8 +53,39 @@ Adapter: TypeAlias = (
     str | ExLlamaV2Lora | Mapping[str, float] | Sequence[str | ExLlamaV2Lora | tuple[str | ExLlamaV2Lora, float]] | None
 )
 
-#: Ids and strings that end a text.
+#: Token ids and strings that end a text.
 Stop: TypeAlias = int | str | Sequence[int | str] | None
 
-#: What is added to the logits of single ids.
+#: Values added to the logits of single token ids.
 LogitBias: TypeAlias = Mapping[int, float] | None
+
+#: One value for all prompts, or, where several prompts are given, a list with one value per prompt.
+PerPrompt: TypeAlias = T | Sequence[T]
+
+
+class SamplingKeywords(TypedDict, total=False):
+    """The keywords of `SamplingParams`, which requests, `generate` and `stream` take too."""
+
+    temperature: PerPrompt[float]
+    top_k: PerPrompt[int]
+    top_p: PerPrompt[float]
+    min_p: PerPrompt[float]
+    repetition_penalty: PerPrompt[float]
+    repetition_range: PerPrompt[int | None]
+    frequency_penalty: PerPrompt[float]
+    presence_penalty: PerPrompt[float]
+    logit_bias: PerPrompt[LogitBias]
+    seed: PerPrompt[int]
+
+
+class RequestKeywords(SamplingKeywords, total=False):
+    """The keywords of a request."""
+
+    max_new_tokens: PerPrompt[int]
+    min_new_tokens: PerPrompt[int]
+    stop: PerPrompt[Stop]
+    stop_at_eos: PerPrompt[bool]
+    logprobs: PerPrompt[int]
+    return_logits: PerPrompt[bool]
+    skip_special_tokens: PerPrompt[bool]
+    add_special_tokens: PerPrompt[bool]

@@ -1,15 +1,15 @@
 //! What an adapter changes at a site, and the one place where its scaling is computed.
 //!
 //! ```text
-//! replaced (by the request's one adapter that does)   W, b, rows of W          a weight other than 1 has no meaning
-//! dropped (KaSA)                                      the smallest singular values of W, whatever the weight
-//! added (by every adapter, in the request's order)    f s (B (A x) + b_B)      f: the request's weight
+//! replaced (by at most one adapter of a request)      W, b, rows of W          only a request weight of 1 is defined
+//! removed (KaSA)                                      the smallest singular values of W, at any request weight
+//! added (by every adapter, in the request's order)    f s (B (A x) + b_B)      f: the request weight
 //! rescaled (DoRA)                                     y = b + (m / n) (y - b) + (m / n) f s B (A x)
-//!                                                     n_i = |W_i + f s (B A)_i|, the row's norm over the inputs
+//!                                                     n_i = |W_i + f s (B A)_i|, the norm of output i over the inputs
 //! ```
 //!
-//! The norm for any weight f is a quadratic in f, `n_i^2 = |W_i|^2 + 2 f s W_i.(BA)_i + f^2 s^2 |(BA)_i|^2`, so that W is
-//! needed once, when the adapter is uploaded.
+//! `n_i^2 = |W_i|^2 + 2 f s W_i.(BA)_i + f^2 s^2 |(BA)_i|^2` is a quadratic in f, so W is needed only once, when the adapter
+//! is prepared.
 
 use crate::sites::SiteId;
 use crate::tensor::Tensor;
@@ -19,32 +19,35 @@ use crate::tensor::Tensor;
 pub struct SiteDelta<'a> {
     /// The site.
     pub site: SiteId,
-    /// Which repeat of the site's layer it is for: 0, and more where an adapter's layers repeat (`layer_replication`).
+    /// Which repeat of the site's layer it is for: above 0 only with a layer map (`layer_replication`).
     pub repeat: u32,
-    /// The weight that stands in the base's place, of the base's shape; an embedding or the head may have more rows.
+    /// A weight that replaces the base's, of the same shape; an embedding or the head may have more rows.
     pub weight: Option<Tensor<'a>>,
-    /// The bias `[out_features]` that stands in the base's place.
+    /// A bias `[out_features]` that replaces the base's.
     pub bias: Option<Tensor<'a>>,
-    /// Rows of the weight that stand in the base's place: of an embedding's, or of the head's that is tied to it.
+    /// Rows that replace those of an embedding, or of the head.
     pub rows: Option<ReplacedRows<'a>>,
-    /// What is added.
+    /// A low-rank delta that is added.
     pub low_rank: Option<LowRank<'a>>,
-    /// How many of the weight's smallest singular values it does without, whatever the request's weight (KaSA); never
-    /// together with a magnitude, and fewer than there are.
-    pub truncated: usize,
-    /// What takes them out: plain factors to which no request's weight applies.
+    /// Plain factors that remove the weight's smallest singular values (KaSA), independent of the request weight. Never
+    /// together with a magnitude, and of a rank below the number of values.
     pub removed: Option<LowRank<'a>>,
 }
 
 impl<'a> SiteDelta<'a> {
-    /// Nothing yet, at a site.
+    /// An empty delta at a site.
     pub fn at(site: SiteId) -> Self {
-        Self { site, repeat: 0, weight: None, bias: None, rows: None, low_rank: None, truncated: 0, removed: None }
+        Self { site, repeat: 0, weight: None, bias: None, rows: None, low_rank: None, removed: None }
     }
 
-    /// Whether it replaces anything: then only a weight of 1 has a meaning.
+    /// Whether it replaces anything: then only a request weight of 1 is defined.
     pub fn is_replacing(&self) -> bool {
         self.weight.is_some() || self.bias.is_some() || self.rows.is_some()
+    }
+
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        !self.is_replacing() && self.low_rank.is_none() && self.removed.is_none()
     }
 
     /// Every tensor it holds.
@@ -55,6 +58,33 @@ impl<'a> SiteDelta<'a> {
         let rows = self.rows.iter().map(|rows| &rows.values);
         let removed = self.removed.iter().flat_map(|removed| [&removed.a, &removed.b]);
         self.weight.iter().chain(&self.bias).chain(rows).chain(low_rank).chain(removed)
+    }
+}
+
+/// What an adapter changes at a site, as far as its files alone determine it.
+#[derive(Debug)]
+pub struct CheckedDelta<'a> {
+    /// What the files hold. A replaced weight or bias may turn out to be a copy of the base's.
+    pub delta: SiteDelta<'a>,
+    /// What is still to be removed from the weight.
+    pub truncation: Option<Truncation>,
+}
+
+/// The smallest singular values of a weight `[outputs, inputs]`, to be removed from it (KaSA).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Truncation {
+    /// How many values.
+    pub values: usize,
+    /// Rows of the weight.
+    pub outputs: usize,
+    /// Columns of the weight.
+    pub inputs: usize,
+}
+
+impl Truncation {
+    /// Bytes of the factors that remove them.
+    pub fn bytes(&self) -> usize {
+        self.values * (self.outputs + self.inputs) * size_of::<f32>()
     }
 }
 
@@ -69,18 +99,18 @@ pub struct ReplacedRows<'a> {
 
 /// A low-rank delta.
 ///
-/// At an embedding the input is a token as a one-hot vector: A has a column a token, and `B (A x)` is B times a column of A.
+/// At an embedding the input is a one-hot vector: A has one column per token, and `B (A x)` is B times a column of A.
 #[derive(Clone, Debug)]
 pub struct LowRank<'a> {
     /// `A [rank, in_features]`.
     pub a: Tensor<'a>,
     /// `B [out_features, rank]`.
     pub b: Tensor<'a>,
-    /// The adapter's own scaling at this site, see [`scaling`]; a request's weight multiplies it.
+    /// The adapter's own scaling at this site, see [`scaling`]; the request weight multiplies it.
     pub scale: f32,
-    /// B's bias `[out_features]`, scaled as B is (`lora_bias`); never together with a magnitude.
+    /// B's bias `[out_features]`, scaled like B (`lora_bias`); never together with a magnitude.
     pub b_bias: Option<Tensor<'a>>,
-    /// DoRA's magnitude m `[out_features]`; neither scale nor weight touches it.
+    /// DoRA's magnitude m `[out_features]`; neither the scale nor the request weight applies to it.
     pub magnitude: Option<Tensor<'a>>,
 }
 
@@ -90,7 +120,7 @@ impl<'a> LowRank<'a> {
         Self { a: a.into(), b: b.into(), scale, b_bias: None, magnitude: None }
     }
 
-    /// Number of rows of A.
+    /// The rank: the number of rows of A.
     pub fn rank(&self) -> usize {
         self.a.shape()[0]
     }
@@ -98,7 +128,7 @@ impl<'a> LowRank<'a> {
 
 /// The scaling PEFT gives a module: `alpha / r`, or `alpha / sqrt(r)` with rank-stabilized LoRA.
 ///
-/// Source: PEFT 0.21.2, `LoraLayer.update_layer`; `r` and `alpha` are the module's own, after both patterns.
+/// `rank` and `alpha` are the module's own, after both patterns. Source: PEFT 0.21.2, `LoraLayer.update_layer`.
 pub fn scaling(alpha: f64, rank: usize, use_rslora: bool) -> f64 {
     let rank = rank as f64;
     alpha / if use_rslora { rank.sqrt() } else { rank }
@@ -109,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rank_stabilised_scaling_divides_by_the_root() {
+    fn rank_stabilized_scaling_divides_by_the_root() {
         assert_eq!(scaling(16.0, 8, false), 2.0);
         assert_eq!(scaling(16.0, 16, true), 4.0);
         assert_eq!(scaling(-3.0, 1, false), -3.0);

@@ -1,7 +1,7 @@
-//! The files of an adapter's folder, and what else may lie there instead.
+//! The two files of an adapter's folder, and what may be there instead.
 //!
-//! File names are fixed; nothing in the config is ever opened as a path. Where the two files aren't there, the error says
-//! what is: another tool's adapter, a pickle, shards, or folders that hold the adapters one level down.
+//! File names are fixed; nothing in the config is ever opened as a path. If a file is missing, the error says what was found
+//! in its place: another tool's adapter, a pickle, shards, or adapters one folder further down.
 
 use std::path::{Path, PathBuf};
 
@@ -9,26 +9,26 @@ use crate::adapter::keys::{Key, Role};
 use crate::checkpoint::{self, Checkpoint};
 use crate::error::{Error, ErrorCode, Result};
 
-/// The config's name.
+/// File name of the config.
 pub const CONFIG: &str = "adapter_config.json";
 
-/// The weights' name.
+/// File name of the weights.
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 
-/// Longest config, in bytes. One with a pattern for each module of a large model has some 100 KiB.
+/// Largest config, in bytes. One with a pattern for each module of a large model has about 100 KiB.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
-/// Most entries of a folder that are looked at for a message, and most files of which the header is.
+/// Most entries of a folder, and most file headers, that are read for a message.
 const MAX_ENTRIES: usize = 10_000;
 const MAX_HEADERS: usize = 4;
 
-/// mlx-lm's weights, which lie beside a config of PEFT's name.
+/// mlx-lm's weights; its config has the same name as PEFT's.
 const MLX_WEIGHTS: &str = "adapters.safetensors";
 
-/// What diffusers calls its weights.
+/// diffusers' weights.
 const DIFFUSERS_WEIGHTS: &str = "pytorch_lora_weights.safetensors";
 
-/// One line each that makes PEFT's files out of another tool's; run in the folder, by whoever trusts it.
+// One-line conversions to PEFT's files, to be run in a folder that the user trusts.
 const FROM_PICKLE: &str = "convert it once: python -c \"import torch; from safetensors.torch import save_file; \
     t = torch.load('adapter_model.bin', map_location='cpu', weights_only=True); \
     save_file({k: v.contiguous() for k, v in t.items()}, 'adapter_model.safetensors')\"";
@@ -38,7 +38,7 @@ const FROM_MLX: &str = "convert it once: python -c \"import json; from safetenso
     v.T.contiguous() for k, v in load_file('adapters.safetensors').items()}, 'adapter_model.safetensors'); \
     json.dump({'peft_type': 'LORA', 'r': p['rank'], 'lora_alpha': p['scale'] * p['rank']}, \
     open('adapter_config.json', 'w'))\"";
-const FROM_KOHYA: &str = "an image model's adapter fits no language model; for one of a language model rename its tensors: \
+const FROM_KOHYA: &str = "the adapter of an image model fits no language model; in one of a language model rename the tensors: \
     lora_down to lora_A, lora_up to lora_B";
 
 /// Reads the bytes of the config.
@@ -68,7 +68,7 @@ pub(super) fn read_weights(dir: &Path) -> Result<Checkpoint> {
     Ok(weights)
 }
 
-/// The same problem under the code of this floor.
+/// The same problem under an adapter's error code.
 fn recode(code: ErrorCode, error: &Error) -> Error {
     let mut recoded = Error::new(code, error.message());
     if let Some(expected) = error.expected() {
@@ -80,7 +80,7 @@ fn recode(code: ErrorCode, error: &Error) -> Error {
     }
 }
 
-/// Names in a folder, sorted; nothing if it can't be read.
+/// Paths in a folder, sorted; none if it cannot be read.
 fn entries(dir: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
     let mut paths: Vec<PathBuf> = entries.take(MAX_ENTRIES).flatten().map(|entry| entry.path()).collect();
@@ -106,7 +106,7 @@ fn no_config(dir: &Path) -> Error {
     if is_dangling(dir, CONFIG) {
         return dangling(ErrorCode::AdapterConfigNotFound, dir, CONFIG);
     }
-    let error = Error::new(ErrorCode::AdapterConfigNotFound, format!("the folder holds no {CONFIG}")).with_path(dir);
+    let error = Error::new(ErrorCode::AdapterConfigNotFound, format!("the folder has no {CONFIG}")).with_path(dir);
     let nested: Vec<String> = entries(dir)
         .iter()
         .filter(|path| path.join(CONFIG).exists())
@@ -117,15 +117,15 @@ fn no_config(dir: &Path) -> Error {
     }
     let shown = nested.iter().take(8).map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
     let more = if nested.len() > 8 { format!(" and {} more", nested.len() - 8) } else { String::new() };
-    error.with_found(format!("adapters in its folders {shown}{more}")).with_hint("point at one of them")
+    error.with_found(format!("adapters in the folders {shown}{more}")).with_hint("use one of them")
 }
 
 fn foreign(dir: &Path, what: &str) -> Error {
     Error::new(ErrorCode::AdapterFormatUnsupported, what).with_path(dir)
 }
 
-/// Whether a file that can't be found is there as a link: folders of a download cache hold links, and may be copied without
-/// what these point to.
+/// Whether a missing file is there as a dangling link: folders of a download cache consist of links, and may be copied without
+/// their targets.
 fn is_dangling(dir: &Path, name: &str) -> bool {
     dir.join(name).symlink_metadata().is_ok()
 }
@@ -133,7 +133,7 @@ fn is_dangling(dir: &Path, name: &str) -> bool {
 fn dangling(code: ErrorCode, dir: &Path, name: &str) -> Error {
     Error::new(code, format!("{name} is a link to a file that does not exist"))
         .with_path(dir.join(name))
-        .with_hint("copy what the link points to, or download the adapter again")
+        .with_hint("copy the file that the link points to, or download the adapter again")
 }
 
 fn no_weights(dir: &Path) -> Error {
@@ -146,17 +146,17 @@ fn no_weights(dir: &Path) -> Error {
     }
     let has = |found: fn(&str) -> bool| file_names(dir).any(|name| found(&name));
     if has(|name| name.starts_with("adapter_model") && name.contains(".safetensors")) {
-        return foreign(dir, "the weights are in shards, which PEFT can't read either")
+        return foreign(dir, "the weights are in shards, which PEFT cannot read either")
             .with_hint("save them as one file");
     }
-    Error::new(ErrorCode::AdapterWeightsNotFound, format!("the folder holds no {WEIGHTS}")).with_path(dir)
+    Error::new(ErrorCode::AdapterWeightsNotFound, format!("the folder has no {WEIGHTS}")).with_path(dir)
 }
 
 fn mlx(dir: &Path) -> Error {
-    foreign(dir, "the folder holds an adapter of mlx-lm (adapters.safetensors), not PEFT").with_hint(FROM_MLX)
+    foreign(dir, "the folder holds an adapter of mlx-lm (adapters.safetensors), not of PEFT").with_hint(FROM_MLX)
 }
 
-/// The file of a folder that holds the adapter of an image model, told by its name or by the names of its tensors.
+/// The name of a file that holds the adapter of an image model, recognized by its name or its tensors' names.
 fn image_weights(dir: &Path) -> Option<String> {
     let is_image = |name: &str| {
         name == DIFFUSERS_WEIGHTS

@@ -1,8 +1,8 @@
-//! The adapters of a request, and which of them act where along its tokens.
+//! The weighted adapters of a request, and which of them act at which of its tokens.
 //!
-//! Added deltas add up whatever their number. What *replaces* a part of the model does not: two adapters of one mixture must
-//! not replace the same part, a weight other than 1 has no meaning for them, and a DoRA norm belongs to the weight it was
-//! taken of. An activated LoRA adds its delta from its invocation on:
+//! Any number of deltas can be added up. Replacements cannot: two adapters of a mixture must not replace the same part, an
+//! adapter that replaces something only takes a weight of 1, and a DoRA norm is valid only for the weight it was computed
+//! from. An activated LoRA (aLoRA) adds its delta from its invocation on:
 //!
 //! ```text
 //! prompt          t0 t1 t2 [invocation] t5 t6 …       mixture {a: 1, activated: 0.5}
@@ -18,19 +18,19 @@ use crate::adapter::pool::AdapterLease;
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::SiteTable;
 
-/// The adapters of a request with their weights, in its order; none is the base model.
+/// An ordered list of (adapter, weight) for one request; empty means the base model.
 #[derive(Clone, Debug, Default)]
 pub struct Mixture {
     parts: Vec<(AdapterLease, f32)>,
 }
 
 impl Mixture {
-    /// Checks that the adapters can act on one row, at their weights.
+    /// Checks that the adapters can act together, at these weights.
     ///
     /// # Errors
     /// `adapter_weight_invalid`: a weight is not finite, or not 1 where the adapter replaces something.
-    /// `adapter_mixture_invalid`: two adapters replace the same part, one replaces a weight that another's DoRA norm was
-    /// taken of, or their layers are stacked differently.
+    /// `adapter_mixture_invalid`: two adapters replace the same part, one replaces a weight that another's DoRA norms were
+    /// computed from, or their layer maps differ.
     pub fn new(parts: Vec<(AdapterLease, f32)>, sites: &SiteTable) -> Result<Self> {
         for (lease, weight) in &parts {
             check_weight(lease, *weight)?;
@@ -47,17 +47,17 @@ impl Mixture {
         self.parts.iter().map(|(lease, _)| &lease.summary().constraints)
     }
 
-    /// Tokens that have an embedding; `base` is the model's number of them.
+    /// Number of tokens that have an embedding; `base` is the model's.
     pub fn embedding_rows(&self, base: usize) -> usize {
         self.constraints().find_map(|constraints| constraints.embedding_rows).unwrap_or(base)
     }
 
-    /// Tokens that have a logit; `base` is the model's number of them.
+    /// Number of tokens that have a logit; `base` is the model's.
     pub fn head_rows(&self, base: usize) -> usize {
         self.constraints().find_map(|constraints| constraints.head_rows).unwrap_or(base)
     }
 
-    /// Checks that every token has an embedding; `base` is the model's number of them.
+    /// Checks that every token has an embedding; `base` is the model's number of embeddings.
     ///
     /// # Errors
     /// `token_out_of_range`.
@@ -71,17 +71,17 @@ impl Mixture {
         }
     }
 
-    /// The base's layer that each layer of its stack is; `None` is the base's own stack.
+    /// The layer map: the base layer of each layer; `None` means the base's own layers.
     pub fn layers(&self) -> Option<&Arc<[u32]>> {
         self.constraints().find_map(|constraints| constraints.layers.as_ref())
     }
 
-    /// All adapters with their weights, as they act where none waits for its invocation.
+    /// All adapters with their weights, as they act once every invocation has occurred.
     pub fn entries(&self) -> Vec<(SlotId, f32)> {
         self.parts.iter().map(|(lease, weight)| (lease.slot(), *weight)).collect()
     }
 
-    /// Which adapters act where on a sequence that begins with `prompt`.
+    /// Which adapters act at which positions of a sequence that begins with `prompt`.
     pub fn along(&self, prompt: &[u32]) -> MixtureSpans {
         let starts: Vec<Option<usize>> =
             self.constraints().map(|constraints| start_of(&constraints.invocation, prompt)).collect();
@@ -91,7 +91,7 @@ impl Mixture {
         let span = |first: usize| {
             let acting = self.parts.iter().zip(&starts).filter_map(|((lease, weight), start)| {
                 let is_invoked = start.is_some_and(|start| start <= first);
-                // What it replaces it replaces everywhere; only what it adds waits.
+                // Replacements apply everywhere; only the added delta waits for the invocation.
                 let weight = match is_invoked {
                     true => *weight,
                     false if lease.summary().constraints.is_replacing() => 0.0,
@@ -106,15 +106,15 @@ impl Mixture {
         MixtureSpans { spans: borders.into_iter().map(span).collect() }
     }
 
-    /// Lets go of everything but the leases.
+    /// The leases alone.
     pub fn into_leases(self) -> Vec<AdapterLease> {
         self.parts.into_iter().map(|(lease, _)| lease).collect()
     }
 }
 
-/// The last place where the invocation stands in a prompt; every place where there is none to wait for.
+/// Where an adapter begins to act: at the last occurrence of its invocation in the prompt, or at 0 without an invocation.
 ///
-/// Source: PEFT 0.21.2, `calculate_alora_offsets`: the last occurrence counts, and a prompt without one is the base's.
+/// Source: PEFT 0.21.2, `calculate_alora_offsets`: the last occurrence counts; without one the base is computed.
 fn start_of(invocation: &[u32], prompt: &[u32]) -> Option<usize> {
     match invocation.len() {
         0 => Some(0),
@@ -128,7 +128,7 @@ fn check_weight(lease: &AdapterLease, weight: f32) -> Result<()> {
         return Err(Error::new(ErrorCode::AdapterWeightInvalid, what).with_found(weight));
     }
     if weight != 1.0 && lease.summary().constraints.is_replacing() {
-        let what = format!("'{}' replaces weights, biases or embedding rows, which no weight scales", lease.label());
+        let what = format!("'{}' replaces weights, biases or embedding rows, which cannot be scaled", lease.label());
         return Err(Error::new(ErrorCode::AdapterWeightInvalid, what)
             .with_expected("a weight of 1")
             .with_found(weight));
@@ -140,12 +140,16 @@ fn check_pair(one: &AdapterLease, other: &AdapterLease, sites: &SiteTable) -> Re
     let (mine, theirs) = (&one.summary().constraints, &other.summary().constraints);
     let invalid = |what| Err(Error::new(ErrorCode::AdapterMixtureInvalid, what));
     if mine.layers != theirs.layers {
-        return invalid(format!("'{}' and '{}' stack the layers differently", one.label(), other.label()));
+        return invalid(format!(
+            "'{}' and '{}' have different layer maps (layer_replication)",
+            one.label(),
+            other.label()
+        ));
     }
     match mine.conflict(theirs).or_else(|| theirs.conflict(mine)) {
         None => Ok(()),
         Some(site) => invalid(format!(
-            "'{}' and '{}' can't both act on '{}': at least one of them replaces the base there",
+            "'{}' and '{}' cannot both act on '{}': at least one of them replaces the base there",
             one.label(),
             other.label(),
             sites.get(site).path
@@ -153,14 +157,14 @@ fn check_pair(one: &AdapterLease, other: &AdapterLease, sites: &SiteTable) -> Re
     }
 }
 
-/// A mixture along one sequence.
+/// A mixture along the positions of one sequence.
 #[derive(Clone, Debug)]
 pub struct MixtureSpans {
-    /// Ascending by their first positions, the first of which is 0.
+    /// Ascending by first position, beginning at 0.
     spans: Vec<Span>,
 }
 
-/// Positions from one on, and the adapters that act there.
+/// The adapters that act from a position on, up to the next span.
 #[derive(Clone, Debug)]
 struct Span {
     first: usize,
@@ -176,13 +180,13 @@ impl MixtureSpans {
         self.spans[..after].last().map_or(&[], |span| &span.entries)
     }
 
-    /// The same of consecutive positions.
+    /// The same for consecutive positions.
     pub fn over(&self, positions: Range<usize>) -> impl Iterator<Item = &[(SlotId, f32)]> {
         positions.map(|position| self.at(position))
     }
 
-    /// What tells the computations of some positions apart, besides their tokens: from which of them on (counted from the
-    /// range's start) which adapter acts, by content hash and weight. Nothing where only the base does.
+    /// What identifies the computation of these positions besides their tokens: each adapter that acts on them, as (first
+    /// position, counted from the range's start; content hash; weight). Empty where only the base acts.
     pub fn identity(&self, positions: Range<usize>) -> impl Iterator<Item = (usize, &str, f32)> {
         let first = self.spans.partition_point(|span| span.first <= positions.start).saturating_sub(1);
         let last = self.spans.partition_point(|span| span.first < positions.end);
@@ -252,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_activated_adapter_replaces_it_replaces_everywhere() {
+    fn replacements_of_an_activated_adapter_apply_everywhere() {
         let pool = pool();
         let one = lease(&pool, "i", AdapterConstraints { invocation: vec![7], ..replacing(SitePart::Bias) });
         let slot = one.slot();
@@ -261,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn positions_before_an_invocation_are_told_apart_from_nothing_but_the_base() {
+    fn positions_before_an_invocation_are_identified_as_the_base() {
         let pool = pool();
         let mixture = Mixture::new(vec![(lease(&pool, "i", invoked_by(&[7])), 0.5)], &sites()).expect("valid");
         let spans = mixture.along(&[0, 1, 2, 3, 4, 7, 6]);
@@ -281,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_added_takes_a_weight() {
+    fn only_added_deltas_take_a_weight() {
         let plain = AdapterConstraints::default;
         assert_eq!(refused(vec![(plain(), -0.5), (replacing(SitePart::Bias), 1.0)]), None);
         for (constraints, weight) in [

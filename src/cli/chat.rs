@@ -11,9 +11,7 @@ use super::mixture_arg::MixtureArg;
 use super::model_args::EngineArgs;
 use super::output::{note, print, print_json, report};
 use super::sampling_args::SamplingArgs;
-use crate::engine::Engine;
-use crate::engine::request::{AdapterRef, Completion, Finish, FinishReason, Usage};
-use crate::engine::text::ChatMessage;
+use crate::engine::{AdapterRef, ChatMessage, Completion, Engine, Finish, FinishReason, Usage};
 use crate::error::{Error, ErrorCode, Result};
 
 const HELP: &str = "/adapter NAME[*WEIGHT][+...]   answer with this adapter or mixture

@@ -12,8 +12,7 @@ use super::mixture_arg::MixtureArg;
 use super::model_args::EngineArgs;
 use super::output::{note, print, print_json};
 use super::sampling_args::SamplingArgs;
-use crate::engine::Engine;
-use crate::engine::request::{AdapterRef, Completion, Request, TokenLogprobs};
+use crate::engine::{AdapterRef, Completion, Engine, Request, TokenLogprobs};
 use crate::error::Result;
 
 #[derive(Args)]
@@ -167,7 +166,7 @@ pub(super) fn result_line<'a>(id: Option<&'a Value>, adapter: &'a MixtureArg, do
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::request::{Finish, FinishReason, Usage};
+    use crate::engine::{Finish, FinishReason, Usage};
 
     #[test]
     fn a_result_is_one_object_in_a_fixed_order() {

@@ -13,8 +13,7 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::Value;
 
 use super::mixture_arg::MixtureArg;
-use crate::engine::request::{AdapterRef, Prompt, Request, Stop};
-use crate::engine::text::ChatMessage;
+use crate::engine::{AdapterRef, ChatMessage, Prompt, Request, Stop};
 use crate::error::{Error, ErrorCode, Result};
 
 /// One line: the request, and the caller's id for its result.

@@ -2,8 +2,7 @@
 
 use clap::Args;
 
-use crate::engine::request::{Prompt, Request, Stop};
-use crate::engine::sampler::SamplingParams;
+use crate::engine::{Prompt, Request, SamplingParams, Stop};
 
 #[derive(Args)]
 pub(super) struct SamplingArgs {

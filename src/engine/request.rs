@@ -1,13 +1,13 @@
-//! What a user asks and gets: requests, chunks, completions.
+//! A request: a prompt, its adapters, and how to continue it.
 
+use super::sampling_params::SamplingParams;
+use super::text::ChatMessage;
 use crate::adapter::mixture::Mixture;
 use crate::adapter::pool::{AdapterLease, AdapterPool};
-use crate::engine::sampler::SamplingParams;
-use crate::engine::text::ChatMessage;
 use crate::error::{Error, ErrorCode, Result};
 use crate::model::Model;
 
-/// What to continue.
+/// The prompt of a request.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Prompt {
     /// Text, encoded by the model's tokenizer with its special tokens recognized.
@@ -42,13 +42,26 @@ impl From<Vec<ChatMessage>> for Prompt {
     }
 }
 
-/// An adapter of a request: by name when it is submitted, or one generation held by a lease.
-#[derive(Clone)]
+/// An adapter of a request: a name, looked up when the request is submitted, or a lease on an adapter version.
+#[derive(Clone, Debug)]
 pub enum AdapterRef {
-    /// The generation that has this name when the request is submitted.
+    /// The version that has this name when the request is submitted.
     Name(String),
-    /// This generation.
+    /// This version.
     Lease(AdapterLease),
+}
+
+impl PartialEq for AdapterRef {
+    /// Names are equal as text, leases if they hold the same adapter version.
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (AdapterRef::Name(name), AdapterRef::Name(other)) => name == other,
+            (AdapterRef::Lease(lease), AdapterRef::Lease(other)) => {
+                (lease.content_hash(), lease.info().generation) == (other.content_hash(), other.info().generation)
+            }
+            _ => false,
+        }
+    }
 }
 
 impl AdapterRef {
@@ -60,7 +73,7 @@ impl AdapterRef {
         }
     }
 
-    /// A lease on the generation it means.
+    /// A lease on the adapter version.
     ///
     /// # Errors
     /// `adapter_not_found`, `adapter_model_mismatch`.
@@ -76,7 +89,7 @@ impl AdapterRef {
     }
 }
 
-/// Leases the adapters of a request on a model and checks that they can act on one row.
+/// Leases the adapters of a request and checks that they can be mixed.
 ///
 /// # Errors
 /// `adapter_not_found`, `adapter_model_mismatch`, `adapter_weight_invalid`, `adapter_mixture_invalid`.
@@ -85,35 +98,35 @@ pub(crate) fn lease_all(adapters: &[(AdapterRef, f32)], model: &Model) -> Result
     Mixture::new(adapters.iter().map(lease).collect::<Result<_>>()?, model.sites())
 }
 
-/// What ends a text early.
+/// What ends a text before its length limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// This token; it is counted and returned in `token_ids`, its text is not.
+    /// This token. It is counted and returned in `token_ids`; its text is not part of the text.
     Token(u32),
-    /// This text, wherever token borders fall; neither it nor what follows is in the text.
+    /// This string, regardless of token boundaries. The text ends before it.
     Text(String),
 }
 
-/// One prompt and how to continue it. Built by chaining; see the crate's example.
-#[derive(Clone)]
+/// A prompt and how to continue it. Built by chaining; see the example in the crate docs.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// What to continue.
+    /// The prompt.
     pub prompt: Prompt,
     /// Ordered mixture of (adapter, weight); empty is the base model.
     pub adapters: Vec<(AdapterRef, f32)>,
     /// Largest number of new tokens.
     pub max_new_tokens: usize,
-    /// Stops are ignored (their tokens are not chosen) before so many new tokens.
+    /// Before this number of new tokens, stop tokens are not chosen.
     pub min_new_tokens: usize,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
-    /// What ends the text, besides the model's own end ids.
+    /// What ends the text, besides the model's own end-of-sequence ids.
     pub stop: Vec<Stop>,
-    /// Whether the model's end ids (config.json, generation_config.json) end the text.
+    /// Whether the model's end-of-sequence ids (config.json, generation_config.json) end the text.
     pub stop_at_eos: bool,
-    /// Number of top log-probabilities a token; 0 for none at all.
+    /// Number of top log-probabilities for each token; 0 for no log-probabilities.
     pub logprobs: usize,
-    /// Whether chunks carry the logits that each token was chosen from.
+    /// Whether chunks contain the logits that each token was chosen from.
     pub return_logits: bool,
     /// Whether special tokens are left out of the text.
     pub skip_special_tokens: bool,
@@ -139,13 +152,13 @@ impl Request {
         }
     }
 
-    /// Adds an adapter, by name or by what loading it returned, to the end of the mixture.
+    /// Appends an adapter to the mixture, by name or by the [`AdapterInfo`](crate::AdapterInfo) that loading it returned.
     pub fn adapter(mut self, name: impl AsRef<str>, weight: f32) -> Self {
         self.adapters.push((AdapterRef::Name(name.as_ref().to_owned()), weight));
         self
     }
 
-    /// Adds a leased adapter to the end of the mixture.
+    /// Appends a leased adapter to the mixture.
     pub fn leased_adapter(mut self, lease: AdapterLease, weight: f32) -> Self {
         self.adapters.push((AdapterRef::Lease(lease), weight));
         self
@@ -169,104 +182,9 @@ impl Request {
         self
     }
 
-    /// Asks for the n best log-probabilities of each token.
+    /// Asks for the `n` best log-probabilities of each token.
     pub fn logprobs(mut self, n: usize) -> Self {
         self.logprobs = n;
         self
     }
-}
-
-/// Why a text ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum FinishReason {
-    /// A stop token, a stop string, or the model's end id.
-    Stop,
-    /// `max_new_tokens`, or the end of the cache.
-    Length,
-    /// It was cancelled.
-    Cancelled,
-}
-
-impl FinishReason {
-    /// As users see it: `stop`, `length`, `cancelled`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            FinishReason::Stop => "stop",
-            FinishReason::Length => "length",
-            FinishReason::Cancelled => "cancelled",
-        }
-    }
-}
-
-/// What a finished text ran into.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StopMatch {
-    /// This token of `stop` or of the model's end ids.
-    Token(u32),
-    /// This string of `stop`.
-    Text(String),
-}
-
-/// Tokens of a request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Tokens of the prompt.
-    pub prompt_tokens: usize,
-    /// Of those, tokens whose keys and values were found in the cache.
-    pub cached_tokens: usize,
-    /// New tokens, a stop token included.
-    pub completion_tokens: usize,
-}
-
-/// Log-probabilities of one token.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TokenLogprobs {
-    /// Of the chosen id.
-    pub chosen: f32,
-    /// The n most likely ids, best first.
-    pub top: Vec<(u32, f32)>,
-}
-
-/// A piece of a running request: usually one token, and the text that became certain with it.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Chunk {
-    /// Text that became certain; the texts of all chunks joined are the completion's text.
-    pub text: String,
-    /// New tokens.
-    pub token_ids: Vec<u32>,
-    /// Their log-probabilities, if asked for.
-    pub logprobs: Vec<TokenLogprobs>,
-    /// The logits each of them was chosen from, `[token_ids, vocab]`, if asked for.
-    pub logits: Vec<f32>,
-    /// Set on the last chunk.
-    pub finish: Option<Finish>,
-}
-
-/// How a request ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finish {
-    /// Why.
-    pub reason: FinishReason,
-    /// What it ran into, where the reason is a stop.
-    pub matched: Option<StopMatch>,
-    /// Tokens used.
-    pub usage: Usage,
-}
-
-/// A finished request.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Completion {
-    /// The new text, without prompt and stop.
-    pub text: String,
-    /// The new tokens, a stop token included.
-    pub token_ids: Vec<u32>,
-    /// How it ended.
-    pub finish: Finish,
-    /// The mixture as requested: (name, weight); a leased adapter has its folder's name.
-    pub adapter: Vec<(String, f32)>,
-    /// Log-probabilities of each token, if asked for.
-    pub logprobs: Vec<TokenLogprobs>,
-    /// Logits of each token, `[token_ids, vocab]`, if asked for.
-    pub logits: Vec<f32>,
 }

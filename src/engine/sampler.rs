@@ -1,102 +1,15 @@
-//! From logits to a token.
+//! Choosing a token from logits.
 //!
 //! The order is fixed: repetition, frequency and presence penalties, logit bias, temperature, top-k, top-p, min-p, draw.
 //! The three filters each keep the head of one and the same ranking (larger logit first, then lower id), so each is a cut
 //! and the strictest wins; top-p counts shares of what top-k left.
 //!
-//! The random number of a draw is a hash of (seed, position), not the next of a stream: whatever else runs in the batch,
-//! and however the request was batched before, position n of a seed draws the same. A NaN logit counts as minus infinity.
+//! The random number of a draw is a hash of (seed, position), not the next number of a generator: position n of a seed draws
+//! the same number no matter how the request is batched. A NaN logit counts as minus infinity.
 
 use std::cmp::Ordering;
 
-use crate::error::{Error, ErrorCode, Result};
-
-/// How tokens are chosen.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SamplingParams {
-    /// 0 is greedy.
-    pub temperature: f32,
-    /// Keep the k most likely; 0 keeps all, 1 is greedy.
-    pub top_k: usize,
-    /// Keep the smallest set of this probability; 1 keeps all, and so does 0, as in exllamav2.
-    pub top_p: f32,
-    /// Keep tokens of at least this share of the best one's probability; 0 keeps all.
-    pub min_p: f32,
-    /// Divides positive and multiplies negative logits of tokens seen in prompt or output; 1 is off.
-    pub repetition_penalty: f32,
-    /// How many of the last tokens the repetition penalty looks at; `None` is all.
-    pub repetition_range: Option<usize>,
-    /// Subtracted per occurrence in the output.
-    pub frequency_penalty: f32,
-    /// Subtracted once if the token stands in the output.
-    pub presence_penalty: f32,
-    /// Added to single logits; minus infinity forbids a token.
-    pub logit_bias: Vec<(u32, f32)>,
-    /// Seed of this request's random numbers.
-    pub seed: u64,
-}
-
-impl Default for SamplingParams {
-    /// Greedy, nothing penalised.
-    fn default() -> Self {
-        Self {
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            repetition_range: None,
-            frequency_penalty: 0.0,
-            presence_penalty: 0.0,
-            logit_bias: Vec::new(),
-            seed: 0,
-        }
-    }
-}
-
-impl SamplingParams {
-    /// Checks every range; `vocab` bounds the ids of `logit_bias`.
-    ///
-    /// # Errors
-    /// `sampling_invalid` naming the setting, with every further one that is out of range.
-    pub fn check(&self, vocab: usize) -> Result<()> {
-        let mut problems = Vec::new();
-        let mut check = |name: &str, value: f32, valid: bool, expected: &str| {
-            if !valid {
-                let error = Error::new(ErrorCode::SamplingInvalid, format!("{name} is out of range"));
-                problems.push(error.with_expected(expected).with_found(value));
-            }
-        };
-        let t = self.temperature;
-        check("temperature", t, t.is_finite() && t >= 0.0, "a finite number of at least 0");
-        check("top_p", self.top_p, (0.0..=1.0).contains(&self.top_p), "a number from 0 to 1");
-        check("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "a number from 0 to 1");
-        let r = self.repetition_penalty;
-        check("repetition_penalty", r, r.is_finite() && r > 0.0, "a finite number above 0");
-        check("frequency_penalty", self.frequency_penalty, self.frequency_penalty.is_finite(), "a finite number");
-        check("presence_penalty", self.presence_penalty, self.presence_penalty.is_finite(), "a finite number");
-        for &(id, bias) in &self.logit_bias {
-            let name = format!("logit_bias of token {id}");
-            check(&name, bias, bias.is_finite() || bias == f32::NEG_INFINITY, "a finite number or minus infinity");
-        }
-        if let Some(&(id, _)) = self.logit_bias.iter().find(|(id, _)| *id as usize >= vocab) {
-            let error = Error::new(ErrorCode::SamplingInvalid, "logit_bias names a token the model does not have");
-            problems.push(error.with_expected(format!("ids below {vocab}")).with_found(id));
-        }
-        Error::all(problems).map_or(Ok(()), Err)
-    }
-
-    fn is_greedy(&self) -> bool {
-        self.temperature == 0.0 || self.top_k == 1
-    }
-
-    fn changes_logits(&self) -> bool {
-        self.repetition_penalty != 1.0
-            || self.frequency_penalty != 0.0
-            || self.presence_penalty != 0.0
-            || !self.logit_bias.is_empty()
-    }
-}
+use super::sampling_params::SamplingParams;
 
 /// The chosen token and, if asked for, log-probabilities of the unmodified distribution.
 #[derive(Clone, Debug, PartialEq)]
@@ -112,7 +25,7 @@ pub struct Sampled {
 /// Chooses tokens; keeps scratch memory between calls.
 #[derive(Default)]
 pub struct Sampler {
-    /// Logits after penalties and bias, where there are any.
+    /// Logits after penalties and bias, if the request has any.
     modified: Vec<f32>,
     /// Occurrences per id; all zero between calls.
     counts: Vec<u32>,
@@ -151,7 +64,7 @@ impl Sampler {
         let id = if params.changes_logits() {
             modified.clear();
             modified.extend_from_slice(logits);
-            self.penalise(&mut modified, params, tokens, tokens.get(prompt_len..).unwrap_or_default());
+            self.penalize(&mut modified, params, tokens, tokens.get(prompt_len..).unwrap_or_default());
             self.choose(&modified, params, tokens.len())
         } else {
             self.choose(logits, params, tokens.len())
@@ -166,8 +79,8 @@ impl Sampler {
         if params.is_greedy() { argmax(logits) } else { self.draw(logits, params, position) }
     }
 
-    /// Penalties and bias. An id outside the logits (a token the model has no row for) is passed over.
-    fn penalise(&mut self, logits: &mut [f32], params: &SamplingParams, tokens: &[u32], output: &[u32]) {
+    /// Penalties and bias. An id outside the logits (a token the model has no row for) is skipped.
+    fn penalize(&mut self, logits: &mut [f32], params: &SamplingParams, tokens: &[u32], output: &[u32]) {
         self.counts.resize(logits.len().max(self.counts.len()), 0);
         if params.repetition_penalty != 1.0 {
             let recent = params.repetition_range.map_or(0, |range| tokens.len().saturating_sub(range));
@@ -187,7 +100,7 @@ impl Sampler {
         }
     }
 
-    /// Replaces the logit of each distinct token by what `change` makes of it and of the token's number of occurrences.
+    /// Replaces the logit of each distinct token by `change(logit, number of occurrences)`.
     fn for_each_distinct(&mut self, tokens: &[u32], logits: &mut [f32], change: impl Fn(&f32, u32) -> f32) {
         let vocab = logits.len();
         let known = || tokens.iter().map(|&id| id as usize).filter(|&id| id < vocab);
@@ -250,9 +163,9 @@ impl Sampler {
     }
 }
 
-/// The id of the largest logit, the lowest of several; 0 where all are NaN or minus infinity.
+/// The id of the largest logit, the lowest such id; 0 if all are NaN or minus infinity.
 fn argmax(logits: &[f32]) -> u32 {
-    // Lanes, so that the maximum is found at the speed of memory; a comparison with NaN is false.
+    // Lanes, so that finding the maximum is limited by memory alone; a comparison with NaN is false.
     let (chunks, rest) = logits.as_chunks::<16>();
     let mut lanes = [f32::NEG_INFINITY; 16];
     for chunk in chunks {
@@ -267,7 +180,7 @@ fn argmax(logits: &[f32]) -> u32 {
     logits.iter().position(|&logit| logit == best).unwrap_or(0) as u32
 }
 
-/// All tokens that can be chosen, by id.
+/// Collects all tokens that can be chosen, by id.
 fn collect(candidates: &mut Vec<Candidate>, logits: &[f32]) {
     candidates.clear();
     let possible = (0..).zip(logits).filter(|(_, logit)| **logit > f32::NEG_INFINITY);
@@ -275,7 +188,7 @@ fn collect(candidates: &mut Vec<Candidate>, logits: &[f32]) {
     candidates.extend(possible.map(|(id, &logit)| Candidate { id, logit: logit + 0.0, weight: 0.0 }));
 }
 
-/// Keeps the `k` best in the order of their rank.
+/// Keeps the `k` best, in order of rank.
 fn keep_best(candidates: &mut Vec<Candidate>, k: usize) {
     if k < candidates.len() {
         candidates.select_nth_unstable_by(k, Candidate::rank);
@@ -308,8 +221,8 @@ fn keep_nucleus(candidates: &mut Vec<Candidate>, mass: f64) {
     }
 }
 
-/// A random number of (seed, position): the finaliser of SplitMix64 twice, so that neighboring seeds and positions, and
-/// seeds that differ by the generator's own increment, have nothing in common.
+/// A random number of (seed, position): the finalizer of SplitMix64 twice, so that neighboring seeds and positions, and
+/// seeds that differ by the generator's own increment, are uncorrelated.
 ///
 /// Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014; constants of Stafford's Mix13.
 fn hash(seed: u64, position: u64) -> u64 {
@@ -399,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn greedy_takes_the_largest_and_of_equals_the_lowest_id() {
+    fn greedy_takes_the_largest_logit_and_the_lowest_id_of_equals() {
         let mut logits = vec![0.0; 100];
         logits[70] = 2.0;
         logits[33] = 2.0;
@@ -408,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn logits_that_mean_nothing_are_never_chosen() {
+    fn nan_and_minus_infinity_are_never_chosen() {
         let (nan, inf) = (f32::NAN, f32::INFINITY);
         for params in [at(0.0), at(1.0), SamplingParams { top_k: 2, top_p: 0.9, min_p: 0.1, ..at(0.7) }] {
             assert_eq!(choose(&[nan, -inf, -5.0, nan], &params), 2);
@@ -431,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_draws_the_same_whatever_was_sampled_before() {
+    fn a_draw_does_not_depend_on_earlier_samples() {
         let logits: Vec<f32> = (0..50).map(|i| (i as f32 * 0.7).sin()).collect();
         let params = SamplingParams { seed: 7, ..at(1.0) };
         let fresh = Sampler::default().sample(&logits, &params, &[1, 2, 3], 1, 0);
@@ -474,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn penalties_are_those_of_their_formulas() {
+    fn penalties_follow_their_formulas() {
         let params = SamplingParams {
             repetition_penalty: 2.0,
             frequency_penalty: 0.5,
@@ -484,16 +397,16 @@ mod tests {
         };
         let mut sampler = Sampler::default();
         let mut logits = [4.0, -4.0, 1.0, 0.0, 9.0, 3.0];
-        // 0 in the prompt; 1 twice and 2 once in the output; 99 is no token of the model.
+        // 0 in the prompt; 1 twice and 2 once in the output; 99 is not a token of the model.
         let tokens = [0, 99, 1, 2, 1];
         sampler.counts.resize(6, 0);
-        sampler.penalise(&mut logits, &params, &tokens, &tokens[2..]);
+        sampler.penalize(&mut logits, &params, &tokens, &tokens[2..]);
         assert_eq!(logits, [2.0, -9.25, -0.25, 1.0, f32::NEG_INFINITY, 3.0]);
         assert!(sampler.counts.iter().all(|&count| count == 0));
 
         let mut logits = [4.0, -4.0, 1.0];
         let params = SamplingParams { repetition_penalty: 2.0, repetition_range: Some(2), ..at(0.0) };
-        sampler.penalise(&mut logits, &params, &[0, 1, 2, 1], &[]);
+        sampler.penalize(&mut logits, &params, &[0, 1, 2, 1], &[]);
         assert_eq!(logits, [4.0, -8.0, 0.5], "only the last two tokens count");
     }
 
@@ -510,32 +423,9 @@ mod tests {
         assert!(sampled.top_logprobs.iter().all(|&(id, logprob)| (logprob - expected(id as usize)).abs() < 1e-6));
     }
 
-    #[test]
-    fn settings_out_of_range_are_named_all_at_once() {
-        assert!(SamplingParams { top_p: 0.0, min_p: 1.0, ..at(2.0) }.check(10).is_ok());
-        let bad = SamplingParams {
-            temperature: f32::NAN,
-            top_p: 1.1,
-            min_p: -0.1,
-            repetition_penalty: 0.0,
-            frequency_penalty: f32::INFINITY,
-            logit_bias: vec![(10, 0.0), (1, f32::INFINITY), (2, f32::NEG_INFINITY)],
-            ..Default::default()
-        };
-        let error = bad.check(10).expect_err("an error");
-        assert_eq!(error.code(), ErrorCode::SamplingInvalid);
-        let text = error.to_string();
-        for name in
-            ["temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "token 1", "ids below 10"]
-        {
-            assert!(text.contains(name), "{name} is missing in {text}");
-        }
-        assert!(!text.contains("token 2"));
-    }
-
     proptest! {
         #[test]
-        fn every_filter_keeps_what_the_definition_keeps(
+        fn every_filter_matches_its_definition(
             logits in prop::collection::vec(-40i32..40, 1..600),
             temperature in 0.2f32..3.0,
             top_k in 0usize..20,
@@ -558,7 +448,7 @@ mod tests {
         }
 
         #[test]
-        fn the_lanes_find_what_a_walk_finds(logits in prop::collection::vec(
+        fn argmax_equals_a_plain_scan(logits in prop::collection::vec(
             prop_oneof![8 => -4i8..4, 1 => Just(100i8), 1 => Just(101i8)], 0..70)) {
             let logits: Vec<f32> = logits
                 .into_iter()

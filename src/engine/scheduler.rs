@@ -1,38 +1,39 @@
-//! Continuous batching: who takes part in the next step, with how many tokens, on which pages.
+//! Continuous batching: which sequences are in the next step, with how many tokens, on which pages.
 //!
-//! Sequences stand in the order of their admission. Each step takes one token of every sequence that decodes, and prompt
-//! tokens of the others until the step's budget is full. When pages run out the sequence admitted last gives its pages
-//! back and starts over later: since rows are independent of their batch it arrives at the same tokens.
+//! Sequences are kept in the order of admission. Each step computes one token of every decoding sequence, and prompt tokens
+//! of the others until the step's budget is used up (chunked prefill). When pages run out, the sequence admitted last is
+//! preempted: it releases its pages and starts over later, and because of batch invariance it arrives at the same tokens.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::EngineOptions;
-use super::request::FinishReason;
+use super::options::EngineOptions;
+use super::output::FinishReason;
 use super::sampler::Sampler;
 use super::sequence::{Purpose, Sequence};
-use crate::backend::StepRows;
+use super::stats::SchedulerStats;
 use crate::error::{Error, ErrorCode, Result};
-use crate::kv::{KvPool, PAGE_TOKENS, PrefixKey};
-use crate::model::{ForwardBatch, KvStorage, Model};
+use crate::kv_cache::{PAGE_TOKENS, PagePool, PrefixKey};
+use crate::model::batch::{SequenceRows, StepBatch};
+use crate::model::{KvStorage, Model};
 
 /// The sequences of an engine and the pages they use.
 pub(super) struct Scheduler {
     waiting: VecDeque<Sequence>,
     running: Vec<Sequence>,
-    pool: KvPool,
+    pool: PagePool,
     kv: KvStorage,
     max_rows: usize,
     prefill_chunk: usize,
     sampler: Sampler,
-    /// Tokens that each running sequence takes in this step.
-    takes: Vec<usize>,
-    /// The running sequences in the order of the step: those that walk the same stack of layers stand together.
+    /// Number of tokens of each running sequence in this step.
+    scheduled_tokens: Vec<usize>,
+    /// Indices of the running sequences, those with the same layer map together.
     order: Vec<usize>,
-    batch: ForwardBatch,
+    batch: StepBatch,
     logits: Vec<f32>,
-    pub tokens_prompt: u64,
-    pub tokens_generated: u64,
+    tokens_prompt: u64,
+    tokens_generated: u64,
 }
 
 impl Scheduler {
@@ -40,30 +41,30 @@ impl Scheduler {
         Self {
             waiting: VecDeque::new(),
             running: Vec::new(),
-            pool: KvPool::new(kv.shape().pages, options.prefix_cache),
+            pool: PagePool::new(kv.shape().pages, options.prefix_cache),
             kv,
             max_rows: options.max_rows.max(1),
             prefill_chunk: options.prefill_chunk.max(1),
             sampler: Sampler::default(),
-            takes: Vec::new(),
+            scheduled_tokens: Vec::new(),
             order: Vec::new(),
-            batch: ForwardBatch::default(),
+            batch: StepBatch::default(),
             logits: Vec::new(),
             tokens_prompt: 0,
             tokens_generated: 0,
         }
     }
 
-    pub(super) fn pool(&self) -> &KvPool {
-        &self.pool
-    }
-
-    pub(super) fn running(&self) -> usize {
-        self.running.len()
-    }
-
-    pub(super) fn waiting(&self) -> usize {
-        self.waiting.len()
+    pub(super) fn stats(&self) -> SchedulerStats {
+        SchedulerStats {
+            kv_pages_total: self.pool.total(),
+            kv_pages_free: self.pool.free(),
+            prefix_pages: self.pool.prefix_pages(),
+            rows_running: self.running.len(),
+            rows_waiting: self.waiting.len(),
+            tokens_prompt: self.tokens_prompt,
+            tokens_generated: self.tokens_generated,
+        }
     }
 
     pub(super) fn queue(&mut self, sequence: Sequence) {
@@ -75,11 +76,11 @@ impl Scheduler {
         self.pool.clear_prefixes();
     }
 
-    /// Ends sequences whose jobs were cancelled.
-    pub(super) fn sweep_cancelled(&mut self) {
+    /// Ends the sequences of cancelled jobs.
+    pub(super) fn remove_cancelled(&mut self) {
         let pool = &mut self.pool;
         let mut keep = |sequence: &mut Sequence| {
-            if !sequence.shared.is_cancelled() {
+            if !sequence.job.is_cancelled() {
                 return true;
             }
             pool.release(sequence.pages.drain(..));
@@ -90,17 +91,17 @@ impl Scheduler {
         self.running.retain_mut(&mut keep);
     }
 
-    /// Computes one step; `false` if no sequence has anything to do.
+    /// Computes one step; `false` if there was nothing to do.
     pub(super) fn step(&mut self, model: &Model) -> Result<bool> {
-        self.sweep_cancelled();
+        self.remove_cancelled();
         self.admit();
-        self.plan();
+        self.schedule();
         if self.running.is_empty() {
             return Ok(false);
         }
-        self.order_by_stack();
+        self.order_by_layer_map();
         let mut finished = Vec::new();
-        let outcome = self.walk_stacks(model, &mut finished);
+        let outcome = self.forward_passes(model, &mut finished);
         finished.sort_unstable();
         for index in finished.into_iter().rev() {
             let mut sequence = self.running.remove(index);
@@ -109,11 +110,11 @@ impl Scheduler {
         outcome.map(|()| true).inspect_err(|error| self.fail_all(error))
     }
 
-    /// A pass for each stack of layers; the sequences that ended in it are `finished`.
-    fn walk_stacks(&mut self, model: &Model, finished: &mut Vec<usize>) -> Result<()> {
+    /// Runs one forward pass for each layer map; adds the indices of sequences that ended to `finished`.
+    fn forward_passes(&mut self, model: &Model, finished: &mut Vec<usize>) -> Result<()> {
         let mut start = 0;
         while start < self.order.len() {
-            let end = start + self.same_stack(start);
+            let end = start + self.same_layer_map(start);
             self.fill_batch(start..end);
             model.forward(&mut self.batch, &[&self.kv], &mut self.logits)?;
             self.advance(start..end, finished);
@@ -122,33 +123,34 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Nearly always all sequences walk the base's own layers, in one pass; each further stack is a pass of its own.
-    fn order_by_stack(&mut self) {
+    /// Groups sequences by layer map. Nearly always there is one group, those that run the base's own layers.
+    fn order_by_layer_map(&mut self) {
         self.order.clear();
         self.order.extend(0..self.running.len());
-        // No two keys are equal, so the sort that needs no buffer keeps the order of admission.
-        let key = |&index: &usize| (&self.running[index].walk.layers, index);
+        // No two keys are equal, so the unstable sort, which needs no buffer, keeps the order of admission.
+        let key = |&index: &usize| (&self.running[index].plan.layer_map, index);
         self.order.sort_unstable_by(|a, b| key(a).cmp(&key(b)));
     }
 
-    /// How many sequences from that place in the order on walk the same layers.
-    fn same_stack(&self, start: usize) -> usize {
-        let layers = |place: &usize| &self.running[*place].walk.layers;
-        self.order[start..].iter().take_while(|place| layers(place) == layers(&self.order[start])).count()
+    /// Number of sequences in `order` from `start` on with the same layer map.
+    fn same_layer_map(&self, start: usize) -> usize {
+        let layer_map = |index: usize| &self.running[index].plan.layer_map;
+        let first = layer_map(self.order[start]);
+        self.order[start..].iter().take_while(|&&index| layer_map(index) == first).count()
     }
 
-    /// Lets waiting sequences run while rows and pages suffice for their whole text so far.
+    /// Starts waiting sequences while there are free rows, and free pages for all their tokens so far.
     fn admit(&mut self) {
         while self.running.len() < self.max_rows {
             let Some(mut sequence) = self.waiting.pop_front() else { return };
-            // Logits of all positions need all positions computed.
+            // The logits of all positions need all positions computed.
             let (pages, key) = match sequence.purpose {
                 Purpose::Generate(_) if sequence.shares_prefixes() => {
                     self.pool.find_prefix(sequence.tokens.len(), |key, page| sequence.extend_key(key, page))
                 }
                 _ => (Vec::new(), PrefixKey::EMPTY),
             };
-            // A page to spare for each sequence that runs, or the newcomer would soon have to leave again.
+            // One spare page for each running sequence, or the new one would soon be preempted.
             let wanted = sequence.pages_for(sequence.tokens.len()) - pages.len() + self.running.len();
             if wanted > self.pool.free() && !self.running.is_empty() {
                 self.pool.release(pages);
@@ -167,27 +169,27 @@ impl Scheduler {
         }
     }
 
-    /// Decides how many tokens each running sequence takes in, and gives it the pages for them.
-    fn plan(&mut self) {
-        self.takes.clear();
+    /// Decides how many tokens of each running sequence are computed, and allocates their pages.
+    fn schedule(&mut self) {
+        self.scheduled_tokens.clear();
         let mut budget = self.prefill_chunk;
-        while self.takes.len() < self.running.len() {
-            let index = self.takes.len();
+        while self.scheduled_tokens.len() < self.running.len() {
+            let index = self.scheduled_tokens.len();
             let pending = self.running[index].pending();
-            let take = if pending == 1 { 1 } else { pending.min(budget) };
-            let end = self.running[index].computed + take;
-            if !self.give_pages(index, self.running[index].pages_for(end)) {
-                continue; // the last sequence left: perhaps this one
+            let tokens = if pending == 1 { 1 } else { pending.min(budget) };
+            let end = self.running[index].computed + tokens;
+            if !self.allocate_pages(index, self.running[index].pages_for(end)) {
+                continue; // the last sequence, perhaps this one, was preempted
             }
             if pending > 1 {
-                budget -= take;
+                budget -= tokens;
             }
-            self.takes.push(take);
+            self.scheduled_tokens.push(tokens);
         }
     }
 
-    /// Brings a sequence to that many pages; `false` if another one, or it itself, had to leave first.
-    fn give_pages(&mut self, index: usize, pages: usize) -> bool {
+    /// Allocates pages until a sequence has `pages`; `false` if a sequence had to be preempted first.
+    fn allocate_pages(&mut self, index: usize, pages: usize) -> bool {
         while self.running[index].pages.len() < pages {
             match self.pool.allocate() {
                 Some(page) => self.running[index].pages.push(page),
@@ -202,56 +204,47 @@ impl Scheduler {
 
     fn preempt_last(&mut self) {
         let Some(mut sequence) = self.running.pop() else { return };
-        tracing::debug!(tokens = sequence.tokens.len(), "out of pages: a sequence starts over later");
+        tracing::debug!(tokens = sequence.tokens.len(), "out of KV pages: a sequence is preempted");
         self.pool.release(sequence.pages.drain(..));
         sequence.computed = 0;
         if let Purpose::PromptLogits(collected) = &mut sequence.purpose {
             collected.clear();
         }
         if self.running.is_empty() {
-            // It had the whole cache: nothing will ever make room.
+            // It had the whole cache: there will never be room for it.
             sequence.end(FinishReason::Length);
         } else {
             self.waiting.push_front(sequence);
         }
     }
 
-    /// The rows of the sequences at those places of the order, which walk the same layers.
-    fn fill_batch(&mut self, places: Range<usize>) {
-        let sequences = || self.order[places.clone()].iter().map(|&index| (&self.running[index], self.takes[index]));
-        let batch = &mut self.batch;
-        batch.clear();
+    /// Collects the rows of `order[range]`, sequences with the same layer map.
+    fn fill_batch(&mut self, range: Range<usize>) {
+        let scheduled = &self.scheduled_tokens;
+        let sequences = || self.order[range.clone()].iter().map(|&index| (&self.running[index], scheduled[index]));
         let Some((first, _)) = sequences().next() else { return };
-        batch.layers = first.walk.layers.clone();
-        batch.kv_groups.resize_with(first.walk.kv_groups, StepRows::default);
-        batch.logit_width = sequences().map(|(sequence, _)| sequence.walk.vocab).max().unwrap_or(0);
-        for (sequence, take) in sequences() {
-            let range = sequence.computed..sequence.computed + take;
-            batch.tokens.extend_from_slice(&sequence.tokens[range.clone()]);
-            for (kv_group, rows) in batch.kv_groups.iter_mut().enumerate() {
-                rows.push(
-                    range.clone(),
-                    sequence.pages.iter().copied().skip(kv_group).step_by(sequence.walk.kv_groups),
-                );
-            }
-            let wanted = logit_rows_of(sequence, take);
-            let rows = batch.tokens.len();
-            batch.logit_rows.extend((rows - wanted..rows).map(|row| row as u32));
+        let logit_width = sequences().map(|(sequence, _)| sequence.plan.vocab).max().unwrap_or(0);
+        self.batch.begin(first.plan.layer_map.as_ref(), first.plan.kv_groups, logit_width);
+        for (sequence, tokens) in sequences() {
+            let positions = sequence.computed..sequence.computed + tokens;
+            let rows = SequenceRows {
+                tokens: &sequence.tokens[positions.clone()],
+                position: positions.start,
+                pages: &sequence.pages,
+                logits: logit_rows_of(sequence, tokens),
+            };
+            self.batch.push_sequence(rows, sequence.plan.spans.over(positions));
         }
-        batch.adapters.rebuild(sequences().flat_map(|(s, take)| s.walk.spans.over(s.computed..s.computed + take)));
-        batch.logit_adapters.rebuild(sequences().flat_map(|(s, take)| {
-            let end = s.computed + take;
-            s.walk.spans.over(end - logit_rows_of(s, take)..end)
-        }));
+        self.batch.finish();
     }
 
-    /// Takes the results of those places in: pages that became full are published, tokens chosen, ended sequences told.
-    fn advance(&mut self, places: Range<usize>, finished: &mut Vec<usize>) {
-        let mut logits = self.logits.chunks_exact_mut(self.batch.logit_width);
-        for &index in &self.order[places] {
-            let (sequence, take) = (&mut self.running[index], self.takes[index]);
-            let rows = logit_rows_of(sequence, take);
-            sequence.computed += take;
+    /// Processes the results of `order[range]`: publishes full pages, chooses tokens, collects the sequences that ended.
+    fn advance(&mut self, range: Range<usize>, finished: &mut Vec<usize>) {
+        let mut logits = self.logits.chunks_exact_mut(self.batch.logit_width());
+        for &index in &self.order[range] {
+            let (sequence, tokens) = (&mut self.running[index], self.scheduled_tokens[index]);
+            let rows = logit_rows_of(sequence, tokens);
+            sequence.computed += tokens;
             sequence.report_progress();
             publish_full_pages(&mut self.pool, sequence);
             if rows == 0 {
@@ -259,7 +252,7 @@ impl Scheduler {
             }
             let mut ended = false;
             for row in logits.by_ref().take(rows) {
-                let row = &mut row[..sequence.walk.vocab];
+                let row = &mut row[..sequence.plan.vocab];
                 ended = match &sequence.purpose {
                     Purpose::PromptLogits(_) => sequence.accept_prompt_logits(row),
                     Purpose::Generate(_) => {
@@ -285,15 +278,16 @@ impl Scheduler {
     }
 }
 
-/// Rows of a step whose logits a sequence wants: all, or the last if it completes what is pending.
-fn logit_rows_of(sequence: &Sequence, take: usize) -> usize {
+/// Number of rows whose logits a sequence needs: all of its `tokens` scheduled rows, or the last one if it is the last
+/// pending token.
+fn logit_rows_of(sequence: &Sequence, tokens: usize) -> usize {
     match sequence.purpose {
-        Purpose::PromptLogits(_) => take,
-        Purpose::Generate(_) => usize::from(take > 0 && take == sequence.pending()),
+        Purpose::PromptLogits(_) => tokens,
+        Purpose::Generate(_) => usize::from(tokens > 0 && tokens == sequence.pending()),
     }
 }
 
-fn publish_full_pages(pool: &mut KvPool, sequence: &mut Sequence) {
+fn publish_full_pages(pool: &mut PagePool, sequence: &mut Sequence) {
     while sequence.shares_prefixes() && (sequence.published + 1) * PAGE_TOKENS <= sequence.computed {
         sequence.key = sequence.extend_key(&sequence.key, sequence.published);
         pool.publish(sequence.pages[sequence.published], sequence.key);
@@ -301,8 +295,9 @@ fn publish_full_pages(pool: &mut KvPool, sequence: &mut Sequence) {
     }
 }
 
+/// Chooses the next token; whether the text ended with it.
 fn choose(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32]) -> Result<bool> {
-    let Purpose::Generate(generation) = &sequence.purpose else { return Ok(true) };
+    let Purpose::Generate(decode) = &sequence.purpose else { return Ok(true) };
     if let Some(id) = logits.iter().position(|logit| !logit.is_finite()) {
         let what = "the logits are not finite, so that no token can be chosen";
         return Err(Error::new(ErrorCode::LogitsNotFinite, what)
@@ -310,15 +305,14 @@ fn choose(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32]) ->
             .with_found(format!("{} for token {id}", logits[id])));
     }
     let new_tokens = sequence.tokens.len() - sequence.prompt_len;
-    let returned = if generation.returns_logits { logits.to_vec() } else { Vec::new() };
-    if new_tokens < generation.min_new_tokens {
-        for &id in &generation.stop_ids {
+    let returned = if decode.returns_logits { logits.to_vec() } else { Vec::new() };
+    if new_tokens < decode.min_new_tokens {
+        for &id in &decode.stop_ids {
             if let Some(logit) = logits.get_mut(id as usize) {
                 *logit = f32::NEG_INFINITY;
             }
         }
     }
-    let sampled =
-        sampler.sample(logits, &generation.sampling, &sequence.tokens, sequence.prompt_len, generation.logprobs);
+    let sampled = sampler.sample(logits, &decode.sampling, &sequence.tokens, sequence.prompt_len, decode.logprobs);
     sequence.accept(sampled, returned)
 }

@@ -1,74 +1,75 @@
-//! One request while it lives in the scheduler: its tokens, its pages, and when its text ends.
+//! A request in the scheduler: its tokens, its pages, and when its text ends.
 
 use std::sync::Arc;
 
-use super::job::JobShared;
-use super::request::{Chunk, Finish, FinishReason, StopMatch, TokenLogprobs, Usage};
-use super::sampler::{Sampled, SamplingParams};
-use super::text::{StopStrings, TextStream};
+use super::job_state::JobState;
+use super::output::{Chunk, Finish, FinishReason, StopMatch, TokenLogprobs, Usage};
+use super::sampler::Sampled;
+use super::sampling_params::SamplingParams;
+use super::text::{Detokenizer, StopStrings};
 use crate::adapter::mixture::MixtureSpans;
 use crate::error::{Error, ErrorCode, Result};
-use crate::kv::{PAGE_TOKENS, PrefixKey, pages_for};
+use crate::kv_cache::{PAGE_TOKENS, PrefixKey, pages_for};
 
 /// What a sequence is for.
 pub(super) enum Purpose {
-    /// Choose tokens until something ends it.
-    Generate(Box<Generation>),
-    /// Logits of every position of the prompt.
+    /// Generate tokens until something ends the text.
+    Generate(Box<DecodeState>),
+    /// Compute the logits of every position of the prompt; collected so far.
     PromptLogits(Vec<f32>),
 }
 
-/// How a text goes on and when it ends.
-pub(super) struct Generation {
+/// How tokens are chosen, turned into text, and when the text ends.
+pub(super) struct DecodeState {
     pub sampling: SamplingParams,
-    /// Tokens of prompt and output together, at most.
+    /// Largest number of tokens, prompt and output together.
     pub max_tokens: usize,
     pub min_new_tokens: usize,
     pub stop_ids: Vec<u32>,
-    /// `None` for a model without tokenizer.
-    pub text: Option<(TextStream, StopStrings)>,
+    /// `None` for a model without a tokenizer.
+    pub text: Option<(Detokenizer, StopStrings)>,
     pub logprobs: usize,
     pub returns_logits: bool,
 }
 
-/// What a request's adapters make of its way through the model.
-pub(super) struct Walk {
-    /// Which adapters act where along its tokens.
+/// What the adapters of a request decide about its forward pass.
+pub(super) struct SequencePlan {
+    /// Which adapters act on which positions.
     pub spans: MixtureSpans,
-    /// The base's layer that each layer of its stack is; `None` is the base's own stack.
-    pub layers: Option<Arc<[u32]>>,
-    /// How often the cache of a token has the base's number of layers: more than once where they repeat.
+    /// The base layer that each layer to run is; `None` runs the base's own layers.
+    pub layer_map: Option<Arc<[u32]>>,
+    /// Number of KV groups: more than one if the layer map is longer than the base.
     pub kv_groups: usize,
-    /// Width of its logits.
+    /// Number of logits.
     pub vocab: usize,
 }
 
 /// A request in the scheduler.
 pub(super) struct Sequence {
-    pub shared: Arc<JobShared>,
+    pub job: Arc<JobState>,
     pub purpose: Purpose,
     /// Prompt, then output.
     pub tokens: Vec<u32>,
     pub prompt_len: usize,
-    pub walk: Walk,
+    pub plan: SequencePlan,
     /// Tokens whose keys and values are in `pages`.
     pub computed: usize,
     pub pages: Vec<u32>,
-    /// Leading pages that were published or found, and the key they end in.
+    /// Number of leading pages that were published or reused, and the key of their prefix.
     pub published: usize,
     pub key: PrefixKey,
-    /// Prompt tokens found in the cache when it first ran; `None` before.
+    /// Prompt tokens found in the prefix cache when it was first admitted; `None` before.
     pub cached_tokens: Option<usize>,
 }
 
 impl Sequence {
-    pub(super) fn new(shared: Arc<JobShared>, purpose: Purpose, tokens: Vec<u32>, walk: Walk) -> Self {
+    pub(super) fn new(job: Arc<JobState>, purpose: Purpose, tokens: Vec<u32>, plan: SequencePlan) -> Self {
         Self {
-            shared,
+            job,
             purpose,
             prompt_len: tokens.len(),
             tokens,
-            walk,
+            plan,
             computed: 0,
             pages: Vec::new(),
             published: 0,
@@ -77,47 +78,47 @@ impl Sequence {
         }
     }
 
-    /// Pages that hold so many of its tokens.
+    /// Number of pages that `tokens` of its tokens need.
     pub(super) fn pages_for(&self, tokens: usize) -> usize {
-        pages_for(tokens) * self.walk.kv_groups
+        pages_for(tokens) * self.plan.kv_groups
     }
 
-    /// Whether its pages are found and kept under prefix keys; those of repeated layers are not.
+    /// Whether its pages can be published and reused; those of several KV groups cannot.
     pub(super) fn shares_prefixes(&self) -> bool {
-        self.walk.kv_groups == 1
+        self.plan.kv_groups == 1
     }
 
-    /// The key of a page of its tokens, after that of the page before.
+    /// The prefix key of one of its pages, given the key before it.
     pub(super) fn extend_key(&self, key: &PrefixKey, page: usize) -> PrefixKey {
         let positions = page * PAGE_TOKENS..(page + 1) * PAGE_TOKENS;
-        key.extend(&self.tokens[positions.clone()], self.walk.spans.identity(positions))
+        key.extend(&self.tokens[positions.clone()], self.plan.spans.identity(positions))
     }
 
-    /// Tokens that a step has to take in before the next one can be chosen.
+    /// Tokens to compute before the next one can be chosen.
     pub(super) fn pending(&self) -> usize {
         self.tokens.len() - self.computed
     }
 
-    /// Tells the job how much of its prompt is in the cache.
+    /// Reports to the job how much of its prompt is in the cache.
     pub(super) fn report_progress(&self) {
-        self.shared.set_prefilled(self.computed.min(self.prompt_len));
+        self.job.set_prefilled(self.computed.min(self.prompt_len));
     }
 
-    /// Takes a chosen token in, with the logits to return for it, sends the chunk, and says whether the text ended.
+    /// Appends a chosen token, sends its chunk (with `logits`), and returns whether the text ended.
     pub(super) fn accept(&mut self, sampled: Sampled, logits: Vec<f32>) -> Result<bool> {
-        let Purpose::Generate(generation) = &mut self.purpose else { return Ok(true) };
+        let Purpose::Generate(decode) = &mut self.purpose else { return Ok(true) };
         self.tokens.push(sampled.id);
         let mut chunk = Chunk { token_ids: vec![sampled.id], logits, ..Chunk::default() };
-        if generation.logprobs > 0 {
+        if decode.logprobs > 0 {
             chunk.logprobs.push(TokenLogprobs { chosen: sampled.logprob, top: sampled.top_logprobs });
         }
 
         let mut ended = None;
-        if generation.stop_ids.contains(&sampled.id) {
+        if decode.stop_ids.contains(&sampled.id) {
             ended = Some((FinishReason::Stop, Some(StopMatch::Token(sampled.id))));
-        } else if let Some((stream, stops)) = &mut generation.text {
-            let piece = match stream.push(sampled.id) {
-                // Vocabularies are padded: such a row can be chosen, and has no text.
+        } else if let Some((detokenizer, stops)) = &mut decode.text {
+            let piece = match detokenizer.push(sampled.id) {
+                // Vocabularies are padded: a padding id can be chosen and has no text.
                 Err(error) if error.code() == ErrorCode::TokenOutOfRange => String::new(),
                 piece => piece?,
             };
@@ -125,16 +126,16 @@ impl Sequence {
             chunk.text = step.emit;
             ended = step.matched.map(|text| (FinishReason::Stop, Some(StopMatch::Text(text))));
         }
-        if ended.is_none() && self.tokens.len() >= generation.max_tokens {
+        if ended.is_none() && self.tokens.len() >= decode.max_tokens {
             ended = Some((FinishReason::Length, None));
         }
         let Some((mut reason, mut matched)) = ended else {
-            self.shared.send(chunk);
+            self.job.send(chunk);
             return Ok(false);
         };
-        if let (Some((stream, stops)), false) = (&mut generation.text, matches!(matched, Some(StopMatch::Text(_)))) {
-            // The held back tail may complete a stop string only now.
-            let step = stops.push(&stream.finish()?);
+        if let (Some((detokenizer, stops)), false) = (&mut decode.text, matches!(matched, Some(StopMatch::Text(_)))) {
+            // The rest of the text may complete a stop string.
+            let step = stops.push(&detokenizer.finish()?);
             chunk.text += &step.emit;
             match step.matched {
                 Some(text) => (reason, matched) = (FinishReason::Stop, Some(StopMatch::Text(text))),
@@ -142,38 +143,38 @@ impl Sequence {
             }
         }
         chunk.finish = Some(self.finish(reason, matched));
-        self.shared.send(chunk);
+        self.job.send(chunk);
         Ok(true)
     }
 
-    /// Adds the logits of the next prompt position; sends all when the last position is there.
+    /// Adds the logits of the next prompt position and sends all of them after the last; whether that was the last.
     pub(super) fn accept_prompt_logits(&mut self, row: &[f32]) -> bool {
         let Purpose::PromptLogits(collected) = &mut self.purpose else { return true };
         collected.extend_from_slice(row);
-        if collected.len() < self.tokens.len() * self.walk.vocab {
+        if collected.len() < self.tokens.len() * self.plan.vocab {
             return false;
         }
         let logits = std::mem::take(collected);
         let finish = Some(self.finish(FinishReason::Length, None));
-        self.shared.send(Chunk { logits, finish, ..Chunk::default() });
+        self.job.send(Chunk { logits, finish, ..Chunk::default() });
         true
     }
 
-    /// Ends it before its time: cancelled, or out of cache.
+    /// Ends it early: cancelled, or out of cache.
     pub(super) fn end(&mut self, reason: FinishReason) {
         let mut chunk = Chunk { finish: Some(self.finish(reason, None)), ..Chunk::default() };
-        if let Purpose::Generate(generation) = &mut self.purpose
-            && let Some((stream, stops)) = &mut generation.text
-            && let Ok(tail) = stream.finish()
+        if let Purpose::Generate(decode) = &mut self.purpose
+            && let Some((detokenizer, stops)) = &mut decode.text
+            && let Ok(tail) = detokenizer.finish()
         {
             chunk.text = stops.push(&tail).emit + &stops.finish();
         }
-        self.shared.send(chunk);
+        self.job.send(chunk);
     }
 
     /// Ends it with an error.
     pub(super) fn fail(&self, error: Error) {
-        self.shared.fail(error);
+        self.job.fail(error);
     }
 
     fn finish(&self, reason: FinishReason, matched: Option<StopMatch>) -> Finish {

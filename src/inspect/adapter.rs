@@ -1,4 +1,4 @@
-//! What an adapter's folder holds: contents and problems beside each other, with a base or without one.
+//! Reports on adapters: contents and problems, with a base or without one.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::adapter::AdapterFiles;
 use crate::adapter::config::{AdapterConfig, TrainedBiases};
 use crate::adapter::delta::{LowRank, SiteDelta};
-use crate::adapter::plan::AdapterPlan;
+use crate::adapter::plan::ReducedAdapter;
 use crate::error::{Error, Result};
 use crate::model::{ModelSurvey, survey};
 use crate::sites::{SiteId, SiteKind, SitePart, SiteTable};
@@ -19,34 +19,34 @@ use crate::tensor::TensorView;
 pub struct AdapterReport {
     /// Its folder.
     pub path: PathBuf,
-    /// What could be read of it; `None` if that is nothing.
+    /// What could be read; `None` if nothing could.
     pub contents: Option<AdapterContents>,
-    /// The model it was checked against, if one was named.
+    /// The model it was checked against, if one was given.
     pub base: Option<PathBuf>,
-    /// Every problem found; empty if it can be used.
+    /// Every problem found; empty if the adapter can be loaded.
     pub problems: Vec<Error>,
 }
 
-/// What a readable adapter holds.
+/// What an adapter contains.
 #[derive(Clone, Debug, Serialize)]
 pub struct AdapterContents {
-    /// `r` of adapter_config.json, else the largest rank of a site.
+    /// `r` of adapter_config.json; if missing, the largest rank of a site.
     pub rank: usize,
     /// `lora_alpha` of adapter_config.json.
     pub alpha: Option<f64>,
-    /// Whether alpha is divided by the rank's root.
+    /// Whether alpha is divided by the root of the rank.
     pub use_rslora: bool,
     /// Module names the config targets, as written.
     pub target_modules: Vec<String>,
-    /// What it uses beyond plain factors, by the fields of adapter_config.json where there are any.
+    /// Features it uses beyond plain factors, named by the fields of adapter_config.json where there are any.
     pub features: Vec<&'static str>,
-    /// Number of sites that it changes; one in a repeated layer counts each time.
+    /// Number of sites that it changes; a site of a repeated layer counts once for each repeat.
     pub sites: usize,
-    /// The sites with factors by what acts there, in the order of rank, then scale.
+    /// The sites with factors, grouped and ordered by rank, then scale.
     pub groups: Vec<RankGroup>,
-    /// Rows of the embedding that it brings in the base's place: the tokens its requests may hold.
+    /// Rows of its own embedding, if it replaces the base's: the tokens that its requests may use.
     pub embedding_rows: Option<usize>,
-    /// Rows of the head that it brings in the base's place: the width of its requests' logits.
+    /// Rows of its own head, if it replaces the base's: the width of its requests' logits.
     pub head_rows: Option<usize>,
     /// Data types of its tensors.
     pub dtypes: Vec<String>,
@@ -63,25 +63,25 @@ pub struct RankGroup {
     pub rank: usize,
     /// `lora_alpha`, after alpha_pattern.
     pub alpha: f64,
-    /// Factor of the delta: alpha / rank, or alpha / sqrt(rank).
+    /// Scale of the delta: alpha / rank, or alpha / sqrt(rank).
     pub scale: f64,
     /// Number of sites.
     pub sites: usize,
 }
 
-/// Reads and checks an adapter's folder; its problems stand in the report.
+/// Reads and checks an adapter's folder. Its problems are in the report.
 pub(super) fn inspect(dir: &Path, base: Option<&Path>) -> Result<AdapterReport> {
     let model = base.map(survey).transpose()?;
     let (contents, problems) = match AdapterFiles::read(dir) {
         Ok(files) => {
-            let implied = if model.is_none() { files.implied_sites() } else { SiteTable::default() };
-            let sites = model.as_ref().map_or(&implied, |model| &model.sites);
-            let (mut plan, outcome) = files.examine(sites);
-            if let Some(model) = &model {
-                plan.drop_copies(|site, part, tensor| equals_base(model, site, part, tensor));
-            }
+            let inferred = if model.is_none() { files.inferred_sites() } else { SiteTable::default() };
+            let sites = model.as_ref().map_or(&inferred, |model| &model.sites);
+            let (checked, outcome) = files.examine(sites);
+            let reduced = checked.without_copies(|site, part, tensor| {
+                model.as_ref().is_some_and(|model| equals_base(model, site, part, tensor))
+            });
             let problems = outcome.err().map(Error::into_list).unwrap_or_default();
-            (Some(contents(&plan, &files, sites)), problems)
+            (Some(contents(&reduced, &files, sites)), problems)
         }
         Err(error) => (None, error.into_list()),
     };
@@ -96,13 +96,15 @@ fn equals_base(model: &ModelSurvey, site: SiteId, part: SitePart, tensor: Tensor
         SitePart::Weight => "weight",
         SitePart::Bias => "bias",
     };
-    let own = model.checkpoint.get(&format!("{}.{suffix}", sites.get(site).path)).ok().flatten();
-    own.is_some_and(|own| own.dtype().is_float() && own.shape() == tensor.shape() && own.to_f32() == tensor.to_f32())
+    let stored = model.checkpoint.get(&format!("{}.{suffix}", sites.get(site).path)).ok().flatten();
+    stored.is_some_and(|stored| {
+        stored.dtype().is_float() && stored.shape() == tensor.shape() && stored.to_f32() == tensor.to_f32()
+    })
 }
 
-fn contents(plan: &AdapterPlan<'_>, files: &AdapterFiles, sites: &SiteTable) -> AdapterContents {
-    let (summary, config, weights) = (&plan.summary, files.config(), files.weights());
-    // Of the file, whatever could be made of it.
+fn contents(adapter: &ReducedAdapter<'_>, files: &AdapterFiles, sites: &SiteTable) -> AdapterContents {
+    let (summary, config, weights) = (adapter.summary(), files.config(), files.weights());
+    // Of all tensors in the file, valid or not.
     let tensors: Vec<TensorView<'_>> = weights.names().filter_map(|name| weights.tensor(name).ok()).collect();
     let mut dtypes: Vec<String> = tensors.iter().map(|tensor| tensor.dtype().to_string()).collect();
     dtypes.sort_unstable();
@@ -112,9 +114,9 @@ fn contents(plan: &AdapterPlan<'_>, files: &AdapterFiles, sites: &SiteTable) -> 
         alpha: config.alpha,
         use_rslora: summary.use_rslora,
         target_modules: summary.target_modules.clone(),
-        features: features(plan, config, sites),
+        features: features(adapter, config, sites),
         sites: summary.sites,
-        groups: rank_groups(&plan.deltas, summary.use_rslora),
+        groups: rank_groups(adapter.deltas(), summary.use_rslora),
         embedding_rows: summary.constraints.embedding_rows,
         head_rows: summary.constraints.head_rows,
         dtypes,
@@ -123,9 +125,9 @@ fn contents(plan: &AdapterPlan<'_>, files: &AdapterFiles, sites: &SiteTable) -> 
     }
 }
 
-/// What an adapter uses beyond plain factors on linears.
-fn features(plan: &AdapterPlan<'_>, config: &AdapterConfig, sites: &SiteTable) -> Vec<&'static str> {
-    let any = |has: &dyn Fn(&SiteDelta<'_>) -> bool| plan.deltas.iter().any(has);
+/// Features that an adapter uses beyond plain factors on linears.
+fn features(adapter: &ReducedAdapter<'_>, config: &AdapterConfig, sites: &SiteTable) -> Vec<&'static str> {
+    let any = |has: &dyn Fn(&SiteDelta<'_>) -> bool| adapter.deltas().any(has);
     let factors = |has: fn(&LowRank<'_>) -> bool| any(&|delta| delta.low_rank.as_ref().is_some_and(has));
     let factors_at = |is: &dyn Fn(SiteId) -> bool| any(&|delta| delta.low_rank.is_some() && is(delta.site));
     let table = [
@@ -137,7 +139,7 @@ fn features(plan: &AdapterPlan<'_>, config: &AdapterConfig, sites: &SiteTable) -
         ("replaced weights", any(&|delta| delta.weight.is_some())),
         ("trainable_token_indices", any(&|delta| delta.rows.is_some())),
         ("ensure_weight_tying", config.ensure_weight_tying),
-        ("layer_replication", plan.summary.constraints.layers.is_some()),
+        ("layer_replication", adapter.summary().constraints.layers.is_some()),
         ("alora_invocation_tokens", !config.invocation.is_empty()),
         ("use_qalora", config.pooled_inputs.is_some()),
         ("use_bdlora", config.blocks.is_some()),
@@ -148,10 +150,10 @@ fn features(plan: &AdapterPlan<'_>, config: &AdapterConfig, sites: &SiteTable) -
     table.into_iter().filter(|(_, used)| *used).map(|(name, _)| name).collect()
 }
 
-fn rank_groups(deltas: &[SiteDelta<'_>], use_rslora: bool) -> Vec<RankGroup> {
-    // Bits of a scale as key: equal alphas and ranks give equal bits.
+fn rank_groups<'d, 'a: 'd>(deltas: impl Iterator<Item = &'d SiteDelta<'a>>, use_rslora: bool) -> Vec<RankGroup> {
+    // The bits of a scale as key: equal alphas and ranks give equal bits.
     let mut sites: BTreeMap<(usize, u32), usize> = BTreeMap::new();
-    for low in deltas.iter().filter_map(|delta| delta.low_rank.as_ref()) {
+    for low in deltas.filter_map(|delta| delta.low_rank.as_ref()) {
         *sites.entry((low.rank(), low.scale.to_bits())).or_default() += 1;
     }
     let group = |((rank, scale), sites): ((usize, u32), usize)| {
@@ -162,7 +164,7 @@ fn rank_groups(deltas: &[SiteDelta<'_>], use_rslora: bool) -> Vec<RankGroup> {
     sites.into_iter().map(group).collect()
 }
 
-/// The double that reads as the single does: 0.1, not 0.10000000149.
+/// The double with the shortest decimal form of the single: 0.1, not 0.10000000149.
 fn shortest(value: f32) -> f64 {
     value.to_string().parse().unwrap_or(f64::from(value))
 }
@@ -184,13 +186,13 @@ mod tests {
         let deltas =
             [delta(0, &a8, &b8, 2.0), delta(1, &a8, &b8, 2.0), delta(2, &a8, &b8, 0.1), delta(3, &a4, &b4, 4.0)];
         assert_eq!(
-            rank_groups(&deltas, false),
+            rank_groups(deltas.iter(), false),
             [
                 RankGroup { rank: 4, alpha: 16.0, scale: 4.0, sites: 1 },
                 RankGroup { rank: 8, alpha: 0.8, scale: 0.1, sites: 1 },
                 RankGroup { rank: 8, alpha: 16.0, scale: 2.0, sites: 2 },
             ]
         );
-        assert_eq!(rank_groups(&deltas[3..], true)[0].alpha, 8.0);
+        assert_eq!(rank_groups(deltas[3..].iter(), true)[0].alpha, 8.0);
     }
 }

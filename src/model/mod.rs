@@ -1,10 +1,15 @@
 //! A loaded model: packed weights in a backend, its sites, its adapters, and the forward pass.
 //!
-//! Several engines, each with a KV cache of its own, may share one [`Model`]; a step holds its backend for as long as it
-//! computes, so adapters come and go between steps.
+//! Several engines, each with its own KV cache, may share one [`Model`]. A step holds the step lock while it
+//! computes. Adapters are loaded while steps run and take the lock only for the moment of installing them.
 
+mod adapters;
+pub mod batch;
 pub mod config;
+mod core;
 mod decoder;
+mod kv_storage;
+mod loader;
 mod rope;
 mod survey;
 
@@ -14,31 +19,33 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::adapter::AdapterFiles;
-use crate::adapter::plan::AdapterSummary;
-use crate::adapter::pool::{AdapterInfo, AdapterLease, AdapterLimits, AdapterPool, Reservation};
-use crate::backend::{Backend, BackendMemory, KvDType, KvId, KvShape, UploadError, cpu};
+use self::core::Core;
+use crate::adapter::pool::{AdapterLimits, AdapterPool};
+use crate::backend::{AdapterPreparer, Backend, BackendMemory, KvDType, KvId, KvShape, MemoryUse, cpu, reference};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result};
-use crate::kv::PAGE_TOKENS;
+use crate::kv_cache::PAGE_TOKENS;
 use crate::quant::QuantConfig;
-use crate::sites::{SiteId, SiteTable};
+use crate::sites::SiteTable;
+use batch::StepBatch;
 use config::DecoderConfig;
-use decoder::{Decoder, DecoderLoader};
+use decoder::Decoder;
+use loader::DecoderLoader;
 
-pub use decoder::ForwardBatch;
+pub use kv_storage::KvStorage;
+pub use loader::Progress;
 pub use survey::{ModelSurvey, survey};
 
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Device {
-    /// The best there is.
+    /// The best device available.
     #[default]
     Auto,
     /// The CPU's fast paths.
     Cpu,
-    /// The plain f32 maths every fast path is tested against; slow.
+    /// The plain f32 implementation that every fast path is tested against; slow.
     Reference,
 }
 
@@ -68,15 +75,6 @@ pub struct ModelOptions {
     pub adapter_limits: AdapterLimits,
 }
 
-/// How far loading has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// Modules packed so far.
-    pub done: usize,
-    /// Modules in all.
-    pub total: usize,
-}
-
 /// A model that several engines may share.
 pub struct Model {
     path: PathBuf,
@@ -84,12 +82,11 @@ pub struct Model {
     sites: SiteTable,
     file_bytes: u64,
     adapters: AdapterPool,
-    core: Mutex<Core>,
-}
-
-struct Core {
-    backend: Box<dyn Backend>,
-    decoder: Decoder,
+    device: String,
+    memory: Arc<MemoryUse>,
+    preparer: Arc<dyn AdapterPreparer>,
+    /// Behind the step lock.
+    core: Arc<Mutex<Core>>,
 }
 
 impl Model {
@@ -105,27 +102,33 @@ impl Model {
         let (config, json) = DecoderConfig::read(dir)?;
         let quant = QuantConfig::read(dir, &json)?;
         let checkpoint = Checkpoint::open(dir)?;
-        let is_reference = options.device == Device::Reference;
-        let mut backend =
-            cpu::open(&cpu::CpuOptions { threads: options.threads, reference: is_reference, ..Default::default() })?;
+        let mut builder = match options.device {
+            Device::Reference => reference::open(),
+            Device::Auto | Device::Cpu => cpu::open(&cpu::CpuOptions { threads: options.threads, isa: None })?,
+        };
         let loader = DecoderLoader {
             config: &config,
             quant: quant.as_ref(),
             checkpoint: &checkpoint,
-            backend: &mut *backend,
+            weights: &mut *builder,
             sites: SiteTable::default(),
             progress,
             done: 0,
         };
-        let (decoder, sites) = loader.load()?;
-        tracing::info!(model = %dir.display(), device = backend.describe(), "model loaded");
+        let (weights, sites) = loader.load()?;
+        let Backend { description: device, memory, adapters: preparer, mut compute } = builder.finish()?;
+        let decoder = Decoder::new(weights, &config, &mut *compute);
+        tracing::info!(model = %dir.display(), device, "model loaded");
         Ok(Arc::new(Self {
             path: dir.to_path_buf(),
             file_bytes: checkpoint.file_bytes(),
             config,
             sites,
             adapters: AdapterPool::new(options.adapter_limits),
-            core: Mutex::new(Core { backend, decoder }),
+            device,
+            memory,
+            preparer,
+            core: Arc::new(Mutex::new(Core { compute, decoder })),
         }))
     }
 
@@ -151,43 +154,16 @@ impl Model {
 
     /// What computes: `cpu (avx512, 2 threads)`.
     pub fn describe_device(&self) -> String {
-        self.core.lock().backend.describe()
+        self.device.clone()
     }
 
-    /// Resident bytes, after letting go of adapters that nobody uses any more.
+    /// Resident bytes. Never waits for a step.
     pub fn memory(&self) -> BackendMemory {
-        let mut core = self.core.lock();
-        self.reap(&mut core);
-        core.backend.memory()
-    }
-
-    /// Loads an adapter under a name, or replaces the one that has it. Running requests keep theirs.
-    ///
-    /// # Errors
-    /// Anything of `adapter_*`; nothing changed then.
-    pub fn load_adapter(&self, name: &str, dir: &Path) -> Result<AdapterInfo> {
-        let subject = |e: Error| e.with_subject(format!("adapter '{name}'"));
-        // Before any file is read; publishing checks it again.
-        AdapterPool::check_name(name).map_err(subject)?;
-        let (reservation, summary) = self.upload(dir).map_err(subject)?;
-        self.adapters.publish(name, reservation, summary).map_err(subject)
-    }
-
-    /// Loads an adapter that no name finds; it lives as long as its leases.
-    ///
-    /// # Errors
-    /// Anything of `adapter_*`; nothing changed then.
-    pub fn load_anonymous_adapter(&self, dir: &Path) -> Result<AdapterLease> {
-        let (reservation, summary) = self.upload(dir)?;
-        Ok(self.adapters.insert_anonymous(reservation, summary))
-    }
-
-    /// Forgets a name; memory returns when the last request that uses it has ended.
-    ///
-    /// # Errors
-    /// `adapter_not_found`.
-    pub fn unload_adapter(&self, name: &str) -> Result<()> {
-        self.adapters.unload(name)
+        // Adapters that are no longer used go first. If a step is running, it has done so itself.
+        if let Some(mut core) = self.core.try_lock() {
+            self.reap(&mut core);
+        }
+        self.memory.read()
     }
 
     /// The resident adapters.
@@ -199,7 +175,7 @@ impl Model {
     ///
     /// # Errors
     /// `memory_exhausted`.
-    pub fn create_kv(self: &Arc<Self>, pages: usize, dtype: KvDType) -> Result<KvStorage> {
+    pub fn create_kv(&self, pages: usize, dtype: KvDType) -> Result<KvStorage> {
         let shape = KvShape {
             layers: self.config.layers,
             pages,
@@ -208,82 +184,36 @@ impl Model {
             head_dim: self.config.head_dim,
             dtype,
         };
-        let id = self.core.lock().backend.create_kv(shape)?;
-        Ok(KvStorage { model: Arc::clone(self), id, shape })
+        KvStorage::new(&self.core, shape)
     }
 
-    /// How often the cache of a token has the base's number of layers, for that stack of layers.
+    /// Number of KV groups (caches of the base's number of layers) that a layer map needs.
     pub fn kv_groups_of(&self, layers: Option<&Arc<[u32]>>) -> usize {
         layers.map_or(1, |layers| decoder::kv_groups_of(layers.len(), self.config.layers))
     }
 
-    /// Runs one step; `logits` becomes `[batch.logit_rows, batch.logit_width]`, where a row whose adapters give it fewer
-    /// logits than that leaves the rest undefined. There is a cache for each kv_group of the batch, or one for all.
+    /// Runs one step; `logits` becomes `[rows with logits, batch.logit_width()]`. A row whose adapters give it fewer logits
+    /// than that leaves the rest undefined. `kvs` has one cache for each KV group, or one that holds the pages of all.
     ///
     /// # Errors
     /// The device failed.
-    pub fn forward(&self, batch: &mut ForwardBatch, kvs: &[&KvStorage], logits: &mut Vec<f32>) -> Result<()> {
+    pub fn forward(&self, batch: &mut StepBatch, kvs: &[&KvStorage], logits: &mut Vec<f32>) -> Result<()> {
         let mut core = self.core.lock();
         self.reap(&mut core);
-        let Core { backend, decoder } = &mut *core;
+        let Core { compute, decoder } = &mut *core;
+        let kvs: Vec<KvId> = kvs.iter().map(|kv| kv.id()).collect();
         logits.resize(batch.logit_rows.len() * batch.logit_width, 0.0);
-        decoder.forward(&mut **backend, batch, kvs, logits)
+        decoder.forward(&mut **compute, batch, &kvs, logits)
     }
 
-    fn upload(&self, dir: &Path) -> Result<(Reservation, AdapterSummary)> {
-        let files = AdapterFiles::read(dir)?;
-        let mut plan = files.plan(&self.sites)?;
-        plan.drop_copies(|site, part, values| self.core.lock().backend.equals_base(site, part, values));
-        // Steps go on meanwhile: a decomposition takes long.
-        plan.truncate(|site| self.core.lock().backend.dense_weight(site))?;
-        let mut core = self.core.lock();
-        self.reap(&mut core);
-        let mut reservation = self.adapters.reserve(plan.summary.bytes)?;
-        let uploaded = core.backend.upload_adapter(reservation.slot(), &plan.deltas);
-        let resident = uploaded.map_err(|error| match error {
-            UploadError::ZeroNorm { site, output } => self.zero_norm(dir, site, output),
-            UploadError::Failed(error) => error,
-        })?;
-        reservation.set_resident_bytes(resident);
-        Ok((reservation, plan.summary))
-    }
-
-    fn zero_norm(&self, dir: &Path, site: SiteId, output: usize) -> Error {
-        let what = format!("DoRA divides by norms of '{}', one of which is 0", self.sites.get(site).path);
-        Error::new(ErrorCode::AdapterScaleInvalid, what)
-            .with_path(dir)
-            .with_expected("norms above 0")
-            .with_found(format!("0 at output {output}"))
-            .with_hint("the base's weight and the adapter's delta cancel in that row, or both are 0")
-    }
-
+    /// Drops the adapters that are no longer used.
     fn reap(&self, core: &mut Core) {
-        self.adapters.reap(|slot| core.backend.drop_adapter(slot));
+        self.adapters.reap(|slot| core.compute.drop_adapter(slot));
     }
 }
 
 impl std::fmt::Debug for Model {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Model").field("path", &self.path).finish_non_exhaustive()
-    }
-}
-
-/// KV pages in a model's backend; given back when dropped.
-pub struct KvStorage {
-    model: Arc<Model>,
-    id: KvId,
-    shape: KvShape,
-}
-
-impl KvStorage {
-    /// Its size.
-    pub fn shape(&self) -> &KvShape {
-        &self.shape
-    }
-}
-
-impl Drop for KvStorage {
-    fn drop(&mut self) {
-        self.model.core.lock().backend.drop_kv(self.id);
     }
 }

@@ -1,37 +1,25 @@
-//! The engine as a Python object. `exlora/engine.py` gives it the face users see.
+//! The engine as a Python object. `exlora/engine.py` has the class that users see.
 
 use std::path::PathBuf;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::convert::{Floats, Mixture, NamedInts, PromptArg, count};
-use super::detach::{Listener, detached};
+use super::args::{MixtureArg, PromptArg, count, kv_dtype};
+use super::gil::detached;
 use super::job::PyJob;
 use super::model::PyModel;
+use super::progress::ProgressReporter;
 use super::request::PyRequest;
 use super::results::{PyAdapterInfo, PyCompletion};
+use super::returns::{Floats, NamedInts};
 use super::tokenizer::PyTokenizer;
-use crate::backend::KvDType;
 use crate::engine::{Engine, EngineOptions};
-use crate::error::{Error, ErrorCode};
 
 /// A model, a KV cache and a scheduler.
 #[pyclass(frozen, name = "Engine", module = "exlora._exlora")]
 pub(super) struct PyEngine {
     engine: Engine,
-}
-
-/// The element type of a KV cache by its name.
-pub(super) fn kv_dtype(name: &str) -> PyResult<KvDType> {
-    match name {
-        "f16" => Ok(KvDType::F16),
-        "f32" => Ok(KvDType::F32),
-        other => Err(Error::new(ErrorCode::RequestInvalid, "the cache has no such element type")
-            .with_expected("f16 or f32")
-            .with_found(other)
-            .into()),
-    }
 }
 
 /// Options that both constructors share.
@@ -76,20 +64,20 @@ impl PyEngine {
             threads,
             ..options(kv_dtype, kv_tokens, max_batch_size, prefill_chunk, prefix_cache)?
         };
-        let listener = Listener::new(progress)?;
-        let engine = detached(py, |link| {
-            Engine::load_with_progress(model, options, &mut |progress| listener.report(link, progress))
+        let reporter = ProgressReporter::new(progress)?;
+        let engine = detached(py, |python| {
+            Engine::load_with_progress(model, options, &mut |progress| reporter.report(python, progress))
         });
-        listener.finish();
+        reporter.finish();
         Ok(Self { engine: engine? })
     }
 
-    /// An engine over a model that is loaded already, with a cache of its own.
+    /// An engine with its own KV cache over a loaded model.
     #[staticmethod]
     #[pyo3(signature = (model, tokenizer=None, *, kv_dtype="f16", kv_tokens=None, max_batch_size=32, prefill_chunk=512,
                         prefix_cache=true))]
     #[allow(clippy::too_many_arguments)]
-    fn over(
+    fn from_model(
         py: Python<'_>,
         model: &Bound<'_, PyModel>,
         tokenizer: Option<&Bound<'_, PyTokenizer>>,
@@ -105,17 +93,17 @@ impl PyEngine {
         Ok(Self { engine: detached(py, |_| Engine::from_model(model, tokenizer, options))? })
     }
 
-    /// Runs requests to their end in one batch; results stand in the order of the requests.
+    /// Runs requests to their end in one batch; results are in the order of the requests.
     #[pyo3(signature = (requests: "list[Request]"))]
     fn generate(&self, py: Python<'_>, requests: Vec<Bound<'_, PyRequest>>) -> PyResult<Vec<PyCompletion>> {
-        let requests: Vec<_> = requests.iter().map(|request| request.get().request.clone()).collect();
-        let completions = detached(py, |link| self.engine.generate_with(&requests, &mut || link.check_signals()))?;
+        let requests: Vec<_> = requests.iter().map(|request| request.get().request()).collect();
+        let completions = detached(py, |python| self.engine.generate_with(&requests, &mut || python.check_signals()))?;
         completions.into_iter().map(|completion| PyCompletion::new(py, completion)).collect()
     }
 
-    /// Checks a request and queues it; whoever asks for chunks computes.
+    /// Checks a request and queues it. Steps are computed by the threads that ask for chunks.
     fn submit(&self, py: Python<'_>, request: &Bound<'_, PyRequest>) -> PyResult<PyJob> {
-        let request = request.get().request.clone();
+        let request = request.get().request();
         Ok(PyJob::new(detached(py, |_| self.engine.submit(request))?))
     }
 
@@ -125,28 +113,30 @@ impl PyEngine {
     }
 
     /// Logits of every position of a prompt, float32 [tokens, vocab].
-    #[pyo3(signature = (prompt, adapter=Mixture::default()))]
-    fn logits(&self, py: Python<'_>, prompt: PromptArg, adapter: Mixture) -> PyResult<Floats> {
-        let logits = detached(py, |link| self.engine.logits_with(&prompt.0, &adapter.0, &mut || link.check_signals()))?;
+    #[pyo3(signature = (prompt, adapter=None))]
+    fn logits(&self, py: Python<'_>, prompt: PromptArg, adapter: Option<MixtureArg>) -> PyResult<Floats> {
+        let logits = detached(py, |python| {
+            self.engine.logits_with(&prompt.0, &adapter.unwrap_or_default().0, &mut || python.check_signals())
+        })?;
         Ok(Floats { values: logits.values, columns: Some(logits.vocab) })
     }
 
-    /// Loads an adapter under a name, or replaces the one that has it.
+    /// Loads an adapter under a name, or replaces the adapter of that name.
     fn load_adapter(&self, py: Python<'_>, name: &str, path: PathBuf) -> PyResult<PyAdapterInfo> {
         Ok(detached(py, |_| self.engine.load_adapter(name, path))?.into())
     }
 
-    /// Forgets an adapter's name.
+    /// Removes an adapter's name.
     fn unload_adapter(&self, py: Python<'_>, name: &str) -> PyResult<()> {
         detached(py, |_| self.engine.unload_adapter(name))
     }
 
-    /// The named adapters, by name.
+    /// The named adapters, sorted by name.
     fn adapters(&self, py: Python<'_>) -> Vec<PyAdapterInfo> {
         py.detach(|| self.engine.adapters()).into_iter().map(PyAdapterInfo::from).collect()
     }
 
-    /// Counters and resident bytes, now.
+    /// Counters and resident bytes. Never waits for a step.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<NamedInts<'py>> {
         let stats = py.detach(|| self.engine.stats());
         let dict = PyDict::new(py);
@@ -165,7 +155,7 @@ impl PyEngine {
         Ok(NamedInts(dict))
     }
 
-    /// Forgets every cached prefix.
+    /// Forgets all cached prefixes.
     fn clear_prefix_cache(&self, py: Python<'_>) {
         py.detach(|| self.engine.clear_prefix_cache());
     }
@@ -182,7 +172,7 @@ impl PyEngine {
         PyModel::new(self.engine.model().clone())
     }
 
-    /// Positions a sequence can reach: the model's, or the cache's if that is smaller.
+    /// Positions that a sequence can reach: those of the model, or of the cache if that is smaller.
     #[getter]
     fn max_tokens(&self) -> usize {
         self.engine.max_tokens()

@@ -1,4 +1,4 @@
-//! Errors on their way to Python: the classes are written in `exlora/errors.py`, everything in them comes from here.
+//! Errors as Python exceptions. The classes are defined in `exlora/errors.py`; their contents come from here.
 
 use std::collections::BTreeMap;
 

@@ -3,22 +3,24 @@
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 
-use super::detach::detached;
+use super::gil::detached;
 use super::results::PyChunk;
-use crate::engine::Job;
+use crate::engine::{CancelHandle, Job};
 
-/// A submitted request: its chunks, one by one. Letting go of it cancels the request.
+/// A submitted request: its chunks, one by one. Deleting it cancels the request.
 ///
-/// The lock is only ever taken without the interpreter's lock, so the two cannot wait for each other.
+/// The lock is only taken without the interpreter's lock, so the two cannot wait for each other.
 #[pyclass(frozen, name = "Job", module = "exlora._exlora")]
 pub(super) struct PyJob {
     job: Mutex<Option<Job>>,
+    /// Beside the lock, so that a thread can cancel while another one waits for a chunk.
+    cancel_handle: CancelHandle,
     prompt: Vec<u32>,
 }
 
 impl PyJob {
     pub(super) fn new(job: Job) -> Self {
-        Self { prompt: job.prompt_tokens().to_vec(), job: Mutex::new(Some(job)) }
+        Self { prompt: job.prompt_tokens().to_vec(), cancel_handle: job.cancel_handle(), job: Mutex::new(Some(job)) }
     }
 
     fn with<T: Send>(&self, py: Python<'_>, f: impl FnOnce(&Job) -> T + Send) -> Option<T> {
@@ -30,8 +32,8 @@ impl PyJob {
 impl PyJob {
     /// The next chunk, computing steps as needed; `None` after the last.
     fn next_chunk(&self, py: Python<'_>) -> PyResult<Option<PyChunk>> {
-        let chunk = detached(py, |link| match &mut *self.job.lock() {
-            Some(job) => job.next_chunk_with(&mut || link.check_signals()),
+        let chunk = detached(py, |python| match &mut *self.job.lock() {
+            Some(job) => job.next_chunk_with(&mut || python.check_signals()),
             None => Ok(None),
         })?;
         chunk.map(|chunk| PyChunk::new(py, chunk)).transpose()
@@ -43,29 +45,30 @@ impl PyJob {
         chunk.map(|chunk| PyChunk::new(py, chunk)).transpose()
     }
 
-    /// Ends the request; its last chunk says `cancelled`.
-    fn cancel(&self, py: Python<'_>) {
-        self.with(py, Job::cancel);
+    /// Ends the request at the next step; its last chunk has the reason `cancelled`. Never waits.
+    fn cancel(&self) {
+        self.cancel_handle.cancel();
     }
 
-    /// Ends the request and lets go of everything it holds, its leases included.
+    /// Ends the request and releases its adapters. Waits for a thread that waits for a chunk of this request.
     fn close(&self, py: Python<'_>) {
+        self.cancel_handle.cancel();
         py.detach(|| drop(self.job.lock().take()));
     }
 
-    /// Whether the last chunk has been handed out.
+    /// Whether the last chunk was returned.
     #[getter]
     fn is_finished(&self, py: Python<'_>) -> bool {
         self.with(py, Job::is_finished).unwrap_or(true)
     }
 
-    /// Prompt tokens whose keys and values are in the cache, and prompt tokens in all.
+    /// Prompt tokens whose keys and values are in the cache, and the number of prompt tokens.
     #[getter]
     fn prefill_progress(&self, py: Python<'_>) -> (usize, usize) {
         self.with(py, Job::prefill_progress).unwrap_or((self.prompt.len(), self.prompt.len()))
     }
 
-    /// The prompt's token ids.
+    /// Token ids of the prompt.
     #[getter]
     fn prompt_tokens(&self) -> Vec<u32> {
         self.prompt.clone()
@@ -73,7 +76,7 @@ impl PyJob {
 }
 
 impl Drop for PyJob {
-    /// Ending a request may wait for a step; the interpreter goes on meanwhile.
+    /// Frees what the request holds without the interpreter's lock.
     fn drop(&mut self) {
         if let Some(job) = self.job.get_mut().take() {
             let mut job = Some(job);

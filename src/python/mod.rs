@@ -1,20 +1,22 @@
-//! The extension module `exlora._exlora`: Python objects over the engine, nothing that thinks.
+//! The extension module `exlora._exlora`: Python classes over the engine, without logic of their own.
 //!
-//! Every function converts its arguments, calls the crate with the interpreter's lock released, and converts back.
-//! Arguments that may have many shapes are types of their own ([`convert`]), errors become the classes of
-//! `exlora/errors.py` ([`errors`]), and whatever may take long listens to Ctrl-C ([`detach`]). What is convenience only
-//! (one value for all prompts, exllamav2's names) is written in Python above this module.
+//! Every function converts its arguments ([`args`]), calls the crate with the interpreter's lock released ([`gil`]) and
+//! converts the result ([`returns`]). Errors become the classes of `exlora/errors.py` ([`errors`]). Convenience (one value for
+//! all prompts, exllamav2's names) is written in Python on top of this module.
 
-mod convert;
-mod detach;
+mod args;
 mod engine;
 mod errors;
+mod exllamav2;
+mod gil;
 mod job;
-mod kv;
-mod lora;
 mod model;
+mod progress;
 mod request;
 mod results;
+mod returns;
+mod sampling_params;
+mod sequence_cache;
 mod tokenizer;
 
 use std::collections::BTreeMap;
@@ -22,7 +24,7 @@ use std::ffi::OsString;
 
 use pyo3::prelude::*;
 
-use crate::adapter::features::{FeatureRow, Verdict, table};
+use crate::adapter::peft_support::{FeatureRow, Verdict, table};
 
 /// The compiled half of exlora. Use the package `exlora`.
 #[pymodule(gil_used = false)]
@@ -32,11 +34,9 @@ mod _exlora {
     #[pymodule_export]
     use super::errors::{error, error_codes};
     #[pymodule_export]
+    use super::exllamav2::{ExLlamaV2Lora, PyExLlamaV2Base};
+    #[pymodule_export]
     use super::job::PyJob;
-    #[pymodule_export]
-    use super::kv::PyKvCache;
-    #[pymodule_export]
-    use super::lora::ExLlamaV2Lora;
     #[pymodule_export]
     use super::main;
     #[pymodule_export]
@@ -48,13 +48,17 @@ mod _exlora {
     #[pymodule_export]
     use super::results::{PyAdapterInfo, PyChunk, PyCompletion, PyUsage};
     #[pymodule_export]
+    use super::sampling_params::PySamplingParams;
+    #[pymodule_export]
+    use super::sequence_cache::PySequenceCache;
+    #[pymodule_export]
     use super::tokenizer::PyTokenizer;
 
     /// Tokens of a KV page.
     #[pymodule_export]
-    const PAGE_TOKENS: usize = crate::kv::PAGE_TOKENS;
+    const PAGE_TOKENS: usize = crate::kv_cache::PAGE_TOKENS;
 
-    /// Version of the crate, which is the package's.
+    /// Version of the crate and the package.
     #[pymodule_export]
     #[allow(non_upper_case_globals)]
     const __version__: &str = env!("CARGO_PKG_VERSION");
@@ -66,7 +70,7 @@ fn main(py: Python<'_>, argv: Vec<OsString>) -> u8 {
     py.detach(|| crate::cli::run(argv))
 }
 
-/// What becomes of each of PEFT's features: a dict with `feature`, `verdict` (yes, refused, no effect), `code` (of the
+/// How each PEFT feature is treated: a dict with `feature`, `verdict` (yes, refused, no effect), `code` (of the
 /// refusal, else empty) and `note` for each.
 #[pyfunction]
 fn peft_features() -> Vec<BTreeMap<&'static str, String>> {

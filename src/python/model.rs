@@ -6,8 +6,9 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::convert::NamedValues;
-use super::detach::{Listener, detached};
+use super::gil::detached;
+use super::progress::ProgressReporter;
+use super::returns::NamedValues;
 use crate::model::config::DecoderConfig;
 use crate::model::{Model, ModelOptions};
 use crate::quant::QuantConfig;
@@ -41,9 +42,10 @@ impl PyModel {
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let options = ModelOptions { device: device.parse()?, threads, ..ModelOptions::default() };
-        let listener = Listener::new(progress)?;
-        let model = detached(py, |link| Model::load(&path, &options, &mut |progress| listener.report(link, progress)));
-        listener.finish();
+        let reporter = ProgressReporter::new(progress)?;
+        let model =
+            detached(py, |python| Model::load(&path, &options, &mut |progress| reporter.report(python, progress)));
+        reporter.finish();
         Ok(Self { model: model? })
     }
 
@@ -59,13 +61,13 @@ impl PyModel {
         py.detach(|| self.model.describe_device())
     }
 
-    /// Rows of embedding and head.
+    /// Number of token ids.
     #[getter]
     fn vocab_size(&self) -> usize {
         self.model.config().vocab_size
     }
 
-    /// Positions it was made for.
+    /// Largest number of positions.
     #[getter]
     fn max_positions(&self) -> usize {
         self.model.config().max_positions

@@ -1,70 +1,88 @@
-//! A request as a Python object: every keyword of generation, its default and its check in one place.
+//! A request as a Python object: each keyword, its default and its conversion are written here.
 
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
-use super::convert::{LogitBias, Mixture, PromptArg, Stops, TokenIds, count};
-use crate::engine::request::Request;
-use crate::engine::sampler::{Sampler, SamplingParams};
+use super::args::{MixtureArg, PromptArg, StopsArg, count};
+use super::returns::{NamedMixture, NamedValues, PromptOut, StopOut};
+use super::sampling_params::PySamplingParams;
+use crate::engine::{AdapterRef, Request};
 
-/// The most likely ids with their log-probabilities, best first.
-type TopLogprobs = Vec<(u32, f32)>;
-
-/// One prompt and how to continue it.
-#[pyclass(frozen, name = "Request", module = "exlora._exlora")]
+/// A prompt and how to continue it.
+#[pyclass(frozen, eq, name = "Request", module = "exlora._exlora")]
+#[derive(Clone, PartialEq)]
 pub(super) struct PyRequest {
-    pub request: Request,
+    /// Its sampling is that of `sampling`.
+    request: Request,
+    sampling: PySamplingParams,
+}
+
+impl PyRequest {
+    /// The request for the engine.
+    pub(super) fn request(&self) -> Request {
+        self.request.clone()
+    }
+
+    fn named_mixture<'py>(&self, py: Python<'py>) -> PyResult<Option<NamedMixture<'py>>> {
+        let names: Vec<_> = self.request.adapters.iter().map(|(adapter, weight)| (adapter.label(), *weight)).collect();
+        NamedMixture::new(py, &names)
+    }
+
+    fn stops(&self) -> Vec<StopOut> {
+        self.request.stop.iter().map(StopOut::from).collect()
+    }
+
+    /// All settings by keyword.
+    fn keywords<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let request = &self.request;
+        let dict = PyDict::new(py);
+        dict.set_item("prompt", PromptOut(&request.prompt))?;
+        dict.set_item("adapter", self.named_mixture(py)?)?;
+        dict.set_item("max_new_tokens", request.max_new_tokens)?;
+        dict.set_item("min_new_tokens", request.min_new_tokens)?;
+        dict.set_item("stop", self.stops())?;
+        dict.set_item("stop_at_eos", request.stop_at_eos)?;
+        dict.set_item("logprobs", request.logprobs)?;
+        dict.set_item("return_logits", request.return_logits)?;
+        dict.set_item("skip_special_tokens", request.skip_special_tokens)?;
+        dict.set_item("add_special_tokens", request.add_special_tokens)?;
+        dict.update(self.sampling.keywords(py)?.as_mapping())?;
+        Ok(dict)
+    }
 }
 
 #[pymethods]
 impl PyRequest {
-    /// A request; adapters are looked up when it is submitted.
+    /// A request. Adapters are looked up when it is submitted. The keywords of `SamplingParams` are taken too; they change
+    /// those of `sampling`.
     #[new]
-    #[pyo3(signature = (prompt, adapter=Mixture::default(), *, max_new_tokens=128, min_new_tokens=0, temperature=0.0,
-                        top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, repetition_range=None,
-                        frequency_penalty=0.0, presence_penalty=0.0, logit_bias=LogitBias::default(), seed=0,
-                        stop=Stops::default(), stop_at_eos=true, logprobs=0, return_logits=false,
-                        skip_special_tokens=true, add_special_tokens=true))]
+    #[pyo3(signature = (prompt, adapter=None, *, sampling=None, max_new_tokens=128, min_new_tokens=0,
+                        stop=None, stop_at_eos=true, logprobs=0, return_logits=false,
+                        skip_special_tokens=true, add_special_tokens=true, **keywords: "Any"))]
     #[allow(clippy::too_many_arguments)]
     fn new(
+        py: Python<'_>,
         prompt: PromptArg,
-        adapter: Mixture,
+        adapter: Option<MixtureArg>,
+        sampling: Option<&Bound<'_, PySamplingParams>>,
         max_new_tokens: i64,
         min_new_tokens: i64,
-        temperature: f32,
-        top_k: i64,
-        top_p: f32,
-        min_p: f32,
-        repetition_penalty: f32,
-        repetition_range: Option<i64>,
-        frequency_penalty: f32,
-        presence_penalty: f32,
-        logit_bias: LogitBias,
-        seed: i64,
-        stop: Stops,
+        stop: Option<StopsArg>,
         stop_at_eos: bool,
         logprobs: i64,
         return_logits: bool,
         skip_special_tokens: bool,
         add_special_tokens: bool,
+        keywords: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
-        let sampling = SamplingParams {
-            temperature,
-            top_k: count("top_k", top_k)?,
-            top_p,
-            min_p,
-            repetition_penalty,
-            repetition_range: repetition_range.map(|range| count("repetition_range", range)).transpose()?,
-            frequency_penalty,
-            presence_penalty,
-            logit_bias: logit_bias.0,
-            seed: seed.cast_unsigned(),
-        };
+        let sampling = PySamplingParams::with_keywords(py, sampling, keywords)?;
         let request = Request {
-            adapters: adapter.0,
+            adapters: adapter.unwrap_or_default().0,
             max_new_tokens: count("max_new_tokens", max_new_tokens)?,
             min_new_tokens: count("min_new_tokens", min_new_tokens)?,
-            sampling,
-            stop: stop.0,
+            sampling: sampling.params(),
+            stop: stop.unwrap_or_default().0,
             stop_at_eos,
             logprobs: count("logprobs", logprobs)?,
             return_logits,
@@ -72,28 +90,103 @@ impl PyRequest {
             add_special_tokens,
             ..Request::new(prompt.0)
         };
-        Ok(Self { request })
+        Ok(Self { request, sampling })
     }
 
-    /// Chooses the token that follows `tokens` from `logits` [vocab], by this request's sampling.
-    ///
-    /// Returns the id, its log-probability, and the `top` best (id, log-probability), both before penalties and filters.
-    /// Frequency and presence penalties count the tokens from `prompt_len` on.
-    #[pyo3(signature = (logits, tokens, prompt_len=0, top=1))]
-    fn sample(
-        &self,
-        logits: Vec<f32>,
-        tokens: TokenIds,
-        prompt_len: usize,
-        top: usize,
-    ) -> PyResult<(u32, f32, TopLogprobs)> {
-        self.request.sampling.check(logits.len())?;
-        let sampled = Sampler::default().sample(&logits, &self.request.sampling, &tokens.0, prompt_len, top);
-        Ok((sampled.id, sampled.logprob, sampled.top_logprobs))
+    /// The prompt: text, token ids or chat messages.
+    #[getter]
+    fn prompt(&self) -> PromptOut<'_> {
+        PromptOut(&self.request.prompt)
     }
 
-    fn __repr__(&self) -> String {
-        let names: Vec<_> = self.request.adapters.iter().map(|(adapter, weight)| (adapter.label(), weight)).collect();
-        format!("Request(max_new_tokens={}, adapters={names:?})", self.request.max_new_tokens)
+    /// The mixture: `None` for the base, a name for one adapter of weight 1, else a dict of name to weight (a list of pairs
+    /// if a name appears twice).
+    #[getter]
+    fn adapter<'py>(&self, py: Python<'py>) -> PyResult<Option<NamedMixture<'py>>> {
+        self.named_mixture(py)
+    }
+
+    /// How tokens are chosen.
+    #[getter]
+    fn sampling(&self) -> PySamplingParams {
+        self.sampling.clone()
+    }
+
+    /// Largest number of new tokens.
+    #[getter]
+    fn max_new_tokens(&self) -> usize {
+        self.request.max_new_tokens
+    }
+
+    /// Before this number of new tokens, stop tokens are not chosen.
+    #[getter]
+    fn min_new_tokens(&self) -> usize {
+        self.request.min_new_tokens
+    }
+
+    /// Token ids and strings that end the text.
+    #[getter]
+    fn stop(&self) -> Vec<StopOut> {
+        self.stops()
+    }
+
+    /// Whether the model's end-of-sequence ids end the text.
+    #[getter]
+    fn stop_at_eos(&self) -> bool {
+        self.request.stop_at_eos
+    }
+
+    /// Number of top log-probabilities for each token; 0 for no log-probabilities.
+    #[getter]
+    fn logprobs(&self) -> usize {
+        self.request.logprobs
+    }
+
+    /// Whether the logits that each token was chosen from are returned.
+    #[getter]
+    fn return_logits(&self) -> bool {
+        self.request.return_logits
+    }
+
+    /// Whether special tokens are left out of the text.
+    #[getter]
+    fn skip_special_tokens(&self) -> bool {
+        self.request.skip_special_tokens
+    }
+
+    /// Whether the tokenizer adds its own special tokens (a BOS) to a text prompt.
+    #[getter]
+    fn add_special_tokens(&self) -> bool {
+        self.request.add_special_tokens
+    }
+
+    /// Prompt, mixture and all settings by keyword; `Request(**request.to_dict())` is the same request.
+    fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<NamedValues<'py>> {
+        self.keywords(py).map(NamedValues)
+    }
+
+    #[pyo3(signature = () -> "tuple[tuple[()], dict[str, object]]")]
+    fn __getnewargs_ex__<'py>(&self, py: Python<'py>) -> PyResult<((), Bound<'py, PyDict>)> {
+        if self.request.adapters.iter().any(|(adapter, _)| matches!(adapter, AdapterRef::Lease(_))) {
+            return Err(PyTypeError::new_err("a request with a loaded adapter object cannot be pickled; use a name"));
+        }
+        Ok(((), self.keywords(py)?))
+    }
+
+    fn __copy__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    /// Requests are immutable.
+    fn __deepcopy__<'py>(slf: Bound<'py, Self>, memo: &Bound<'py, PyAny>) -> Bound<'py, Self> {
+        let _ = memo;
+        slf
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let prompt = PromptOut(&self.request.prompt).into_pyobject(py)?.repr()?;
+        let adapter = self.named_mixture(py)?.into_pyobject(py)?.repr()?;
+        let (tokens, sampling) = (self.request.max_new_tokens, self.sampling.repr(py)?);
+        Ok(format!("Request({prompt}, adapter={adapter}, max_new_tokens={tokens}, sampling={sampling})"))
     }
 }

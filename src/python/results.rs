@@ -1,21 +1,26 @@
-//! What generation returns.
+//! The results of generation as Python objects: immutable, comparable, picklable, with `to_dict()`.
 
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::convert::{Floats, FloatsOf, NamedFloats};
+use super::args::{FloatArrayArg, MixtureArg, StopsArg};
+use super::returns::{FloatArray, Floats, NamedInts, NamedMixture, NamedValues, StopOut};
 use crate::adapter::pool::AdapterInfo;
-use crate::engine::request::{Chunk, Completion, Finish, StopMatch, TokenLogprobs, Usage};
+use crate::engine::{AdapterRef, Chunk, Completion, Finish, FinishReason, Stop, StopMatch, TokenLogprobs, Usage};
 
-/// Tokens of a request.
-#[pyclass(frozen, get_all, eq, name = "Usage", module = "exlora._exlora")]
-#[derive(Clone, PartialEq)]
+/// The most likely (id, log-probability) of each token, best first.
+type TopLogprobs = Vec<Vec<(u32, f32)>>;
+
+/// Token counts of a request.
+#[pyclass(frozen, get_all, eq, hash, name = "Usage", module = "exlora._exlora")]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct PyUsage {
     /// Tokens of the prompt.
     prompt_tokens: usize,
-    /// Of those, tokens whose keys and values were found in the cache.
+    /// Prompt tokens whose keys and values were found in the prefix cache.
     cached_tokens: usize,
-    /// New tokens, a stop token included.
+    /// New tokens, including a stop token.
     completion_tokens: usize,
 }
 
@@ -29,8 +34,45 @@ impl From<Usage> for PyUsage {
     }
 }
 
+impl From<&PyUsage> for Usage {
+    fn from(usage: &PyUsage) -> Self {
+        Self {
+            prompt_tokens: usage.prompt_tokens,
+            cached_tokens: usage.cached_tokens,
+            completion_tokens: usage.completion_tokens,
+        }
+    }
+}
+
+impl PyUsage {
+    fn keywords<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
+        dict.set_item("prompt_tokens", self.prompt_tokens)?;
+        dict.set_item("cached_tokens", self.cached_tokens)?;
+        dict.set_item("completion_tokens", self.completion_tokens)?;
+        Ok(dict)
+    }
+}
+
 #[pymethods]
 impl PyUsage {
+    /// Made by the engine; the constructor is for tests and unpickling.
+    #[new]
+    #[pyo3(signature = (*, prompt_tokens=0, cached_tokens=0, completion_tokens=0))]
+    fn new(prompt_tokens: usize, cached_tokens: usize, completion_tokens: usize) -> Self {
+        Self { prompt_tokens, cached_tokens, completion_tokens }
+    }
+
+    /// All counts by name.
+    fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<NamedInts<'py>> {
+        self.keywords(py).map(NamedInts)
+    }
+
+    #[pyo3(signature = () -> "tuple[tuple[()], dict[str, object]]")]
+    fn __getnewargs_ex__<'py>(&self, py: Python<'py>) -> PyResult<((), Bound<'py, PyDict>)> {
+        Ok(((), self.keywords(py)?))
+    }
+
     fn __repr__(&self) -> String {
         let Self { prompt_tokens, cached_tokens, completion_tokens } = self;
         format!(
@@ -39,84 +81,148 @@ impl PyUsage {
     }
 }
 
-/// What a text ran into: the id of a stop token, or a stop string.
-#[derive(Clone, IntoPyObject)]
-pub(super) enum Matched {
-    Token(u32),
-    Text(String),
-}
-
-fn matched(finish: &Finish) -> Option<Matched> {
-    finish.matched.as_ref().map(|matched| match matched {
-        StopMatch::Token(id) => Matched::Token(*id),
-        StopMatch::Text(text) => Matched::Text(text.clone()),
-    })
-}
-
-/// A mixture as its request named it.
-#[derive(IntoPyObject)]
-pub(super) enum Requested<'py> {
-    Name(String),
-    Weights(NamedFloats<'py>),
-    Pairs(Vec<(String, f64)>),
-}
-
-/// The weight with the digits its user wrote: 0.3, not the 0.30000001192092896 it is as f32.
-fn as_written(weight: f32) -> f64 {
-    weight.to_string().parse().unwrap_or(f64::from(weight))
-}
-
-/// Log-probabilities of chosen ids, and the best ids of each position; `None` where they were not asked for.
+/// The arrays of a completion or chunk; `None` where they were not asked for.
 #[derive(Default)]
-struct Logprobs {
-    chosen: Option<FloatsOf>,
-    top: Option<Vec<Vec<(u32, f32)>>>,
+struct Arrays {
+    logprobs: Option<FloatArray>,
+    top_logprobs: Option<TopLogprobs>,
+    logits: Option<FloatArray>,
 }
 
-impl Logprobs {
-    fn new(py: Python<'_>, logprobs: Vec<TokenLogprobs>) -> PyResult<Self> {
-        if logprobs.is_empty() {
-            return Ok(Self::default());
+impl Arrays {
+    fn new(py: Python<'_>, logprobs: Vec<TokenLogprobs>, logits: Vec<f32>, tokens: usize) -> PyResult<Self> {
+        let mut arrays = Self::default();
+        if !logprobs.is_empty() {
+            let values = logprobs.iter().map(|token| token.chosen).collect();
+            arrays.logprobs = Some(FloatArray::new(py, Floats { values, columns: None })?);
+            arrays.top_logprobs = Some(logprobs.into_iter().map(|token| token.top).collect());
         }
-        let values = logprobs.iter().map(|token| token.chosen).collect();
-        let chosen = FloatsOf::new(py, Floats { values, columns: None })?;
-        Ok(Self { chosen: Some(chosen), top: Some(logprobs.into_iter().map(|token| token.top).collect()) })
+        if !logits.is_empty() {
+            let columns = Some(logits.len() / tokens.max(1));
+            arrays.logits = Some(FloatArray::new(py, Floats { values: logits, columns })?);
+        }
+        Ok(arrays)
+    }
+
+    fn from_arguments(
+        logprobs: Option<FloatArrayArg<'_>>,
+        top_logprobs: Option<TopLogprobs>,
+        logits: Option<FloatArrayArg<'_>>,
+    ) -> Self {
+        let array = |array: Option<FloatArrayArg<'_>>| array.map(|array| array.0.into());
+        Self { logprobs: array(logprobs), top_logprobs, logits: array(logits) }
+    }
+
+    /// Adds the arrays to a dict, as arrays or, if `as_lists`, as lists of floats.
+    fn set_items(&self, dict: &Bound<'_, PyDict>, as_lists: bool) -> PyResult<()> {
+        let py = dict.py();
+        let set = |name: &str, array: &Option<FloatArray>| match array {
+            Some(array) if as_lists => dict.set_item(name, array.to_list(py)?),
+            array => dict.set_item(name, array.as_ref().map(|array| array.clone_ref(py))),
+        };
+        set("logprobs", &self.logprobs)?;
+        set("logits", &self.logits)?;
+        dict.set_item("top_logprobs", &self.top_logprobs)
     }
 }
 
-fn logits_array(py: Python<'_>, logits: Vec<f32>, tokens: usize) -> PyResult<Option<FloatsOf>> {
-    if logits.is_empty() {
-        return Ok(None);
+fn finish_reason(name: &str) -> PyResult<FinishReason> {
+    [FinishReason::Stop, FinishReason::Length, FinishReason::Cancelled]
+        .into_iter()
+        .find(|reason| reason.as_str() == name)
+        .ok_or_else(|| PyValueError::new_err(format!("finish_reason is stop, length or cancelled, not {name}")))
+}
+
+fn stop_match(stops: Option<StopsArg>) -> PyResult<Option<StopMatch>> {
+    let mut stops = stops.unwrap_or_default();
+    match (stops.0.pop(), stops.0.is_empty()) {
+        (None, _) => Ok(None),
+        (Some(Stop::Token(id)), true) => Ok(Some(StopMatch::Token(id))),
+        (Some(Stop::Text(text)), true) => Ok(Some(StopMatch::Text(text))),
+        (Some(_), false) => Err(PyTypeError::new_err("stop_match is one token id or string")),
     }
-    let columns = Some(logits.len() / tokens.max(1));
-    FloatsOf::new(py, Floats { values: logits, columns }).map(Some)
+}
+
+fn quoted(text: Option<&str>) -> String {
+    text.map_or_else(|| "None".to_owned(), |text| format!("'{text}'"))
 }
 
 /// A finished request.
 #[pyclass(frozen, name = "Completion", module = "exlora._exlora")]
 pub(super) struct PyCompletion {
+    /// Without logprobs and logits, which are in `arrays`.
     completion: Completion,
-    logprobs: Logprobs,
-    logits: Option<FloatsOf>,
+    arrays: Arrays,
 }
 
 impl PyCompletion {
     pub(super) fn new(py: Python<'_>, mut completion: Completion) -> PyResult<Self> {
-        let logprobs = Logprobs::new(py, std::mem::take(&mut completion.logprobs))?;
-        let logits = logits_array(py, std::mem::take(&mut completion.logits), completion.token_ids.len())?;
-        Ok(Self { completion, logprobs, logits })
+        let (logprobs, logits) = (std::mem::take(&mut completion.logprobs), std::mem::take(&mut completion.logits));
+        let arrays = Arrays::new(py, logprobs, logits, completion.token_ids.len())?;
+        Ok(Self { completion, arrays })
+    }
+
+    /// All fields by keyword.
+    fn keywords<'py>(&self, py: Python<'py>, as_lists: bool) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
+        dict.set_item("text", self.text())?;
+        dict.set_item("token_ids", self.token_ids())?;
+        dict.set_item("finish_reason", self.finish_reason())?;
+        dict.set_item("stop_match", self.stop_match())?;
+        let usage = self.usage();
+        if as_lists {
+            dict.set_item("usage", usage.keywords(py)?)?;
+        } else {
+            dict.set_item("usage", usage)?;
+        }
+        dict.set_item("adapter", self.adapter(py)?)?;
+        self.arrays.set_items(&dict, as_lists)?;
+        Ok(dict)
     }
 }
 
 #[pymethods]
 impl PyCompletion {
-    /// The new text, without prompt and stop.
+    /// Made by the engine; the constructor is for tests and unpickling.
+    #[new]
+    #[pyo3(signature = (*, text="", token_ids=Vec::new(), finish_reason="stop", stop_match=None, usage=None,
+                        adapter=None, logprobs=None, top_logprobs=None, logits=None))]
+    #[allow(clippy::too_many_arguments)]
+    fn py_new(
+        text: &str,
+        token_ids: Vec<u32>,
+        finish_reason: &str,
+        stop_match: Option<StopsArg>,
+        usage: Option<&Bound<'_, PyUsage>>,
+        adapter: Option<MixtureArg>,
+        logprobs: Option<FloatArrayArg<'_>>,
+        top_logprobs: Option<TopLogprobs>,
+        logits: Option<FloatArrayArg<'_>>,
+    ) -> PyResult<Self> {
+        let finish = Finish {
+            reason: self::finish_reason(finish_reason)?,
+            matched: self::stop_match(stop_match)?,
+            usage: usage.map(|usage| usage.get().into()).unwrap_or_default(),
+        };
+        let name = |(adapter, weight): (AdapterRef, f32)| (adapter.label(), weight);
+        let completion = Completion {
+            text: text.to_owned(),
+            token_ids,
+            finish,
+            adapter: adapter.unwrap_or_default().0.into_iter().map(name).collect(),
+            logprobs: Vec::new(),
+            logits: Vec::new(),
+        };
+        Ok(Self { completion, arrays: Arrays::from_arguments(logprobs, top_logprobs, logits) })
+    }
+
+    /// The new text, without the prompt and the stop.
     #[getter]
     fn text(&self) -> &str {
         &self.completion.text
     }
 
-    /// The new tokens, a stop token included.
+    /// The new tokens, including a stop token.
     #[getter]
     fn token_ids(&self) -> Vec<u32> {
         self.completion.token_ids.clone()
@@ -128,56 +234,55 @@ impl PyCompletion {
         self.completion.finish.reason.as_str()
     }
 
-    /// The token id or string that stopped it, if one did.
+    /// The token id or string that ended the text, if one did.
     #[getter]
-    fn stop_match(&self) -> Option<Matched> {
-        matched(&self.completion.finish)
+    fn stop_match(&self) -> Option<StopOut> {
+        self.completion.finish.matched.as_ref().map(StopOut::from)
     }
 
-    /// Tokens used.
+    /// Token counts.
     #[getter]
     fn usage(&self) -> PyUsage {
         self.completion.finish.usage.into()
     }
 
-    /// The mixture: `None` for the base, a name for one adapter of weight 1, else a dict of name to weight (a list of
-    /// pairs where a name stands twice).
+    /// The mixture: `None` for the base, a name for one adapter of weight 1, else a dict of name to weight (a list of pairs
+    /// if a name appears twice).
     #[getter]
-    fn adapter<'py>(&self, py: Python<'py>) -> PyResult<Option<Requested<'py>>> {
-        match self.completion.adapter.as_slice() {
-            [] => Ok(None),
-            [(name, 1.0)] => Ok(Some(Requested::Name(name.clone()))),
-            mixture => {
-                let weights = PyDict::new(py);
-                for (name, weight) in mixture {
-                    weights.set_item(name, as_written(*weight))?;
-                }
-                let is_repeated = weights.len() < mixture.len();
-                Ok(Some(if is_repeated {
-                    Requested::Pairs(mixture.iter().map(|(name, weight)| (name.clone(), as_written(*weight))).collect())
-                } else {
-                    Requested::Weights(NamedFloats(weights))
-                }))
-            }
-        }
+    fn adapter<'py>(&self, py: Python<'py>) -> PyResult<Option<NamedMixture<'py>>> {
+        NamedMixture::new(py, &self.completion.adapter)
     }
 
     /// Log-probability of each chosen id, float32 [tokens]; `None` unless asked for.
     #[getter]
-    fn logprobs(&self, py: Python<'_>) -> Option<FloatsOf> {
-        self.logprobs.chosen.as_ref().map(|array| array.clone_ref(py))
+    fn logprobs(&self, py: Python<'_>) -> Option<FloatArray> {
+        self.arrays.logprobs.as_ref().map(|array| array.clone_ref(py))
     }
 
-    /// Per token, the most likely (id, log-probability), best first; `None` unless asked for.
+    /// For each token, the most likely (id, log-probability), best first; `None` unless asked for.
     #[getter]
-    fn top_logprobs(&self) -> Option<Vec<Vec<(u32, f32)>>> {
-        self.logprobs.top.clone()
+    fn top_logprobs(&self) -> Option<TopLogprobs> {
+        self.arrays.top_logprobs.clone()
     }
 
     /// The logits each token was chosen from, float32 [tokens, vocab]; `None` unless asked for.
     #[getter]
-    fn logits(&self, py: Python<'_>) -> Option<FloatsOf> {
-        self.logits.as_ref().map(|array| array.clone_ref(py))
+    fn logits(&self, py: Python<'_>) -> Option<FloatArray> {
+        self.arrays.logits.as_ref().map(|array| array.clone_ref(py))
+    }
+
+    /// All fields by name, as plain values that JSON can represent.
+    fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<NamedValues<'py>> {
+        self.keywords(py, true).map(NamedValues)
+    }
+
+    #[pyo3(signature = () -> "tuple[tuple[()], dict[str, object]]")]
+    fn __getnewargs_ex__<'py>(&self, py: Python<'py>) -> PyResult<((), Bound<'py, PyDict>)> {
+        Ok(((), self.keywords(py, false)?))
+    }
+
+    fn __eq__(&self, py: Python<'_>, other: &Self) -> PyResult<bool> {
+        self.keywords(py, true)?.eq(other.keywords(py, true)?)
     }
 
     fn __repr__(&self) -> String {
@@ -194,25 +299,63 @@ impl PyCompletion {
     }
 }
 
-/// A piece of a running request: usually one token, and the text that became certain with it.
+/// A piece of a running request: usually one token and the text it completed.
 #[pyclass(frozen, name = "Chunk", module = "exlora._exlora")]
 pub(super) struct PyChunk {
+    /// Without logprobs and logits, which are in `arrays`.
     chunk: Chunk,
-    logprobs: Logprobs,
-    logits: Option<FloatsOf>,
+    arrays: Arrays,
 }
 
 impl PyChunk {
     pub(super) fn new(py: Python<'_>, mut chunk: Chunk) -> PyResult<Self> {
-        let logprobs = Logprobs::new(py, std::mem::take(&mut chunk.logprobs))?;
-        let logits = logits_array(py, std::mem::take(&mut chunk.logits), chunk.token_ids.len())?;
-        Ok(Self { chunk, logprobs, logits })
+        let (logprobs, logits) = (std::mem::take(&mut chunk.logprobs), std::mem::take(&mut chunk.logits));
+        let arrays = Arrays::new(py, logprobs, logits, chunk.token_ids.len())?;
+        Ok(Self { chunk, arrays })
+    }
+
+    /// All fields by keyword.
+    fn keywords<'py>(&self, py: Python<'py>, as_lists: bool) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
+        dict.set_item("text", self.text())?;
+        dict.set_item("token_ids", self.token_ids())?;
+        dict.set_item("finish_reason", self.finish_reason())?;
+        dict.set_item("stop_match", self.stop_match())?;
+        match self.usage() {
+            Some(usage) if as_lists => dict.set_item("usage", usage.keywords(py)?)?,
+            usage => dict.set_item("usage", usage)?,
+        }
+        self.arrays.set_items(&dict, as_lists)?;
+        Ok(dict)
     }
 }
 
 #[pymethods]
 impl PyChunk {
-    /// Text that became certain; the texts of all chunks joined are the completion's text.
+    /// Made by the engine; the constructor is for tests and unpickling.
+    #[new]
+    #[pyo3(signature = (*, text="", token_ids=Vec::new(), finish_reason=None, stop_match=None, usage=None,
+                        logprobs=None, top_logprobs=None, logits=None))]
+    #[allow(clippy::too_many_arguments)]
+    fn py_new(
+        text: &str,
+        token_ids: Vec<u32>,
+        finish_reason: Option<&str>,
+        stop_match: Option<StopsArg>,
+        usage: Option<&Bound<'_, PyUsage>>,
+        logprobs: Option<FloatArrayArg<'_>>,
+        top_logprobs: Option<TopLogprobs>,
+        logits: Option<FloatArrayArg<'_>>,
+    ) -> PyResult<Self> {
+        let matched = self::stop_match(stop_match)?;
+        let usage = usage.map(|usage| usage.get().into()).unwrap_or_default();
+        let finish = |name| Ok::<_, PyErr>(Finish { reason: self::finish_reason(name)?, matched, usage });
+        let finish = finish_reason.map(finish).transpose()?;
+        let chunk = Chunk { text: text.to_owned(), token_ids, finish, ..Chunk::default() };
+        Ok(Self { chunk, arrays: Arrays::from_arguments(logprobs, top_logprobs, logits) })
+    }
+
+    /// New text. The texts of all chunks joined are the text of the completion.
     #[getter]
     fn text(&self) -> &str {
         &self.chunk.text
@@ -230,13 +373,13 @@ impl PyChunk {
         self.chunk.finish.as_ref().map(|finish| finish.reason.as_str())
     }
 
-    /// On the last chunk, the token id or string that stopped it, if one did.
+    /// On the last chunk, the token id or string that ended the text, if one did.
     #[getter]
-    fn stop_match(&self) -> Option<Matched> {
-        self.chunk.finish.as_ref().and_then(matched)
+    fn stop_match(&self) -> Option<StopOut> {
+        self.chunk.finish.as_ref()?.matched.as_ref().map(StopOut::from)
     }
 
-    /// Tokens used, on the last chunk.
+    /// Token counts, on the last chunk.
     #[getter]
     fn usage(&self) -> Option<PyUsage> {
         self.chunk.finish.as_ref().map(|finish| finish.usage.into())
@@ -244,20 +387,34 @@ impl PyChunk {
 
     /// Log-probability of each chosen id, float32 [tokens]; `None` unless asked for.
     #[getter]
-    fn logprobs(&self, py: Python<'_>) -> Option<FloatsOf> {
-        self.logprobs.chosen.as_ref().map(|array| array.clone_ref(py))
+    fn logprobs(&self, py: Python<'_>) -> Option<FloatArray> {
+        self.arrays.logprobs.as_ref().map(|array| array.clone_ref(py))
     }
 
-    /// Per token, the most likely (id, log-probability), best first; `None` unless asked for.
+    /// For each token, the most likely (id, log-probability), best first; `None` unless asked for.
     #[getter]
-    fn top_logprobs(&self) -> Option<Vec<Vec<(u32, f32)>>> {
-        self.logprobs.top.clone()
+    fn top_logprobs(&self) -> Option<TopLogprobs> {
+        self.arrays.top_logprobs.clone()
     }
 
     /// The logits each token was chosen from, float32 [tokens, vocab]; `None` unless asked for.
     #[getter]
-    fn logits(&self, py: Python<'_>) -> Option<FloatsOf> {
-        self.logits.as_ref().map(|array| array.clone_ref(py))
+    fn logits(&self, py: Python<'_>) -> Option<FloatArray> {
+        self.arrays.logits.as_ref().map(|array| array.clone_ref(py))
+    }
+
+    /// All fields by name, as plain values that JSON can represent.
+    fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<NamedValues<'py>> {
+        self.keywords(py, true).map(NamedValues)
+    }
+
+    #[pyo3(signature = () -> "tuple[tuple[()], dict[str, object]]")]
+    fn __getnewargs_ex__<'py>(&self, py: Python<'py>) -> PyResult<((), Bound<'py, PyDict>)> {
+        Ok(((), self.keywords(py, false)?))
+    }
+
+    fn __eq__(&self, py: Python<'_>, other: &Self) -> PyResult<bool> {
+        self.keywords(py, true)?.eq(other.keywords(py, true)?)
     }
 
     fn __repr__(&self) -> String {
@@ -267,28 +424,25 @@ impl PyChunk {
     }
 }
 
-fn quoted(text: Option<&str>) -> String {
-    text.map_or_else(|| "None".to_owned(), |text| format!("'{text}'"))
-}
-
 /// A resident adapter.
-#[pyclass(frozen, get_all, name = "AdapterInfo", module = "exlora._exlora")]
+#[pyclass(frozen, get_all, eq, hash, name = "AdapterInfo", module = "exlora._exlora")]
+#[derive(PartialEq, Eq, Hash)]
 pub(super) struct PyAdapterInfo {
     /// Name under which requests find it.
     name: String,
     /// Folder it was read from.
     path: String,
-    /// Counts up with every adapter that becomes resident.
+    /// Number of this adapter version; higher for each adapter loaded later.
     generation: u64,
-    /// SHA-256 over config and weights.
+    /// SHA-256 of config and weights.
     content_hash: String,
-    /// Largest rank of a site.
+    /// Largest rank at a site.
     rank: usize,
-    /// Number of sites it acts on.
+    /// Number of sites where it acts.
     sites: usize,
     /// Bytes it occupies.
     bytes: usize,
-    /// Leases that requests held on it when this was asked.
+    /// Leases that requests held on it at the time of the call.
     leases: usize,
 }
 
@@ -307,8 +461,50 @@ impl From<AdapterInfo> for PyAdapterInfo {
     }
 }
 
+impl PyAdapterInfo {
+    fn keywords<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
+        dict.set_item("name", &self.name)?;
+        dict.set_item("path", &self.path)?;
+        dict.set_item("generation", self.generation)?;
+        dict.set_item("content_hash", &self.content_hash)?;
+        dict.set_item("rank", self.rank)?;
+        dict.set_item("sites", self.sites)?;
+        dict.set_item("bytes", self.bytes)?;
+        dict.set_item("leases", self.leases)?;
+        Ok(dict)
+    }
+}
+
 #[pymethods]
 impl PyAdapterInfo {
+    /// Made by the engine; the constructor is for tests and unpickling.
+    #[new]
+    #[pyo3(signature = (*, name, path, generation, content_hash, rank, sites, bytes, leases=0))]
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        name: String,
+        path: String,
+        generation: u64,
+        content_hash: String,
+        rank: usize,
+        sites: usize,
+        bytes: usize,
+        leases: usize,
+    ) -> Self {
+        Self { name, path, generation, content_hash, rank, sites, bytes, leases }
+    }
+
+    /// All fields by name.
+    fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<NamedValues<'py>> {
+        self.keywords(py).map(NamedValues)
+    }
+
+    #[pyo3(signature = () -> "tuple[tuple[()], dict[str, object]]")]
+    fn __getnewargs_ex__<'py>(&self, py: Python<'py>) -> PyResult<((), Bound<'py, PyDict>)> {
+        Ok(((), self.keywords(py)?))
+    }
+
     fn __repr__(&self) -> String {
         let Self { name, generation, rank, sites, bytes, leases, .. } = self;
         format!(

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 
-use super::convert::{Messages, TokenIds};
-use crate::engine::text::Tokenizer;
+use super::args::{Messages, TokenIds};
+use crate::engine::Tokenizer;
 use crate::error::{Error, ErrorCode};
 
-/// tokenizer.json and the chat template of a model folder.
+/// The tokenizer and chat template of a model folder.
 #[pyclass(frozen, name = "Tokenizer", module = "exlora._exlora")]
 pub(super) struct PyTokenizer {
     tokenizer: Arc<Tokenizer>,
@@ -37,7 +37,7 @@ impl PyTokenizer {
         Ok(Self { tokenizer: Arc::new(tokenizer), path })
     }
 
-    /// Token ids of a text. The tokenizer's own BOS is added if `add_special_tokens`; special tokens written in the text
+    /// Encodes a text. The tokenizer's own BOS is added if `add_special_tokens`; special tokens written in the text
     /// are recognized if `parse_special_tokens`.
     #[pyo3(signature = (text, add_special_tokens=true, parse_special_tokens=true))]
     fn encode(
@@ -50,25 +50,25 @@ impl PyTokenizer {
         Ok(py.detach(|| self.tokenizer.encode(text, add_special_tokens, parse_special_tokens))?)
     }
 
-    /// Text of token ids; bytes that are no character become U+FFFD.
+    /// Decodes token ids; bytes that are not valid UTF-8 become U+FFFD.
     #[pyo3(signature = (ids, skip_special_tokens=false))]
     fn decode(&self, py: Python<'_>, ids: TokenIds, skip_special_tokens: bool) -> PyResult<String> {
         Ok(py.detach(|| self.tokenizer.decode(&ids.0, skip_special_tokens))?)
     }
 
-    /// The prompt of a chat, by the model's own template.
+    /// Renders a chat with the model's own template.
     #[pyo3(signature = (messages, add_generation_prompt=true))]
     fn apply_chat_template(&self, messages: Messages, add_generation_prompt: bool) -> PyResult<String> {
         Ok(self.tokenizer.apply_chat_template(&messages.0, add_generation_prompt)?)
     }
 
-    /// Number of ids the tokenizer knows.
+    /// Number of token ids.
     #[getter]
     fn vocab_size(&self) -> usize {
         self.tokenizer.vocab_size()
     }
 
-    /// Id of a token's exact spelling.
+    /// Id of a token, by its spelling in the vocabulary.
     fn id_of(&self, token: &str) -> Option<u32> {
         self.tokenizer.id_of(token)
     }

@@ -1,5 +1,5 @@
-//! A writer of adapter folders, right ones and wrong ones: a config as JSON and a safetensors file written byte by byte, so
-//! that data types, orders and damage that no library would write can be had too.
+//! Writes adapter folders, valid and invalid ones: a config as JSON and a safetensors file byte by byte, so that data types,
+//! orders and damage that no library would write are possible too.
 
 use std::path::{Path, PathBuf};
 
@@ -16,8 +16,8 @@ pub const INNER: usize = 10;
 /// Rows of its embedding and head.
 pub const VOCAB: usize = 32;
 
-/// A Llama of two layers: embedding, norms, linears (k_proj with a bias), an untied head. Fused modules are known as their
-/// parts.
+/// A Llama of two layers: embedding, norms, linears (k_proj with a bias), an untied head. Fused modules are
+/// aliases of their parts.
 pub fn sites() -> SiteTable {
     let mut sites = SiteTable::default();
     sites.embedding = Some(sites.push(Site::embedding("model.embed_tokens", VOCAB, HIDDEN)));
@@ -49,7 +49,7 @@ pub fn tied_sites() -> SiteTable {
     sites
 }
 
-/// One layer whose q, k and v are one linear, with a bias if asked for.
+/// One layer whose q, k and v are one linear, with or without a bias.
 pub fn fused_sites(has_bias: bool) -> SiteTable {
     let mut sites = SiteTable::default();
     let path = "model.layers.0.self_attn";
@@ -62,7 +62,7 @@ pub fn fused_sites(has_bias: bool) -> SiteTable {
     sites
 }
 
-/// A tensor to be written.
+/// A tensor to write.
 #[derive(Clone)]
 pub struct Tensor {
     pub name: String,
@@ -71,7 +71,7 @@ pub struct Tensor {
     pub bytes: Vec<u8>,
 }
 
-/// An adapter to be written.
+/// An adapter to write.
 #[derive(Clone)]
 pub struct Adapter {
     pub config: Map<String, Value>,
@@ -86,7 +86,7 @@ impl Adapter {
         Self { config, tensors: Vec::new() }
     }
 
-    /// A right adapter on the q_proj of both layers.
+    /// A valid adapter on the q_proj of both layers.
     pub fn on_q_proj() -> Self {
         let q_proj = |layer| format!("model.layers.{layer}.self_attn.q_proj");
         Self::empty().pair(&q_proj(0), 2, HIDDEN, HIDDEN).pair(&q_proj(1), 2, HIDDEN, HIDDEN)
@@ -104,7 +104,7 @@ impl Adapter {
         self
     }
 
-    /// Adds both factors of a module in f32, with PEFT's names.
+    /// Adds both factors of a module in f32, under PEFT's names.
     pub fn pair(self, module: &str, rank: usize, in_features: usize, out_features: usize) -> Self {
         self.ones(&format!("base_model.model.{module}.lora_A.weight"), &[rank, in_features])
             .ones(&format!("base_model.model.{module}.lora_B.weight"), &[out_features, rank])
@@ -178,7 +178,7 @@ impl Adapter {
     }
 }
 
-/// A folder called `sql` that is removed when dropped.
+/// A folder named `sql`, removed when dropped.
 pub struct Folder {
     _root: TempDir,
     path: PathBuf,
@@ -198,7 +198,7 @@ impl Folder {
         &self.path
     }
 
-    /// Writes a file, in folders of its own if the name has them.
+    /// Writes a file, and the folders in its name.
     pub fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> &Self {
         let path = self.path.join(name);
         std::fs::create_dir_all(path.parent().expect("within the folder")).expect("folders");
@@ -209,5 +209,5 @@ impl Folder {
 
 /// A folder of `tests/fixtures/adapters`.
 pub fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/adapters").join(name)
+    super::fixtures().join("adapters").join(name)
 }

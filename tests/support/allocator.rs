@@ -4,7 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 /// The system's allocator, which counts what the current thread holds and the most it has held.
-struct Counting;
+pub struct CountingAllocator;
 
 thread_local! {
     static HELD: Cell<usize> = const { Cell::new(0) };
@@ -18,7 +18,7 @@ fn count(freed: usize, taken: usize) {
 }
 
 // SAFETY: every call goes to the system's allocator unchanged; counting allocates nothing and does not unwind.
-unsafe impl GlobalAlloc for Counting {
+unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(0, layout.size());
         // SAFETY: the caller's promise is passed on.
@@ -43,9 +43,6 @@ unsafe impl GlobalAlloc for Counting {
         unsafe { System.dealloc(pointer, layout) }
     }
 }
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// The result, and the most bytes that the current thread held on the way to it.
 pub fn with_peak<T>(work: impl FnOnce() -> T) -> (T, usize) {

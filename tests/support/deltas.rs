@@ -4,8 +4,8 @@ use exlora::adapter::delta::{LowRank, ReplacedRows, SiteDelta};
 use exlora::sites::SiteId;
 use exlora::tensor::DType;
 
+use super::Rng;
 use super::harness::Tensor;
-use super::random_weights::Rng;
 
 /// What an adapter changes at one of a test's sites.
 #[derive(Clone, Default)]
@@ -67,7 +67,6 @@ impl Change {
                 .as_ref()
                 .map(|(ids, values)| ReplacedRows { ids: ids.clone(), values: values.view().into() }),
             low_rank: self.low.as_ref().map(Low::low_rank),
-            truncated: self.removed.as_ref().map_or(0, |removed| removed.a.shape[0]),
             removed: self.removed.as_ref().map(Low::low_rank),
         }
     }

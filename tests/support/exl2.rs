@@ -3,7 +3,7 @@
 
 use half::f16;
 
-use super::{Random, StoredTensor};
+use super::{Rng, StoredTensor};
 
 /// A quantized weight, unpacked.
 #[derive(Clone, Debug)]
@@ -23,7 +23,7 @@ pub struct Exl2Module {
 }
 
 /// Groups that fill so many blocks of 32 inputs: widths as they come but descending, sizes as they come.
-pub fn random_groups(blocks: usize, random: &mut Random) -> Vec<(usize, usize)> {
+pub fn random_groups(blocks: usize, random: &mut Rng) -> Vec<(usize, usize)> {
     let mut groups = Vec::new();
     let mut left = blocks;
     while left > 0 {
@@ -37,14 +37,14 @@ pub fn random_groups(blocks: usize, random: &mut Random) -> Vec<(usize, usize)> 
 
 impl Exl2Module {
     /// Random codes and scale fields of every value; a third of the scales are so small that they are subnormal.
-    pub fn random(groups: Vec<(usize, usize)>, out_features: usize, random: &mut Random) -> Self {
+    pub fn random(groups: Vec<(usize, usize)>, out_features: usize, random: &mut Rng) -> Self {
         let in_features: usize = groups.iter().map(|&(_, inputs)| inputs).sum();
         let columns = out_features.div_ceil(32) * 32;
         let mut codes = Vec::with_capacity(in_features * columns);
         for &(bits, inputs) in &groups {
             codes.extend((0..inputs * columns).map(|_| random.below(1 << bits) as u8));
         }
-        let scale_max = |&(bits, _): &(usize, usize), random: &mut Random| {
+        let scale_max = |&(bits, _): &(usize, usize), random: &mut Rng| {
             // The largest weight of a group is about its scale's maximum times 2^(bits-1).
             let usual = (1.0 + random.uniform(0.5)) / (1 << bits) as f32;
             f16::from_f32(if random.below(3) == 0 { usual * 0.01 } else { usual })

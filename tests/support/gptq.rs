@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{Random, StoredTensor};
+use super::{Rng, StoredTensor};
 
 /// How inputs are assigned to groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ pub struct GptqModule {
 
 impl GptqModule {
     /// Random codes of every value, random zero points of every value the format can hold, random scales.
-    pub fn random(spec: GptqSpec, in_features: usize, out_features: usize, random: &mut Random) -> Self {
+    pub fn random(spec: GptqSpec, in_features: usize, out_features: usize, random: &mut Rng) -> Self {
         let size = if spec.group_size < 0 { in_features } else { spec.group_size as usize };
         let groups = in_features.div_ceil(size);
         let mut g_idx: Vec<i32> = (0..in_features).map(|i| (i / size) as i32).collect();
@@ -74,7 +74,7 @@ impl GptqModule {
             GroupOrder::InOrder | GroupOrder::Absent | GroupOrder::AllZero => {}
         }
         let span = 1 << spec.bits;
-        let zero = |random: &mut Random| match (spec.sym, spec.v2) {
+        let zero = |random: &mut Rng| match (spec.sym, spec.v2) {
             (true, _) => span as i32 / 2,
             (false, true) => random.below(span) as i32,
             (false, false) => random.below(span) as i32 + 1,

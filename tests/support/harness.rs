@@ -1,19 +1,21 @@
-//! A backend driven by hand: values go in through an embedding table and come out through an identity head, so that
-//! whatever implements the trait is tested through the trait alone.
-
-use std::collections::HashMap;
+//! A backend driven by hand, through its traits alone: weights are loaded first, and the first use of anything else
+//! finishes the backend.
 
 use exlora::adapter::batch::{AdapterBatch, SlotId};
 use exlora::adapter::delta::SiteDelta;
 use exlora::backend::cpu::{self, CpuOptions, Isa};
-use exlora::backend::{Backend, BufferId, GroupId, LinearSource, NormId, UploadError};
+use exlora::backend::{
+    Backend, BackendBuilder, BackendMemory, BufferId, Compute, EmbeddingId, GroupId, LinearSource, NormId,
+    PrepareError, reference,
+};
 use exlora::quant::{QuantGroup, StoredWeight};
 use exlora::sites::SiteId;
 use exlora::tensor::{DType, TensorView};
 use half::{bf16, f16};
 
+use super::Rng;
 use super::deltas::Change;
-use super::random_weights::{RandomCodes, Rng};
+use super::random_weights::RandomCodes;
 
 /// The types that numbers are stored in.
 pub const FLOATS: [DType; 3] = [DType::F16, DType::BF16, DType::F32];
@@ -23,14 +25,34 @@ pub fn isas() -> impl Iterator<Item = Isa> {
     Isa::ALL.into_iter().filter(|isa| isa.is_available())
 }
 
+/// A backend to test.
+#[derive(Clone, Copy, Debug)]
+pub enum Device {
+    Cpu { isa: Option<Isa>, threads: Option<usize> },
+    Reference,
+}
+
+impl Device {
+    /// The CPU backend with its default options.
+    pub const CPU: Self = Device::Cpu { isa: None, threads: None };
+
+    /// The backend, without weights yet.
+    pub fn open(self) -> Box<dyn BackendBuilder> {
+        match self {
+            Device::Cpu { isa, threads } => cpu::open(&CpuOptions { isa, threads }).expect("the backend opens"),
+            Device::Reference => reference::open(),
+        }
+    }
+}
+
 /// The fast paths.
-pub fn fast(isa: Isa, threads: usize) -> CpuOptions {
-    CpuOptions { threads: Some(threads), isa: Some(isa), ..CpuOptions::default() }
+pub fn fast(isa: Isa, threads: usize) -> Device {
+    Device::Cpu { threads: Some(threads), isa: Some(isa) }
 }
 
 /// The reference.
-pub fn oracle() -> CpuOptions {
-    CpuOptions { reference: true, ..CpuOptions::default() }
+pub fn oracle() -> Device {
+    Device::Reference
 }
 
 /// A tensor that owns its bytes.
@@ -82,16 +104,50 @@ pub fn route(mixtures: &[Mixture]) -> AdapterBatch {
     batch
 }
 
+enum State {
+    Loading(Box<dyn BackendBuilder>),
+    Ready(Backend),
+    Finishing,
+}
+
 /// A backend and the few things a test needs around it.
 pub struct Harness {
-    pub backend: Box<dyn Backend>,
-    heads: HashMap<usize, GroupId>,
+    state: State,
     sites: u32,
 }
 
 impl Harness {
-    pub fn open(options: &CpuOptions) -> Self {
-        Self { backend: cpu::open(options).expect("the backend opens"), heads: HashMap::new(), sites: 0 }
+    pub fn open(device: Device) -> Self {
+        Self { state: State::Loading(device.open()), sites: 0 }
+    }
+
+    fn builder(&mut self) -> &mut dyn BackendBuilder {
+        match &mut self.state {
+            State::Loading(builder) => &mut **builder,
+            _ => panic!("a test must load all weights before it computes"),
+        }
+    }
+
+    /// The backend, finished at its first use.
+    pub fn backend(&mut self) -> &mut Backend {
+        if let State::Loading(_) = self.state {
+            let State::Loading(builder) = std::mem::replace(&mut self.state, State::Finishing) else { unreachable!() };
+            self.state = State::Ready(builder.finish().expect("the backend finishes"));
+        }
+        match &mut self.state {
+            State::Ready(backend) => backend,
+            _ => unreachable!("the backend is finished"),
+        }
+    }
+
+    /// What computes.
+    pub fn compute(&mut self) -> &mut dyn Compute {
+        &mut *self.backend().compute
+    }
+
+    /// Resident bytes.
+    pub fn memory(&mut self) -> BackendMemory {
+        self.backend().memory.read()
     }
 
     /// A free site.
@@ -100,7 +156,7 @@ impl Harness {
         SiteId(self.sites - 1)
     }
 
-    /// Packs a group; its members' sites are the next free ids.
+    /// Loads a group; its members' sites are the next free ids.
     pub fn group(&mut self, members: &[Member]) -> (GroupId, Vec<SiteId>) {
         let sites: Vec<SiteId> = (0..members.len() as u32).map(|i| SiteId(self.sites + i)).collect();
         self.sites += members.len() as u32;
@@ -116,55 +172,53 @@ impl Harness {
                 bias: member.bias.as_ref().map(Tensor::view),
             })
             .collect();
-        (self.backend.load_linears(&sources).expect("the group packs"), sites)
+        (self.builder().load_linears(&sources).expect("the group packs"), sites)
     }
 
-    /// Uploads what an adapter changes at some sites and returns the bytes it occupies.
-    pub fn upload(&mut self, slot: SlotId, sites: &[SiteId], changes: &[Change]) -> Result<usize, UploadError> {
-        let deltas: Vec<SiteDelta<'_>> = changes.iter().map(|change| change.delta(sites)).collect();
-        self.backend.upload_adapter(slot, &deltas)
+    /// Loads a norm's weight at a site of its own.
+    pub fn norm_weight(&mut self, values: &[f32]) -> (NormId, SiteId) {
+        self.norm_weight_of(&Tensor::new(DType::F32, &[values.len()], values))
     }
 
-    /// Packs a norm's weight at a site of its own.
-    pub fn vector(&mut self, values: &[f32]) -> (NormId, SiteId) {
+    /// Loads a norm's weight of any type at a site of its own.
+    pub fn norm_weight_of(&mut self, weight: &Tensor) -> (NormId, SiteId) {
         let site = self.site();
-        let vector = Tensor::new(DType::F32, &[values.len()], values);
-        (self.backend.load_norm(site, vector.view()).expect("the vector packs"), site)
+        (self.builder().load_norm(site, weight.view()).expect("the norm loads"), site)
+    }
+
+    /// Loads an embedding table at a site of its own.
+    pub fn table(&mut self, table: &Tensor) -> (EmbeddingId, SiteId) {
+        let site = self.site();
+        (self.builder().load_embedding(site, table.view()).expect("the table loads"), site)
+    }
+
+    /// Prepares and installs what an adapter changes at some sites, and returns the bytes it occupies.
+    pub fn upload(&mut self, slot: SlotId, sites: &[SiteId], changes: &[Change]) -> Result<usize, PrepareError> {
+        let deltas: Vec<SiteDelta<'_>> = changes.iter().map(|change| change.delta(sites)).collect();
+        let prepared = self.backend().adapters.prepare(&deltas)?;
+        let bytes = prepared.bytes();
+        self.compute().install_adapter(slot, prepared)?;
+        Ok(bytes)
     }
 
     /// A buffer that holds these rows.
     pub fn put(&mut self, width: usize, values: &[f32]) -> BufferId {
-        let rows = values.len() / width;
-        let table = Tensor::new(DType::F32, &[rows, width], values);
-        let site = self.site();
-        let table = self.backend.load_embedding(site, table.view()).expect("the table packs");
-        let buffer = self.room(width, rows);
-        let tokens: Vec<u32> = (0..rows as u32).collect();
-        self.backend.embed(table, &tokens, 1.0, &AdapterBatch::default(), buffer).expect("rows embed");
+        let buffer = self.room(width, values.len() / width);
+        self.compute().write_rows(buffer, values).expect("rows fit");
         buffer
     }
 
     /// An empty buffer.
     pub fn room(&mut self, width: usize, rows: usize) -> BufferId {
-        let buffer = self.backend.create_buffer(width);
-        self.backend.reserve_rows(rows).expect("rows are reserved");
+        let buffer = self.compute().create_buffer(width);
+        self.compute().reserve_rows(rows).expect("rows are reserved");
         buffer
     }
 
-    /// What a buffer holds. Exact: each value is multiplied by one and added to zeros.
+    /// What a buffer holds.
     pub fn get(&mut self, buffer: BufferId, width: usize, rows: usize) -> Vec<f32> {
-        let head = match self.heads.get(&width) {
-            Some(&head) => head,
-            None => {
-                let identity: Vec<f32> = (0..width * width).map(|i| f32::from(i / width == i % width)).collect();
-                let weight = Weight::Dense(Tensor::new(DType::F16, &[width, width], &identity));
-                let (head, _) = self.group(&[Member { weight, bias: None }]);
-                *self.heads.entry(width).or_insert(head)
-            }
-        };
-        let picked: Vec<u32> = (0..rows as u32).collect();
         let mut out = vec![0.0; rows * width];
-        self.backend.head(head, buffer, &picked, &AdapterBatch::default(), &mut out, width).expect("the head runs");
+        self.compute().read_rows(buffer, &mut out).expect("rows are there");
         out
     }
 }

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::exl2::{Exl2Module, random_groups};
 use super::gptq::{GptqModule, GptqSpec};
-use super::{Random, StoredTensor, safetensors};
+use super::{Rng, StoredTensor, safetensors};
 
 /// How plain weights are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,8 +106,7 @@ impl TinyModel {
     }
 
     fn contents(&self) -> (Vec<StoredTensor>, BTreeMap<String, Vec<f32>>) {
-        let mut writer =
-            Writer { model: self, random: Random(self.seed), tensors: Vec::new(), values: BTreeMap::new() };
+        let mut writer = Writer { model: self, random: Rng(self.seed), tensors: Vec::new(), values: BTreeMap::new() };
         writer.model_tensors();
         (writer.tensors, writer.values)
     }
@@ -155,7 +154,7 @@ impl TinyModel {
 
 struct Writer<'a> {
     model: &'a TinyModel,
-    random: Random,
+    random: Rng,
     tensors: Vec<StoredTensor>,
     values: BTreeMap<String, Vec<f32>>,
 }
@@ -213,7 +212,7 @@ impl Writer<'_> {
     }
 
     fn plain(&mut self, name: &str, shape: &[usize], center: f32, scale: f32) {
-        let mut values = self.random.values(shape.iter().product(), scale);
+        let mut values = self.random.uniforms(shape.iter().product(), scale);
         values.iter_mut().for_each(|value| *value += center);
         let tensor = self.model.plain.store(name, shape, &values);
         match self.model.plain {

@@ -27,7 +27,7 @@ def open_engine(
     max_chunk_size: int | None = None,
 ) -> _exlora.Engine:
     """An engine over a loaded model, with as many tokens of KV as the cache was made for."""
-    return _exlora.Engine.over(
+    return _exlora.Engine.from_model(
         model.native_model(),
         tokenizer.native,
         kv_dtype=model.config.kv_dtype,

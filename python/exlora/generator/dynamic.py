@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from exlora import _exlora
-from exlora._settings import refuse, warn_unknown
+from exlora._unsupported import refuse, warn_unknown
 from exlora.errors import ExloraError
 from exlora.generator._common import mixture, open_engine
 from exlora.generator.job import SET_LORAS, ExLlamaV2DynamicJob

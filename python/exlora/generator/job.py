@@ -10,7 +10,7 @@ import numpy as np
 
 from exlora import _exlora
 from exlora._arrays import to_array, token_row
-from exlora._settings import refuse, warn_unknown
+from exlora._unsupported import refuse, warn_unknown
 from exlora.generator._common import mixture, new_seed, stop_list, token_array, top_arrays
 from exlora.generator.sampler import ExLlamaV2Sampler, _Settings
 

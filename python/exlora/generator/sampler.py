@@ -15,7 +15,7 @@ import numpy as np
 
 from exlora import _exlora
 from exlora._arrays import as_numpy, to_array, token_rows
-from exlora._settings import refuse
+from exlora._unsupported import refuse
 
 if TYPE_CHECKING:
     from exlora.tokenizer import ExLlamaV2Tokenizer
@@ -111,7 +111,7 @@ class _Settings:
         self.token_bias = to_array(bias)
 
     def request_settings(self) -> dict[str, Any]:
-        """The same as keywords of a request. Settings without counterpart are refused here."""
+        """The same settings as keywords of a request. Settings without a counterpart are refused."""
         on = {name: getattr(self, name) for name, off in _OFF.items() if getattr(self, name) not in off}
         refuse("ExLlamaV2Sampler.Settings", **on, post_sampling_hooks=self.post_sampling_hooks)
         return {
@@ -175,11 +175,11 @@ class ExLlamaV2Sampler:
         refuse("ExLlamaV2Sampler.sample", prefix_token=prefix_token, filters=filters)
         keywords = settings.request_settings()
         keywords["logit_bias"] |= dict.fromkeys(blocked_tokens or (), float("-inf"))
-        chooser = _exlora.Request([0], seed=int(random * 2**62), **keywords)
+        params = _exlora.SamplingParams(seed=int(random * 2**62), **keywords)
         values = as_numpy(logits)
         values = values.reshape(-1, values.shape[-1])
         sampled = [
-            chooser.sample(line.tolist(), row, top=max(1, return_top_tokens))
+            params.sample(line.tolist(), row, top=max(1, return_top_tokens))
             for line, row in zip(values, token_rows(sequence_ids), strict=True)
         ]
         best = [top[:return_top_tokens] for _, _, top in sampled]

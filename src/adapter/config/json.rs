@@ -1,7 +1,7 @@
-//! JSON as strictly as a config deserves: UTF-8 without a byte order mark, and no name twice in one object.
+//! Strict JSON: UTF-8 without a byte order mark, and no duplicate names in an object.
 //!
-//! Python's reader lets the last of two equal names win; here that is an error, since nobody can say which was meant.
-//! The order of names is kept: PEFT's patterns go by it.
+//! In Python the last of two equal names wins; here a duplicate is an error, since it is unknown which one was meant.
+//! The order of names is kept, because the first matching pattern of `rank_pattern` and `alpha_pattern` wins.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 /// Reads one JSON value.
 ///
 /// # Errors
-/// A clause that says what is wrong and where (path, line, column).
+/// What is wrong and where (path, line, column).
 pub(super) fn read(bytes: &[u8]) -> Result<Value, String> {
     if bytes.starts_with(b"\xef\xbb\xbf") {
         return Err("it begins with a byte order mark at line 1 column 1".to_owned());
@@ -88,7 +88,7 @@ impl<'de> Visitor<'de> for AnyValue {
         let mut values = Map::new();
         while let Some(name) = map.next_key::<String>()? {
             if values.contains_key(&name) {
-                return Err(A::Error::custom(format!("the name {name:?} stands twice")));
+                return Err(A::Error::custom(format!("duplicate name {name:?}")));
             }
             let UniqueNames(value) = map.next_value()?;
             values.insert(name, value);
@@ -108,12 +108,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_with_its_position() {
+    fn errors_name_their_position() {
         assert!(failure("{\"r\": 8,}").contains("line 1 column 9"));
         assert!(failure("{\"r\": NaN}").contains("line 1 column"));
         assert!(failure("\u{feff}{}").contains("byte order mark"));
         assert!(failure("{\n\"a\": {\"b\": 1,\n \"b\": 2}}").contains("line 3"));
-        assert!(failure("{\"a\": {\"b\": 1, \"b\": 2}}").contains("the name \"b\" stands twice"));
+        assert!(failure("{\"a\": {\"b\": 1, \"b\": 2}}").contains("duplicate name \"b\""));
         assert!(failure("{} {}").contains("trailing characters"));
         assert!(failure(&"[".repeat(1 << 20)).contains("recursion limit"));
         assert!(failure("{\"r\": 1e999}").contains("number out of range"));

@@ -1,17 +1,17 @@
-//! The low-rank delta of one module: its factors, B's bias and magnitude against config and base.
+//! The low-rank delta of one module: its factors, B's bias, magnitude and diagonal, checked against config and base.
 
-use crate::adapter::delta::{LowRank, scaling};
-use crate::adapter::features::unsupported;
+use crate::adapter::delta::LowRank;
 use crate::adapter::keys::Part;
-use crate::adapter::plan::Planner;
-use crate::adapter::plan::expand;
+use crate::adapter::plan::checked_tensor::CheckedTensor;
+use crate::adapter::plan::checker::Checker;
 use crate::adapter::plan::module::Module;
-use crate::adapter::plan::stored::Stored;
+use crate::adapter::plan::structured_factors;
+use crate::adapter::unsupported::unsupported;
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::SiteKind;
 use crate::tensor::shape_text;
 
-/// A module's rank, and where it is written.
+/// A module's rank, and where it comes from.
 #[derive(Clone, Copy)]
 struct ModuleRank {
     rank: usize,
@@ -38,8 +38,8 @@ enum Form {
     BlocksOfB(usize),
 }
 
-impl<'a> Planner<'a, '_> {
-    /// The low-rank delta of a module, or `None` with its problems told.
+impl<'a> Checker<'a, '_> {
+    /// The low-rank delta of a module, or `None` with its problems reported.
     pub(super) fn low_rank(&mut self, module: &Module<'_, 'a>) -> Option<LowRank<'a>> {
         let before = self.problems.len();
         let excluded = self.check_targeted(module).map_err(|error| error.with_tensor(module.tensors.example()));
@@ -48,7 +48,7 @@ impl<'a> Planner<'a, '_> {
             SiteKind::Linear => [Part::A, Part::B],
             SiteKind::Embedding => [Part::EmbeddingA, Part::EmbeddingB],
             SiteKind::Norm => {
-                let what = format!("'{}' is a norm, which has no factors", module.path);
+                let what = format!("'{}' is a norm, which cannot have factors", module.path);
                 self.problem(
                     Error::new(ErrorCode::AdapterTensorUnexpected, what).with_tensor(module.tensors.example()),
                 );
@@ -68,9 +68,9 @@ impl<'a> Planner<'a, '_> {
         let form = self.form(module, a.as_ref());
         let form = self.keep(form)?;
         let rank = self.rank(module, a.as_ref())?;
-        // Without these fields nobody can say in which form they are.
-        let untold = ["use_bdlora", "use_qalora", "qalora_group_size"];
-        if !untold.iter().any(|field| self.config().is_broken(field)) {
+        // Without these fields the form of the factors is unknown.
+        let form_fields = ["use_bdlora", "use_qalora", "qalora_group_size"];
+        if !form_fields.iter().any(|field| self.config().is_broken(field)) {
             if let Some(a) = &a {
                 self.check_factor(module, a, rank, [rank.rank, form.columns_of_a(module.inputs)], 0);
             }
@@ -88,7 +88,7 @@ impl<'a> Planner<'a, '_> {
         if let Some(b) = b
             && let Some(nonzero) = self.keep(b.is_nonzero())
         {
-            self.effect |= nonzero || b_bias.is_some() || magnitude.is_some();
+            self.has_effect |= nonzero || b_bias.is_some() || magnitude.is_some();
         }
         let scale = self.keep(scale)?;
         if self.problems.len() > before {
@@ -99,19 +99,19 @@ impl<'a> Planner<'a, '_> {
         let (a, b) = (a?.tensor(), b?.tensor());
         let (a, b) = match form {
             Form::Plain => (a, b),
-            Form::Pooled(group) => (expand::pooled(&a, group), b),
-            Form::BlocksOfA(count) => (expand::block_diagonal(&a, count), b),
-            Form::BlocksOfB(count) => (a, expand::block_diagonal(&b, count)),
+            Form::Pooled(group) => (structured_factors::pooled(&a, group), b),
+            Form::BlocksOfA(count) => (structured_factors::block_diagonal(&a, count), b),
+            Form::BlocksOfB(count) => (a, structured_factors::block_diagonal(&b, count)),
         };
-        let b = diagonal.map_or(b.clone(), |diagonal| expand::scaled_columns(&b, &diagonal.tensor()));
-        let tensor = |stored: Option<Stored<'a>>| stored.map(|stored| stored.tensor());
+        let b = diagonal.map_or(b.clone(), |diagonal| structured_factors::scaled_columns(&b, &diagonal.tensor()));
+        let tensor = |stored: Option<CheckedTensor<'a>>| stored.map(|stored| stored.tensor());
         Some(LowRank { a, b, scale: scale?, b_bias: tensor(b_bias), magnitude: tensor(magnitude) })
     }
 
-    /// The config must not speak against a module that the file has factors for.
+    /// That the config does not exclude a module that the file has factors for.
     fn check_targeted(&self, module: &Module<'_, 'a>) -> Result<()> {
         let config = self.config();
-        // Targets and filters are of the embedding alone then.
+        // Targets and filters then apply to the embedding only.
         if module.is_head && config.ensure_weight_tying && self.sites.is_head_tied {
             return Ok(());
         }
@@ -134,10 +134,10 @@ impl<'a> Planner<'a, '_> {
     }
 
     /// A factor's tensor.
-    fn factor(&mut self, module: &Module<'_, 'a>, part: Part, pair: [Part; 2]) -> Option<Stored<'a>> {
+    fn factor(&mut self, module: &Module<'_, 'a>, part: Part, pair: [Part; 2]) -> Option<CheckedTensor<'a>> {
         let Some(name) = module.tensors.get(part) else {
             let other = pair.into_iter().find_map(|other| Some((other, module.tensors.get(other)?)));
-            // In the spelling of the one that is there.
+            // In the spelling of the other factor.
             let segment = |part: Part| part.suffix().trim_end_matches(".weight");
             let missing = match other {
                 Some((other, name)) => name.replacen(segment(other), segment(part), 1),
@@ -147,12 +147,12 @@ impl<'a> Planner<'a, '_> {
             self.problem(Error::new(ErrorCode::AdapterTensorMissing, what).with_tensor(missing));
             return None;
         };
-        let stored = Stored::open(&self.files.weights, name, 2);
+        let stored = CheckedTensor::open(self.files.weights(), name, 2);
         self.keep(stored)
     }
 
-    /// How the factors are stored, which BD-LoRA tells by module and QA-LoRA by shape.
-    fn form(&self, module: &Module<'_, 'a>, a: Option<&Stored<'a>>) -> Result<Form> {
+    /// How the factors are stored: for BD-LoRA it depends on the module, for QA-LoRA on the shape.
+    fn form(&self, module: &Module<'_, 'a>, a: Option<&CheckedTensor<'a>>) -> Result<Form> {
         let config = self.config();
         if module.site.kind != SiteKind::Linear {
             return Ok(Form::Plain);
@@ -167,7 +167,7 @@ impl<'a> Planner<'a, '_> {
                 (true, true) => wrong("is in both target_modules_bd_a and target_modules_bd_b"),
                 (true, false) => Ok(Form::BlocksOfA(blocks.count)),
                 (false, true) => Ok(Form::BlocksOfB(blocks.count)),
-                (false, false) if blocks.strict => wrong("is in neither list, against match_strict,"),
+                (false, false) if blocks.strict => wrong("is in neither list, despite match_strict,"),
                 (false, false) => Ok(Form::Plain),
             };
         }
@@ -178,15 +178,15 @@ impl<'a> Planner<'a, '_> {
         Ok(config.pooled_inputs.filter(is_pooled).map_or(Form::Plain, Form::Pooled))
     }
 
-    /// The rank a module must have: of `rank_pattern`, of `r`, else of its A.
-    fn rank(&mut self, module: &Module<'_, 'a>, a: Option<&Stored<'a>>) -> Option<ModuleRank> {
+    /// The rank a module must have: from `rank_pattern`, from `r`, else from its A.
+    fn rank(&mut self, module: &Module<'_, 'a>, a: Option<&CheckedTensor<'a>>) -> Option<ModuleRank> {
         let config = self.config();
         let pattern = config.rank_pattern.get(module.path);
         if let Some(rank) = self.keep(pattern)? {
             return Some(ModuleRank { rank, origin: Origin::Pattern });
         }
         let config = self.config();
-        // A pattern that can't be read may have given this module another rank.
+        // A pattern that was refused may have given this module another rank.
         match (config.rank.filter(|_| !config.is_broken("rank_pattern")), a) {
             (Some(rank), _) => Some(ModuleRank { rank, origin: Origin::Config }),
             (None, Some(a)) => Some(ModuleRank { rank: a.shape()[0], origin: Origin::A }),
@@ -194,11 +194,11 @@ impl<'a> Planner<'a, '_> {
         }
     }
 
-    /// A matrix against what it must be; `rank_axis` is the dimension that holds the rank.
+    /// Checks the shape of a factor; `rank_axis` is the dimension of the rank.
     fn check_factor(
         &mut self,
         module: &Module<'_, 'a>,
-        stored: &Stored<'a>,
+        stored: &CheckedTensor<'a>,
         rank: ModuleRank,
         expected: [usize; 2],
         rank_axis: usize,
@@ -208,7 +208,7 @@ impl<'a> Planner<'a, '_> {
             return;
         }
         if found[1 - rank_axis] != expected[1 - rank_axis] {
-            // The side of the vocabulary: an embedding's inputs, the head's outputs.
+            // The dimension of the vocabulary: an embedding's inputs, the head's outputs.
             let is_grown = found[1 - rank_axis] > expected[1 - rank_axis]
                 && if rank_axis == 0 { module.is_embedding } else { module.is_head };
             let outcome = stored.has_shape(&expected, "a factor does not fit the base model");
@@ -236,28 +236,28 @@ impl<'a> Planner<'a, '_> {
         );
     }
 
-    /// B's bias: there where `lora_bias` promises it, and only there.
-    fn b_bias(&mut self, module: &Module<'_, 'a>, form: Form) -> Option<Stored<'a>> {
+    /// B's bias: present exactly where `lora_bias` requires it.
+    fn b_bias(&mut self, module: &Module<'_, 'a>, form: Form) -> Option<CheckedTensor<'a>> {
         let config = self.config();
         // An embedding has none, and PEFT drops it where B is block-diagonal.
-        let promised = config.lora_bias && module.site.kind == SiteKind::Linear && !matches!(form, Form::BlocksOfB(_));
-        let told = config.is_broken("lora_bias");
-        self.vector(module, Part::BBias, module.outputs, promised, told, "lora_bias")
+        let required = config.lora_bias && module.site.kind == SiteKind::Linear && !matches!(form, Form::BlocksOfB(_));
+        let is_refused = config.is_broken("lora_bias");
+        self.vector(module, Part::BBias, module.outputs, required, is_refused, "lora_bias")
     }
 
-    /// DoRA's magnitude: there where `use_dora` promises it, and only there.
-    fn magnitude(&mut self, module: &Module<'_, 'a>) -> Option<Stored<'a>> {
-        let (promised, told) = (self.config().use_dora, self.config().is_broken("use_dora"));
-        // An embedding's is of its width, which is what it puts out.
-        self.vector(module, Part::Magnitude, module.outputs, promised, told, "use_dora")
+    /// DoRA's magnitude: present exactly where `use_dora` requires it.
+    fn magnitude(&mut self, module: &Module<'_, 'a>) -> Option<CheckedTensor<'a>> {
+        let (required, is_refused) = (self.config().use_dora, self.config().is_broken("use_dora"));
+        // An embedding's magnitude is as wide as its output.
+        self.vector(module, Part::Magnitude, module.outputs, required, is_refused, "use_dora")
     }
 
-    /// KaSA's diagonal between A and B: on every linear where `kasa_config` promises it, and only there. The weight must keep
-    /// a singular value.
-    fn diagonal(&mut self, module: &Module<'_, 'a>, rank: usize) -> Option<Stored<'a>> {
-        let promised = self.config().uses_kasa && module.site.kind == SiteKind::Linear;
-        let told = self.config().is_broken("kasa_config");
-        let stored = self.vector(module, Part::Diagonal, rank, promised, told, "kasa_config")?;
+    /// KaSA's diagonal between A and B: present on exactly the linears where `kasa_config` requires it. The weight must keep
+    /// at least one singular value.
+    fn diagonal(&mut self, module: &Module<'_, 'a>, rank: usize) -> Option<CheckedTensor<'a>> {
+        let required = self.config().uses_kasa && module.site.kind == SiteKind::Linear;
+        let is_refused = self.config().is_broken("kasa_config");
+        let stored = self.vector(module, Part::Diagonal, rank, required, is_refused, "kasa_config")?;
         let values = module.inputs.min(module.outputs);
         if rank >= values {
             let what = format!("KaSA leaves nothing of the weight of '{}'", module.path);
@@ -266,35 +266,36 @@ impl<'a> Planner<'a, '_> {
             return None;
         }
         if module.only_site().is_none() {
-            let what = format!("KaSA on '{}', which is no linear of its own in this model", module.path);
+            let what = format!("KaSA on '{}', which is fused or split in this model", module.path);
             self.problem(unsupported(what).with_tensor(stored.name));
             return None;
         }
         Some(stored)
     }
 
-    /// A vector of that many values that a field of the config promises.
+    /// A vector of `len` values, present if a field of the config requires it. If that field's value was refused, the vector
+    /// may be there or not.
     fn vector(
         &mut self,
         module: &Module<'_, 'a>,
         part: Part,
         len: usize,
-        promised: bool,
-        told: bool,
+        required: bool,
+        is_refused: bool,
         field: &str,
-    ) -> Option<Stored<'a>> {
-        let error = match (module.tensors.get(part), promised) {
-            (Some(name), promised) if promised || told => {
-                let stored = Stored::open(&self.files.weights, name, 1);
+    ) -> Option<CheckedTensor<'a>> {
+        let error = match (module.tensors.get(part), required) {
+            (Some(name), required) if required || is_refused => {
+                let stored = CheckedTensor::open(self.files.weights(), name, 1);
                 let stored = self.keep(stored)?;
                 let fits = stored.has_shape(&[len], "a vector does not fit the base model");
                 self.keep(fits)?;
                 return Some(stored);
             }
-            (None, true) => Error::new(ErrorCode::AdapterTensorMissing, format!("{field} promises a tensor"))
+            (None, true) => Error::new(ErrorCode::AdapterTensorMissing, format!("{field} requires a tensor"))
                 .with_tensor(part.tensor_name(module.path)),
             (Some(name), _) => {
-                let what = format!("a tensor that {field} in adapter_config.json does not announce");
+                let what = format!("a tensor without {field} in adapter_config.json");
                 Error::new(ErrorCode::AdapterTensorUnexpected, what).with_tensor(name)
             }
             (None, false) => return None,
@@ -302,23 +303,10 @@ impl<'a> Planner<'a, '_> {
         self.problem(error);
         None
     }
-
-    /// The scale of a module; `None` if alpha is not known, which was told.
-    pub(super) fn scale(&self, module: &str, rank: usize) -> Result<Option<f32>> {
-        let config = self.config();
-        let Some(alpha) = config.alpha_pattern.get(module)?.or(config.alpha) else { return Ok(None) };
-        let scale = scaling(alpha, rank, config.use_rslora) as f32;
-        match scale.is_finite() {
-            true => Ok(Some(scale)),
-            false => Err(Error::new(ErrorCode::AdapterScaleInvalid, format!("the scale of '{module}' is not finite"))
-                .with_expected("a number that float32 holds")
-                .with_found(format!("alpha {alpha:e} over rank {rank}"))),
-        }
-    }
 }
 
 impl Form {
-    /// Columns of A as stored; what does not divide is told by [`Form::check_size`].
+    /// Columns of A as stored. [`Form::check_size`] reports what does not divide evenly.
     fn columns_of_a(self, inputs: usize) -> usize {
         match self {
             Form::Pooled(parts) | Form::BlocksOfA(parts) => inputs / parts,
@@ -334,7 +322,7 @@ impl Form {
         }
     }
 
-    /// That blocks come out even, and that what is expanded is no larger than the base's weight.
+    /// That blocks divide evenly, and that the expanded factor is no larger than the base's weight.
     fn check_size(self, module: &Module<'_, '_>, rank: usize) -> Result<()> {
         let (count, rows, columns) = match self {
             Form::Plain => return Ok(()),

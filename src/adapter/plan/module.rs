@@ -1,28 +1,26 @@
-//! One module of an adapter against the base: what it replaces, and what it adds.
+//! Modules of an adapter's file, found in the model: as a site, as several sites, or as a part of one.
 
-use crate::adapter::delta::{LowRank, ReplacedRows, SiteDelta};
-use crate::adapter::features::unsupported;
-use crate::adapter::keys::{ModuleTensors, Part};
-use crate::adapter::plan::Planner;
-use crate::adapter::plan::stored::Stored;
-use crate::error::{Error, ErrorCode, Result};
-use crate::sites::{AliasPart, Site, SiteId, SiteKind};
-use crate::tensor::{Tensor, shape_text};
+use crate::adapter::keys::Part;
+use crate::adapter::layer_map::Location;
+use crate::adapter::module_tensors::ModuleTensors;
+use crate::adapter::plan::checker::Checker;
+use crate::error::{Error, ErrorCode};
+use crate::sites::{AliasPart, Site, SiteId, SiteKind, SiteTable};
 
-/// A module of the adapter and what it is in the base.
+/// A module of the file and its place in the model.
 pub(super) struct Module<'m, 'a> {
     /// Its path in the file, to which the config's patterns apply.
     pub path: &'m str,
     pub tensors: &'m ModuleTensors<'a>,
-    /// The site it is, or one as wide as the parts that it is.
+    /// The site that it is, or a linear as wide as its parts together.
     pub site: Site,
     pub parts: Vec<AliasPart>,
     pub repeat: u32,
     pub is_embedding: bool,
     pub is_head: bool,
-    /// Width of the input; of an embedding its rows, replaced ones counted.
+    /// Width of the input; of an embedding its number of rows, including rows that the adapter adds.
     pub inputs: usize,
-    /// Rows of B: outputs, of a head that is replaced its new rows.
+    /// Rows of B: the width of the output, including rows that the adapter adds to the head.
     pub outputs: usize,
 }
 
@@ -36,7 +34,7 @@ impl Module<'_, '_> {
         }
     }
 
-    /// The site it is alone and whole.
+    /// The site, if the module is exactly one whole site.
     pub fn only_site(&self) -> Option<SiteId> {
         match &self.parts[..] {
             [part] if part.site_outputs.len() == self.site.out_features => Some(part.site),
@@ -44,173 +42,68 @@ impl Module<'_, '_> {
         }
     }
 
-    fn has(&self, parts: &[Part]) -> bool {
+    /// Whether the file has one of these parts of it.
+    pub fn has(&self, parts: &[Part]) -> bool {
         self.tensors.first(parts).is_some()
     }
 }
 
-impl<'a> Planner<'a, '_> {
-    /// Everything a module changes, in its own outputs; its problems are told, and what has problems is left out.
-    pub(super) fn read_module(&mut self, module: &mut Module<'_, 'a>) -> SiteDelta<'a> {
-        let mut delta = SiteDelta { repeat: module.repeat, ..SiteDelta::at(module.parts[0].site) };
-        for part in &module.parts {
-            let at = (part.site, module.repeat);
-            if module.has(&Part::WEIGHTS) {
-                self.replaced.insert(at);
+impl<'a> Checker<'a, '_> {
+    /// Whether the config was refused for a feature whose modules this model does not have.
+    pub(super) fn is_missing_reported(&self) -> bool {
+        ["target_parameters", "task_type"].iter().any(|field| self.config().is_broken(field))
+    }
+
+    /// Whether the model has no such module.
+    pub(super) fn is_missing_in_model(&self, path: &str) -> bool {
+        match self.layer_map.locate(path) {
+            Location::At(base, _) => self.sites.find(&base).is_none() && self.sites.find_alias(&base).is_none(),
+            Location::OutsideMap => true,
+            Location::Unknown => false,
+        }
+    }
+
+    /// The place of a module in the model; `None` with the problem reported.
+    pub(super) fn find_module<'m>(&mut self, path: &'m str, tensors: &'m ModuleTensors<'a>) -> Option<Module<'m, 'a>> {
+        let sites = self.sites;
+        let found = match self.layer_map.locate(path) {
+            Location::At(base, repeat) => site_and_parts(&base, sites).map(|(site, parts)| (site, parts, repeat)),
+            Location::OutsideMap => None,
+            Location::Unknown => return None,
+        };
+        let Some((site, parts, repeat)) = found else {
+            if !self.is_missing_reported() {
+                let what = format!("the model has no module '{path}'");
+                self.problem(Error::new(ErrorCode::AdapterSiteNotFound, what).with_tensor(tensors.example()));
             }
-            if module.has(&Part::BIASES) {
-                self.biased.insert(at);
-            }
-        }
-        if module.has(&Part::WEIGHTS) {
-            delta.weight = self.weight(module);
-        }
-        if module.has(&Part::BIASES) {
-            delta.bias = self.bias(module);
-        }
-        if module.has(&[Part::Rows]) {
-            delta.rows = self.rows(module);
-        }
-        if module.has(&Part::LOW_RANK) {
-            delta.low_rank = self.low_rank(module);
-            let is_diagonal = module.has(&[Part::Diagonal]);
-            delta.truncated = delta.low_rank.as_ref().filter(|_| is_diagonal).map_or(0, LowRank::rank);
-        }
-        self.effect |= delta.is_replacing();
-        delta
-    }
-
-    /// The one tensor that stands for a weight or a bias, where wrappers may have left copies of it.
-    fn replacement(&mut self, module: &Module<'_, 'a>, names: &[Part], dimensions: usize) -> Option<Stored<'a>> {
-        let mut found = names.iter().filter_map(|part| module.tensors.get(*part));
-        let first = Stored::open(&self.files.weights, found.next()?, dimensions);
-        let first = self.keep(first)?;
-        for name in found {
-            let other = Stored::open(&self.files.weights, name, dimensions);
-            let other = self.keep(other)?;
-            if other.shape() != first.shape() || other.view.bytes() != first.view.bytes() {
-                let what = "two tensors that differ stand for the same part";
-                let error = Error::new(ErrorCode::AdapterTensorUnexpected, what).with_tensor(name);
-                self.problem(error.with_found(format!("'{}' too", first.name)));
-                return None;
-            }
-            tracing::info!(tensor = ?name, "a second copy of a tensor is left out");
-        }
-        Some(first)
-    }
-
-    fn weight(&mut self, module: &mut Module<'_, 'a>) -> Option<Tensor<'a>> {
-        let dimensions = module.site.weight_shape().len();
-        let stored = self.replacement(module, &Part::WEIGHTS, dimensions)?;
-        let fits = fits_weight(module, &stored);
-        // What else the module holds is of the file's rows, right or wrong.
-        if module.is_embedding {
-            module.inputs = stored.shape()[0];
-        } else if module.is_head {
-            module.outputs = stored.shape()[0];
-        }
-        self.keep(fits)?;
-        self.keep(stored.is_nonzero())?;
-        Some(stored.tensor())
-    }
-
-    fn bias(&mut self, module: &Module<'_, 'a>) -> Option<Tensor<'a>> {
-        let stored = self.replacement(module, &Part::BIASES, 1)?;
-        if !module.site.has_bias {
-            let what = format!("the base model has no bias in '{}' that could be replaced", module.path);
-            self.problem(Error::new(ErrorCode::AdapterTensorUnexpected, what).with_tensor(stored.name));
-            return None;
-        }
-        let fits = stored.has_shape(&[module.outputs], "a bias does not fit the base model");
-        self.keep(fits)?;
-        self.keep(stored.is_nonzero())?;
-        Some(stored.tensor())
-    }
-
-    /// The rows of `trainable_token_indices`, sorted by token.
-    fn rows(&mut self, module: &Module<'_, 'a>) -> Option<ReplacedRows<'a>> {
-        let name = module.tensors.get(Part::Rows)?;
-        let stored = Stored::open(&self.files.weights, name, 2);
-        let stored = self.keep(stored)?;
-        let rows = if module.is_embedding { module.inputs } else { module.outputs };
-        let width = if module.is_embedding { module.outputs } else { module.inputs };
-        let problem = |what: String, code| Error::new(code, what).with_tensor(name);
-        if !module.is_embedding && !module.is_head {
-            let what = format!("rows of '{}' are replaced, which is neither the embedding nor the head", module.path);
-            self.problem(unsupported(what).with_tensor(name));
-            return None;
-        }
-        if module.has(&Part::LOW_RANK) {
-            let what = format!("'{}' has factors and replaced rows, which PEFT has no meaning for", module.path);
-            self.problem(unsupported(what).with_tensor(name));
-            return None;
-        }
-        if self.config().is_broken("trainable_token_indices") {
-            return None;
-        }
-        // A tied head shares the embedding's rows where the config gives it none of its own.
-        let shared = self.sites.embedding.filter(|_| module.is_head && self.sites.is_head_tied);
-        let shared = || shared.and_then(|site| self.token_ids(&self.sites.get(site).path, true));
-        let Some(ids) = self.token_ids(module.path, module.is_embedding).or_else(shared) else {
-            let what = format!("trainable_token_indices in adapter_config.json has no tokens for '{}'", module.path);
-            self.problem(problem(what, ErrorCode::AdapterTensorUnexpected));
             return None;
         };
-        if let Some(id) = ids.iter().find(|id| **id as usize >= rows) {
-            let what = format!("trainable_token_indices names a token that '{}' has no row for", module.path);
-            let error = Error::new(ErrorCode::AdapterConfigInvalid, what);
-            self.problem(error.with_expected(format!("ids below {rows}")).with_found(id));
-            return None;
-        }
-        let fits = stored.has_shape(&[ids.len(), width], "rows do not fit trainable_token_indices and the base model");
-        self.keep(fits)?;
-        self.keep(stored.is_nonzero())?;
-        Some(sorted_rows(ids, &stored))
-    }
-
-    /// The tokens of `trainable_token_indices` for a module.
-    pub(super) fn token_ids(&self, path: &str, is_embedding: bool) -> Option<&'a [u32]> {
-        let matches = |name: &Option<String>| match name {
-            None => is_embedding,
-            Some(name) => path.ends_with(name.as_str()),
-        };
-        let entries = &self.files.config.token_rows;
-        entries.iter().find(|(name, _)| matches(name)).map(|(_, ids)| ids.as_slice())
+        let (inputs, outputs) = (site.in_features, site.out_features);
+        let mut module =
+            Module { path, tensors, site, parts, repeat, is_embedding: false, is_head: false, inputs, outputs };
+        let only = module.only_site();
+        module.is_embedding = only.is_some() && only == sites.embedding;
+        module.is_head = only.is_some() && only == sites.head;
+        Some(module)
     }
 }
 
-/// Whether a replaced weight is as the base's; embedding and head may have more rows.
-fn fits_weight(module: &Module<'_, '_>, stored: &Stored<'_>) -> Result<()> {
-    let expected = module.site.weight_shape();
-    let grows = module.is_embedding || module.is_head;
-    let (found, base) = (stored.shape()[0], expected[0]);
-    if !grows || stored.shape()[1..] != expected[1..] {
-        return stored.has_shape(&expected, "a replaced weight does not fit the base model");
+/// What a path of the base model stands for: a site, or parts of sites.
+fn site_and_parts(path: &str, sites: &SiteTable) -> Option<(Site, Vec<AliasPart>)> {
+    if let Some(id) = sites.find(path) {
+        let site = sites.get(id).clone();
+        let outputs = 0..site.out_features;
+        let part = AliasPart { alias_outputs: outputs.clone(), site: id, site_outputs: outputs };
+        return Some((site, vec![part]));
     }
-    match found < base {
-        false => Ok(()),
-        true => {
-            let what = format!("'{}' has {found} rows, fewer than the base's {base}", module.path);
-            Err(Error::new(ErrorCode::AdapterShapeMismatch, what)
-                .with_tensor(stored.name)
-                .with_expected(format!("{base} rows or more"))
-                .with_found(shape_text(stored.shape()))
-                .with_hint(
-                    "the base's vocabulary is padded or was resized: resize the one trained on to the same size",
-                ))
-        }
-    }
+    let parts = sites.find_alias(path)?;
+    fused_linear(path, parts, sites).map(|site| (site, parts.to_vec()))
 }
 
-/// Rows in ascending order of their tokens.
-fn sorted_rows<'a>(ids: &[u32], stored: &Stored<'a>) -> ReplacedRows<'a> {
-    if ids.is_sorted() {
-        return ReplacedRows { ids: ids.to_vec(), values: stored.tensor() };
-    }
-    let width = stored.shape()[1];
-    let values = stored.view.to_f32();
-    let mut order: Vec<usize> = (0..ids.len()).collect();
-    order.sort_by_key(|&at| ids[at]);
-    let sorted: Vec<f32> = order.iter().flat_map(|&at| &values[at * width..][..width]).copied().collect();
-    ReplacedRows { ids: order.iter().map(|&at| ids[at]).collect(), values: Tensor::from_f32(stored.shape(), &sorted) }
+/// A linear as wide as its parts together.
+fn fused_linear(path: &str, parts: &[AliasPart], sites: &SiteTable) -> Option<Site> {
+    let first = sites.get(parts.first()?.site);
+    let outputs = parts.iter().map(|part| part.alias_outputs.end).max()?;
+    let has_bias = parts.iter().all(|part| sites.get(part.site).has_bias);
+    (first.kind == SiteKind::Linear).then(|| Site::linear(path, first.in_features, outputs).with_bias(has_bias))
 }

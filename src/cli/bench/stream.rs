@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use crate::adapter::batch::SlotId;
 use crate::adapter::mixture::Mixture;
-use crate::backend::{KvDType, StepRows};
+use crate::backend::KvDType;
 use crate::engine::EngineOptions;
 use crate::error::{Error, ErrorCode, Result};
-use crate::kv::pages_for;
-use crate::model::{ForwardBatch, KvStorage, Model};
+use crate::kv_cache::pages_for;
+use crate::model::batch::{SequenceRows, StepBatch};
+use crate::model::{KvStorage, Model};
 
 /// Which mixture each sequence runs with: sequence i has mixture `i % mixtures.len()`.
 pub(super) struct Assignment {
@@ -55,7 +56,9 @@ pub(super) struct Stream<'a> {
     kv_groups: usize,
     /// Pages of one sequence in one KV group.
     pages: usize,
-    batch: ForwardBatch,
+    batch: StepBatch,
+    tokens: Vec<u32>,
+    page_ids: Vec<u32>,
     logits: Vec<f32>,
     random: u32,
 }
@@ -68,8 +71,18 @@ impl<'a> Stream<'a> {
     pub(super) fn new(model: &'a Arc<Model>, sequences: usize, tokens: usize, kv_groups: usize) -> Result<Self> {
         let pages = pages_for(tokens);
         let kv = model.create_kv(sequences * kv_groups * pages, KvDType::F16)?;
-        let (batch, logits) = (ForwardBatch::default(), Vec::new());
-        Ok(Self { model, kv, sequences, kv_groups, pages, batch, logits, random: 1 })
+        Ok(Self {
+            model,
+            kv,
+            sequences,
+            kv_groups,
+            pages,
+            batch: StepBatch::default(),
+            tokens: Vec::new(),
+            page_ids: Vec::new(),
+            logits: Vec::new(),
+            random: 1,
+        })
     }
 
     /// Computes positions `0..tokens` of every sequence, in steps of as many rows as the engine's.
@@ -101,28 +114,29 @@ impl<'a> Stream<'a> {
         wants_logits: bool,
     ) -> Result<()> {
         let vocab = self.model.config().vocab_size;
-        let (rows, rows_each) = (sequences.len() * positions.len(), positions.len());
+        let logit_width = adapters.mixtures.iter().map(|mixture| mixture.head_rows(vocab)).max().unwrap_or(vocab);
+        let kv_groups = adapters.kv_groups(self.model);
         let batch = &mut self.batch;
-        batch.clear();
-        for _ in 0..rows {
+        batch.begin(adapters.layers(), kv_groups, logit_width);
+        for sequence in sequences {
             // Numerical Recipes' linear congruential generator: any spread of ids will do.
-            self.random = self.random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            batch.tokens.push((self.random >> 8) % vocab as u32);
+            self.tokens.clear();
+            self.tokens.extend(positions.clone().map(|_| {
+                self.random = self.random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (self.random >> 8) % vocab as u32
+            }));
+            let first_page = sequence * self.kv_groups * self.pages;
+            self.page_ids.clear();
+            self.page_ids.extend((first_page..first_page + kv_groups * self.pages).map(|page| page as u32));
+            let rows = SequenceRows {
+                tokens: &self.tokens,
+                position: positions.start,
+                pages: &self.page_ids,
+                logits: usize::from(wants_logits),
+            };
+            batch.push_sequence(rows, std::iter::repeat_n(adapters.of_sequence(sequence), positions.len()));
         }
-        batch.layers = adapters.layers().cloned();
-        batch.kv_groups.resize_with(adapters.kv_groups(self.model), StepRows::default);
-        for (kv_group, step_rows) in batch.kv_groups.iter_mut().enumerate() {
-            for sequence in sequences.clone() {
-                let first = (sequence * self.kv_groups + kv_group) * self.pages;
-                step_rows.push(positions.clone(), (first..first + self.pages).map(|page| page as u32));
-            }
-        }
-        let of_row = |row: usize| adapters.of_sequence(sequences.start + row / rows_each);
-        batch.adapters.rebuild((0..rows).map(of_row));
-        let last_rows = || (0..rows).skip(rows_each - 1).step_by(rows_each).filter(|_| wants_logits);
-        batch.logit_rows.extend(last_rows().map(|row| row as u32));
-        batch.logit_adapters.rebuild(last_rows().map(of_row));
-        batch.logit_width = adapters.mixtures.iter().map(|mixture| mixture.head_rows(vocab)).max().unwrap_or(vocab);
+        batch.finish();
         self.model.forward(batch, &[&self.kv], &mut self.logits)
     }
 }

@@ -1,31 +1,31 @@
 //! What an adapter changes at the linears of one group, in one repeat of its layer.
 
-use super::Base;
-use super::factors::{Expand, rescaling};
-use super::moments;
+use super::dora_norms;
+use super::low_rank::{Expand, rescaling};
 use crate::adapter::delta::{LowRank, SiteDelta};
-use crate::backend::UploadError;
-use crate::backend::cpu::arena::{Part, Region, RegionLayout};
-use crate::backend::cpu::group::Group;
-use crate::backend::cpu::isa::LANES;
-use crate::backend::cpu::kernels::Kernels;
-use crate::backend::cpu::pack::DenseTiles;
-use crate::backend::cpu::threads::Pool;
-use crate::backend::cpu::tile::{Tiles, Width};
+use crate::backend::PrepareError;
+use crate::backend::cpu::kernels::dispatch::Kernels;
+use crate::backend::cpu::kernels::tile::{Tiles, Width};
+use crate::backend::cpu::kernels::vector::LANES;
+use crate::backend::cpu::runtime::arena::{Part, Region, RegionLayout};
+use crate::backend::cpu::runtime::threads::Pool;
+use crate::backend::cpu::weights::BaseWeights;
+use crate::backend::cpu::weights::group::Group;
+use crate::backend::cpu::weights::pack::DenseTiles;
 use crate::error::Result;
 use crate::tensor::{Tensor, TensorView};
 
 /// What an adapter changes at the sites of one group.
-pub(in super::super) struct GroupDelta {
+pub(crate) struct GroupDelta {
     /// Rows that multiply the input: A's and replaced rows.
     stack: DenseTiles,
     members: Vec<Option<LinearDelta>>,
     /// Whether it replaces a weight, bias or row, or takes something out of a weight: what the base's sums need first.
-    pub(in super::super) is_replacing: bool,
+    pub(crate) is_replacing: bool,
 }
 
 /// What an adapter changes at one linear.
-pub(in super::super) struct LinearDelta {
+pub(crate) struct LinearDelta {
     weight: Option<DenseTiles>,
     bias: Option<Part>,
     rows: Option<StackedRows>,
@@ -47,7 +47,7 @@ struct StackedLow {
 }
 
 impl GroupDelta {
-    pub(super) fn lay_out(layout: &mut RegionLayout, in_features: usize, sources: &[(usize, &SiteDelta<'_>)]) -> Self {
+    pub(crate) fn lay_out(layout: &mut RegionLayout, in_features: usize, sources: &[(usize, &SiteDelta<'_>)]) -> Self {
         let mut members: Vec<Option<LinearDelta>> = Vec::new();
         let mut first = 0;
         let mut stack = |rows: usize| {
@@ -81,7 +81,7 @@ impl GroupDelta {
         Self { stack: DenseTiles::lay_out(layout, first, in_features, width), members, is_replacing }
     }
 
-    pub(super) fn fill(&self, pool: &mut Pool, region: &mut Region, sources: &[(usize, &SiteDelta<'_>)]) -> Result<()> {
+    pub(crate) fn fill(&self, pool: &mut Pool, region: &mut Region, sources: &[(usize, &SiteDelta<'_>)]) -> Result<()> {
         let rows: Vec<(TensorView<'_>, usize)> =
             stacked(sources).flat_map(|matrix| (0..matrix.shape()[0]).map(|row| (matrix.view(), row))).collect();
         self.stack.fill(pool, region, |row| rows[row])?;
@@ -108,40 +108,40 @@ impl GroupDelta {
     }
 
     /// Takes the norms of a member's weight, where the adapter rescales by them.
-    pub(super) fn fill_magnitude(
+    pub(crate) fn fill_magnitude(
         &self,
         pool: &mut Pool,
-        base: &Base<'_>,
+        base: &BaseWeights,
         group: &Group,
         region: &mut Region,
         member: usize,
         source: &SiteDelta<'_>,
-    ) -> Result<(), UploadError> {
+    ) -> Result<(), PrepareError> {
         let (Some(delta), Some(low)) = (self.member(member), rescaling(source)) else { return Ok(()) };
         let (tiles, order) = match &delta.weight {
             Some(weight) => (weight.view(region), None),
-            None => (group.members[member].tiles(base.arena), group.order(member)),
+            None => (group.members[member].tiles(&base.arena), group.order(member)),
         };
-        let moments = moments::of_linear(pool, base.kernels, &tiles, order, low, source.rows.as_ref())?;
+        let moments = dora_norms::of_linear(pool, base.kernels, &tiles, order, low, source.rows.as_ref())?;
         let Some(stacked) = &delta.low else { return Ok(()) };
         stacked
             .expand
             .fill_magnitude(region, low, &moments)
-            .map_err(|output| UploadError::ZeroNorm { site: source.site, output })
+            .map_err(|output| PrepareError::ZeroNorm { site: source.site, output })
     }
 
     /// What is changed at a member of the group.
-    pub(in super::super) fn member(&self, index: usize) -> Option<&LinearDelta> {
+    pub(crate) fn member(&self, index: usize) -> Option<&LinearDelta> {
         self.members.get(index)?.as_ref()
     }
 
     /// Tiles of the stack.
-    pub(in super::super) fn stack_tiles(&self) -> usize {
+    pub(crate) fn stack_tiles(&self) -> usize {
         self.stack.tiles
     }
 
     /// The stack, for a kernel.
-    pub(in super::super) fn stack<'a>(&'a self, region: &'a Region) -> Tiles<'a> {
+    pub(crate) fn stack<'a>(&'a self, region: &'a Region) -> Tiles<'a> {
         self.stack.view(region)
     }
 }
@@ -156,17 +156,17 @@ fn stacked<'a>(sources: &[(usize, &'a SiteDelta<'a>)]) -> impl Iterator<Item = &
 
 impl LinearDelta {
     /// The weight that stands in the base's place.
-    pub(in super::super) fn weight(&self) -> Option<&DenseTiles> {
+    pub(crate) fn weight(&self) -> Option<&DenseTiles> {
         self.weight.as_ref()
     }
 
     /// The bias that stands in the base's place, from a tile on.
-    pub(in super::super) fn bias<'a>(&self, region: &'a Region, tile: usize) -> Option<&'a [f32]> {
+    pub(crate) fn bias<'a>(&self, region: &'a Region, tile: usize) -> Option<&'a [f32]> {
         self.bias.map(|bias| region.part(bias).get(tile * LANES..).unwrap_or(&[]))
     }
 
     /// Writes the outputs of a tile whose rows are replaced; `t` is the product of the stack.
-    pub(in super::super) fn replace_rows(&self, region: &Region, tile: usize, t: &[f32], y: &mut [f32; LANES]) {
+    pub(crate) fn replace_rows(&self, region: &Region, tile: usize, t: &[f32], y: &mut [f32; LANES]) {
         let Some(rows) = &self.rows else { return };
         let ids: &[u32] = region.part(rows.ids);
         let start = ids.partition_point(|&id| (id as usize) < tile * LANES);
@@ -177,7 +177,7 @@ impl LinearDelta {
     }
 
     /// Applies the low-rank part to a tile of outputs; `t` is the product of the stack.
-    pub(in super::super) fn apply(
+    pub(crate) fn apply(
         &self,
         region: &Region,
         kernels: &Kernels,
@@ -192,14 +192,7 @@ impl LinearDelta {
     }
 
     /// Takes out of a tile of outputs what the weight is truncated by; `t` is the product of the stack.
-    pub(in super::super) fn remove(
-        &self,
-        region: &Region,
-        kernels: &Kernels,
-        tile: usize,
-        t: &[f32],
-        y: &mut [f32; LANES],
-    ) {
+    pub(crate) fn remove(&self, region: &Region, kernels: &Kernels, tile: usize, t: &[f32], y: &mut [f32; LANES]) {
         if let Some(StackedLow { first, expand }) = &self.removed {
             expand.apply(region, kernels, tile, &t[*first..*first + expand.rank], 1.0, y);
         }

@@ -1,0 +1,82 @@
+//! A request's hold on an adapter version.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::adapter::batch::SlotId;
+use crate::adapter::plan::AdapterSummary;
+use crate::adapter::pool::state::{AdapterInfo, AdapterVersion, Shared, State};
+
+/// Keeps one adapter version resident. Each clone is a lease of its own.
+pub struct AdapterLease {
+    shared: Arc<Shared>,
+    version: Arc<AdapterVersion>,
+}
+
+impl AdapterLease {
+    pub(super) fn new(shared: &Arc<Shared>, state: &mut State, version: Arc<AdapterVersion>) -> Self {
+        state.leases += 1;
+        state.slot(version.slot).leases += 1;
+        Self { shared: shared.clone(), version }
+    }
+
+    /// The slot that the adapter occupies.
+    pub fn slot(&self) -> SlotId {
+        self.version.slot
+    }
+
+    /// The adapter version as users see it.
+    pub fn info(&self) -> AdapterInfo {
+        let leases = self.shared.state.lock().slot(self.version.slot).leases;
+        self.version.info(leases)
+    }
+
+    /// What was read from its files.
+    pub fn summary(&self) -> &AdapterSummary {
+        &self.version.summary
+    }
+
+    /// The adapter's name; of an anonymous one its folder's name.
+    pub fn label(&self) -> String {
+        let AdapterVersion { name, summary, .. } = &*self.version;
+        match (name.as_str(), summary.path.file_name()) {
+            ("", Some(folder)) => folder.to_string_lossy().into_owned(),
+            (name, _) => name.to_owned(),
+        }
+    }
+
+    /// SHA-256 over config and weights, part of the prefix key.
+    pub fn content_hash(&self) -> &str {
+        &self.version.summary.content_hash
+    }
+
+    /// Whether it is of the pool with this state.
+    pub(super) fn is_from(&self, shared: &Arc<Shared>) -> bool {
+        Arc::ptr_eq(&self.shared, shared)
+    }
+}
+
+impl Clone for AdapterLease {
+    fn clone(&self) -> Self {
+        Self::new(&self.shared, &mut self.shared.state.lock(), self.version.clone())
+    }
+}
+
+impl Drop for AdapterLease {
+    fn drop(&mut self) {
+        let mut state = self.shared.state.lock();
+        state.leases -= 1;
+        state.slot(self.version.slot).leases -= 1;
+        state.retire_if_unused(self.version.slot);
+    }
+}
+
+impl fmt::Debug for AdapterLease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AdapterLease")
+            .field("name", &self.version.name)
+            .field("generation", &self.version.number)
+            .field("slot", &self.version.slot)
+            .finish_non_exhaustive()
+    }
+}

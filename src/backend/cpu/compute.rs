@@ -1,0 +1,260 @@
+//! The six operations: each finds what its ids name, and hands it to the file that computes it.
+
+use std::sync::Arc;
+
+use super::adapter::resident::Adapter;
+use super::adapter::routing::{RoutedNorm, Routing};
+use super::ops::attention::{self, HeadNorms};
+use super::ops::embed::Embedding;
+use super::ops::linear::{self, Context};
+use super::ops::rowwise::for_rows;
+use super::runtime::buffers::{Buffer, Inputs, Output};
+use super::runtime::kv_cache::KvCache;
+use super::runtime::threads::Pool;
+use super::weights::BaseWeights;
+use crate::adapter::batch::{AdapterBatch, SlotId};
+use crate::backend::{
+    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, KvId, KvShape, MemoryUse, NormId,
+    PreparedAdapter, StepRows, Write,
+};
+use crate::error::{Error, ErrorCode, Result};
+
+/// Everything that a step changes, beside the weights it reads.
+pub(super) struct CpuCompute {
+    weights: Arc<BaseWeights>,
+    pool: Pool,
+    memory: Arc<MemoryUse>,
+    buffers: Vec<Buffer>,
+    kvs: Vec<Option<KvCache>>,
+    adapters: Vec<Option<Adapter>>,
+    linear_scratch: linear::Scratch,
+    attention_scratch: attention::Scratch,
+}
+
+impl CpuCompute {
+    /// Over these weights.
+    pub(super) fn new(weights: Arc<BaseWeights>, pool: Pool, memory: Arc<MemoryUse>) -> Self {
+        Self {
+            weights,
+            pool,
+            memory,
+            buffers: Vec::new(),
+            kvs: Vec::new(),
+            adapters: Vec::new(),
+            linear_scratch: linear::Scratch::default(),
+            attention_scratch: attention::Scratch::default(),
+        }
+    }
+}
+
+fn unknown(what: &str) -> Error {
+    Error::new(ErrorCode::Internal, format!("the step names {what} that the backend does not have"))
+}
+
+/// Two different buffers, the second to write.
+fn pair(buffers: &mut [Buffer], x: BufferId, y: BufferId) -> Result<(&Buffer, &mut Buffer)> {
+    match buffers.get_disjoint_mut([x.0 as usize, y.0 as usize]) {
+        Ok([x, y]) => Ok((x, y)),
+        Err(_) => Err(unknown("a buffer, or one for input and output,")),
+    }
+}
+
+fn routed_norm<'a>(weights: &'a BaseWeights, id: NormId, routing: Routing<'a>) -> Result<RoutedNorm<'a>> {
+    let index = id.0 as usize;
+    let base = weights.norm(index).ok_or_else(|| unknown("a norm"))?;
+    Ok(RoutedNorm::new(routing, index, base))
+}
+
+impl Compute for CpuCompute {
+    fn create_buffer(&mut self, width: usize) -> BufferId {
+        self.buffers.push(Buffer::new(width));
+        BufferId(self.buffers.len() as u32 - 1)
+    }
+
+    fn reserve_rows(&mut self, rows: usize) -> Result<()> {
+        self.buffers.iter_mut().try_for_each(|buffer| buffer.reserve(rows))
+    }
+
+    fn write_rows(&mut self, buffer: BufferId, values: &[f32]) -> Result<()> {
+        self.buffers.get_mut(buffer.0 as usize).ok_or_else(|| unknown("a buffer"))?.write(values)
+    }
+
+    fn read_rows(&mut self, buffer: BufferId, values: &mut [f32]) -> Result<()> {
+        self.buffers.get(buffer.0 as usize).ok_or_else(|| unknown("a buffer"))?.read(values)
+    }
+
+    fn create_kv(&mut self, shape: KvShape) -> Result<KvId> {
+        if shape.page_tokens == 0 {
+            return Err(Error::new(ErrorCode::Internal, "a page of the KV cache must hold a position"));
+        }
+        let cache = KvCache::new(shape)?;
+        self.memory.add_kv(cache.bytes());
+        self.kvs.push(Some(cache));
+        Ok(KvId(self.kvs.len() as u32 - 1))
+    }
+
+    fn drop_kv(&mut self, kv: KvId) {
+        if let Some(cache) = self.kvs.get_mut(kv.0 as usize).and_then(Option::take) {
+            self.memory.remove_kv(cache.bytes());
+        }
+    }
+
+    fn install_adapter(&mut self, slot: SlotId, adapter: PreparedAdapter) -> Result<()> {
+        let index = slot.0 as usize;
+        if self.adapters.get(index).is_some_and(Option::is_some) {
+            return Err(Error::new(ErrorCode::Internal, format!("slot {index} is taken")));
+        }
+        let (bytes, adapter) = (adapter.bytes(), adapter.into_inner()?);
+        if self.adapters.len() <= index {
+            self.adapters.resize_with(index + 1, || None);
+        }
+        self.adapters[index] = Some(*adapter);
+        self.memory.add_adapter(bytes);
+        Ok(())
+    }
+
+    fn drop_adapter(&mut self, slot: SlotId) {
+        if let Some(adapter) = self.adapters.get_mut(slot.0 as usize).and_then(Option::take) {
+            self.memory.remove_adapter(adapter.bytes());
+        }
+    }
+
+    fn embed(
+        &mut self,
+        table: EmbeddingId,
+        tokens: &[u32],
+        multiplier: f32,
+        batch: &AdapterBatch,
+        out: BufferId,
+    ) -> Result<()> {
+        let index = table.0 as usize;
+        let table = self.weights.tables.get(index).ok_or_else(|| unknown("an embedding table"))?;
+        let out = self.buffers.get_mut(out.0 as usize).ok_or_else(|| unknown("a buffer"))?;
+        out.expect(table.hidden, tokens.len())?;
+        let routing = Routing::new(batch, &self.adapters, tokens.len())?;
+        let embedding = Embedding { kernels: self.weights.kernels, arena: &self.weights.arena, table, index, routing };
+        let (stride, shrunk) = (out.stride, &mut self.linear_scratch.shrunk);
+        embedding.run(&mut self.pool, tokens, multiplier, out.values_mut(), stride, shrunk)
+    }
+
+    fn norm(
+        &mut self,
+        weight: NormId,
+        eps: f32,
+        x: BufferId,
+        rows: usize,
+        batch: &AdapterBatch,
+        out: BufferId,
+    ) -> Result<()> {
+        let weight = routed_norm(&self.weights, weight, Routing::new(batch, &self.adapters, rows)?)?;
+        let (x, out) = pair(&mut self.buffers, x, out)?;
+        x.expect(weight.len(), rows)?;
+        out.expect(weight.len(), rows)?;
+        let (kernels, width, stride, x) = (self.weights.kernels, weight.len(), out.stride, x.rows());
+        for_rows(&mut self.pool, rows, width, out.values_mut(), stride, |i, out| {
+            // SAFETY: the kernels exist, so their instruction set does.
+            unsafe { (kernels.norm)(weight.of_row(i), eps, &x.row(i)[..width], out) };
+        })
+    }
+
+    fn linear(
+        &mut self,
+        group: GroupId,
+        x: BufferId,
+        rows: usize,
+        batch: &AdapterBatch,
+        y: BufferId,
+        write: Write,
+    ) -> Result<()> {
+        let group_index = group.0 as usize;
+        let group = self.weights.groups.get(group_index).ok_or_else(|| unknown("a group"))?;
+        let (x, y) = pair(&mut self.buffers, x, y)?;
+        x.expect(group.in_features, rows)?;
+        y.expect(group.out_features, rows)?;
+        let routing = Routing::new(batch, &self.adapters, rows)?;
+        let context =
+            Context { kernels: self.weights.kernels, arena: &self.weights.arena, group, group_index, routing };
+        let inputs = Inputs { x: x.rows(), rows, picked: None };
+        let output = Output { stride: y.stride, width: y.width, y: y.values_mut(), write };
+        linear::run(&mut self.pool, &context, inputs, output, &mut self.linear_scratch)
+    }
+
+    fn attend(
+        &mut self,
+        spec: &AttentionSpec,
+        kv: KvId,
+        rows: &StepRows,
+        batch: &AdapterBatch,
+        qkv: BufferId,
+        out: BufferId,
+    ) -> Result<()> {
+        let cache = self.kvs.get_mut(kv.0 as usize).and_then(Option::as_mut).ok_or_else(|| unknown("a KV cache"))?;
+        let routing = Routing::new(batch, &self.adapters, rows.len())?;
+        let norm = |id: Option<NormId>| {
+            let norm = id.map(|id| routed_norm(&self.weights, id, routing)).transpose()?;
+            match norm.filter(|norm| norm.len() != spec.head_dim) {
+                Some(norm) => Err(Error::new(ErrorCode::Internal, "a norm's weight does not fit")
+                    .with_expected(spec.head_dim)
+                    .with_found(norm.len())),
+                None => Ok(norm),
+            }
+        };
+        let norms = HeadNorms { q: norm(spec.q_norm)?, k: norm(spec.k_norm)? };
+        let (qkv, out) = pair(&mut self.buffers, qkv, out)?;
+        qkv.expect((spec.heads + 2 * spec.kv_heads) * spec.head_dim, rows.len())?;
+        out.expect(spec.heads * spec.head_dim, rows.len())?;
+        let output = Output { stride: out.stride, width: out.width, y: out.values_mut(), write: Write::Replace };
+        attention::run(
+            &mut self.pool,
+            self.weights.kernels,
+            cache,
+            spec,
+            norms,
+            rows,
+            qkv.rows(),
+            output,
+            &mut self.attention_scratch,
+        )
+    }
+
+    fn activate(&mut self, activation: Activation, gate_up: BufferId, rows: usize, out: BufferId) -> Result<()> {
+        let kernel = match activation {
+            Activation::Silu => self.weights.kernels.silu_gate,
+        };
+        let (gate_up, out) = pair(&mut self.buffers, gate_up, out)?;
+        gate_up.expect(2 * out.width, rows)?;
+        out.expect(out.width, rows)?;
+        let (width, stride, gate_up) = (out.width, out.stride, gate_up.rows());
+        for_rows(&mut self.pool, rows, width, out.values_mut(), stride, |i, out| {
+            let (gate, up) = gate_up.row(i)[..2 * width].split_at(width);
+            // SAFETY: the kernels exist, so their instruction set does.
+            unsafe { kernel(gate, up, out) };
+        })
+    }
+
+    fn head(
+        &mut self,
+        group: GroupId,
+        x: BufferId,
+        rows: &[u32],
+        batch: &AdapterBatch,
+        logits: &mut [f32],
+        stride: usize,
+    ) -> Result<()> {
+        let group_index = group.0 as usize;
+        let group = self.weights.groups.get(group_index).ok_or_else(|| unknown("a group"))?;
+        let x = self.buffers.get(x.0 as usize).ok_or_else(|| unknown("a buffer"))?;
+        x.expect(group.in_features, rows.iter().max().map_or(0, |&row| row as usize + 1))?;
+        if logits.len() != rows.len() * stride || stride < group.out_features {
+            return Err(Error::new(ErrorCode::Internal, "the room for logits does not fit")
+                .with_expected(rows.len() * group.out_features)
+                .with_found(logits.len()));
+        }
+        let routing = Routing::new(batch, &self.adapters, rows.len())?;
+        let context =
+            Context { kernels: self.weights.kernels, arena: &self.weights.arena, group, group_index, routing };
+        let inputs = Inputs { x: x.rows(), rows: rows.len(), picked: Some(rows) };
+        let output = Output { stride, width: stride, y: logits, write: Write::Replace };
+        linear::run(&mut self.pool, &context, inputs, output, &mut self.linear_scratch)
+    }
+}

@@ -1,0 +1,11 @@
+//! What computes on one thread: pure functions over slices, compiled for each instruction set. Kernels know neither the
+//! thread pool nor adapters.
+
+pub(crate) mod attend;
+pub(crate) mod dispatch;
+pub(crate) mod isa;
+pub(crate) mod rowwise;
+pub(crate) mod tile;
+pub(crate) mod vector;
+#[cfg(target_arch = "x86_64")]
+mod x86;

@@ -1,0 +1,230 @@
+//! `y = W x + b` and what adapters make of it, for a group of linears over one input.
+//!
+//! Three regions of parallel work, the first two only if there is something to do: gather the inputs of act-ordered
+//! members; shrink, the product of each adapter's stack for every (row, adapter) of the batch; then, tile by tile of outputs,
+//! the product of the weight with the epilogue of `epilogue.rs`, written once. A row's weight is the base's or that of the
+//! adapter that replaces it, and rows of one weight are multiplied together. Threads split tiles and rows, never a sum.
+
+use std::ops::Range;
+
+use super::epilogue::Epilogue;
+use super::rowwise::for_rows;
+use super::shrink::{Shrunk, shrink};
+use crate::backend::Write;
+use crate::backend::cpu::adapter::resident::Adapter;
+use crate::backend::cpu::adapter::routing::Routing;
+use crate::backend::cpu::kernels::dispatch::{Kernels, MAX_ROWS};
+use crate::backend::cpu::kernels::vector::LANES;
+use crate::backend::cpu::runtime::arena::{Arena, grow};
+use crate::backend::cpu::runtime::buffers::{Inputs, Output};
+use crate::backend::cpu::runtime::threads::{Disjoint, Pool};
+use crate::backend::cpu::weights::group::Group;
+use crate::backend::cpu::weights::pack::{DenseTiles, PADDING};
+use crate::error::{Error, ErrorCode, Result};
+
+/// Tiles a task computes; few rows want several at once, see `tile.rs`.
+const TASK_TILES: usize = 4;
+/// Tasks a thread should find, so that a late one can take less.
+const TASKS_OF_THREAD: usize = 4;
+
+/// What `linear` keeps from step to step.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    /// Gathered inputs `[order][row][packed input]`.
+    gathered: Vec<f32>,
+    pub(crate) shrunk: Shrunk,
+    /// All rows, then those of each weight that some adapter replaces.
+    row_lists: Vec<u32>,
+    weights: Vec<WeightRows>,
+}
+
+/// A member's weight and the rows that it multiplies, cut into tasks: some tiles for some of the rows each.
+///
+/// Tasks are counted, not listed: a list would have to travel from the core that writes it to those that read it, each time.
+#[derive(Clone)]
+struct WeightRows {
+    member: usize,
+    /// Whose weight it is; the base's if `None`.
+    slot: Option<usize>,
+    tiles: usize,
+    /// In the row lists.
+    rows: Range<usize>,
+    /// Parts that the rows are cut into.
+    parts: usize,
+    first_task: usize,
+}
+
+impl WeightRows {
+    /// Tasks that go once over all tiles.
+    fn runs(&self) -> usize {
+        self.tiles.div_ceil(TASK_TILES)
+    }
+
+    fn end_task(&self) -> usize {
+        self.first_task + self.parts * self.runs()
+    }
+
+    /// First tile, number of tiles and rows of a task.
+    fn task(&self, task: usize) -> (usize, usize, Range<usize>) {
+        let (part, run) = ((task - self.first_task) / self.runs(), (task - self.first_task) % self.runs());
+        let blocks = self.rows.len().div_ceil(MAX_ROWS);
+        let at = |part: usize| self.rows.end.min(self.rows.start + blocks * part / self.parts * MAX_ROWS);
+        let tile = run * TASK_TILES;
+        (tile, TASK_TILES.min(self.tiles - tile), at(part)..at(part + 1))
+    }
+}
+
+/// The parts of a backend that `linear` works with.
+pub(crate) struct Context<'a> {
+    pub(crate) kernels: &'a Kernels,
+    pub(crate) arena: &'a Arena,
+    pub(crate) group: &'a Group,
+    /// Index of the group.
+    pub(crate) group_index: usize,
+    pub(crate) routing: Routing<'a>,
+}
+
+/// Computes the group; see the module.
+///
+/// # Errors
+/// `internal` if a row has more outputs than there is room for or a task panicked; `memory_exhausted`.
+pub(crate) fn run(
+    pool: &mut Pool,
+    context: &Context<'_>,
+    inputs: Inputs<'_>,
+    output: Output<'_>,
+    scratch: &mut Scratch,
+) -> Result<()> {
+    gather(pool, context.group, inputs, &mut scratch.gathered)?;
+    if !context.routing.is_base_only() {
+        shrink(pool, context.kernels, context.group_index, context.routing, inputs, &mut scratch.shrunk)?;
+    }
+    context.plan(pool.threads(), inputs.rows, output.width, scratch)?;
+    context.multiply(pool, inputs, output, scratch)
+}
+
+/// Gathers the inputs once for each distinct order.
+fn gather(pool: &mut Pool, group: &Group, inputs: Inputs<'_>, gathered: &mut Vec<f32>) -> Result<()> {
+    let mut start = 0;
+    for order in &group.orders {
+        let end = start + inputs.rows * order.len();
+        grow(gathered, end)?;
+        for_rows(pool, inputs.rows, order.len(), &mut gathered[start..end], order.len(), |row, out| {
+            let x = inputs.row(row);
+            for (out, &input) in out.iter_mut().zip(order) {
+                *out = if input == PADDING { 0.0 } else { x[input as usize] };
+            }
+        })?;
+        start = end;
+    }
+    Ok(())
+}
+
+impl<'a> Context<'a> {
+    /// The slot of the adapter that replaces a member's weight for a row.
+    fn weight_slot(&self, member: usize, row: usize) -> Option<usize> {
+        let replaces = |(entry, _, _): &(usize, f32, _)| self.replaced(member, self.routing.slot_of(*entry)).is_some();
+        self.routing.of_row(row).rev().find(replaces).map(|(entry, ..)| self.routing.slot_of(entry))
+    }
+
+    /// A member's weight as an adapter replaces it.
+    fn replaced(&self, member: usize, slot: usize) -> Option<(&'a Adapter, &'a DenseTiles)> {
+        let adapter = self.routing.adapter(slot)?;
+        let delta = adapter.group(self.group_index, self.routing.repeat())?.member(member)?;
+        Some((adapter, delta.weight()?))
+    }
+
+    /// Lists the rows of each weight, and counts the tasks.
+    fn plan(&self, threads: usize, rows: usize, width: usize, scratch: &mut Scratch) -> Result<()> {
+        let Scratch { row_lists, weights, .. } = scratch;
+        row_lists.clear();
+        row_lists.extend(0..rows as u32);
+        weights.clear();
+        for (member, linear) in self.group.members.iter().enumerate() {
+            let tiles = linear.tile_count();
+            let base = WeightRows { member, slot: None, tiles, rows: 0..rows, parts: 0, first_task: 0 };
+            if self.routing.segments().all(|(slot, ..)| self.replaced(member, slot).is_none()) {
+                weights.push(base);
+                continue;
+            }
+            let mut list = |slot: Option<usize>, tiles: usize| {
+                let start = row_lists.len();
+                row_lists.extend((0..rows as u32).filter(|&row| self.weight_slot(member, row as usize) == slot));
+                weights.push(WeightRows { slot, tiles, rows: start..row_lists.len(), ..base.clone() });
+            };
+            list(None, tiles);
+            for (slot, ..) in self.routing.segments() {
+                let Some((_, weight)) = self.replaced(member, slot) else { continue };
+                if linear.first_output + weight.rows > width {
+                    return Err(Error::new(
+                        ErrorCode::Internal,
+                        "an adapter's weight has outputs for which there is no room",
+                    )
+                    .with_expected(width)
+                    .with_found(linear.first_output + weight.rows));
+                }
+                list(Some(slot), weight.tiles);
+            }
+        }
+        let runs: usize = weights.iter().map(WeightRows::runs).sum();
+        // Few tiles for many threads: split the rows too.
+        let wanted_parts = (TASKS_OF_THREAD * threads).div_ceil(runs.max(1));
+        let mut first_task = 0;
+        for weight in weights {
+            weight.parts = wanted_parts.min(weight.rows.len().div_ceil(MAX_ROWS));
+            weight.first_task = first_task;
+            first_task = weight.end_task();
+        }
+        Ok(())
+    }
+
+    /// Product and epilogue, tile by tile.
+    fn multiply(&self, pool: &mut Pool, inputs: Inputs<'_>, output: Output<'_>, scratch: &Scratch) -> Result<()> {
+        let epilogue = Epilogue::new(self.kernels, self.arena, self.routing, self.group_index, &scratch.shrunk);
+        let out = Disjoint::new(output.y);
+        let weights = &scratch.weights;
+        pool.run(weights.last().map_or(0, WeightRows::end_task), |task, _| {
+            let of_task = weights.partition_point(|weight| weight.end_task() <= task);
+            let &WeightRows { member, slot, .. } = &weights[of_task];
+            let (first_tile, count, rows) = weights[of_task].task(task);
+            let linear = &self.group.members[member];
+            let replaced = slot.and_then(|slot| self.replaced(member, slot));
+            let (tiles, outputs) = match replaced {
+                Some((adapter, weight)) => (weight.view(adapter.region()), weight.rows),
+                None => (linear.tiles(self.arena), linear.out_features()),
+            };
+            let mut sums = [[0.0; LANES]; TASK_TILES * MAX_ROWS];
+            for rows in scratch.row_lists[rows].chunks(MAX_ROWS) {
+                let mut x = [std::ptr::null(); MAX_ROWS];
+                for (x, &row) in x.iter_mut().zip(rows) {
+                    let order = linear.order.filter(|_| replaced.is_none());
+                    *x = self.input_row(order, inputs, row as usize, scratch).as_ptr();
+                }
+                // SAFETY: rows are gathered, or padded to whole blocks, to the length the packed weight takes.
+                unsafe { self.kernels.product(&tiles, first_tile, count, &x[..rows.len()], &mut sums) };
+                for tile in 0..count {
+                    let first = (first_tile + tile) * LANES;
+                    let lanes = LANES.min(outputs - first);
+                    for (y, &row) in sums[tile * MAX_ROWS..].iter_mut().zip(rows) {
+                        epilogue.finish(linear, member, first_tile + tile, row as usize, y);
+                        let start = row as usize * output.stride + linear.first_output + first;
+                        // SAFETY: each row and tile belongs to one task.
+                        let out = unsafe { out.part(start..start + lanes) };
+                        match output.write {
+                            Write::Replace => out.copy_from_slice(&y[..lanes]),
+                            Write::Add => out.iter_mut().zip(y).for_each(|(out, y)| *out += *y),
+                        }
+                    }
+                }
+            }
+        })
+    }
+
+    /// A row of inputs, gathered by one of the group's orders.
+    fn input_row<'s>(&self, order: Option<usize>, inputs: Inputs<'s>, row: usize, scratch: &'s Scratch) -> &'s [f32] {
+        let Some(order) = order else { return inputs.row(row) };
+        let before: usize = self.group.orders[..order].iter().map(Vec::len).sum();
+        let width = self.group.orders[order].len();
+        &scratch.gathered[before * inputs.rows + row * width..][..width]
+    }
+}

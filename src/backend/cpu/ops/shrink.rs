@@ -1,0 +1,85 @@
+//! Shrink, `t = A x`: the product of each adapter's stack with the rows on which it acts.
+
+use crate::backend::cpu::adapter::routing::Routing;
+use crate::backend::cpu::kernels::dispatch::{Kernels, MAX_ROWS};
+use crate::backend::cpu::kernels::vector::LANES;
+use crate::backend::cpu::runtime::arena::grow;
+use crate::backend::cpu::runtime::buffers::Inputs;
+use crate::backend::cpu::runtime::threads::{Disjoint, Pool};
+use crate::error::Result;
+
+/// The product of each adapter's stack with the rows it acts on: entry after entry of the batch.
+#[derive(Default)]
+pub(crate) struct Shrunk {
+    pub(crate) t: Vec<f32>,
+    /// Where an entry's t begins.
+    pub(crate) starts: Vec<usize>,
+    tasks: Vec<ShrinkTask>,
+}
+
+impl Shrunk {
+    /// From an entry's t on.
+    pub(crate) fn of(&self, entry: usize) -> &[f32] {
+        &self.t[self.starts[entry]..]
+    }
+}
+
+/// One tile of a stack for a few entries of one slot.
+#[derive(Clone, Copy)]
+struct ShrinkTask {
+    slot: usize,
+    tile: usize,
+    first_entry: usize,
+    entries: usize,
+}
+
+/// `t = A x` for every entry of the batch, of all members at once.
+///
+/// # Errors
+/// `memory_exhausted`; `internal` if a task panicked.
+pub(crate) fn shrink(
+    pool: &mut Pool,
+    kernels: &Kernels,
+    group: usize,
+    routing: Routing<'_>,
+    inputs: Inputs<'_>,
+    shrunk: &mut Shrunk,
+) -> Result<()> {
+    let Shrunk { t, starts, tasks } = shrunk;
+    let repeat = routing.repeat();
+    tasks.clear();
+    starts.clear();
+    let mut t_len = 0;
+    for (slot, adapter, entries) in routing.segments() {
+        let tiles = adapter.group(group, repeat).map_or(0, |delta| delta.stack_tiles());
+        for _ in entries.clone() {
+            starts.push(t_len);
+            t_len += tiles * LANES;
+        }
+        for first_entry in entries.clone().step_by(MAX_ROWS) {
+            let entries = MAX_ROWS.min(entries.end - first_entry);
+            tasks.extend((0..tiles).map(|tile| ShrinkTask { slot, tile, first_entry, entries }));
+        }
+    }
+    grow(t, t_len)?;
+    let (t, starts, tasks) = (Disjoint::new(t), &*starts, &*tasks);
+    pool.run(tasks.len(), |task, _| {
+        let task = tasks[task];
+        let Some(adapter) = routing.adapter(task.slot) else { return };
+        let Some(delta) = adapter.group(group, repeat) else { return };
+        let mut rows = [std::ptr::null(); MAX_ROWS];
+        for (i, row) in rows[..task.entries].iter_mut().enumerate() {
+            *row = inputs.row(routing.row_of(task.first_entry + i)).as_ptr();
+        }
+        let mut sums = [[0.0; LANES]; MAX_ROWS];
+        // SAFETY: rows are as long as the input padded to whole blocks, which is what the stack takes.
+        unsafe {
+            kernels.product(&delta.stack(adapter.region()), task.tile, 1, &rows[..task.entries], &mut sums);
+        }
+        for (i, sums) in sums[..task.entries].iter().enumerate() {
+            let start = starts[task.first_entry + i] + task.tile * LANES;
+            // SAFETY: an entry and tile belong to one task.
+            unsafe { t.part(start..start + LANES) }.copy_from_slice(sums);
+        }
+    })
+}

@@ -1,0 +1,6 @@
+//! Threads and memory.
+
+pub(crate) mod arena;
+pub(crate) mod buffers;
+pub(crate) mod kv_cache;
+pub(crate) mod threads;

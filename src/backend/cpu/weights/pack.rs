@@ -1,0 +1,419 @@
+//! Weights re-laid for streaming, once, straight from their stored form.
+//!
+//! A tile is 16 outputs; its whole input stands in a row, so that a thread reads tens of KiB without a jump. Inputs go
+//! by blocks of 32. A code of b bits is cut into planes (3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2, else one); a plane of p bits
+//! has p lines of 64 bytes in a block:
+//!
+//! ```text
+//! line   lane n (4 bytes) is output n;  input i of the block:  line i/4 * p / 8,  byte i % 4,  bits from i/4 * p % 8
+//! p = 4  line 0:  byte 0  inputs 0 (low) 4 (high)   byte 1  1 5   byte 2  2 6   byte 3  3 7      line 1: 8..16 …
+//! dense  [input][16 outputs] in the stored type
+//! ```
+//!
+//! One shift and mask of a line thus gives the same four inputs of every output, as bytes: what both a conversion to
+//! f32 and an 8-bit dot product want. Scales and zeros stand in a stream of their own, to keep lines aligned: 16 scales
+//! and 16 zeros of a span, in f16 where that is exact (GPTQ's always are), else in f32.
+//!
+//! Groups longer than a span are cut, which shortens the chains of additions; groups that are no multiple of 32 are
+//! padded, and then, as with act-order, the inputs are gathered through an order in which padding reads as 0.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use half::f16;
+
+use crate::backend::cpu::kernels::tile::{BLOCK, Span, Tiles, Width};
+use crate::backend::cpu::kernels::vector::LANES;
+use crate::backend::cpu::runtime::arena::{Arena, ArenaSlice, Part, Region, RegionLayout};
+use crate::backend::cpu::runtime::threads::{Disjoint, Pool};
+use crate::error::{Error, ErrorCode, Result};
+use crate::quant::{QuantizedWeight, StoredWeight};
+use crate::tensor::{DType, TensorView, shape_text};
+
+/// Most blocks of a span.
+const SPAN_BLOCKS: usize = 8;
+/// In an order: this packed input is padding.
+pub(crate) const PADDING: u32 = u32::MAX;
+
+/// A packed weight.
+pub(crate) struct Packed {
+    pub(crate) in_features: usize,
+    pub(crate) out_features: usize,
+    /// The model's input of each packed input, or [`PADDING`]; `None` where they are the same up to padding at the end.
+    pub(crate) order: Option<Vec<u32>>,
+    /// Number of tiles.
+    pub(crate) tiles: usize,
+    spans: Vec<Span>,
+    tile_bytes: usize,
+    scale_bytes: usize,
+    wide: bool,
+    /// Codes of all tiles, then scales of all tiles.
+    store: ArenaSlice,
+}
+
+impl Packed {
+    /// The tiles, for a kernel.
+    pub(crate) fn view<'a>(&'a self, arena: &'a Arena) -> Tiles<'a> {
+        let (codes, scales) = arena.values::<u8>(self.store).split_at(self.tiles * self.tile_bytes);
+        Tiles {
+            codes,
+            scales,
+            spans: &self.spans,
+            tile_bytes: self.tile_bytes,
+            scale_bytes: self.scale_bytes,
+            wide: self.wide,
+        }
+    }
+
+    /// Whether it is stored as plain numbers and they are these, of the same shape.
+    pub(crate) fn equals(&self, arena: &Arena, values: TensorView<'_>) -> bool {
+        let plain = self.spans.iter().all(|span| span.width.dtype().is_some());
+        if !plain || values.shape() != [self.out_features, self.in_features] {
+            return false;
+        }
+        let Some(dtype) = self.spans.first().and_then(|span| span.width.dtype()) else { return true };
+        let len = self.in_features * LANES;
+        let (mut held, mut wanted) = (vec![0.0; len], vec![0.0; len]);
+        self.view(arena).codes.chunks_exact(self.tile_bytes).enumerate().all(|(tile, codes)| {
+            let shape = [len];
+            let Some(tile_values) = TensorView::new(dtype, &shape, &codes[..len * dtype.bytes()]) else { return false };
+            tile_values.read_f32(0..len, &mut held);
+            wanted.fill(0.0);
+            let row = |lane| Some((values, tile * LANES + lane)).filter(|&(_, row)| row < self.out_features);
+            interleave(bytemuck::cast_slice_mut(&mut wanted), Width::F32, row);
+            held == wanted
+        })
+    }
+}
+
+/// Consecutive stored inputs of one group that become one span.
+struct Piece {
+    group: usize,
+    inputs: Range<usize>,
+    width: Width,
+}
+
+impl Piece {
+    fn span(&self) -> Span {
+        Span { width: self.width, blocks: self.inputs.len().div_ceil(BLOCK) }
+    }
+}
+
+/// Packs a weight into the arena, with all threads.
+///
+/// # Errors
+/// `memory_exhausted`; `internal` or `quant_value_invalid` if the weight contradicts itself.
+pub(crate) fn pack(pool: &mut Pool, arena: &mut Arena, weight: &StoredWeight<'_>) -> Result<Packed> {
+    match weight {
+        StoredWeight::Dense(view) => pack_dense(pool, arena, *view),
+        StoredWeight::Quantized(weight) => pack_coded(pool, arena, &**weight),
+    }
+}
+
+fn pack_dense(pool: &mut Pool, arena: &mut Arena, view: TensorView<'_>) -> Result<Packed> {
+    let (&[out_features, in_features], Some(width)) = (view.shape(), Width::of_dtype(view.dtype())) else {
+        return Err(Error::new(ErrorCode::Internal, "a dense weight must be a matrix of floats").with_found(format!(
+            "{} {}",
+            view.dtype(),
+            shape_text(view.shape())
+        )));
+    };
+    let spans = dense_spans(in_features, width);
+    let tile_bytes = tile_bytes(&spans);
+    let tiles = out_features.div_ceil(LANES);
+    let store = arena.take(area(tiles, tile_bytes)?)?;
+    let parts = Disjoint::new(arena.values_mut::<u8>(store));
+    pool.run(tiles, |tile, _| {
+        // SAFETY: each tile belongs to one task.
+        let out = unsafe { parts.part(tile * tile_bytes..(tile + 1) * tile_bytes) };
+        interleave(out, width, |lane| (tile * LANES + lane < out_features).then_some((view, tile * LANES + lane)));
+    })?;
+    let packed =
+        Packed { in_features, out_features, order: None, tiles, spans, tile_bytes, scale_bytes: 0, wide: false, store };
+    Ok(packed)
+}
+
+/// Rows of plain numbers as tiles, in a region: what adapters bring.
+pub(crate) struct DenseTiles {
+    width: Width,
+    /// Number of rows.
+    pub(crate) rows: usize,
+    /// Number of tiles.
+    pub(crate) tiles: usize,
+    spans: Vec<Span>,
+    tile_bytes: usize,
+    part: Part,
+}
+
+impl DenseTiles {
+    /// Takes room for rows of that many inputs.
+    pub(crate) fn lay_out(layout: &mut RegionLayout, rows: usize, in_features: usize, width: Width) -> Self {
+        let spans = dense_spans(in_features, width);
+        let (tiles, tile_bytes) = (rows.div_ceil(LANES), tile_bytes(&spans));
+        Self { width, rows, tiles, spans, tile_bytes, part: layout.take::<u8>(tiles * tile_bytes) }
+    }
+
+    /// Writes the rows, each one of a matrix.
+    ///
+    /// # Errors
+    /// A task panicked.
+    pub(crate) fn fill<'a>(
+        &self,
+        pool: &mut Pool,
+        region: &mut Region,
+        row: impl Fn(usize) -> (TensorView<'a>, usize) + Sync,
+    ) -> Result<()> {
+        let parts = Disjoint::new(region.part_mut::<u8>(self.part));
+        pool.run(self.tiles, |tile, _| {
+            // SAFETY: each tile belongs to one task.
+            let out = unsafe { parts.part(tile * self.tile_bytes..(tile + 1) * self.tile_bytes) };
+            interleave(out, self.width, |lane| Some(tile * LANES + lane).filter(|&i| i < self.rows).map(&row));
+        })
+    }
+
+    /// The tiles, for a kernel.
+    pub(crate) fn view<'a>(&'a self, region: &'a Region) -> Tiles<'a> {
+        Tiles {
+            codes: region.part(self.part),
+            scales: &[],
+            spans: &self.spans,
+            tile_bytes: self.tile_bytes,
+            scale_bytes: 0,
+            wide: false,
+        }
+    }
+}
+
+/// The spans of plain numbers.
+fn dense_spans(in_features: usize, width: Width) -> Vec<Span> {
+    let blocks = in_features.div_ceil(BLOCK);
+    (0..blocks).step_by(SPAN_BLOCKS).map(|b| Span { width, blocks: SPAN_BLOCKS.min(blocks - b) }).collect()
+}
+
+/// Bytes of a tile's blocks.
+fn tile_bytes(spans: &[Span]) -> usize {
+    spans.iter().map(|span| span.blocks * span.width.block_bytes()).sum()
+}
+
+fn area(tiles: usize, bytes: usize) -> Result<usize> {
+    tiles.checked_mul(bytes).ok_or_else(|| Error::new(ErrorCode::MemoryExhausted, "a weight exceeds the address space"))
+}
+
+/// Writes up to 16 rows as `[input][16]` into `out`, in its width; a row of the same type is copied, any other widened.
+///
+/// # Panics
+/// If `out` is shorter than the rows.
+pub(crate) fn interleave<'a>(out: &mut [u8], width: Width, row: impl Fn(usize) -> Option<(TensorView<'a>, usize)>) {
+    for lane in 0..LANES {
+        let Some((view, index)) = row(lane) else { continue };
+        let len = view.shape()[1];
+        if Width::of_dtype(view.dtype()) == Some(width) {
+            let bytes = view.dtype().bytes();
+            let source = &view.bytes()[index * len * bytes..(index + 1) * len * bytes];
+            match bytes {
+                2 => scatter::<2>(source, out, lane),
+                _ => scatter::<4>(source, out, lane),
+            }
+        } else {
+            let mut values = vec![0.0; len];
+            view.read_f32(index * len..(index + 1) * len, &mut values);
+            scatter::<4>(bytemuck::cast_slice(&values), out, lane);
+        }
+    }
+}
+
+fn scatter<const BYTES: usize>(row: &[u8], out: &mut [u8], lane: usize) {
+    for (i, value) in row.as_chunks::<BYTES>().0.iter().enumerate() {
+        out[(i * LANES + lane) * BYTES..][..BYTES].copy_from_slice(value);
+    }
+}
+
+impl Width {
+    /// Of plain numbers of that type.
+    pub(crate) fn of_dtype(dtype: DType) -> Option<Self> {
+        match dtype {
+            DType::F16 => Some(Width::F16),
+            DType::BF16 => Some(Width::Bf16),
+            DType::F32 => Some(Width::F32),
+            _ => None,
+        }
+    }
+
+    /// The type of plain numbers of that width.
+    fn dtype(self) -> Option<DType> {
+        match self {
+            Width::F16 => Some(DType::F16),
+            Width::Bf16 => Some(DType::BF16),
+            Width::F32 => Some(DType::F32),
+            _ => None,
+        }
+    }
+}
+
+fn pack_coded(pool: &mut Pool, arena: &mut Arena, weight: &dyn QuantizedWeight) -> Result<Packed> {
+    let (in_features, out_features) = (weight.in_features(), weight.out_features());
+    let pieces = cut(weight)?;
+    let order = order(weight, &pieces)?;
+    let spans: Vec<Span> = pieces.iter().map(Piece::span).collect();
+    let wide = needs_wide_scales(pool, weight)?;
+    let of_span = if wide { 2 * LANES * 4 } else { 2 * LANES * 2 };
+    let (tile_bytes, scale_bytes) = (tile_bytes(&spans), spans.len() * of_span);
+    let tiles = out_features.div_ceil(LANES);
+    let store = arena.take(area(tiles, tile_bytes + scale_bytes)?)?;
+    let (codes, scales) = arena.values_mut::<u8>(store).split_at_mut(tiles * tile_bytes);
+    let (codes, scales) = (Disjoint::new(codes), Disjoint::new(scales));
+    pool.run(tiles, |tile, _| {
+        let outputs = tile * LANES..out_features.min((tile + 1) * LANES);
+        // SAFETY: each tile belongs to one task.
+        let mut codes = unsafe { codes.part(tile * tile_bytes..(tile + 1) * tile_bytes) };
+        // SAFETY: as above.
+        let scales = unsafe { scales.part(tile * scale_bytes..(tile + 1) * scale_bytes) };
+        let mut read = Vec::new();
+        for (piece, scales) in pieces.iter().zip(scales.chunks_exact_mut(of_span)) {
+            let (mine, rest) = codes.split_at_mut(piece.span().blocks * piece.width.block_bytes());
+            codes = rest;
+            read.clear();
+            read.resize(piece.inputs.len() * outputs.len(), 0);
+            weight.read_codes(piece.inputs.clone(), outputs.clone(), &mut read);
+            pack_planes(&read, outputs.len(), piece.width, mine);
+            pack_scales(weight, piece.group, outputs.clone(), wide, scales);
+        }
+    })?;
+    Ok(Packed { in_features, out_features, order, tiles, spans, tile_bytes, scale_bytes, wide, store })
+}
+
+/// Cuts the groups into pieces of at most a span.
+fn cut(weight: &dyn QuantizedWeight) -> Result<Vec<Piece>> {
+    let mut pieces = Vec::new();
+    let mut start = 0;
+    for (group, &code_group) in weight.layout().groups.iter().enumerate() {
+        let width = Width::of_bits(code_group.bits).ok_or_else(|| {
+            Error::new(ErrorCode::Internal, "codes of an unknown width").with_found(format!("{} bits", code_group.bits))
+        })?;
+        let end = start + code_group.inputs;
+        for first in (start..end).step_by(SPAN_BLOCKS * BLOCK) {
+            pieces.push(Piece { group, inputs: first..end.min(first + SPAN_BLOCKS * BLOCK), width });
+        }
+        start = end;
+    }
+    if start != weight.in_features() {
+        return Err(Error::new(ErrorCode::Internal, "the groups of a weight do not cover its inputs")
+            .with_expected(weight.in_features())
+            .with_found(start));
+    }
+    Ok(pieces)
+}
+
+/// The model's input of each packed input, unless they are the same.
+fn order(weight: &dyn QuantizedWeight, pieces: &[Piece]) -> Result<Option<Vec<u32>>> {
+    let permutation = weight.layout().permutation.as_deref();
+    if let Some(permutation) = permutation {
+        let mut seen = vec![false; weight.in_features()];
+        let fresh = |&input: &u32| seen.get_mut(input as usize).is_some_and(|seen| !std::mem::replace(seen, true));
+        if permutation.len() != weight.in_features() || !permutation.iter().all(fresh) {
+            return Err(Error::new(ErrorCode::QuantValueInvalid, "the input order of a weight is no permutation"));
+        }
+    }
+    let permutation = permutation.filter(|p| p.iter().enumerate().any(|(i, &input)| i != input as usize));
+    let padded_within = pieces.iter().rev().skip(1).any(|piece| piece.inputs.len() % BLOCK != 0);
+    if permutation.is_none() && !padded_within {
+        return Ok(None);
+    }
+    let mut order = Vec::new();
+    for piece in pieces {
+        let end = order.len() + piece.span().blocks * BLOCK;
+        order.extend(piece.inputs.clone().map(|i| permutation.map_or(i as u32, |p| p[i])));
+        order.resize(end, PADDING);
+    }
+    Ok(Some(order))
+}
+
+/// Whether some scale or zero is not exact in f16.
+fn needs_wide_scales(pool: &mut Pool, weight: &dyn QuantizedWeight) -> Result<bool> {
+    let out_features = weight.out_features();
+    let wide = AtomicBool::new(false);
+    pool.run(weight.layout().groups.len(), |group, _| {
+        let (mut scales, mut zeros) = (vec![0.0; out_features], vec![0; out_features]);
+        weight.read_scales(group, 0..out_features, &mut scales, &mut zeros);
+        let exact = |&scale: &f32| f16::from_f32(scale).to_f32() == scale;
+        // Every integer up to 2^11 is exact in f16.
+        if !scales.iter().all(exact) || !zeros.iter().all(|zero| zero.unsigned_abs() <= 1 << 11) {
+            wide.store(true, Ordering::Relaxed);
+        }
+    })?;
+    Ok(wide.into_inner())
+}
+
+/// Packs codes `[inputs, outputs]` of a span into its planes; `out` comes zeroed.
+fn pack_planes(codes: &[u8], outputs: usize, width: Width, out: &mut [u8]) {
+    let (low, high) = width.planes();
+    let out: &mut [u32] = bytemuck::cast_slice_mut(out);
+    for (codes, out) in codes.chunks(BLOCK * outputs).zip(out.chunks_exact_mut(width.block_bytes() / 4)) {
+        for (quad, codes) in codes.chunks(4 * outputs).enumerate() {
+            let mut words = [0u32; LANES];
+            for (byte, codes) in codes.chunks_exact(outputs).enumerate() {
+                for (word, &code) in words.iter_mut().zip(codes) {
+                    *word |= u32::from(code) << (8 * byte);
+                }
+            }
+            for (first_line, bits, below) in [(0, low, 0), (low, high, low)] {
+                if bits > 0 {
+                    let mask = ((1 << bits) - 1) * 0x0101_0101;
+                    let line = &mut out[(first_line + quad * bits / 8) * LANES..][..LANES];
+                    for (place, word) in line.iter_mut().zip(words) {
+                        *place |= (word >> below & mask) << (quad * bits % 8);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Packs 16 scales and 16 zeros of a group.
+fn pack_scales(weight: &dyn QuantizedWeight, group: usize, outputs: Range<usize>, wide: bool, out: &mut [u8]) {
+    let (mut scales, mut zeros) = ([0.0; LANES], [0; LANES]);
+    let width = outputs.len();
+    weight.read_scales(group, outputs, &mut scales[..width], &mut zeros[..width]);
+    let values = scales.into_iter().chain(zeros.map(|zero| zero as f32));
+    if wide {
+        out.as_chunks_mut::<4>().0.iter_mut().zip(values).for_each(|(out, value)| *out = value.to_le_bytes());
+    } else {
+        let halves = values.map(|value| f16::from_f32(value).to_le_bytes());
+        out.as_chunks_mut::<2>().0.iter_mut().zip(halves).for_each(|(out, half)| *out = half);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::kernels::vector::LINE;
+
+    #[test]
+    fn every_bit_of_a_code_stands_where_the_picture_says() {
+        for bits in [2, 3, 4, 5, 6, 8] {
+            let width = Width::of_bits(bits).unwrap();
+            let (low, high) = width.planes();
+            assert_eq!(low + high, usize::from(bits));
+            // Two blocks, the second not full, of a tile that lacks three outputs.
+            let (inputs, outputs) = (BLOCK + 7, LANES - 3);
+            let codes: Vec<u8> = (0..inputs * outputs).map(|i| (i * 37 % (1 << bits)) as u8).collect();
+            let mut words = vec![0u32; 2 * width.block_bytes() / 4];
+            pack_planes(&codes, outputs, width, bytemuck::cast_slice_mut(&mut words));
+            let bytes: &[u8] = bytemuck::cast_slice(&words);
+            let bit = |input: usize, lane: usize, first_line: usize, plane: usize, bit: usize| {
+                let (block, input) = (input / BLOCK, input % BLOCK);
+                let line = first_line + input / 4 * plane / 8;
+                let byte = bytes[block * width.block_bytes() + line * LINE + lane * 4 + input % 4];
+                usize::from(byte >> (input / 4 * plane % 8 + bit) & 1)
+            };
+            for (i, &code) in codes.iter().enumerate() {
+                let (input, lane) = (i / outputs, i % outputs);
+                let found = (0..low).map(|b| bit(input, lane, 0, low, b) << b).sum::<usize>()
+                    + (0..high).map(|b| bit(input, lane, low, high, b) << (low + b)).sum::<usize>();
+                assert_eq!(found, usize::from(code), "{bits} bits, input {input}, output {lane}");
+            }
+            let ones: u32 = words.iter().map(|word| word.count_ones()).sum();
+            assert_eq!(ones, codes.iter().map(|code| code.count_ones()).sum::<u32>(), "padding is zero");
+        }
+    }
+}

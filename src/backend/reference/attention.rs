@@ -1,0 +1,126 @@
+//! Attention in plain math, over keys and values in the order of their positions within a page.
+
+use half::f16;
+
+use super::matrix::{dot, unknown};
+use crate::backend::{AttentionSpec, KvDType, KvShape, StepRows};
+use crate::error::{Error, ErrorCode, Result};
+
+/// Keys and values, each `[layer][page][position][kv head][channel]`.
+pub(super) struct Cache {
+    shape: KvShape,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl Cache {
+    /// Zeros of that shape.
+    ///
+    /// # Errors
+    /// `memory_exhausted`.
+    pub(super) fn new(shape: KvShape) -> Result<Self> {
+        let exhausted = || Error::new(ErrorCode::MemoryExhausted, "cannot allocate the KV cache");
+        // Half of what keys and values take together, in f32.
+        let elements = shape.bytes().ok_or_else(exhausted)? / shape.dtype.bytes() / 2;
+        let zeros = || {
+            let mut values = Vec::new();
+            values.try_reserve_exact(elements).map_err(|_| exhausted())?;
+            values.resize(elements, 0.0);
+            Ok::<_, Error>(values)
+        };
+        Ok(Self { shape, keys: zeros()?, values: zeros()? })
+    }
+
+    /// Where a head's channels begin.
+    fn at(&self, layer: usize, table: &[u32], position: usize, head: usize) -> usize {
+        let s = &self.shape;
+        let page = table[position / s.page_tokens] as usize;
+        (((layer * s.pages + page) * s.page_tokens + position % s.page_tokens) * s.kv_heads + head) * s.head_dim
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(&*self.keys) + size_of_val(&*self.values)
+    }
+
+    /// [`Compute::attend`] on rows of q,k,v, each with norms of q and k of its own.
+    ///
+    /// # Errors
+    /// `internal` if they don't lie within the cache.
+    ///
+    /// [`Compute::attend`]: crate::backend::Compute::attend
+    pub(super) fn attend(
+        &mut self,
+        spec: &AttentionSpec,
+        rows: &StepRows,
+        norms: &[[Option<Vec<f32>>; 2]],
+        qkv: &[&[f32]],
+    ) -> Result<Vec<Vec<f32>>> {
+        spec.check(&self.shape, rows)?;
+        let (dim, group) = (spec.head_dim, spec.heads / spec.kv_heads);
+        let q_width = spec.heads * dim;
+        if qkv.iter().any(|row| row.len() != q_width + 2 * spec.kv_heads * dim) {
+            return Err(unknown());
+        }
+        for (i, &position) in rows.positions.iter().enumerate() {
+            let (keys, values) = qkv[i][q_width..].split_at(spec.kv_heads * dim);
+            let table = &rows.block_tables[rows.sequences[i] as usize];
+            for head in 0..spec.kv_heads {
+                let at = self.at(spec.layer, table, position as usize, head);
+                let key = prepare_head(spec, norms[i][1].as_deref(), position, &keys[head * dim..(head + 1) * dim]);
+                for (channel, key) in key.into_iter().enumerate() {
+                    self.keys[at + channel] = stored(self.shape.dtype, key);
+                    self.values[at + channel] = stored(self.shape.dtype, values[head * dim + channel]);
+                }
+            }
+        }
+        let mut all_mixed = Vec::new();
+        for (i, &position) in rows.positions.iter().enumerate() {
+            let table = &rows.block_tables[rows.sequences[i] as usize];
+            let last = position as usize;
+            let first = spec.window.map_or(0, |window| (last + 1).saturating_sub(window));
+            let mut row = Vec::new();
+            for (head, q) in qkv[i][..q_width].chunks_exact(dim).enumerate() {
+                let q = prepare_head(spec, norms[i][0].as_deref(), position, q);
+                let at: Vec<usize> = (first..=last).map(|j| self.at(spec.layer, table, j, head / group)).collect();
+                let scores: Vec<f32> = at.iter().map(|&at| spec.scale * dot(&q, &self.keys[at..at + dim])).collect();
+                let peak = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let weights: Vec<f64> = scores.iter().map(|&score| f64::from(score - peak).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                row.extend((0..dim).map(|channel| {
+                    let terms = at.iter().zip(&weights).map(|(&at, p)| p * f64::from(self.values[at + channel]));
+                    (terms.sum::<f64>() / total) as f32
+                }));
+            }
+            all_mixed.push(row);
+        }
+        Ok(all_mixed)
+    }
+}
+
+/// `weight * x / sqrt(mean(x^2) + eps)`
+pub(super) fn rms_norm(weight: &[f32], eps: f32, x: &[f32]) -> Vec<f32> {
+    let factor = 1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt();
+    x.iter().zip(weight).map(|(x, weight)| weight * (x * factor)).collect()
+}
+
+/// The value as the cache keeps it.
+fn stored(dtype: KvDType, value: f32) -> f32 {
+    match dtype {
+        KvDType::F16 => f16::from_f32(value).to_f32(),
+        KvDType::F32 => value,
+    }
+}
+
+/// Norms (if there is a norm) and turns one head.
+fn prepare_head(spec: &AttentionSpec, norm: Option<&[f32]>, position: u32, x: &[f32]) -> Vec<f32> {
+    let mut head = norm.map_or_else(|| x.to_vec(), |weight| rms_norm(weight, spec.norm_eps, x));
+    let pairs = spec.rope.inv_freq.len();
+    for (i, frequency) in spec.rope.inv_freq.iter().enumerate() {
+        let angle = position as f32 * frequency;
+        let (cos, sin) = (angle.cos() * spec.rope.factor, angle.sin() * spec.rope.factor);
+        let (a, b) = (head[i], head[i + pairs]);
+        head[i] = a * cos - b * sin;
+        head[i + pairs] = b * cos + a * sin;
+    }
+    head
+}

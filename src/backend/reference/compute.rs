@@ -1,0 +1,294 @@
+//! The six operations, row by row.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::attention::{Cache, rms_norm};
+use super::delta::{Adapter, BaseWeight, Delta};
+use super::matrix::{Matrix, dot, unknown};
+use super::weights::BaseWeights;
+use crate::adapter::batch::{AdapterBatch, SlotId};
+use crate::backend::{
+    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, KvId, KvShape, MemoryUse, NormId,
+    PreparedAdapter, StepRows, Write,
+};
+use crate::error::{Error, ErrorCode, Result};
+use crate::sites::SiteId;
+
+/// Everything that a step changes.
+pub(super) struct ReferenceCompute {
+    weights: Arc<BaseWeights>,
+    memory: Arc<MemoryUse>,
+    buffers: Vec<Matrix>,
+    kvs: HashMap<KvId, Cache>,
+    next_kv: u32,
+    adapters: HashMap<SlotId, Adapter>,
+}
+
+/// What an adapter changes at a site for a row, with the request's weight.
+type RoutedDelta<'a> = (&'a Adapter, f32, &'a Delta);
+
+/// Row `i` of a buffer.
+fn row(buffers: &[Matrix], id: BufferId, i: usize) -> Result<&[f32]> {
+    let buffer = buffers.get(id.0 as usize).ok_or_else(unknown)?;
+    buffer.values.get(i * buffer.width..(i + 1) * buffer.width).ok_or_else(unknown)
+}
+
+impl ReferenceCompute {
+    /// Over these weights.
+    pub(super) fn new(weights: Arc<BaseWeights>, memory: Arc<MemoryUse>) -> Self {
+        Self { weights, memory, buffers: Vec::new(), kvs: HashMap::new(), next_kv: 0, adapters: HashMap::new() }
+    }
+
+    fn row(&self, id: BufferId, i: usize) -> Result<&[f32]> {
+        row(&self.buffers, id, i)
+    }
+
+    /// Row `i` of a buffer, to write `width` values.
+    fn row_mut(&mut self, id: BufferId, i: usize, width: usize) -> Result<&mut [f32]> {
+        let buffer = self.buffers.get_mut(id.0 as usize).filter(|buffer| buffer.width == width).ok_or_else(unknown)?;
+        buffer.values.get_mut(i * width..(i + 1) * width).ok_or_else(unknown)
+    }
+
+    /// What the row's adapters change at a site, each with its adapter and weight, in the order of the request.
+    fn deltas(&self, batch: &AdapterBatch, row: usize, site: SiteId) -> Result<Vec<RoutedDelta<'_>>> {
+        let entries = if batch.is_base_only() { &[] } else { batch.of_row(row) };
+        let mut deltas = Vec::new();
+        for entry in entries.iter().map(|&index| batch.entries()[index]) {
+            let adapter = self.adapters.get(&entry.slot).ok_or_else(unknown)?;
+            let delta = adapter.deltas.get(&(site, batch.repeat()));
+            deltas.extend(delta.map(|delta| (adapter, entry.weight, delta)));
+        }
+        Ok(deltas)
+    }
+
+    /// A norm's weight for a row.
+    fn norm_weight(&self, id: NormId, batch: &AdapterBatch, row: usize) -> Result<&[f32]> {
+        let (site, norm) = self.weights.norms.get(id.0 as usize).ok_or_else(unknown)?;
+        let deltas = self.deltas(batch, row, *site)?;
+        let replaced = deltas.iter().rev().find_map(|(_, _, delta)| delta.weight.as_ref());
+        Ok(replaced.map_or(norm, |weight| &weight.values))
+    }
+
+    /// [`Compute::linear`] of one row, member after member.
+    fn project(&self, group: GroupId, x: &[f32], batch: &AdapterBatch, row: usize) -> Result<Vec<f32>> {
+        let mut out = Vec::new();
+        for linear in self.weights.groups.get(group.0 as usize).ok_or_else(unknown)? {
+            if linear.weight.width != x.len() {
+                return Err(unknown());
+            }
+            let deltas = self.deltas(batch, row, linear.site)?;
+            let replaced = |part: fn(&Delta) -> bool| deltas.iter().rev().map(|(.., delta)| *delta).find(|d| part(d));
+            let weight = replaced(|delta| delta.weight.is_some()).and_then(|delta| delta.weight.as_ref());
+            let bias = replaced(|delta| delta.bias.is_some()).map_or(&linear.bias, |delta| &delta.bias).as_deref();
+            let mut y = weight.unwrap_or(&linear.weight).times(x);
+            for (id, values) in deltas.iter().flat_map(|(.., delta)| delta.rows()) {
+                // Beyond the outputs of a weight that another adapter brings there is nothing to replace.
+                if let Some(y) = y.get_mut(id) {
+                    *y = dot(values, x);
+                }
+            }
+            for (y, bias) in y.iter_mut().zip(bias.into_iter().flatten()) {
+                *y += bias;
+            }
+            for removed in deltas.iter().filter_map(|(.., delta)| delta.removed.as_ref()) {
+                removed.apply(&removed.a.times(x), 1.0, None, None, &mut y);
+            }
+            let base = BaseWeight { values: &linear.weight, is_table: false };
+            for (adapter, weight, delta) in deltas {
+                let Some(low) = &delta.low_rank else { continue };
+                let norms = adapter.norms.of((linear.site, batch.repeat()), delta, base, weight);
+                low.apply(&low.a.times(x), weight, norms.as_deref(), bias, &mut y);
+            }
+            out.append(&mut y);
+        }
+        Ok(out)
+    }
+
+    /// [`Compute::embed`] of one row, before the multiplier.
+    fn embedded(&self, table: EmbeddingId, token: u32, batch: &AdapterBatch, row: usize) -> Result<Vec<f32>> {
+        let (site, base) = self.weights.tables.get(table.0 as usize).ok_or_else(unknown)?;
+        let deltas = self.deltas(batch, row, *site)?;
+        let table = deltas.iter().rev().find_map(|(.., delta)| delta.weight.as_ref()).unwrap_or(base);
+        if token as usize >= table.rows() {
+            return Err(Error::new(ErrorCode::TokenOutOfRange, "a token is outside the vocabulary")
+                .with_expected(format!("below {}", table.rows()))
+                .with_found(token));
+        }
+        let rows = deltas.iter().flat_map(|(.., delta)| delta.rows());
+        let replaced = rows.filter(|&(id, _)| id == token as usize).last();
+        let mut y = replaced.map_or(table.row(token as usize), |(_, values)| values).to_vec();
+        let base = BaseWeight { values: base, is_table: true };
+        for (adapter, weight, delta) in deltas {
+            let Some(low) = &delta.low_rank else { continue };
+            // A column of A; of tokens that it has not, nothing is added.
+            let column = |r: usize| low.a.row(r).get(token as usize).copied().unwrap_or(0.0);
+            let t: Vec<f32> = (0..low.a.rows()).map(column).collect();
+            let norms = adapter.norms.of((*site, batch.repeat()), delta, base, weight);
+            low.apply(&t, weight, norms.as_deref(), None, &mut y);
+        }
+        Ok(y)
+    }
+}
+
+impl Compute for ReferenceCompute {
+    fn create_buffer(&mut self, width: usize) -> BufferId {
+        self.buffers.push(Matrix { width, values: Vec::new() });
+        BufferId(self.buffers.len() as u32 - 1)
+    }
+
+    fn reserve_rows(&mut self, rows: usize) -> Result<()> {
+        for buffer in &mut self.buffers {
+            let len = buffer.values.len().max(rows * buffer.width);
+            buffer.values.resize(len, 0.0);
+        }
+        Ok(())
+    }
+
+    fn write_rows(&mut self, buffer: BufferId, values: &[f32]) -> Result<()> {
+        let buffer = self.buffers.get_mut(buffer.0 as usize).ok_or_else(unknown)?;
+        buffer.values.get_mut(..values.len()).ok_or_else(unknown)?.copy_from_slice(values);
+        Ok(())
+    }
+
+    fn read_rows(&mut self, buffer: BufferId, values: &mut [f32]) -> Result<()> {
+        let buffer = self.buffers.get(buffer.0 as usize).ok_or_else(unknown)?;
+        values.copy_from_slice(buffer.values.get(..values.len()).ok_or_else(unknown)?);
+        Ok(())
+    }
+
+    fn create_kv(&mut self, shape: KvShape) -> Result<KvId> {
+        let (kv, cache) = (KvId(self.next_kv), Cache::new(shape)?);
+        self.memory.add_kv(cache.bytes());
+        self.kvs.insert(kv, cache);
+        self.next_kv += 1;
+        Ok(kv)
+    }
+
+    fn drop_kv(&mut self, kv: KvId) {
+        if let Some(cache) = self.kvs.remove(&kv) {
+            self.memory.remove_kv(cache.bytes());
+        }
+    }
+
+    fn install_adapter(&mut self, slot: SlotId, adapter: PreparedAdapter) -> Result<()> {
+        if self.adapters.contains_key(&slot) {
+            return Err(unknown());
+        }
+        let adapter: Box<Adapter> = adapter.into_inner()?;
+        self.memory.add_adapter(adapter.bytes());
+        self.adapters.insert(slot, *adapter);
+        Ok(())
+    }
+
+    fn drop_adapter(&mut self, slot: SlotId) {
+        if let Some(adapter) = self.adapters.remove(&slot) {
+            self.memory.remove_adapter(adapter.bytes());
+        }
+    }
+
+    fn embed(
+        &mut self,
+        table: EmbeddingId,
+        tokens: &[u32],
+        multiplier: f32,
+        batch: &AdapterBatch,
+        out: BufferId,
+    ) -> Result<()> {
+        for (i, &token) in tokens.iter().enumerate() {
+            let embedded: Vec<f32> =
+                self.embedded(table, token, batch, i)?.into_iter().map(|value| value * multiplier).collect();
+            self.row_mut(out, i, embedded.len())?.copy_from_slice(&embedded);
+        }
+        Ok(())
+    }
+
+    fn norm(
+        &mut self,
+        weight: NormId,
+        eps: f32,
+        x: BufferId,
+        rows: usize,
+        batch: &AdapterBatch,
+        out: BufferId,
+    ) -> Result<()> {
+        for i in 0..rows {
+            let normed = rms_norm(self.norm_weight(weight, batch, i)?, eps, self.row(x, i)?);
+            self.row_mut(out, i, normed.len())?.copy_from_slice(&normed);
+        }
+        Ok(())
+    }
+
+    fn linear(
+        &mut self,
+        group: GroupId,
+        x: BufferId,
+        rows: usize,
+        batch: &AdapterBatch,
+        y: BufferId,
+        write: Write,
+    ) -> Result<()> {
+        for i in 0..rows {
+            let result = self.project(group, self.row(x, i)?, batch, i)?;
+            let y = self.row_mut(y, i, result.len())?;
+            match write {
+                Write::Replace => y.copy_from_slice(&result),
+                Write::Add => y.iter_mut().zip(result).for_each(|(y, result)| *y += result),
+            }
+        }
+        Ok(())
+    }
+
+    fn attend(
+        &mut self,
+        spec: &AttentionSpec,
+        kv: KvId,
+        rows: &StepRows,
+        batch: &AdapterBatch,
+        qkv: BufferId,
+        out: BufferId,
+    ) -> Result<()> {
+        let norms: Vec<[Option<Vec<f32>>; 2]> = (0..rows.len())
+            .map(|i| {
+                let norm = |id: Option<NormId>| id.map(|id| Ok(self.norm_weight(id, batch, i)?.to_vec())).transpose();
+                Ok([norm(spec.q_norm)?, norm(spec.k_norm)?])
+            })
+            .collect::<Result<_>>()?;
+        let qkv: Vec<&[f32]> = (0..rows.len()).map(|i| row(&self.buffers, qkv, i)).collect::<Result<_>>()?;
+        let mixed = self.kvs.get_mut(&kv).ok_or_else(unknown)?.attend(spec, rows, &norms, &qkv)?;
+        for (i, mixed) in mixed.into_iter().enumerate() {
+            self.row_mut(out, i, mixed.len())?.copy_from_slice(&mixed);
+        }
+        Ok(())
+    }
+
+    fn activate(&mut self, activation: Activation, gate_up: BufferId, rows: usize, out: BufferId) -> Result<()> {
+        let act = |x: f32| match activation {
+            Activation::Silu => x / (1.0 + (-x).exp()),
+        };
+        for i in 0..rows {
+            let row = self.row(gate_up, i)?;
+            let (gate, up) = row.split_at(row.len() / 2);
+            let gated: Vec<f32> = gate.iter().zip(up).map(|(&gate, up)| act(gate) * up).collect();
+            self.row_mut(out, i, gated.len())?.copy_from_slice(&gated);
+        }
+        Ok(())
+    }
+
+    fn head(
+        &mut self,
+        group: GroupId,
+        x: BufferId,
+        rows: &[u32],
+        batch: &AdapterBatch,
+        logits: &mut [f32],
+        stride: usize,
+    ) -> Result<()> {
+        for (i, &row) in rows.iter().enumerate() {
+            let result = self.project(group, self.row(x, row as usize)?, batch, i)?;
+            let row = logits.get_mut(i * stride..(i + 1) * stride).ok_or_else(unknown)?;
+            row.get_mut(..result.len()).ok_or_else(unknown)?.copy_from_slice(&result);
+        }
+        Ok(())
+    }
+}

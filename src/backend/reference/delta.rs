@@ -1,0 +1,149 @@
+//! What an adapter changes, in plain math: V = W + f s B A itself is formed, and its norms are computed from it.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::matrix::{Matrix, dot_f64, matrix};
+use crate::adapter::delta::{self, SiteDelta};
+use crate::sites::SiteId;
+
+/// An adapter: what it changes at each site and repeat.
+#[derive(Default)]
+pub(super) struct Adapter {
+    pub(super) deltas: HashMap<(SiteId, u32), Delta>,
+    pub(super) norms: Norms,
+}
+
+impl Adapter {
+    /// Resident bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.deltas.values().map(Delta::bytes).sum()
+    }
+}
+
+/// What an adapter changes at a site, in one repeat of its layer.
+#[derive(Default)]
+pub(super) struct Delta {
+    pub(super) weight: Option<Matrix>,
+    pub(super) bias: Option<Vec<f32>>,
+    /// Rows of the weight that are replaced, ascending, and their values.
+    row_ids: Vec<u32>,
+    row_values: Matrix,
+    pub(super) low_rank: Option<LowRank>,
+    /// What is taken out of the weight, whatever the request's weight.
+    pub(super) removed: Option<LowRank>,
+}
+
+/// A low-rank delta.
+pub(super) struct LowRank {
+    pub(super) a: Matrix,
+    b: Matrix,
+    b_bias: Option<Vec<f32>>,
+    scale: f64,
+    pub(super) magnitude: Option<Vec<f32>>,
+}
+
+/// The weight of a site as an adapter finds it.
+#[derive(Clone, Copy)]
+pub(super) struct BaseWeight<'a> {
+    pub(super) values: &'a Matrix,
+    /// `[inputs, outputs]`, as embeddings are, and not `[outputs, inputs]`.
+    pub(super) is_table: bool,
+}
+
+impl Delta {
+    pub(super) fn new(delta: &SiteDelta<'_>) -> Self {
+        Self {
+            weight: delta.weight.as_ref().map(|weight| matrix(&weight.view())),
+            bias: delta.bias.as_ref().map(|bias| bias.view().to_f32()),
+            row_ids: delta.rows.as_ref().map_or_else(Vec::new, |rows| rows.ids.clone()),
+            row_values: delta.rows.as_ref().map_or_else(Matrix::default, |rows| matrix(&rows.values.view())),
+            low_rank: delta.low_rank.as_ref().map(LowRank::new),
+            removed: delta.removed.as_ref().map(LowRank::new),
+        }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        let low = self.low_rank.iter().chain(&self.removed).flat_map(|low| {
+            let vectors = [&low.b_bias, &low.magnitude].into_iter().flatten().map(|v| size_of_val(&**v));
+            [low.a.bytes(), low.b.bytes()].into_iter().chain(vectors)
+        });
+        let weight = self.weight.as_ref().map_or(0, Matrix::bytes) + self.row_values.bytes();
+        weight + self.bias.as_ref().map_or(0, |bias| size_of_val(&**bias)) + low.sum::<usize>()
+    }
+
+    /// The replaced rows of the weight.
+    pub(super) fn rows(&self) -> impl Iterator<Item = (usize, &[f32])> {
+        self.row_ids.iter().enumerate().map(|(at, &id)| (id as usize, self.row_values.row(at)))
+    }
+
+    /// Norm of each output of `W + f s B A` over the inputs; W is what this adapter makes of the base's.
+    fn norms(&self, base: BaseWeight<'_>, low: &LowRank, weight: f32) -> Vec<f64> {
+        let row = |i: usize| match self.row_ids.binary_search(&(i as u32)) {
+            Ok(at) => self.row_values.row(at),
+            Err(_) => self.weight.as_ref().unwrap_or(base.values).row(i),
+        };
+        let factor = f64::from(weight) * low.scale;
+        let norm = |output: usize| {
+            let squares = (0..low.a.width).map(|input| {
+                let ba = (0..low.a.rows()).map(|r| f64::from(low.b.row(output)[r]) * f64::from(low.a.row(r)[input]));
+                let w = if base.is_table { row(input)[output] } else { row(output)[input] };
+                (f64::from(w) + factor * ba.sum::<f64>()).powi(2)
+            });
+            squares.sum::<f64>().sqrt()
+        };
+        (0..low.b.rows()).map(norm).collect()
+    }
+}
+
+impl LowRank {
+    fn new(low: &delta::LowRank<'_>) -> Self {
+        Self {
+            a: matrix(&low.a.view()),
+            b: matrix(&low.b.view()),
+            b_bias: low.b_bias.as_ref().map(|bias| bias.view().to_f32()),
+            scale: f64::from(low.scale),
+            magnitude: low.magnitude.as_ref().map(|magnitude| magnitude.view().to_f32()),
+        }
+    }
+
+    /// Adds the delta of an input whose `A x` is `t` to `y`, whose bias is `bias`.
+    pub(super) fn apply(&self, t: &[f32], weight: f32, norms: Option<&[f64]>, bias: Option<&[f32]>, y: &mut [f32]) {
+        for (i, y) in y.iter_mut().enumerate().take(self.b.rows()) {
+            let b_bias = self.b_bias.as_ref().map_or(0.0, |bias| f64::from(bias[i]));
+            let added = f64::from(weight) * self.scale * (dot_f64(self.b.row(i), t) + b_bias);
+            let result = match (&self.magnitude, norms) {
+                (Some(magnitude), Some(norms)) => {
+                    let b = bias.and_then(|bias| bias.get(i)).map_or(0.0, |&b| f64::from(b));
+                    b + f64::from(magnitude[i]) / norms[i] * (f64::from(*y) - b + added)
+                }
+                _ => f64::from(*y) + added,
+            };
+            *y = result as f32;
+        }
+    }
+}
+
+/// Site, repeat, and the bits of a request's weight.
+type NormKey = (SiteId, u32, u32);
+
+/// DoRA norms of one adapter that were computed already.
+#[derive(Default)]
+pub(super) struct Norms(RefCell<HashMap<NormKey, Arc<[f64]>>>);
+
+impl Norms {
+    /// The norms of a delta, if it is rescaled by them.
+    pub(super) fn of(
+        &self,
+        (site, repeat): (SiteId, u32),
+        delta: &Delta,
+        base: BaseWeight<'_>,
+        weight: f32,
+    ) -> Option<Arc<[f64]>> {
+        let low = delta.low_rank.as_ref().filter(|low| low.magnitude.is_some())?;
+        let mut known = self.0.borrow_mut();
+        let norms = known.entry((site, repeat, weight.to_bits()));
+        Some(Arc::clone(norms.or_insert_with(|| delta.norms(base, low, weight).into())))
+    }
+}

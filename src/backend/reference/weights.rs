@@ -1,0 +1,138 @@
+//! The base's weights, dequantized, and what adapters ask of them.
+
+use std::collections::HashMap;
+
+use super::delta::{Adapter, BaseWeight, Delta, Norms};
+use super::matrix::{Matrix, matrix, unknown};
+use crate::adapter::delta::SiteDelta;
+use crate::backend::{
+    AdapterPreparer, EmbeddingId, GroupId, LinearSource, NormId, PrepareError, PreparedAdapter, WeightLoader,
+};
+use crate::error::Result;
+use crate::quant::StoredWeight;
+use crate::sites::{SiteId, SitePart};
+use crate::tensor::TensorView;
+
+/// A linear of a group.
+pub(super) struct Linear {
+    pub(super) site: SiteId,
+    pub(super) weight: Matrix,
+    /// Whether it was stored as plain numbers.
+    is_dense: bool,
+    pub(super) bias: Option<Vec<f32>>,
+}
+
+/// Where the weight of a site is.
+#[derive(Clone, Copy)]
+enum SitePlace {
+    Linear { group: usize, member: usize },
+    Embedding(usize),
+    Norm(usize),
+}
+
+/// The base's dequantized weights.
+#[derive(Default)]
+pub(super) struct BaseWeights {
+    pub(super) groups: Vec<Vec<Linear>>,
+    pub(super) tables: Vec<(SiteId, Matrix)>,
+    pub(super) norms: Vec<(SiteId, Vec<f32>)>,
+    sites: HashMap<SiteId, SitePlace>,
+}
+
+impl BaseWeights {
+    /// Resident bytes.
+    pub(super) fn bytes(&self) -> usize {
+        let linear = |linear: &Linear| linear.weight.bytes() + linear.bias.as_ref().map_or(0, |b| size_of_val(&**b));
+        let tables = self.tables.iter().map(|(_, table)| table.bytes());
+        let norms = self.norms.iter().map(|(_, norm)| size_of_val(&**norm));
+        self.groups.iter().flatten().map(linear).sum::<usize>() + tables.chain(norms).sum::<usize>()
+    }
+
+    /// The base's weight at a site.
+    fn base_weight(&self, site: SiteId) -> Result<BaseWeight<'_>> {
+        match self.sites.get(&site) {
+            Some(&SitePlace::Linear { group, member }) => {
+                Ok(BaseWeight { values: &self.groups[group][member].weight, is_table: false })
+            }
+            Some(&SitePlace::Embedding(table)) => Ok(BaseWeight { values: &self.tables[table].1, is_table: true }),
+            _ => Err(unknown()),
+        }
+    }
+
+    /// Checks that an adapter's norms at a weight of 1 are not 0.
+    fn check_norms(&self, norms: &Norms, (site, repeat): (SiteId, u32), delta: &Delta) -> Result<(), PrepareError> {
+        if delta.low_rank.is_none() {
+            return Ok(());
+        }
+        let norms = norms.of((site, repeat), delta, self.base_weight(site)?, 1.0);
+        match norms.iter().flat_map(|norms| norms.iter()).position(|norm| *norm == 0.0 || norm.is_nan()) {
+            Some(output) => Err(PrepareError::ZeroNorm { site, output }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl AdapterPreparer for BaseWeights {
+    fn equals_base(&self, site: SiteId, part: SitePart, values: TensorView<'_>) -> bool {
+        let held: Option<&[f32]> = match (self.sites.get(&site), part) {
+            (Some(&SitePlace::Linear { group, member }), SitePart::Weight) => {
+                Some(&self.groups[group][member]).filter(|linear| linear.is_dense).map(|linear| &*linear.weight.values)
+            }
+            (Some(&SitePlace::Linear { group, member }), SitePart::Bias) => self.groups[group][member].bias.as_deref(),
+            (Some(&SitePlace::Embedding(table)), SitePart::Weight) => Some(&self.tables[table].1.values),
+            (Some(&SitePlace::Norm(vector)), SitePart::Weight) => Some(&self.norms[vector].1),
+            _ => None,
+        };
+        values.dtype().is_float() && held.is_some_and(|held| held == values.to_f32())
+    }
+
+    fn dense_weight(&self, site: SiteId) -> Result<Vec<f32>> {
+        match self.base_weight(site)? {
+            BaseWeight { values, is_table: false } => Ok(values.values.clone()),
+            BaseWeight { is_table: true, .. } => Err(unknown()),
+        }
+    }
+
+    fn prepare(&self, deltas: &[SiteDelta<'_>]) -> Result<PreparedAdapter, PrepareError> {
+        let mut adapter = Adapter::default();
+        for delta in deltas {
+            let key = (delta.site, delta.repeat);
+            if !self.sites.contains_key(&delta.site) || adapter.deltas.insert(key, Delta::new(delta)).is_some() {
+                return Err(unknown().into());
+            }
+        }
+        adapter.deltas.iter().try_for_each(|(&key, delta)| self.check_norms(&adapter.norms, key, delta))?;
+        Ok(PreparedAdapter::new(adapter.bytes(), adapter))
+    }
+}
+
+impl WeightLoader for BaseWeights {
+    fn load_linears(&mut self, members: &[LinearSource<'_>]) -> Result<GroupId> {
+        let group = self.groups.len();
+        let linear = |source: &LinearSource<'_>| Linear {
+            site: source.site,
+            weight: Matrix {
+                width: source.weight.in_features(),
+                values: source.weight.dequantize(0..source.weight.out_features()),
+            },
+            is_dense: matches!(source.weight, StoredWeight::Dense(_)),
+            bias: source.bias.as_ref().map(|bias| bias.to_f32()[..source.weight.out_features()].to_vec()),
+        };
+        let places = members.iter().enumerate();
+        self.sites.extend(places.map(|(member, source)| (source.site, SitePlace::Linear { group, member })));
+        self.groups.push(members.iter().map(linear).collect());
+        Ok(GroupId(group as u32))
+    }
+
+    fn load_embedding(&mut self, site: SiteId, table: TensorView<'_>) -> Result<EmbeddingId> {
+        self.sites.insert(site, SitePlace::Embedding(self.tables.len()));
+        self.tables.push((site, matrix(&table)));
+        Ok(EmbeddingId(self.tables.len() as u32 - 1))
+    }
+
+    fn load_norm(&mut self, site: SiteId, weight: TensorView<'_>) -> Result<NormId> {
+        self.sites.insert(site, SitePlace::Norm(self.norms.len()));
+        self.norms.push((site, weight.to_f32()));
+        Ok(NormId(self.norms.len() as u32 - 1))
+    }
+}

@@ -1,0 +1,95 @@
+//! The mailbox between the scheduler and a job: chunks, errors, cancellation, progress.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+use super::output::Chunk;
+use crate::adapter::pool::AdapterLease;
+use crate::error::{Error, Result};
+
+/// State shared by a job and the scheduler.
+pub(super) struct JobState {
+    mailbox: Mutex<Mailbox>,
+    is_cancelled: AtomicBool,
+    /// Prompt tokens whose keys and values are in the cache.
+    prefilled: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Mailbox {
+    chunks: VecDeque<Chunk>,
+    error: Option<Error>,
+    is_closed: bool,
+    /// Held until the last chunk is taken.
+    leases: Vec<AdapterLease>,
+}
+
+impl JobState {
+    pub(super) fn new(leases: Vec<AdapterLease>) -> Arc<Self> {
+        Arc::new(Self {
+            mailbox: Mutex::new(Mailbox { leases, ..Mailbox::default() }),
+            is_cancelled: AtomicBool::new(false),
+            prefilled: AtomicUsize::new(0),
+        })
+    }
+
+    /// The next chunk, if one is ready. The leases end with the last one.
+    pub(super) fn take(&self) -> Result<Option<Chunk>> {
+        let mut mailbox = self.mailbox.lock();
+        if let Some(error) = mailbox.error.take() {
+            mailbox.chunks.clear();
+            mailbox.leases.clear();
+            return Err(error);
+        }
+        let chunk = mailbox.chunks.pop_front();
+        if mailbox.is_closed && mailbox.chunks.is_empty() {
+            mailbox.leases.clear();
+        }
+        Ok(chunk)
+    }
+
+    /// Whether a chunk or an error is ready.
+    pub(super) fn has_output(&self) -> bool {
+        let mailbox = self.mailbox.lock();
+        mailbox.error.is_some() || !mailbox.chunks.is_empty()
+    }
+
+    /// Whether the request has ended and everything was taken.
+    pub(super) fn is_finished(&self) -> bool {
+        let mailbox = self.mailbox.lock();
+        mailbox.is_closed && mailbox.chunks.is_empty() && mailbox.error.is_none()
+    }
+
+    pub(super) fn cancel(&self) {
+        self.is_cancelled.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.is_cancelled.load(Ordering::Acquire)
+    }
+
+    pub(super) fn prefilled(&self) -> usize {
+        self.prefilled.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_prefilled(&self, tokens: usize) {
+        self.prefilled.store(tokens, Ordering::Release);
+    }
+
+    /// Adds a chunk; one with `finish` is the last.
+    pub(super) fn send(&self, chunk: Chunk) {
+        let mut mailbox = self.mailbox.lock();
+        mailbox.is_closed = chunk.finish.is_some();
+        mailbox.chunks.push_back(chunk);
+    }
+
+    /// Ends the request with an error.
+    pub(super) fn fail(&self, error: Error) {
+        let mut mailbox = self.mailbox.lock();
+        mailbox.is_closed = true;
+        mailbox.error = Some(error);
+    }
+}

@@ -1,0 +1,45 @@
+//! Options of an engine and their defaults.
+
+use crate::adapter::pool::AdapterLimits;
+use crate::backend::KvDType;
+use crate::model::Device;
+
+/// Tokens that the KV cache of an engine holds by default.
+pub const DEFAULT_KV_TOKENS: usize = 8192;
+
+/// Options of [`Engine::load`](crate::Engine::load).
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// The device to run on.
+    pub device: Device,
+    /// CPU threads; all physical cores by default.
+    pub threads: Option<usize>,
+    /// Element type of cached keys and values.
+    pub kv_dtype: KvDType,
+    /// Tokens that the KV cache holds over all requests; [`DEFAULT_KV_TOKENS`] by default. Memory is committed as it is
+    /// used.
+    pub kv_tokens: Option<usize>,
+    /// Largest number of requests that run at once; others wait.
+    pub max_rows: usize,
+    /// Largest number of prompt tokens in one step (chunked prefill).
+    pub prefill_chunk: usize,
+    /// Whether cached prefixes of prompts are reused.
+    pub prefix_cache: bool,
+    /// Limits on resident adapters.
+    pub adapter_limits: AdapterLimits,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            device: Device::Auto,
+            threads: None,
+            kv_dtype: KvDType::F16,
+            kv_tokens: None,
+            max_rows: 32,
+            prefill_chunk: 512,
+            prefix_cache: true,
+            adapter_limits: AdapterLimits::default(),
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Finds stop strings in text that arrives in pieces.
+//!
+//! A stop string may begin in one piece and end in another, and its beginning must be held back until it is known not to be a
+//! stop string. Each stop string is an automaton (Knuth, Morris, Pratt 1977) whose state is the length of its longest prefix
+//! that ends the text so far: the largest state is what must be held back, a full one is a match. Each byte is read once.
+
+/// The result of pushing one piece of text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StopScan {
+    /// Text that cannot be part of a stop string.
+    pub emit: String,
+    /// The stop string found, if any. `emit` ends before it.
+    pub matched: Option<String>,
+}
+
+/// Finds the stop string that is completed first; of several that end at the same place, the longest. How the text is
+/// split into pieces makes no difference.
+#[derive(Clone, Debug, Default)]
+pub struct StopStrings {
+    stops: Vec<Automaton>,
+    /// Text held back: the longest beginning of a stop string that ends the text so far.
+    held: String,
+}
+
+#[derive(Clone, Debug)]
+struct Automaton {
+    stop: String,
+    /// `borders[i]`: length of the longest proper prefix of `stop[..=i]` that is also its suffix.
+    borders: Vec<usize>,
+    /// Length of the longest prefix of `stop` that ends the text so far.
+    state: usize,
+}
+
+impl Automaton {
+    fn new(stop: String) -> Self {
+        let bytes = stop.as_bytes();
+        let mut borders = vec![0; bytes.len()];
+        for i in 1..bytes.len() {
+            borders[i] = advance(bytes, &borders, borders[i - 1], bytes[i]);
+        }
+        Self { stop, borders, state: 0 }
+    }
+
+    /// Advances by one byte; whether that completes the stop string.
+    fn push(&mut self, byte: u8) -> bool {
+        self.state = advance(self.stop.as_bytes(), &self.borders, self.state, byte);
+        self.state == self.stop.len()
+    }
+}
+
+/// The state after `byte`; `state` is shorter than `stop`.
+fn advance(stop: &[u8], borders: &[usize], mut state: usize, byte: u8) -> usize {
+    while stop[state] != byte {
+        if state == 0 {
+            return 0;
+        }
+        state = borders[state - 1];
+    }
+    state + 1
+}
+
+impl StopStrings {
+    /// Looks for these strings. Empty ones are ignored: they would match before the first byte.
+    pub fn new(stops: Vec<String>) -> Self {
+        let stops = stops.into_iter().filter(|stop| !stop.is_empty()).map(Automaton::new).collect();
+        Self { stops, held: String::new() }
+    }
+
+    /// Adds the next piece. Must not be called again after a match.
+    pub fn push(&mut self, text: &str) -> StopScan {
+        let mut buffer = std::mem::take(&mut self.held);
+        let new = buffer.len();
+        buffer.push_str(text);
+        for (i, &byte) in text.as_bytes().iter().enumerate() {
+            let mut longest: Option<&str> = None;
+            for automaton in &mut self.stops {
+                if automaton.push(byte) && longest.is_none_or(|other| automaton.stop.len() > other.len()) {
+                    longest = Some(&automaton.stop);
+                }
+            }
+            if let Some(stop) = longest {
+                buffer.truncate(new + i + 1 - stop.len());
+                return StopScan { emit: buffer, matched: Some(stop.to_owned()) };
+            }
+        }
+        // A stop string begins with a whole character, so this is a character boundary.
+        let held = self.stops.iter().map(|automaton| automaton.state).max().unwrap_or(0);
+        self.held = buffer.split_off(buffer.len() - held);
+        StopScan { emit: buffer, matched: None }
+    }
+
+    /// The text held back, once the text has ended for another reason.
+    pub fn finish(&mut self) -> String {
+        for automaton in &mut self.stops {
+            automaton.state = 0;
+        }
+        std::mem::take(&mut self.held)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// By definition: the first position at which some stop string ends the text, and the longest one there.
+    fn oracle(text: &str, stops: &[String]) -> (String, Option<String>) {
+        for end in (1..=text.len()).filter(|&end| text.is_char_boundary(end)) {
+            let ends = stops.iter().filter(|stop| !stop.is_empty() && text[..end].ends_with(stop.as_str()));
+            if let Some(stop) = ends.max_by_key(|stop| stop.len()) {
+                return (text[..end - stop.len()].to_owned(), Some(stop.clone()));
+            }
+        }
+        (text.to_owned(), None)
+    }
+
+    fn run(pieces: &[String], stops: &[String]) -> (String, Option<String>) {
+        let mut watch = StopStrings::new(stops.to_vec());
+        let mut out = String::new();
+        for piece in pieces {
+            let step = watch.push(piece);
+            out.push_str(&step.emit);
+            if step.matched.is_some() {
+                return (out, step.matched);
+            }
+        }
+        out.push_str(&watch.finish());
+        (out, None)
+    }
+
+    #[test]
+    fn a_possible_beginning_of_a_stop_string_is_held_back() {
+        let mut watch = StopStrings::new(vec!["\n\nUser:".into()]);
+        assert_eq!(watch.push("Hello\n").emit, "Hello");
+        assert_eq!(watch.push("\n").emit, "");
+        assert_eq!(watch.push("\n").emit, "\n", "the last two line breaks may still begin a stop string");
+        assert_eq!(watch.push("Us").emit, "");
+        assert_eq!(watch.push("e!").emit, "\n\nUse!");
+        assert_eq!(watch.push("\n\nUser: x"), StopScan { emit: String::new(), matched: Some("\n\nUser:".into()) });
+    }
+
+    #[test]
+    fn held_text_is_returned_at_the_end() {
+        let mut watch = StopStrings::new(vec!["END".into()]);
+        assert_eq!(watch.push("the EN").emit, "the ");
+        assert_eq!(watch.finish(), "EN");
+        assert_eq!(watch.finish(), "");
+    }
+
+    #[test]
+    fn without_stop_strings_all_text_is_emitted() {
+        let mut watch = StopStrings::new(vec![String::new()]);
+        assert_eq!(watch.push("ä"), StopScan { emit: "ä".into(), matched: None });
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_give_the_same_result_as_the_whole_text(
+            pieces in prop::collection::vec("[abé]{0,4}", 0..8),
+            stops in prop::collection::vec("[abé]{0,4}", 0..4),
+        ) {
+            prop_assert_eq!(run(&pieces, &stops), oracle(&pieces.concat(), &stops));
+        }
+
+        #[test]
+        fn no_more_text_is_held_than_necessary(
+            pieces in prop::collection::vec("[ab]{0,4}", 1..8),
+            stops in prop::collection::vec("[ab]{1,4}", 1..4),
+        ) {
+            let mut watch = StopStrings::new(stops.clone());
+            let (mut text, mut out) = (String::new(), String::new());
+            for piece in &pieces {
+                text.push_str(piece);
+                let step = watch.push(piece);
+                out.push_str(&step.emit);
+                if step.matched.is_some() {
+                    return Ok(());
+                }
+                let needed = (0..=text.len()).rev()
+                    .find(|&n| n == 0 || stops.iter().any(|stop| stop.starts_with(&text[text.len() - n..])));
+                prop_assert_eq!(text.len() - out.len(), needed.unwrap_or(0));
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The rows of one step, collected sequence by sequence.
+//!
+//! The scheduler, [`SequenceCache`](crate::SequenceCache) and the benchmark all build their steps here:
+//!
+//! ```text
+//! batch.begin(layer_map, kv_groups, logit_width)
+//! batch.push_sequence(rows, adapters)       once for each sequence
+//! batch.finish()
+//! model.forward(&mut batch, …)
+//! ```
+//!
+//! Buffers are kept, so a step no larger than an earlier one allocates nothing.
+
+use std::sync::Arc;
+
+use crate::adapter::batch::{AdapterBatch, SlotId};
+use crate::backend::StepRows;
+
+/// Consecutive tokens of one sequence that a step computes.
+#[derive(Clone, Copy, Debug)]
+pub struct SequenceRows<'a> {
+    /// The tokens.
+    pub tokens: &'a [u32],
+    /// Position of the first of them in the sequence.
+    pub position: usize,
+    /// The pages of the sequence in order of position, those of all KV groups interleaved: page `i` of group `g` is
+    /// `pages[i * kv_groups + g]`.
+    pub pages: &'a [u32],
+    /// Number of rows, counted from the last one, whose logits are needed.
+    pub logits: usize,
+}
+
+/// The rows of one step. All of them run the base's layers in the same order.
+#[derive(Clone, Debug, Default)]
+pub struct StepBatch {
+    /// Token of each row.
+    pub(super) tokens: Vec<u32>,
+    /// The base layer that each layer to run is; `None` runs the base's layers once each.
+    pub(super) layer_map: Option<Arc<[u32]>>,
+    /// Positions and pages of each row, by KV group.
+    pub(super) kv_groups: Vec<StepRows>,
+    /// Adapters of each row.
+    pub(super) adapters: AdapterBatch,
+    /// Rows whose logits are needed.
+    pub(super) logit_rows: Vec<u32>,
+    /// Adapters of each of those rows.
+    pub(super) logit_adapters: AdapterBatch,
+    /// Largest number of logits of a row.
+    pub(super) logit_width: usize,
+    /// The (slot, weight) lists of all rows, joined, and where each row's list ends.
+    entries: Vec<(SlotId, f32)>,
+    entry_ends: Vec<usize>,
+}
+
+impl StepBatch {
+    /// Starts a step without rows. `layer_map` is the base layer of each layer to run (`None`: the base's own layers),
+    /// `kv_groups` the number of KV groups whose pages sequences bring, `logit_width` the largest number of logits of a row.
+    pub fn begin(&mut self, layer_map: Option<&Arc<[u32]>>, kv_groups: usize, logit_width: usize) {
+        self.tokens.clear();
+        self.layer_map = layer_map.cloned();
+        self.kv_groups.resize_with(kv_groups, StepRows::default);
+        self.kv_groups.iter_mut().for_each(StepRows::clear);
+        self.logit_rows.clear();
+        self.logit_width = logit_width;
+        self.entries.clear();
+        self.entry_ends.clear();
+    }
+
+    /// Adds the rows of one sequence; `adapters` has the (slot, weight) list of each.
+    pub fn push_sequence<'a>(
+        &mut self,
+        rows: SequenceRows<'_>,
+        adapters: impl IntoIterator<Item = &'a [(SlotId, f32)]>,
+    ) {
+        self.tokens.extend_from_slice(rows.tokens);
+        let positions = rows.position..rows.position + rows.tokens.len();
+        let groups = self.kv_groups.len();
+        for (group, step_rows) in self.kv_groups.iter_mut().enumerate() {
+            step_rows.push(positions.clone(), rows.pages.iter().copied().skip(group).step_by(groups));
+        }
+        for list in adapters {
+            self.entries.extend_from_slice(list);
+            self.entry_ends.push(self.entries.len());
+        }
+        debug_assert_eq!(self.entry_ends.len(), self.tokens.len(), "each row has one list of adapters");
+        let end = self.tokens.len();
+        self.logit_rows.extend((end - rows.logits..end).map(|row| row as u32));
+    }
+
+    /// Groups the rows by adapter. Required after the last sequence, before the step is computed.
+    pub fn finish(&mut self) {
+        let (entries, ends) = (&self.entries, &self.entry_ends);
+        let of_row = |row: usize| &entries[row.checked_sub(1).map_or(0, |before| ends[before])..ends[row]];
+        self.adapters.rebuild((0..ends.len()).map(of_row));
+        self.logit_adapters.rebuild(self.logit_rows.iter().map(|&row| of_row(row as usize)));
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether the step has no rows.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// Number of logits in a row of the result.
+    pub fn logit_width(&self) -> usize {
+        self.logit_width
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SQL: &[(SlotId, f32)] = &[(SlotId(3), 1.0)];
+    const MIX: &[(SlotId, f32)] = &[(SlotId(7), 0.5), (SlotId(3), 0.25)];
+
+    fn rows<'a>(tokens: &'a [u32], position: usize, pages: &'a [u32], logits: usize) -> SequenceRows<'a> {
+        SequenceRows { tokens, position, pages, logits }
+    }
+
+    fn weights(batch: &AdapterBatch, row: usize) -> Vec<(SlotId, f32)> {
+        batch.of_row(row).iter().map(|&i| (batch.entries()[i].slot, batch.entries()[i].weight)).collect()
+    }
+
+    /// Two sequences: a chunk of a prompt whose last row needs logits, and a decoding row.
+    fn fill(batch: &mut StepBatch) {
+        batch.begin(None, 1, 100);
+        batch.push_sequence(rows(&[5, 6, 7], 0, &[4], 1), [&[], SQL, SQL]);
+        batch.push_sequence(rows(&[8], 40, &[2, 9], 1), [MIX]);
+        batch.finish();
+    }
+
+    #[test]
+    fn rows_keep_token_position_pages_and_adapters() {
+        let mut batch = StepBatch::default();
+        fill(&mut batch);
+        assert_eq!((batch.len(), batch.is_empty(), batch.logit_width()), (4, false, 100));
+        assert_eq!(batch.tokens, [5, 6, 7, 8]);
+        let places = &batch.kv_groups[0];
+        assert_eq!((&places.positions[..], &places.sequences[..]), (&[0, 1, 2, 40][..], &[0, 0, 0, 1][..]));
+        assert_eq!(places.block_tables, [vec![4], vec![2, 9]]);
+        assert_eq!([0, 1, 3].map(|row| weights(&batch.adapters, row)), [vec![], SQL.to_vec(), MIX.to_vec()]);
+        assert_eq!(batch.logit_rows, [2, 3]);
+        assert_eq!([0, 1].map(|row| weights(&batch.logit_adapters, row)), [SQL.to_vec(), MIX.to_vec()]);
+    }
+
+    #[test]
+    fn pages_of_several_kv_groups_are_interleaved() {
+        let mut batch = StepBatch::default();
+        batch.begin(Some(&[0, 0, 1].into()), 2, 8);
+        batch.push_sequence(rows(&[1], 33, &[10, 20, 11, 21], 0), [&[][..]]);
+        batch.finish();
+        assert_eq!(batch.layer_map.as_deref(), Some(&[0, 0, 1][..]));
+        let tables: Vec<_> = batch.kv_groups.iter().map(|group| group.block_tables[0].clone()).collect();
+        assert_eq!(tables, [[10, 11], [20, 21]]);
+        assert!(batch.logit_rows.is_empty());
+    }
+
+    #[test]
+    fn a_batch_is_reused_without_allocating() {
+        let mut batch = StepBatch::default();
+        fill(&mut batch);
+        let buffers = |b: &StepBatch| {
+            let rows = &b.kv_groups[0];
+            let indices = [b.tokens.as_ptr(), b.logit_rows.as_ptr(), rows.positions.as_ptr(), rows.sequences.as_ptr()];
+            (indices, b.entries.as_ptr(), b.entry_ends.as_ptr())
+        };
+        let before = buffers(&batch);
+        fill(&mut batch);
+        assert_eq!(buffers(&batch), before);
+        assert_eq!(batch.tokens, [5, 6, 7, 8]);
+    }
+}

@@ -1,0 +1,225 @@
+//! Arguments that can have several Python types: each is a Rust type that reads itself from Python.
+
+use std::collections::BTreeMap;
+
+use numpy::PyArrayDyn;
+use pyo3::exceptions::PyTypeError;
+use pyo3::inspect::PyStaticExpr;
+use pyo3::prelude::*;
+use pyo3::type_hint_identifier;
+use pyo3::types::{PyDict, PyList, PyMapping, PyString, PyTuple};
+
+use super::exllamav2::ExLlamaV2Lora;
+use crate::backend::KvDType;
+use crate::engine::{AdapterRef, ChatMessage, Prompt, Stop};
+use crate::error::{Error, ErrorCode};
+
+/// Token ids: a sequence of integers, or a one-dimensional array of any library with `tolist`.
+pub(super) struct TokenIds(pub Vec<u32>);
+
+impl<'py> FromPyObject<'_, 'py> for TokenIds {
+    type Error = PyErr;
+
+    const INPUT_TYPE: PyStaticExpr = type_hint_identifier!("exlora.types", "TokenIds");
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let listed = match value.getattr_opt("tolist")? {
+            Some(tolist) => tolist.call0()?,
+            None => value.to_owned(),
+        };
+        let items = listed.try_iter().map_err(|_| {
+            PyTypeError::new_err(format!("token ids are a sequence or an array of integers, not {}", type_name(&value)))
+        })?;
+        let ids = items.map(|item| token_id(&item?));
+        Ok(Self(ids.collect::<PyResult<_>>()?))
+    }
+}
+
+/// An integer that can be a token id; the engine checks it against the vocabulary.
+pub(super) fn token_id(value: &Bound<'_, PyAny>) -> PyResult<u32> {
+    let id: i64 = value.extract()?;
+    u32::try_from(id).map_err(|_| {
+        Error::new(ErrorCode::TokenOutOfRange, "a token id is outside the vocabulary").with_found(id).into()
+    })
+}
+
+/// A count; a negative one is an error that names the argument.
+pub(super) fn count(name: &str, value: i64) -> PyResult<usize> {
+    usize::try_from(value).map_err(|_| {
+        Error::new(ErrorCode::RequestInvalid, format!("{name} is negative"))
+            .with_expected("at least 0")
+            .with_found(value)
+            .into()
+    })
+}
+
+/// A prompt: text, token ids, or chat messages as dicts.
+pub(super) struct PromptArg(pub Prompt);
+
+impl<'py> FromPyObject<'_, 'py> for PromptArg {
+    type Error = PyErr;
+
+    const INPUT_TYPE: PyStaticExpr = type_hint_identifier!("exlora.types", "Prompt");
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        if let Ok(text) = value.cast::<PyString>() {
+            return Ok(Self(Prompt::Text(text.to_cow()?.into_owned())));
+        }
+        if let Ok(messages) = value.cast::<PyList>()
+            && !messages.is_empty()
+            && messages.iter().all(|message| message.is_instance_of::<PyDict>())
+        {
+            return Ok(Self(Prompt::Chat(messages.extract::<Messages>()?.0)));
+        }
+        if value.try_iter().is_err() {
+            let found = type_name(&value);
+            return Err(PyTypeError::new_err(format!("a prompt is text, token ids or chat messages, not {found}")));
+        }
+        Ok(Self(Prompt::Tokens(value.extract::<TokenIds>()?.0)))
+    }
+}
+
+/// Chat messages: a list of dicts, with any values that JSON can represent.
+pub(super) struct Messages(pub Vec<ChatMessage>);
+
+impl<'py> FromPyObject<'_, 'py> for Messages {
+    type Error = PyErr;
+
+    const INPUT_TYPE: PyStaticExpr = type_hint_identifier!("exlora.types", "Messages");
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let json: String = value.py().import("json")?.call_method1("dumps", (value,))?.extract()?;
+        serde_json::from_str(&json).map(Self).map_err(|e| {
+            Error::new(ErrorCode::ChatTemplateFailed, format!("the messages are not a chat: {e}"))
+                .with_expected("a list of dicts with 'role' and 'content', both text")
+                .into()
+        })
+    }
+}
+
+/// An ordered mixture: `None`, a name, an adapter object, a mapping of name to weight, or a list of names, objects and pairs.
+#[derive(Default)]
+pub(super) struct MixtureArg(pub Vec<(AdapterRef, f32)>);
+
+impl<'py> FromPyObject<'_, 'py> for MixtureArg {
+    type Error = PyErr;
+
+    const INPUT_TYPE: PyStaticExpr = type_hint_identifier!("exlora.types", "Adapter");
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        if value.is_none() {
+            return Ok(Self::default());
+        }
+        if let Some(adapter) = one_adapter(&value)? {
+            return Ok(Self(vec![adapter]));
+        }
+        if let Ok(mapping) = value.cast::<PyMapping>() {
+            return mapping.items()?.iter().map(|item| weighted(&item)).collect::<PyResult<_>>().map(Self);
+        }
+        let items = value.try_iter().map_err(|_| not_an_adapter(&value))?;
+        let adapters = items.map(|item| {
+            let item = item?;
+            one_adapter(&item)?.map_or_else(|| weighted(&item), Ok)
+        });
+        adapters.collect::<PyResult<_>>().map(Self)
+    }
+}
+
+fn one_adapter(value: &Bound<'_, PyAny>) -> PyResult<Option<(AdapterRef, f32)>> {
+    if let Ok(name) = value.cast::<PyString>() {
+        return Ok(Some((AdapterRef::Name(name.to_cow()?.into_owned()), 1.0)));
+    }
+    match value.cast::<ExLlamaV2Lora>() {
+        Ok(lora) => lora.get().leased().map(Some),
+        Err(_) => Ok(None),
+    }
+}
+
+/// A pair (adapter, weight).
+fn weighted(pair: &Bound<'_, PyAny>) -> PyResult<(AdapterRef, f32)> {
+    let pair = pair.cast::<PyTuple>().ok().filter(|pair| pair.len() == 2).ok_or_else(|| not_an_adapter(pair))?;
+    let adapter = pair.get_item(0)?;
+    let (adapter, own) = one_adapter(&adapter)?.ok_or_else(|| not_an_adapter(&adapter))?;
+    Ok((adapter, own * pair.get_item(1)?.extract::<f32>()?))
+}
+
+fn not_an_adapter(value: &Bound<'_, PyAny>) -> PyErr {
+    PyTypeError::new_err(format!(
+        "an adapter is None, a name, an ExLlamaV2Lora, a mapping of name to weight, or pairs (adapter, weight), not {}",
+        type_name(value)
+    ))
+}
+
+fn type_name(value: &Bound<'_, PyAny>) -> String {
+    value.get_type().name().map_or_else(|_| "an unknown type".to_owned(), |name| name.to_string())
+}
+
+/// What ends a text: `None`, a token id, a string, or a list of these.
+#[derive(Default)]
+pub(super) struct StopsArg(pub Vec<Stop>);
+
+impl<'py> FromPyObject<'_, 'py> for StopsArg {
+    type Error = PyErr;
+
+    const INPUT_TYPE: PyStaticExpr = type_hint_identifier!("exlora.types", "Stop");
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        if value.is_none() {
+            return Ok(Self::default());
+        }
+        let one = |value: &Bound<'_, PyAny>| match value.cast::<PyString>() {
+            Ok(text) => Ok(Stop::Text(text.to_cow()?.into_owned())),
+            Err(_) => Ok(Stop::Token(token_id(value)?)),
+        };
+        if value.is_instance_of::<PyString>() || value.try_iter().is_err() {
+            return Ok(Self(vec![one(&value)?]));
+        }
+        value.try_iter()?.map(|item| one(&item?)).collect::<PyResult<_>>().map(Self)
+    }
+}
+
+/// A mapping of token id to the value added to its logit.
+#[derive(Default)]
+pub(super) struct LogitBiasArg(pub BTreeMap<u32, f64>);
+
+impl<'py> FromPyObject<'_, 'py> for LogitBiasArg {
+    type Error = PyErr;
+
+    const INPUT_TYPE: PyStaticExpr = type_hint_identifier!("exlora.types", "LogitBias");
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        if value.is_none() {
+            return Ok(Self::default());
+        }
+        let items = value.cast::<PyMapping>()?.items()?;
+        let pairs = items.iter().map(|pair| Ok((token_id(&pair.get_item(0)?)?, pair.get_item(1)?.extract()?)));
+        pairs.collect::<PyResult<_>>().map(Self)
+    }
+}
+
+/// A float32 array, or whatever numpy makes one of.
+pub(super) struct FloatArrayArg<'py>(pub Bound<'py, PyArrayDyn<f32>>);
+
+impl<'py> FromPyObject<'_, 'py> for FloatArrayArg<'py> {
+    type Error = PyErr;
+
+    const INPUT_TYPE: PyStaticExpr = type_hint_identifier!("exlora.types", "FloatArray");
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let numpy = value.py().import("numpy")?;
+        let array = numpy.call_method1("asarray", (value, numpy.getattr("float32")?))?;
+        Ok(Self(array.cast_into()?))
+    }
+}
+
+/// The element type of a KV cache, by name.
+pub(super) fn kv_dtype(name: &str) -> PyResult<KvDType> {
+    match name {
+        "f16" => Ok(KvDType::F16),
+        "f32" => Ok(KvDType::F32),
+        other => Err(Error::new(ErrorCode::RequestInvalid, "the cache has no such element type")
+            .with_expected("f16 or f32")
+            .with_found(other)
+            .into()),
+    }
+}

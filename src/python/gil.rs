@@ -1,0 +1,49 @@
+//! Long work with the interpreter's lock (GIL) released, which Python can still interrupt.
+
+use std::time::{Duration, Instant};
+
+use pyo3::prelude::*;
+
+use crate::error::{Error, ErrorCode, Result};
+
+/// Signals are checked at most this often, because each check waits for the thread that holds the interpreter's lock.
+const SIGNAL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Calls Python from work that runs without the interpreter's lock. An exception raised there ends the work and reaches the
+/// caller.
+pub(super) struct PythonCalls {
+    raised: Option<PyErr>,
+    last_check: Instant,
+}
+
+impl PythonCalls {
+    /// Calls Python. An exception becomes the error `interrupted`, which ends the work like any other error.
+    pub(super) fn call(&mut self, f: impl FnOnce(Python<'_>) -> PyResult<()>) -> Result<()> {
+        Python::attach(f).map_err(|raised| {
+            self.raised = Some(raised);
+            Error::new(ErrorCode::Interrupted, "Python raised an exception")
+        })
+    }
+
+    /// Lets Python's signal handlers run (Ctrl-C).
+    pub(super) fn check_signals(&mut self) -> Result<()> {
+        if self.last_check.elapsed() < SIGNAL_INTERVAL {
+            return Ok(());
+        }
+        self.last_check = Instant::now();
+        self.call(|py| py.check_signals())
+    }
+}
+
+/// Runs `work` with the interpreter's lock released.
+pub(super) fn detached<T: Send>(
+    py: Python<'_>,
+    work: impl FnOnce(&mut PythonCalls) -> Result<T> + Send,
+) -> PyResult<T> {
+    let mut python = PythonCalls { raised: None, last_check: Instant::now() };
+    let result = py.detach(|| work(&mut python));
+    match python.raised {
+        Some(raised) => Err(raised),
+        None => Ok(result?),
+    }
+}

@@ -1,0 +1,49 @@
+//! The argument `progress` of loading.
+
+use pyo3::prelude::*;
+
+use super::gil::PythonCalls;
+use crate::error::Result;
+use crate::model::Progress;
+
+/// Where the progress of loading is reported: nowhere (`None`, `False`), a bar on stderr (`True`), or a callable with the
+/// arguments (modules done, modules in total).
+pub(super) enum ProgressReporter {
+    Silent,
+    Bar(indicatif::ProgressBar),
+    Callable(Py<PyAny>),
+}
+
+impl ProgressReporter {
+    /// Reads the argument `progress`.
+    pub(super) fn new(progress: Option<&Bound<'_, PyAny>>) -> PyResult<Self> {
+        match progress {
+            None => Ok(ProgressReporter::Silent),
+            Some(value) if value.is_callable() => Ok(ProgressReporter::Callable(value.clone().unbind())),
+            Some(value) if value.extract::<bool>()? => Ok(ProgressReporter::Bar(indicatif::ProgressBar::new(0))),
+            Some(_) => Ok(ProgressReporter::Silent),
+        }
+    }
+
+    /// Reports progress and checks for Ctrl-C.
+    pub(super) fn report(&self, python: &mut PythonCalls, progress: Progress) -> Result<()> {
+        match self {
+            ProgressReporter::Silent => {}
+            ProgressReporter::Bar(bar) => {
+                bar.set_length(progress.total as u64);
+                bar.set_position(progress.done as u64);
+            }
+            ProgressReporter::Callable(callable) => {
+                python.call(|py| callable.call1(py, (progress.done, progress.total)).map(drop))?;
+            }
+        }
+        python.check_signals()
+    }
+
+    /// Removes the bar.
+    pub(super) fn finish(&self) {
+        if let ProgressReporter::Bar(bar) = self {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! The backends, through their traits.
+
+mod parity;
+mod parity_adapters;

@@ -1,0 +1,17 @@
+//! The integration tests, one binary: linking is most of what a test binary costs.
+
+mod adapters;
+mod architecture;
+mod backend;
+mod cli;
+mod engine;
+mod errors;
+mod formats;
+mod hostile;
+mod reference;
+
+use support::allocator::CountingAllocator;
+
+/// `hostile` measures what files make the readers allocate.
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
