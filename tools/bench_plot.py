@@ -4,28 +4,18 @@
 """
 
 import argparse
-import csv
 import pathlib
 
+import bench_record
 from matplotlib import pyplot
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 STATISTICS = ["median", "min", "max"]
 COLORS = ["#1f6f8b", "#d1495b", "#66a182", "#edae49"]
 
 
-def newest() -> pathlib.Path:
-    """The record with the latest date."""
-    records = sorted((ROOT / "benches" / "record").glob("*/*.csv"), key=lambda path: path.stem)
-    if not records:
-        raise SystemExit("there is no record yet: run `make bench-record`")
-    return records[-1]
-
-
 def plot(record: pathlib.Path, image: pathlib.Path) -> None:
     """One line per batch size with the range of its rounds; the dashed line is the base model without adapters."""
-    with record.open(newline="", encoding="utf-8") as file:
-        table = [row for row in csv.DictReader(file) if row["scenario"] == "decode"]
+    table = [row for row in bench_record.read(record) if row["scenario"] == "decode"]
     # Text stays text, and equal records give equal files.
     pyplot.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "exlora", "font.family": "sans-serif"})
     figure, axes = pyplot.subplots(figsize=(7.2, 3.9), layout="constrained")
@@ -58,9 +48,9 @@ def main() -> None:
     """Plots the record named on the command line, or the newest one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("record", type=pathlib.Path, nargs="?")
-    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "docs" / "distinct_adapters.svg")
+    parser.add_argument("--out", type=pathlib.Path, default=bench_record.ROOT / "docs" / "distinct_adapters.svg")
     options = parser.parse_args()
-    plot(options.record or newest(), options.out)
+    plot(options.record or bench_record.newest(), options.out)
     print(options.out)
 
 

@@ -120,6 +120,40 @@ def write(path: pathlib.Path, table: list[dict[str, Any]]) -> None:
         writer.writerows(table)
 
 
+def read(path: pathlib.Path) -> list[dict[str, str]]:
+    """The rows of a record."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def newest() -> pathlib.Path:
+    """The record with the latest date."""
+    records = sorted(RECORDS.glob("*/*.csv"), key=lambda path: path.stem)
+    if not records:
+        sys.exit("there is no record yet: run `make bench-record`")
+    return records[-1]
+
+
+def summary(table: list[dict[str, str]]) -> str:
+    """The medians of a record as a markdown table, a column per number of adapters, and what was measured where."""
+    numbers = sorted({int(row["distinct_adapters"]) for row in table})
+    medians: dict[tuple[str, int], dict[int, str]] = defaultdict(dict)
+    for row in table:
+        median = f"{float(row['tokens_per_second_median']):.0f}"
+        medians[row["scenario"], int(row["batch"])][int(row["distinct_adapters"])] = median
+    heads = ["base" if n == 0 else "1 adapter" if n == 1 else f"{n} adapters" for n in numbers]
+    lines = ["| tokens per second | " + " | ".join(heads) + " |", "| --- " * (len(numbers) + 1) + "|"]
+    for (scenario, batch), by_number in sorted(medians.items()):
+        lines.append(f"| {scenario}, batch of {batch} | " + " | ".join(by_number.get(n, "") for n in numbers) + " |")
+    first, last = table[0], table[-1]
+    what = (
+        f"Medians of interleaved rounds ({last['rounds']} per number of adapters): {last['model']}, {last['format']}, "
+        f"rank {last['rank']}, decode after {first['context']} tokens; {last['cpu']}, {last['threads']} threads, "
+        f"{last['date']}, commit {last['commit']}, load average {float(last['loadavg']):.1f} at the start."
+    )
+    return "\n".join([*lines, "", what])
+
+
 def random_model(shape: str) -> tuple[pathlib.Path, pathlib.Path]:
     """The folders of a random model and of a rank-16 adapter for it, made the first time."""
     folder = ROOT / "target" / "bench-models" / shape
@@ -168,12 +202,12 @@ def main() -> None:
     parser.add_argument("--adapter", type=pathlib.Path, help="an adapter of --model, loaded under several names")
     parser.add_argument("--batch", type=counts, default=[8, 16])
     parser.add_argument("--distinct-adapters", type=counts, default=[1, 2, 4, 8, 16])
-    parser.add_argument("--prompt", type=int, default=32)
+    parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--context", type=int, help="tokens in the cache before decoding; the prompt by default")
     parser.add_argument("--decode", type=int, default=16)
     parser.add_argument("--threads", type=int, help="one per physical core by default")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=9.0, help="start no further run after this time")
+    parser.add_argument("--minutes", type=float, default=8.5, help="start no further run after this time")
     parser.add_argument("--out", type=pathlib.Path, default=RECORDS, help="folder of the records")
     options = parser.parse_args()
     if (options.model is None) != (options.adapter is None):

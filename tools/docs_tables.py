@@ -1,4 +1,6 @@
-"""Writes the generated tables of docs/, each between two markers, from what the built package reports about itself.
+"""Writes the generated tables of docs/ and README.md, each between two markers.
+
+They come from what the built package reports about itself, and from the newest record in benches/record.
 
 `python tools/docs_tables.py` rewrites them; with `--check` it changes nothing and fails if it would.
 """
@@ -6,11 +8,12 @@
 import pathlib
 import sys
 
+import bench_record
 import error_examples
 import exlora
 from exlora import _exlora
 
-DOCS = pathlib.Path(__file__).resolve().parents[1] / "docs"
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def error_codes() -> str:
@@ -42,8 +45,17 @@ def _verdict(row: dict[str, str]) -> str:
     return f"refused: `{row['code']}`" if row["code"] else row["verdict"]
 
 
+def performance() -> str:
+    """The newest record."""
+    return bench_record.summary(bench_record.read(bench_record.newest()))
+
+
 # File name, the name in its marker, and what writes the table.
-TABLES = [("errors.md", "error codes", error_codes), ("peft.md", "peft features", peft_features)]
+TABLES = [
+    ("docs/errors.md", "error codes", error_codes),
+    ("docs/peft.md", "peft features", peft_features),
+    ("README.md", "performance", performance),
+]
 
 
 def render(text: str, name: str, table: str) -> str:
@@ -59,11 +71,11 @@ def main() -> None:
     """Rewrites the tables, or checks them."""
     is_check = sys.argv[1:] == ["--check"]
     for file, name, table in TABLES:
-        path = DOCS / file
+        path = ROOT / file
         before = path.read_text(encoding="utf-8")
         after = render(before, name, table())
         if is_check and after != before:
-            sys.exit(f"docs/{file} is out of date; run `make docs`")
+            sys.exit(f"{file} is out of date; run `make docs`")
         path.write_text(after, encoding="utf-8")
 
 

@@ -62,26 +62,26 @@ def graph(shape, accuracy, group=128):
 
 
 def main():
-    say = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    say.add_argument("--shape", choices=SHAPES, default="1.1b")
-    say.add_argument("--threads", type=int, default=2)
-    say.add_argument("--accuracy", type=int, default=4)
-    say.add_argument("--prompt", type=int, default=512)
-    say.add_argument("--decode", type=int, default=32)
-    o = say.parse_args()
-    cached = Path(tempfile.gettempdir()) / f"ort-nbits-{o.shape}-{o.accuracy}.onnx"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="1.1b")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--accuracy", type=int, default=4)
+    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--decode", type=int, default=32)
+    options = parser.parse_args()
+    cached = Path(tempfile.gettempdir()) / f"ort-nbits-{options.shape}-{options.accuracy}.onnx"
     if not cached.exists():
-        onnx.save(graph(o.shape, o.accuracy), cached)
+        onnx.save(graph(options.shape, options.accuracy), cached)
     how = ort.SessionOptions()
-    how.intra_op_num_threads, how.inter_op_num_threads = o.threads, 1
+    how.intra_op_num_threads, how.inter_op_num_threads = options.threads, 1
     start = time.perf_counter()
     session = ort.InferenceSession(str(cached), how, providers=["CPUExecutionProvider"])
     load_s = time.perf_counter() - start
-    hidden, inter, *_ = SHAPES[o.shape]
+    hidden, inter, *_ = SHAPES[options.shape]
     make = np.random.default_rng(1)
     feeds = {
         n: {"x": make.standard_normal((n, hidden), np.float32), "h": make.standard_normal((n, inter), np.float32)}
-        for n in (1, 16, o.prompt)
+        for n in (1, 16, options.prompt)
     }
 
     def run(n):
@@ -89,13 +89,13 @@ def main():
 
     line(
         {
-            "engine": f"onnxruntime-nbits-acc{o.accuracy}",
-            "model": o.shape,
-            "threads": o.threads,
+            "engine": f"onnxruntime-nbits-acc{options.accuracy}",
+            "model": options.shape,
+            "threads": options.threads,
             "file_mib": round(cached.stat().st_size / 2**20, 1),
             "load_s": load_s,
         },
-        measured(lambda _: None, lambda: None, run, lambda _: run(1), o.prompt, o.decode, False, 1),
+        measured(lambda _: None, lambda: None, run, lambda _: run(1), options.prompt, options.decode, False, 1),
     )
 
 

@@ -7,7 +7,7 @@
 bf16, fp32  the model as transformers loads it, the adapter as peft applies it (disable_adapter for base)
 int4        MODEL_DIR is a GPTQ 4-bit copy: each quantized linear becomes torch's own packed int4 CPU kernel
             (aten::_weight_int4pack_mm_for_cpu, bf16 activations), the kernel that gptqmodel's TorchAtenLinear
-            calls; the adapter is x A' B' beside it, in bf16
+            calls; the adapter is x A' B', added in bf16
 gptqmodel   the same copy through GPTQModel's own CPU kernel (AVX512-BF16, --backend for another) and peft;
             the first use compiles the kernel, which takes minutes
 """
@@ -72,7 +72,7 @@ def load_int4(folder):
 def lora_for_int4(model, folder):
     from safetensors.torch import load_file
 
-    say = json.loads((folder / "adapter_config.json").read_text())
+    config = json.loads((folder / "adapter_config.json").read_text())
     tensors, out = load_file(folder / "adapter_model.safetensors"), {}
     for name in tensors:
         if name.endswith("lora_A.weight"):
@@ -80,40 +80,42 @@ def lora_for_int4(model, folder):
             a, b = tensors[name], tensors[name.replace("lora_A", "lora_B")]
             out[at] = (
                 a.T.to(torch.bfloat16).contiguous(),
-                (b.T * (say["lora_alpha"] / say["r"])).to(torch.bfloat16).contiguous(),
+                (b.T * (config["lora_alpha"] / config["r"])).to(torch.bfloat16).contiguous(),
             )
     return out
 
 
 def main():
-    say = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    say.add_argument("model", type=Path)
-    say.add_argument("--lora", type=Path)
-    say.add_argument("--kind", choices=["bf16", "fp32", "int4", "gptqmodel"], default="bf16")
-    say.add_argument("--backend", default="GPTQ_TORCH_CPU_AVX512", help="GPTQModel's BACKEND name")
-    say.add_argument("--threads", type=int, default=2)
-    say.add_argument("--prompt", type=int, default=512)
-    say.add_argument("--decode", type=int, default=64)
-    say.add_argument("--rounds", type=int, default=1)
-    say.add_argument("--logits", help="write the float32 logits of tokens 1..16 here (.npy), and stop")
-    o = say.parse_args()
-    torch.set_num_threads(o.threads)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--lora", type=Path)
+    parser.add_argument("--kind", choices=["bf16", "fp32", "int4", "gptqmodel"], default="bf16")
+    parser.add_argument("--backend", default="GPTQ_TORCH_CPU_AVX512", help="GPTQModel's BACKEND name")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--decode", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--logits", help="write the float32 logits of tokens 1..16 here (.npy), and stop")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
     import transformers
     from transformers import DynamicCache  # imported here, so that load_s is the model's alone
 
     transformers.logging.set_verbosity_error()
 
-    if o.kind == "gptqmodel":
+    if options.kind == "gptqmodel":
         from gptqmodel import BACKEND, GPTQModel  # its log goes to stdout; the JSON line is the last one
     start = time.perf_counter()
-    if o.kind == "int4":
-        model = load_int4(o.model)
-    elif o.kind == "gptqmodel":
-        model = GPTQModel.load(str(o.model), device="cpu", dtype=torch.bfloat16, backend=BACKEND[o.backend]).model
+    if options.kind == "int4":
+        model = load_int4(options.model)
+    elif options.kind == "gptqmodel":
+        model = GPTQModel.load(
+            str(options.model), device="cpu", dtype=torch.bfloat16, backend=BACKEND[options.backend]
+        ).model
     else:
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            o.model, dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[o.kind]
+            options.model, dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[options.kind]
         )
     model.eval()
     load_s, lora_s = time.perf_counter() - start, None
@@ -121,10 +123,10 @@ def main():
     def use(lora):
         return None
 
-    if o.lora:
+    if options.lora:
         start = time.perf_counter()
-        if o.kind == "int4":
-            pairs = lora_for_int4(model, o.lora)
+        if options.kind == "int4":
+            pairs = lora_for_int4(model, options.lora)
 
             def use(lora):
                 for at, pair in pairs.items():
@@ -132,23 +134,23 @@ def main():
         else:
             import peft
 
-            model = peft.PeftModel.from_pretrained(model, o.lora)
+            model = peft.PeftModel.from_pretrained(model, options.lora)
 
             def use(lora):
                 (model.base_model.enable_adapter_layers if lora else model.base_model.disable_adapter_layers)()
 
         lora_s = time.perf_counter() - start
 
-    if o.logits:
+    if options.logits:
         import numpy as np
 
-        use(bool(o.lora))
-        np.save(o.logits, model(input_ids=torch.arange(1, 17)[None]).logits[0, -1].float().numpy())
+        use(bool(options.lora))
+        np.save(options.logits, model(input_ids=torch.arange(1, 17)[None]).logits[0, -1].float().numpy())
         return
 
     vocab = model.config.vocab_size
     draw = torch.Generator().manual_seed(0)
-    prompt = torch.randint(3, vocab, (1, o.prompt), generator=draw)
+    prompt = torch.randint(3, vocab, (1, options.prompt), generator=draw)
     cache = None
 
     def clear():
@@ -160,10 +162,10 @@ def main():
 
     line(
         {
-            "engine": f"torch-{o.kind}",
-            "model": o.model.name,
-            "threads": o.threads,
-            "file_mib": round(sum(f.stat().st_size for f in o.model.glob("*.safetensors")) / 2**20, 1),
+            "engine": f"torch-{options.kind}",
+            "model": options.model.name,
+            "threads": options.threads,
+            "file_mib": round(sum(f.stat().st_size for f in options.model.glob("*.safetensors")) / 2**20, 1),
             "load_s": load_s,
             "lora_load_s": lora_s,
         },
@@ -172,10 +174,10 @@ def main():
             clear,
             lambda n: feed(prompt[:, :n]),
             lambda _: feed(torch.randint(3, vocab, (1, 1), generator=draw)),
-            o.prompt,
-            o.decode,
-            bool(o.lora),
-            o.rounds,
+            options.prompt,
+            options.decode,
+            bool(options.lora),
+            options.rounds,
         ),
     )
 

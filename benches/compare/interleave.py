@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Runs the peers' benches in turn, several rounds, and prints medians as a markdown table.
+"""Runs the benchmarks of all engines interleaved, for several rounds, and prints medians as a markdown table.
 
   interleave.py COMMANDS.txt [--model DIR] [--rounds 5] [--rest 1] [--log runs.jsonl] [--first]
 
-COMMANDS.txt has one `label: command` a line (blank lines and # lines are skipped); {python}, {lib} and {model}
+COMMANDS.txt has one `label: command` per line (blank lines and # lines are skipped); {python}, {lib} and {model}
 stand for this interpreter, this folder and --model. Each command prints one JSON line (timing.py says what is in it).
 Every run is a fresh process, in a scheduler autogroup of its own; --first gives that group the highest weight, for a
-machine that other work shares (needs root). Runs of all labels alternate, so a slow spell of the machine hits them all.
+machine that other work shares (needs root). Runs of all labels alternate, so that a slow spell of the machine affects
+all of them.
 """
 
 import argparse
@@ -48,27 +49,29 @@ def table(runs):
 
 
 def main():
-    say = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    say.add_argument("commands", type=Path)
-    say.add_argument("--model", default="", help="what make_random_llama.py wrote")
-    say.add_argument("--rounds", type=int, default=5)
-    say.add_argument("--rest", type=float, default=1.0, help="seconds between runs")
-    say.add_argument("--log", type=Path, default=None)
-    say.add_argument("--first", action="store_true")
-    o = say.parse_args()
-    lines = [line.strip() for line in o.commands.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("commands", type=Path)
+    parser.add_argument("--model", default="", help="what make_random_llama.py wrote")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rest", type=float, default=1.0, help="seconds between runs")
+    parser.add_argument("--log", type=Path, default=None)
+    parser.add_argument("--first", action="store_true")
+    options = parser.parse_args()
+    lines = [
+        line.strip() for line in options.commands.read_text().splitlines() if line.strip() and not line.startswith("#")
+    ]
     todo = {label.strip(): command.strip() for label, command in (line.split(": ", 1) for line in lines)}
     runs = {label: [] for label in todo}
     env = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    for r in range(o.rounds):
+    for r in range(options.rounds):
         for label, command in todo.items():
-            words = shlex.split(command.format(python=sys.executable, lib=Path(__file__).parent, model=o.model))
+            words = shlex.split(command.format(python=sys.executable, lib=Path(__file__).parent, model=options.model))
             done = subprocess.run(
                 words,
                 env=env,
                 capture_output=True,
                 text=True,
-                preexec_fn=lambda: alone(o.first),
+                preexec_fn=lambda: alone(options.first),
             )
             try:
                 run = json.loads(done.stdout.strip().splitlines()[-1])
@@ -76,10 +79,10 @@ def main():
                 print(f"{label}: no answer, exit {done.returncode}: {done.stderr.strip()[-300:]}", file=sys.stderr)
                 continue
             runs[label].append(run)
-            if o.log:
-                with o.log.open("a") as log:
+            if options.log:
+                with options.log.open("a") as log:
                     log.write(json.dumps({"label": label, "round": r, **run}) + "\n")
-            time.sleep(o.rest)
+            time.sleep(options.rest)
     table(runs)
 
 

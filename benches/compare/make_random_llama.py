@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Makes one randomly initialized Llama model in every form that the CPU peers load.
+"""Makes one randomly initialized Llama model in every format that the other CPU engines load.
 
   make_random_llama.py OUT --shape 1.1b [--rank 16] [--sym] [--quantize Q4_0,Q4_K_M,Q8_0]
 
-Needs numpy, torch, safetensors; `gguf` for the GGUF forms; `llama_cpp` for --quantize.
+Needs numpy, torch, safetensors; `gguf` for the GGUF files; `llama_cpp` for --quantize.
 Writes under OUT:
-  hf-bf16/           config.json, model.safetensors (bf16), tokenizer.json (one word a token: t0 t1 ...)
+  hf-bf16/           config.json, model.safetensors (bf16), tokenizer.json (one word per token: t0 t1 ...)
   gptq-4bit-g128/    the same linears rounded to nearest: qweight/qzeros/scales/g_idx, v1 zero points
   hf-dequant-bf16/   the GPTQ copy dequantized (--dequant): the reference for the GPTQ copy's logits
   lora-r16/          a PEFT adapter on all seven linears (adapter_config.json, adapter_model.safetensors)
@@ -232,7 +232,7 @@ def write_gguf(path, weights, shape):
 
     hidden, inter, layers, heads, kv_heads, vocab = SHAPES[shape]
     file = gguf.GGUFWriter(path, "llama")
-    for say, value in (
+    for key, value in (
         ("context_length", 2048),
         ("embedding_length", hidden),
         ("block_count", layers),
@@ -244,7 +244,7 @@ def write_gguf(path, weights, shape):
         ("layer_norm_rms_eps", 1e-5),
         ("vocab_size", vocab),
     ):
-        getattr(file, "add_" + say)(value)
+        getattr(file, "add_" + key)(value)
     file.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
     file.add_tokenizer_model("no_vocab")
     whole = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
@@ -303,31 +303,35 @@ def quantize(source, out, kinds):
 
 
 def main():
-    say = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    say.add_argument("out", type=Path)
-    say.add_argument("--shape", choices=SHAPES, default="1.1b")
-    say.add_argument("--seed", type=int, default=0)
-    say.add_argument("--rank", type=int, default=16)
-    say.add_argument("--group", type=int, default=128)
-    say.add_argument("--sym", action="store_true", help="zero point fixed at 8 (default: asymmetric)")
-    say.add_argument("--dequant", action="store_true")
-    say.add_argument("--no-gguf", action="store_true")
-    say.add_argument("--quantize", default="", metavar="Q4_0,Q4_K_M,...")
-    o = say.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--shape", choices=SHAPES, default="1.1b")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--group", type=int, default=128)
+    parser.add_argument("--sym", action="store_true", help="zero point fixed at 8 (default: asymmetric)")
+    parser.add_argument("--dequant", action="store_true")
+    parser.add_argument("--no-gguf", action="store_true")
+    parser.add_argument("--quantize", default="", metavar="Q4_0,Q4_K_M,...")
+    options = parser.parse_args()
     torch.set_num_threads(2)
-    o.out.mkdir(parents=True, exist_ok=True)
-    weights, lora, cfg = make_weights(o.shape, o.seed), make_lora(o.shape, o.rank, o.seed), config(o.shape)
-    write_hf(o.out / "hf-bf16", weights, cfg)
-    write_gptq(o.out, weights, cfg, o.group, o.sym, o.dequant)
-    write_peft(o.out / f"lora-r{o.rank}", lora, o.rank)
-    if not o.no_gguf:
-        write_gguf(o.out / "model-bf16.gguf", weights, o.shape)
-        write_gguf_lora(o.out / f"lora-r{o.rank}.gguf", lora, o.rank, o.shape)
-        if o.quantize:
-            quantize(o.out / "model-bf16.gguf", o.out, o.quantize.split(","))
+    options.out.mkdir(parents=True, exist_ok=True)
+    weights, lora, cfg = (
+        make_weights(options.shape, options.seed),
+        make_lora(options.shape, options.rank, options.seed),
+        config(options.shape),
+    )
+    write_hf(options.out / "hf-bf16", weights, cfg)
+    write_gptq(options.out, weights, cfg, options.group, options.sym, options.dequant)
+    write_peft(options.out / f"lora-r{options.rank}", lora, options.rank)
+    if not options.no_gguf:
+        write_gguf(options.out / "model-bf16.gguf", weights, options.shape)
+        write_gguf_lora(options.out / f"lora-r{options.rank}.gguf", lora, options.rank, options.shape)
+        if options.quantize:
+            quantize(options.out / "model-bf16.gguf", options.out, options.quantize.split(","))
     sizes = {
-        str(p.relative_to(o.out)): round(p.stat().st_size / 2**20, 1)
-        for p in sorted(o.out.rglob("*"))
+        str(p.relative_to(options.out)): round(p.stat().st_size / 2**20, 1)
+        for p in sorted(options.out.rglob("*"))
         if p.is_file() and p.stat().st_size > 1e5
     }
     print(json.dumps({"parameters": sum(w.numel() for w in weights.values()), "MiB": sizes}, indent=1))

@@ -1,7 +1,7 @@
-"""What the peers' benches share: the timed part, and the one JSON line each prints.
+"""What the benchmarks of other engines share: the timed part, and the JSON line that each prints.
 
-Every bench prints: engine, model, threads, load_s, file_mib, peak_rss_mib, loadavg, and for each variant
-(base, lora) prefill_tps and decode_tps. `interleave.py` runs many such commands in turn and makes the table.
+Every benchmark prints: engine, model, threads, load_s, file_mib, peak_rss_mib, loadavg, and for each variant
+(base, lora) prefill_tps and decode_tps. `interleave.py` runs many such commands interleaved and prints the table.
 """
 
 import json
@@ -17,10 +17,14 @@ def timed(call, count):
 
 
 def measured(use, clear, prefill, step, prompt, decode, has_lora, rounds):
-    """use(lora) switches the adapter; prefill(n) feeds n tokens; step(i) decodes one token after them."""
+    """use(lora) switches the adapter; clear() empties the cache; prefill(n) feeds n tokens; step(i) decodes one token.
+
+    Decode continues after the prompt, as in `exlora bench`. Both variants share the cache that the last prompt filled:
+    its length affects speed, its contents do not. It grows to prompt + 2 * (decode + 8) tokens.
+    """
     variants = ["base", "lora"] if has_lora else ["base"]
     out = {v: {"prefill_tps": [], "decode_tps": []} for v in variants}
-    for v in variants:  # warm both graphs and all pages
+    for v in variants:  # warm up both graphs and all pages
         use(v == "lora")
         clear()
         prefill(16)
@@ -30,10 +34,9 @@ def measured(use, clear, prefill, step, prompt, decode, has_lora, rounds):
             use(v == "lora")
             clear()
             out[v]["prefill_tps"].append(prompt / timed(lambda _: prefill(prompt), 1))
-        for _part in range(4):  # base and lora by turns, in short parts, so a slow spell hits both
+        for _part in range(4):  # base and lora alternate in short parts, so that a slow spell affects both
             for v in variants:
                 use(v == "lora")
-                clear()
                 timed(step, 2)
                 out[v].setdefault("parts", []).append((decode // 4) / timed(step, decode // 4))
     for v in variants:

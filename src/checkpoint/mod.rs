@@ -5,10 +5,10 @@
 //! truncating a mapped file kills the process that maps it.
 //!
 //! Files are not trusted: `header` checks sizes before memory is allocated, `shards` rejects an index that points outside its
-//! folder, and `read` opens regular files only (links to them are followed: hub caches consist of links).
+//! folder, and `bounded_read` opens regular files only (links to them are followed: hub caches consist of links).
 
+mod bounded_read;
 mod header;
-mod read;
 mod shards;
 
 use std::collections::HashMap;
@@ -18,9 +18,9 @@ use std::path::{Path, PathBuf};
 use memmap2::{Mmap, UncheckedAdvice};
 use sha2::{Digest, Sha256};
 
+pub(crate) use self::bounded_read::{available_memory, read_bounded};
+use self::bounded_read::{open_regular, read_until, unreadable};
 use self::header::{LENGTH_BYTES, MAX_TENSORS, TensorInfo};
-pub(crate) use self::read::{available_memory, read_bounded};
-use self::read::{open_regular, read_until, unreadable};
 use crate::error::{Error, ErrorCode, Result};
 use crate::tensor::TensorView;
 

@@ -14,8 +14,8 @@ use std::{fmt, io};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
+use super::bounded_read::read_bounded;
 use super::header::{MAX_HEADER_BYTES, MAX_TENSORS, too_many_tensors};
-use super::read::read_bounded;
 use crate::error::{Error, ErrorCode, Result};
 
 const SINGLE: &str = "model.safetensors";

@@ -7,10 +7,10 @@ use std::io::{BufRead, IsTerminal};
 use clap::Args;
 
 use super::generate::result_line;
-use super::load::EngineArgs;
 use super::mixture_arg::MixtureArg;
+use super::model_args::EngineArgs;
 use super::output::{note, print, print_json, report};
-use super::sampling::SamplingArgs;
+use super::sampling_args::SamplingArgs;
 use crate::engine::{AdapterRef, ChatMessage, Completion, Engine, Finish, FinishReason, Usage};
 use crate::error::{Error, ErrorCode, Result};
 

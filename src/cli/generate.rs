@@ -7,11 +7,11 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::load::EngineArgs;
+use super::json_requests::{self, JsonRequest};
 use super::mixture_arg::MixtureArg;
+use super::model_args::EngineArgs;
 use super::output::{note, print, print_json};
-use super::requests::{self, JsonRequest};
-use super::sampling::SamplingArgs;
+use super::sampling_args::SamplingArgs;
 use crate::engine::{AdapterRef, Completion, Engine, Request, TokenLogprobs};
 use crate::error::Result;
 
@@ -45,7 +45,7 @@ pub(super) fn run(args: &GenerateArgs, json: bool) -> Result<()> {
     let mut request = args.sampling.request(args.input.prompt.as_deref().unwrap_or_default());
     request.adapters = mixture.0.iter().map(|(name, weight)| (AdapterRef::Name(name.clone()), *weight)).collect();
     let (requests, is_single) = match &args.input.requests {
-        Some(source) => (requests::read(source, &request, &mixture)?, false),
+        Some(source) => (json_requests::read(source, &request, &mixture)?, false),
         None => (vec![JsonRequest { id: None, mixture, request }], true),
     };
 

@@ -8,11 +8,11 @@ mod chat;
 mod doctor;
 mod generate;
 mod inspect;
-mod load;
+mod json_requests;
 mod mixture_arg;
+mod model_args;
 mod output;
-mod requests;
-mod sampling;
+mod sampling_args;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;

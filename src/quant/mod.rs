@@ -15,9 +15,9 @@ pub mod config;
 pub mod exl2;
 pub mod gptq;
 mod module_tensors;
-mod open;
+mod open_weight;
 mod weight;
 
 pub use self::config::QuantConfig;
-pub use self::open::{format_of, open_bias, open_dense, open_linear};
+pub use self::open_weight::{format_of, open_bias, open_dense, open_linear};
 pub use self::weight::{QuantGroup, QuantLayout, QuantizedWeight, StoredWeight};

@@ -74,6 +74,17 @@ def test_a_weight_format_has_a_short_name(quantization, name):
     assert bench_record.format_name(report) == name
 
 
+def test_a_record_is_summarized_as_a_table(tmp_path):
+    path = tmp_path / "record.csv"
+    bench_record.write(path, bench_record.rows(RUNS, COMMON))
+    lines = bench_record.summary(bench_record.read(path)).splitlines()
+    assert lines[0] == "| tokens per second | base | 1 adapter | 8 adapters |"
+    assert lines[2] == "| decode, batch of 8 | 99 | 92 | 81 |"
+    assert lines[-1].startswith(
+        "Medians of interleaved rounds (2 per number of adapters): m, f, rank 16, decode after 32"
+    )
+
+
 def test_a_record_becomes_a_plot(tmp_path):
     pytest.importorskip("matplotlib")
     import bench_plot

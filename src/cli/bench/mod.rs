@@ -17,8 +17,8 @@ use serde::Serialize;
 
 use self::stream::{Assignment, Stream};
 use self::timing::{Speed, Variant, Workload, measure, rounded};
-use super::load::{ModelArgs, NamedAdapter};
 use super::mixture_arg::MixtureArg;
+use super::model_args::{ModelArgs, NamedAdapter};
 use super::output::{print, print_json};
 use crate::adapter::mixture::Mixture;
 use crate::doctor;
