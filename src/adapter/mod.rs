@@ -9,6 +9,8 @@
 //! adapter asks for that is not supported is refused by name: an adapter is applied as a whole, or not at all.
 
 #[doc(hidden)]
+pub mod alora;
+#[doc(hidden)]
 pub mod batch;
 pub mod config;
 pub mod constraints;

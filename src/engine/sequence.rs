@@ -7,7 +7,7 @@ use super::output::{Chunk, Finish, FinishReason, StopMatch, TokenLogprobs, Usage
 use super::sampler::Sampled;
 use super::sampling_params::SamplingParams;
 use super::text::{Detokenizer, StopStrings};
-use crate::adapter::mixture::MixtureSpans;
+use crate::adapter::alora::MixtureSpans;
 use crate::error::{Error, ErrorCode, Result};
 use crate::kv_cache::{PAGE_TOKENS, PrefixKey, pages_for};
 
