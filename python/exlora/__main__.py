@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 
-from exlora import _exlora
+import exlora._exlora as _exlora
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from exlora import _exlora
+import exlora._exlora as _exlora
 
 __all__ = ["as_numpy", "to_array", "token_row", "token_rows"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from exlora import _exlora
+import exlora._exlora as _exlora
 
 __all__ = ["log", "refuse", "warn_unknown"]
 

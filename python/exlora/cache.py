@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from exlora import _exlora
+import exlora._exlora as _exlora
 from exlora._unsupported import log, refuse
 from exlora.config import ExLlamaV2Config
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from os import PathLike
 from typing import Any
 
-from exlora import _exlora
+import exlora._exlora as _exlora
 from exlora._unsupported import refuse
 
 __all__ = ["ExLlamaV2Config"]

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from exlora import _exlora
+import exlora._exlora as _exlora
 from exlora._exlora import AdapterInfo, Chunk, Completion, Request, SamplingParams, Tokenizer
 from exlora.types import Adapter, Adapters, FloatArray, PerPrompt, Prompt, RequestKeywords
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exlora import _exlora
+import exlora._exlora as _exlora
 from exlora._arrays import to_array
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from exlora import _exlora
+import exlora._exlora as _exlora
 from exlora._unsupported import refuse, warn_unknown
 from exlora.generator._common import mixture, new_seed, open_engine
 

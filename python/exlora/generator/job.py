@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from exlora import _exlora
+import exlora._exlora as _exlora
 from exlora._arrays import to_array, token_row
 from exlora._unsupported import refuse, warn_unknown
 from exlora.generator._common import mixture, new_seed, stop_list, token_array, top_arrays

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exlora import _exlora
+import exlora._exlora as _exlora
 from exlora._arrays import as_numpy, to_array, token_rows
 from exlora._unsupported import refuse
 
