@@ -1,7 +1,7 @@
 //! PEFT adapters: read from a folder, checked against a model's sites, kept in slots, routed to rows.
 //!
 //! ```text
-//! folder --read--> AdapterFiles --check(sites)--> CheckedAdapter --without_copies(base)--> SizedAdapter
+//! folder --read--> AdapterFiles --check(sites)--> CheckedAdapter --without_copies(base)--> ReducedAdapter
 //!        --resolve(base)--> ResolvedAdapter --backend prepares and installs it--> pool --> lease --> mixture --> batch
 //! ```
 //!
