@@ -175,6 +175,7 @@ unsafe fn codes<V: Vector, const BITS: usize, const R: usize, const T: usize>(
         }
         let mut acc = [[V::splat(0.0); R]; T];
         for _ in 0..count {
+            prefetch::<V, T>(blocks, BITS);
             quad::<V, BITS, 0, R, T>(blocks, &zero, rows, &mut acc);
             quad::<V, BITS, 1, R, T>(blocks, &zero, rows, &mut acc);
             quad::<V, BITS, 2, R, T>(blocks, &zero, rows, &mut acc);
@@ -194,6 +195,23 @@ unsafe fn codes<V: Vector, const BITS: usize, const R: usize, const T: usize>(
             for r in 0..R {
                 sums[t][r] = scale[t].mul_add(acc[t][r], sums[t][r]);
             }
+        }
+    }
+}
+
+/// How far ahead of their use weights are requested, in bytes.
+///
+/// The hardware's own prefetching does not keep up with T streams: on an AMD EPYC guest, one thread decoded a 1.1B model in
+/// 4 bits at 11 to 20 tokens per second without this (the same loop, at other addresses in the program), and at 25 to 35 with
+/// it. 1 KiB to 4 KiB differ little.
+const PREFETCH_BYTES: usize = 2048;
+
+/// Requests the next `lines` cache lines of each tile.
+#[inline(always)]
+fn prefetch<V: Vector, const T: usize>(blocks: &[*const u8; T], lines: usize) {
+    for block in blocks {
+        for line in 0..lines {
+            V::prefetch(block.wrapping_add(PREFETCH_BYTES + line * LINE));
         }
     }
 }
@@ -278,6 +296,7 @@ unsafe fn dense<V: Vector, E: Element, const R: usize, const T: usize>(
     unsafe {
         let mut acc = [[V::splat(0.0); R]; T];
         for _ in 0..count * BLOCK / 4 {
+            prefetch::<V, T>(blocks, 4 * LANES * E::BYTES / LINE);
             for k in 0..4 {
                 for t in 0..T {
                     let weight = E::load::<V>(blocks[t].add(k * LANES * E::BYTES));

@@ -34,6 +34,9 @@ pub(crate) trait Vector: Copy {
     /// `to` must be valid for sixteen lanes.
     unsafe fn store(self, to: *mut f32);
     unsafe fn load_line(from: *const u8) -> Self::Line;
+    /// Requests the cache line at `from` ahead of its use. Any address is allowed: nothing is read.
+    #[inline(always)]
+    fn prefetch(_from: *const u8) {}
 
     fn add(self, other: Self) -> Self;
     fn sub(self, other: Self) -> Self;
