@@ -79,6 +79,7 @@ class ExLlamaV2(_exlora.ExLlamaV2Base):
 
         worker = threading.Thread(target=work, name="exlora-load", daemon=True)
         worker.start()
+        finished = False
         try:
             while (report := reports.get()) is not None:
                 if isinstance(report, BaseException):
@@ -87,9 +88,13 @@ class ExLlamaV2(_exlora.ExLlamaV2Base):
                     callback(*report)
                 if callback_gen is not None:
                     yield from callback_gen(*report)
+            finished = True
         finally:
             stopped.set()
             worker.join()
+            if not finished:
+                # A small model may have been loaded before the generator was closed.
+                self.unload()
 
     def load_autosplit(
         self,

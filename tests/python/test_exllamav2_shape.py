@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import exlora
 import exlora.generator
@@ -549,6 +550,13 @@ def test_loading_reports_progress(config):
     stopped = ExLlamaV2(config)
     loading = stopped.load_gen(callback_gen=lambda done, total: iter([done]))
     next(loading)
+    loading.close()
+    assert not stopped.loaded
+    # Also where the thread that loads was done before the generator was closed.
+    loading = stopped.load_gen(callback_gen=lambda done, total: iter([done]))
+    next(loading)
+    while not stopped.loaded:
+        time.sleep(0.001)
     loading.close()
     assert not stopped.loaded
 
