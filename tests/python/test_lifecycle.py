@@ -5,6 +5,7 @@ import threading
 import pytest
 from exlora import Engine, ExloraError
 from support import adapters, tiny
+from support.threads import run_together
 
 PROMPTS = [f"The {word} is" for word in ("king", "queen", "hacker", "table", "index", "daemon", "love", "war")]
 
@@ -22,26 +23,6 @@ def engine(fixtures, folders):
 
 def texts_of(engine, adapter, tokens=32):
     return [out.text for out in engine.generate(PROMPTS, adapters=adapter, max_new_tokens=tokens, temperature=0.0)]
-
-
-def in_threads(*tasks):
-    """Runs the tasks at once and raises the first error of any."""
-    errors = []
-
-    def guarded(task):
-        try:
-            task()
-        except BaseException as error:  # pytest's own failures are no Exception
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(task,), daemon=True) for task in tasks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=120)
-        assert not thread.is_alive(), "a thread hangs"
-    if errors:
-        raise errors[0]
 
 
 def test_a_running_stream_keeps_the_adapter_version_it_started_with(engine, folders):
@@ -119,11 +100,11 @@ def test_adapters_load_replace_and_unload_while_sixteen_jobs_stream(engine, fold
 
     def stream_all():
         try:
-            in_threads(*[lambda index=index: stream(index) for index in range(16)])
+            run_together(*[lambda index=index: stream(index) for index in range(16)])
         finally:
             done.set()
 
-    in_threads(stream_all, churn, break_things)
+    run_together(stream_all, churn, break_things)
     assert [got[index] for index in range(16)] == expected["jargon"] + expected["sqlite"]
     assert resident(engine) == before
     assert engine.stats()["rows_running"] == engine.stats()["rows_waiting"] == 0
@@ -149,7 +130,7 @@ def test_a_name_replaced_under_load_is_always_one_version_or_the_other(engine, f
         finally:
             done.set()
 
-    in_threads(replace, ask)
+    run_together(replace, ask)
     engine.unload_adapter("it")
     assert {info.name for info in engine.adapters()} == {"jargon", "sqlite"}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from exlora import Engine, ExloraError, Request
+from support.threads import run_together
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PROMPT = "The table"
@@ -21,27 +22,6 @@ def folders(fixtures):
 @pytest.fixture(scope="module")
 def engine(fixtures, folders):
     return Engine(fixtures / "quill-4m-gptq-4bit-g128-sym", adapters=folders)
-
-
-def run_together(*tasks):
-    """Runs the tasks in threads that start at the same time, and raises the first error of any."""
-    barrier, errors = threading.Barrier(len(tasks)), []
-
-    def run(task):
-        try:
-            barrier.wait(timeout=60)
-            task()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(task,), daemon=True) for task in tasks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=120)
-        assert not thread.is_alive(), "a thread hangs"
-    if errors:
-        raise errors[0]
 
 
 def is_idle(engine):
