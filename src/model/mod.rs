@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 
 use self::core::Core;
 use crate::adapter::pool::{AdapterLimits, AdapterPool};
-use crate::backend::{AdapterPreparer, Backend, BackendMemory, KvDType, KvId, KvShape, MemoryUse, cpu, reference};
+use crate::backend::{AdapterPreparer, Backend, BackendMemory, KvDType, KvShape, MemoryUse, cpu, reference};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result};
 use crate::kv_cache::PAGE_TOKENS;
@@ -128,7 +128,7 @@ impl Model {
             device,
             memory,
             preparer,
-            core: Arc::new(Mutex::new(Core { compute, decoder })),
+            core: Arc::new(Mutex::new(Core { compute, decoder, kv_ids: Vec::new() })),
         }))
     }
 
@@ -200,10 +200,11 @@ impl Model {
     pub fn forward(&self, batch: &mut StepBatch, kvs: &[&KvStorage], logits: &mut Vec<f32>) -> Result<()> {
         let mut core = self.core.lock();
         self.reap(&mut core);
-        let Core { compute, decoder } = &mut *core;
-        let kvs: Vec<KvId> = kvs.iter().map(|kv| kv.id()).collect();
+        let Core { compute, decoder, kv_ids } = &mut *core;
+        kv_ids.clear();
+        kv_ids.extend(kvs.iter().map(|kv| kv.id()));
         logits.resize(batch.logit_rows.len() * batch.logit_width, 0.0);
-        decoder.forward(&mut **compute, batch, &kvs, logits)
+        decoder.forward(&mut **compute, batch, kv_ids, logits)
     }
 
     /// Drops the adapters that are no longer used.
