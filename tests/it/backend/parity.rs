@@ -239,17 +239,22 @@ impl Attention {
         let heads = kv_heads * [1, 2, 4, 5][rng.below(4)];
         let dim = [8, 20, 64, 80][rng.below(4)];
         let pairs = if rng.below(3) == 0 { dim / 4 } else { dim / 2 };
-        let inv_freq = (0..pairs).map(|i| 10000f32.powf(-(i as f32) / pairs as f32)).collect();
-        let rope = Arc::new(Rope { inv_freq, factor: [1.0, 1.2][rng.below(2)] });
+        let dtype = [KvDType::F16, KvDType::F32][rng.below(2)];
+        // A key's last bit in f32 decides at times to which f16 it is rounded, and one unit of f16 can move a score by
+        // more than any tolerance worth having. So keys that are stored as f16 are those of both backends to the bit:
+        // without norm, and turned by an angle of zero. What norms and angles do is seen where keys are stored as f32.
+        let exact_keys = dtype == KvDType::F16;
+        let frequency = |i| if exact_keys { 0.0 } else { 10000f32.powf(-(i as f32) / pairs as f32) };
+        let rope = Arc::new(Rope { inv_freq: (0..pairs).map(frequency).collect(), factor: [1.0, 1.2][rng.below(2)] });
         let width = (heads + 2 * kv_heads) * dim;
         Self {
             heads,
             kv_heads,
             dim,
             window: [None, Some(1), Some(7), Some(40)][rng.below(4)],
-            norms: (rng.below(2) == 0).then(|| (rng.normals(dim, 1.0), rng.normals(dim, 1.0))),
+            norms: (!exact_keys && rng.below(2) == 0).then(|| (rng.normals(dim, 1.0), rng.normals(dim, 1.0))),
             rope,
-            dtype: [KvDType::F16, KvDType::F32][rng.below(2)],
+            dtype,
             sequences: (0..1 + rng.below(3))
                 .map(|_| {
                     let tokens = 1 + rng.below(70);
@@ -326,9 +331,7 @@ proptest! {
         for isa in isas() {
             let found = case.run(fast(isa, 2), chunk, page_tokens);
             for (found, expected) in found.iter().zip(&expected) {
-                // A last bit of a key before it is stored may be half a unit of f16 after.
-                let tolerance = if case.dtype == KvDType::F16 { 5e-4 } else { TOLERANCE };
-                assert_close(&isa.to_string(), case.heads * case.dim, found, expected, tolerance);
+                assert_close(&isa.to_string(), case.heads * case.dim, found, expected, TOLERANCE);
             }
         }
     }
