@@ -77,6 +77,8 @@ pub mod engine;
 #[doc(hidden)]
 pub mod error;
 #[doc(hidden)]
+pub mod guard;
+#[doc(hidden)]
 pub mod inspect;
 #[doc(hidden)]
 pub mod kv_cache;
