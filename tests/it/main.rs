@@ -10,6 +10,7 @@ mod errors;
 mod formats;
 mod hostile;
 mod reference;
+mod tokenizer_files;
 
 use support::allocator::CountingAllocator;
 
