@@ -11,8 +11,8 @@ use serde_json::Value;
 
 use super::rope::{RopeContext, RopeParameters};
 use crate::backend::{Activation, Rope};
-use crate::checkpoint;
 use crate::error::{Error, ErrorCode, Result};
+use crate::files;
 
 /// Cap on config.json, in bytes. Real ones have a few KiB.
 const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -366,7 +366,7 @@ fn invalid(key: &str) -> Error {
 
 /// A JSON file of a model folder, or `None` if there is none.
 fn read_json(path: &Path) -> Result<Option<Value>> {
-    let text = match checkpoint::read_bounded(path, MAX_FILE_BYTES) {
+    let text = match files::read_bounded(path, MAX_FILE_BYTES) {
         Ok(text) => text,
         Err(error) if error.code() == ErrorCode::CheckpointNotFound => return Ok(None),
         Err(error) => return Err(error),
