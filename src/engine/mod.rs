@@ -143,6 +143,19 @@ impl Engine {
         self.model().load_adapter(name, dir.as_ref())
     }
 
+    /// As [`Engine::load_adapter`]; an error from `between_parts` (Ctrl-C) ends the loading.
+    ///
+    /// # Errors
+    /// As [`Engine::load_adapter`], and what `between_parts` returned.
+    pub fn load_adapter_with(
+        &self,
+        name: &str,
+        dir: impl AsRef<Path>,
+        between_parts: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<AdapterInfo> {
+        self.model().load_adapter_with(name, dir.as_ref(), between_parts)
+    }
+
     /// Removes an adapter's name. Running requests keep the adapter.
     ///
     /// # Errors
