@@ -24,9 +24,9 @@ pub(super) struct SamplingArgs {
     /// Penalty on tokens that occur in the prompt or the output; 1, the default, is off.
     #[arg(long, value_name = "X")]
     repetition_penalty: Option<f32>,
-    /// Random seed; the same seed gives the same text.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
+    /// Random seed; the same seed gives the same text. A random one by default.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
     /// Stop before this string; may be repeated.
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
@@ -45,7 +45,7 @@ impl SamplingArgs {
         set(&mut sampling.top_p, self.top_p);
         set(&mut sampling.min_p, self.min_p);
         set(&mut sampling.repetition_penalty, self.repetition_penalty);
-        sampling.seed = self.seed;
+        set(&mut sampling.seed, self.seed.map(Some));
     }
 }
 

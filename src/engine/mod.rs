@@ -4,8 +4,11 @@
 //! server may instead call [`Engine::step`] in a loop of its own. All methods may be called from any thread. Adapters may be
 //! loaded and unloaded while requests run, and a request keeps the adapter versions that it named.
 
+mod as_completed;
 mod engine_core;
+mod generate;
 mod generation_config;
+mod in_flight;
 mod job;
 mod job_state;
 mod options;
@@ -14,6 +17,7 @@ mod request;
 mod sampler;
 mod sampling_params;
 mod scheduler;
+mod seed;
 mod sequence;
 mod sequence_cache;
 mod stats;
@@ -29,16 +33,19 @@ use crate::kv_cache::{PAGE_TOKENS, pages_for};
 use crate::model::{Model, ModelOptions, Progress};
 use engine_core::EngineCore;
 use job_state::JobState;
+use output::no_memory_for_logits;
 use request::lease_all;
 use scheduler::Scheduler;
+use seed::{random_seed, sample_seed};
 use sequence::{DecodeState, Purpose, Sequence, SequencePlan};
 use text::{Detokenizer, StopStrings};
 
+pub use as_completed::AsCompleted;
 pub use generation_config::{GenerationConfig, GenerationConfigSource};
 pub use job::{CancelHandle, Job};
 pub use options::{DEFAULT_KV_TOKENS, EngineOptions};
 pub use output::{Chunk, Completion, Finish, FinishReason, Logits, StopMatch, TokenLogprobs, Usage};
-pub use request::{AdapterRef, Prompt, Request, Stop};
+pub use request::{AdapterRef, MAX_SAMPLES, Prompt, Request, Stop};
 pub use sampler::{Sampled, Sampler};
 pub use sampling_params::SamplingParams;
 pub use sequence_cache::{SequenceCache, SequenceChunk};
@@ -54,6 +61,17 @@ pub struct Engine {
     max_seq_len: usize,
     kv_pages: usize,
     generation_config: Arc<GenerationConfig>,
+    /// Requests that run at once.
+    max_rows: usize,
+}
+
+/// A request that can run: checked, its prompt encoded, its adapters leased, its seed drawn. Each sample is started from it.
+pub(crate) struct CheckedRequest {
+    request: Request,
+    prompt: Arc<[u32]>,
+    mixture: Mixture,
+    plan: SequencePlan,
+    seed: u64,
 }
 
 impl Engine {
@@ -114,6 +132,7 @@ impl Engine {
             max_seq_len,
             kv_pages: pages,
             generation_config: Arc::new(generation_config),
+            max_rows: options.max_rows.max(1),
         })
     }
 
@@ -158,6 +177,19 @@ impl Engine {
         self.model().load_adapter(name, dir.as_ref())
     }
 
+    /// As [`Engine::load_adapter`]; an error from `between_parts` (Ctrl-C) ends the loading.
+    ///
+    /// # Errors
+    /// As [`Engine::load_adapter`], and what `between_parts` returned.
+    pub fn load_adapter_with(
+        &self,
+        name: &str,
+        dir: impl AsRef<Path>,
+        between_parts: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<AdapterInfo> {
+        self.model().load_adapter_with(name, dir.as_ref(), between_parts)
+    }
+
     /// Removes an adapter's name. Running requests keep the adapter.
     ///
     /// # Errors
@@ -175,16 +207,39 @@ impl Engine {
     ///
     /// # Errors
     /// `adapter_not_found`, `adapter_weight_invalid`, `adapter_model_mismatch`, `prompt_*`, `sampling_invalid`,
-    /// `token_out_of_range`, `request_invalid`, `tokenizer_not_found`, `chat_template_*`.
+    /// `token_out_of_range`, `request_invalid` (also for more than one sample), `tokenizer_not_found`, `chat_template_*`.
     pub fn submit(&self, request: Request) -> Result<Job> {
-        let tokens = self.encode(&request.prompt, request.add_special_tokens)?;
-        if request.max_new_tokens == 0 {
-            return Err(Error::new(ErrorCode::RequestInvalid, "max_new_tokens is 0").with_expected("at least 1"));
+        if request.n > 1 {
+            return Err(Error::new(ErrorCode::RequestInvalid, "a job has one sample")
+                .with_expected("n = 1")
+                .with_found(request.n)
+                .with_hint("submit the request several times, or use generate or as_completed"));
         }
+        self.start(&self.check(request)?, 0)
+    }
+
+    /// Checks a request, encodes its prompt, leases its adapters and draws its seed.
+    fn check(&self, request: Request) -> Result<CheckedRequest> {
+        let tokens = self.encode(&request.prompt, request.add_special_tokens)?;
         let (mixture, plan) = self.plan(&request.adapters, &tokens)?;
-        request.sampling.check(plan.vocab)?;
-        let decode = self.decode_state(&request, tokens.len(), self.max_tokens_of(&plan))?;
-        Ok(self.enqueue(tokens, mixture, plan, Purpose::Generate(Box::new(decode))))
+        request.check(plan.vocab)?;
+        let seed = match request.sampling.seed {
+            Some(seed) => seed,
+            // It draws nothing, and equal requests have equal results.
+            None if request.sampling.is_greedy() => 0,
+            None => random_seed()?,
+        };
+        let checked = CheckedRequest { request, prompt: tokens.into(), mixture, plan, seed };
+        self.decode_state(&checked, seed)?;
+        Ok(checked)
+    }
+
+    /// Queues a sample of a request.
+    fn start(&self, checked: &CheckedRequest, sample: usize) -> Result<Job> {
+        let seed = sample_seed(checked.seed, sample);
+        let decode = self.decode_state(checked, seed)?;
+        let (mixture, plan) = (checked.mixture.clone(), checked.plan.clone());
+        Ok(self.enqueue(Arc::clone(&checked.prompt), mixture, plan, Purpose::Generate(Box::new(decode)), seed))
     }
 
     /// Computes one step for all requests; `false` if there was nothing to do.
@@ -193,31 +248,6 @@ impl Engine {
     /// The device failed; every running request ends with that error.
     pub fn step(&self) -> Result<bool> {
         self.core.step()
-    }
-
-    /// Runs requests to their end, batched together and with all others. Results are in the order of the requests.
-    ///
-    /// # Errors
-    /// As [`Engine::submit`]; if one request is refused, none is run.
-    pub fn generate(&self, requests: &[Request]) -> Result<Vec<Completion>> {
-        self.generate_with(requests, &mut || Ok(()))
-    }
-
-    /// As [`Engine::generate`]; an error from `between_steps` (Ctrl-C) ends all requests.
-    ///
-    /// # Errors
-    /// As [`Engine::generate`], and what `between_steps` returned.
-    pub fn generate_with(
-        &self,
-        requests: &[Request],
-        between_steps: &mut dyn FnMut() -> Result<()>,
-    ) -> Result<Vec<Completion>> {
-        let submit = |(index, request): (usize, &Request)| {
-            let subject = |e: Error| if requests.len() > 1 { e.with_subject(format!("request {index}")) } else { e };
-            self.submit(request.clone()).map_err(subject)
-        };
-        let mut jobs = requests.iter().enumerate().map(submit).collect::<Result<Vec<_>>>()?;
-        requests.iter().zip(&mut jobs).map(|(request, job)| job.complete(request, between_steps)).collect()
     }
 
     /// Logits of every position of a prompt under a mixture.
@@ -241,7 +271,11 @@ impl Engine {
         let tokens = self.encode(prompt, true)?;
         let (mixture, plan) = self.plan(adapters, &tokens)?;
         let (tokens_len, vocab) = (tokens.len(), plan.vocab);
-        let mut job = self.enqueue(tokens, mixture, plan, Purpose::PromptLogits(Vec::new()));
+        // All of it now, so that no step has to find memory.
+        let mut values = Vec::new();
+        let size = tokens_len.checked_mul(vocab).ok_or_else(no_memory_for_logits)?;
+        values.try_reserve_exact(size).map_err(|_| no_memory_for_logits())?;
+        let mut job = self.enqueue(tokens.into(), mixture, plan, Purpose::PromptLogits(values), 0);
         let mut values = Vec::new();
         while let Some(chunk) = job.next_chunk_with(between_steps)? {
             values = chunk.logits;
@@ -337,7 +371,8 @@ impl Engine {
             .with_hint(hint))
     }
 
-    fn decode_state(&self, request: &Request, prompt_tokens: usize, max_tokens: usize) -> Result<DecodeState> {
+    fn decode_state(&self, checked: &CheckedRequest, seed: u64) -> Result<DecodeState> {
+        let (request, max_tokens) = (&checked.request, self.max_tokens_of(&checked.plan));
         let mut stop_ids = if request.stop_at_eos { self.model().config().eos_token_ids.clone() } else { Vec::new() };
         if request.stop_at_eos {
             stop_ids.extend(&self.generation_config.eos_token_ids);
@@ -364,9 +399,9 @@ impl Engine {
             }
         };
         Ok(DecodeState {
-            sampling: request.sampling.clone(),
+            sampling: SamplingParams { seed: Some(seed), ..request.sampling.clone() },
             // The last token is never computed, so it needs no position.
-            max_tokens: prompt_tokens.saturating_add(request.max_new_tokens).min(max_tokens + 1),
+            max_tokens: checked.prompt.len().saturating_add(request.max_new_tokens).min(max_tokens + 1),
             min_new_tokens: request.min_new_tokens,
             stop_ids,
             text,
@@ -375,12 +410,11 @@ impl Engine {
         })
     }
 
-    fn enqueue(&self, tokens: Vec<u32>, mixture: Mixture, plan: SequencePlan, purpose: Purpose) -> Job {
+    fn enqueue(&self, prompt: Arc<[u32]>, mixture: Mixture, plan: SequencePlan, purpose: Purpose, seed: u64) -> Job {
         let state = JobState::new(mixture.into_leases());
-        let prompt: Arc<[u32]> = tokens.as_slice().into();
-        let sequence = Sequence::new(Arc::clone(&state), purpose, tokens, plan);
+        let sequence = Sequence::new(Arc::clone(&state), purpose, prompt.to_vec(), plan);
         self.core.submit(sequence);
-        Job::new(Arc::clone(&self.core), state, prompt)
+        Job::new(Arc::clone(&self.core), state, prompt, seed)
     }
 }
 
