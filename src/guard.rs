@@ -1,4 +1,4 @@
-//! Running other people's parsers on untrusted input: on a stack of their own, with panics turned into errors.
+//! Panics turned into errors; and for other people's parsers of untrusted input, a stack of their own.
 //!
 //! A stack overflow ends the process, and no thread can be stopped from outside. So a guard is only half of the protection:
 //! what a parser is given must have been checked first, such that it needs no more than [`STACK_BYTES`] of stack, and
@@ -19,8 +19,17 @@ pub const STACK_BYTES: usize = 256 << 20;
 /// Those of `f`, and that of `on_panic`.
 pub fn guarded<T>(on_panic: impl FnOnce(&str) -> Error, f: impl FnOnce() -> Result<T>) -> Result<T> {
     // The unwinding must not cross the switch of stacks.
-    let outcome = stacker::grow(STACK_BYTES, || catch_unwind(AssertUnwindSafe(f)));
-    outcome.unwrap_or_else(|panic| {
+    stacker::grow(STACK_BYTES, || catching_panics(on_panic, f))
+}
+
+/// Runs `f` on this stack. A panic in it becomes the error that `on_panic` makes of the panic's message.
+///
+/// What `f` changes must still be usable after a panic, or be given up by the caller.
+///
+/// # Errors
+/// Those of `f`, and that of `on_panic`.
+pub fn catching_panics<T>(on_panic: impl FnOnce(&str) -> Error, f: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
         let message = panic.downcast_ref::<&str>().copied();
         let message = message.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
         Err(on_panic(message.unwrap_or("no message")))

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::engine_core::EngineCore;
 use super::job_state::JobState;
-use super::output::{Chunk, Completion, Finish, FinishReason, Usage};
+use super::output::{Chunk, Completion, Finish, FinishReason, Usage, append_logits};
 use super::request::Request;
 use crate::error::Result;
 
@@ -42,7 +42,7 @@ impl Job {
             }
             between_steps()?;
             // While this thread waited for its turn, another thread's step may have produced the chunk.
-            self.core.step_unless(|| self.state.has_output() || self.state.is_finished())?;
+            self.core.step_unless(|| self.state.has_output() || self.state.is_finished());
         }
     }
 
@@ -65,7 +65,7 @@ impl Job {
             completion.text += &chunk.text;
             completion.token_ids.extend(chunk.token_ids);
             completion.logprobs.extend(chunk.logprobs);
-            completion.logits.extend(chunk.logits);
+            append_logits(&mut completion.logits, &chunk.logits, 0)?;
             if let Some(finish) = chunk.finish {
                 completion.finish = finish;
             }

@@ -23,11 +23,10 @@ use std::sync::Arc;
 
 use crate::adapter::mixture::Mixture;
 use crate::adapter::pool::AdapterInfo;
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Error, ErrorCode, ErrorKind, Result};
 use crate::kv_cache::{PAGE_TOKENS, pages_for};
 use crate::model::{Model, ModelOptions, Progress};
 use engine_core::EngineCore;
-use job_state::JobState;
 use request::lease_all;
 use scheduler::Scheduler;
 use sequence::{DecodeState, Purpose, Sequence, SequencePlan};
@@ -156,7 +155,8 @@ impl Engine {
     /// Computes one step for all requests; `false` if there was nothing to do.
     ///
     /// # Errors
-    /// The device failed; every running request ends with that error.
+    /// `internal`: the scheduler panicked; every request ends with that error. What else goes wrong ends only the requests that
+    /// cannot be computed, and reaches those who wait for them.
     pub fn step(&self) -> Result<bool> {
         self.core.step()
     }
@@ -178,12 +178,17 @@ impl Engine {
         requests: &[Request],
         between_steps: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Vec<Completion>> {
-        let submit = |(index, request): (usize, &Request)| {
-            let subject = |e: Error| if requests.len() > 1 { e.with_subject(format!("request {index}")) } else { e };
-            self.submit(request.clone()).map_err(subject)
+        let name = |index: usize, error: Error| match error.code().kind() {
+            ErrorKind::Cancelled => error,
+            _ if requests.len() == 1 => error,
+            _ => error.with_subject(format!("request {index}")),
         };
+        let submit = |(index, request): (usize, &Request)| self.submit(request.clone()).map_err(|e| name(index, e));
         let mut jobs = requests.iter().enumerate().map(submit).collect::<Result<Vec<_>>>()?;
-        requests.iter().zip(&mut jobs).map(|(request, job)| job.complete(request, between_steps)).collect()
+        let complete = |(index, job): (usize, &mut Job)| {
+            job.complete(&requests[index], between_steps).map_err(|error| name(index, error))
+        };
+        jobs.iter_mut().enumerate().map(complete).collect()
     }
 
     /// Logits of every position of a prompt under a mixture.
@@ -263,9 +268,9 @@ impl Engine {
         let mixture = lease_all(adapters, model)?;
         mixture.check_tokens(tokens, model.config().vocab_size)?;
         let plan = SequencePlan {
-            spans: mixture.along(tokens),
-            layer_map: mixture.layers().cloned(),
+            forward: mixture.forward_plan(tokens),
             kv_groups: model.kv_groups_of(mixture.layers()),
+            row_cost: 1 + mixture.rank_sum() / model.config().hidden_size.max(1),
             vocab: mixture.head_rows(model.config().vocab_size),
         };
         self.check_length(tokens.len(), self.max_tokens_of(&plan))?;
@@ -324,7 +329,7 @@ impl Engine {
     }
 
     fn enqueue(&self, tokens: Vec<u32>, mixture: Mixture, plan: SequencePlan, purpose: Purpose) -> Job {
-        let state = JobState::new(mixture.into_leases());
+        let state = self.core.new_job(mixture.into_leases());
         let prompt: Arc<[u32]> = tokens.as_slice().into();
         let sequence = Sequence::new(Arc::clone(&state), purpose, tokens, plan);
         self.core.submit(sequence);

@@ -1,5 +1,7 @@
 //! What a request produces: chunks while it runs, a completion at its end.
 
+use crate::error::{Error, ErrorCode, Result};
+
 /// Why a text ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -104,4 +106,35 @@ pub struct Logits {
     pub tokens: usize,
     /// Number of logits in a row.
     pub vocab: usize,
+}
+
+/// Appends logits to a result that will hold `total` of them at least.
+///
+/// # Errors
+/// `memory_exhausted`.
+pub(super) fn append_logits(logits: &mut Vec<f32>, more: &[f32], total: usize) -> Result<()> {
+    let total = total.max(logits.len() + more.len());
+    logits.try_reserve(total - logits.len()).map_err(|_| {
+        let bytes = total.saturating_mul(size_of::<f32>());
+        Error::new(ErrorCode::MemoryExhausted, format!("cannot allocate {bytes} bytes for the logits of a request"))
+            .with_hint("ask for the logits of fewer positions at a time")
+    })?;
+    logits.extend_from_slice(more);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logits_that_no_memory_can_hold_are_an_error() {
+        let mut logits = vec![1.0];
+        for total in [usize::MAX / 8, usize::MAX] {
+            let error = append_logits(&mut logits, &[2.0], total).expect_err("too many");
+            assert_eq!(error.code(), ErrorCode::MemoryExhausted);
+        }
+        append_logits(&mut logits, &[2.0], 0).expect("room");
+        assert_eq!(logits, [1.0, 2.0]);
+    }
 }
