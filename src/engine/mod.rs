@@ -4,7 +4,10 @@
 //! server may instead call [`Engine::step`] in a loop of its own. All methods may be called from any thread. Adapters may be
 //! loaded and unloaded while requests run, and a request keeps the adapter versions that it named.
 
+mod as_completed;
 mod engine_core;
+mod generate;
+mod in_flight;
 mod job;
 mod job_state;
 mod options;
@@ -13,6 +16,7 @@ mod request;
 mod sampler;
 mod sampling_params;
 mod scheduler;
+mod seed;
 mod sequence;
 mod sequence_cache;
 mod stats;
@@ -23,19 +27,22 @@ use std::sync::Arc;
 
 use crate::adapter::mixture::Mixture;
 use crate::adapter::pool::AdapterInfo;
-use crate::error::{Error, ErrorCode, ErrorKind, Result};
+use crate::error::{Error, ErrorCode, Result};
 use crate::kv_cache::{PAGE_TOKENS, pages_for};
 use crate::model::{Model, ModelOptions, Progress};
 use engine_core::EngineCore;
+use output::no_memory_for_logits;
 use request::lease_all;
 use scheduler::Scheduler;
+use seed::{random_seed, sample_seed};
 use sequence::{DecodeState, Purpose, Sequence, SequencePlan};
 use text::{Detokenizer, StopStrings};
 
+pub use as_completed::AsCompleted;
 pub use job::{CancelHandle, Job};
 pub use options::{DEFAULT_KV_TOKENS, EngineOptions};
 pub use output::{Chunk, Completion, Finish, FinishReason, Logits, StopMatch, TokenLogprobs, Usage};
-pub use request::{AdapterRef, Prompt, Request, Stop};
+pub use request::{AdapterRef, MAX_SAMPLES, Prompt, Request, Stop};
 pub use sampler::{Sampled, Sampler};
 pub use sampling_params::SamplingParams;
 pub use sequence_cache::{SequenceCache, SequenceChunk};
@@ -50,6 +57,17 @@ pub struct Engine {
     /// Positions that a sequence can reach: those of the model, or of the cache if that is smaller.
     max_tokens: usize,
     kv_pages: usize,
+    /// Requests that run at once.
+    max_rows: usize,
+}
+
+/// A request that can run: checked, its prompt encoded, its adapters leased, its seed drawn. Each sample is started from it.
+pub(crate) struct CheckedRequest {
+    request: Request,
+    prompt: Arc<[u32]>,
+    mixture: Mixture,
+    plan: SequencePlan,
+    seed: u64,
 }
 
 impl Engine {
@@ -91,6 +109,7 @@ impl Engine {
             tokenizer,
             max_tokens: positions.min(pages * PAGE_TOKENS),
             kv_pages: pages,
+            max_rows: options.max_rows.max(1),
         })
     }
 
@@ -123,6 +142,19 @@ impl Engine {
         self.model().load_adapter(name, dir.as_ref())
     }
 
+    /// As [`Engine::load_adapter`]; an error from `between_parts` (Ctrl-C) ends the loading.
+    ///
+    /// # Errors
+    /// As [`Engine::load_adapter`], and what `between_parts` returned.
+    pub fn load_adapter_with(
+        &self,
+        name: &str,
+        dir: impl AsRef<Path>,
+        between_parts: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<AdapterInfo> {
+        self.model().load_adapter_with(name, dir.as_ref(), between_parts)
+    }
+
     /// Removes an adapter's name. Running requests keep the adapter.
     ///
     /// # Errors
@@ -140,16 +172,39 @@ impl Engine {
     ///
     /// # Errors
     /// `adapter_not_found`, `adapter_weight_invalid`, `adapter_model_mismatch`, `prompt_*`, `sampling_invalid`,
-    /// `token_out_of_range`, `request_invalid`, `tokenizer_not_found`, `chat_template_*`.
+    /// `token_out_of_range`, `request_invalid` (also for more than one sample), `tokenizer_not_found`, `chat_template_*`.
     pub fn submit(&self, request: Request) -> Result<Job> {
-        let tokens = self.encode(&request.prompt, request.add_special_tokens)?;
-        if request.max_new_tokens == 0 {
-            return Err(Error::new(ErrorCode::RequestInvalid, "max_new_tokens is 0").with_expected("at least 1"));
+        if request.n > 1 {
+            return Err(Error::new(ErrorCode::RequestInvalid, "a job has one sample")
+                .with_expected("n = 1")
+                .with_found(request.n)
+                .with_hint("submit the request several times, or use generate or as_completed"));
         }
+        self.start(&self.check(request)?, 0)
+    }
+
+    /// Checks a request, encodes its prompt, leases its adapters and draws its seed.
+    fn check(&self, request: Request) -> Result<CheckedRequest> {
+        let tokens = self.encode(&request.prompt, request.add_special_tokens)?;
         let (mixture, plan) = self.plan(&request.adapters, &tokens)?;
-        request.sampling.check(plan.vocab)?;
-        let decode = self.decode_state(&request, tokens.len(), self.max_tokens_of(&plan))?;
-        Ok(self.enqueue(tokens, mixture, plan, Purpose::Generate(Box::new(decode))))
+        request.check(plan.vocab)?;
+        let seed = match request.sampling.seed {
+            Some(seed) => seed,
+            // It draws nothing, and equal requests have equal results.
+            None if request.sampling.is_greedy() => 0,
+            None => random_seed()?,
+        };
+        let checked = CheckedRequest { request, prompt: tokens.into(), mixture, plan, seed };
+        self.decode_state(&checked, seed)?;
+        Ok(checked)
+    }
+
+    /// Queues a sample of a request.
+    fn start(&self, checked: &CheckedRequest, sample: usize) -> Result<Job> {
+        let seed = sample_seed(checked.seed, sample);
+        let decode = self.decode_state(checked, seed)?;
+        let (mixture, plan) = (checked.mixture.clone(), checked.plan.clone());
+        Ok(self.enqueue(Arc::clone(&checked.prompt), mixture, plan, Purpose::Generate(Box::new(decode)), seed))
     }
 
     /// Computes one step for all requests; `false` if there was nothing to do.
@@ -159,36 +214,6 @@ impl Engine {
     /// cannot be computed, and reaches those who wait for them.
     pub fn step(&self) -> Result<bool> {
         self.core.step()
-    }
-
-    /// Runs requests to their end, batched together and with all others. Results are in the order of the requests.
-    ///
-    /// # Errors
-    /// As [`Engine::submit`]; if one request is refused, none is run.
-    pub fn generate(&self, requests: &[Request]) -> Result<Vec<Completion>> {
-        self.generate_with(requests, &mut || Ok(()))
-    }
-
-    /// As [`Engine::generate`]; an error from `between_steps` (Ctrl-C) ends all requests.
-    ///
-    /// # Errors
-    /// As [`Engine::generate`], and what `between_steps` returned.
-    pub fn generate_with(
-        &self,
-        requests: &[Request],
-        between_steps: &mut dyn FnMut() -> Result<()>,
-    ) -> Result<Vec<Completion>> {
-        let name = |index: usize, error: Error| match error.code().kind() {
-            ErrorKind::Cancelled => error,
-            _ if requests.len() == 1 => error,
-            _ => error.with_subject(format!("request {index}")),
-        };
-        let submit = |(index, request): (usize, &Request)| self.submit(request.clone()).map_err(|e| name(index, e));
-        let mut jobs = requests.iter().enumerate().map(submit).collect::<Result<Vec<_>>>()?;
-        let complete = |(index, job): (usize, &mut Job)| {
-            job.complete(&requests[index], between_steps).map_err(|error| name(index, error))
-        };
-        jobs.iter_mut().enumerate().map(complete).collect()
     }
 
     /// Logits of every position of a prompt under a mixture.
@@ -212,7 +237,11 @@ impl Engine {
         let tokens = self.encode(prompt, true)?;
         let (mixture, plan) = self.plan(adapters, &tokens)?;
         let (tokens_len, vocab) = (tokens.len(), plan.vocab);
-        let mut job = self.enqueue(tokens, mixture, plan, Purpose::PromptLogits(Vec::new()));
+        // All of it now, so that no step has to find memory.
+        let mut values = Vec::new();
+        let size = tokens_len.checked_mul(vocab).ok_or_else(no_memory_for_logits)?;
+        values.try_reserve_exact(size).map_err(|_| no_memory_for_logits())?;
+        let mut job = self.enqueue(tokens.into(), mixture, plan, Purpose::PromptLogits(values), 0);
         let mut values = Vec::new();
         while let Some(chunk) = job.next_chunk_with(between_steps)? {
             values = chunk.logits;
@@ -293,7 +322,8 @@ impl Engine {
             .with_found(format!("{prompt_tokens} tokens")))
     }
 
-    fn decode_state(&self, request: &Request, prompt_tokens: usize, max_tokens: usize) -> Result<DecodeState> {
+    fn decode_state(&self, checked: &CheckedRequest, seed: u64) -> Result<DecodeState> {
+        let (request, max_tokens) = (&checked.request, self.max_tokens_of(&checked.plan));
         let mut stop_ids = if request.stop_at_eos { self.model().config().eos_token_ids.clone() } else { Vec::new() };
         let mut stop_texts = Vec::new();
         for stop in &request.stop {
@@ -317,9 +347,9 @@ impl Engine {
             }
         };
         Ok(DecodeState {
-            sampling: request.sampling.clone(),
+            sampling: SamplingParams { seed: Some(seed), ..request.sampling.clone() },
             // The last token is never computed, so it needs no position.
-            max_tokens: prompt_tokens.saturating_add(request.max_new_tokens).min(max_tokens + 1),
+            max_tokens: checked.prompt.len().saturating_add(request.max_new_tokens).min(max_tokens + 1),
             min_new_tokens: request.min_new_tokens,
             stop_ids,
             text,
@@ -328,12 +358,11 @@ impl Engine {
         })
     }
 
-    fn enqueue(&self, tokens: Vec<u32>, mixture: Mixture, plan: SequencePlan, purpose: Purpose) -> Job {
+    fn enqueue(&self, prompt: Arc<[u32]>, mixture: Mixture, plan: SequencePlan, purpose: Purpose, seed: u64) -> Job {
         let state = self.core.new_job(mixture.into_leases());
-        let prompt: Arc<[u32]> = tokens.as_slice().into();
-        let sequence = Sequence::new(Arc::clone(&state), purpose, tokens, plan);
+        let sequence = Sequence::new(Arc::clone(&state), purpose, prompt.to_vec(), plan);
         self.core.submit(sequence);
-        Job::new(Arc::clone(&self.core), state, prompt)
+        Job::new(Arc::clone(&self.core), state, prompt, seed)
     }
 }
 

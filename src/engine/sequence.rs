@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::job_state::JobState;
-use super::output::{Chunk, Finish, FinishReason, StopMatch, TokenLogprobs, Usage, append_logits};
+use super::output::{Chunk, Finish, FinishReason, StopMatch, TokenLogprobs, Usage};
 use super::sampler::Sampled;
 use super::sampling_params::SamplingParams;
 use super::text::{Detokenizer, StopStrings};
@@ -21,6 +21,7 @@ pub(super) enum Purpose {
 
 /// How tokens are chosen, turned into text, and when the text ends.
 pub(super) struct DecodeState {
+    /// Its seed is the one drawn, if the request had none.
     pub sampling: SamplingParams,
     /// Largest number of tokens, prompt and output together.
     pub max_tokens: usize,
@@ -33,6 +34,7 @@ pub(super) struct DecodeState {
 }
 
 /// What the adapters of a request decide.
+#[derive(Clone)]
 pub(super) struct SequencePlan {
     /// Everything that its keys and values depend on, besides its tokens.
     pub forward: ForwardPlan,
@@ -143,16 +145,14 @@ impl Sequence {
     }
 
     /// Adds the logits of the next prompt position, and sends all of them after the last.
-    pub(super) fn accept_prompt_logits(&mut self, row: &[f32]) -> Result<()> {
-        let Purpose::PromptLogits(collected) = &mut self.purpose else { return Ok(()) };
-        let all = self.tokens.len().saturating_mul(self.plan.vocab);
-        append_logits(collected, row, all)?;
-        if collected.len() == all {
+    pub(super) fn accept_prompt_logits(&mut self, row: &[f32]) {
+        let Purpose::PromptLogits(collected) = &mut self.purpose else { return };
+        collected.extend_from_slice(row);
+        if collected.len() == self.tokens.len() * self.plan.vocab {
             let logits = std::mem::take(collected);
             let finish = Some(self.finish(FinishReason::Length, None));
             self.job.send(Chunk { logits, finish, ..Chunk::default() });
         }
-        Ok(())
     }
 
     /// Ends it early: cancelled, or out of cache.
@@ -178,7 +178,11 @@ impl Sequence {
             cached_tokens: self.cached_tokens.unwrap_or(0),
             completion_tokens: self.tokens.len() - self.prompt_len,
         };
-        Finish { reason, matched, usage }
+        let seed = match &self.purpose {
+            Purpose::Generate(decode) => decode.sampling.seed.unwrap_or_default(),
+            Purpose::PromptLogits(_) => 0,
+        };
+        Finish { reason, matched, usage, seed }
     }
 }
 

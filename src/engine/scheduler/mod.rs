@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::options::EngineOptions;
-use super::output::{FinishReason, append_logits};
+use super::output::{FinishReason, no_memory_for_logits};
 use super::sampler::Sampler;
 use super::sequence::{Purpose, Sequence};
 use super::stats::SchedulerStats;
@@ -339,7 +339,7 @@ fn accept(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32], wi
     let vocab = sequence.plan.vocab;
     for row in logits.chunks_exact_mut(width).map(|row| &mut row[..vocab]) {
         match sequence.purpose {
-            Purpose::PromptLogits(_) => sequence.accept_prompt_logits(row)?,
+            Purpose::PromptLogits(_) => sequence.accept_prompt_logits(row),
             Purpose::Generate(_) => {
                 choose(sampler, sequence, row)?;
                 return Ok(true);
@@ -361,7 +361,8 @@ fn choose(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32]) ->
     let new_tokens = sequence.tokens.len() - sequence.prompt_len;
     let mut returned = Vec::new();
     if decode.returns_logits {
-        append_logits(&mut returned, logits, logits.len())?;
+        returned.try_reserve_exact(logits.len()).map_err(|_| no_memory_for_logits())?;
+        returned.extend_from_slice(logits);
     }
     if new_tokens < decode.min_new_tokens {
         for &id in &decode.stop_ids {

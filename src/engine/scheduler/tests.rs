@@ -162,8 +162,12 @@ fn submit(engine: &Engine, requests: &[Request]) -> Vec<Job> {
     requests.iter().map(|request| engine.submit(request.clone()).expect("submitted")).collect()
 }
 
-fn complete(job: &mut Job, request: &Request) -> Result<Completion> {
-    job.complete(request, &mut || Ok(()))
+fn complete(job: &mut Job) -> Result<Completion> {
+    let mut completion = Completion::unfinished(vec![("jargon".to_owned(), 0.5)], 0);
+    while let Some(chunk) = job.next_chunk()? {
+        completion.append(chunk)?;
+    }
+    Ok(completion)
 }
 
 fn assert_idle(engine: &Engine) {
@@ -179,11 +183,11 @@ fn assert_fails_alone(engine: &Engine, culprit: &Request, expected: ErrorCode, s
         let mut before = submit(engine, &innocents()[..3]);
         let mut job = engine.submit(culprit.clone()).expect("submitted");
         let mut after = submit(engine, &innocents()[3..]);
-        let error = culprit_steps.then(|| complete(&mut job, culprit));
-        for ((job, request), result) in before.iter_mut().chain(&mut after).zip(innocents()).zip(&expected_results) {
-            assert_eq!(&complete(job, &request).expect("an innocent request"), result);
+        let error = culprit_steps.then(|| complete(&mut job));
+        for (job, result) in before.iter_mut().chain(&mut after).zip(&expected_results) {
+            assert_eq!(&complete(job).expect("an innocent request"), result);
         }
-        let error = error.unwrap_or_else(|| complete(&mut job, culprit)).expect_err("the culprit");
+        let error = error.unwrap_or_else(|| complete(&mut job)).expect_err("the culprit");
         assert_eq!(error.code(), expected);
         assert!(error.message().contains(said), "{error}");
         drop((before, job, after));
@@ -213,7 +217,7 @@ fn several_requests_that_cannot_be_computed_each_fail() {
     let mut jobs = submit(&engine, &requests);
     let expected = sound_engine();
     for (index, (job, request)) in jobs.iter_mut().zip(&requests).enumerate() {
-        match complete(job, request) {
+        match complete(job) {
             Err(error) => assert_eq!((index % 3, error.code()), (0, ErrorCode::Internal)),
             Ok(found) => assert_eq!(vec![found], expected.generate(std::slice::from_ref(request)).expect("sound")),
         }
@@ -242,14 +246,14 @@ fn a_batch_says_which_request_failed() {
 
 /// Queues a sequence that is not as the engine makes them.
 fn submit_broken(engine: &Engine, break_it: impl FnOnce(&mut Sequence)) -> Job {
-    let (request, tokens) = (request(vec![5, 6, 7]), vec![5, 6, 7]);
-    let (mixture, plan) = engine.plan(&request.adapters, &tokens).expect("valid");
-    let decode = engine.decode_state(&request, tokens.len(), 100).expect("valid");
-    let state = engine.core.new_job(mixture.into_leases());
-    let mut sequence = Sequence::new(Arc::clone(&state), Purpose::Generate(Box::new(decode)), tokens.clone(), plan);
+    let checked = engine.check(request(vec![5, 6, 7])).expect("valid");
+    let decode = engine.decode_state(&checked, 0).expect("valid");
+    let state = engine.core.new_job(checked.mixture.into_leases());
+    let purpose = Purpose::Generate(Box::new(decode));
+    let mut sequence = Sequence::new(Arc::clone(&state), purpose, checked.prompt.to_vec(), checked.plan);
     break_it(&mut sequence);
     engine.core.submit(sequence);
-    Job::new(Arc::clone(&engine.core), state, tokens.into())
+    Job::new(Arc::clone(&engine.core), state, checked.prompt, 0)
 }
 
 #[test]
@@ -259,10 +263,10 @@ fn a_panic_while_a_token_is_chosen_ends_only_that_request() {
     let mut jobs = submit(&engine, &innocents());
     // Its number of new tokens would be negative.
     let mut broken = submit_broken(&engine, |sequence| sequence.prompt_len += 1);
-    let error = complete(&mut broken, &request(vec![5])).expect_err("it panics");
+    let error = complete(&mut broken).expect_err("it panics");
     assert_eq!(error.code(), ErrorCode::Internal);
-    for ((job, request), expected) in jobs.iter_mut().zip(innocents()).zip(expected) {
-        let found = complete(job, &request).expect("an innocent request");
+    for (job, expected) in jobs.iter_mut().zip(expected) {
+        let found = complete(job).expect("an innocent request");
         assert_eq!((found.token_ids, found.logits), (expected.token_ids, expected.logits));
     }
     assert_idle(&engine);
@@ -278,7 +282,7 @@ fn a_panic_of_the_scheduler_ends_every_request_and_leaves_an_engine_that_works()
     let said = engine.step().expect_err("it panics");
     assert!(said.message().contains("the scheduler panicked"), "{said}");
     for job in jobs.iter_mut().chain([&mut broken]) {
-        let error = complete(job, &request(vec![5])).expect_err("ended");
+        let error = complete(job).expect_err("ended");
         assert_eq!(error.code(), ErrorCode::Internal);
     }
     assert_idle(&engine);
