@@ -17,7 +17,7 @@ use super::sequence::Sequence;
 use super::stats::SchedulerStats;
 use crate::adapter::pool::AdapterLease;
 use crate::error::{Error, ErrorCode, Result};
-use crate::guard::catching_panics;
+use crate::guard::catch_panic;
 use crate::model::Model;
 
 /// A model and the scheduler of one engine, shared by the engine's clones and its jobs.
@@ -83,7 +83,7 @@ impl EngineCore {
 
     fn step_locked(&self, scheduler: &mut Scheduler) -> Result<bool> {
         let on_panic = |message: &str| Error::new(ErrorCode::Internal, format!("the scheduler panicked: {message}"));
-        catching_panics(on_panic, || Ok(scheduler.step(&self.model))).inspect_err(|error| {
+        catch_panic(on_panic, || Ok(scheduler.step(&self.model))).inspect_err(|error| {
             tracing::error!(%error, "every request ends");
             scheduler.reset(error);
         })

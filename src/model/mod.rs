@@ -26,7 +26,7 @@ use crate::backend::Compute;
 use crate::backend::{AdapterPreparer, Backend, BackendMemory, KvDType, KvShape, MemoryUse, cpu, reference};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result};
-use crate::guard::catching_panics;
+use crate::guard::catch_panic;
 use crate::kv_cache::PAGE_TOKENS;
 use crate::quant::QuantConfig;
 use crate::sites::SiteTable;
@@ -214,7 +214,7 @@ impl Model {
         logits.resize(len, 0.0);
         // What the backend keeps from step to step stays usable: every step writes what it reads.
         let on_panic = |message: &str| Error::new(ErrorCode::Internal, format!("the step panicked: {message}"));
-        catching_panics(on_panic, || decoder.forward(&mut **compute, batch, kv_ids, logits))
+        catch_panic(on_panic, || decoder.forward(&mut **compute, batch, kv_ids, logits))
     }
 
     /// Computes steps with a wrapper around what does so now.

@@ -22,7 +22,7 @@ use super::sampler::Sampler;
 use super::sequence::{Purpose, Sequence};
 use super::stats::SchedulerStats;
 use crate::error::{Error, ErrorCode, Result};
-use crate::guard::catching_panics;
+use crate::guard::catch_panic;
 use crate::kv_cache::{PAGE_TOKENS, PagePool, PrefixKey};
 use crate::model::batch::{SequenceRows, StepBatch};
 use crate::model::{KvStorage, Model};
@@ -288,7 +288,7 @@ impl Scheduler {
             let on_panic = |message: &str| {
                 Error::new(ErrorCode::Internal, format!("choosing a token or decoding its text panicked: {message}"))
             };
-            let accepted = catching_panics(on_panic, || accept(&mut self.sampler, sequence, own, width));
+            let accepted = catch_panic(on_panic, || accept(&mut self.sampler, sequence, own, width));
             match accepted {
                 Ok(chosen) => self.tokens_generated += u64::from(chosen),
                 Err(error) => {
@@ -304,7 +304,7 @@ impl Scheduler {
 fn end(sequence: &mut Sequence, reason: FinishReason) {
     let on_panic =
         |message: &str| Error::new(ErrorCode::Internal, format!("decoding the last text panicked: {message}"));
-    let ended = catching_panics(on_panic, || {
+    let ended = catch_panic(on_panic, || {
         sequence.end(reason);
         Ok(())
     });
