@@ -3,6 +3,7 @@
 mod adapters;
 mod architecture;
 mod backend;
+mod batches;
 #[cfg(feature = "cli")]
 mod cli;
 mod engine;
