@@ -161,6 +161,8 @@ catalog! {
     SettingUnsupported = "setting_unsupported", Unsupported, "leave the setting at its default";
     /// The model is not loaded, or was unloaded.
     ModelNotLoaded = "model_not_loaded", Invalid, "call load() or load_autosplit() first";
+    /// The process was forked while another thread used the engine, whose state the child cannot continue.
+    ForkedWhileInUse = "forked_while_in_use", Invalid, "load the engine in the child, or fork while no request runs";
     /// The caller interrupted the work.
     Interrupted = "interrupted", Cancelled, "";
     /// The device is unknown or not available.
