@@ -17,8 +17,7 @@ use serde::Serialize;
 
 use self::stream::{Assignment, Stream};
 use self::timing::{Speed, Variant, Workload, measure, rounded};
-use super::mixture_arg::MixtureArg;
-use super::model_args::{ModelArgs, NamedAdapter};
+use super::args::{MixtureArg, ModelArgs, NamedAdapter};
 use super::output::{print, print_json};
 use crate::adapter::mixture::Mixture;
 use crate::doctor;
