@@ -25,6 +25,11 @@ impl Interrupt {
         Ok(Self(is_set))
     }
 
+    /// Ctrl-C ends the process, as it does without this.
+    pub(super) fn not_caught() -> Self {
+        Self(Arc::default())
+    }
+
     /// # Errors
     /// `interrupted` once Ctrl-C was pressed.
     pub(super) fn check(&self) -> Result<()> {

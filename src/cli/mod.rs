@@ -120,7 +120,7 @@ fn command() -> clap::Command {
 fn run_command(cli: &Cli) -> Result<u8> {
     match &cli.command {
         Command::Generate(args) => return generate::run(args, cli.json),
-        Command::Chat(args) => return chat::run(args, cli.json),
+        Command::Chat(args) => chat::run(args, cli.json)?,
         Command::Inspect(args) => {
             let is_usable = inspect::run(args, cli.json)?;
             return Ok(if is_usable { SUCCESS } else { FAILED });

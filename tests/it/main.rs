@@ -11,6 +11,7 @@ mod errors;
 mod formats;
 mod hostile;
 mod reference;
+mod tokenizer_files;
 
 use support::allocator::CountingAllocator;
 

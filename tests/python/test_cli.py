@@ -1,4 +1,4 @@
-"""The command as the package installs it: on a terminal, where lines are edited, and its JSON beside Python's results."""
+"""The command as the package installs it: on a terminal, where lines are edited, and its JSON beside Python's."""
 
 import json
 import os
@@ -38,7 +38,8 @@ class Terminal:
         while (found := self.output.find(text, self.seen)) < 0:
             assert time.monotonic() < end, f"no {text!r} in {self.output[self.seen :]!r}"
             if select.select([self.fd], [], [], 0.1)[0]:
-                assert (part := self._read()), f"it ended before {text!r}: {self.output!r}"
+                part = self._read()
+                assert part, f"it ended before {text!r}: {self.output!r}"
                 self.output += part
         between, self.seen = self.output[self.seen : found], found + len(text)
         return between
@@ -53,8 +54,18 @@ class Terminal:
         """Reads to the end and returns the exit status."""
         while part := self._read():
             self.output += part
+        return self._wait()
+
+    def kill(self):
+        """Ends the command if it runs."""
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            self._wait()
+
+    def _wait(self):
         os.close(self.fd)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        pid, self.pid = self.pid, 0
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 @pytest.fixture
@@ -64,7 +75,7 @@ def chat(quill, fixtures, tmp_path):
 
     def start(*args):
         adapter = f"sqlite={fixtures / 'adapters' / 'sqlite-rslora-r16'}"
-        args = ["chat", "-m", quill, "--adapter", adapter, "--max-new-tokens", "4", *args]
+        args = ["chat", "-m", quill, "--adapter", adapter, *args]
         terminals.append(Terminal(args, XDG_STATE_HOME=str(tmp_path)))
         terminals[-1].wait_for("/help lists the commands")
         terminals[-1].wait_for("> ")
@@ -72,15 +83,11 @@ def chat(quill, fixtures, tmp_path):
 
     yield start
     for terminal in terminals:
-        try:
-            os.kill(terminal.pid, signal.SIGKILL)
-            os.waitpid(terminal.pid, 0)
-        except (ProcessLookupError, ChildProcessError):
-            pass
+        terminal.kill()
 
 
 def test_lines_are_edited_and_come_back_from_the_history(chat, tmp_path):
-    terminal = chat()
+    terminal = chat("--max-new-tokens", "4")
     # Typed with a mistake, corrected by the arrow and the backspace keys.
     terminal.type("/adaapter\x1b[D\x1b[D\x1b[D\x1b[D\x1b[D\x7f\r")
     terminal.wait_for("answering with base")
@@ -97,7 +104,8 @@ def test_lines_are_edited_and_come_back_from_the_history(chat, tmp_path):
     assert (history.stat().st_mode & 0o777, history.parent.stat().st_mode & 0o777) == (0o600, 0o700)
 
     terminal = chat()
-    terminal.type("\x1b[A" * 3 + "\r")
+    # From the saved file's line over both lines of the message.
+    terminal.type("\x1b[A" * 4 + "\r")
     terminal.wait_for("answering with sqlite")
     terminal.type("/exit\r")
     assert terminal.finish() == 0
@@ -135,22 +143,26 @@ def test_ctrl_c_stops_an_answer_and_keeps_the_talk(chat):
     terminal.type("/stats\r")
     terminal.wait_for("turns          2")
     # At the prompt it clears the line, and the second time it leaves.
+    terminal.wait_for("> ")
     terminal.type("half a line\x03")
     terminal.wait_for("Ctrl-C again")
+    terminal.wait_for("> ")
     terminal.type("/adapters\r")
     terminal.wait_for("sqlite: rank 16")
+    terminal.wait_for("> ")
     terminal.type("\x03")
     terminal.wait_for("Ctrl-C again")
+    terminal.wait_for("> ")
     terminal.type("\x03")
     assert terminal.finish() == 0
 
 
 def test_an_error_does_not_end_a_chat_on_a_terminal(chat):
-    terminal = chat("--no-history")
+    terminal = chat("--no-history", "--max-new-tokens", "4", "--kv-tokens", "256")
     for line, message in [
         ("/adaptor x", "did you mean '/adapter'"),
         ("/load x=no/such/folder", "[adapter_config_not_found]"),
-        ("word " * 2000, "[prompt_too_long]"),
+        ("word " * 250, "[prompt_too_long]"),
     ]:
         terminal.type(line + "\r")
         terminal.wait_for(message)

@@ -6,14 +6,15 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, ValueHint};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::mixture_arg::MixtureArg;
 use super::path_arg::{expand_home, path};
-use crate::adapter::pool::AdapterLimits;
+use crate::adapter::pool::{AdapterInfo, AdapterLimits};
 use crate::backend::KvDType;
-use crate::engine::{DEFAULT_KV_TOKENS, Engine, EngineOptions};
+use crate::engine::{Engine, EngineOptions, GenerationConfigSource};
 use crate::error::{Error, ErrorCode, Result};
 use crate::model::{Device, Model, ModelOptions, Progress};
 
@@ -26,9 +27,18 @@ pub(in crate::cli) struct ModelArgs {
     /// CPU threads; one per physical core by default.
     #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<usize>,
+    /// Longest prompt and output together, in tokens; by default that of config.json, stretched by its rope scaling.
+    #[arg(long, value_name = "N", visible_alias = "max-tokens")]
+    pub max_seq_len: Option<usize>,
     /// Where the model runs: auto, cpu, or reference (plain f32 math, slow).
     #[arg(long, default_value = "auto")]
     pub device: String,
+    /// Data type of the KV cache.
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_dtype(), help_heading = "Engine")]
+    pub kv_dtype: KvDType,
+    /// Largest number of prompt tokens in one step.
+    #[arg(long, value_name = "N", default_value_t = EngineOptions::default().prefill_chunk, help_heading = "Engine")]
+    pub prefill_chunk: usize,
     /// Largest number of adapters in memory.
     #[arg(long, value_name = "N", default_value_t = AdapterLimits::default().max_adapters)]
     pub max_adapters: usize,
@@ -47,18 +57,15 @@ pub(in crate::cli) struct EngineArgs {
     /// Adapter or mixture to use: sql, sql*0.7, or sql*0.7+wit*0.3. Repeated options are joined in order.
     #[arg(long = "use", value_name = "MIXTURE", help_heading = "Adapters")]
     mixture: Vec<MixtureArg>,
-    /// Tokens that the KV cache holds over all requests.
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_KV_TOKENS, help_heading = "Engine")]
-    kv_tokens: usize,
-    /// Data type of the KV cache.
-    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = ["f16", "f32"], help_heading = "Engine")]
-    kv_dtype: String,
+    /// Defaults of all requests: auto for the model folder's generation_config.json, or the path of another one.
+    #[arg(long, value_name = "PATH", value_parser = generation_config(), help_heading = "Sampling")]
+    generation_config: Option<GenerationConfigSource>,
+    /// Tokens that the KV cache holds over all requests; by default 8192, or --max-seq-len if that is more.
+    #[arg(long, value_name = "N", help_heading = "Engine")]
+    kv_tokens: Option<usize>,
     /// Largest number of requests that run at once; others wait.
     #[arg(long, value_name = "N", default_value_t = EngineOptions::default().max_rows, help_heading = "Engine")]
     max_batch_size: usize,
-    /// Largest number of prompt tokens in one step.
-    #[arg(long, value_name = "N", default_value_t = EngineOptions::default().prefill_chunk, help_heading = "Engine")]
-    prefill_chunk: usize,
     /// Whether prompts reuse what the cache holds of their beginnings.
     #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, help_heading = "Engine")]
     prefix_cache: bool,
@@ -69,6 +76,13 @@ pub(in crate::cli) struct EngineArgs {
 pub(in crate::cli) struct NamedAdapter {
     pub name: String,
     pub dir: PathBuf,
+}
+
+impl NamedAdapter {
+    /// Loads it under its name, or replaces the adapter of that name.
+    pub(in crate::cli) fn load(&self, engine: &Engine) -> Result<AdapterInfo> {
+        engine.load_adapter(&self.name, &self.dir).map_err(|e| explained(e, &self.dir))
+    }
 }
 
 impl FromStr for NamedAdapter {
@@ -91,6 +105,14 @@ fn threads(text: &str) -> Result<usize, String> {
     }
 }
 
+fn kv_dtype() -> impl TypedValueParser<Value = KvDType> {
+    PossibleValuesParser::new(["f16", "f32"]).map(|text| if text == "f32" { KvDType::F32 } else { KvDType::F16 })
+}
+
+fn generation_config() -> impl TypedValueParser<Value = GenerationConfigSource> {
+    path().map(GenerationConfigSource::from)
+}
+
 fn size(text: &str) -> Result<usize, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match &text[digits.len()..] {
@@ -108,11 +130,15 @@ impl ModelArgs {
     /// Loads the model without adapters; also returns the time it took.
     pub(in crate::cli) fn load(&self) -> Result<(Arc<Model>, Duration)> {
         let start = Instant::now();
-        let options =
-            ModelOptions { device: self.device()?, threads: self.threads, adapter_limits: self.adapter_limits() };
+        let options = ModelOptions {
+            device: self.device()?,
+            threads: self.threads,
+            max_seq_len: self.max_seq_len,
+            adapter_limits: self.adapter_limits(),
+        };
         let bar = LoadBar::new();
         let model = Model::load(&self.model, &options, &mut |progress| bar.show(progress));
-        Ok((model.map_err(|e| self.explained(e))?, start.elapsed()))
+        Ok((model.map_err(|e| explained(e, &self.model))?, start.elapsed()))
     }
 
     fn device(&self) -> Result<Device> {
@@ -122,18 +148,19 @@ impl ModelArgs {
     fn adapter_limits(&self) -> AdapterLimits {
         AdapterLimits { max_bytes: self.max_adapter_bytes, max_adapters: self.max_adapters }
     }
+}
 
-    /// Says what to do if the model's path is a name on the Hugging Face Hub.
-    fn explained(&self, error: Error) -> Error {
-        match error.code() {
-            ErrorCode::CheckpointNotFound if !self.model.exists() && is_hub_name(&self.model) => {
-                let name = self.model.display();
-                error.with_hint(format!(
-                    "models are read from local folders; download it with: hf download {name} --local-dir {name}"
-                ))
-            }
-            _ => error,
+/// Adds to an error about a folder that does not exist how to fetch it, if its path may be a name on the Hugging Face Hub.
+fn explained(error: Error, path: &Path) -> Error {
+    match error.code() {
+        ErrorCode::CheckpointNotFound | ErrorCode::AdapterConfigNotFound if !path.exists() && is_hub_name(path) => {
+            let name = path.display();
+            error.with_hint(format!(
+                "check the path: models and adapters are local folders; if {name} is a name on the Hugging Face Hub, \
+                 fetch it with: hf download {name} --local-dir {name}"
+            ))
         }
+        _ => error,
     }
 }
 
@@ -156,19 +183,19 @@ impl EngineArgs {
         let options = EngineOptions {
             device: self.model.device()?,
             threads: self.model.threads,
-            kv_dtype: if self.kv_dtype == "f32" { KvDType::F32 } else { KvDType::F16 },
-            kv_tokens: Some(self.kv_tokens),
+            kv_dtype: self.model.kv_dtype,
+            max_seq_len: self.model.max_seq_len,
+            generation_config: self.generation_config.clone(),
+            kv_tokens: self.kv_tokens,
             max_rows: self.max_batch_size,
-            prefill_chunk: self.prefill_chunk,
+            prefill_chunk: self.model.prefill_chunk,
             prefix_cache: self.prefix_cache,
             adapter_limits: self.model.adapter_limits(),
         };
         let bar = LoadBar::new();
         let engine = Engine::load_with_progress(&self.model.model, options, &mut |progress| bar.show(progress))
-            .map_err(|e| self.model.explained(e))?;
-        for NamedAdapter { name, dir } in &self.adapters {
-            engine.load_adapter(name, dir)?;
-        }
+            .map_err(|e| explained(e, &self.model.model))?;
+        self.adapters.iter().try_for_each(|adapter| adapter.load(&engine).map(drop))?;
         Ok((engine, start.elapsed()))
     }
 

@@ -31,10 +31,10 @@ impl Conversation {
     }
 
     fn from_turn(&self, first: usize, question: Option<&str>) -> Vec<ChatMessage> {
-        let system = self.system.iter().map(|text| ChatMessage::new("system", text));
-        let turns = self.turns[first..]
-            .iter()
-            .flat_map(|turn| [ChatMessage::new("user", &turn.question), ChatMessage::new("assistant", &turn.answer)]);
+        let system = self.system.iter().map(|text| ChatMessage::new("system", text.as_str()));
+        let turns = self.turns[first..].iter().flat_map(|turn| {
+            [ChatMessage::new("user", turn.question.as_str()), ChatMessage::new("assistant", turn.answer.as_str())]
+        });
         let question = question.iter().map(|text| ChatMessage::new("user", *text));
         system.chain(turns).chain(question).collect()
     }

@@ -22,8 +22,7 @@ use super::args::{EngineArgs, MixtureArg, NamedAdapter, SamplingArgs, expand_hom
 use super::interrupt::Interrupt;
 use super::output::{note, print, print_json, report};
 use super::result_line::ResultLine;
-use super::{INTERRUPTED, SUCCESS};
-use crate::engine::{Completion, Engine, FinishReason, Job, Request, Usage};
+use crate::engine::{Completion, Engine, FinishReason, Job, Usage};
 use crate::error::{Error, ErrorCode, Result};
 
 #[derive(Args)]
@@ -40,8 +39,7 @@ pub(super) struct ChatArgs {
     sampling: SamplingArgs,
 }
 
-/// Returns the exit status.
-pub(super) fn run(args: &ChatArgs, json: bool) -> Result<u8> {
+pub(super) fn run(args: &ChatArgs, json: bool) -> Result<()> {
     let (engine, load_time) = args.engine.load()?;
     if !engine.tokenizer()?.has_chat_template() {
         let what = "the model has no chat template, which chatting needs";
@@ -56,7 +54,8 @@ pub(super) fn run(args: &ChatArgs, json: bool) -> Result<u8> {
         conversation: Conversation::new(args.system.clone()),
         mixture: MixtureArg::default(),
         last: None,
-        interrupt: Interrupt::catch()?,
+        // From a pipe there is no talk to keep.
+        interrupt: if lines.is_terminal() { Interrupt::catch()? } else { Interrupt::not_caught() },
         is_terminal: lines.is_terminal(),
         engine,
         json,
@@ -91,14 +90,14 @@ enum Flow {
 }
 
 impl Chat {
-    /// Handles lines until they end; returns the exit status.
-    fn converse(&mut self, lines: &mut LineReader) -> Result<u8> {
+    /// Handles lines until they end.
+    fn converse(&mut self, lines: &mut LineReader) -> Result<()> {
         let mut interrupted_before = false;
         loop {
             let text = match lines.read()? {
                 Line::Text(text) => text,
-                Line::End => return Ok(SUCCESS),
-                Line::Interrupted if interrupted_before => return Ok(SUCCESS),
+                Line::End => return Ok(()),
+                Line::Interrupted if interrupted_before => return Ok(()),
                 Line::Interrupted => {
                     note("Ctrl-C again, Ctrl-D or /exit leaves");
                     interrupted_before = true;
@@ -109,8 +108,7 @@ impl Chat {
             self.interrupt.clear();
             match self.handle(&text) {
                 Ok(Flow::Continue) => {}
-                Ok(Flow::Exit) => return Ok(SUCCESS),
-                Err(_) if self.interrupt.is_set() => return Ok(INTERRUPTED),
+                Ok(Flow::Exit) => return Ok(()),
                 Err(error) if self.is_terminal && error.code() != ErrorCode::Interrupted => report(&error, self.json),
                 Err(error) => return Err(error),
             }
@@ -136,8 +134,9 @@ impl Chat {
             (Command::Adapter, mixture) => self.switch(mixture.parse().map_err(invalid)?)?,
             (Command::Adapters, _) => self.list_adapters(),
             (Command::Load, argument) => {
-                let NamedAdapter { name, dir } = argument.parse().map_err(invalid)?;
-                let info = self.engine.load_adapter(&name, &dir)?;
+                let adapter: NamedAdapter = argument.parse().map_err(invalid)?;
+                let info = adapter.load(&self.engine)?;
+                let name = adapter.name;
                 note(&format!("loaded {name}: rank {}; /adapter {name} answers with it", info.summary.max_rank));
             }
             (Command::Unload, "") => return Err(invalid("write /unload NAME".to_owned())),
@@ -273,7 +272,6 @@ impl Chat {
             self.conversation.push(question, done.text);
         }
         match done.finish.reason {
-            FinishReason::Cancelled if !self.is_terminal => self.interrupt.check()?,
             FinishReason::Cancelled => note("[stopped]"),
             FinishReason::Length => self.note_cut(&done.finish.usage),
             _ => {}
@@ -286,7 +284,10 @@ impl Chat {
     fn submit(&mut self, question: &str) -> Result<Job> {
         let context = self.engine.max_tokens();
         loop {
-            let mut request = Request::new(self.conversation.prompt(question)).max_new_tokens(context);
+            let mut request = self.engine.request(self.conversation.prompt(question));
+            if self.engine.generation_config().new_tokens().is_none() {
+                request.max_new_tokens = context;
+            }
             self.sampling.apply(&mut request);
             request.adapters = self.mixture.refs();
             let room = request.max_new_tokens.min(context / 4);
@@ -345,7 +346,7 @@ impl Chat {
 
     fn context(&self) -> String {
         let tokens = self.engine.max_tokens();
-        let remedy = if tokens < self.engine.model().config().max_positions { " (see --kv-tokens)" } else { "" };
+        let remedy = if tokens < self.engine.model().max_seq_len() { " (see --kv-tokens)" } else { "" };
         format!("{tokens} tokens{remedy}")
     }
 }

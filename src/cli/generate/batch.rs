@@ -29,13 +29,13 @@ const ORDERED_AHEAD: usize = 256;
 #[command(next_help_heading = INPUT_AND_OUTPUT)]
 pub(super) struct BatchArgs {
     /// Write the results of --requests to a file, as JSON lines.
-    #[arg(long, value_name = "FILE", requires = "requests", value_parser = path())]
+    #[arg(long, value_name = "FILE", requires = "requests", conflicts_with_all = ["prompt", "file"], value_parser = path())]
     output: Option<PathBuf>,
     /// Continue the --output file: run the requests that have no result in it.
     #[arg(long, requires = "output")]
     resume: bool,
     /// Write the results in the order of the requests, not as they complete.
-    #[arg(long, requires = "requests")]
+    #[arg(long, requires = "requests", conflicts_with_all = ["prompt", "file"])]
     ordered: bool,
 }
 

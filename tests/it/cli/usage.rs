@@ -14,13 +14,22 @@ fn help_names_the_commands_and_the_exit_status() {
     Usage: exlora [OPTIONS] <COMMAND>
 
     Commands:
-      generate  Complete a prompt, or a file of requests in one batch, each with its own adapters
-      chat      Chat with a model; adapters can change between turns
-      inspect   Describe an adapter or model folder, and check whether it can be used
-      doctor    Report what this build and this machine support
-      bench     Measure prefill and batched decode, with and without adapters
+      generate     Complete a prompt, or a file of requests in one batch, each with its own adapters
+      chat         Chat with a model; adapters can change between turns
+      inspect      Describe an adapter or model folder, and check whether it can be used
+      doctor       Report what this build and this machine support
+      bench        Measure prefill and batched decode, with and without adapters
       completions  Print a script that completes this command in a shell
-      help      Print this message or the help of the given subcommand(s)
+      help         Print this message or the help of the given subcommand(s)
+
+    Options:
+          --json           Print JSON lines on stdout instead of text
+          --config <FILE>  Defaults of the options; ./exlora.toml, if there is one
+      -h, --help           Print help
+      -V, --version        Print version
+
+    Exit status: 0 success, 1 failure, 2 wrong usage, 3 some requests of a batch failed, 130 Ctrl-C.
+    EXLORA_LOG sets the log level on stderr, as in EXLORA_LOG=info.
     ");
     assert_eq!(exlora(&["--version"]).stdout.trim(), format!("exlora {}", env!("CARGO_PKG_VERSION")));
 }
@@ -30,7 +39,8 @@ fn wrong_usage_exits_with_2_and_names_the_right_usage() {
     for (args, right) in [
         (&["generate", "-m", BASE][..], "--prompt <TEXT>, --file <FILE> or --requests <FILE>"),
         (&["generate", "--prompt", "a"], "--model <DIR>"),
-        (&["generate", "-m", BASE, "--prompt", "a", "--output", "b"], "--requests <FILE>"),
+        (&["generate", "-m", BASE, "--prompt", "a", "--output", "b"], "cannot be used with"),
+        (&["generate", "-m", BASE, "--ordered"], "--requests <FILE>"),
         (&["generate", "-m", BASE, "--requests", "a", "--resume"], "--output <FILE>"),
         (&["generate", "-m", BASE, "--prompt", "a", "--requests", "b"], "cannot be used with"),
         (&["generate", "-m", BASE, "--prompt", "a", "--adapter", "sql"], "write NAME=DIR"),
@@ -100,7 +110,7 @@ fn the_reference_lists_every_option_command_and_key() {
         assert!(reference.contains(&format!("exlora {command}")), "{command}");
         for word in help.split(|c: char| c.is_whitespace() || c == ',') {
             let is_option = word.starts_with("--") && word.len() > 2 && word != "--help";
-            let name = word.trim_end_matches('.');
+            let name = word.trim_end_matches(['.', ']']);
             assert!(!is_option || reference.contains(&format!("`{name}")), "{command} {name}");
         }
         let keys = help.split_once("may have these keys: ").map(|(_, keys)| keys.split('.').next().unwrap_or_default());
