@@ -32,7 +32,6 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::kv_cache::{PAGE_TOKENS, pages_for};
 use crate::model::{Model, ModelOptions, Progress};
 use engine_core::EngineCore;
-use job_state::JobState;
 use output::no_memory_for_logits;
 use request::lease_all;
 use scheduler::Scheduler;
@@ -245,7 +244,8 @@ impl Engine {
     /// Computes one step for all requests; `false` if there was nothing to do.
     ///
     /// # Errors
-    /// The device failed; every running request ends with that error.
+    /// `internal`: the scheduler panicked; every request ends with that error. What else goes wrong ends only the requests that
+    /// cannot be computed, and reaches those who wait for them.
     pub fn step(&self) -> Result<bool> {
         self.core.step()
     }
@@ -331,9 +331,9 @@ impl Engine {
         let mixture = lease_all(adapters, model)?;
         mixture.check_tokens(tokens, model.config().vocab_size)?;
         let plan = SequencePlan {
-            spans: mixture.along(tokens),
-            layer_map: mixture.layers().cloned(),
+            forward: mixture.forward_plan(tokens),
             kv_groups: model.kv_groups_of(mixture.layers()),
+            row_cost: 1 + mixture.rank_sum() / model.config().hidden_size.max(1),
             vocab: mixture.head_rows(model.config().vocab_size),
         };
         self.check_length(tokens.len(), &plan)?;
@@ -411,7 +411,7 @@ impl Engine {
     }
 
     fn enqueue(&self, prompt: Arc<[u32]>, mixture: Mixture, plan: SequencePlan, purpose: Purpose, seed: u64) -> Job {
-        let state = JobState::new(mixture.into_leases());
+        let state = self.core.new_job(mixture.into_leases());
         let sequence = Sequence::new(Arc::clone(&state), purpose, prompt.to_vec(), plan);
         self.core.submit(sequence);
         Job::new(Arc::clone(&self.core), state, prompt, seed)

@@ -25,7 +25,8 @@ pub struct EngineOptions {
     pub kv_tokens: Option<usize>,
     /// Largest number of requests that run at once; others wait.
     pub max_rows: usize,
-    /// Largest number of prompt tokens in one step (chunked prefill).
+    /// Largest number of prompt tokens in one step (chunked prefill). Tokens whose adapters have ranks that exceed the model's
+    /// width together count as several.
     pub prefill_chunk: usize,
     /// Whether cached prefixes of prompts are reused.
     pub prefix_cache: bool,

@@ -133,7 +133,7 @@ catalog! {
     AdapterBudgetExceeded = "adapter_budget_exceeded", Memory, "unload another adapter or raise the budget";
     /// An adapter's weight in a mixture is not finite, or is not 1 although the adapter replaces weights, biases or embedding rows.
     AdapterWeightInvalid = "adapter_weight_invalid", Invalid, "use a finite weight, and 1 for an adapter that replaces parts of the model";
-    /// Two adapters of a mixture replace the same part of the model, or run its layers in different orders.
+    /// A mixture has too many adapters, or two that replace the same part of the model or run its layers in different orders.
     AdapterMixtureInvalid = "adapter_mixture_invalid", Invalid, "use them in separate requests";
     /// The adapter was loaded on a different model object.
     AdapterModelMismatch = "adapter_model_mismatch", Invalid, "load the adapter on the model that runs the request";

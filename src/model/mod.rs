@@ -20,9 +20,12 @@ use parking_lot::Mutex;
 
 use self::core::Core;
 use crate::adapter::pool::{AdapterLimits, AdapterPool};
+#[cfg(test)]
+use crate::backend::Compute;
 use crate::backend::{AdapterPreparer, Backend, BackendMemory, KvDType, KvShape, MemoryUse, cpu, reference};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result};
+use crate::guard::catch_panic;
 use crate::kv_cache::PAGE_TOKENS;
 use crate::quant::QuantConfig;
 use crate::sites::SiteTable;
@@ -205,15 +208,31 @@ impl Model {
     /// than that leaves the rest undefined. `kvs` has one cache for each KV group, or one that holds the pages of all.
     ///
     /// # Errors
-    /// The device failed.
+    /// `memory_exhausted`; the device failed; `internal` if it panicked.
     pub fn forward(&self, batch: &mut StepBatch, kvs: &[&KvStorage], logits: &mut Vec<f32>) -> Result<()> {
         let mut core = self.core.lock();
         self.reap(&mut core);
         let Core { compute, decoder, kv_ids } = &mut *core;
         kv_ids.clear();
         kv_ids.extend(kvs.iter().map(|kv| kv.id()));
-        logits.resize(batch.logit_rows.len() * batch.logit_width, 0.0);
-        decoder.forward(&mut **compute, batch, kv_ids, logits)
+        let len = batch.logit_rows.len().saturating_mul(batch.logit_width);
+        logits.try_reserve_exact(len.saturating_sub(logits.len())).map_err(|_| {
+            let bytes = len.saturating_mul(size_of::<f32>());
+            Error::new(ErrorCode::MemoryExhausted, format!("cannot allocate {bytes} bytes for the logits of a step"))
+        })?;
+        logits.resize(len, 0.0);
+        // What the backend keeps from step to step stays usable: every step writes what it reads.
+        let on_panic = |message: &str| Error::new(ErrorCode::Internal, format!("the step panicked: {message}"));
+        catch_panic(on_panic, || decoder.forward(&mut **compute, batch, kv_ids, logits))
+    }
+
+    /// Computes steps with a wrapper around what does so now.
+    #[cfg(test)]
+    pub(crate) fn wrap_compute(&self, wrap: impl FnOnce(Box<dyn Compute>) -> Box<dyn Compute>) {
+        let mut core = self.core.lock();
+        let placeholder = reference::open().finish().expect("an empty backend").compute;
+        let inner = std::mem::replace(&mut core.compute, placeholder);
+        core.compute = wrap(inner);
     }
 
     /// Drops the adapters that are no longer used.
