@@ -222,9 +222,9 @@ fn is_torch_dtype(name: &str) -> bool {
     let floats = ["half", "float", "double", "bfloat16", "float16", "float32", "float64", "float4_e2m1fn_x2"];
     let integers = ["bool", "short", "int", "long", "quint8", "qint8", "qint32", "quint4x2", "quint2x4"];
     let complex = ["chalf", "cfloat", "cdouble", "complex32", "complex64", "complex128"];
-    let is_float8 = name.strip_prefix("float8_").is_some_and(|kind| {
-        ["e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu"].contains(&kind)
-    });
+    let is_float8 = name
+        .strip_prefix("float8_")
+        .is_some_and(|kind| ["e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu"].contains(&kind));
     let bits = name.strip_prefix('u').unwrap_or(name).strip_prefix("int");
     let is_integer = bits.is_some_and(|bits| ["8", "16", "32", "64"].contains(&bits));
     is_float8 || is_integer || [&floats[..], &integers, &complex].concat().contains(&name)
