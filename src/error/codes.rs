@@ -150,7 +150,7 @@ catalog! {
     /// The prompt has no tokens.
     PromptEmpty = "prompt_empty", Invalid, "give at least one token";
     /// The prompt exceeds the model's context length or the KV cache.
-    PromptTooLong = "prompt_too_long", Invalid, "shorten the prompt, or enlarge the KV cache (kv_tokens)";
+    PromptTooLong = "prompt_too_long", Invalid, "shorten the prompt, or raise the limit that the message names";
     /// A token id is outside the vocabulary.
     TokenOutOfRange = "token_out_of_range", Invalid, "use the model's own tokenizer";
     /// A sampling setting is out of range.

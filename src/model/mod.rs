@@ -10,7 +10,6 @@ mod core;
 mod decoder;
 mod kv_storage;
 mod loader;
-mod rope;
 mod survey;
 
 use std::path::{Path, PathBuf};
@@ -25,7 +24,7 @@ use crate::adapter::pool::{AdapterLimits, AdapterPool};
 use crate::backend::Compute;
 use crate::backend::{AdapterPreparer, Backend, BackendMemory, KvDType, KvShape, MemoryUse, cpu, reference};
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Error, ErrorCode, Result, printable};
 use crate::guard::catch_panic;
 use crate::kv_cache::PAGE_TOKENS;
 use crate::quant::QuantConfig;
@@ -74,6 +73,8 @@ pub struct ModelOptions {
     pub device: Device,
     /// CPU threads; all physical cores by default.
     pub threads: Option<usize>,
+    /// Longest sequence, in positions; by default [`DecoderConfig::max_positions`](config::DecoderConfig::max_positions).
+    pub max_seq_len: Option<usize>,
     /// Limits of resident adapters.
     pub adapter_limits: AdapterLimits,
 }
@@ -82,6 +83,7 @@ pub struct ModelOptions {
 pub struct Model {
     path: PathBuf,
     config: DecoderConfig,
+    max_seq_len: usize,
     sites: SiteTable,
     file_bytes: u64,
     adapters: AdapterPool,
@@ -96,13 +98,14 @@ impl Model {
     /// Loads a model folder. `progress` is called after each module and may stop the work by an error.
     ///
     /// # Errors
-    /// Anything of `checkpoint_*`, `quant_*`, `model_*`; `memory_exhausted`; what `progress` returned.
+    /// Anything of `checkpoint_*`, `quant_*`, `model_*`; `request_invalid`; `memory_exhausted`; what `progress` returned.
     pub fn load(
         dir: &Path,
         options: &ModelOptions,
         progress: &mut dyn FnMut(Progress) -> Result<()>,
     ) -> Result<Arc<Self>> {
         let (config, json) = DecoderConfig::read(dir)?;
+        let max_seq_len = config.max_seq_len(options.max_seq_len)?;
         let quant = QuantConfig::read(dir, &json)?;
         let checkpoint = Checkpoint::open(dir)?;
         let mut builder = match options.device {
@@ -121,11 +124,12 @@ impl Model {
         let (weights, sites) = loader.load()?;
         let Backend { description: device, memory, adapters: preparer, mut compute } = builder.finish()?;
         let decoder = Decoder::new(weights, &config, &mut *compute);
-        tracing::info!(model = %dir.display(), device, "model loaded");
+        tracing::info!(model = %printable(&dir.to_string_lossy()), device, "model loaded");
         Ok(Arc::new(Self {
             path: dir.to_path_buf(),
             file_bytes: checkpoint.file_bytes(),
             config,
+            max_seq_len,
             sites,
             adapters: AdapterPool::new(options.adapter_limits),
             device,
@@ -143,6 +147,11 @@ impl Model {
     /// What config.json says.
     pub fn config(&self) -> &DecoderConfig {
         &self.config
+    }
+
+    /// Longest sequence, in positions.
+    pub fn max_seq_len(&self) -> usize {
+        self.max_seq_len
     }
 
     /// Where adapters can act.
