@@ -77,6 +77,7 @@ pub mod doctor;
 pub mod engine;
 #[doc(hidden)]
 pub mod error;
+mod files;
 #[doc(hidden)]
 pub mod guard;
 #[doc(hidden)]

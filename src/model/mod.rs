@@ -24,7 +24,7 @@ use crate::adapter::pool::{AdapterLimits, AdapterPool};
 use crate::backend::Compute;
 use crate::backend::{AdapterPreparer, Backend, BackendMemory, KvDType, KvShape, MemoryUse, cpu, reference};
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Error, ErrorCode, Result, printable};
 use crate::guard::catch_panic;
 use crate::kv_cache::PAGE_TOKENS;
 use crate::quant::QuantConfig;
@@ -124,7 +124,7 @@ impl Model {
         let (weights, sites) = loader.load()?;
         let Backend { description: device, memory, adapters: preparer, mut compute } = builder.finish()?;
         let decoder = Decoder::new(weights, &config, &mut *compute);
-        tracing::info!(model = %dir.display(), device, "model loaded");
+        tracing::info!(model = %printable(&dir.to_string_lossy()), device, "model loaded");
         Ok(Arc::new(Self {
             path: dir.to_path_buf(),
             file_bytes: checkpoint.file_bytes(),

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::checkpoint;
 use crate::error::{Error, ErrorCode, Result};
+use crate::files::read_bounded;
 
 /// Cap on a JSON file of a model folder, in bytes. Real ones have a few KiB.
 const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -157,7 +157,7 @@ pub(super) fn is_truthy(value: &Value) -> bool {
 /// # Errors
 /// `model_config_invalid`; `checkpoint_unreadable`, `checkpoint_too_large`.
 pub(crate) fn read_json(path: &Path) -> Result<Option<Value>> {
-    let text = match checkpoint::read_bounded(path, MAX_FILE_BYTES) {
+    let text = match read_bounded(path, MAX_FILE_BYTES) {
         Ok(text) => text,
         Err(error) if error.code() == ErrorCode::CheckpointNotFound => return Ok(None),
         Err(error) => return Err(error),
