@@ -50,7 +50,7 @@ class Engine:
     device          "auto", "cpu", or "reference" (plain float32 math, slow)
     threads         CPU threads; all physical cores by default
     kv_dtype        "f16" or "f32"
-    max_seq_len     longest prompt and output together, in tokens; by default config.json's, stretched by its rope scaling
+    max_seq_len     longest prompt and output together, in tokens; by default config.json's, with its rope scaling
     kv_tokens       tokens the KV cache holds over all requests; 8192 by default, or max_seq_len if that is more; memory
                     is committed as it is used
     max_batch_size  requests that run at once; others wait
@@ -169,7 +169,8 @@ class Engine:
 
         The texts of all chunks joined are the text of `generate`. The stream is an iterator and an async iterator.
         """
-        return Stream(self._native.submit(_request(prompt, adapter, {"sampling": sampling, **keywords}, self._defaults)))
+        request = _request(prompt, adapter, {"sampling": sampling, **keywords}, self._defaults)
+        return Stream(self._native.submit(request))
 
     def logits(self, prompt: Prompt, adapter: Adapter = None) -> FloatArray:
         """Logits of every position of a prompt under a mixture, float32 [tokens, vocab]."""

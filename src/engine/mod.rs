@@ -41,6 +41,7 @@ use text::{Detokenizer, StopStrings};
 
 pub use as_completed::AsCompleted;
 pub use generation_config::{GenerationConfig, GenerationConfigSource};
+pub(crate) use in_flight::{InFlight, samples_of};
 pub use job::{CancelHandle, Job};
 pub use options::{DEFAULT_KV_TOKENS, EngineOptions};
 pub use output::{Chunk, Completion, Finish, FinishReason, Logits, StopMatch, TokenLogprobs, Usage};
@@ -330,10 +331,12 @@ impl Engine {
         let model = self.model();
         let mixture = lease_all(adapters, model)?;
         mixture.check_tokens(tokens, model.config().vocab_size)?;
+        let kv_groups = model.kv_groups_of(mixture.layers());
         let plan = SequencePlan {
             forward: mixture.forward_plan(tokens),
-            kv_groups: model.kv_groups_of(mixture.layers()),
-            row_cost: 1 + mixture.rank_sum() / model.config().hidden_size.max(1),
+            kv_groups,
+            // A layer map that needs several KV groups has that many times the base's layers.
+            row_cost: (1 + mixture.rank_sum() / model.config().hidden_size.max(1)) * kv_groups,
             vocab: mixture.head_rows(model.config().vocab_size),
         };
         self.check_length(tokens.len(), &plan)?;

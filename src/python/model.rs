@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::args::count;
+use super::count::count;
 use super::gil::detached;
 use super::progress::ProgressReporter;
 use super::returns::NamedValues;

@@ -1,4 +1,4 @@
-"""How long a sequence may be: derived from config.json as vLLM derives it, another one on request, and what an error says."""
+"""How long a sequence may be: what config.json means, as vLLM derives it, what is asked for, and what errors say."""
 
 import json
 import pathlib
@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 from exlora import Engine, ExLlamaV2, ExLlamaV2Cache, ExLlamaV2Config, ExloraError
-
 from support import tiny
 from support.compare import distance
 

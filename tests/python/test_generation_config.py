@@ -2,13 +2,14 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
 import transformers
 from exlora import Engine, ExloraError, Request, SamplingParams
-
 from support import tiny
 
 PROMPT = tiny.PROMPT[:12]
@@ -151,3 +152,24 @@ def test_a_file_that_is_missing_is_an_error(model, tmp_path):
     with pytest.raises(ExloraError) as caught:
         opened(model, tmp_path / "nowhere.json")
     assert caught.value.code == "checkpoint_not_found"
+
+
+def command(*arguments: Any) -> dict[str, Any]:
+    """What the command prints as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-m", "exlora", "generate", *map(str, arguments), "--prompt", "Emma was a", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_command_takes_a_generation_config_and_a_length(quill, tmp_path):
+    path = written(tmp_path, max_new_tokens=3)
+    assert command("-m", quill, "--generation-config", path)["usage"]["completion_tokens"] == 3
+    line = command("-m", quill, "--generation-config", path, "--max-new-tokens", 2)
+    assert line["usage"]["completion_tokens"] == 2
+    for flag in ("--max-seq-len", "--max-tokens"):
+        error = command("-m", quill, flag, 1)["error"]
+        assert (error["code"], error["expected"]) == ("prompt_too_long", "at most 1 tokens")

@@ -26,45 +26,6 @@ const MAX_WIDTH: usize = 1 << 31;
 const MAX_LAYERS: usize = 1 << 13;
 const MAX_HEADS: usize = 1 << 16;
 const MAX_HEAD_DIM: usize = 1 << 16;
-/// Names of dtypes that torch has.
-const DTYPES: &[&str] = &[
-    "float32",
-    "float",
-    "float64",
-    "double",
-    "float16",
-    "half",
-    "bfloat16",
-    "float8_e4m3fn",
-    "float8_e4m3fnuz",
-    "float8_e5m2",
-    "float8_e5m2fnuz",
-    "float8_e8m0fnu",
-    "float4_e2m1fn_x2",
-    "int8",
-    "int16",
-    "short",
-    "int32",
-    "int",
-    "int64",
-    "long",
-    "uint8",
-    "uint16",
-    "uint32",
-    "uint64",
-    "bool",
-    "complex32",
-    "chalf",
-    "complex64",
-    "cfloat",
-    "complex128",
-    "cdouble",
-    "quint8",
-    "qint8",
-    "qint32",
-    "quint4x2",
-    "quint2x4",
-];
 
 /// Which linears of a layer have a bias.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -249,11 +210,24 @@ fn check_unused(family: &Family, fields: &Fields<'_>) -> Result<()> {
         fields.check(name, *expected, *may_be_null)?;
     }
     match fields.non_null("dtype").or(fields.non_null("torch_dtype")) {
-        Some(Value::String(name)) if !DTYPES.contains(&name.as_str()) => {
+        Some(Value::String(name)) if !is_torch_dtype(name) => {
             Err(invalid("dtype").with_expected("a dtype of torch, such as float16").with_found(name))
         }
         _ => Ok(()),
     }
+}
+
+/// Whether torch has a dtype of this name.
+fn is_torch_dtype(name: &str) -> bool {
+    let floats = ["half", "float", "double", "bfloat16", "float16", "float32", "float64", "float4_e2m1fn_x2"];
+    let integers = ["bool", "short", "int", "long", "quint8", "qint8", "qint32", "quint4x2", "quint2x4"];
+    let complex = ["chalf", "cfloat", "cdouble", "complex32", "complex64", "complex128"];
+    let is_float8 = name
+        .strip_prefix("float8_")
+        .is_some_and(|kind| ["e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu"].contains(&kind));
+    let bits = name.strip_prefix('u').unwrap_or(name).strip_prefix("int");
+    let is_integer = bits.is_some_and(|bits| ["8", "16", "32", "64"].contains(&bits));
+    is_float8 || is_integer || [&floats[..], &integers, &complex].concat().contains(&name)
 }
 
 fn kv_heads(family: &Family, fields: &Fields<'_>, heads: usize) -> Result<usize> {

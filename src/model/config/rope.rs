@@ -130,7 +130,7 @@ impl RopeParameters {
     /// The width that is rotated. The default rotation ignores `partial_rotary_factor`.
     fn rotary_dim(&self) -> Result<usize> {
         let dim = (self.head_dim as f64 * self.rotary_share()?) as usize;
-        if dim.div_ceil(2) * 2 == self.head_dim { Ok(dim) } else { Err(unsupported("partial_rotary_factor is not 1")) }
+        if dim.div_ceil(2) == self.head_dim / 2 { Ok(dim) } else { Err(unsupported("partial_rotary_factor is not 1")) }
     }
 
     /// `theta^(-2i / dim)` for each pair of channels.

@@ -1,8 +1,8 @@
 """Variants of config.json, drawn from a seed, and what transformers makes of them.
 
-Each variant begins as the config of a tiny model of one family. Some of its members are then respelled, left out, or set to
-something unusual or wrong: one alone, or several together. The oracle builds the model and runs it, because some configs
-that transformers' config classes accept cannot be computed.
+Each variant begins as the config of a tiny model of one family. Some of its members are then respelled, left out, or
+set to something unusual or wrong: one alone, or several together. The oracle builds the model and runs it, because some
+configs that transformers' config classes accept cannot be computed.
 """
 
 import json
