@@ -7,7 +7,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Once};
 
 use exlora::{Engine, EngineOptions, ErrorCode, Request};
 use libfuzzer_sys::fuzz_target;
@@ -45,7 +45,11 @@ fn run(config: &[u8], weights: &[u8]) -> exlora::Result<()> {
     outcome
 }
 
+/// libFuzzer's hook ends the process at any panic, also at one that is turned into an error.
+static HOOK: Once = Once::new();
+
 fuzz_target!(|bytes: &[u8]| {
+    HOOK.call_once(exlora::guard::silence_guarded_panics);
     let Some((length, bytes)) = bytes.split_first_chunk() else { return };
     let (config, weights) = bytes.split_at(bytes.len().min(u16::from_le_bytes(*length).into()));
     LazyLock::force(&ENGINE);

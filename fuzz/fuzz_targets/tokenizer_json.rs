@@ -7,7 +7,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Once};
 
 use exlora::{ErrorCode, Tokenizer};
 use libfuzzer_sys::fuzz_target;
@@ -40,7 +40,11 @@ fn run(parts: &[&[u8]]) -> exlora::Result<()> {
         .try_for_each(|id| tokenizer.decode(&[id, id], false).map(drop))
 }
 
+/// libFuzzer's hook ends the process at any panic, also at one that is turned into an error.
+static HOOK: Once = Once::new();
+
 fuzz_target!(|bytes: &[u8]| {
+    HOOK.call_once(exlora::guard::silence_guarded_panics);
     let parts: Vec<&[u8]> = bytes.split(|&byte| byte == 0).collect();
     let (outcome, peak) = allocator::with_peak(|| run(&parts));
     if let Err(error) = outcome {
