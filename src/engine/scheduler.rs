@@ -241,10 +241,19 @@ impl Scheduler {
     /// Processes the results of `order[range]`: publishes full pages, chooses tokens, collects the sequences that ended.
     fn advance(&mut self, range: Range<usize>, finished: &mut Vec<usize>) {
         let mut logits = self.logits.chunks_exact_mut(self.batch.logit_width());
+        let mut end = 0;
         for &index in &self.order[range] {
             let (sequence, tokens) = (&mut self.running[index], self.scheduled_tokens[index]);
             let rows = logit_rows_of(sequence, tokens);
             sequence.computed += tokens;
+            let step_rows = end..end + tokens;
+            end = step_rows.end;
+            if let Err(error) = self.batch.check_kv(step_rows) {
+                sequence.fail(error);
+                logits.by_ref().take(rows).for_each(drop);
+                finished.push(index);
+                continue;
+            }
             sequence.report_progress();
             publish_full_pages(&mut self.pool, sequence);
             if rows == 0 {
