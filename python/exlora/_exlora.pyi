@@ -88,7 +88,7 @@ class Chunk:
     """
     def __eq__(self, other: object, /) -> bool: ...
     def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
-    def __new__(cls, /, *, text: str = "", token_ids: SupportsGetItem[int, SupportsIndex] = ..., finish_reason: str | None = None, stop_match: Stop | None = None, usage: Usage | None = None, logprobs: FloatArray | None = None, top_logprobs: SupportsGetItem[int, SupportsGetItem[int, tuple[SupportsIndex, SupportsFloat | SupportsIndex]]] | None = None, logits: FloatArray | None = None) -> Chunk:
+    def __new__(cls, /, *, text: str = "", token_ids: SupportsGetItem[int, SupportsIndex] = ..., finish_reason: str | None = None, stop_match: Stop | None = None, usage: Usage | None = None, seed: SupportsIndex | None = None, logprobs: FloatArray | None = None, top_logprobs: SupportsGetItem[int, SupportsGetItem[int, tuple[SupportsIndex, SupportsFloat | SupportsIndex]]] | None = None, logits: FloatArray | None = None) -> Chunk:
         """
         Made by the engine; the constructor is for tests and unpickling.
         """
@@ -107,6 +107,11 @@ class Chunk:
     def logprobs(self, /) -> FloatArray | None:
         """
         Log-probability of each chosen id, float32 [tokens]; `None` unless asked for.
+        """
+    @property
+    def seed(self, /) -> int | None:
+        """
+        Seed of the request's random numbers, on the last chunk.
         """
     @property
     def stop_match(self, /) -> int | str | None:
@@ -145,7 +150,7 @@ class Completion:
     """
     def __eq__(self, other: object, /) -> bool: ...
     def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
-    def __new__(cls, /, *, text: str = "", token_ids: SupportsGetItem[int, SupportsIndex] = ..., finish_reason: str = "stop", stop_match: Stop | None = None, usage: Usage | None = None, adapter: Adapter | None = None, logprobs: FloatArray | None = None, top_logprobs: SupportsGetItem[int, SupportsGetItem[int, tuple[SupportsIndex, SupportsFloat | SupportsIndex]]] | None = None, logits: FloatArray | None = None) -> Completion:
+    def __new__(cls, /, *, text: str = "", token_ids: SupportsGetItem[int, SupportsIndex] = ..., finish_reason: str = "stop", stop_match: Stop | None = None, usage: Usage | None = None, seed: SupportsIndex = 0, sample: SupportsIndex = 0, adapter: Adapter | None = None, logprobs: FloatArray | None = None, top_logprobs: SupportsGetItem[int, SupportsGetItem[int, tuple[SupportsIndex, SupportsFloat | SupportsIndex]]] | None = None, logits: FloatArray | None = None) -> Completion:
         """
         Made by the engine; the constructor is for tests and unpickling.
         """
@@ -170,6 +175,16 @@ class Completion:
     def logprobs(self, /) -> FloatArray | None:
         """
         Log-probability of each chosen id, float32 [tokens]; `None` unless asked for.
+        """
+    @property
+    def sample(self, /) -> int:
+        """
+        Which of the request's `n` samples it is, from 0.
+        """
+    @property
+    def seed(self, /) -> int:
+        """
+        Seed of its random numbers: the one it was given, or the one drawn for it. The same seed gives the same text.
         """
     @property
     def stop_match(self, /) -> int | str | None:
@@ -206,7 +221,7 @@ class Engine:
     """
     A model, a KV cache and a scheduler.
     """
-    def __new__(cls, /, model: str | PathLike[str], *, device: str = "auto", threads: SupportsIndex | None = None, kv_dtype: str = "f16", kv_tokens: SupportsIndex | None = None, max_batch_size: SupportsIndex = 32, prefill_chunk: SupportsIndex = 512, prefix_cache: bool = True, progress: Any | None = None) -> Engine:
+    def __new__(cls, /, model: str | PathLike[str], *, device: str = "auto", threads: SupportsIndex | None = None, kv_dtype: str = "f16", max_seq_len: SupportsIndex | None = None, kv_tokens: SupportsIndex | None = None, max_batch_size: SupportsIndex = 32, prefill_chunk: SupportsIndex = 512, prefix_cache: bool = True, generation_config: str | PathLike[str] | None = None, progress: Any | None = None) -> Engine:
         """
         Loads a model folder and its tokenizer. `progress` is `True` for a bar on stderr, or a callable (done, total).
         """
@@ -219,7 +234,7 @@ class Engine:
         Forgets all cached prefixes.
         """
     @staticmethod
-    def from_model(model: Model, tokenizer: Tokenizer | None = None, *, kv_dtype: str = "f16", kv_tokens: SupportsIndex | None = None, max_batch_size: SupportsIndex = 32, prefill_chunk: SupportsIndex = 512, prefix_cache: bool = True) -> Engine:
+    def from_model(model: Model, tokenizer: Tokenizer | None = None, *, kv_dtype: str = "f16", max_seq_len: SupportsIndex | None = None, kv_tokens: SupportsIndex | None = None, max_batch_size: SupportsIndex = 32, prefill_chunk: SupportsIndex = 512, prefix_cache: bool = True, generation_config: str | PathLike[str] | None = None) -> Engine:
         """
         An engine with its own KV cache over a loaded model.
         """
@@ -244,6 +259,11 @@ class Engine:
     def model(self, /) -> Model:
         """
         The model.
+        """
+    @property
+    def request_defaults(self, /) -> dict[str, Any]:
+        """
+        The keywords that the generation config sets, with their values.
         """
     def stats(self, /) -> dict[str, int]:
         """
@@ -419,7 +439,7 @@ class Model:
     """
     A model that several engines may share.
     """
-    def __new__(cls, /, path: str | PathLike[str], *, device: str = "auto", threads: SupportsIndex | None = None, progress: Any | None = None) -> Model:
+    def __new__(cls, /, path: str | PathLike[str], *, device: str = "auto", threads: SupportsIndex | None = None, max_seq_len: SupportsIndex | None = None, progress: Any | None = None) -> Model:
         """
         Loads a model folder. `progress` is `True` for a bar on stderr, or a callable (done, total).
         """
@@ -431,7 +451,12 @@ class Model:
     @property
     def max_positions(self, /) -> int:
         """
-        Largest number of positions.
+        Longest sequence that its config.json is made for, in positions.
+        """
+    @property
+    def max_seq_len(self, /) -> int:
+        """
+        Longest sequence that it computes, in positions.
         """
     @property
     def path(self, /) -> Path:
@@ -542,7 +567,7 @@ class SamplingParams:
     def __eq__(self, value: object, /) -> bool: ...
     def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
     def __ne__(self, value: object, /) -> bool: ...
-    def __new__(cls, /, *, temperature: SupportsFloat | SupportsIndex = 0.0, top_k: SupportsIndex = 0, top_p: SupportsFloat | SupportsIndex = 1.0, min_p: SupportsFloat | SupportsIndex = 0.0, repetition_penalty: SupportsFloat | SupportsIndex = 1.0, repetition_range: SupportsIndex | None = None, frequency_penalty: SupportsFloat | SupportsIndex = 0.0, presence_penalty: SupportsFloat | SupportsIndex = 0.0, logit_bias: LogitBias | None = None, seed: SupportsIndex = 0) -> SamplingParams:
+    def __new__(cls, /, *, temperature: SupportsFloat | SupportsIndex = 0.0, top_k: SupportsIndex = 0, top_p: SupportsFloat | SupportsIndex = 1.0, min_p: SupportsFloat | SupportsIndex = 0.0, repetition_penalty: SupportsFloat | SupportsIndex = 1.0, repetition_range: SupportsIndex | None = None, frequency_penalty: SupportsFloat | SupportsIndex = 0.0, presence_penalty: SupportsFloat | SupportsIndex = 0.0, logit_bias: LogitBias | None = None, seed: SupportsIndex | None = None) -> SamplingParams:
         """
         Greedy decoding without penalties, changed by the keywords given.
         """
@@ -585,9 +610,9 @@ class SamplingParams:
         Frequency and presence penalties count the tokens from `prompt_len` on.
         """
     @property
-    def seed(self, /) -> int:
+    def seed(self, /) -> int | None:
         """
-        Seed of the random numbers.
+        Seed of the random numbers; `None` draws one for each request.
         """
     @property
     def temperature(self, /) -> float:

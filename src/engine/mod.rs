@@ -4,7 +4,11 @@
 //! server may instead call [`Engine::step`] in a loop of its own. All methods may be called from any thread. Adapters may be
 //! loaded and unloaded while requests run, and a request keeps the adapter versions that it named.
 
+mod as_completed;
 mod engine_core;
+mod generate;
+mod generation_config;
+mod in_flight;
 mod job;
 mod job_state;
 mod options;
@@ -13,6 +17,7 @@ mod request;
 mod sampler;
 mod sampling_params;
 mod scheduler;
+mod seed;
 mod sequence;
 mod sequence_cache;
 mod stats;
@@ -27,16 +32,20 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::kv_cache::{PAGE_TOKENS, pages_for};
 use crate::model::{Model, ModelOptions, Progress};
 use engine_core::EngineCore;
-use job_state::JobState;
+use output::no_memory_for_logits;
 use request::lease_all;
 use scheduler::Scheduler;
+use seed::{random_seed, sample_seed};
 use sequence::{DecodeState, Purpose, Sequence, SequencePlan};
 use text::{Detokenizer, StopStrings};
 
+pub use as_completed::AsCompleted;
+pub use generation_config::{GenerationConfig, GenerationConfigSource};
+pub(crate) use in_flight::{InFlight, samples_of};
 pub use job::{CancelHandle, Job};
 pub use options::{DEFAULT_KV_TOKENS, EngineOptions};
 pub use output::{Chunk, Completion, Finish, FinishReason, Logits, StopMatch, TokenLogprobs, Usage};
-pub use request::{AdapterRef, Prompt, Request, Stop};
+pub use request::{AdapterRef, MAX_SAMPLES, Prompt, Request, Stop};
 pub use sampler::{Sampled, Sampler};
 pub use sampling_params::SamplingParams;
 pub use sequence_cache::{SequenceCache, SequenceChunk};
@@ -48,9 +57,21 @@ pub use text::{ChatMessage, Tokenizer};
 pub struct Engine {
     core: Arc<EngineCore>,
     tokenizer: Option<Arc<Tokenizer>>,
-    /// Positions that a sequence can reach: those of the model, or of the cache if that is smaller.
-    max_tokens: usize,
+    /// Positions that a sequence can reach as far as the model is concerned.
+    max_seq_len: usize,
     kv_pages: usize,
+    generation_config: Arc<GenerationConfig>,
+    /// Requests that run at once.
+    max_rows: usize,
+}
+
+/// A request that can run: checked, its prompt encoded, its adapters leased, its seed drawn. Each sample is started from it.
+pub(crate) struct CheckedRequest {
+    request: Request,
+    prompt: Arc<[u32]>,
+    mixture: Mixture,
+    plan: SequencePlan,
+    seed: u64,
 }
 
 impl Engine {
@@ -72,8 +93,16 @@ impl Engine {
         progress: &mut dyn FnMut(Progress) -> Result<()>,
     ) -> Result<Self> {
         let dir = model.as_ref();
-        let model_options =
-            ModelOptions { device: options.device, threads: options.threads, adapter_limits: options.adapter_limits };
+        let model_options = ModelOptions {
+            device: options.device,
+            threads: options.threads,
+            max_seq_len: options.max_seq_len,
+            adapter_limits: options.adapter_limits,
+        };
+        if let Some(source) = &options.generation_config {
+            // An unusable one is reported before the model takes its time to load.
+            GenerationConfig::read(source, dir)?;
+        }
         let model = Model::load(dir, &model_options, progress)?;
         let tokenizer = Tokenizer::open(dir)?.map(Arc::new);
         Self::from_model(model, tokenizer, options)
@@ -82,16 +111,28 @@ impl Engine {
     /// An engine with its own KV cache over a loaded model, which other engines may share.
     ///
     /// # Errors
-    /// `memory_exhausted`.
+    /// `memory_exhausted`; `request_invalid` or `model_feature_unsupported` for `max_seq_len`; for the generation config
+    /// `checkpoint_not_found`, `model_config_invalid`, `sampling_invalid` or `setting_unsupported`.
     pub fn from_model(model: Arc<Model>, tokenizer: Option<Arc<Tokenizer>>, options: EngineOptions) -> Result<Self> {
-        let positions = model.config().max_positions;
-        let pages = pages_for(options.kv_tokens.unwrap_or(DEFAULT_KV_TOKENS).max(1));
+        let max_seq_len = match options.max_seq_len {
+            Some(asked) => model.config().max_seq_len(Some(asked))?,
+            None => model.max_seq_len(),
+        };
+        let kv_tokens = options.kv_tokens.unwrap_or(DEFAULT_KV_TOKENS.max(options.max_seq_len.unwrap_or(0)));
+        let pages = pages_for(kv_tokens.max(1));
+        let generation_config = match &options.generation_config {
+            Some(source) => GenerationConfig::read(source, model.path())?,
+            None => GenerationConfig::default(),
+        };
+        generation_config.check(model.config().vocab_size, max_seq_len.min(pages * PAGE_TOKENS))?;
         let scheduler = Scheduler::new(model.create_kv(pages, options.kv_dtype)?, &options);
         Ok(Self {
             core: Arc::new(EngineCore::new(model, scheduler)),
             tokenizer,
-            max_tokens: positions.min(pages * PAGE_TOKENS),
+            max_seq_len,
             kv_pages: pages,
+            generation_config: Arc::new(generation_config),
+            max_rows: options.max_rows.max(1),
         })
     }
 
@@ -111,9 +152,21 @@ impl Engine {
         })
     }
 
-    /// Positions that a sequence can reach: those of the model, or of the cache if that is smaller.
+    /// A request with the defaults of the generation config that the engine was opened with.
+    pub fn request(&self, prompt: impl Into<Prompt>) -> Request {
+        let mut request = Request::new(prompt);
+        self.generation_config.apply(&mut request);
+        request
+    }
+
+    /// The generation config that the engine was opened with.
+    pub fn generation_config(&self) -> &GenerationConfig {
+        &self.generation_config
+    }
+
+    /// Positions that a sequence can reach: `max_seq_len`, or those of the cache if that is smaller.
     pub fn max_tokens(&self) -> usize {
-        self.max_tokens
+        self.max_seq_len.min(self.kv_pages * PAGE_TOKENS)
     }
 
     /// Loads an adapter under a name, or replaces the adapter of that name. Running requests keep the version they have.
@@ -154,49 +207,48 @@ impl Engine {
     ///
     /// # Errors
     /// `adapter_not_found`, `adapter_weight_invalid`, `adapter_model_mismatch`, `prompt_*`, `sampling_invalid`,
-    /// `token_out_of_range`, `request_invalid`, `tokenizer_not_found`, `chat_template_*`.
+    /// `token_out_of_range`, `request_invalid` (also for more than one sample), `tokenizer_not_found`, `chat_template_*`.
     pub fn submit(&self, request: Request) -> Result<Job> {
-        let tokens = self.encode(&request.prompt, request.add_special_tokens)?;
-        if request.max_new_tokens == 0 {
-            return Err(Error::new(ErrorCode::RequestInvalid, "max_new_tokens is 0").with_expected("at least 1"));
+        if request.n > 1 {
+            return Err(Error::new(ErrorCode::RequestInvalid, "a job has one sample")
+                .with_expected("n = 1")
+                .with_found(request.n)
+                .with_hint("submit the request several times, or use generate or as_completed"));
         }
+        self.start(&self.check(request)?, 0)
+    }
+
+    /// Checks a request, encodes its prompt, leases its adapters and draws its seed.
+    fn check(&self, request: Request) -> Result<CheckedRequest> {
+        let tokens = self.encode(&request.prompt, request.add_special_tokens)?;
         let (mixture, plan) = self.plan(&request.adapters, &tokens)?;
-        request.sampling.check(plan.vocab)?;
-        let decode = self.decode_state(&request, tokens.len(), self.max_tokens_of(&plan))?;
-        Ok(self.enqueue(tokens, mixture, plan, Purpose::Generate(Box::new(decode))))
+        request.check(plan.vocab)?;
+        let seed = match request.sampling.seed {
+            Some(seed) => seed,
+            // It draws nothing, and equal requests have equal results.
+            None if request.sampling.is_greedy() => 0,
+            None => random_seed()?,
+        };
+        let checked = CheckedRequest { request, prompt: tokens.into(), mixture, plan, seed };
+        self.decode_state(&checked, seed)?;
+        Ok(checked)
+    }
+
+    /// Queues a sample of a request.
+    fn start(&self, checked: &CheckedRequest, sample: usize) -> Result<Job> {
+        let seed = sample_seed(checked.seed, sample);
+        let decode = self.decode_state(checked, seed)?;
+        let (mixture, plan) = (checked.mixture.clone(), checked.plan.clone());
+        Ok(self.enqueue(Arc::clone(&checked.prompt), mixture, plan, Purpose::Generate(Box::new(decode)), seed))
     }
 
     /// Computes one step for all requests; `false` if there was nothing to do.
     ///
     /// # Errors
-    /// The device failed; every running request ends with that error.
+    /// `internal`: the scheduler panicked; every request ends with that error. What else goes wrong ends only the requests that
+    /// cannot be computed, and reaches those who wait for them.
     pub fn step(&self) -> Result<bool> {
         self.core.step()
-    }
-
-    /// Runs requests to their end, batched together and with all others. Results are in the order of the requests.
-    ///
-    /// # Errors
-    /// As [`Engine::submit`]; if one request is refused, none is run.
-    pub fn generate(&self, requests: &[Request]) -> Result<Vec<Completion>> {
-        self.generate_with(requests, &mut || Ok(()))
-    }
-
-    /// As [`Engine::generate`]; an error from `between_steps` (Ctrl-C) ends all requests.
-    ///
-    /// # Errors
-    /// As [`Engine::generate`], and what `between_steps` returned.
-    pub fn generate_with(
-        &self,
-        requests: &[Request],
-        between_steps: &mut dyn FnMut() -> Result<()>,
-    ) -> Result<Vec<Completion>> {
-        let submit = |(index, request): (usize, &Request)| {
-            let subject = |e: Error| if requests.len() > 1 { e.with_subject(format!("request {index}")) } else { e };
-            self.submit(request.clone()).map_err(subject)
-        };
-        let mut jobs = requests.iter().enumerate().map(submit).collect::<Result<Vec<_>>>()?;
-        requests.iter().zip(&mut jobs).map(|(request, job)| job.complete(request, between_steps)).collect()
     }
 
     /// Logits of every position of a prompt under a mixture.
@@ -220,7 +272,11 @@ impl Engine {
         let tokens = self.encode(prompt, true)?;
         let (mixture, plan) = self.plan(adapters, &tokens)?;
         let (tokens_len, vocab) = (tokens.len(), plan.vocab);
-        let mut job = self.enqueue(tokens, mixture, plan, Purpose::PromptLogits(Vec::new()));
+        // All of it now, so that no step has to find memory.
+        let mut values = Vec::new();
+        let size = tokens_len.checked_mul(vocab).ok_or_else(no_memory_for_logits)?;
+        values.try_reserve_exact(size).map_err(|_| no_memory_for_logits())?;
+        let mut job = self.enqueue(tokens.into(), mixture, plan, Purpose::PromptLogits(values), 0);
         let mut values = Vec::new();
         while let Some(chunk) = job.next_chunk_with(between_steps)? {
             values = chunk.logits;
@@ -275,34 +331,55 @@ impl Engine {
         let model = self.model();
         let mixture = lease_all(adapters, model)?;
         mixture.check_tokens(tokens, model.config().vocab_size)?;
+        let kv_groups = model.kv_groups_of(mixture.layers());
         let plan = SequencePlan {
-            spans: mixture.along(tokens),
-            layer_map: mixture.layers().cloned(),
-            kv_groups: model.kv_groups_of(mixture.layers()),
+            forward: mixture.forward_plan(tokens),
+            kv_groups,
+            // A layer map that needs several KV groups has that many times the base's layers.
+            row_cost: (1 + mixture.rank_sum() / model.config().hidden_size.max(1)) * kv_groups,
             vocab: mixture.head_rows(model.config().vocab_size),
         };
-        self.check_length(tokens.len(), self.max_tokens_of(&plan))?;
+        self.check_length(tokens.len(), &plan)?;
         Ok((mixture, plan))
     }
 
     /// Positions that a sequence can reach: each KV group needs pages of its own.
     fn max_tokens_of(&self, plan: &SequencePlan) -> usize {
-        self.max_tokens.min(self.kv_pages / plan.kv_groups * PAGE_TOKENS)
+        self.max_seq_len.min(self.kv_pages / plan.kv_groups * PAGE_TOKENS)
     }
 
-    fn check_length(&self, prompt_tokens: usize, max_tokens: usize) -> Result<()> {
+    /// Refuses a prompt that does not fit, by the limit that it exceeds.
+    fn check_length(&self, prompt_tokens: usize, plan: &SequencePlan) -> Result<()> {
+        let max_tokens = self.max_tokens_of(plan);
         if prompt_tokens <= max_tokens {
             return Ok(());
         }
-        let positions = self.model().config().max_positions;
-        let limit = if max_tokens == positions { "the model's positions" } else { "the KV cache" };
-        Err(Error::new(ErrorCode::PromptTooLong, format!("the prompt does not fit {limit}"))
+        let config = self.model().config();
+        let (what, hint) = match (self.max_seq_len > max_tokens, config.position_limit) {
+            (true, _) => {
+                ("the prompt does not fit the KV cache", "shorten the prompt, or enlarge the KV cache (kv_tokens)")
+            }
+            (false, Some(limit)) if limit == max_tokens => (
+                "the prompt is longer than the model's positions, which dynamic rope scaling does not extend here",
+                "shorten the prompt",
+            ),
+            (false, _) => (
+                "the prompt is longer than max_seq_len, by default the model's positions",
+                "shorten the prompt, or set max_seq_len if the model can use longer ones",
+            ),
+        };
+        Err(Error::new(ErrorCode::PromptTooLong, what)
             .with_expected(format!("at most {max_tokens} tokens"))
-            .with_found(format!("{prompt_tokens} tokens")))
+            .with_found(format!("{prompt_tokens} tokens"))
+            .with_hint(hint))
     }
 
-    fn decode_state(&self, request: &Request, prompt_tokens: usize, max_tokens: usize) -> Result<DecodeState> {
+    fn decode_state(&self, checked: &CheckedRequest, seed: u64) -> Result<DecodeState> {
+        let (request, max_tokens) = (&checked.request, self.max_tokens_of(&checked.plan));
         let mut stop_ids = if request.stop_at_eos { self.model().config().eos_token_ids.clone() } else { Vec::new() };
+        if request.stop_at_eos {
+            stop_ids.extend(&self.generation_config.eos_token_ids);
+        }
         let mut stop_texts = Vec::new();
         for stop in &request.stop {
             match stop {
@@ -325,9 +402,9 @@ impl Engine {
             }
         };
         Ok(DecodeState {
-            sampling: request.sampling.clone(),
+            sampling: SamplingParams { seed: Some(seed), ..request.sampling.clone() },
             // The last token is never computed, so it needs no position.
-            max_tokens: prompt_tokens.saturating_add(request.max_new_tokens).min(max_tokens + 1),
+            max_tokens: checked.prompt.len().saturating_add(request.max_new_tokens).min(max_tokens + 1),
             min_new_tokens: request.min_new_tokens,
             stop_ids,
             text,
@@ -336,12 +413,11 @@ impl Engine {
         })
     }
 
-    fn enqueue(&self, tokens: Vec<u32>, mixture: Mixture, plan: SequencePlan, purpose: Purpose) -> Job {
-        let state = JobState::new(mixture.into_leases());
-        let prompt: Arc<[u32]> = tokens.as_slice().into();
-        let sequence = Sequence::new(Arc::clone(&state), purpose, tokens, plan);
+    fn enqueue(&self, prompt: Arc<[u32]>, mixture: Mixture, plan: SequencePlan, purpose: Purpose, seed: u64) -> Job {
+        let state = self.core.new_job(mixture.into_leases());
+        let sequence = Sequence::new(Arc::clone(&state), purpose, prompt.to_vec(), plan);
         self.core.submit(sequence);
-        Job::new(Arc::clone(&self.core), state, prompt)
+        Job::new(Arc::clone(&self.core), state, prompt, seed)
     }
 }
 

@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use pyo3::type_hint_identifier;
 use pyo3::types::{PyDict, PyList, PyMapping, PyString, PyTuple};
 
+pub(super) use super::count::count;
 use super::exllamav2::ExLlamaV2Lora;
 use crate::backend::KvDType;
 use crate::engine::{AdapterRef, ChatMessage, Prompt, Stop};
@@ -43,14 +44,24 @@ pub(super) fn token_id(value: &Bound<'_, PyAny>) -> PyResult<u32> {
     })
 }
 
-/// A count; a negative one is an error that names the argument.
-pub(super) fn count(name: &str, value: i64) -> PyResult<usize> {
-    usize::try_from(value).map_err(|_| {
-        Error::new(ErrorCode::RequestInvalid, format!("{name} is negative"))
-            .with_expected("at least 0")
-            .with_found(value)
-            .into()
-    })
+/// A seed: an integer of 64 bits, signed or unsigned.
+pub(super) struct SeedArg(pub i128);
+
+impl<'py> FromPyObject<'_, 'py> for SeedArg {
+    type Error = PyErr;
+
+    const INPUT_TYPE: PyStaticExpr = i128::INPUT_TYPE;
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let seed: i128 = value.extract()?;
+        if (i128::from(i64::MIN)..=i128::from(u64::MAX)).contains(&seed) {
+            return Ok(Self(seed));
+        }
+        Err(Error::new(ErrorCode::SamplingInvalid, "seed is out of range")
+            .with_expected("an integer of 64 bits")
+            .with_found(seed)
+            .into())
+    }
 }
 
 /// A prompt: text, token ids, or chat messages as dicts.

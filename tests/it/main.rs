@@ -3,13 +3,17 @@
 mod adapters;
 mod architecture;
 mod backend;
+mod batches;
 #[cfg(feature = "cli")]
 mod cli;
 mod engine;
 mod errors;
 mod formats;
 mod hostile;
+#[cfg(feature = "cli")]
+mod printing;
 mod reference;
+mod tokenizer_files;
 
 use support::allocator::CountingAllocator;
 
