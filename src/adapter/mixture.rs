@@ -81,6 +81,11 @@ impl Mixture {
         MixtureSpans::new(&self.parts, prompt)
     }
 
+    /// The adapters, in order.
+    pub fn leases(&self) -> impl Iterator<Item = &AdapterLease> {
+        self.parts.iter().map(|(lease, _)| lease)
+    }
+
     /// The leases alone.
     pub fn into_leases(self) -> Vec<AdapterLease> {
         self.parts.into_iter().map(|(lease, _)| lease).collect()

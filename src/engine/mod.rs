@@ -31,7 +31,7 @@ use job_state::JobState;
 use request::lease_all;
 use scheduler::Scheduler;
 use sequence::{DecodeState, Purpose, Sequence, SequencePlan};
-use text::{Detokenizer, StopStrings};
+use text::{Detokenizer, RequestTokenizer, StopStrings};
 
 pub use job::{CancelHandle, Job};
 pub use options::{DEFAULT_KV_TOKENS, EngineOptions};
@@ -41,6 +41,7 @@ pub use sampler::{Sampled, Sampler};
 pub use sampling_params::SamplingParams;
 pub use sequence_cache::{SequenceCache, SequenceChunk};
 pub use stats::EngineStats;
+pub(crate) use text::AdapterTokenizer;
 pub use text::{ChatMessage, Tokenizer};
 
 /// A model, a KV cache and a scheduler. Cheap to clone; clones share everything. All methods may be called from any thread.
@@ -117,11 +118,14 @@ impl Engine {
     }
 
     /// Loads an adapter under a name, or replaces the adapter of that name. Running requests keep the version they have.
+    /// If the adapter's folder has a tokenizer, its requests use it.
     ///
     /// # Errors
-    /// Any `adapter_*` code; nothing has changed then.
+    /// Any `adapter_*` code, `tokenizer_invalid`; nothing has changed then.
     pub fn load_adapter(&self, name: &str, dir: impl AsRef<Path>) -> Result<AdapterInfo> {
-        self.model().load_adapter(name, dir.as_ref())
+        let dir = dir.as_ref();
+        let base = self.tokenizer.as_ref();
+        self.model().load_adapter_with(name, dir, || AdapterTokenizer::attachment(dir, base))
     }
 
     /// Removes an adapter's name. Running requests keep the adapter.
@@ -143,13 +147,14 @@ impl Engine {
     /// `adapter_not_found`, `adapter_weight_invalid`, `adapter_model_mismatch`, `prompt_*`, `sampling_invalid`,
     /// `token_out_of_range`, `request_invalid`, `tokenizer_not_found`, `chat_template_*`.
     pub fn submit(&self, request: Request) -> Result<Job> {
-        let tokens = self.encode(&request.prompt, request.add_special_tokens)?;
         if request.max_new_tokens == 0 {
             return Err(Error::new(ErrorCode::RequestInvalid, "max_new_tokens is 0").with_expected("at least 1"));
         }
-        let (mixture, plan) = self.plan(&request.adapters, &tokens)?;
+        let (mixture, text) = self.lease(&request.adapters)?;
+        let tokens = self.encode(&text, &request.prompt, request.add_special_tokens)?;
+        let plan = self.plan(&mixture, &tokens)?;
         request.sampling.check(plan.vocab)?;
-        let decode = self.decode_state(&request, tokens.len(), self.max_tokens_of(&plan))?;
+        let decode = self.decode_state(&request, text, &tokens, self.max_tokens_of(&plan))?;
         Ok(self.enqueue(tokens, mixture, plan, Purpose::Generate(Box::new(decode))))
     }
 
@@ -204,8 +209,9 @@ impl Engine {
         adapters: &[(AdapterRef, f32)],
         between_steps: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Logits> {
-        let tokens = self.encode(prompt, true)?;
-        let (mixture, plan) = self.plan(adapters, &tokens)?;
+        let (mixture, text) = self.lease(adapters)?;
+        let tokens = self.encode(&text, prompt, true)?;
+        let plan = self.plan(&mixture, &tokens)?;
         let (tokens_len, vocab) = (tokens.len(), plan.vocab);
         let mut job = self.enqueue(tokens, mixture, plan, Purpose::PromptLogits(Vec::new()));
         let mut values = Vec::new();
@@ -240,15 +246,39 @@ impl Engine {
         self.core.clear_prefixes();
     }
 
+    /// The tokenizer that requests with these adapters use: the first adapter's that has one, else the base's.
+    ///
+    /// # Errors
+    /// `tokenizer_not_found`, `adapter_not_found`, `adapter_model_mismatch`, `adapter_weight_invalid`,
+    /// `adapter_mixture_invalid`.
+    pub fn tokenizer_for(&self, adapters: &[(AdapterRef, f32)]) -> Result<Arc<Tokenizer>> {
+        match self.lease(adapters)?.1.tokenizer {
+            Some(tokenizer) => Ok(tokenizer),
+            None => self.tokenizer().cloned(),
+        }
+    }
+
+    /// Leases the adapters of a request and finds its tokenizer.
+    fn lease(&self, adapters: &[(AdapterRef, f32)]) -> Result<(Mixture, RequestTokenizer)> {
+        let mixture = lease_all(adapters, self.model())?;
+        let text = RequestTokenizer::new(mixture.leases(), self.tokenizer.as_ref())?;
+        Ok((mixture, text))
+    }
+
     /// Token ids of a prompt.
-    fn encode(&self, prompt: &Prompt, add_special: bool) -> Result<Vec<u32>> {
+    fn encode(&self, text: &RequestTokenizer, prompt: &Prompt, add_special: bool) -> Result<Vec<u32>> {
+        let tokenizer = || text.tokenizer.as_ref().map_or_else(|| self.tokenizer(), Ok);
         let tokens = match prompt {
             Prompt::Tokens(tokens) => tokens.clone(),
-            Prompt::Text(text) => self.tokenizer()?.encode(text, add_special, true)?,
+            Prompt::Text(text) => {
+                let tokenizer = tokenizer()?;
+                tokenizer.encode(text, add_special, tokenizer.parses_special())?
+            }
             Prompt::Chat(messages) => {
                 // The template contains the BOS.
-                let tokenizer = self.tokenizer()?;
-                tokenizer.encode(&tokenizer.apply_chat_template(messages, true)?, false, true)?
+                let tokenizer = tokenizer()?;
+                let text = tokenizer.apply_chat_template(messages, true)?;
+                tokenizer.encode(&text, false, tokenizer.parses_special())?
             }
         };
         match tokens.is_empty() {
@@ -257,10 +287,9 @@ impl Engine {
         }
     }
 
-    /// Leases and checks the adapters of a request, and derives its plan.
-    fn plan(&self, adapters: &[(AdapterRef, f32)], tokens: &[u32]) -> Result<(Mixture, SequencePlan)> {
+    /// Checks a prompt, and derives the plan of its request.
+    fn plan(&self, mixture: &Mixture, tokens: &[u32]) -> Result<SequencePlan> {
         let model = self.model();
-        let mixture = lease_all(adapters, model)?;
         mixture.check_tokens(tokens, model.config().vocab_size)?;
         let plan = SequencePlan {
             spans: mixture.along(tokens),
@@ -269,7 +298,7 @@ impl Engine {
             vocab: mixture.head_rows(model.config().vocab_size),
         };
         self.check_length(tokens.len(), self.max_tokens_of(&plan))?;
-        Ok((mixture, plan))
+        Ok(plan)
     }
 
     /// Positions that a sequence can reach: each KV group needs pages of its own.
@@ -288,8 +317,18 @@ impl Engine {
             .with_found(format!("{prompt_tokens} tokens")))
     }
 
-    fn decode_state(&self, request: &Request, prompt_tokens: usize, max_tokens: usize) -> Result<DecodeState> {
-        let mut stop_ids = if request.stop_at_eos { self.model().config().eos_token_ids.clone() } else { Vec::new() };
+    fn decode_state(
+        &self,
+        request: &Request,
+        text: RequestTokenizer,
+        prompt: &[u32],
+        max_tokens: usize,
+    ) -> Result<DecodeState> {
+        let mut stop_ids = Vec::new();
+        if request.stop_at_eos {
+            stop_ids.extend(&self.model().config().eos_token_ids);
+            stop_ids.extend(&text.eos_ids);
+        }
         let mut stop_texts = Vec::new();
         for stop in &request.stop {
             match stop {
@@ -300,9 +339,11 @@ impl Engine {
                 Stop::Text(text) => stop_texts.push(text.clone()),
             }
         }
-        let text = match &self.tokenizer {
+        let mut stop_string_ids = Vec::new();
+        let text = match text.tokenizer {
             Some(tokenizer) => {
-                let detokenizer = Detokenizer::new(Arc::clone(tokenizer), request.skip_special_tokens);
+                stop_string_ids.extend(stop_texts.iter().filter_map(|stop| tokenizer.special_id_of(stop)));
+                let detokenizer = Detokenizer::new(tokenizer, request.skip_special_tokens, prompt);
                 Some((detokenizer, StopStrings::new(stop_texts)))
             }
             None if stop_texts.is_empty() => None,
@@ -314,9 +355,10 @@ impl Engine {
         Ok(DecodeState {
             sampling: request.sampling.clone(),
             // The last token is never computed, so it needs no position.
-            max_tokens: prompt_tokens.saturating_add(request.max_new_tokens).min(max_tokens + 1),
+            max_tokens: prompt.len().saturating_add(request.max_new_tokens).min(max_tokens + 1),
             min_new_tokens: request.min_new_tokens,
             stop_ids,
+            stop_string_ids,
             text,
             logprobs: request.logprobs,
             returns_logits: request.return_logits,

@@ -116,7 +116,8 @@ pub struct Request {
     pub adapters: Vec<(AdapterRef, f32)>,
     /// Largest number of new tokens.
     pub max_new_tokens: usize,
-    /// Before this number of new tokens, stop tokens are not chosen.
+    /// Up to this number of new tokens, nothing but `max_new_tokens` ends the text: stop tokens and special tokens that are
+    /// stop strings are not chosen, other stop strings become part of the text.
     pub min_new_tokens: usize,
     /// How tokens are chosen.
     pub sampling: SamplingParams,

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::Model;
 use crate::adapter::AdapterFiles;
 use crate::adapter::plan::AdapterSummary;
-use crate::adapter::pool::{AdapterInfo, AdapterLease, AdapterPool, Reservation};
+use crate::adapter::pool::{AdapterInfo, AdapterLease, AdapterPool, Attachment, Reservation};
 use crate::backend::PrepareError;
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::SiteId;
@@ -20,10 +20,24 @@ impl Model {
     /// # Errors
     /// Anything of `adapter_*`; nothing changed then.
     pub fn load_adapter(&self, name: &str, dir: &Path) -> Result<AdapterInfo> {
+        self.load_adapter_with(name, dir, || Ok(None))
+    }
+
+    /// As [`Model::load_adapter`], keeping an attachment with the adapter version; it is made when the name is known to be
+    /// valid.
+    ///
+    /// # Errors
+    /// As [`Model::load_adapter`], and what `attachment` returned.
+    pub(crate) fn load_adapter_with(
+        &self,
+        name: &str,
+        dir: &Path,
+        attachment: impl FnOnce() -> Result<Option<Attachment>>,
+    ) -> Result<AdapterInfo> {
         let subject = |e: Error| e.with_subject(format!("adapter '{name}'"));
         // Before any file is read. Publishing checks it again.
         AdapterPool::check_name(name).map_err(subject)?;
-        let (reservation, summary) = self.install(dir).map_err(subject)?;
+        let (reservation, summary) = self.install(dir, attachment).map_err(subject)?;
         self.adapters.publish(name, reservation, summary).map_err(subject)
     }
 
@@ -32,7 +46,19 @@ impl Model {
     /// # Errors
     /// Anything of `adapter_*`; nothing changed then.
     pub fn load_anonymous_adapter(&self, dir: &Path) -> Result<AdapterLease> {
-        let (reservation, summary) = self.install(dir)?;
+        self.load_anonymous_adapter_with(dir, || Ok(None))
+    }
+
+    /// As [`Model::load_anonymous_adapter`], keeping an attachment with the adapter version.
+    ///
+    /// # Errors
+    /// As [`Model::load_anonymous_adapter`], and what `attachment` returned.
+    pub(crate) fn load_anonymous_adapter_with(
+        &self,
+        dir: &Path,
+        attachment: impl FnOnce() -> Result<Option<Attachment>>,
+    ) -> Result<AdapterLease> {
+        let (reservation, summary) = self.install(dir, attachment)?;
         Ok(self.adapters.insert_anonymous(reservation, summary))
     }
 
@@ -45,9 +71,14 @@ impl Model {
     }
 
     /// Reads and prepares an adapter and installs it in a slot.
-    fn install(&self, dir: &Path) -> Result<(Reservation, AdapterSummary)> {
+    fn install(
+        &self,
+        dir: &Path,
+        attachment: impl FnOnce() -> Result<Option<Attachment>>,
+    ) -> Result<(Reservation, AdapterSummary)> {
         let files = AdapterFiles::read(dir)?;
         let checked = files.check(&self.sites)?;
+        let attachment = attachment()?;
         let reduced = checked.without_copies(|site, part, values| self.preparer.equals_base(site, part, values));
         // Before anything takes long; the size of the prepared adapter is checked again.
         let bytes = reduced.summary().bytes;
@@ -58,6 +89,7 @@ impl Model {
             PrepareError::Failed(error) => error,
         })?;
         self.reaping_if_short(|| reservation.resize(prepared.bytes()))?;
+        reservation.attach(attachment);
         reservation.mark_installed();
         self.core.lock().compute.install_adapter(reservation.slot(), prepared)?;
         Ok((reservation, resolved.summary))

@@ -12,7 +12,7 @@ use super::model::PyModel;
 use crate::adapter::mixture::Mixture;
 use crate::adapter::plan::AdapterSummary;
 use crate::adapter::pool::AdapterLease;
-use crate::engine::AdapterRef;
+use crate::engine::{AdapterRef, AdapterTokenizer};
 use crate::error::{Error, ErrorCode};
 use crate::model::Model;
 
@@ -97,7 +97,11 @@ impl ExLlamaV2Lora {
                 .into());
         }
         let native = model.get().model()?;
-        let lease = detached(model.py(), |_| native.load_anonymous_adapter(&directory))?;
+        let lease = detached(model.py(), |_| {
+            // Its jobs know the base's tokenizer, and share it if this one is the same.
+            let tokenizer = || AdapterTokenizer::attachment(&directory, None);
+            native.load_anonymous_adapter_with(&directory, tokenizer)
+        })?;
         Mixture::new(vec![(lease.clone(), weight as f32)], native.sites())?;
         let model = model.clone().unbind();
         Ok(Self { summary: lease.summary().clone(), lease: Mutex::new(Some(lease)), weight, model })

@@ -7,9 +7,13 @@ use tokenizers::DecoderWrapper;
 pub(super) enum DecoderKind {
     /// Tokens spell bytes.
     Bytes,
-    /// Tokens spell text that depends on neighboring tokens; runs of byte tokens are decoded together if there is a
-    /// byte fallback.
-    Window { byte_fallback: bool },
+    /// Tokens spell text that depends on neighboring tokens.
+    Window {
+        /// Whether runs of byte tokens (`<0xE2>`) are decoded together.
+        byte_fallback: bool,
+        /// Whether tokens may spell parts of characters in another way.
+        splits_characters: bool,
+    },
 }
 
 impl DecoderKind {
@@ -23,10 +27,18 @@ impl DecoderKind {
             [DecoderWrapper::ByteLevel(_)] | [DecoderWrapper::ByteLevel(_), DecoderWrapper::Fuse(_)] => {
                 DecoderKind::Bytes
             }
-            parts => {
-                let byte_fallback = parts.iter().any(|part| matches!(part, DecoderWrapper::ByteFallback(_)));
-                DecoderKind::Window { byte_fallback }
-            }
+            parts => DecoderKind::Window {
+                byte_fallback: any(parts, |part| matches!(part, DecoderWrapper::ByteFallback(_))),
+                splits_characters: any(parts, |part| matches!(part, DecoderWrapper::ByteLevel(_))),
+            },
         }
     }
+}
+
+/// Whether there is such a decoder, also in a sequence inside a sequence.
+fn any(parts: &[DecoderWrapper], is_one: fn(&DecoderWrapper) -> bool) -> bool {
+    parts.iter().any(|part| match part {
+        DecoderWrapper::Sequence(sequence) => any(sequence.get_decoders(), is_one),
+        part => is_one(part),
+    })
 }
