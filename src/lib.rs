@@ -33,6 +33,7 @@
 //! | to | use |
 //! |---|---|
 //! | answer requests in batches | [`Engine`], [`Request`], [`SamplingParams`], [`Completion`] |
+//! | take results as they complete | [`Engine::as_completed`], [`Engine::generate_each`] |
 //! | stream | [`Engine::submit`], [`Job::next_chunk`], [`Chunk`] |
 //! | load, replace and unload adapters at run time | [`Engine::load_adapter`], [`AdapterInfo`], [`AdapterLease`] |
 //! | share one model between engines | [`Model`], [`Engine::from_model`] |
@@ -97,9 +98,9 @@ pub use adapter::plan::AdapterSummary;
 pub use adapter::pool::{AdapterInfo, AdapterLease, AdapterLimits};
 pub use backend::KvDType;
 pub use engine::{
-    AdapterRef, CancelHandle, ChatMessage, Chunk, Completion, Engine, EngineOptions, EngineStats, Finish, FinishReason,
-    Job, Logits, Prompt, Request, SamplingParams, SequenceCache, SequenceChunk, Stop, StopMatch, TokenLogprobs,
-    Tokenizer, Usage,
+    AdapterRef, AsCompleted, CancelHandle, ChatMessage, Chunk, Completion, Engine, EngineOptions, EngineStats, Finish,
+    FinishReason, Job, Logits, Prompt, Request, SamplingParams, SequenceCache, SequenceChunk, Stop, StopMatch,
+    TokenLogprobs, Tokenizer, Usage,
 };
 pub use error::{Error, ErrorCode, ErrorKind, Result};
 pub use model::{Device, KvStorage, Model, ModelOptions, Progress};

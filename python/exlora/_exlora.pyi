@@ -88,7 +88,7 @@ class Chunk:
     """
     def __eq__(self, other: object, /) -> bool: ...
     def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
-    def __new__(cls, /, *, text: str = "", token_ids: SupportsGetItem[int, SupportsIndex] = ..., finish_reason: str | None = None, stop_match: Stop | None = None, usage: Usage | None = None, logprobs: FloatArray | None = None, top_logprobs: SupportsGetItem[int, SupportsGetItem[int, tuple[SupportsIndex, SupportsFloat | SupportsIndex]]] | None = None, logits: FloatArray | None = None) -> Chunk:
+    def __new__(cls, /, *, text: str = "", token_ids: SupportsGetItem[int, SupportsIndex] = ..., finish_reason: str | None = None, stop_match: Stop | None = None, usage: Usage | None = None, seed: SupportsIndex | None = None, logprobs: FloatArray | None = None, top_logprobs: SupportsGetItem[int, SupportsGetItem[int, tuple[SupportsIndex, SupportsFloat | SupportsIndex]]] | None = None, logits: FloatArray | None = None) -> Chunk:
         """
         Made by the engine; the constructor is for tests and unpickling.
         """
@@ -107,6 +107,11 @@ class Chunk:
     def logprobs(self, /) -> FloatArray | None:
         """
         Log-probability of each chosen id, float32 [tokens]; `None` unless asked for.
+        """
+    @property
+    def seed(self, /) -> int | None:
+        """
+        Seed of the request's random numbers, on the last chunk.
         """
     @property
     def stop_match(self, /) -> int | str | None:
@@ -145,7 +150,7 @@ class Completion:
     """
     def __eq__(self, other: object, /) -> bool: ...
     def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
-    def __new__(cls, /, *, text: str = "", token_ids: SupportsGetItem[int, SupportsIndex] = ..., finish_reason: str = "stop", stop_match: Stop | None = None, usage: Usage | None = None, adapter: Adapter | None = None, logprobs: FloatArray | None = None, top_logprobs: SupportsGetItem[int, SupportsGetItem[int, tuple[SupportsIndex, SupportsFloat | SupportsIndex]]] | None = None, logits: FloatArray | None = None) -> Completion:
+    def __new__(cls, /, *, text: str = "", token_ids: SupportsGetItem[int, SupportsIndex] = ..., finish_reason: str = "stop", stop_match: Stop | None = None, usage: Usage | None = None, seed: SupportsIndex = 0, sample: SupportsIndex = 0, adapter: Adapter | None = None, logprobs: FloatArray | None = None, top_logprobs: SupportsGetItem[int, SupportsGetItem[int, tuple[SupportsIndex, SupportsFloat | SupportsIndex]]] | None = None, logits: FloatArray | None = None) -> Completion:
         """
         Made by the engine; the constructor is for tests and unpickling.
         """
@@ -170,6 +175,16 @@ class Completion:
     def logprobs(self, /) -> FloatArray | None:
         """
         Log-probability of each chosen id, float32 [tokens]; `None` unless asked for.
+        """
+    @property
+    def sample(self, /) -> int:
+        """
+        Which of the request's `n` samples it is, from 0.
+        """
+    @property
+    def seed(self, /) -> int:
+        """
+        Seed of its random numbers: the one it was given, or the one drawn for it. The same seed gives the same text.
         """
     @property
     def stop_match(self, /) -> int | str | None:
@@ -261,6 +276,10 @@ class Engine:
     def tokenizer(self, /) -> Tokenizer:
         """
         The tokenizer of the model's folder.
+        """
+    def tokenizer_for(self, /, adapter: Adapter) -> Tokenizer:
+        """
+        The tokenizer of requests with these adapters: the first adapter's that has one, else the model's.
         """
     def unload_adapter(self, /, name: str) -> None:
         """
@@ -542,7 +561,7 @@ class SamplingParams:
     def __eq__(self, value: object, /) -> bool: ...
     def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
     def __ne__(self, value: object, /) -> bool: ...
-    def __new__(cls, /, *, temperature: SupportsFloat | SupportsIndex = 0.0, top_k: SupportsIndex = 0, top_p: SupportsFloat | SupportsIndex = 1.0, min_p: SupportsFloat | SupportsIndex = 0.0, repetition_penalty: SupportsFloat | SupportsIndex = 1.0, repetition_range: SupportsIndex | None = None, frequency_penalty: SupportsFloat | SupportsIndex = 0.0, presence_penalty: SupportsFloat | SupportsIndex = 0.0, logit_bias: LogitBias | None = None, seed: SupportsIndex = 0) -> SamplingParams:
+    def __new__(cls, /, *, temperature: SupportsFloat | SupportsIndex = 0.0, top_k: SupportsIndex = 0, top_p: SupportsFloat | SupportsIndex = 1.0, min_p: SupportsFloat | SupportsIndex = 0.0, repetition_penalty: SupportsFloat | SupportsIndex = 1.0, repetition_range: SupportsIndex | None = None, frequency_penalty: SupportsFloat | SupportsIndex = 0.0, presence_penalty: SupportsFloat | SupportsIndex = 0.0, logit_bias: LogitBias | None = None, seed: SupportsIndex | None = None) -> SamplingParams:
         """
         Greedy decoding without penalties, changed by the keywords given.
         """
@@ -585,9 +604,9 @@ class SamplingParams:
         Frequency and presence penalties count the tokens from `prompt_len` on.
         """
     @property
-    def seed(self, /) -> int:
+    def seed(self, /) -> int | None:
         """
-        Seed of the random numbers.
+        Seed of the random numbers; `None` draws one for each request.
         """
     @property
     def temperature(self, /) -> float:
@@ -663,12 +682,12 @@ class Tokenizer:
         """
     def decode(self, /, ids: TokenIds, skip_special_tokens: bool = False) -> str:
         """
-        Decodes token ids; bytes that are not valid UTF-8 become U+FFFD.
+        Decodes token ids; bytes that are not valid UTF-8 become U+FFFD, an unknown id has no text.
         """
-    def encode(self, /, text: str, add_special_tokens: bool = True, parse_special_tokens: bool = True) -> list[int]:
+    def encode(self, /, text: str, add_special_tokens: bool = True, parse_special_tokens: bool | None = None) -> list[int]:
         """
         Encodes a text. The tokenizer's own BOS is added if `add_special_tokens`; special tokens written in the text
-        are recognized if `parse_special_tokens`.
+        are recognized if `parse_special_tokens`, by default unless tokenizer_config.json has `split_special_tokens`.
         """
     @property
     def eos_token_id(self, /) -> int | None:
@@ -684,10 +703,18 @@ class Tokenizer:
         """
         Id of a token, by its spelling in the vocabulary.
         """
+    def is_special(self, /, id: SupportsIndex) -> bool:
+        """
+        Whether an id is a special token.
+        """
     @property
     def pad_token_id(self, /) -> int | None:
         """
         Padding id.
+        """
+    def piece(self, /, id: SupportsIndex) -> str:
+        """
+        The text that a token adds in the middle of a text.
         """
     def token_of(self, /, id: SupportsIndex) -> str | None:
         """

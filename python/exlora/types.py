@@ -96,7 +96,7 @@ class SamplingKeywords(TypedDict, total=False):
     frequency_penalty: PerPrompt[float]
     presence_penalty: PerPrompt[float]
     logit_bias: PerPrompt[LogitBias]
-    seed: PerPrompt[int]
+    seed: PerPrompt[int | None]
 
 
 class RequestKeywords(SamplingKeywords, total=False):

@@ -11,7 +11,7 @@ use super::mixture_arg::MixtureArg;
 use super::model_args::EngineArgs;
 use super::output::{note, print, print_json, report};
 use super::sampling_args::SamplingArgs;
-use crate::engine::{AdapterRef, ChatMessage, Completion, Engine, Finish, FinishReason, Usage};
+use crate::engine::{AdapterRef, ChatMessage, Completion, Engine};
 use crate::error::{Error, ErrorCode, Result};
 
 const HELP: &str = "/adapter NAME[*WEIGHT][+...]   answer with this adapter or mixture
@@ -138,24 +138,13 @@ impl Chat<'_> {
         let mut request = self.args.sampling.request(self.messages.clone());
         request.adapters =
             self.mixture.0.iter().map(|(name, weight)| (AdapterRef::Name(name.clone()), *weight)).collect();
-        let mut done = Completion {
-            text: String::new(),
-            token_ids: Vec::new(),
-            finish: Finish { reason: FinishReason::Cancelled, matched: None, usage: Usage::default() },
-            adapter: self.mixture.0.clone(),
-            logprobs: Vec::new(),
-            logits: Vec::new(),
-        };
+        let mut done = Completion::unfinished(self.mixture.0.clone(), 0);
         let mut job = self.engine.submit(request)?;
         while let Some(chunk) = job.next_chunk()? {
             if !self.json {
                 print(&chunk.text)?;
             }
-            done.text += &chunk.text;
-            done.token_ids.extend(chunk.token_ids);
-            if let Some(finish) = chunk.finish {
-                done.finish = finish;
-            }
+            done.append(chunk)?;
         }
         if self.json {
             print_json(&result_line(None, &self.mixture, &done))?;

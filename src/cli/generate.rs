@@ -174,7 +174,8 @@ mod tests {
         let mut done = Completion {
             text: "a\n".into(),
             token_ids: vec![5, 6],
-            finish: Finish { reason: FinishReason::Length, matched: None, usage },
+            finish: Finish { reason: FinishReason::Length, matched: None, usage, seed: 0 },
+            sample: 0,
             adapter: Vec::new(),
             logprobs: Vec::new(),
             logits: Vec::new(),

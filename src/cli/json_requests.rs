@@ -106,7 +106,7 @@ impl Line {
         set(&mut sampling.frequency_penalty, self.frequency_penalty);
         set(&mut sampling.presence_penalty, self.presence_penalty);
         set(&mut sampling.logit_bias, self.logit_bias.map(|bias| bias.into_iter().collect()));
-        set(&mut sampling.seed, self.seed);
+        set(&mut sampling.seed, self.seed.map(Some));
         JsonRequest { id: self.id, mixture, request }
     }
 }
@@ -232,7 +232,7 @@ mod tests {
         assert_eq!((request.max_new_tokens, request.logprobs), (3, 2));
         assert_eq!(request.stop, [Stop::Text("x".into()), Stop::Token(2)]);
         let sampling = request.sampling;
-        assert_eq!((sampling.temperature, sampling.top_k, sampling.seed), (0.5, 5, u64::MAX));
+        assert_eq!((sampling.temperature, sampling.top_k, sampling.seed), (0.5, 5, Some(u64::MAX)));
         assert_eq!((sampling.logit_bias, sampling.repetition_range), (vec![(7, -1.5)], Some(64)));
         assert_eq!(one(r#"{"prompt": "a"}"#).request.max_new_tokens, 7);
     }

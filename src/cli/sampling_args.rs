@@ -24,9 +24,9 @@ pub(super) struct SamplingArgs {
     /// Penalty on tokens that occur in the prompt or the output; 1 is off.
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     repetition_penalty: f32,
-    /// Random seed; the same seed gives the same text.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
+    /// Random seed; the same seed gives the same text. A random one by default.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
     /// Stop before this string; may be repeated.
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,

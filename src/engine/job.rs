@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use super::engine_core::EngineCore;
 use super::job_state::JobState;
-use super::output::{Chunk, Completion, Finish, FinishReason, Usage};
-use super::request::Request;
+use super::output::Chunk;
 use crate::error::Result;
 
 /// A submitted request. Dropping it cancels the request.
@@ -13,11 +12,17 @@ pub struct Job {
     core: Arc<EngineCore>,
     state: Arc<JobState>,
     prompt: Arc<[u32]>,
+    seed: u64,
 }
 
 impl Job {
-    pub(super) fn new(core: Arc<EngineCore>, state: Arc<JobState>, prompt: Arc<[u32]>) -> Self {
-        Self { core, state, prompt }
+    pub(super) fn new(core: Arc<EngineCore>, state: Arc<JobState>, prompt: Arc<[u32]>, seed: u64) -> Self {
+        Self { core, state, prompt, seed }
+    }
+
+    /// What the scheduler tells about the request.
+    pub(super) fn state(&self) -> &Arc<JobState> {
+        &self.state
     }
 
     /// The next chunk, computing steps for all requests as needed; `None` after the last.
@@ -46,33 +51,6 @@ impl Job {
         }
     }
 
-    /// Waits for the end of the request and joins all its chunks.
-    pub(super) fn complete(
-        &mut self,
-        request: &Request,
-        between_steps: &mut dyn FnMut() -> Result<()>,
-    ) -> Result<Completion> {
-        let unfinished = Finish { reason: FinishReason::Cancelled, matched: None, usage: Usage::default() };
-        let mut completion = Completion {
-            text: String::new(),
-            token_ids: Vec::new(),
-            finish: unfinished,
-            adapter: request.adapters.iter().map(|(adapter, weight)| (adapter.label(), *weight)).collect(),
-            logprobs: Vec::new(),
-            logits: Vec::new(),
-        };
-        while let Some(chunk) = self.next_chunk_with(between_steps)? {
-            completion.text += &chunk.text;
-            completion.token_ids.extend(chunk.token_ids);
-            completion.logprobs.extend(chunk.logprobs);
-            completion.logits.extend(chunk.logits);
-            if let Some(finish) = chunk.finish {
-                completion.finish = finish;
-            }
-        }
-        Ok(completion)
-    }
-
     /// The next chunk if one is ready. Never computes a step or waits for one.
     ///
     /// # Errors
@@ -99,6 +77,11 @@ impl Job {
     /// A handle that cancels the request from another thread, also while this one waits for a chunk.
     pub fn cancel_handle(&self) -> CancelHandle {
         CancelHandle(Arc::clone(&self.state))
+    }
+
+    /// Seed of its random numbers: the one it was given, or the one drawn for it.
+    pub fn seed(&self) -> u64 {
+        self.seed
     }
 
     /// Token ids of the prompt.

@@ -4,7 +4,10 @@
 //! server may instead call [`Engine::step`] in a loop of its own. All methods may be called from any thread. Adapters may be
 //! loaded and unloaded while requests run, and a request keeps the adapter versions that it named.
 
+mod as_completed;
 mod engine_core;
+mod generate;
+mod in_flight;
 mod job;
 mod job_state;
 mod options;
@@ -13,6 +16,7 @@ mod request;
 mod sampler;
 mod sampling_params;
 mod scheduler;
+mod seed;
 mod sequence;
 mod sequence_cache;
 mod stats;
@@ -28,15 +32,18 @@ use crate::kv_cache::{PAGE_TOKENS, pages_for};
 use crate::model::{Model, ModelOptions, Progress};
 use engine_core::EngineCore;
 use job_state::JobState;
+use output::no_memory_for_logits;
 use request::lease_all;
 use scheduler::Scheduler;
+use seed::{random_seed, sample_seed};
 use sequence::{DecodeState, Purpose, Sequence, SequencePlan};
 use text::{Detokenizer, RequestTokenizer, StopStrings};
 
+pub use as_completed::AsCompleted;
 pub use job::{CancelHandle, Job};
 pub use options::{DEFAULT_KV_TOKENS, EngineOptions};
 pub use output::{Chunk, Completion, Finish, FinishReason, Logits, StopMatch, TokenLogprobs, Usage};
-pub use request::{AdapterRef, Prompt, Request, Stop};
+pub use request::{AdapterRef, MAX_SAMPLES, Prompt, Request, Stop};
 pub use sampler::{Sampled, Sampler};
 pub use sampling_params::SamplingParams;
 pub use sequence_cache::{SequenceCache, SequenceChunk};
@@ -52,6 +59,18 @@ pub struct Engine {
     /// Positions that a sequence can reach: those of the model, or of the cache if that is smaller.
     max_tokens: usize,
     kv_pages: usize,
+    /// Requests that run at once.
+    max_rows: usize,
+}
+
+/// A request that can run: checked, its prompt encoded, its adapters leased, its seed drawn. Each sample is started from it.
+pub(crate) struct CheckedRequest {
+    request: Request,
+    prompt: Arc<[u32]>,
+    mixture: Mixture,
+    tokenizer: RequestTokenizer,
+    plan: SequencePlan,
+    seed: u64,
 }
 
 impl Engine {
@@ -93,6 +112,7 @@ impl Engine {
             tokenizer,
             max_tokens: positions.min(pages * PAGE_TOKENS),
             kv_pages: pages,
+            max_rows: options.max_rows.max(1),
         })
     }
 
@@ -123,9 +143,22 @@ impl Engine {
     /// # Errors
     /// Any `adapter_*` code, `tokenizer_invalid`; nothing has changed then.
     pub fn load_adapter(&self, name: &str, dir: impl AsRef<Path>) -> Result<AdapterInfo> {
+        self.load_adapter_with(name, dir, &mut || Ok(()))
+    }
+
+    /// As [`Engine::load_adapter`]; an error from `between_parts` (Ctrl-C) ends the loading.
+    ///
+    /// # Errors
+    /// As [`Engine::load_adapter`], and what `between_parts` returned.
+    pub fn load_adapter_with(
+        &self,
+        name: &str,
+        dir: impl AsRef<Path>,
+        between_parts: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<AdapterInfo> {
         let dir = dir.as_ref();
-        let base = self.tokenizer.as_ref();
-        self.model().load_adapter_with(name, dir, || AdapterTokenizer::attachment(dir, base))
+        let tokenizer = || AdapterTokenizer::attachment(dir, self.tokenizer.as_ref());
+        self.model().load_adapter_attaching(name, dir, between_parts, tokenizer)
     }
 
     /// Removes an adapter's name. Running requests keep the adapter.
@@ -145,17 +178,40 @@ impl Engine {
     ///
     /// # Errors
     /// `adapter_not_found`, `adapter_weight_invalid`, `adapter_model_mismatch`, `prompt_*`, `sampling_invalid`,
-    /// `token_out_of_range`, `request_invalid`, `tokenizer_not_found`, `chat_template_*`.
+    /// `token_out_of_range`, `request_invalid` (also for more than one sample), `tokenizer_not_found`, `chat_template_*`.
     pub fn submit(&self, request: Request) -> Result<Job> {
-        if request.max_new_tokens == 0 {
-            return Err(Error::new(ErrorCode::RequestInvalid, "max_new_tokens is 0").with_expected("at least 1"));
+        if request.n > 1 {
+            return Err(Error::new(ErrorCode::RequestInvalid, "a job has one sample")
+                .with_expected("n = 1")
+                .with_found(request.n)
+                .with_hint("submit the request several times, or use generate or as_completed"));
         }
-        let (mixture, text) = self.lease(&request.adapters)?;
-        let tokens = self.encode(&text, &request.prompt, request.add_special_tokens)?;
+        self.start(&self.check(request)?, 0)
+    }
+
+    /// Checks a request, leases its adapters, encodes its prompt and draws its seed.
+    fn check(&self, request: Request) -> Result<CheckedRequest> {
+        let (mixture, tokenizer) = self.lease(&request.adapters)?;
+        let tokens = self.encode(&tokenizer, &request.prompt, request.add_special_tokens)?;
         let plan = self.plan(&mixture, &tokens)?;
-        request.sampling.check(plan.vocab)?;
-        let decode = self.decode_state(&request, text, &tokens, self.max_tokens_of(&plan))?;
-        Ok(self.enqueue(tokens, mixture, plan, Purpose::Generate(Box::new(decode))))
+        request.check(plan.vocab)?;
+        let seed = match request.sampling.seed {
+            Some(seed) => seed,
+            // It draws nothing, and equal requests have equal results.
+            None if request.sampling.is_greedy() => 0,
+            None => random_seed()?,
+        };
+        let checked = CheckedRequest { request, prompt: tokens.into(), mixture, tokenizer, plan, seed };
+        self.decode_state(&checked, seed)?;
+        Ok(checked)
+    }
+
+    /// Queues a sample of a request.
+    fn start(&self, checked: &CheckedRequest, sample: usize) -> Result<Job> {
+        let seed = sample_seed(checked.seed, sample);
+        let decode = self.decode_state(checked, seed)?;
+        let (mixture, plan) = (checked.mixture.clone(), checked.plan.clone());
+        Ok(self.enqueue(Arc::clone(&checked.prompt), mixture, plan, Purpose::Generate(Box::new(decode)), seed))
     }
 
     /// Computes one step for all requests; `false` if there was nothing to do.
@@ -164,31 +220,6 @@ impl Engine {
     /// The device failed; every running request ends with that error.
     pub fn step(&self) -> Result<bool> {
         self.core.step()
-    }
-
-    /// Runs requests to their end, batched together and with all others. Results are in the order of the requests.
-    ///
-    /// # Errors
-    /// As [`Engine::submit`]; if one request is refused, none is run.
-    pub fn generate(&self, requests: &[Request]) -> Result<Vec<Completion>> {
-        self.generate_with(requests, &mut || Ok(()))
-    }
-
-    /// As [`Engine::generate`]; an error from `between_steps` (Ctrl-C) ends all requests.
-    ///
-    /// # Errors
-    /// As [`Engine::generate`], and what `between_steps` returned.
-    pub fn generate_with(
-        &self,
-        requests: &[Request],
-        between_steps: &mut dyn FnMut() -> Result<()>,
-    ) -> Result<Vec<Completion>> {
-        let submit = |(index, request): (usize, &Request)| {
-            let subject = |e: Error| if requests.len() > 1 { e.with_subject(format!("request {index}")) } else { e };
-            self.submit(request.clone()).map_err(subject)
-        };
-        let mut jobs = requests.iter().enumerate().map(submit).collect::<Result<Vec<_>>>()?;
-        requests.iter().zip(&mut jobs).map(|(request, job)| job.complete(request, between_steps)).collect()
     }
 
     /// Logits of every position of a prompt under a mixture.
@@ -213,7 +244,11 @@ impl Engine {
         let tokens = self.encode(&text, prompt, true)?;
         let plan = self.plan(&mixture, &tokens)?;
         let (tokens_len, vocab) = (tokens.len(), plan.vocab);
-        let mut job = self.enqueue(tokens, mixture, plan, Purpose::PromptLogits(Vec::new()));
+        // All of it now, so that no step has to find memory.
+        let mut values = Vec::new();
+        let size = tokens_len.checked_mul(vocab).ok_or_else(no_memory_for_logits)?;
+        values.try_reserve_exact(size).map_err(|_| no_memory_for_logits())?;
+        let mut job = self.enqueue(tokens.into(), mixture, plan, Purpose::PromptLogits(values), 0);
         let mut values = Vec::new();
         while let Some(chunk) = job.next_chunk_with(between_steps)? {
             values = chunk.logits;
@@ -317,17 +352,12 @@ impl Engine {
             .with_found(format!("{prompt_tokens} tokens")))
     }
 
-    fn decode_state(
-        &self,
-        request: &Request,
-        text: RequestTokenizer,
-        prompt: &[u32],
-        max_tokens: usize,
-    ) -> Result<DecodeState> {
+    fn decode_state(&self, checked: &CheckedRequest, seed: u64) -> Result<DecodeState> {
+        let (request, max_tokens) = (&checked.request, self.max_tokens_of(&checked.plan));
         let mut stop_ids = Vec::new();
         if request.stop_at_eos {
             stop_ids.extend(&self.model().config().eos_token_ids);
-            stop_ids.extend(&text.eos_ids);
+            stop_ids.extend(&checked.tokenizer.eos_ids);
         }
         let mut stop_texts = Vec::new();
         for stop in &request.stop {
@@ -340,10 +370,10 @@ impl Engine {
             }
         }
         let mut stop_string_ids = Vec::new();
-        let text = match text.tokenizer {
+        let text = match &checked.tokenizer.tokenizer {
             Some(tokenizer) => {
                 stop_string_ids.extend(stop_texts.iter().filter_map(|stop| tokenizer.special_id_of(stop)));
-                let detokenizer = Detokenizer::new(tokenizer, request.skip_special_tokens, prompt);
+                let detokenizer = Detokenizer::new(Arc::clone(tokenizer), request.skip_special_tokens, &checked.prompt);
                 Some((detokenizer, StopStrings::new(stop_texts)))
             }
             None if stop_texts.is_empty() => None,
@@ -353,9 +383,9 @@ impl Engine {
             }
         };
         Ok(DecodeState {
-            sampling: request.sampling.clone(),
+            sampling: SamplingParams { seed: Some(seed), ..request.sampling.clone() },
             // The last token is never computed, so it needs no position.
-            max_tokens: prompt.len().saturating_add(request.max_new_tokens).min(max_tokens + 1),
+            max_tokens: checked.prompt.len().saturating_add(request.max_new_tokens).min(max_tokens + 1),
             min_new_tokens: request.min_new_tokens,
             stop_ids,
             stop_string_ids,
@@ -365,12 +395,11 @@ impl Engine {
         })
     }
 
-    fn enqueue(&self, tokens: Vec<u32>, mixture: Mixture, plan: SequencePlan, purpose: Purpose) -> Job {
+    fn enqueue(&self, prompt: Arc<[u32]>, mixture: Mixture, plan: SequencePlan, purpose: Purpose, seed: u64) -> Job {
         let state = JobState::new(mixture.into_leases());
-        let prompt: Arc<[u32]> = tokens.as_slice().into();
-        let sequence = Sequence::new(Arc::clone(&state), purpose, tokens, plan);
+        let sequence = Sequence::new(Arc::clone(&state), purpose, prompt.to_vec(), plan);
         self.core.submit(sequence);
-        Job::new(Arc::clone(&self.core), state, prompt)
+        Job::new(Arc::clone(&self.core), state, prompt, seed)
     }
 }
 

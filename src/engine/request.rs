@@ -98,6 +98,9 @@ pub(crate) fn lease_all(adapters: &[(AdapterRef, f32)], model: &Model) -> Result
     Mixture::new(adapters.iter().map(lease).collect::<Result<_>>()?, model.sites())
 }
 
+/// Largest number of samples of a request.
+pub const MAX_SAMPLES: usize = 1 << 16;
+
 /// What ends a text before its length limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stop {
@@ -119,6 +122,9 @@ pub struct Request {
     /// Up to this number of new tokens, nothing but `max_new_tokens` ends the text: stop tokens and special tokens that are
     /// stop strings are not chosen, other stop strings become part of the text.
     pub min_new_tokens: usize,
+    /// Number of independent samples: completions of the same prompt, each with a seed derived from the request's. 1 is the
+    /// sample of the request's own seed.
+    pub n: usize,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
     /// What ends the text, besides the model's own end-of-sequence ids.
@@ -136,6 +142,30 @@ pub struct Request {
 }
 
 impl Request {
+    /// Checks the numbers of a request and its sampling, for a model with `vocab` logits.
+    ///
+    /// # Errors
+    /// `request_invalid`, `sampling_invalid`.
+    pub(super) fn check(&self, vocab: usize) -> Result<()> {
+        let invalid = |what: &str, expected: String, found: usize| {
+            Err(Error::new(ErrorCode::RequestInvalid, what).with_expected(expected).with_found(found))
+        };
+        if self.max_new_tokens == 0 {
+            return invalid("max_new_tokens is 0", "at least 1".to_owned(), 0);
+        }
+        if !(1..=MAX_SAMPLES).contains(&self.n) {
+            return invalid("n is out of range", format!("1 to {MAX_SAMPLES} samples"), self.n);
+        }
+        if self.logprobs > vocab {
+            return invalid(
+                "logprobs asks for more tokens than the model has",
+                format!("at most {vocab}"),
+                self.logprobs,
+            );
+        }
+        self.sampling.check(vocab)
+    }
+
     /// A greedy request for at most 128 new tokens from the base model.
     pub fn new(prompt: impl Into<Prompt>) -> Self {
         Self {
@@ -143,6 +173,7 @@ impl Request {
             adapters: Vec::new(),
             max_new_tokens: 128,
             min_new_tokens: 0,
+            n: 1,
             sampling: SamplingParams::default(),
             stop: Vec::new(),
             stop_at_eos: true,
@@ -168,6 +199,12 @@ impl Request {
     /// Sets the largest number of new tokens.
     pub fn max_new_tokens(mut self, tokens: usize) -> Self {
         self.max_new_tokens = tokens;
+        self
+    }
+
+    /// Asks for `n` independent samples.
+    pub fn n(mut self, n: usize) -> Self {
+        self.n = n;
         self
     }
 

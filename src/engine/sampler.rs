@@ -52,7 +52,7 @@ impl Candidate {
 impl Sampler {
     /// Chooses the token that follows `tokens` (prompt, then output from `prompt_len` on).
     ///
-    /// The random number depends on the seed and on `tokens.len()` alone, so batching changes nothing.
+    /// The random number depends on the seed (0 if there is none) and on `tokens.len()` alone, so batching changes nothing.
     /// `logprobs` is the number of top log-probabilities wanted, 0 for none.
     ///
     /// # Errors
@@ -146,7 +146,7 @@ impl Sampler {
         }
 
         let total: f64 = candidates.iter().map(|candidate| candidate.weight).sum();
-        let target = unit(hash(params.seed, position as u64)) * total;
+        let target = unit(hash(params.seed.unwrap_or_default(), position as u64)) * total;
         let mut sum = 0.0;
         let mut drawn = None;
         for candidate in candidates.iter().filter(|candidate| candidate.weight > 0.0) {
@@ -234,7 +234,7 @@ fn keep_nucleus(candidates: &mut Vec<Candidate>, mass: f64) {
 /// seeds that differ by the generator's own increment, are uncorrelated.
 ///
 /// Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014; constants of Stafford's Mix13.
-fn hash(seed: u64, position: u64) -> u64 {
+pub(super) fn hash(seed: u64, position: u64) -> u64 {
     const INCREMENT: u64 = 0x9E37_79B9_7F4A_7C15;
     let mix = |z: u64| {
         let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -358,7 +358,7 @@ mod tests {
     #[test]
     fn a_draw_does_not_depend_on_earlier_samples() {
         let logits: Vec<f32> = (0..50).map(|i| (i as f32 * 0.7).sin()).collect();
-        let params = SamplingParams { seed: 7, ..at(1.0) };
+        let params = SamplingParams { seed: Some(7), ..at(1.0) };
         let fresh = Sampler::default().sample(&logits, &params, &[1, 2, 3], 1, 0).expect("chosen");
         let mut used = Sampler::default();
         let _ = used.sample(&[1.0; 90], &SamplingParams { repetition_penalty: 2.0, ..at(0.3) }, &[5, 80], 0, 4);
@@ -369,7 +369,7 @@ mod tests {
     fn seeds_draw_independently() {
         let logits = [0.0; 16];
         let draws = |seed| {
-            let params = SamplingParams { seed, ..at(1.0) };
+            let params = SamplingParams { seed: Some(seed), ..at(1.0) };
             let mut sampler = Sampler::default();
             (0..256)
                 .map(|n| sampler.sample(&logits, &params, &vec![0; n], 0, 0).expect("chosen").id)

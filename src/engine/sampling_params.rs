@@ -23,8 +23,9 @@ pub struct SamplingParams {
     pub presence_penalty: f32,
     /// Added to the logits of single tokens; minus infinity forbids a token.
     pub logit_bias: Vec<(u32, f32)>,
-    /// Seed of this request's random numbers.
-    pub seed: u64,
+    /// Seed of this request's random numbers; `None` draws one when the request is submitted. The one used is in
+    /// [`Finish::seed`](crate::Finish::seed).
+    pub seed: Option<u64>,
 }
 
 impl Default for SamplingParams {
@@ -40,7 +41,7 @@ impl Default for SamplingParams {
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
             logit_bias: Vec::new(),
-            seed: 0,
+            seed: None,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::options::EngineOptions;
-use super::output::FinishReason;
+use super::output::{FinishReason, no_memory_for_logits};
 use super::sampler::Sampler;
 use super::sequence::{Purpose, Sequence};
 use super::stats::SchedulerStats;
@@ -305,7 +305,11 @@ fn choose(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32]) ->
             .with_found(format!("{} for token {id}", logits[id])));
     }
     let new_tokens = sequence.tokens.len() - sequence.prompt_len;
-    let returned = if decode.returns_logits { logits.to_vec() } else { Vec::new() };
+    let mut returned = Vec::new();
+    if decode.returns_logits {
+        returned.try_reserve_exact(logits.len()).map_err(|_| no_memory_for_logits())?;
+        returned.extend_from_slice(logits);
+    }
     if new_tokens < decode.min_new_tokens {
         for &id in decode.stop_ids.iter().chain(&decode.stop_string_ids) {
             if let Some(logit) = logits.get_mut(id as usize) {

@@ -21,6 +21,7 @@ pub(super) enum Purpose {
 
 /// How tokens are chosen, turned into text, and when the text ends.
 pub(super) struct DecodeState {
+    /// Its seed is the one drawn, if the request had none.
     pub sampling: SamplingParams,
     /// Largest number of tokens, prompt and output together.
     pub max_tokens: usize,
@@ -36,6 +37,7 @@ pub(super) struct DecodeState {
 }
 
 /// What the adapters of a request decide about its forward pass.
+#[derive(Clone)]
 pub(super) struct SequencePlan {
     /// Which adapters act on which positions.
     pub spans: MixtureSpans,
@@ -188,6 +190,10 @@ impl Sequence {
             cached_tokens: self.cached_tokens.unwrap_or(0),
             completion_tokens: self.tokens.len() - self.prompt_len,
         };
-        Finish { reason, matched, usage }
+        let seed = match &self.purpose {
+            Purpose::Generate(decode) => decode.sampling.seed.unwrap_or_default(),
+            Purpose::PromptLogits(_) => 0,
+        };
+        Finish { reason, matched, usage, seed }
     }
 }

@@ -53,6 +53,26 @@ pub(super) fn count(name: &str, value: i64) -> PyResult<usize> {
     })
 }
 
+/// A seed: an integer of 64 bits, signed or unsigned.
+pub(super) struct SeedArg(pub i128);
+
+impl<'py> FromPyObject<'_, 'py> for SeedArg {
+    type Error = PyErr;
+
+    const INPUT_TYPE: PyStaticExpr = i128::INPUT_TYPE;
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let seed: i128 = value.extract()?;
+        if (i128::from(i64::MIN)..=i128::from(u64::MAX)).contains(&seed) {
+            return Ok(Self(seed));
+        }
+        Err(Error::new(ErrorCode::SamplingInvalid, "seed is out of range")
+            .with_expected("an integer of 64 bits")
+            .with_found(seed)
+            .into())
+    }
+}
+
 /// A prompt: text, token ids, or chat messages as dicts.
 pub(super) struct PromptArg(pub Prompt);
 

@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::args::{MixtureArg, PromptArg, count, kv_dtype};
-use super::gil::detached;
+use super::gil::{PythonCalls, detached};
 use super::job::PyJob;
 use super::model::PyModel;
 use super::progress::ProgressReporter;
@@ -123,7 +123,8 @@ impl PyEngine {
 
     /// Loads an adapter under a name, or replaces the adapter of that name.
     fn load_adapter(&self, py: Python<'_>, name: &str, path: PathBuf) -> PyResult<PyAdapterInfo> {
-        Ok(detached(py, |_| self.engine.load_adapter(name, path))?.into())
+        let load = |python: &mut PythonCalls| self.engine.load_adapter_with(name, path, &mut || python.check_signals());
+        Ok(detached(py, load)?.into())
     }
 
     /// Removes an adapter's name.

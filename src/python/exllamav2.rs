@@ -97,10 +97,10 @@ impl ExLlamaV2Lora {
                 .into());
         }
         let native = model.get().model()?;
-        let lease = detached(model.py(), |_| {
+        let lease = detached(model.py(), |python| {
             // Its jobs know the base's tokenizer, and share it if this one is the same.
             let tokenizer = || AdapterTokenizer::attachment(&directory, None);
-            native.load_anonymous_adapter_with(&directory, tokenizer)
+            native.load_anonymous_adapter_attaching(&directory, &mut || python.check_signals(), tokenizer)
         })?;
         Mixture::new(vec![(lease.clone(), weight as f32)], native.sites())?;
         let model = model.clone().unbind();

@@ -175,6 +175,8 @@ impl PyCompletion {
         } else {
             dict.set_item("usage", usage)?;
         }
+        dict.set_item("seed", self.completion.finish.seed)?;
+        dict.set_item("sample", self.completion.sample)?;
         dict.set_item("adapter", self.adapter(py)?)?;
         self.arrays.set_items(&dict, as_lists)?;
         Ok(dict)
@@ -185,8 +187,8 @@ impl PyCompletion {
 impl PyCompletion {
     /// Made by the engine; the constructor is for tests and unpickling.
     #[new]
-    #[pyo3(signature = (*, text="", token_ids=Vec::new(), finish_reason="stop", stop_match=None, usage=None,
-                        adapter=None, logprobs=None, top_logprobs=None, logits=None))]
+    #[pyo3(signature = (*, text="", token_ids=Vec::new(), finish_reason="stop", stop_match=None, usage=None, seed=0,
+                        sample=0, adapter=None, logprobs=None, top_logprobs=None, logits=None))]
     #[allow(clippy::too_many_arguments)]
     fn py_new(
         text: &str,
@@ -194,6 +196,8 @@ impl PyCompletion {
         finish_reason: &str,
         stop_match: Option<StopsArg>,
         usage: Option<&Bound<'_, PyUsage>>,
+        seed: u64,
+        sample: usize,
         adapter: Option<MixtureArg>,
         logprobs: Option<FloatArrayArg<'_>>,
         top_logprobs: Option<TopLogprobs>,
@@ -203,12 +207,14 @@ impl PyCompletion {
             reason: self::finish_reason(finish_reason)?,
             matched: self::stop_match(stop_match)?,
             usage: usage.map(|usage| usage.get().into()).unwrap_or_default(),
+            seed,
         };
         let name = |(adapter, weight): (AdapterRef, f32)| (adapter.label(), weight);
         let completion = Completion {
             text: text.to_owned(),
             token_ids,
             finish,
+            sample,
             adapter: adapter.unwrap_or_default().0.into_iter().map(name).collect(),
             logprobs: Vec::new(),
             logits: Vec::new(),
@@ -244,6 +250,18 @@ impl PyCompletion {
     #[getter]
     fn usage(&self) -> PyUsage {
         self.completion.finish.usage.into()
+    }
+
+    /// Seed of its random numbers: the one it was given, or the one drawn for it. The same seed gives the same text.
+    #[getter]
+    fn seed(&self) -> u64 {
+        self.completion.finish.seed
+    }
+
+    /// Which of the request's `n` samples it is, from 0.
+    #[getter]
+    fn sample(&self) -> usize {
+        self.completion.sample
     }
 
     /// The mixture: `None` for the base, a name for one adapter of weight 1, else a dict of name to weight (a list of pairs
@@ -325,6 +343,7 @@ impl PyChunk {
             Some(usage) if as_lists => dict.set_item("usage", usage.keywords(py)?)?,
             usage => dict.set_item("usage", usage)?,
         }
+        dict.set_item("seed", self.seed())?;
         self.arrays.set_items(&dict, as_lists)?;
         Ok(dict)
     }
@@ -334,7 +353,7 @@ impl PyChunk {
 impl PyChunk {
     /// Made by the engine; the constructor is for tests and unpickling.
     #[new]
-    #[pyo3(signature = (*, text="", token_ids=Vec::new(), finish_reason=None, stop_match=None, usage=None,
+    #[pyo3(signature = (*, text="", token_ids=Vec::new(), finish_reason=None, stop_match=None, usage=None, seed=None,
                         logprobs=None, top_logprobs=None, logits=None))]
     #[allow(clippy::too_many_arguments)]
     fn py_new(
@@ -343,13 +362,15 @@ impl PyChunk {
         finish_reason: Option<&str>,
         stop_match: Option<StopsArg>,
         usage: Option<&Bound<'_, PyUsage>>,
+        seed: Option<u64>,
         logprobs: Option<FloatArrayArg<'_>>,
         top_logprobs: Option<TopLogprobs>,
         logits: Option<FloatArrayArg<'_>>,
     ) -> PyResult<Self> {
         let matched = self::stop_match(stop_match)?;
         let usage = usage.map(|usage| usage.get().into()).unwrap_or_default();
-        let finish = |name| Ok::<_, PyErr>(Finish { reason: self::finish_reason(name)?, matched, usage });
+        let seed = seed.unwrap_or_default();
+        let finish = |name| Ok::<_, PyErr>(Finish { reason: self::finish_reason(name)?, matched, usage, seed });
         let finish = finish_reason.map(finish).transpose()?;
         let chunk = Chunk { text: text.to_owned(), token_ids, finish, ..Chunk::default() };
         Ok(Self { chunk, arrays: Arrays::from_arguments(logprobs, top_logprobs, logits) })
@@ -383,6 +404,12 @@ impl PyChunk {
     #[getter]
     fn usage(&self) -> Option<PyUsage> {
         self.chunk.finish.as_ref().map(|finish| finish.usage.into())
+    }
+
+    /// Seed of the request's random numbers, on the last chunk.
+    #[getter]
+    fn seed(&self) -> Option<u64> {
+        self.chunk.finish.as_ref().map(|finish| finish.seed)
     }
 
     /// Log-probability of each chosen id, float32 [tokens]; `None` unless asked for.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::args::{LogitBiasArg, TokenIds, count};
+use super::args::{LogitBiasArg, SeedArg, TokenIds, count};
 use super::returns::NamedValues;
 use crate::engine::{Sampler, SamplingParams};
 
@@ -34,8 +34,8 @@ pub(super) struct PySamplingParams {
     presence_penalty: f64,
     /// Token id -> value added to its logit; minus infinity forbids it.
     logit_bias: BTreeMap<u32, f64>,
-    /// Seed of the random numbers.
-    seed: i64,
+    /// Seed of the random numbers; `None` draws one for each request.
+    seed: Option<i128>,
 }
 
 impl PySamplingParams {
@@ -50,7 +50,8 @@ impl PySamplingParams {
             frequency_penalty: self.frequency_penalty as f32,
             presence_penalty: self.presence_penalty as f32,
             logit_bias: self.logit_bias.iter().map(|(&id, &bias)| (id, bias as f32)).collect(),
-            seed: self.seed.cast_unsigned(),
+            // Negative seeds are those of 64 bits with the same bit pattern.
+            seed: self.seed.map(|seed| seed as u64),
         }
     }
 
@@ -105,7 +106,7 @@ impl PySamplingParams {
     /// Greedy decoding without penalties, changed by the keywords given.
     #[new]
     #[pyo3(signature = (*, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, repetition_range=None,
-                        frequency_penalty=0.0, presence_penalty=0.0, logit_bias=None, seed=0))]
+                        frequency_penalty=0.0, presence_penalty=0.0, logit_bias=None, seed=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         temperature: f64,
@@ -117,7 +118,7 @@ impl PySamplingParams {
         frequency_penalty: f64,
         presence_penalty: f64,
         logit_bias: Option<LogitBiasArg>,
-        seed: i64,
+        seed: Option<SeedArg>,
     ) -> PyResult<Self> {
         Ok(Self {
             temperature,
@@ -129,7 +130,7 @@ impl PySamplingParams {
             frequency_penalty,
             presence_penalty,
             logit_bias: logit_bias.unwrap_or_default().0,
-            seed,
+            seed: seed.map(|seed| seed.0),
         })
     }
 

@@ -3,6 +3,7 @@
 mod adapters;
 mod architecture;
 mod backend;
+mod batches;
 #[cfg(feature = "cli")]
 mod cli;
 mod engine;
@@ -10,6 +11,7 @@ mod errors;
 mod formats;
 mod hostile;
 mod reference;
+mod tokenizer_files;
 
 use support::allocator::CountingAllocator;
 

@@ -2,6 +2,8 @@
 
 use tokenizers::DecoderWrapper;
 
+use super::tokenizer_json::Decoder;
+
 /// How a tokenizer's decoder turns tokens into text, as far as incremental detokenization depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DecoderKind {
@@ -17,14 +19,15 @@ pub(super) enum DecoderKind {
 }
 
 impl DecoderKind {
-    pub(super) fn of(decoder: Option<&DecoderWrapper>) -> Self {
+    pub(super) fn of(decoder: Option<&Decoder>) -> Self {
         let parts = match decoder {
             None => &[],
-            Some(DecoderWrapper::Sequence(sequence)) => sequence.get_decoders(),
+            Some(Decoder::Sequence(parts)) => parts.as_slice(),
             Some(one) => std::slice::from_ref(one),
         };
         match parts {
-            [DecoderWrapper::ByteLevel(_)] | [DecoderWrapper::ByteLevel(_), DecoderWrapper::Fuse(_)] => {
+            [Decoder::Library(DecoderWrapper::ByteLevel(_))]
+            | [Decoder::Library(DecoderWrapper::ByteLevel(_)), Decoder::Library(DecoderWrapper::Fuse(_))] => {
                 DecoderKind::Bytes
             }
             parts => DecoderKind::Window {
@@ -36,9 +39,10 @@ impl DecoderKind {
 }
 
 /// Whether there is such a decoder, also in a sequence inside a sequence.
-fn any(parts: &[DecoderWrapper], is_one: fn(&DecoderWrapper) -> bool) -> bool {
+fn any(parts: &[Decoder], is_one: fn(&DecoderWrapper) -> bool) -> bool {
     parts.iter().any(|part| match part {
-        DecoderWrapper::Sequence(sequence) => any(sequence.get_decoders(), is_one),
-        part => is_one(part),
+        Decoder::Library(part) => is_one(part),
+        Decoder::Replace { .. } => false,
+        Decoder::Sequence(parts) => any(parts, is_one),
     })
 }

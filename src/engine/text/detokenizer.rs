@@ -135,12 +135,14 @@ impl Detokenizer {
     /// The last tokens of a prompt that decoding can continue from: some with a text of their own, none from the middle of a
     /// run of byte tokens.
     fn end_of<'a>(&self, prompt: &'a [u32]) -> &'a [u32] {
+        let has_text = |id: u32| {
+            let Some((token, is_special)) = self.tokenizer.spelling(id) else { return false };
+            let is_left_out = token.is_empty() || (self.skip_special && is_special);
+            !is_left_out && TokenWindow::byte_of_token(&token).is_none()
+        };
         let mut with_text = 0;
-        let is_start = |id: &u32| {
-            let has_text = self.tokenizer.spelling(*id).is_some_and(|(token, is_special)| {
-                !token.is_empty() && !(self.skip_special && is_special) && TokenWindow::byte_of_token(&token).is_none()
-            });
-            with_text += usize::from(has_text);
+        let is_start = |&id: &u32| {
+            with_text += usize::from(has_text(id));
             with_text == PROMPT_TOKENS
         };
         &prompt[prompt.iter().rposition(is_start).unwrap_or(0)..]

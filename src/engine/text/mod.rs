@@ -16,6 +16,8 @@ mod stop_strings;
 mod token_window;
 mod tokenizer;
 mod tokenizer_class;
+mod tokenizer_file;
+mod tokenizer_json;
 
 pub use adapter_tokenizers::{AdapterTokenizer, RequestTokenizer};
 pub use chat_template::ChatMessage;

@@ -51,16 +51,6 @@ impl Token {
     }
 }
 
-/// The added tokens of a parsed tokenizer.json, with their ids.
-pub(super) fn in_tokenizer_json(file: &Value) -> Vec<(u32, AddedToken)> {
-    let tokens = file.get("added_tokens").and_then(Value::as_array);
-    let parse = |token: &Value| {
-        let id = token.get("id")?.as_u64()?.try_into().ok()?;
-        Some((id, added_token(token.as_object()?, false)?))
-    };
-    tokens.into_iter().flatten().filter_map(parse).collect()
-}
-
 /// A serialized `AddedToken`; flags that are missing have transformers' defaults. `None` if a field has a wrong type.
 fn added_token(fields: &Map<String, Value>, special: bool) -> Option<AddedToken> {
     let flag = |name: &str, default: bool| match fields.get(name) {

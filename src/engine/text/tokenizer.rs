@@ -7,14 +7,16 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
-use tokenizers::{Decoder as _, Model as _, ModelWrapper};
+use tokenizers::{Model as _, ModelWrapper};
 
 use super::chat_template::{ChatMessage, ChatTemplate};
 use super::clean_up::CleanUp;
 use super::decoder_kind::DecoderKind;
 use super::files::{invalid, read, read_object};
-use super::special_tokens::{SpecialTokens, in_tokenizer_json};
+use super::special_tokens::SpecialTokens;
 use super::tokenizer_class::TokenizerClass;
+use super::tokenizer_file::TokenizerFile;
+use super::tokenizer_json::{self, InnerTokenizer};
 use crate::error::{Error, ErrorCode, Result};
 
 /// The tokenizer and chat template of a folder, as transformers' AutoTokenizer reads them. Thread-safe.
@@ -36,7 +38,7 @@ pub struct Tokenizer {
 /// Vocabulary, merges and the steps around them: nearly all of a tokenizer's memory, so that equal ones are shared.
 struct Vocabulary {
     /// Behind a lock because whether special tokens are recognized is state of the inner tokenizer.
-    inner: RwLock<tokenizers::Tokenizer>,
+    inner: RwLock<InnerTokenizer>,
     hash: OnceLock<[u8; 32]>,
 }
 
@@ -78,12 +80,7 @@ impl Tokenizer {
     /// # Errors
     /// `tokenizer_invalid`: the tokenizer failed on this text.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>> {
-        let encoding = self
-            .vocabulary
-            .parsing(parse_special)
-            .encode_fast(text, add_special)
-            .map_err(|e| Error::new(ErrorCode::TokenizerInvalid, format!("the tokenizer failed on a text: {e}")))?;
-        Ok(encoding.get_ids().to_vec())
+        tokenizer_json::encode(&self.vocabulary.parsing(parse_special), text, add_special)
     }
 
     /// Whether special tokens written in a text are recognized if nobody says otherwise: not with `split_special_tokens`.
@@ -110,7 +107,7 @@ impl Tokenizer {
                 tokens.push(token);
             }
         }
-        join(&inner, tokens)
+        tokenizer_json::decode(&inner, tokens)
     }
 
     /// The text that a token adds in the middle of a text.
@@ -121,8 +118,8 @@ impl Tokenizer {
         const BEFORE: &str = "a";
         let inner = self.vocabulary.inner.read();
         let Some(token) = spelling(&inner, id) else { return Ok(String::new()) };
-        let before = join(&inner, vec![BEFORE.to_owned()])?;
-        let both = join(&inner, vec![BEFORE.to_owned(), token])?;
+        let before = tokenizer_json::decode(&inner, vec![BEFORE.to_owned()])?;
+        let both = tokenizer_json::decode(&inner, vec![BEFORE.to_owned(), token])?;
         Ok(both.strip_prefix(&before).map_or_else(|| both.clone(), str::to_owned))
     }
 
@@ -235,7 +232,7 @@ impl Tokenizer {
 impl Vocabulary {
     /// The inner tokenizer, set to parse special tokens or not. Callers rarely mix the two, so the write lock is rarely
     /// taken; a second copy of the vocabulary would cost more.
-    fn parsing(&self, special: bool) -> RwLockReadGuard<'_, tokenizers::Tokenizer> {
+    fn parsing(&self, special: bool) -> RwLockReadGuard<'_, InnerTokenizer> {
         let inner = self.inner.read();
         if inner.get_encode_special_tokens() != special {
             return inner;
@@ -258,47 +255,36 @@ impl Vocabulary {
 }
 
 /// The inner tokenizer with all tokens that the folder declares, and the special ones among them.
-fn assemble(dir: &Path, config: &Map<String, Value>, json: String) -> Result<(tokenizers::Tokenizer, SpecialTokens)> {
+fn assemble(dir: &Path, config: &Map<String, Value>, json: String) -> Result<(InnerTokenizer, SpecialTokens)> {
     let path = dir.join("tokenizer.json");
-    let not_understood = |e: String| invalid(format!("tokenizer.json cannot be understood: {e}"), &path);
-    let class = class_of(dir, config, &json)?;
-    let (mut inner, in_file) = if class == TokenizerClass::AsInFile {
-        let inner = tokenizers::Tokenizer::from_bytes(json.as_bytes()).map_err(|e| not_understood(e.to_string()))?;
-        let in_file = inner.get_added_vocabulary().get_added_tokens_decoder();
-        let in_file = in_file.iter().map(|(&id, token)| (id, token.clone())).collect();
-        (inner, in_file)
-    } else {
-        let file: Value = serde_json::from_str(&json).map_err(|e| not_understood(e.to_string()))?;
-        drop(json);
-        let in_file = in_tokenizer_json(&file);
-        let rebuilt = class.rebuild(file, config);
-        let inner = serde_json::from_value(rebuilt).map_err(|e| not_understood(e.to_string()))?;
-        (inner, in_file)
-    };
+    let class = class_of(dir, config, &json);
+    let file =
+        TokenizerFile::parse(&json).map_err(|e| invalid(format!("tokenizer.json cannot be understood: {e}"), &path))?;
+    let mut inner = match class.rebuild(&file, config) {
+        None => tokenizer_json::parse(&json),
+        Some(rebuilt) => tokenizer_json::parse(&rebuilt),
+    }
+    .map_err(|error| error.with_path(&path))?;
     let mut defaults = class.default_tokens().to_vec();
-    let padding = inner.get_padding().map(|padding| padding.pad_token.clone());
-    defaults.extend(padding.as_deref().map(|token| ("pad_token", token)));
-    let special = SpecialTokens::read(dir, config, in_file, &defaults)?;
-    let does_not_fit = |e: tokenizers::Error| invalid(format!("the tokenizer's settings do not fit: {e}"), &path);
-    // A prompt is never truncated or padded silently.
-    inner.with_padding(None);
-    inner.with_truncation(None).map_err(does_not_fit)?;
-    let added = inner.get_added_vocabulary().get_vocab().keys().cloned().collect();
-    inner.add_tokens(special.to_add(&added)).map_err(does_not_fit)?;
+    let padding_token = file.padding_token().filter(|_| class.pads_as_in_file());
+    defaults.extend(padding_token.as_deref().map(|token| ("pad_token", token)));
+    let special = SpecialTokens::read(dir, config, file.added_tokens(), &defaults)?;
+    let present = inner.get_added_vocabulary().get_vocab().keys().cloned().collect();
+    tokenizer_json::add_tokens(&mut inner, special.to_add(&present)).map_err(|error| error.with_path(&path))?;
     if class.resets_special_tokens() {
-        inner.add_tokens(special.all()).map_err(does_not_fit)?;
+        tokenizer_json::add_tokens(&mut inner, special.all()).map_err(|error| error.with_path(&path))?;
     }
     Ok((inner, special))
 }
 
 /// The class that transformers would read the folder's tokenizer.json with.
-fn class_of(dir: &Path, config: &Map<String, Value>, json: &str) -> Result<TokenizerClass> {
+fn class_of(dir: &Path, config: &Map<String, Value>, json: &str) -> TokenizerClass {
     // A config.json that cannot be read is reported where the model is loaded; the folder of an adapter has none.
     let model = read_object(&dir.join("config.json")).unwrap_or_default();
     let text = |fields: &Map<String, Value>, name: &str| fields.get(name).and_then(Value::as_str).map(str::to_owned);
     let declared = text(config, "tokenizer_class").or_else(|| text(&model, "tokenizer_class"));
     let model_type = text(&model, "model_type").unwrap_or_default();
-    Ok(TokenizerClass::of(&model_type, declared.as_deref(), config, json))
+    TokenizerClass::of(&model_type, declared.as_deref(), config, json)
 }
 
 /// The chat templates of a folder by file, to compare folders with each other.
@@ -316,19 +302,8 @@ fn template_texts(dir: &Path, config: &Map<String, Value>) -> Result<BTreeMap<St
 }
 
 /// The token that the decoder sees for an id.
-fn spelling(inner: &tokenizers::Tokenizer, id: u32) -> Option<String> {
+fn spelling(inner: &InnerTokenizer, id: u32) -> Option<String> {
     inner.get_added_vocabulary().simple_id_to_token(id).or_else(|| inner.get_model().id_to_token(id))
-}
-
-/// The text of tokens.
-fn join(inner: &tokenizers::Tokenizer, tokens: Vec<String>) -> Result<String> {
-    let text = match inner.get_decoder() {
-        // Some decoders fail on an empty list.
-        _ if tokens.is_empty() => Ok(String::new()),
-        Some(decoder) => decoder.decode(tokens),
-        None => Ok(tokens.join(" ")),
-    };
-    text.map_err(|e| Error::new(ErrorCode::TokenizerInvalid, format!("the tokenizer failed on token ids: {e}")))
 }
 
 #[cfg(test)]

@@ -7,7 +7,14 @@
 //! Source: `AutoTokenizer.from_pretrained`, `TokenizersBackend.convert_to_native_format` and the classes themselves in
 //! transformers 5.23.
 
+use std::collections::HashMap;
+
+use serde::Serialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
+
+use super::tokenizer_file::TokenizerFile;
 
 /// A class that transformers reads a tokenizer.json with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,33 +108,42 @@ impl TokenizerClass {
         }
     }
 
+    /// Whether the padding of tokenizer.json names the padding token where tokenizer_config.json does not.
+    pub fn pads_as_in_file(self) -> bool {
+        self != TokenizerClass::Gpt2
+    }
+
     /// Whether it gives its special tokens the flags of an ordinary special token, whatever the files say.
     pub fn resets_special_tokens(self) -> bool {
         self == TokenizerClass::Qwen2
     }
 
-    /// The tokenizer that it makes of a parsed tokenizer.json: its vocabulary, without added tokens.
-    pub fn rebuild(self, mut file: Value, config: &Map<String, Value>) -> Value {
-        let mut model = file.get_mut("model").map(Value::take).unwrap_or_default();
+    /// The tokenizer.json that says what the class makes of a file: its vocabulary, without added tokens. `None` if that is the
+    /// file itself.
+    pub fn rebuild(self, file: &TokenizerFile<'_>, config: &Map<String, Value>) -> Option<String> {
+        if self == TokenizerClass::AsInFile {
+            return None;
+        }
         let parts = self.parts(config);
-        let model = json!({
-            "type": "BPE", "dropout": null, "ignore_merges": false,
-            "unk_token": parts.unk_token,
-            "continuing_subword_prefix": parts.affix, "end_of_word_suffix": parts.affix,
-            "fuse_unk": parts.is_sentencepiece, "byte_fallback": parts.is_sentencepiece,
-            "vocab": ids_by_token(model.get_mut("vocab").map(Value::take).unwrap_or_default()),
-            "merges": model.get_mut("merges").map_or_else(|| json!([]), Value::take),
-        });
-        let post_processor = match self {
-            // Made from `add_bos_token` and `add_eos_token`, which count as false where there is a tokenizer.json.
-            TokenizerClass::GptNeoX => Value::Null,
-            _ => file.get_mut("post_processor").map(Value::take).unwrap_or_default(),
+        let rebuilt = Rebuilt {
+            version: "1.0",
+            normalizer: parts.normalizer,
+            pre_tokenizer: parts.pre_tokenizer,
+            // GPTNeoXTokenizer makes it from `add_bos_token` and `add_eos_token`, which count as false beside a tokenizer.json.
+            post_processor: file.member("post_processor").filter(|_| self != TokenizerClass::GptNeoX),
+            decoder: parts.decoder,
+            model: RebuiltModel {
+                r#type: "BPE",
+                unk_token: parts.unk_token,
+                continuing_subword_prefix: parts.affix.clone(),
+                end_of_word_suffix: parts.affix,
+                fuse_unk: parts.is_sentencepiece,
+                byte_fallback: parts.is_sentencepiece,
+                vocab: file.model_member("vocab").map(Vocabulary::new),
+                merges: file.model_member("merges").map_or(Merges::None([]), Merges::InFile),
+            },
         };
-        json!({
-            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
-            "normalizer": parts.normalizer, "pre_tokenizer": parts.pre_tokenizer, "decoder": parts.decoder,
-            "post_processor": post_processor, "model": model,
-        })
+        serde_json::to_string(&rebuilt).ok()
     }
 
     fn parts(self, config: &Map<String, Value>) -> Parts {
@@ -217,12 +233,49 @@ fn sentencepiece_decoder(strips: bool) -> Value {
     json!({"type": "Sequence", "decoders": decoders})
 }
 
-/// A vocabulary as ids by token; Unigram files list tokens with their scores.
-fn ids_by_token(vocab: Value) -> Value {
-    let Value::Array(list) = vocab else { return vocab };
-    let token = |entry: Value| match entry {
-        Value::Array(pair) => pair.into_iter().next().and_then(|token| token.as_str().map(str::to_owned)),
-        entry => entry.as_str().map(str::to_owned),
-    };
-    list.into_iter().enumerate().filter_map(|(id, entry)| Some((token(entry)?, Value::from(id)))).collect()
+/// A tokenizer.json. Its large parts are taken over as they are written.
+#[derive(Serialize)]
+struct Rebuilt<'a> {
+    version: &'static str,
+    normalizer: Value,
+    pre_tokenizer: Value,
+    post_processor: Option<&'a RawValue>,
+    decoder: Value,
+    model: RebuiltModel<'a>,
+}
+
+#[derive(Serialize)]
+struct RebuiltModel<'a> {
+    r#type: &'static str,
+    unk_token: Value,
+    continuing_subword_prefix: Value,
+    end_of_word_suffix: Value,
+    fuse_unk: bool,
+    byte_fallback: bool,
+    vocab: Option<Vocabulary<'a>>,
+    merges: Merges<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Merges<'a> {
+    InFile(&'a RawValue),
+    None([(); 0]),
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Vocabulary<'a> {
+    InFile(&'a RawValue),
+    ById(HashMap<String, usize>),
+}
+
+impl<'a> Vocabulary<'a> {
+    /// Ids by token; Unigram files list tokens with their scores.
+    fn new(stored: &'a RawValue) -> Self {
+        match serde_json::from_str::<Vec<(String, IgnoredAny)>>(stored.get()) {
+            Ok(list) => Vocabulary::ById(list.into_iter().enumerate().map(|(id, (token, _))| (token, id)).collect()),
+            Err(_) => Vocabulary::InFile(stored),
+        }
+    }
 }

@@ -1,0 +1,182 @@
+//! Requests in flight: submitted, with their results to be taken as they complete.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::job::Job;
+use super::job_state::JobState;
+use super::output::Completion;
+use super::request::{MAX_SAMPLES, Request};
+use super::{CheckedRequest, Engine};
+use crate::error::{Error, Result};
+use crate::kv_cache::PAGE_TOKENS;
+
+/// Requests are submitted ahead of their results up to this many times the number that run at once: enough that a row never
+/// waits for the next request, few enough that other callers' requests don't wait for long.
+const LOOK_AHEAD: usize = 2;
+
+/// The result of one sample of a request.
+pub(crate) struct Finished {
+    /// The caller's number of the request.
+    pub index: usize,
+    pub sample: usize,
+    pub result: Result<Completion>,
+}
+
+/// Requests in flight. Dropping it ends them.
+pub(crate) struct InFlight {
+    engine: Engine,
+    running: Vec<Running>,
+    held: Vec<HeldSamples>,
+    finished: VecDeque<Finished>,
+}
+
+struct Running {
+    index: usize,
+    job: Job,
+    /// What it has produced so far.
+    completion: Completion,
+}
+
+/// Samples that start once the first one of their request has computed the prompt, so that they find it in the prefix cache.
+struct HeldSamples {
+    index: usize,
+    request: CheckedRequest,
+    first: Arc<JobState>,
+    next: usize,
+}
+
+impl HeldSamples {
+    fn can_start(&self) -> bool {
+        let prompt = self.request.prompt.len();
+        // Of a prompt shorter than a page, nothing is kept.
+        prompt < PAGE_TOKENS || self.first.prefilled() >= prompt || self.first.is_finished()
+    }
+}
+
+impl InFlight {
+    pub(crate) fn new(engine: &Engine) -> Self {
+        Self { engine: engine.clone(), running: Vec::new(), held: Vec::new(), finished: VecDeque::new() }
+    }
+
+    /// Whether another request should be submitted before the next result is awaited.
+    pub(crate) fn has_room(&self) -> bool {
+        self.running.len() + self.held.len() + self.finished.len() < LOOK_AHEAD * self.engine.max_rows
+    }
+
+    /// Submits a request. If it is refused, each of its samples has that result.
+    pub(crate) fn submit(&mut self, index: usize, request: Request) {
+        let samples = samples_of(&request);
+        self.submit_checked(index, samples, self.engine.check(request));
+    }
+
+    /// Submits a request of `samples` samples that was checked.
+    pub(super) fn submit_checked(&mut self, index: usize, samples: usize, checked: Result<CheckedRequest>) {
+        let started = checked.and_then(|request| Ok((self.start(index, &request, 0)?, request)));
+        match started {
+            Ok((first, request)) if samples > 1 => self.held.push(HeldSamples { index, request, first, next: 1 }),
+            Ok(_) => {}
+            Err(error) => self.refuse(index, 0..samples, &error),
+        }
+    }
+
+    /// The next result, computing steps as needed; `None` if nothing is in flight.
+    ///
+    /// # Errors
+    /// What `between_steps` returned.
+    pub(crate) fn next_with(&mut self, between_steps: &mut dyn FnMut() -> Result<()>) -> Result<Option<Finished>> {
+        loop {
+            if let Some(finished) = self.finished.pop_front() {
+                return Ok(Some(finished));
+            }
+            self.start_held();
+            if self.running.is_empty() && self.finished.is_empty() {
+                return Ok(None);
+            }
+            between_steps()?;
+            let is_ready = || self.running.iter().any(|running| running.job.state().has_output());
+            // While this thread waited for its turn, another thread's step may have produced chunks.
+            let outcome = self.engine.core.step_unless(is_ready);
+            let has_progressed = self.take_chunks();
+            if let Err(error) = outcome
+                && !has_progressed
+            {
+                for Running { index, completion, .. } in std::mem::take(&mut self.running) {
+                    self.refuse(index, completion.sample..completion.sample + 1, &error);
+                }
+            }
+        }
+    }
+
+    /// Starts the samples that were held back, as far as there is room.
+    fn start_held(&mut self) {
+        let mut waiting = Vec::new();
+        for mut held in std::mem::take(&mut self.held) {
+            while held.next < held.request.request.n && self.has_room() && held.can_start() {
+                if let Err(error) = self.start(held.index, &held.request, held.next) {
+                    self.refuse(held.index, held.next..held.next + 1, &error);
+                }
+                held.next += 1;
+            }
+            if held.next < held.request.request.n {
+                waiting.push(held);
+            }
+        }
+        self.held = waiting;
+    }
+
+    fn start(&mut self, index: usize, request: &CheckedRequest, sample: usize) -> Result<Arc<JobState>> {
+        let job = self.engine.start(request, sample)?;
+        let state = Arc::clone(job.state());
+        let adapters = &request.request.adapters;
+        let adapters = adapters.iter().map(|(adapter, weight)| (adapter.label(), *weight)).collect();
+        self.running.push(Running { index, job, completion: Completion::unfinished(adapters, sample) });
+        Ok(state)
+    }
+
+    fn refuse(&mut self, index: usize, samples: Range<usize>, error: &Error) {
+        self.finished.extend(samples.map(|sample| Finished { index, sample, result: Err(error.clone()) }));
+    }
+
+    /// Takes all chunks that are ready; whether there were any.
+    fn take_chunks(&mut self) -> bool {
+        let mut found = false;
+        let finished = &mut self.finished;
+        self.running.retain_mut(|running| {
+            let Some(result) = running.take_chunks(&mut found) else { return true };
+            finished.push_back(Finished { index: running.index, sample: running.completion.sample, result });
+            false
+        });
+        found
+    }
+}
+
+impl Running {
+    /// Takes the chunks that are ready, sets `found` if there are any, and returns the result if the request has ended.
+    fn take_chunks(&mut self, found: &mut bool) -> Option<Result<Completion>> {
+        loop {
+            let chunk = match self.job.poll_chunk() {
+                Ok(chunk) => chunk?,
+                Err(error) => {
+                    *found = true;
+                    return Some(Err(error));
+                }
+            };
+            *found = true;
+            let is_last = chunk.finish.is_some();
+            if let Err(error) = self.completion.append(chunk) {
+                return Some(Err(error));
+            }
+            if is_last {
+                let unfinished = Completion::unfinished(Vec::new(), self.completion.sample);
+                return Some(Ok(std::mem::replace(&mut self.completion, unfinished)));
+            }
+        }
+    }
+}
+
+/// Number of results of a request, which has one even if it is refused for its number of samples.
+pub(super) fn samples_of(request: &Request) -> usize {
+    if (1..=MAX_SAMPLES).contains(&request.n) { request.n } else { 1 }
+}
