@@ -50,10 +50,15 @@ class Engine:
     device          "auto", "cpu", or "reference" (plain float32 math, slow)
     threads         CPU threads; all physical cores by default
     kv_dtype        "f16" or "f32"
-    kv_tokens       tokens the KV cache holds over all requests; 8192 by default; memory is committed as it is used
+    max_seq_len     longest prompt and output together, in tokens; by default config.json's, with its rope scaling
+    kv_tokens       tokens the KV cache holds over all requests; 8192 by default, or max_seq_len if that is more; memory
+                    is committed as it is used
     max_batch_size  requests that run at once; others wait
     prefill_chunk   largest number of prompt tokens in one step (chunked prefill)
     prefix_cache    whether cached prefixes of prompts are reused
+    generation_config
+                    "auto" makes the model folder's generation_config.json the defaults of all keywords, a path another
+                    one; by default none is used except for its eos_token_id
     progress        True for a bar on stderr, or a callable (modules done, modules in total)
     """
 
@@ -65,23 +70,28 @@ class Engine:
         device: str = "auto",
         threads: int | None = None,
         kv_dtype: str = "f16",
+        max_seq_len: int | None = None,
         kv_tokens: int | None = None,
         max_batch_size: int = 32,
         prefill_chunk: int = 512,
         prefix_cache: bool = True,
+        generation_config: str | PathLike[str] | None = None,
         progress: bool | Callable[[int, int], object] | None = None,
     ) -> None:
         self._options: dict[str, Any] = {
             "device": device,
             "threads": threads,
             "kv_dtype": kv_dtype,
+            "max_seq_len": max_seq_len,
             "kv_tokens": kv_tokens,
             "max_batch_size": max_batch_size,
             "prefill_chunk": prefill_chunk,
             "prefix_cache": prefix_cache,
+            "generation_config": generation_config,
         }
         self._path = model
         self._engine: _exlora.Engine | None = _exlora.Engine(model, progress=progress, **self._options)
+        self._defaults: Mapping[str, Any] = self._engine.request_defaults
         for name, path in (adapters or {}).items():
             self.load_adapter(name, path)
 
@@ -137,13 +147,13 @@ class Engine:
         adapters = _either(adapters, adapter)
         batch = _batch(prompts)
         if batch is None:
-            return self._native.generate([_request(prompts, adapters, keywords)])[0]
+            return self._native.generate([_request(prompts, adapters, keywords, self._defaults)])[0]
         values = {"adapter": adapters, **keywords}
         each = {name: _per_prompt(name, value, len(batch)) for name, value in values.items()}
         requests = []
         for i, prompt in enumerate(batch):
             own = {name: column[i] for name, column in each.items()}
-            requests.append(_request(prompt, own.pop("adapter"), own))
+            requests.append(_request(prompt, own.pop("adapter"), own, self._defaults))
         return self._native.generate(requests)
 
     @_shows_request_keywords
@@ -159,7 +169,8 @@ class Engine:
 
         The texts of all chunks joined are the text of `generate`. The stream is an iterator and an async iterator.
         """
-        return Stream(self._native.submit(_request(prompt, adapter, {"sampling": sampling, **keywords})))
+        request = _request(prompt, adapter, {"sampling": sampling, **keywords}, self._defaults)
+        return Stream(self._native.submit(request))
 
     def logits(self, prompt: Prompt, adapter: Adapter = None) -> FloatArray:
         """Logits of every position of a prompt under a mixture, float32 [tokens, vocab]."""
@@ -275,13 +286,24 @@ def _open(path: str | PathLike[str], options: dict[str, Any]) -> Engine:
     return Engine(path, **options)
 
 
-def _request(prompt: Any, adapter: Any, keywords: Mapping[str, Any]) -> Request:
+def _request(prompt: Any, adapter: Any, keywords: Mapping[str, Any], defaults: Mapping[str, Any]) -> Request:
     """A request of a prompt and keywords, or the request itself, which has both."""
     if not isinstance(prompt, Request):
-        return Request(prompt, adapter, **keywords)
+        return Request(prompt, adapter, **_with_defaults(keywords, defaults))
     if adapter is not None or any(value is not None for value in keywords.values()):
         raise TypeError("a Request has its own adapters and settings; give them to the Request")
     return prompt
+
+
+def _with_defaults(keywords: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords, and defaults for those that are not given; a `SamplingParams` gives all of its own."""
+    if keywords.get("sampling") is not None:
+        defaults = {name: value for name, value in defaults.items() if not hasattr(SamplingParams, name)}
+    merged = {**defaults, **keywords}
+    if keywords.get("logit_bias") and "logit_bias" in defaults:
+        # Forbidden tokens stay forbidden, unless the request has its own value for them.
+        merged["logit_bias"] = {**defaults["logit_bias"], **keywords["logit_bias"]}
+    return merged
 
 
 def _batch(prompts: Any) -> Any:

@@ -135,7 +135,8 @@ impl Chat<'_> {
     }
 
     fn answer(&self) -> Result<String> {
-        let mut request = self.args.sampling.request(self.messages.clone());
+        let mut request = self.engine.request(self.messages.clone());
+        self.args.sampling.apply(&mut request);
         request.adapters =
             self.mixture.0.iter().map(|(name, weight)| (AdapterRef::Name(name.clone()), *weight)).collect();
         let mut done = Completion::unfinished(self.mixture.0.clone(), 0);

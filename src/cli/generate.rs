@@ -42,7 +42,8 @@ struct Input {
 
 pub(super) fn run(args: &GenerateArgs, json: bool) -> Result<()> {
     let mixture = MixtureArg(args.mixture.iter().flat_map(|mixture| mixture.0.clone()).collect());
-    let mut request = args.sampling.request(args.input.prompt.as_deref().unwrap_or_default());
+    let mut request = args.engine.request(args.input.prompt.as_deref().unwrap_or_default())?;
+    args.sampling.apply(&mut request);
     request.adapters = mixture.0.iter().map(|(name, weight)| (AdapterRef::Name(name.clone()), *weight)).collect();
     let (requests, is_single) = match &args.input.requests {
         Some(source) => (json_requests::read(source, &request, &mixture)?, false),

@@ -10,7 +10,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::backend::KvDType;
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Engine, EngineOptions, GenerationConfig, GenerationConfigSource, Prompt, Request};
 use crate::error::{Error, ErrorCode, Result};
 use crate::model::{Device, Model, ModelOptions, Progress};
 
@@ -22,6 +22,9 @@ pub(super) struct ModelArgs {
     /// CPU threads; one per physical core by default.
     #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<usize>,
+    /// Longest prompt and output together, in tokens; by default that of config.json, stretched by its rope scaling.
+    #[arg(long, value_name = "N", visible_alias = "max-tokens")]
+    pub max_seq_len: Option<usize>,
     /// Where the model runs: auto, cpu, or reference (plain f32 math, slow).
     #[arg(long, default_value = "auto")]
     pub device: String,
@@ -37,6 +40,9 @@ pub(super) struct EngineArgs {
     /// Data type of the KV cache.
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = ["f16", "f32"])]
     pub kv_dtype: String,
+    /// Defaults of all requests: auto for the model folder's generation_config.json, or the path of another one.
+    #[arg(long, value_name = "PATH")]
+    pub generation_config: Option<GenerationConfigSource>,
 }
 
 /// `NAME=DIR`.
@@ -70,7 +76,12 @@ impl ModelArgs {
     /// Loads the model without adapters; also returns the time it took.
     pub(super) fn load(&self) -> Result<(Arc<Model>, Duration)> {
         let start = Instant::now();
-        let options = ModelOptions { device: self.device()?, threads: self.threads, ..Default::default() };
+        let options = ModelOptions {
+            device: self.device()?,
+            threads: self.threads,
+            max_seq_len: self.max_seq_len,
+            ..Default::default()
+        };
         let bar = LoadBar::new();
         let model = Model::load(&self.model, &options, &mut |progress| bar.show(progress))?;
         Ok((model, start.elapsed()))
@@ -82,6 +93,15 @@ impl ModelArgs {
 }
 
 impl EngineArgs {
+    /// A request with the defaults that the generation config sets.
+    pub(super) fn request(&self, prompt: impl Into<Prompt>) -> Result<Request> {
+        let mut request = Request::new(prompt);
+        if let Some(source) = &self.generation_config {
+            GenerationConfig::read(source, &self.model.model)?.apply(&mut request);
+        }
+        Ok(request)
+    }
+
     /// Loads the model and its adapters; also returns the time it took.
     pub(super) fn load(&self) -> Result<(Engine, Duration)> {
         let start = Instant::now();
@@ -91,7 +111,9 @@ impl EngineArgs {
         let options = EngineOptions {
             device: self.model.device()?,
             threads: self.model.threads,
+            max_seq_len: self.model.max_seq_len,
             kv_dtype: if self.kv_dtype == "f32" { KvDType::F32 } else { KvDType::F16 },
+            generation_config: self.generation_config.clone(),
             ..Default::default()
         };
         let bar = LoadBar::new();

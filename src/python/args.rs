@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use pyo3::type_hint_identifier;
 use pyo3::types::{PyDict, PyList, PyMapping, PyString, PyTuple};
 
+pub(super) use super::count::count;
 use super::exllamav2::ExLlamaV2Lora;
 use crate::backend::KvDType;
 use crate::engine::{AdapterRef, ChatMessage, Prompt, Stop};
@@ -40,16 +41,6 @@ pub(super) fn token_id(value: &Bound<'_, PyAny>) -> PyResult<u32> {
     let id: i64 = value.extract()?;
     u32::try_from(id).map_err(|_| {
         Error::new(ErrorCode::TokenOutOfRange, "a token id is outside the vocabulary").with_found(id).into()
-    })
-}
-
-/// A count; a negative one is an error that names the argument.
-pub(super) fn count(name: &str, value: i64) -> PyResult<usize> {
-    usize::try_from(value).map_err(|_| {
-        Error::new(ErrorCode::RequestInvalid, format!("{name} is negative"))
-            .with_expected("at least 0")
-            .with_found(value)
-            .into()
     })
 }
 

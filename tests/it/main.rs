@@ -10,6 +10,8 @@ mod engine;
 mod errors;
 mod formats;
 mod hostile;
+#[cfg(feature = "cli")]
+mod printing;
 mod reference;
 mod tokenizer_files;
 

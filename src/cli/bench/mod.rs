@@ -96,7 +96,7 @@ pub(super) fn run(args: &BenchArgs, json: bool) -> Result<()> {
     let adapters = Adapters::choose(args)?;
     check_counts(&work)?;
     let (model, load_time) = args.model.load()?;
-    check_length(&work, model.config().max_positions)?;
+    check_length(&work, model.max_seq_len())?;
     let start = Instant::now();
     let mixtures = adapters.load(&model)?;
     let lora_load_s = mixtures.as_ref().map(|_| rounded(start.elapsed().as_secs_f64(), 3));
@@ -211,7 +211,8 @@ fn check_length(work: &Workload, positions: usize) -> Result<()> {
     }
     Err(Error::new(ErrorCode::PromptTooLong, "prompt, context and decode exceed the model's context length")
         .with_expected(format!("at most {positions} tokens"))
-        .with_found(format!("{needed} tokens")))
+        .with_found(format!("{needed} tokens"))
+        .with_hint("measure fewer tokens, or raise --max-seq-len"))
 }
 
 fn invalid(what: &str) -> Error {

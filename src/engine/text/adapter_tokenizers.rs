@@ -8,12 +8,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use serde_json::Value;
 
-use super::files::read_object;
 use super::tokenizer::Tokenizer;
 use crate::adapter::pool::{AdapterLease, Attachment};
 use crate::error::{Error, ErrorCode, Result};
+use crate::model::config::generation_eos_ids;
 
 /// The tokenizer of an adapter's folder.
 pub struct AdapterTokenizer {
@@ -27,13 +26,16 @@ impl AdapterTokenizer {
     /// Reads an adapter's folder; `None` where there is no tokenizer.json. What is equal to the base's is not kept twice.
     ///
     /// # Errors
-    /// `tokenizer_invalid`: a file is unreadable or malformed.
+    /// `tokenizer_invalid`: a file is unreadable or malformed; `model_config_invalid`: generation_config.json is.
     fn open(dir: &Path, base: Option<&Arc<Tokenizer>>) -> Result<Option<Self>> {
         let Some(mut tokenizer) = Tokenizer::open(dir)? else { return Ok(None) };
         if let Some(base) = base {
             tokenizer.share_vocabulary(base);
         }
-        let this = Self { tokenizer: Mutex::new(Arc::new(tokenizer)), eos_ids: eos_ids(dir)? };
+        let this = Self {
+            tokenizer: Mutex::new(Arc::new(tokenizer)),
+            eos_ids: generation_eos_ids(&dir.join("generation_config.json"))?,
+        };
         this.get(base);
         Ok(Some(this))
     }
@@ -95,15 +97,4 @@ impl RequestTokenizer {
         }
         Ok(Self { tokenizer: own.or_else(|| base.cloned()), eos_ids })
     }
-}
-
-/// `eos_token_id` of a folder's generation_config.json: a number or a list of them.
-fn eos_ids(dir: &Path) -> Result<Vec<u32>> {
-    let config = read_object(&dir.join("generation_config.json"))?;
-    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    Ok(match config.get("eos_token_id") {
-        Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
-        Some(value) => id(value).into_iter().collect(),
-        None => Vec::new(),
-    })
 }

@@ -18,6 +18,7 @@ use super::tokenizer_class::TokenizerClass;
 use super::tokenizer_file::TokenizerFile;
 use super::tokenizer_json::{self, InnerTokenizer};
 use crate::error::{Error, ErrorCode, Result};
+use crate::model::config::read_json;
 
 /// The tokenizer and chat template of a folder, as transformers' AutoTokenizer reads them. Thread-safe.
 pub struct Tokenizer {
@@ -280,11 +281,10 @@ fn assemble(dir: &Path, config: &Map<String, Value>, json: String) -> Result<(In
 /// The class that transformers would read the folder's tokenizer.json with.
 fn class_of(dir: &Path, config: &Map<String, Value>, json: &str) -> TokenizerClass {
     // A config.json that cannot be read is reported where the model is loaded; the folder of an adapter has none.
-    let model = read_object(&dir.join("config.json")).unwrap_or_default();
-    let text = |fields: &Map<String, Value>, name: &str| fields.get(name).and_then(Value::as_str).map(str::to_owned);
-    let declared = text(config, "tokenizer_class").or_else(|| text(&model, "tokenizer_class"));
-    let model_type = text(&model, "model_type").unwrap_or_default();
-    TokenizerClass::of(&model_type, declared.as_deref(), config, json)
+    let model = read_json(&dir.join("config.json")).ok().flatten().unwrap_or_default();
+    let in_model = |name: &str| model.get(name).and_then(Value::as_str);
+    let declared = config.get("tokenizer_class").and_then(Value::as_str).or_else(|| in_model("tokenizer_class"));
+    TokenizerClass::of(in_model("model_type").unwrap_or_default(), declared, config, json)
 }
 
 /// The chat templates of a folder by file, to compare folders with each other.
