@@ -41,6 +41,7 @@ use text::{Detokenizer, StopStrings};
 
 pub use as_completed::AsCompleted;
 pub use generation_config::{GenerationConfig, GenerationConfigSource};
+pub(crate) use in_flight::{InFlight, samples_of};
 pub use job::{CancelHandle, Job};
 pub use options::{DEFAULT_KV_TOKENS, EngineOptions};
 pub use output::{Chunk, Completion, Finish, FinishReason, Logits, StopMatch, TokenLogprobs, Usage};
