@@ -155,6 +155,15 @@ impl Engine {
     }
 
     /// A request with the defaults of the generation config that the engine was opened with.
+    ///
+    /// ```
+    /// use exlora::{Engine, EngineOptions, GenerationConfigSource};
+    ///
+    /// let options = EngineOptions { generation_config: Some(GenerationConfigSource::Auto), ..Default::default() };
+    /// let engine = Engine::load("tests/fixtures/quill-4m", options)?;
+    /// assert_eq!(engine.request("Once upon a time").max_new_tokens, 64); // as its generation_config.json says
+    /// # Ok::<(), exlora::Error>(())
+    /// ```
     pub fn request(&self, prompt: impl Into<Prompt>) -> Request {
         let mut request = Request::new(prompt);
         self.generation_config.apply(&mut request);
