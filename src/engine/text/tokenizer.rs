@@ -299,6 +299,7 @@ pub(super) mod tests {
     use serde_json::{Map, json};
 
     use super::*;
+    use crate::error::ErrorCode;
 
     /// A tokenizer of single characters and some words, with the decoder under test.
     pub(in super::super) fn write_tokenizer(dir: &Path, decoder: Value, tokens: &[&str], config: Value) {
