@@ -41,6 +41,7 @@ use text::{Detokenizer, StopStrings};
 
 pub use as_completed::AsCompleted;
 pub use generation_config::{GenerationConfig, GenerationConfigSource};
+pub(crate) use in_flight::{InFlight, samples_of};
 pub use job::{CancelHandle, Job};
 pub use options::{DEFAULT_KV_TOKENS, EngineOptions};
 pub use output::{Chunk, Completion, Finish, FinishReason, Logits, StopMatch, TokenLogprobs, Usage};
@@ -49,7 +50,7 @@ pub use sampler::{Sampled, Sampler};
 pub use sampling_params::SamplingParams;
 pub use sequence_cache::{SequenceCache, SequenceChunk};
 pub use stats::EngineStats;
-pub use text::{ChatMessage, Tokenizer};
+pub use text::{ChatMessage, ChatOptions, Tokenizer};
 
 /// A model, a KV cache and a scheduler. Cheap to clone; clones share everything. All methods may be called from any thread.
 #[derive(Clone)]
@@ -219,7 +220,7 @@ impl Engine {
 
     /// Checks a request, encodes its prompt, leases its adapters and draws its seed.
     fn check(&self, request: Request) -> Result<CheckedRequest> {
-        let tokens = self.encode(&request.prompt, request.add_special_tokens)?;
+        let tokens = self.encode(&request.prompt, request.add_special_tokens, &request.chat)?;
         let (mixture, plan) = self.plan(&request.adapters, &tokens)?;
         request.check(plan.vocab)?;
         let seed = match request.sampling.seed {
@@ -268,7 +269,7 @@ impl Engine {
         adapters: &[(AdapterRef, f32)],
         between_steps: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Logits> {
-        let tokens = self.encode(prompt, true)?;
+        let tokens = self.encode(prompt, true, &ChatOptions::default())?;
         let (mixture, plan) = self.plan(adapters, &tokens)?;
         let (tokens_len, vocab) = (tokens.len(), plan.vocab);
         // All of it now, so that no step has to find memory.
@@ -309,14 +310,18 @@ impl Engine {
     }
 
     /// Token ids of a prompt.
-    fn encode(&self, prompt: &Prompt, add_special: bool) -> Result<Vec<u32>> {
+    fn encode(&self, prompt: &Prompt, add_special: bool, chat: &ChatOptions) -> Result<Vec<u32>> {
+        if !matches!(prompt, Prompt::Chat(_)) && *chat != ChatOptions::default() {
+            let what = "tools and other choices for a chat template need chat messages as the prompt";
+            return Err(Error::new(ErrorCode::RequestInvalid, what));
+        }
         let tokens = match prompt {
             Prompt::Tokens(tokens) => tokens.clone(),
             Prompt::Text(text) => self.tokenizer()?.encode(text, add_special, true)?,
             Prompt::Chat(messages) => {
                 // The template contains the BOS.
                 let tokenizer = self.tokenizer()?;
-                tokenizer.encode(&tokenizer.apply_chat_template(messages, true)?, false, true)?
+                tokenizer.encode(&tokenizer.apply_chat_template(messages, chat)?, false, true)?
             }
         };
         match tokens.is_empty() {

@@ -13,7 +13,7 @@ mod stop_strings;
 mod tokenizer;
 mod tokenizer_json;
 
-pub use chat_template::ChatMessage;
+pub use chat_template::{ChatMessage, ChatOptions};
 pub use detokenizer::Detokenizer;
 pub use stop_strings::StopStrings;
 pub use tokenizer::Tokenizer;

@@ -6,7 +6,7 @@ use std::path::Path;
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use serde_json::Value;
 
-use super::chat_template::{ChatMessage, ChatTemplate};
+use super::chat_template::{ChatMessage, ChatOptions, ChatTemplates};
 use super::decoder_kind::DecoderKind;
 use super::files::{read, read_object};
 use super::tokenizer_json::{self, InnerTokenizer};
@@ -24,7 +24,7 @@ pub struct Tokenizer {
     special: BTreeMap<String, String>,
     /// `add_bos_token` of tokenizer_config.json, if it is there.
     add_bos: Option<bool>,
-    template: Option<ChatTemplate>,
+    templates: ChatTemplates,
     vocab_size: usize,
 }
 
@@ -47,14 +47,14 @@ impl Tokenizer {
                 Some((name.to_owned(), token_content(value)?.to_owned()))
             })
             .collect();
-        let template = ChatTemplate::find(dir, &config, &special)?;
+        let templates = ChatTemplates::find(dir, &config, &special)?;
         Ok(Some(Self {
             decoder_kind: DecoderKind::of(inner.get_decoder()),
             vocab_size: inner.get_vocab_size(true),
             inner: RwLock::new(inner),
             special,
             add_bos: config.get("add_bos_token").and_then(Value::as_bool),
-            template,
+            templates,
         }))
     }
 
@@ -95,20 +95,22 @@ impl Tokenizer {
         tokenizer_json::decode(&inner, tokens)
     }
 
-    /// Renders a chat with the model's own template.
+    /// Renders a chat with one of the model's templates, or with the one that `options` contain.
     ///
     /// # Errors
     /// `chat_template_not_found`, `chat_template_failed`.
-    pub fn apply_chat_template(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
-        match &self.template {
-            Some(template) => template.render(messages, add_generation_prompt),
-            None => Err(Error::new(ErrorCode::ChatTemplateNotFound, "the model has no chat template")),
-        }
+    pub fn apply_chat_template(&self, messages: &[ChatMessage], options: &ChatOptions) -> Result<String> {
+        self.templates.render(messages, options)
     }
 
     /// Whether the model has a chat template.
     pub fn has_chat_template(&self) -> bool {
-        self.template.is_some()
+        !self.templates.is_empty()
+    }
+
+    /// Why a chat template of the model was refused, if one was. It fails when it is used.
+    pub fn chat_template_error(&self) -> Option<&Error> {
+        self.templates.refused()
     }
 
     /// Number of ids the tokenizer knows.
