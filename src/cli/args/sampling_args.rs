@@ -238,10 +238,8 @@ mod tests {
                 _ => serde_json::json!(7),
             };
             let args: SamplingArgs = serde_json::from_value(serde_json::json!({field: value})).expect(field);
-            assert_eq!(
-                args.given(),
-                [(field.to_owned(), if field == "stop" { serde_json::json!([7]) } else { value })]
-            );
+            let given: Vec<String> = args.given().into_iter().map(|(name, _)| name).collect();
+            assert_eq!(given, [field]);
             let mut request = Request::new("");
             args.apply(&mut request);
             assert_ne!(format!("{request:?}"), default, "{field} reaches the request");
