@@ -282,6 +282,10 @@ class Engine:
         """
         The tokenizer of the model's folder.
         """
+    def tokenizer_for(self, /, adapter: Adapter) -> Tokenizer:
+        """
+        The tokenizer of requests with these adapters: the first adapter's that has one, else the model's.
+        """
     def unload_adapter(self, /, name: str) -> None:
         """
         Removes an adapter's name.
@@ -719,12 +723,12 @@ class Tokenizer:
         """
     def decode(self, /, ids: TokenIds, skip_special_tokens: bool = False) -> str:
         """
-        Decodes token ids; bytes that are not valid UTF-8 become U+FFFD.
+        Decodes token ids; bytes that are not valid UTF-8 become U+FFFD, an unknown id has no text.
         """
-    def encode(self, /, text: str, add_special_tokens: bool = True, parse_special_tokens: bool = True) -> list[int]:
+    def encode(self, /, text: str, add_special_tokens: bool = True, parse_special_tokens: bool | None = None) -> list[int]:
         """
         Encodes a text. The tokenizer's own BOS is added if `add_special_tokens`; special tokens written in the text
-        are recognized if `parse_special_tokens`.
+        are recognized if `parse_special_tokens`, by default unless tokenizer_config.json has `split_special_tokens`.
         """
     @property
     def eos_token_id(self, /) -> int | None:
@@ -740,10 +744,18 @@ class Tokenizer:
         """
         Id of a token, by its spelling in the vocabulary.
         """
+    def is_special(self, /, id: SupportsIndex) -> bool:
+        """
+        Whether an id is a special token.
+        """
     @property
     def pad_token_id(self, /) -> int | None:
         """
         Padding id.
+        """
+    def piece(self, /, id: SupportsIndex) -> str:
+        """
+        The text that a token adds in the middle of a text.
         """
     def token_of(self, /, id: SupportsIndex) -> str | None:
         """

@@ -129,7 +129,7 @@ class Engine:
         adapters             None for the base, a name, or an ordered mapping name -> weight; `adapter` is the same
         sampling             a `SamplingParams`; keywords given with it change it
         max_new_tokens       largest number of new tokens
-        min_new_tokens       stop tokens are not chosen before this number of new tokens
+        min_new_tokens       stop tokens and stop strings do not end the text before this number of new tokens
         temperature          0 is greedy decoding
         top_k, top_p, min_p  keep the k best, the nucleus, the tokens of at least a share of the best one's probability
         repetition_penalty   on tokens of prompt and output, the last `repetition_range` of them if that is given
@@ -208,6 +208,10 @@ class Engine:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the model's folder."""
         return self._native.tokenizer
+
+    def tokenizer_for(self, adapter: Adapter) -> Tokenizer:
+        """The tokenizer of requests with these adapters: the first adapter's that brings one, else the model's."""
+        return self._native.tokenizer_for(adapter)
 
     @property
     def device(self) -> str:

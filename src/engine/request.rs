@@ -122,7 +122,8 @@ pub struct Request {
     pub adapters: Vec<(AdapterRef, f32)>,
     /// Largest number of new tokens.
     pub max_new_tokens: usize,
-    /// Before this number of new tokens, stop tokens are not chosen.
+    /// Up to this number of new tokens, nothing but `max_new_tokens` ends the text: stop tokens and special tokens that are
+    /// stop strings are not chosen, other stop strings become part of the text.
     pub min_new_tokens: usize,
     /// Number of independent samples: completions of the same prompt, each with a seed derived from the request's. 1 is the
     /// sample of the request's own seed.

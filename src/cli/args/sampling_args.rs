@@ -199,6 +199,8 @@ mod tests {
         let Request {
             prompt: _,
             adapters: _,
+            // Keys of JSON Lines beside the messages: tools, chat_template_kwargs and others.
+            chat: _,
             // An array for the caller of the library; the command has nowhere to put it.
             return_logits: _,
             max_new_tokens: _,

@@ -365,12 +365,12 @@ fn choose(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32]) ->
         returned.extend_from_slice(logits);
     }
     if new_tokens < decode.min_new_tokens {
-        for &id in &decode.stop_ids {
+        for &id in decode.stop_ids.iter().chain(&decode.stop_string_ids) {
             if let Some(logit) = logits.get_mut(id as usize) {
                 *logit = f32::NEG_INFINITY;
             }
         }
     }
-    let sampled = sampler.sample(logits, &decode.sampling, &sequence.tokens, sequence.prompt_len, decode.logprobs);
+    let sampled = sampler.sample(logits, &decode.sampling, &sequence.tokens, sequence.prompt_len, decode.logprobs)?;
     sequence.accept(sampled, returned)
 }

@@ -88,6 +88,12 @@ impl ChatTemplates {
         self.templates.is_empty()
     }
 
+    /// Whether both have the same templates.
+    pub(super) fn equals(&self, other: &Self) -> bool {
+        self.templates.len() == other.templates.len()
+            && self.templates.iter().zip(&other.templates).all(|((a, x), (b, y))| a == b && x.source == y.source)
+    }
+
     /// Why a template was refused, if one was: the default one, else any.
     pub(super) fn refused(&self) -> Option<&Error> {
         let default = self.templates.get(DEFAULT);
