@@ -66,6 +66,9 @@ pub(super) fn math(runtime: &Runtime, op: Math, left: &Value, right: &Value) -> 
         (_, Value::Markup(_), _) | (_, _, Value::Markup(_)) => {
             return fail("computing with a text marked as safe is not supported");
         }
+        (Math::Sub, Value::View(..), _) | (Math::Sub, _, Value::View(..)) => {
+            return fail("computing with views of dicts is not supported");
+        }
         _ => {}
     }
     match (left.as_int(), right.as_int()) {
@@ -252,6 +255,7 @@ pub(super) fn order(runtime: &Runtime, left: &Value, right: &Value) -> Result<Op
     runtime.budget.work(20)?;
     match (left, right) {
         (Value::Undefined(name), _) | (_, Value::Undefined(name)) => undefined(name),
+        (Value::View(..), Value::View(..)) => fail("comparing views of dicts is not supported"),
         (Value::Str(a) | Value::Markup(a), Value::Str(b) | Value::Markup(b)) => {
             runtime.budget.work(a.len().min(b.len()) / 4)?;
             Ok(Some(a.cmp(b)))

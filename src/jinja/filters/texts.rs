@@ -178,7 +178,6 @@ pub(super) fn indent(runtime: &Runtime, value: Value, args: Args) -> Result<Valu
 
 pub(super) fn truncate(runtime: &Runtime, value: Value, args: Args) -> Result<Value> {
     let [length, killwords, end, leeway] = args.bind("truncate", ["length", "killwords", "end", "leeway"])?;
-    let text = str_argument(&value, "truncate")?;
     let length = length.map_or(Ok(255), |length| int_argument(&length, "truncate"))?;
     let leeway = match leeway {
         None | Some(Value::None) => 5,
@@ -190,10 +189,18 @@ pub(super) fn truncate(runtime: &Runtime, value: Value, args: Args) -> Result<Va
     if length < end_length || leeway < 0 {
         return fail("truncate needs a length of at least its end's, and a leeway that is not negative");
     }
-    runtime.budget.work(text.len())?;
-    if text.chars().count() as i128 <= length.saturating_add(leeway) {
-        return Ok(value);
+    if let Value::Str(text) = &value {
+        runtime.budget.work(text.len())?;
     }
+    // Whatever is short enough is not asked what it is.
+    match value.len() {
+        Some(len) if len as i128 <= length.saturating_add(leeway) => return Ok(value),
+        Some(_) => {}
+        None => return fail(format!("object of type '{}' has no len()", value.type_name())),
+    }
+    let Value::Str(text) = &value else {
+        return fail(format!("truncating a {} is not supported", value.type_name()));
+    };
     let kept = usize::try_from(length - end_length).unwrap_or(usize::MAX);
     let mut start = &text[..text.char_indices().nth(kept).map_or(text.len(), |(at, _)| at)];
     if !killwords.is_some_and(|killwords| killwords.truth()) {
