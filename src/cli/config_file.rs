@@ -187,7 +187,7 @@ mod tests {
     }
 
     fn error(toml: &str) -> String {
-        apply(command(), toml).err().expect("an error").to_string()
+        apply(command(), toml).expect_err("an error").to_string()
     }
 
     #[test]

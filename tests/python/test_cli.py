@@ -144,7 +144,11 @@ def test_ctrl_c_stops_an_answer_and_keeps_the_talk(chat):
     terminal.type("\x03")
     answer = terminal.wait_for("[stopped]")
     assert 0 < len(answer.strip()) < 3000
-    terminal.type("/set max-new-tokens=2\rAnd then?\r")
+    terminal.wait_for("> ")
+    terminal.type("/set max-new-tokens=2\r")
+    terminal.wait_for("max-new-tokens=2\n")
+    terminal.wait_for("> ")
+    terminal.type("And then?\r")
     terminal.wait_for("[cut after 2 tokens")
     terminal.type("/stats\r")
     terminal.wait_for("turns          2")

@@ -140,7 +140,7 @@ mod tests {
     }
 
     fn message(line: &str) -> String {
-        read(line).err().expect("an error").to_string()
+        read(line).expect_err("an error").to_string()
     }
 
     #[test]
