@@ -164,6 +164,6 @@ impl Running {
 }
 
 /// Number of results of a request, which has one even if it is refused for its number of samples.
-pub(super) fn samples_of(request: &Request) -> usize {
+pub(crate) fn samples_of(request: &Request) -> usize {
     if (1..=MAX_SAMPLES).contains(&request.n) { request.n } else { 1 }
 }

@@ -41,6 +41,7 @@ use text::{Detokenizer, RequestTokenizer, StopStrings};
 
 pub use as_completed::AsCompleted;
 pub use generation_config::{GenerationConfig, GenerationConfigSource};
+pub(crate) use in_flight::{InFlight, samples_of};
 pub use job::{CancelHandle, Job};
 pub use options::{DEFAULT_KV_TOKENS, EngineOptions};
 pub use output::{Chunk, Completion, Finish, FinishReason, Logits, StopMatch, TokenLogprobs, Usage};
@@ -50,7 +51,7 @@ pub use sampling_params::SamplingParams;
 pub use sequence_cache::{SequenceCache, SequenceChunk};
 pub use stats::EngineStats;
 pub(crate) use text::AdapterTokenizer;
-pub use text::{ChatMessage, Tokenizer};
+pub use text::{ChatMessage, ChatOptions, Tokenizer};
 
 /// A model, a KV cache and a scheduler. Cheap to clone; clones share everything. All methods may be called from any thread.
 #[derive(Clone)]
@@ -225,7 +226,7 @@ impl Engine {
     /// Checks a request, leases its adapters, encodes its prompt and draws its seed.
     fn check(&self, request: Request) -> Result<CheckedRequest> {
         let (mixture, tokenizer) = self.lease(&request.adapters)?;
-        let tokens = self.encode(&tokenizer, &request.prompt, request.add_special_tokens)?;
+        let tokens = self.encode(&tokenizer, &request.prompt, request.add_special_tokens, &request.chat)?;
         let plan = self.plan(&mixture, &tokens)?;
         request.check(plan.vocab)?;
         let seed = match request.sampling.seed {
@@ -274,8 +275,8 @@ impl Engine {
         adapters: &[(AdapterRef, f32)],
         between_steps: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Logits> {
-        let (mixture, text) = self.lease(adapters)?;
-        let tokens = self.encode(&text, prompt, true)?;
+        let (mixture, tokenizer) = self.lease(adapters)?;
+        let tokens = self.encode(&tokenizer, prompt, true, &ChatOptions::default())?;
         let plan = self.plan(&mixture, &tokens)?;
         let (tokens_len, vocab) = (tokens.len(), plan.vocab);
         // All of it now, so that no step has to find memory.
@@ -335,8 +336,18 @@ impl Engine {
     }
 
     /// Token ids of a prompt.
-    fn encode(&self, text: &RequestTokenizer, prompt: &Prompt, add_special: bool) -> Result<Vec<u32>> {
-        let tokenizer = || text.tokenizer.as_ref().map_or_else(|| self.tokenizer(), Ok);
+    fn encode(
+        &self,
+        tokenizer: &RequestTokenizer,
+        prompt: &Prompt,
+        add_special: bool,
+        chat: &ChatOptions,
+    ) -> Result<Vec<u32>> {
+        if !matches!(prompt, Prompt::Chat(_)) && *chat != ChatOptions::default() {
+            let what = "tools and other choices for a chat template need chat messages as the prompt";
+            return Err(Error::new(ErrorCode::RequestInvalid, what));
+        }
+        let tokenizer = || tokenizer.tokenizer.as_ref().map_or_else(|| self.tokenizer(), Ok);
         let tokens = match prompt {
             Prompt::Tokens(tokens) => tokens.clone(),
             Prompt::Text(text) => {
@@ -346,7 +357,7 @@ impl Engine {
             Prompt::Chat(messages) => {
                 // The template contains the BOS.
                 let tokenizer = tokenizer()?;
-                let text = tokenizer.apply_chat_template(messages, true)?;
+                let text = tokenizer.apply_chat_template(messages, chat)?;
                 tokenizer.encode(&text, false, tokenizer.parses_special())?
             }
         };
@@ -360,10 +371,12 @@ impl Engine {
     fn plan(&self, mixture: &Mixture, tokens: &[u32]) -> Result<SequencePlan> {
         let model = self.model();
         mixture.check_tokens(tokens, model.config().vocab_size)?;
+        let kv_groups = model.kv_groups_of(mixture.layers());
         let plan = SequencePlan {
             forward: mixture.forward_plan(tokens),
-            kv_groups: model.kv_groups_of(mixture.layers()),
-            row_cost: 1 + mixture.rank_sum() / model.config().hidden_size.max(1),
+            kv_groups,
+            // A layer map that needs several KV groups has that many times the base's layers.
+            row_cost: (1 + mixture.rank_sum() / model.config().hidden_size.max(1)) * kv_groups,
             vocab: mixture.head_rows(model.config().vocab_size),
         };
         self.check_length(tokens.len(), &plan)?;

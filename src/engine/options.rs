@@ -26,7 +26,7 @@ pub struct EngineOptions {
     /// Largest number of requests that run at once; others wait.
     pub max_rows: usize,
     /// Largest number of prompt tokens in one step (chunked prefill). Tokens whose adapters have ranks that exceed the model's
-    /// width together count as several.
+    /// width together, or run its layers several times, count as several.
     pub prefill_chunk: usize,
     /// Whether cached prefixes of prompts are reused.
     pub prefix_cache: bool,

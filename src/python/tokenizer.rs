@@ -4,8 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
-use super::args::{Messages, TokenIds};
+use super::args::TokenIds;
+use super::chat::{ContinueFinalMessage, JsonObjects, Messages, TemplateKwargs, add_keywords, chat_options};
 use crate::engine::Tokenizer;
 use crate::error::{Error, ErrorCode};
 
@@ -66,10 +68,33 @@ impl PyTokenizer {
         self.tokenizer.is_special(id)
     }
 
-    /// Renders a chat with the model's own template.
-    #[pyo3(signature = (messages, add_generation_prompt=true))]
-    fn apply_chat_template(&self, messages: Messages, add_generation_prompt: bool) -> PyResult<String> {
-        Ok(self.tokenizer.apply_chat_template(&messages.0, add_generation_prompt)?)
+    /// Renders a chat with a template of the model, or with `chat_template`, its text. Other keywords are variables of the
+    /// template.
+    #[pyo3(signature = (messages, add_generation_prompt=None, *, continue_final_message=None, tools=None, documents=None,
+                        chat_template=None, chat_template_kwargs=None, **keywords: "Any"))]
+    #[allow(clippy::too_many_arguments)]
+    fn apply_chat_template(
+        &self,
+        py: Python<'_>,
+        messages: Messages,
+        add_generation_prompt: Option<bool>,
+        continue_final_message: Option<ContinueFinalMessage>,
+        tools: Option<JsonObjects>,
+        documents: Option<JsonObjects>,
+        chat_template: Option<String>,
+        chat_template_kwargs: Option<TemplateKwargs>,
+        keywords: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<String> {
+        let mut options = chat_options(
+            add_generation_prompt,
+            continue_final_message,
+            tools,
+            documents,
+            chat_template,
+            chat_template_kwargs,
+        );
+        add_keywords(&mut options, keywords)?;
+        Ok(py.detach(|| self.tokenizer.apply_chat_template(&messages.0, &options))?)
     }
 
     /// Number of token ids.

@@ -158,7 +158,7 @@ def test_an_adapter_that_runs_other_layers_shares_no_prefix_with_the_base(order,
     base = tiny.write("llama", tmp_path)
     adapter = activated(adapters.write("plain", base), layer_replication)
     caching, fresh = (Engine(base, adapters={"it": adapter}, prefix_cache=cache) for cache in (True, False))
-    tokens = [token for token in range(9, 89)]
+    tokens = list(range(9, 89))
     expected = {
         name: bits(fresh.generate([tokens], adapters=[name], temperature=0.0, **SETTINGS)[0]) for name in (None, "it")
     }

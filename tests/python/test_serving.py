@@ -103,7 +103,7 @@ def test_counters_are_read_while_a_step_runs(quill, folders):
 
 
 def test_one_stream_that_fails_leaves_the_others_as_they_are(fixtures, tmp_path):
-    """A tokenizer whose decoder gives up on one token: whoever computes the step, only the request with that token fails."""
+    """A decoder gives up on one token: whoever computes the step, only the request with that token fails."""
     folder = shutil.copytree(fixtures / "quill-4m", tmp_path / "model")
     folder.chmod(0o755)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
@@ -111,11 +111,7 @@ def test_one_stream_that_fails_leaves_the_others_as_they_are(fixtures, tmp_path)
     tokenizer["decoder"] = {"type": "Replace", "pattern": costly, "content": "x"}
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    try:
-        engine = Engine(folder, prefix_cache=False)
-    except ExloraError as error:
-        assert error.code == "tokenizer_invalid"
-        return
+    engine = Engine(folder, prefix_cache=False)
     pieces = {i: engine.tokenizer.token_of(i) or "" for i in range(2048)}
     bad = max((i for i, piece in pieces.items() if piece.startswith(("f", "\u0120f"))), key=lambda i: len(pieces[i]))
     good = next(i for i, piece in pieces.items() if piece == "the")
@@ -127,7 +123,7 @@ def test_one_stream_that_fails_leaves_the_others_as_they_are(fixtures, tmp_path)
         assert "".join(chunk.text for chunk in innocent) == alone.text
     with pytest.raises(ExloraError) as failed:
         list(culprit)
-    assert failed.value.code in {"internal", "tokenizer_invalid"}
+    assert failed.value.code == "tokenizer_invalid"
     assert is_idle(engine)
     assert engine.stats()["kv_pages_free"] == engine.stats()["kv_pages_total"]
 

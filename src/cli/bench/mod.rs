@@ -15,10 +15,9 @@ use std::time::Instant;
 use clap::Args;
 use serde::Serialize;
 
-use self::stream::{Assignment, Stream};
+use self::stream::{Assignment, Stream, StreamOptions};
 use self::timing::{Speed, Variant, Workload, measure, rounded};
-use super::mixture_arg::MixtureArg;
-use super::model_args::{ModelArgs, NamedAdapter};
+use super::args::{MixtureArg, ModelArgs, NamedAdapter};
 use super::output::{print, print_json};
 use crate::adapter::mixture::Mixture;
 use crate::doctor;
@@ -107,7 +106,13 @@ pub(super) fn run(args: &BenchArgs, json: bool) -> Result<()> {
         variants.push(Variant::new(Assignment::new(mixtures)?));
     }
     let kv_groups = variants.iter().map(|variant| variant.adapters.kv_groups(&model)).max().unwrap_or(1);
-    let mut stream = Stream::new(&model, work.batch, work.tokens(), kv_groups)?;
+    let options = StreamOptions {
+        sequences: work.batch,
+        tokens: work.tokens(),
+        kv_dtype: args.model.kv_dtype,
+        prefill_chunk: args.model.prefill_chunk.max(1),
+    };
+    let mut stream = Stream::new(&model, kv_groups, &options)?;
     measure(&work, &mut stream, &mut variants)?;
 
     let name = args.model.model.file_name().unwrap_or(args.model.model.as_os_str());

@@ -20,7 +20,7 @@ mod tokenizer_file;
 mod tokenizer_json;
 
 pub use adapter_tokenizers::{AdapterTokenizer, RequestTokenizer};
-pub use chat_template::ChatMessage;
+pub use chat_template::{ChatMessage, ChatOptions};
 pub use detokenizer::Detokenizer;
 pub use stop_strings::{StopScan, StopStrings};
 pub use tokenizer::Tokenizer;

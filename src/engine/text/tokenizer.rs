@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 use tokenizers::{Model as _, ModelWrapper};
 
-use super::chat_template::{ChatMessage, ChatTemplate};
+use super::chat_template::{ChatMessage, ChatOptions, ChatTemplates};
 use super::clean_up::CleanUp;
 use super::decoder_kind::DecoderKind;
 use super::files::{invalid, read, read_object};
@@ -17,7 +17,7 @@ use super::special_tokens::SpecialTokens;
 use super::tokenizer_class::TokenizerClass;
 use super::tokenizer_file::TokenizerFile;
 use super::tokenizer_json::{self, InnerTokenizer};
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Error, Result};
 use crate::model::config::read_json;
 
 /// The tokenizer and chat template of a folder, as transformers' AutoTokenizer reads them. Thread-safe.
@@ -31,8 +31,7 @@ pub struct Tokenizer {
     splits_special: bool,
     /// Whether spaces before punctuation are removed from a decoded text.
     cleans_up: bool,
-    template: Option<ChatTemplate>,
-    template_texts: BTreeMap<String, String>,
+    templates: ChatTemplates,
     vocab_size: usize,
 }
 
@@ -60,8 +59,7 @@ impl Tokenizer {
         Ok(Some(Self {
             path: dir.to_path_buf(),
             decoder_kind: DecoderKind::of(inner.get_decoder()),
-            template: ChatTemplate::find(dir, &config, &named)?,
-            template_texts: template_texts(dir, &config)?,
+            templates: ChatTemplates::find(dir, &config, &named)?,
             splits_special: is_set("split_special_tokens"),
             cleans_up: is_set("clean_up_tokenization_spaces")
                 && (!is_bpe || is_set("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output")),
@@ -124,20 +122,22 @@ impl Tokenizer {
         Ok(both.strip_prefix(&before).map_or_else(|| both.clone(), str::to_owned))
     }
 
-    /// Renders a chat with the model's own template.
+    /// Renders a chat with one of the model's templates, or with the one that `options` contain.
     ///
     /// # Errors
     /// `chat_template_not_found`, `chat_template_failed`.
-    pub fn apply_chat_template(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
-        match &self.template {
-            Some(template) => template.render(messages, add_generation_prompt),
-            None => Err(Error::new(ErrorCode::ChatTemplateNotFound, "the model has no chat template")),
-        }
+    pub fn apply_chat_template(&self, messages: &[ChatMessage], options: &ChatOptions) -> Result<String> {
+        self.templates.render(messages, options)
     }
 
     /// Whether the model has a chat template.
     pub fn has_chat_template(&self) -> bool {
-        self.template.is_some()
+        !self.templates.is_empty()
+    }
+
+    /// Why a chat template of the model was refused, if one was. It fails when it is used.
+    pub fn chat_template_error(&self) -> Option<&Error> {
+        self.templates.refused()
     }
 
     /// The folder that it was read from.
@@ -192,7 +192,7 @@ impl Tokenizer {
         let settings = |t: &Self| (t.splits_special, t.cleans_up);
         self.named == other.named
             && settings(self) == settings(other)
-            && self.template_texts == other.template_texts
+            && self.templates.sources() == other.templates.sources()
             && (Arc::ptr_eq(&self.vocabulary, &other.vocabulary) || self.vocabulary.hash() == other.vocabulary.hash())
     }
 
@@ -287,20 +287,6 @@ fn class_of(dir: &Path, config: &Map<String, Value>, json: &str) -> TokenizerCla
     TokenizerClass::of(in_model("model_type").unwrap_or_default(), declared, config, json)
 }
 
-/// The chat templates of a folder by file, to compare folders with each other.
-fn template_texts(dir: &Path, config: &Map<String, Value>) -> Result<BTreeMap<String, String>> {
-    let mut texts = BTreeMap::new();
-    let default = match read(&dir.join("chat_template.jinja"))? {
-        Some(text) => Some(text),
-        None => match config.get("chat_template") {
-            None | Some(Value::Null) => read(&dir.join("chat_template.json"))?,
-            Some(template) => Some(template.as_str().map_or_else(|| template.to_string(), str::to_owned)),
-        },
-    };
-    texts.extend(default.map(|text| (String::new(), text)));
-    Ok(texts)
-}
-
 /// The token that the decoder sees for an id.
 fn spelling(inner: &InnerTokenizer, id: u32) -> Option<String> {
     inner.get_added_vocabulary().simple_id_to_token(id).or_else(|| inner.get_model().id_to_token(id))
@@ -313,6 +299,7 @@ pub(super) mod tests {
     use serde_json::{Map, json};
 
     use super::*;
+    use crate::error::ErrorCode;
 
     /// A tokenizer of single characters and some words, with the decoder under test.
     pub(in super::super) fn write_tokenizer(dir: &Path, decoder: Value, tokens: &[&str], config: Value) {
