@@ -5,6 +5,7 @@
 //! all prompts, exllamav2's names) is written in Python on top of this module.
 
 mod args;
+mod chat;
 mod count;
 mod engine;
 mod errors;

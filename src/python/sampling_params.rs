@@ -148,7 +148,7 @@ impl PySamplingParams {
     ) -> PyResult<(u32, f32, TopLogprobs)> {
         let params = self.params();
         params.check(logits.len())?;
-        let sampled = Sampler::default().sample(&logits, &params, &tokens.0, prompt_len, top);
+        let sampled = Sampler::default().sample(&logits, &params, &tokens.0, prompt_len, top)?;
         Ok((sampled.id, sampled.logprob, sampled.top_logprobs))
     }
 

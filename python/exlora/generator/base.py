@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import exlora._exlora as _exlora
 from exlora._unsupported import refuse, warn_unknown
-from exlora.generator._common import mixture, new_seed, open_engine
+from exlora.generator._common import mixture, new_seed, open_engine, prompt_ids
 
 if TYPE_CHECKING:
     from exlora.cache import ExLlamaV2CacheBase
@@ -73,10 +73,12 @@ class ExLlamaV2BaseGenerator:
         first_seed, room = new_seed(seed), self.cache.max_seq_len - num_tokens
         heads, jobs = [], []
         for i, text in enumerate(prompts):
-            ids = self.tokenizer.encode_list(text, add_bos, False, encode_special_tokens)
+            ids, tokenizer = prompt_ids(
+                self._engine, self.tokenizer, mixture(loras), text, add_bos, encode_special_tokens
+            )
             if len(ids) > max(room, 1):
                 ids = ids[-max(room, 1) :]
-                text = self.tokenizer.native.decode(ids)
+                text = tokenizer.decode(ids)
             heads.append("" if completion_only else text)
             request = _exlora.Request(
                 ids,
