@@ -1,14 +1,19 @@
-"""Writes fuzz/corpus/adapter_dir: one small folder for each kind of adapter, valid or hostile.
+"""Writes the seeds of four fuzz targets: small files of each kind, valid or hostile.
 
-A seed is what `fuzz_targets/adapter_dir.rs` reads: byte 2, the config's length in two bytes, the config, the weights.
+- adapter_dir: byte 2, the config's length in two bytes, the config, the weights.
+- adapter_upload: the same without the first byte, for the model of `fuzz_targets/adapter_upload.rs`.
+- tokenizer_json: a tokenizer.json of each kind of model and component.
+- model_config: a config.json with each kind of rope and window.
 """
 
+import base64
 import json
 import pathlib
 import struct
 from math import prod
 
-CORPUS = pathlib.Path(__file__).parent / "corpus" / "adapter_dir"
+CORPORA = pathlib.Path(__file__).parent / "corpus"
+CORPUS = CORPORA / "adapter_dir"
 
 IN, OUT, VOCAB = 2, 3, 4
 Q_PROJ = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -37,7 +42,7 @@ def both(name, shapes=None, fields=None, **form):
     seed(name, {**CONFIG, **(fields or {})}, weights({**PAIR, **(shapes or {})}, **form))
 
 
-def main():
+def adapter_dirs():
     CORPUS.mkdir(parents=True, exist_ok=True)
     both("plain")
     both("bfloat16", fill=b"\x80\x3f", dtype="BF16")
@@ -80,6 +85,137 @@ def main():
     seed("byte_order_mark", b"\xef\xbb\xbf" + json.dumps(CONFIG).encode(), right)
     seed("name_twice", json.dumps(CONFIG).encode()[:-1] + b', "r": 2}', right)
     seed("deep", b'{"peft_type": "LORA", "eva_config": ' + b"[" * 200 + b"]" * 200 + b"}", right)
+
+
+
+def uploads():
+    """Adapters that load, one for each way in which a backend prepares them."""
+    folder = CORPORA / "adapter_upload"
+    folder.mkdir(parents=True, exist_ok=True)
+    width, vocab = 4, 5
+    pair = {f"{Q_PROJ}.lora_A.weight": [2, width], f"{Q_PROJ}.lora_B.weight": [width, 2]}
+
+    def upload(name, shapes=None, **fields):
+        config = json.dumps({**CONFIG, "r": 2, **fields}).encode()
+        file = weights({**pair, **(shapes or {})}, fill=b"\x00\x30")
+        (folder / name).write_bytes(struct.pack("<H", len(config)) + config + file)
+
+    upload("plain")
+    upload("dora", {f"{Q_PROJ}.lora_magnitude_vector": [width]}, use_dora=True)
+    upload("lora_bias", {f"{Q_PROJ}.lora_B.bias": [width]}, lora_bias=True)
+    upload("bias_all", {f"{Q_PROJ}.base_layer.bias": [width]}, bias="all")
+    upload("saved_head", {f"{HEAD}.weight": [vocab, width]}, modules_to_save=["lm_head"])
+    upload("saved_norm", {"base_model.model.model.norm.weight": [width]}, modules_to_save=["norm"])
+    embedding = {f"{EMBED}.lora_embedding_A": [2, vocab], f"{EMBED}.lora_embedding_B": [width, 2]}
+    upload("embedding", embedding, target_modules=["q_proj", "embed_tokens"])
+    tokens = {f"{EMBED}.token_adapter.trainable_tokens_delta": [2, width]}
+    upload("tokens", tokens, trainable_token_indices=[1, 3])
+    upload("activated", alora_invocation_tokens=[2, 3])
+    upload("replicated_layers", layer_replication=[[0, 2], [0, 2]])
+    upload("block_diagonal", use_bdlora={"nblocks": 2, "target_modules_bd_a": ["q_proj"]})
+    upload("qalora", {f"{Q_PROJ}.lora_A.weight": [2, width // 2]}, use_qalora=True, qalora_group_size=2)
+    upload("kasa", {f"{Q_PROJ}.lora_diag": [2]}, kasa_config={})
+
+
+def tokenizers():
+    """A tokenizer.json of each kind of model, with the components of public ones."""
+    folder = CORPORA / "tokenizer_json"
+    folder.mkdir(parents=True, exist_ok=True)
+    alphabet = {token: i for i, token in enumerate(["<unk>", "a", "b", "ab", "\u0120", "\u2581", "\u2581a", "##b", "<0xC3>"])}
+    bpe = {"type": "BPE", "unk_token": "<unk>", "byte_fallback": True, "vocab": alphabet, "merges": ["a b", ["\u2581", "a"]]}
+    added = {"id": 9, "content": "<s>", "single_word": False, "lstrip": True, "rstrip": True, "normalized": False, "special": True}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    gpt4 = r"(?i:'s|'t)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+(?!\S)|\s+"
+    split = {"type": "Split", "pattern": {"Regex": gpt4}, "behavior": "Isolated", "invert": False}
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    template = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [9], "tokens": ["<s>"]}},
+    }
+    llama_decoders = [
+        {"type": "Replace", "pattern": {"Regex": "\u2581"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ]
+
+    def tokenizer(name, model=bpe, **members):
+        text = json.dumps({"version": "1.0", "added_tokens": [added], "model": model, **members})
+        (folder / name).write_bytes(text.encode() + b"\0a b ab\0 <s>b<s> ")
+
+    tokenizer("gpt2", pre_tokenizer=byte_level, decoder=byte_level, post_processor=byte_level)
+    steps = {"type": "Sequence", "pretokenizers": [split, {**byte_level, "use_regex": False}]}
+    processors = {"type": "Sequence", "processors": [byte_level, template]}
+    tokenizer("llama3", pre_tokenizer=steps, decoder=byte_level, post_processor=processors)
+    prepend = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, replace]}
+    tokenizer("llama2", normalizer=prepend, post_processor=template, decoder={"type": "Sequence", "decoders": llama_decoders})
+    metaspace = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": True}
+    charsmap = struct.pack("<I", 1024) + struct.pack("<256I", *([0] * 256)) + b"x\0"
+    precompiled = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()}
+    unigram = {"type": "Unigram", "unk_id": 0, "vocab": [[token, -i / 2] for token, i in alphabet.items()], "byte_fallback": True}
+    tokenizer("t5", unigram, normalizer=precompiled, pre_tokenizer=metaspace, decoder=metaspace, post_processor=template)
+    wordpiece = {
+        "type": "WordPiece", "unk_token": "<unk>", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100,
+        "vocab": alphabet,
+    }  # fmt: skip
+    bert = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True}
+    tokenizer(
+        "bert", wordpiece, normalizer=bert, pre_tokenizer={"type": "BertPreTokenizer"},
+        decoder={"type": "WordPiece", "prefix": "##", "cleanup": True},
+        post_processor={"type": "BertProcessing", "sep": ["<s>", 9], "cls": ["<s>", 9]},
+    )  # fmt: skip
+    every = ["NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Nmt", "StripAccents"]
+    normalizers = [{"type": kind} for kind in every] + [{"type": "Strip", "strip_left": True, "strip_right": True}, byte_level]
+    kinds = ["Whitespace", "WhitespaceSplit", "UnicodeScripts"]
+    pre_tokenizers = [{"type": kind} for kind in kinds] + [
+        {"type": "Digits", "individual_digits": True},
+        {"type": "Punctuation", "behavior": "Contiguous"},
+        {"type": "CharDelimiterSplit", "delimiter": "b"},
+        {"type": "FixedLength", "length": 2},
+    ]
+    tokenizer(
+        "others", {"type": "WordLevel", "unk_token": "<unk>", "vocab": alphabet},
+        normalizer={"type": "Sequence", "normalizers": normalizers},
+        pre_tokenizer={"type": "Sequence", "pretokenizers": pre_tokenizers},
+        decoder={"type": "Sequence", "decoders": [
+            {"type": "CTC", "pad_token": "b", "word_delimiter_token": "|", "cleanup": True}, {"type": "BPEDecoder", "suffix": "a"},
+        ]},
+    )  # fmt: skip
+
+
+def model_configs():
+    """A config.json for each kind of rope, window and spelling."""
+    folder = CORPORA / "model_config"
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 96,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100,
+        "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": False,
+        "rope_theta": 10000.0, "eos_token_id": [1, 2], "bos_token_id": 0, "head_dim": 16,
+    }  # fmt: skip
+
+    def config(name, **fields):
+        (folder / name).write_text(json.dumps({**plain, **fields}))
+
+    config("plain")
+    config("linear", rope_scaling={"type": "linear", "factor": 2.0})
+    config("dynamic", rope_scaling={"rope_type": "dynamic", "type": "dynamic", "factor": 2.0})
+    config("yarn", rope_parameters={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64})
+    llama3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    config("llama3", rope_scaling={"rope_type": "llama3", "factor": 8.0, **llama3})
+    config("window", model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=32)
+    layer_types = ["sliding_attention", "full_attention"]
+    config("layer_types", model_type="qwen2", use_sliding_window=True, sliding_window=32, layer_types=layer_types)
+    config("huge", num_hidden_layers=10**9, head_dim=2**62, sliding_window=-1)
+
+
+def main():
+    adapter_dirs()
+    uploads()
+    tokenizers()
+    model_configs()
 
 
 if __name__ == "__main__":

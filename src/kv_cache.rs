@@ -12,6 +12,7 @@ use std::hash::{Hash, Hasher};
 use sha2::{Digest, Sha256};
 
 use crate::adapter::forward_plan::PageComputation;
+use crate::error::{Error, ErrorCode, Result};
 
 /// Positions of a page.
 pub const PAGE_TOKENS: usize = 32;
@@ -77,16 +78,18 @@ pub struct PagePool {
 }
 
 impl PagePool {
-    /// A pool of `pages` empty pages.
-    pub fn new(pages: usize, keeps_prefixes: bool) -> Self {
-        Self {
-            pages: vec![Page::default(); pages],
-            empty: (0..pages as u32).rev().collect(),
-            idle: BTreeMap::new(),
-            by_key: HashMap::new(),
-            clock: 0,
-            keeps_prefixes,
-        }
+    /// A pool of `count` empty pages.
+    ///
+    /// # Errors
+    /// `memory_exhausted`.
+    pub fn new(count: usize, keeps_prefixes: bool) -> Result<Self> {
+        let too_many = || Error::new(ErrorCode::MemoryExhausted, format!("cannot keep track of {count} KV pages"));
+        let (mut pages, mut empty) = (Vec::new(), Vec::new());
+        pages.try_reserve_exact(count).map_err(|_| too_many())?;
+        empty.try_reserve_exact(count).map_err(|_| too_many())?;
+        pages.resize(count, Page::default());
+        empty.extend((0..u32::try_from(count).map_err(|_| too_many())?).rev());
+        Ok(Self { pages, empty, idle: BTreeMap::new(), by_key: HashMap::new(), clock: 0, keeps_prefixes })
     }
 
     /// Number of pages.
@@ -189,7 +192,12 @@ impl PagePool {
 
     /// Forgets all prefixes and all users.
     pub fn reset(&mut self) {
-        *self = Self::new(self.total(), self.keeps_prefixes);
+        self.pages.fill(Page::default());
+        self.empty.clear();
+        self.empty.extend((0..self.pages.len() as u32).rev());
+        self.idle.clear();
+        self.by_key.clear();
+        self.clock = 0;
     }
 
     fn add_user(&mut self, id: u32) {
@@ -260,7 +268,7 @@ mod tests {
 
     #[test]
     fn a_prefix_is_reused_only_by_the_same_mixture() {
-        let mut pool = PagePool::new(32, true);
+        let mut pool = PagePool::new(32, true).expect("few pages");
         let text = tokens(3 * PAGE_TOKENS + 5);
         assert_eq!(run(&mut pool, &[], &text), 0);
         assert_eq!(run(&mut pool, &[], &text), 3);
@@ -274,7 +282,7 @@ mod tests {
 
     #[test]
     fn until_an_adapter_is_invoked_its_prefix_is_shared_with_the_base() {
-        let mut pool = PagePool::new(64, true);
+        let mut pool = PagePool::new(64, true).expect("few pages");
         let invoked_at = |position: usize| {
             let mut text = tokens(4 * PAGE_TOKENS + 5);
             text[position] = INVOKE;
@@ -290,7 +298,7 @@ mod tests {
 
     #[test]
     fn pages_of_several_kv_groups_are_found_together_or_not_at_all() {
-        let mut pool = PagePool::new(6, true);
+        let mut pool = PagePool::new(6, true).expect("few pages");
         let text = tokens(2 * PAGE_TOKENS + 1);
         assert_eq!(run_in_groups(&mut pool, 2, &[], &text), 0);
         assert_eq!(run_in_groups(&mut pool, 2, &[], &text), 4);
@@ -303,14 +311,14 @@ mod tests {
 
     #[test]
     fn the_last_token_of_a_prompt_is_always_computed() {
-        let mut pool = PagePool::new(8, true);
+        let mut pool = PagePool::new(8, true).expect("few pages");
         run(&mut pool, &[], &tokens(2 * PAGE_TOKENS));
         assert_eq!(run(&mut pool, &[], &tokens(2 * PAGE_TOKENS)), 1);
     }
 
     #[test]
     fn the_least_recently_used_prefix_is_evicted_first() {
-        let mut pool = PagePool::new(3, true);
+        let mut pool = PagePool::new(3, true).expect("few pages");
         let text = |start: u32| (start..start + PAGE_TOKENS as u32 + 1).collect::<Vec<_>>();
         run(&mut pool, &[], &text(0)); // one page kept, one released empty
         run(&mut pool, &[], &text(1000));
@@ -322,7 +330,7 @@ mod tests {
 
     #[test]
     fn a_pool_without_prefix_caching_finds_nothing() {
-        let mut pool = PagePool::new(8, false);
+        let mut pool = PagePool::new(8, false).expect("few pages");
         run(&mut pool, &[], &tokens(100));
         assert_eq!(run(&mut pool, &[], &tokens(100)), 0);
         assert_eq!(pool.prefix_pages(), 0);
@@ -425,7 +433,7 @@ mod tests {
         fn pages_are_never_lost_or_owned_twice(
             lengths in proptest::collection::vec((1usize..200, 0u32..3, 1usize..3), 1..40),
         ) {
-            let mut pool = PagePool::new(20, true);
+            let mut pool = PagePool::new(20, true).expect("few pages");
             let mut held: Vec<Vec<u32>> = Vec::new();
             let base = forward_plan(&[], &[]);
             for (length, text, kv_groups) in lengths {

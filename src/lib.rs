@@ -78,6 +78,7 @@ pub mod engine;
 #[doc(hidden)]
 pub mod error;
 mod files;
+mod fork_safe_mutex;
 #[doc(hidden)]
 pub mod guard;
 #[doc(hidden)]

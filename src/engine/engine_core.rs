@@ -17,6 +17,7 @@ use super::sequence::Sequence;
 use super::stats::SchedulerStats;
 use crate::adapter::pool::AdapterLease;
 use crate::error::{Error, ErrorCode, Result};
+use crate::fork_safe_mutex::ForkSafeMutex;
 use crate::guard::catch_panic;
 use crate::model::Model;
 
@@ -25,7 +26,7 @@ pub(super) struct EngineCore {
     model: Arc<Model>,
     /// Submitted sequences that the scheduler has not seen yet.
     incoming: Mutex<VecDeque<Sequence>>,
-    scheduler: Mutex<Scheduler>,
+    scheduler: ForkSafeMutex<Scheduler>,
     /// The scheduler's counters when its lock was last released.
     snapshot: Mutex<SchedulerStats>,
     /// Jobs whose sequences may still be in the scheduler.
@@ -40,7 +41,7 @@ impl EngineCore {
             model,
             incoming: Mutex::default(),
             snapshot: Mutex::new(scheduler.stats()),
-            scheduler: Mutex::new(scheduler),
+            scheduler: ForkSafeMutex::new(scheduler),
             cancelled: Arc::default(),
             jobs: AtomicU64::new(0),
         }
@@ -64,21 +65,26 @@ impl EngineCore {
     ///
     /// # Errors
     /// `internal`: the scheduler panicked. All sequences ended with that error, and the next ones find it as new.
+    /// `forked_while_in_use`.
     pub(super) fn step(&self) -> Result<bool> {
-        let mut scheduler = self.lock();
+        let mut scheduler = self.lock()?;
         let outcome = self.step_locked(&mut scheduler);
         self.unlock(scheduler);
         outcome
     }
 
     /// Waits for a running step, then computes another one unless `is_ready`. Errors reach those jobs that they end.
-    pub(super) fn step_unless(&self, is_ready: impl FnOnce() -> bool) {
-        let mut scheduler = self.lock();
+    ///
+    /// # Errors
+    /// `forked_while_in_use`.
+    pub(super) fn step_unless(&self, is_ready: impl FnOnce() -> bool) -> Result<()> {
+        let mut scheduler = self.lock()?;
         if !is_ready() {
             // A job that this error ends has it in its mailbox.
             let _ = self.step_locked(&mut scheduler);
         }
         self.unlock(scheduler);
+        Ok(())
     }
 
     fn step_locked(&self, scheduler: &mut Scheduler) -> Result<bool> {
@@ -91,7 +97,8 @@ impl EngineCore {
 
     /// Forgets every cached prefix. Waits for a running step.
     pub(super) fn clear_prefixes(&self) {
-        let mut scheduler = self.lock();
+        // A forked child that has lost the lock has lost the cache with it.
+        let Ok(mut scheduler) = self.lock() else { return };
         scheduler.clear_prefixes();
         self.unlock(scheduler);
     }
@@ -122,10 +129,10 @@ impl EngineCore {
         self.incoming.lock().clear();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Scheduler> {
-        let mut scheduler = self.scheduler.lock();
+    fn lock(&self) -> Result<MutexGuard<'_, Scheduler>> {
+        let mut scheduler = self.scheduler.lock()?;
         self.update(&mut scheduler);
-        scheduler
+        Ok(scheduler)
     }
 
     fn try_lock(&self) -> Option<MutexGuard<'_, Scheduler>> {
@@ -173,7 +180,7 @@ mod tests {
         let engine = Engine::load(folder, EngineOptions::default()).expect("the bundled model loads");
         engine.generate(&[Request::new(vec![5, 6, 7]).max_new_tokens(2)]).expect("runs");
         let before = engine.stats();
-        let step = engine.core.lock();
+        let step = engine.core.lock().expect("not forked");
         let (sender, receiver) = mpsc::channel();
         let other = engine.clone();
         let thread = std::thread::spawn(move || {

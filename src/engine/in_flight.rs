@@ -97,7 +97,7 @@ impl InFlight {
             between_steps()?;
             let is_ready = || self.running.iter().any(|running| running.job.state().has_output());
             // While this thread waited for its turn, another thread's step may have produced chunks.
-            self.engine.core.step_unless(is_ready);
+            self.engine.core.step_unless(is_ready)?;
             self.take_chunks();
         }
     }

@@ -127,7 +127,7 @@ impl Engine {
             None => GenerationConfig::default(),
         };
         generation_config.check(model.config().vocab_size, max_seq_len.min(pages * PAGE_TOKENS))?;
-        let scheduler = Scheduler::new(model.create_kv(pages, options.kv_dtype)?, &options);
+        let scheduler = Scheduler::new(model.create_kv(pages, options.kv_dtype)?, &options)?;
         Ok(Self {
             core: Arc::new(EngineCore::new(model, scheduler)),
             tokenizer,

@@ -70,15 +70,22 @@ impl SequenceCache {
             .filter(|&pages| u32::try_from(pages).is_ok())
             .ok_or_else(|| Error::new(ErrorCode::MemoryExhausted, "the KV cache is too large"))?;
         let storage = model.create_kv(pages, dtype)?;
-        let sequence = |index: usize| {
-            let pages = index * pages_per_sequence..(index + 1) * pages_per_sequence;
-            CachedSequence { pages: pages.map(|page| page as u32).collect(), ..CachedSequence::default() }
-        };
+        let exhausted = |_| Error::new(ErrorCode::MemoryExhausted, format!("cannot keep track of {pages} KV pages"));
+        let mut cached = Vec::new();
+        cached.try_reserve_exact(sequences).map_err(exhausted)?;
+        for index in 0..sequences {
+            let mut sequence = CachedSequence::default();
+            sequence.pages.try_reserve_exact(pages_per_sequence).map_err(exhausted)?;
+            sequence
+                .pages
+                .extend((index * pages_per_sequence..(index + 1) * pages_per_sequence).map(|page| page as u32));
+            cached.push(sequence);
+        }
         Ok(Self {
             shape: *storage.shape(),
             model,
             pages_per_sequence,
-            sequences: (0..sequences).map(sequence).collect(),
+            sequences: cached,
             kv_groups: vec![storage],
             batch: StepBatch::default(),
         })

@@ -161,6 +161,8 @@ catalog! {
     SettingUnsupported = "setting_unsupported", Unsupported, "leave the setting at its default";
     /// The model is not loaded, or was unloaded.
     ModelNotLoaded = "model_not_loaded", Invalid, "call load() or load_autosplit() first";
+    /// The process was forked while another thread used the engine, whose state the child cannot continue.
+    ForkedWhileInUse = "forked_while_in_use", Invalid, "load the engine in the child, or fork while no request runs";
     /// A key or value is beyond the range of the KV cache's element type.
     KvOverflow = "kv_overflow", Invalid, "store keys and values in float32: kv_dtype=\"f32\"";
     /// The caller interrupted the work.

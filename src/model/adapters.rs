@@ -121,7 +121,7 @@ impl Model {
         self.reaping_if_short(|| reservation.resize(prepared.bytes()))?;
         reservation.attach(attachment);
         reservation.mark_installed();
-        self.core.lock().compute.install_adapter(reservation.slot(), prepared)?;
+        self.core.lock()?.compute.install_adapter(reservation.slot(), prepared)?;
         Ok((reservation, resolved.summary))
     }
 
@@ -129,7 +129,7 @@ impl Model {
     fn reaping_if_short<T>(&self, mut take: impl FnMut() -> Result<T>) -> Result<T> {
         match take() {
             Err(error) if error.code() == ErrorCode::AdapterBudgetExceeded => {
-                self.reap(&mut self.core.lock());
+                self.reap(&mut *self.core.lock()?);
                 take()
             }
             outcome => outcome,
@@ -231,7 +231,7 @@ mod tests {
         let (model, observer) = observed_model();
         thread::scope(|scope| {
             // A step that runs until the test lets go of the lock.
-            let step = model.core.lock();
+            let step = model.core.lock().expect("not forked");
             let loading = scope.spawn(|| model.load_adapter("devil", &fixture(DORA)));
             observer.begun.recv_timeout(PATIENCE).expect("loading reaches the preparer");
             observer.go_on.send(()).expect("it waits");

@@ -2,22 +2,21 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use crate::backend::{KvId, KvShape};
 use crate::error::Result;
+use crate::fork_safe_mutex::ForkSafeMutex;
 use crate::model::core::Core;
 
 /// KV pages in a model's backend, freed when dropped.
 pub struct KvStorage {
-    core: Arc<Mutex<Core>>,
+    core: Arc<ForkSafeMutex<Core>>,
     id: KvId,
     shape: KvShape,
 }
 
 impl KvStorage {
-    pub(super) fn new(core: &Arc<Mutex<Core>>, shape: KvShape) -> Result<Self> {
-        let id = core.lock().compute.create_kv(shape)?;
+    pub(super) fn new(core: &Arc<ForkSafeMutex<Core>>, shape: KvShape) -> Result<Self> {
+        let id = core.lock()?.compute.create_kv(shape)?;
         Ok(Self { core: Arc::clone(core), id, shape })
     }
 
@@ -33,6 +32,9 @@ impl KvStorage {
 
 impl Drop for KvStorage {
     fn drop(&mut self) {
-        self.core.lock().compute.drop_kv(self.id);
+        // In a forked child whose lock is lost, so is the storage.
+        if let Ok(mut core) = self.core.lock() {
+            core.compute.drop_kv(self.id);
+        }
     }
 }

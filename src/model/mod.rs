@@ -16,8 +16,6 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use self::core::Core;
 use crate::adapter::pool::{AdapterLimits, AdapterPool};
 #[cfg(test)]
@@ -25,6 +23,7 @@ use crate::backend::Compute;
 use crate::backend::{AdapterPreparer, Backend, BackendMemory, KvDType, KvShape, MemoryUse, cpu, reference};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result, printable};
+use crate::fork_safe_mutex::ForkSafeMutex;
 use crate::guard::catch_panic;
 use crate::kv_cache::PAGE_TOKENS;
 use crate::quant::QuantConfig;
@@ -91,7 +90,7 @@ pub struct Model {
     memory: Arc<MemoryUse>,
     preparer: Arc<dyn AdapterPreparer>,
     /// Behind the step lock.
-    core: Arc<Mutex<Core>>,
+    core: Arc<ForkSafeMutex<Core>>,
 }
 
 impl Model {
@@ -135,7 +134,7 @@ impl Model {
             device,
             memory,
             preparer,
-            core: Arc::new(Mutex::new(Core { compute, decoder, kv_ids: Vec::new() })),
+            core: Arc::new(ForkSafeMutex::new(Core { compute, decoder, kv_ids: Vec::new() })),
         }))
     }
 
@@ -210,7 +209,7 @@ impl Model {
     /// # Errors
     /// `memory_exhausted`; the device failed; `internal` if it panicked.
     pub fn forward(&self, batch: &mut StepBatch, kvs: &[&KvStorage], logits: &mut Vec<f32>) -> Result<()> {
-        let mut core = self.core.lock();
+        let mut core = self.core.lock()?;
         self.reap(&mut core);
         let Core { compute, decoder, kv_ids } = &mut *core;
         kv_ids.clear();
@@ -229,7 +228,7 @@ impl Model {
     /// Computes steps with a wrapper around what does so now.
     #[cfg(test)]
     pub(crate) fn wrap_compute(&self, wrap: impl FnOnce(Box<dyn Compute>) -> Box<dyn Compute>) {
-        let mut core = self.core.lock();
+        let mut core = self.core.lock().expect("not forked");
         let placeholder = reference::open().finish().expect("an empty backend").compute;
         let inner = std::mem::replace(&mut core.compute, placeholder);
         core.compute = wrap(inner);

@@ -19,7 +19,10 @@ pub(super) struct PythonCalls {
 impl PythonCalls {
     /// Calls Python. An exception becomes the error `interrupted`, which ends the work like any other error.
     pub(super) fn call(&mut self, f: impl FnOnce(Python<'_>) -> PyResult<()>) -> Result<()> {
-        Python::attach(f).map_err(|raised| {
+        // Once the interpreter has ended, a daemon thread may still come here. It must not go back: the state that Python would
+        // restore is freed.
+        let outcome = Python::try_attach(f).unwrap_or_else(|| wait_for_the_end());
+        outcome.map_err(|raised| {
             self.raised = Some(raised);
             Error::new(ErrorCode::Interrupted, "Python raised an exception")
         })
@@ -32,6 +35,13 @@ impl PythonCalls {
         }
         self.last_check = Instant::now();
         self.call(|py| py.check_signals())
+    }
+}
+
+/// Waits until the process ends.
+fn wait_for_the_end() -> ! {
+    loop {
+        std::thread::park();
     }
 }
 

@@ -50,11 +50,13 @@ pub(super) struct Scheduler {
 }
 
 impl Scheduler {
-    pub(super) fn new(kv: KvStorage, options: &EngineOptions) -> Self {
-        Self {
+    /// # Errors
+    /// `memory_exhausted`.
+    pub(super) fn new(kv: KvStorage, options: &EngineOptions) -> Result<Self> {
+        Ok(Self {
             waiting: BTreeMap::new(),
             running: Vec::new(),
-            pool: PagePool::new(kv.shape().pages, options.prefix_cache),
+            pool: PagePool::new(kv.shape().pages, options.prefix_cache)?,
             kv,
             max_rows: options.max_rows.max(1),
             prefill_chunk: options.prefill_chunk.max(1),
@@ -66,7 +68,7 @@ impl Scheduler {
             logits: Vec::new(),
             tokens_prompt: 0,
             tokens_generated: 0,
-        }
+        })
     }
 
     pub(super) fn stats(&self) -> SchedulerStats {

@@ -85,6 +85,8 @@ impl tokenizers::Decoder for Decoder {
     fn decode_chain(&self, tokens: Vec<String>) -> tokenizers::Result<Vec<String>> {
         check_time()?;
         let tokens = match self {
+            // A step may leave none, and some fail on that.
+            _ if tokens.is_empty() => tokens,
             Self::Library(decoder) => decoder.decode_chain(tokens)?,
             Self::Replace { needle, content } => replace_in_each(&tokens, needle, content)?,
             Self::Sequence(steps) => {

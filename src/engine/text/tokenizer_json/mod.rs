@@ -88,8 +88,6 @@ pub(super) fn decode(tokenizer: &InnerTokenizer, tokens: Vec<String>) -> Result<
         let decode = || {
             limits::check_bytes(tokens.iter().map(String::len).sum())?;
             match tokenizer.get_decoder() {
-                // Some decoders fail on an empty list.
-                _ if tokens.is_empty() => Ok(String::new()),
                 Some(decoder) => Ok(decoder.decode(tokens)?),
                 None => Ok(tokens.join(" ")),
             }
