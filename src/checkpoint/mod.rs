@@ -9,6 +9,7 @@
 
 mod bounded_read;
 mod header;
+mod missing;
 mod shards;
 
 use std::collections::HashMap;
@@ -21,6 +22,7 @@ use sha2::{Digest, Sha256};
 pub(crate) use self::bounded_read::{available_memory, read_bounded};
 use self::bounded_read::{open_regular, read_until, unreadable};
 use self::header::{LENGTH_BYTES, MAX_TENSORS, TensorInfo};
+pub(crate) use self::missing::with_path_hint;
 use crate::error::{Error, ErrorCode, Result};
 use crate::tensor::TensorView;
 

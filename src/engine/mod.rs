@@ -35,17 +35,20 @@ use job_state::JobState;
 use output::no_memory_for_logits;
 use request::lease_all;
 use scheduler::Scheduler;
-use seed::{random_seed, sample_seed};
+use seed::sample_seed;
 use sequence::{DecodeState, Purpose, Sequence, SequencePlan};
 use text::{Detokenizer, StopStrings};
 
 pub use as_completed::AsCompleted;
+pub use generate::{Refused, with_index};
+pub use in_flight::{Finished, InFlight};
 pub use job::{CancelHandle, Job};
 pub use options::{DEFAULT_KV_TOKENS, EngineOptions};
 pub use output::{Chunk, Completion, Finish, FinishReason, Logits, StopMatch, TokenLogprobs, Usage};
 pub use request::{AdapterRef, MAX_SAMPLES, Prompt, Request, Stop};
 pub use sampler::{Sampled, Sampler};
 pub use sampling_params::SamplingParams;
+pub use seed::random_seed;
 pub use sequence_cache::{SequenceCache, SequenceChunk};
 pub use stats::EngineStats;
 pub use text::{ChatMessage, Tokenizer};
@@ -63,7 +66,7 @@ pub struct Engine {
 }
 
 /// A request that can run: checked, its prompt encoded, its adapters leased, its seed drawn. Each sample is started from it.
-pub(crate) struct CheckedRequest {
+pub struct CheckedRequest {
     request: Request,
     prompt: Arc<[u32]>,
     mixture: Mixture,
@@ -108,7 +111,7 @@ impl Engine {
         Ok(Self {
             core: Arc::new(EngineCore::new(model, scheduler)),
             tokenizer,
-            max_tokens: positions.min(pages * PAGE_TOKENS),
+            max_tokens: positions.min(pages.saturating_mul(PAGE_TOKENS)),
             kv_pages: pages,
             max_rows: options.max_rows.max(1),
         })

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::rope::{RopeContext, RopeParameters};
 use crate::backend::{Activation, Rope};
-use crate::checkpoint;
+use crate::checkpoint::{self, with_path_hint};
 use crate::error::{Error, ErrorCode, Result};
 
 /// Cap on config.json, in bytes. Real ones have a few KiB.
@@ -215,7 +215,8 @@ impl DecoderConfig {
     /// `checkpoint_not_found`, `model_config_invalid`, `model_architecture_unsupported`, `model_feature_unsupported`.
     pub fn read(dir: &Path) -> Result<(Self, Value)> {
         if !dir.is_dir() {
-            return Err(Error::new(ErrorCode::CheckpointNotFound, "the model folder does not exist").with_path(dir));
+            let error = Error::new(ErrorCode::CheckpointNotFound, "the model folder does not exist").with_path(dir);
+            return Err(with_path_hint(error, dir));
         }
         let path = dir.join("config.json");
         let value = read_json(&path)?.ok_or_else(|| {

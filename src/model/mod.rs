@@ -36,6 +36,9 @@ pub use kv_storage::KvStorage;
 pub use loader::Progress;
 pub use survey::{ModelSurvey, survey};
 
+/// Largest number of CPU threads: more are a mistake, and each takes memory.
+pub const MAX_THREADS: usize = 1024;
+
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -93,12 +96,19 @@ impl Model {
     /// Loads a model folder. `progress` is called after each module and may stop the work by an error.
     ///
     /// # Errors
-    /// Anything of `checkpoint_*`, `quant_*`, `model_*`; `memory_exhausted`; what `progress` returned.
+    /// `request_invalid`; anything of `checkpoint_*`, `quant_*`, `model_*`; `memory_exhausted`; what `progress` returned.
     pub fn load(
         dir: &Path,
         options: &ModelOptions,
         progress: &mut dyn FnMut(Progress) -> Result<()>,
     ) -> Result<Arc<Self>> {
+        if let Some(threads) = options.threads
+            && !(1..=MAX_THREADS).contains(&threads)
+        {
+            return Err(Error::new(ErrorCode::RequestInvalid, "threads is out of range")
+                .with_expected(format!("1 to {MAX_THREADS}"))
+                .with_found(threads));
+        }
         let (config, json) = DecoderConfig::read(dir)?;
         let quant = QuantConfig::read(dir, &json)?;
         let checkpoint = Checkpoint::open(dir)?;

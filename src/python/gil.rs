@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 
+use super::logging;
 use crate::error::{Error, ErrorCode, Result};
 
 /// Signals are checked at most this often, because each check waits for the thread that holds the interpreter's lock.
@@ -25,23 +26,28 @@ impl PythonCalls {
         })
     }
 
-    /// Lets Python's signal handlers run (Ctrl-C).
+    /// Lets Python's signal handlers run (Ctrl-C), and delivers log records.
     pub(super) fn check_signals(&mut self) -> Result<()> {
         if self.last_check.elapsed() < SIGNAL_INTERVAL {
             return Ok(());
         }
         self.last_check = Instant::now();
-        self.call(|py| py.check_signals())
+        self.call(|py| {
+            logging::deliver(py);
+            py.check_signals()
+        })
     }
 }
 
-/// Runs `work` with the interpreter's lock released.
+/// Runs `work` with the interpreter's lock released, then delivers the log records it caused.
 pub(super) fn detached<T: Send>(
     py: Python<'_>,
     work: impl FnOnce(&mut PythonCalls) -> Result<T> + Send,
 ) -> PyResult<T> {
     let mut python = PythonCalls { raised: None, last_check: Instant::now() };
+    logging::install();
     let result = py.detach(|| work(&mut python));
+    logging::deliver(py);
     match python.raised {
         Some(raised) => Err(raised),
         None => Ok(result?),

@@ -9,8 +9,11 @@ mod engine;
 mod errors;
 mod exllamav2;
 mod gil;
+mod in_flight;
 mod job;
+mod logging;
 mod model;
+mod numbers;
 mod progress;
 mod request;
 mod results;
@@ -35,6 +38,8 @@ mod _exlora {
     use super::errors::{error, error_codes};
     #[pymodule_export]
     use super::exllamav2::{ExLlamaV2Lora, PyExLlamaV2Base};
+    #[pymodule_export]
+    use super::in_flight::PyInFlight;
     #[pymodule_export]
     use super::job::PyJob;
     #[pymodule_export]

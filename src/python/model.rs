@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::gil::detached;
+use super::numbers::{count, optional_integer};
 use super::progress::ProgressReporter;
 use super::returns::NamedValues;
 use crate::model::config::DecoderConfig;
@@ -33,14 +34,15 @@ impl PyModel {
 impl PyModel {
     /// Loads a model folder. `progress` is `True` for a bar on stderr, or a callable (done, total).
     #[new]
-    #[pyo3(signature = (path, *, device="auto", threads=None, progress=None))]
+    #[pyo3(signature = (path, *, device="auto", threads: "SupportsIndex | None"=None, progress=None))]
     fn load(
         py: Python<'_>,
         path: PathBuf,
         device: &str,
-        threads: Option<usize>,
+        #[pyo3(from_py_with = optional_integer)] threads: Option<i64>,
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
+        let threads = threads.map(|threads| count("threads", threads)).transpose()?;
         let options = ModelOptions { device: device.parse()?, threads, ..ModelOptions::default() };
         let reporter = ProgressReporter::new(progress)?;
         let model =

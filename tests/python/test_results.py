@@ -19,7 +19,7 @@ from exlora import (
     SamplingParams,
     Usage,
 )
-from exlora.types import RequestKeywords, SamplingKeywords
+from exlora.types import OneRequestKeywords, RequestKeywords, SamplingKeywords
 
 PROMPT = "The table"
 
@@ -153,10 +153,13 @@ def test_the_keywords_are_those_of_request_and_sampling_params():
 
     sampling = keywords(SamplingParams)
     request = {**keywords(Request), **sampling}
-    assert keywords(Engine.generate) == {"adapter": None, **request}
+    of_a_batch = {"adapter": None, "n": None, "return_errors": False}
+    assert keywords(Engine.generate) == {**of_a_batch, "progress": None, **request}
+    assert keywords(Engine.as_completed) == {**of_a_batch, **request}
     assert keywords(Engine.stream) == request
     assert set(SamplingKeywords.__annotations__) == set(sampling)
     assert set(RequestKeywords.__annotations__) | {"sampling"} == set(request)
+    assert set(OneRequestKeywords.__annotations__) == set(RequestKeywords.__annotations__)
     # What an object says of itself has the same names.
     assert set(SamplingParams().to_dict()) == set(sampling)
     assert set(Request("a").to_dict()) == {"prompt", "adapter", *request} - {"sampling"}

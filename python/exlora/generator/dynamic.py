@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import exlora._exlora as _exlora
-from exlora._unsupported import refuse, warn_unknown
+from exlora._unsupported import refuse, refuse_pair, warn_unknown
 from exlora.errors import ExloraError
 from exlora.generator._common import mixture, open_engine
 from exlora.generator.job import SET_LORAS, ExLlamaV2DynamicJob
@@ -108,8 +108,7 @@ class ExLlamaV2DynamicGenerator:
             )  # fmt: skip
         jobs: list[ExLlamaV2DynamicJob] = []
         for i, text in enumerate(prompts):
-            if isinstance(text, tuple):
-                refuse(type(self).__name__, prompt=text)  # a pair of prompts, for classifier-free guidance
+            refuse_pair(type(self).__name__, text)
             job = ExLlamaV2DynamicJob(
                 input_ids=[self.tokenizer.encode_list(text, add_bos, False, encode_special_tokens)],
                 max_new_tokens=max_new_tokens,
