@@ -5,7 +5,7 @@ use std::fs;
 use serde::Serialize;
 
 use crate::backend::cpu;
-use crate::checkpoint::available_memory;
+use crate::files::available_memory;
 
 /// The result of [`examine`].
 #[derive(Clone, Debug, Serialize)]

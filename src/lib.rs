@@ -77,6 +77,7 @@ pub mod doctor;
 pub mod engine;
 #[doc(hidden)]
 pub mod error;
+mod files;
 #[doc(hidden)]
 pub mod guard;
 #[doc(hidden)]
@@ -99,8 +100,8 @@ pub use adapter::pool::{AdapterInfo, AdapterLease, AdapterLimits};
 pub use backend::KvDType;
 pub use engine::{
     AdapterRef, AsCompleted, CancelHandle, ChatMessage, Chunk, Completion, Engine, EngineOptions, EngineStats, Finish,
-    FinishReason, Job, Logits, Prompt, Request, SamplingParams, SequenceCache, SequenceChunk, Stop, StopMatch,
-    TokenLogprobs, Tokenizer, Usage,
+    FinishReason, GenerationConfig, GenerationConfigSource, Job, Logits, Prompt, Request, SamplingParams,
+    SequenceCache, SequenceChunk, Stop, StopMatch, TokenLogprobs, Tokenizer, Usage,
 };
 pub use error::{Error, ErrorCode, ErrorKind, Result};
 pub use model::{Device, KvStorage, Model, ModelOptions, Progress};

@@ -6,6 +6,8 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
+use crate::error::{Error, ErrorCode, Result};
+
 /// Element type of a stored tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -119,6 +121,19 @@ impl<'a> TensorView<'a> {
         out
     }
 
+    /// As [`TensorView::to_f32`], for a tensor of any size.
+    ///
+    /// # Errors
+    /// `memory_exhausted`.
+    ///
+    /// # Panics
+    /// If the dtype is not a float.
+    pub(crate) fn try_to_f32(&self) -> Result<Vec<f32>> {
+        let mut out = zeros(self.len())?;
+        self.read_f32(0..self.len(), &mut out);
+        Ok(out)
+    }
+
     /// Element `index` of an int32 tensor.
     ///
     /// # Panics
@@ -197,6 +212,20 @@ impl<'a> From<TensorView<'a>> for Tensor<'a> {
     fn from(view: TensorView<'a>) -> Self {
         Self { dtype: view.dtype, shape: view.shape.to_vec(), bytes: Cow::Borrowed(view.bytes) }
     }
+}
+
+/// A vector of zeros, of a length that a file or a request decides.
+///
+/// # Errors
+/// `memory_exhausted`.
+pub(crate) fn zeros<T: Copy + Default>(len: usize) -> Result<Vec<T>> {
+    let mut values = Vec::new();
+    values.try_reserve_exact(len).map_err(|_| {
+        let bytes = len.saturating_mul(size_of::<T>());
+        Error::new(ErrorCode::MemoryExhausted, format!("cannot allocate {bytes} bytes"))
+    })?;
+    values.resize(len, T::default());
+    Ok(values)
 }
 
 /// A shape as error messages show it: `[4096, 16]`.

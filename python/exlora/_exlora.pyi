@@ -2,15 +2,13 @@
 The compiled half of exlora. Use the package `exlora`.
 """
 
-from _typeshed import SupportsGetItem
+from _typeshed import Incomplete, SupportsGetItem
 from exlora.errors import ExloraError
 from exlora.types import Adapter, FloatArray, LogitBias, Messages, Prompt, Stop, TokenIds
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final, SupportsFloat, SupportsIndex, final
 from typing_extensions import disjoint_base
-
-__all__ = ["PAGE_TOKENS", "__version__", "AdapterInfo", "Chunk", "Completion", "Engine", "ExLlamaV2Base", "ExLlamaV2Lora", "InFlight", "Job", "Model", "Request", "SamplingParams", "SequenceCache", "Tokenizer", "Usage", "error", "error_codes", "main", "peft_features", "read_model_config"]
 
 PAGE_TOKENS: Final[int]
 """
@@ -221,7 +219,7 @@ class Engine:
     """
     A model, a KV cache and a scheduler.
     """
-    def __new__(cls, /, model: str | PathLike[str], *, device: str = "auto", threads: "SupportsIndex | None" = None, kv_dtype: str = "f16", kv_tokens: "SupportsIndex | None" = None, max_batch_size: "SupportsIndex" = 32, prefill_chunk: "SupportsIndex" = 512, prefix_cache: bool = True, progress: Any | None = None) -> Engine:
+    def __new__(cls, /, model: str | PathLike[str], *, device: str = "auto", threads: "SupportsIndex | None" = None, kv_dtype: str = "f16", max_seq_len: "SupportsIndex | None" = None, kv_tokens: "SupportsIndex | None" = None, max_batch_size: "SupportsIndex" = 32, prefill_chunk: "SupportsIndex" = 512, prefix_cache: bool = True, generation_config: str | PathLike[str] | None = None, progress: Any | None = None) -> Engine:
         """
         Loads a model folder and its tokenizer. `progress` is `True` for a bar on stderr, or a callable (done, total).
         """
@@ -234,7 +232,7 @@ class Engine:
         Forgets all cached prefixes.
         """
     @staticmethod
-    def from_model(model: Model, tokenizer: Tokenizer | None = None, *, kv_dtype: str = "f16", kv_tokens: "SupportsIndex | None" = None, max_batch_size: "SupportsIndex" = 32, prefill_chunk: "SupportsIndex" = 512, prefix_cache: bool = True) -> Engine:
+    def from_model(model: Model, tokenizer: Tokenizer | None = None, *, kv_dtype: str = "f16", max_seq_len: "SupportsIndex | None" = None, kv_tokens: "SupportsIndex | None" = None, max_batch_size: "SupportsIndex" = 32, prefill_chunk: "SupportsIndex" = 512, prefix_cache: bool = True, generation_config: str | PathLike[str] | None = None) -> Engine:
         """
         An engine with its own KV cache over a loaded model.
         """
@@ -263,6 +261,11 @@ class Engine:
     def model(self, /) -> Model:
         """
         The model.
+        """
+    @property
+    def request_defaults(self, /) -> dict[str, Any]:
+        """
+        The keywords that the generation config sets, with their values.
         """
     def stats(self, /) -> dict[str, int]:
         """
@@ -479,7 +482,7 @@ class Model:
     """
     A model that several engines may share.
     """
-    def __new__(cls, /, path: str | PathLike[str], *, device: str = "auto", threads: "SupportsIndex | None" = None, progress: Any | None = None) -> Model:
+    def __new__(cls, /, path: str | PathLike[str], *, device: str = "auto", threads: "SupportsIndex | None" = None, max_seq_len: "SupportsIndex | None" = None, progress: Any | None = None) -> Model:
         """
         Loads a model folder. `progress` is `True` for a bar on stderr, or a callable (done, total).
         """
@@ -491,7 +494,12 @@ class Model:
     @property
     def max_positions(self, /) -> int:
         """
-        Largest number of positions.
+        Longest sequence that its config.json is made for, in positions.
+        """
+    @property
+    def max_seq_len(self, /) -> int:
+        """
+        Longest sequence that it computes, in positions.
         """
     @property
     def path(self, /) -> Path:
@@ -823,3 +831,5 @@ def read_model_config(path: str | PathLike[str]) -> dict[str, Any]:
     """
     What config.json and generation_config.json of a model folder say.
     """
+
+def __getattr__(name: str) -> Incomplete: ...

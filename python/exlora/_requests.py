@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import exlora._exlora as _exlora
-from exlora._exlora import Request
+from exlora._exlora import Request, SamplingParams
 
 #: How the extension module notes which argument it was reading; before Python 3.11 it is part of the text.
 _NOTE = "while processing "
@@ -39,10 +39,13 @@ def batch_of(prompts: Any) -> Any:
     return None if is_one else prompts
 
 
-def requests_of(prompts: Iterable[Any], values: Mapping[str, Any], *, is_one: bool) -> Iterator[Request | Exception]:
+def requests_of(
+    prompts: Iterable[Any], values: Mapping[str, Any], defaults: Mapping[str, Any], *, is_one: bool
+) -> Iterator[Request | Exception]:
     """The request of each prompt, or the exception of one that cannot be made, as the prompts are asked for.
 
-    Each of `values` is the same for all prompts, or, unless `is_one`, a list with one value per prompt.
+    Each of `values` is the same for all prompts, or, unless `is_one`, a list with one value per prompt. `defaults` are
+    those of the engine.
     """
     n = len(prompts) if isinstance(prompts, Sized) else None
     columns = {} if is_one else {name: values[name] for name in values if _is_column(name, values[name], n)}
@@ -54,7 +57,7 @@ def requests_of(prompts: Iterable[Any], values: Mapping[str, Any], *, is_one: bo
         for i, prompt in enumerate(prompts):
             own = {**shared, **{name: column[i] for name, column in columns.items()}}
             try:
-                yield _request(prompt, own.pop("adapter", None), own)
+                yield _request(prompt, own.pop("adapter", None), own, defaults)
             except (TypeError, ValueError) as error:
                 yield _named(error, None if is_one else i)
 
@@ -71,13 +74,24 @@ def samples_of(n: Any, prompts: Any, *, is_one: bool) -> Callable[[int], int]:
     return lambda _: n
 
 
-def _request(prompt: Any, adapter: Any, keywords: Mapping[str, Any]) -> Request:
+def _request(prompt: Any, adapter: Any, keywords: Mapping[str, Any], defaults: Mapping[str, Any]) -> Request:
     """A request of a prompt and keywords, or the request itself, which has both."""
     if not isinstance(prompt, Request):
-        return Request(prompt, adapter, **keywords)
+        return Request(prompt, adapter, **_with_defaults(keywords, defaults))
     if adapter is not None or any(value is not None for value in keywords.values()):
         raise TypeError("a Request has its own adapters and settings; give them to the Request")
     return prompt
+
+
+def _with_defaults(keywords: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords, and defaults for those that are not given; a `SamplingParams` gives all of its own."""
+    if keywords.get("sampling") is not None:
+        defaults = {name: value for name, value in defaults.items() if not hasattr(SamplingParams, name)}
+    merged = {**defaults, **keywords}
+    if keywords.get("logit_bias") and "logit_bias" in defaults:
+        # Forbidden tokens stay forbidden, unless the request has its own value for them.
+        merged["logit_bias"] = {**defaults["logit_bias"], **keywords["logit_bias"]}
+    return merged
 
 
 def _named(error: Exception, index: int | None) -> Exception:

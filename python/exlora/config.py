@@ -29,6 +29,14 @@ class ExLlamaV2Config:
     vocab_size: int
     norm_eps: float
     tie_word_embeddings: bool
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    #: Attention window of each layer; None is full causal attention.
+    sliding_windows: list[int | None]
+    #: Rotary frequency of each pair of channels, and the factor of its cosine and sine.
+    rope_inv_freq: list[float]
+    rope_attention_factor: float
     bos_token_id: int | None
     eos_token_id: int | None
     pad_token_id: int | None
@@ -61,6 +69,7 @@ class ExLlamaV2Config:
         if self.model_dir is None:
             raise _exlora.error("model_config_invalid", "the config has no model_dir", hint="set config.model_dir")
         read = _exlora.read_model_config(self.model_dir)
+        #: What ends a text: the ids of config.json in their order, then what generation_config.json adds.
         self.eos_token_ids: list[int] = read.pop("eos_token_ids")
         self.eos_token_id = self.eos_token_ids[0] if self.eos_token_ids else None
         vars(self).update(read)

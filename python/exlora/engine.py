@@ -63,10 +63,15 @@ class Engine:
     device          "auto", "cpu", or "reference" (plain float32 math, slow)
     threads         CPU threads; all physical cores by default
     kv_dtype        "f16" or "f32"
-    kv_tokens       tokens the KV cache holds over all requests; 8192 by default; memory is committed as it is used
+    max_seq_len     longest prompt and output together, in tokens; by default config.json's, with its rope scaling
+    kv_tokens       tokens the KV cache holds over all requests; 8192 by default, or max_seq_len if that is more; memory
+                    is committed as it is used
     max_batch_size  requests that run at once; others wait
     prefill_chunk   largest number of prompt tokens in one step (chunked prefill)
     prefix_cache    whether cached prefixes of prompts are reused
+    generation_config
+                    "auto" makes the model folder's generation_config.json the defaults of all keywords, a path another
+                    one; by default none is used except for its eos_token_id
     progress        True for a bar on stderr, or a callable (modules done, modules in total)
     """
 
@@ -78,20 +83,24 @@ class Engine:
         device: str = "auto",
         threads: int | None = None,
         kv_dtype: str = "f16",
+        max_seq_len: int | None = None,
         kv_tokens: int | None = None,
         max_batch_size: int = 32,
         prefill_chunk: int = 512,
         prefix_cache: bool = True,
+        generation_config: str | PathLike[str] | None = None,
         progress: bool | Callable[[int, int], object] | None = None,
     ) -> None:
         self._options: dict[str, Any] = {
             "device": device,
             "threads": threads,
             "kv_dtype": kv_dtype,
+            "max_seq_len": max_seq_len,
             "kv_tokens": kv_tokens,
             "max_batch_size": max_batch_size,
             "prefill_chunk": prefill_chunk,
             "prefix_cache": prefix_cache,
+            "generation_config": generation_config,
         }
         if adapters is not None and not isinstance(adapters, Mapping):
             expected = "a mapping of name to folder, as in {'sql': 'adapters/sql'}"
@@ -99,6 +108,7 @@ class Engine:
         self._path = model
         engine = _exlora.Engine(model, progress=progress, **self._options)
         self._running: tuple[_exlora.Engine, Stepper] | None = (engine, Stepper(engine))
+        self._defaults: Mapping[str, Any] = engine.request_defaults
         for name, path in (adapters or {}).items():
             self.load_adapter(name, path)
 
@@ -265,7 +275,7 @@ class Engine:
         batch = [prompts] if is_one else batch
         values = {"adapter": either(adapters, adapter), **keywords}
         samples = samples_of(n, batch, is_one=is_one)
-        requests = list(requests_of(batch, values, is_one=is_one))
+        requests = list(requests_of(batch, values, self._defaults, is_one=is_one))
         wrong = [request for request in requests if isinstance(request, Exception)]
         if wrong and not return_errors:
             raise wrong[0]
@@ -334,7 +344,7 @@ class Engine:
         is_one = batch is None
         batch = [prompts] if is_one else batch
         values = {"adapter": either(adapters, adapter), **keywords}
-        requests = requests_of(batch, values, is_one=is_one)
+        requests = requests_of(batch, values, self._defaults, is_one=is_one)
         samples = samples_of(n, batch, is_one=is_one)
         return AsCompleted(*self._opened(), requests, samples, return_errors=return_errors)
 
@@ -352,7 +362,7 @@ class Engine:
         The texts of all chunks joined are the text of `generate`. The stream is an iterator and an async iterator.
         """
         values = {"adapter": adapter, "sampling": sampling, **keywords}
-        [request] = requests_of([prompt], values, is_one=True)
+        [request] = requests_of([prompt], values, self._defaults, is_one=True)
         if isinstance(request, Exception):
             raise request
         engine, stepper = self._opened()

@@ -131,8 +131,13 @@ class ExLlamaV2(_exlora.ExLlamaV2Base):
         self.config.check()
         if self.config.model_dir is None:
             raise _exlora.error("model_config_invalid", "the config has no model_dir", hint="set config.model_dir")
-        device, threads = self.config.device, self.config.threads
-        model = _exlora.Model(self.config.model_dir, device=device, threads=threads, progress=progress)
+        model = _exlora.Model(
+            self.config.model_dir,
+            device=self.config.device,
+            threads=self.config.threads,
+            max_seq_len=self.config.max_seq_len,
+            progress=progress,
+        )
         self.set_native_model(model)
 
     def unload(self) -> None:

@@ -25,8 +25,23 @@ pub struct MixtureSpans {
 struct Span {
     first: usize,
     entries: Vec<(SlotId, f32)>,
-    /// The content hash of each entry.
-    content: Vec<String>,
+    /// What identifies each entry, in whatever slot the adapter is.
+    acting: Vec<ActingAdapter>,
+}
+
+/// The adapters that act on the tokens of a page from `first` on, counted from the page's first token.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PageSpan<'a> {
+    first: usize,
+    acting: &'a [ActingAdapter],
+}
+
+/// An adapter and its weight, by what decides the numbers it adds.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct ActingAdapter {
+    content_hash: String,
+    /// The bits of the request's weight.
+    weight: u32,
 }
 
 impl MixtureSpans {
@@ -48,9 +63,13 @@ impl MixtureSpans {
                 };
                 Some((lease, weight))
             });
-            let (leases, entries): (Vec<_>, Vec<_>) =
-                acting.map(|(lease, weight)| (lease.content_hash().to_owned(), (lease.slot(), weight))).unzip();
-            Span { first, entries, content: leases }
+            let (entries, acting) = acting
+                .map(|(lease, weight)| {
+                    let content_hash = lease.content_hash().to_owned();
+                    ((lease.slot(), weight), ActingAdapter { content_hash, weight: weight.to_bits() })
+                })
+                .unzip();
+            Span { first, entries, acting }
         };
         Self { spans: borders.into_iter().map(span).collect() }
     }
@@ -66,14 +85,13 @@ impl MixtureSpans {
         positions.map(|position| self.at(position))
     }
 
-    /// What identifies the computation of these positions besides their tokens: each adapter that acts on them, as (first
-    /// position, counted from the range's start; content hash; weight). Empty where only the base acts.
-    pub fn identity(&self, positions: Range<usize>) -> impl Iterator<Item = (usize, &str, f32)> {
+    /// What the spans decide about the computation of a page at these positions.
+    pub(super) fn page(&self, positions: Range<usize>) -> impl Iterator<Item = PageSpan<'_>> {
         let first = self.spans.partition_point(|span| span.first <= positions.start).saturating_sub(1);
         let last = self.spans.partition_point(|span| span.first < positions.end);
-        self.spans[first..last.max(first)].iter().flat_map(move |span| {
-            let from = span.first.saturating_sub(positions.start);
-            span.entries.iter().zip(&span.content).map(move |((_, weight), hash)| (from, hash.as_str(), *weight))
+        self.spans[first..last.max(first)].iter().map(move |Span { first, entries: _, acting }| PageSpan {
+            first: first.saturating_sub(positions.start),
+            acting,
         })
     }
 }

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use crate::adapter::keys::{Key, Role};
 use crate::checkpoint::{self, Checkpoint, with_path_hint};
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Error, ErrorCode, Result, printable};
+use crate::files::read_bounded;
 
 /// File name of the config.
 pub const CONFIG: &str = "adapter_config.json";
@@ -47,11 +48,11 @@ pub(super) fn read_config(dir: &Path) -> Result<Vec<u8>> {
     if dir.join(MLX_WEIGHTS).exists() && !dir.join(WEIGHTS).exists() {
         return Err(mlx(dir));
     }
-    checkpoint::read_bounded(&path, MAX_CONFIG_BYTES).map_err(|error| match error.code() {
+    read_bounded(&path, MAX_CONFIG_BYTES).map_err(|error| match error.code() {
         _ if !dir.is_dir() => no_folder(dir),
         ErrorCode::CheckpointNotFound => no_config(dir),
         ErrorCode::MemoryExhausted => error,
-        _ => recode(ErrorCode::AdapterConfigInvalid, &error).with_path(&path),
+        _ => error.with_code(ErrorCode::AdapterConfigInvalid),
     })
 }
 
@@ -63,21 +64,9 @@ pub(super) fn read_weights(dir: &Path) -> Result<Checkpoint> {
         _ => error.with_path(&path),
     })?;
     if dir.join("trainable_params.bin").exists() {
-        tracing::warn!(dir = %dir.display(), "trainable_params.bin (LongLoRA) is not read: the adapter may need it");
+        tracing::warn!(dir = %printable(&dir.to_string_lossy()), "trainable_params.bin (LongLoRA) is not read: the adapter may need it");
     }
     Ok(weights)
-}
-
-/// The same problem under an adapter's error code.
-fn recode(code: ErrorCode, error: &Error) -> Error {
-    let mut recoded = Error::new(code, error.message());
-    if let Some(expected) = error.expected() {
-        recoded = recoded.with_expected(expected);
-    }
-    match error.found() {
-        Some(found) => recoded.with_found(found),
-        None => recoded,
-    }
 }
 
 /// Paths in a folder, sorted; none if it cannot be read.

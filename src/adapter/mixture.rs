@@ -9,9 +9,16 @@ use std::sync::Arc;
 use crate::adapter::alora::MixtureSpans;
 use crate::adapter::batch::SlotId;
 use crate::adapter::constraints::AdapterConstraints;
+use crate::adapter::forward_plan::ForwardPlan;
 use crate::adapter::pool::AdapterLease;
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::SiteTable;
+
+/// Most adapters of a mixture, repetitions included.
+pub const MAX_ADAPTERS: usize = 64;
+
+/// The rank that an adapter of a mixture counts as at least: applying it costs something apart from its rank.
+const MIN_RANK: usize = 16;
 
 /// An ordered list of (adapter, weight) for one request; empty means the base model.
 #[derive(Clone, Debug, Default)]
@@ -24,9 +31,10 @@ impl Mixture {
     ///
     /// # Errors
     /// `adapter_weight_invalid`: a weight is not finite, or not 1 where the adapter replaces something.
-    /// `adapter_mixture_invalid`: two adapters replace the same part, one replaces a weight that another's DoRA norms were
-    /// computed from, or their layer maps differ.
+    /// `adapter_mixture_invalid`: there are too many, two adapters replace the same part, one replaces a weight that another's
+    /// DoRA norms were computed from, or their layer maps differ.
     pub fn new(parts: Vec<(AdapterLease, f32)>, sites: &SiteTable) -> Result<Self> {
+        Self::check_length(parts.len())?;
         for (lease, weight) in &parts {
             check_weight(lease, *weight)?;
         }
@@ -36,6 +44,20 @@ impl Mixture {
             }
         }
         Ok(Self { parts })
+    }
+
+    /// Checks the number of adapters of a mixture, before they are leased.
+    ///
+    /// # Errors
+    /// `adapter_mixture_invalid`.
+    pub fn check_length(adapters: usize) -> Result<()> {
+        if adapters <= MAX_ADAPTERS {
+            return Ok(());
+        }
+        Err(Error::new(ErrorCode::AdapterMixtureInvalid, "the mixture has too many adapters")
+            .with_expected(format!("at most {MAX_ADAPTERS}"))
+            .with_found(adapters)
+            .with_hint("merge them into one adapter, for example with PEFT's add_weighted_adapter"))
     }
 
     fn constraints(&self) -> impl Iterator<Item = &AdapterConstraints> {
@@ -71,6 +93,11 @@ impl Mixture {
         self.constraints().find_map(|constraints| constraints.layers.as_ref())
     }
 
+    /// The ranks of its adapters added up, a measure of what a row costs.
+    pub fn rank_sum(&self) -> usize {
+        self.parts.iter().map(|(lease, _)| lease.summary().max_rank.max(MIN_RANK)).fold(0, usize::saturating_add)
+    }
+
     /// All adapters with their weights, as they act once every invocation has occurred.
     pub fn entries(&self) -> Vec<(SlotId, f32)> {
         self.parts.iter().map(|(lease, weight)| (lease.slot(), *weight)).collect()
@@ -79,6 +106,11 @@ impl Mixture {
     /// Which adapters act at which positions of a sequence that begins with `prompt`.
     pub fn along(&self, prompt: &[u32]) -> MixtureSpans {
         MixtureSpans::new(&self.parts, prompt)
+    }
+
+    /// What the adapters decide about the forward pass of a sequence that begins with `prompt`.
+    pub fn forward_plan(&self, prompt: &[u32]) -> ForwardPlan {
+        ForwardPlan { layer_map: self.layers().cloned(), spans: self.along(prompt) }
     }
 
     /// The leases alone.
@@ -123,13 +155,13 @@ fn check_pair(one: &AdapterLease, other: &AdapterLease, sites: &SiteTable) -> Re
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::adapter::plan::AdapterSummary;
     use crate::adapter::pool::{AdapterLimits, AdapterPool};
     use crate::sites::{Site, SiteId, SitePart};
 
-    fn lease(pool: &AdapterPool, hash: &str, constraints: AdapterConstraints) -> AdapterLease {
+    pub(crate) fn lease(pool: &AdapterPool, hash: &str, constraints: AdapterConstraints) -> AdapterLease {
         let summary = AdapterSummary {
             path: hash.into(),
             content_hash: hash.to_owned(),
@@ -145,21 +177,21 @@ mod tests {
         pool.insert_anonymous(pool.reserve(1).expect("room"), summary)
     }
 
-    fn pool() -> AdapterPool {
+    pub(crate) fn pool() -> AdapterPool {
         AdapterPool::new(AdapterLimits::default())
     }
 
-    fn sites() -> SiteTable {
+    pub(crate) fn sites() -> SiteTable {
         let mut sites = SiteTable::default();
         sites.push(Site::linear("lm_head", 2, 3));
         sites
     }
 
-    fn invoked_by(tokens: &[u32]) -> AdapterConstraints {
+    pub(crate) fn invoked_by(tokens: &[u32]) -> AdapterConstraints {
         AdapterConstraints { invocation: tokens.to_vec(), ..AdapterConstraints::default() }
     }
 
-    fn replacing(part: SitePart) -> AdapterConstraints {
+    pub(crate) fn replacing(part: SitePart) -> AdapterConstraints {
         AdapterConstraints { replaced: vec![(SiteId(0), part)], ..AdapterConstraints::default() }
     }
 
@@ -190,23 +222,42 @@ mod tests {
     }
 
     #[test]
-    fn positions_before_an_invocation_are_identified_as_the_base() {
+    fn positions_before_an_invocation_are_computed_as_by_the_base() {
         let pool = pool();
         let mixture = Mixture::new(vec![(lease(&pool, "i", invoked_by(&[7])), 0.5)], &sites()).expect("valid");
-        let spans = mixture.along(&[0, 1, 2, 3, 4, 7, 6]);
-        let identity = |range| spans.identity(range).collect::<Vec<_>>();
-        assert_eq!(identity(0..4), []);
-        assert_eq!(identity(4..8), [(1, "i", 0.5)]);
-        assert_eq!(identity(5..8), [(0, "i", 0.5)]);
-        assert_eq!(identity(8..12), [(0, "i", 0.5)]);
-        assert_eq!(identity(0..5), []);
-        assert_eq!(Mixture::default().along(&[]).identity(0..4).count(), 0);
+        let prompt = [0, 1, 2, 3, 4, 7, 6, 8, 9, 10, 11, 12];
+        let (invoked, base) = (mixture.forward_plan(&prompt), Mixture::default().forward_plan(&prompt));
+        let later = mixture.forward_plan(&[0, 1, 2, 3, 4, 5, 7]);
+        assert_eq!(invoked.page(&prompt[..4], 0), base.page(&prompt[..4], 0));
+        assert_eq!(invoked.page(&prompt[..5], 0), base.page(&prompt[..5], 0));
+        assert_ne!(invoked.page(&prompt[4..8], 4), base.page(&prompt[4..8], 4));
+        assert_ne!(invoked.page(&prompt[4..8], 4), later.page(&prompt[4..8], 4));
+        assert_eq!(invoked.page(&prompt[8..], 8), later.page(&prompt[8..], 8));
+    }
+
+    #[test]
+    fn an_adapter_with_a_layer_map_is_never_computed_as_by_the_base() {
+        let pool = pool();
+        let plan = |layers: &[u32]| {
+            let constraints = AdapterConstraints { layers: Some(layers.into()), ..invoked_by(&[7]) };
+            Mixture::new(vec![(lease(&pool, "i", constraints), 0.5)], &sites()).expect("valid").forward_plan(&[1, 2])
+        };
+        let (base, some, swapped) = (Mixture::default().forward_plan(&[1, 2]), plan(&[0]), plan(&[1, 0]));
+        assert_ne!(some.page(&[1, 2], 0), base.page(&[1, 2], 0));
+        assert_ne!(some.page(&[1, 2], 0), swapped.page(&[1, 2], 0));
+        assert_eq!(some.page(&[1, 2], 0), plan(&[0]).page(&[1, 2], 0));
     }
 
     fn refused(parts: Vec<(AdapterConstraints, f32)>) -> Option<ErrorCode> {
         let pool = pool();
         let parts = parts.into_iter().map(|(constraints, weight)| (lease(&pool, "x", constraints), weight)).collect();
         Mixture::new(parts, &sites()).err().map(|error| error.code())
+    }
+
+    #[test]
+    fn a_mixture_has_a_bounded_number_of_adapters() {
+        let of = |adapters: usize| refused(vec![(AdapterConstraints::default(), 0.5); adapters]);
+        assert_eq!((of(MAX_ADAPTERS), of(MAX_ADAPTERS + 1)), (None, Some(ErrorCode::AdapterMixtureInvalid)));
     }
 
     #[test]

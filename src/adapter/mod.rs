@@ -17,6 +17,8 @@ pub mod constraints;
 pub mod delta;
 mod files;
 pub(crate) mod folder;
+#[doc(hidden)]
+pub mod forward_plan;
 mod keys;
 mod layer_map;
 #[doc(hidden)]

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::adapter::keys::{Key, PREFIX, Part, Role};
 use crate::adapter::unsupported::Feature;
-use crate::error::{Error, ErrorCode};
+use crate::error::{Error, ErrorCode, printable};
 
 /// The tensors of one module, by their names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,7 +65,7 @@ pub fn classify<'a>(names: impl IntoIterator<Item = &'a str>) -> Contents<'a> {
                 }
             }
             Role::Feature(feature) => features.entry(feature).or_insert((name, 0)).1 += 1,
-            Role::Redundant => tracing::info!(tensor = ?name, "a tensor without effect is left out"),
+            Role::Redundant => tracing::info!(tensor = %printable(name), "a tensor without effect is left out"),
             Role::Foreign(tool) => {
                 contents.problems = vec![foreign(tool, name)];
                 return contents;

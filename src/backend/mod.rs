@@ -190,11 +190,16 @@ pub trait AdapterPreparer: Send + Sync {
     /// `internal`: no linear was loaded there.
     fn dense_weight(&self, site: SiteId) -> Result<Vec<f32>>;
 
-    /// Packs an adapter's factors and computes its DoRA norms.
+    /// Packs an adapter's factors and computes its DoRA norms. `between_parts` is called every second or more often, and may
+    /// end the work by an error.
     ///
     /// # Errors
-    /// `memory_exhausted`, or a norm of 0 that DoRA would divide by.
-    fn prepare(&self, deltas: &[SiteDelta<'_>]) -> Result<PreparedAdapter, PrepareError>;
+    /// `memory_exhausted`, or a norm of 0 that DoRA would divide by; what `between_parts` returned.
+    fn prepare(
+        &self,
+        deltas: &[SiteDelta<'_>],
+        between_parts: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<PreparedAdapter, PrepareError>;
 }
 
 /// Computes steps. See the module for its one law: rows are independent.

@@ -5,9 +5,8 @@
 //! truncating a mapped file kills the process that maps it.
 //!
 //! Files are not trusted: `header` checks sizes before memory is allocated, `shards` rejects an index that points outside its
-//! folder, and `bounded_read` opens regular files only (links to them are followed: hub caches consist of links).
+//! folder, and `files` opens regular files only.
 
-mod bounded_read;
 mod header;
 mod missing;
 mod shards;
@@ -19,11 +18,10 @@ use std::path::{Path, PathBuf};
 use memmap2::{Mmap, UncheckedAdvice};
 use sha2::{Digest, Sha256};
 
-pub(crate) use self::bounded_read::{available_memory, read_bounded};
-use self::bounded_read::{open_regular, read_until, unreadable};
 use self::header::{LENGTH_BYTES, MAX_TENSORS, TensorInfo};
 pub(crate) use self::missing::with_path_hint;
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Error, ErrorCode, Result, printable};
+use crate::files::{open_regular, read_until, unreadable};
 use crate::tensor::TensorView;
 
 /// The tensors of one safetensors file or of all shards of a model folder.
@@ -233,7 +231,7 @@ impl Checkpoint {
                 #[expect(unsafe_code, reason = "advice that drops pages is unsafe")]
                 let dropped = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
                 if let Err(error) = dropped {
-                    tracing::debug!(path = %file.path.display(), %error, "mapped pages stay resident");
+                    tracing::debug!(path = %printable(&file.path.to_string_lossy()), %error, "mapped pages stay resident");
                 }
             }
         }

@@ -14,9 +14,9 @@ use std::{fmt, io};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
-use super::bounded_read::read_bounded;
 use super::header::{MAX_HEADER_BYTES, MAX_TENSORS, too_many_tensors};
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Error, ErrorCode, Result, printable};
+use crate::files::read_bounded;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -87,7 +87,7 @@ pub(super) fn find(dir: &Path) -> Result<Shards> {
         let shards: BTreeSet<&String> = expected.values().collect();
         match single {
             Some(single) if !shards.contains(single) => {
-                tracing::warn!(index = %index.display(), "ignored: it does not name {SINGLE}, which exists");
+                tracing::warn!(index = %printable(&index.to_string_lossy()), "ignored: it does not name {SINGLE}, which exists");
                 return Ok(whole(&[single]));
             }
             _ => {}
@@ -105,7 +105,7 @@ pub(super) fn find(dir: &Path) -> Result<Shards> {
                 .with_found(format!("{} of them", shards.len() - missing.len()))
                 .with_hint("finish the download, or remove a stale index"));
         }
-        tracing::warn!(index = %index.display(), "ignored: none of the files it names exists");
+        tracing::warn!(index = %printable(&index.to_string_lossy()), "ignored: none of the files it names exists");
     }
     if let Some(single) = single {
         return Ok(whole(&[single]));

@@ -2,7 +2,7 @@
 
 use super::output::{print, print_json};
 use crate::doctor::{self, Report};
-use crate::error::Result;
+use crate::error::{Result, printable};
 
 pub(super) fn run(json: bool) -> Result<()> {
     let report = doctor::examine();
@@ -24,5 +24,5 @@ fn text(report: &Report) -> String {
         ("huge pages", report.huge_pages.clone().unwrap_or_else(unknown)),
         ("cuda", if report.cuda.built { "built in" } else { "not built in" }.to_owned()),
     ];
-    lines.iter().map(|(name, value)| format!("{name:<12} {value}\n")).collect()
+    lines.iter().map(|(name, value)| format!("{name:<12} {}\n", printable(value))).collect()
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::output::{note, print, print_json};
-use crate::error::Result;
+use crate::error::{Result, printable};
 use crate::inspect::{
     AdapterContents, AdapterReport, GroupRun, LinearReport, ModelReport, Quantization, Report, inspect,
 };
@@ -43,7 +43,7 @@ fn text(report: &Report) -> String {
         Report::Adapter(adapter) => adapter_lines(adapter),
         Report::Model(model) => model_lines(model),
     };
-    lines.iter().map(|(name, value)| format!("{name:<16} {value}\n")).collect()
+    lines.iter().map(|(name, value)| format!("{name:<16} {}\n", printable(value))).collect()
 }
 
 type Line = (&'static str, String);

@@ -1,23 +1,26 @@
 //! The command line: a thin front end over the engine.
 //!
 //! Results go to stdout, as text or, with `--json`, as JSON lines; progress, logs and errors go to stderr. A command that
-//! fails exits with 1, and with `--json` its last line on stdout is `{"error": …}`; wrong usage exits with 2.
+//! fails exits with 1, and with `--json` its last line on stdout is `{"error": …}`; wrong usage exits with 2. docs/cli.md is the
+//! reference.
 
+mod args;
 mod bench;
 mod chat;
+mod config_file;
 mod doctor;
 mod generate;
 mod inspect;
-mod json_requests;
-mod mixture_arg;
-mod model_args;
+mod interrupt;
 mod output;
-mod sampling_args;
+mod result_line;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
+use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap_complete::Shell;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -29,19 +32,29 @@ const SUCCESS: u8 = 0;
 const FAILED: u8 = 1;
 /// Exit status of an invalid command line.
 const WRONG_USAGE: u8 = 2;
+/// Exit status of a batch of which some requests failed.
+const SOME_FAILED: u8 = 3;
+/// Exit status of a command that Ctrl-C ended, as shells have it.
+const INTERRUPTED: u8 = 130;
+
+/// Heading of the options that name what a run reads and writes, which no file of settings may set.
+const INPUT_AND_OUTPUT: &str = "Input and output";
 
 /// Any PEFT LoRA, on any quantized LLM, chosen per request.
 #[derive(Parser)]
 #[command(
     name = "exlora",
     version,
-    after_help = "Exit status: 0 success, 1 failure, 2 wrong usage. EXLORA_LOG sets the log level on stderr, as in \
-                  EXLORA_LOG=info."
+    after_help = "Exit status: 0 success, 1 failure, 2 wrong usage, 3 some requests of a batch failed, 130 Ctrl-C. \
+                  EXLORA_LOG sets the log level on stderr, as in EXLORA_LOG=info."
 )]
 struct Cli {
     /// Print JSON lines on stdout instead of text.
     #[arg(long, global = true)]
     json: bool,
+    /// Defaults of the options; ./exlora.toml, if there is one.
+    #[arg(long, global = true, value_name = "FILE", value_parser = args::path(), value_hint = clap::ValueHint::FilePath)]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -58,12 +71,26 @@ enum Command {
     Doctor,
     /// Measure prefill and batched decode, with and without adapters.
     Bench(bench::BenchArgs),
+    /// Print a script that completes this command in a shell.
+    Completions {
+        /// The shell: source <(exlora completions bash)
+        shell: Shell,
+    },
 }
 
 /// Runs the command line and returns its exit status: 0 success, 1 failure, 2 wrong usage. The first argument is the
 /// command's own name.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
-    let cli = match Cli::try_parse_from(args) {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let (mut command, settings) = match config_file::with_defaults(command(), &args) {
+        Ok(found) => found,
+        Err(error) => {
+            output::report(&error, args.iter().any(|arg| arg == "--json"));
+            return FAILED;
+        }
+    };
+    let parsed = command.try_get_matches_from_mut(args);
+    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut command))) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are such errors too, with status 0. If printing fails, there is nowhere to report it.
@@ -72,6 +99,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         }
     };
     start_logging();
+    if let Some(path) = settings {
+        tracing::info!(path = %path.display(), "defaults of the options");
+    }
     match run_command(&cli) {
         Ok(code) => code,
         Err(error) => {
@@ -81,9 +111,15 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     }
 }
 
+/// The definition of the command line.
+fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Returns the exit status.
 fn run_command(cli: &Cli) -> Result<u8> {
     match &cli.command {
-        Command::Generate(args) => generate::run(args, cli.json)?,
+        Command::Generate(args) => return generate::run(args, cli.json),
         Command::Chat(args) => chat::run(args, cli.json)?,
         Command::Inspect(args) => {
             let is_usable = inspect::run(args, cli.json)?;
@@ -91,6 +127,11 @@ fn run_command(cli: &Cli) -> Result<u8> {
         }
         Command::Doctor => doctor::run(cli.json)?,
         Command::Bench(args) => bench::run(args, cli.json)?,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut command(), "exlora", &mut script);
+            output::print(&String::from_utf8_lossy(&script))?;
+        }
     }
     Ok(SUCCESS)
 }
@@ -113,16 +154,15 @@ fn start_logging() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_definition_is_consistent() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]
     fn every_argument_has_a_help_text() {
-        for command in Cli::command().get_subcommands() {
+        for command in command().get_subcommands() {
             assert!(command.get_about().is_some(), "{}", command.get_name());
             for arg in command.get_arguments() {
                 assert!(arg.get_help().is_some(), "{} {}", command.get_name(), arg.get_id());

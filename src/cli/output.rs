@@ -16,11 +16,16 @@ pub(super) fn print(text: &str) -> Result<()> {
     })
 }
 
+/// A value as one line of JSON, with its newline.
+pub(super) fn to_line(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value)
+        .map(|line| line + "\n")
+        .map_err(|e| Error::new(ErrorCode::Internal, format!("cannot write a result as JSON: {e}")))
+}
+
 /// Writes a value to stdout as one line of JSON.
 pub(super) fn print_json(value: &impl Serialize) -> Result<()> {
-    let line = serde_json::to_string(value)
-        .map_err(|e| Error::new(ErrorCode::Internal, format!("cannot write a result as JSON: {e}")))?;
-    print(&(line + "\n"))
+    print(&to_line(value)?)
 }
 
 /// Writes a line to stderr; if that fails, there is nowhere to report it.

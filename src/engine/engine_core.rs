@@ -2,18 +2,22 @@
 //!
 //! One step runs at a time, on the thread that holds the scheduler's lock. Submitting, reading counters and dropping a job
 //! don't take that lock unless it is free: new sequences go into a queue of their own, counters come from the snapshot
-//! published after the last step, and cancelled sequences are removed by the thread that computes the step.
+//! published after the last step, and cancelled sequences are removed by the thread that computes the step. Each of these
+//! takes the same time however many requests wait.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
+use super::job_state::{CancelledJobs, JobState};
 use super::scheduler::Scheduler;
 use super::sequence::Sequence;
 use super::stats::SchedulerStats;
-use crate::error::Result;
+use crate::adapter::pool::AdapterLease;
+use crate::error::{Error, ErrorCode, Result};
+use crate::guard::catch_panic;
 use crate::model::Model;
 
 /// A model and the scheduler of one engine, shared by the engine's clones and its jobs.
@@ -24,8 +28,10 @@ pub(super) struct EngineCore {
     scheduler: Mutex<Scheduler>,
     /// The scheduler's counters when its lock was last released.
     snapshot: Mutex<SchedulerStats>,
-    /// Whether a job was dropped whose sequence may still be in the scheduler.
-    has_cancelled: AtomicBool,
+    /// Jobs whose sequences may still be in the scheduler.
+    cancelled: Arc<CancelledJobs>,
+    /// Number of jobs so far.
+    jobs: AtomicU64,
 }
 
 impl EngineCore {
@@ -35,12 +41,18 @@ impl EngineCore {
             incoming: Mutex::default(),
             snapshot: Mutex::new(scheduler.stats()),
             scheduler: Mutex::new(scheduler),
-            has_cancelled: AtomicBool::new(false),
+            cancelled: Arc::default(),
+            jobs: AtomicU64::new(0),
         }
     }
 
     pub(super) fn model(&self) -> &Arc<Model> {
         &self.model
+    }
+
+    /// The state of a new job, which holds these leases.
+    pub(super) fn new_job(&self, leases: Vec<AdapterLease>) -> Arc<JobState> {
+        JobState::new(self.jobs.fetch_add(1, Ordering::Relaxed), leases, &self.cancelled)
     }
 
     /// Queues a sequence. Never waits for a step.
@@ -49,19 +61,32 @@ impl EngineCore {
     }
 
     /// Computes one step for all sequences; `false` if there was nothing to do.
+    ///
+    /// # Errors
+    /// `internal`: the scheduler panicked. All sequences ended with that error, and the next ones find it as new.
     pub(super) fn step(&self) -> Result<bool> {
         let mut scheduler = self.lock();
-        let outcome = scheduler.step(&self.model);
+        let outcome = self.step_locked(&mut scheduler);
         self.unlock(scheduler);
         outcome
     }
 
-    /// Waits for a running step, then computes another one unless `is_ready`.
-    pub(super) fn step_unless(&self, is_ready: impl FnOnce() -> bool) -> Result<()> {
+    /// Waits for a running step, then computes another one unless `is_ready`. Errors reach those jobs that they end.
+    pub(super) fn step_unless(&self, is_ready: impl FnOnce() -> bool) {
         let mut scheduler = self.lock();
-        let outcome = if is_ready() { Ok(false) } else { scheduler.step(&self.model) };
+        if !is_ready() {
+            // A job that this error ends has it in its mailbox.
+            let _ = self.step_locked(&mut scheduler);
+        }
         self.unlock(scheduler);
-        outcome.map(drop)
+    }
+
+    fn step_locked(&self, scheduler: &mut Scheduler) -> Result<bool> {
+        let on_panic = |message: &str| Error::new(ErrorCode::Internal, format!("the scheduler panicked: {message}"));
+        catch_panic(on_panic, || Ok(scheduler.step(&self.model))).inspect_err(|error| {
+            tracing::error!(%error, "every request ends");
+            scheduler.reset(error);
+        })
     }
 
     /// Forgets every cached prefix. Waits for a running step.
@@ -74,14 +99,16 @@ impl EngineCore {
     /// Removes the sequences of cancelled jobs. Never waits: while a step runs, the thread that computes it does this after
     /// the step.
     pub(super) fn remove_cancelled(&self) {
-        self.has_cancelled.store(true, Ordering::Release);
-        self.remove_cancelled_if_unlocked();
+        // Either this thread gets the lock, or the one that releases it afterwards finds the cancelled jobs.
+        while !self.cancelled.is_empty() {
+            let Some(scheduler) = self.try_lock() else { return };
+            self.publish_and_release(scheduler);
+        }
     }
 
     /// The scheduler's counters: current ones if no step runs, else those after the last step. Never waits for a step.
     pub(super) fn stats(&self) -> SchedulerStats {
-        if let Some(mut scheduler) = self.try_lock() {
-            scheduler.remove_cancelled();
+        if let Some(scheduler) = self.try_lock() {
             self.unlock(scheduler);
         }
         let mut stats = *self.snapshot.lock();
@@ -89,42 +116,45 @@ impl EngineCore {
         stats
     }
 
+    /// Loses the sequences that the scheduler has not seen yet.
+    #[cfg(test)]
+    pub(super) fn drop_incoming(&self) {
+        self.incoming.lock().clear();
+    }
+
     fn lock(&self) -> MutexGuard<'_, Scheduler> {
         let mut scheduler = self.scheduler.lock();
-        self.queue_incoming(&mut scheduler);
+        self.update(&mut scheduler);
         scheduler
     }
 
     fn try_lock(&self) -> Option<MutexGuard<'_, Scheduler>> {
         let mut scheduler = self.scheduler.try_lock()?;
-        self.queue_incoming(&mut scheduler);
+        self.update(&mut scheduler);
         Some(scheduler)
     }
 
-    fn queue_incoming(&self, scheduler: &mut Scheduler) {
-        for sequence in self.incoming.lock().drain(..) {
+    /// Queues what was submitted and removes what was cancelled since the lock was last taken.
+    fn update(&self, scheduler: &mut Scheduler) {
+        // In this order: what was cancelled before now was submitted before now.
+        let cancelled = self.cancelled.take();
+        let incoming = std::mem::take(&mut *self.incoming.lock());
+        for sequence in incoming {
             scheduler.queue(sequence);
+        }
+        for job in cancelled {
+            scheduler.cancel(job);
         }
     }
 
     fn unlock(&self, scheduler: MutexGuard<'_, Scheduler>) {
-        *self.snapshot.lock() = scheduler.stats();
-        MutexGuard::unlock_fair(scheduler);
-        self.remove_cancelled_if_unlocked();
+        self.publish_and_release(scheduler);
+        self.remove_cancelled();
     }
 
-    fn remove_cancelled_if_unlocked(&self) {
-        // Pairs the flag with the lock: either the thread that sets the flag gets the lock, or the thread that releases the
-        // lock afterwards sees the flag.
-        fence(Ordering::SeqCst);
-        while self.has_cancelled.load(Ordering::Acquire) {
-            let Some(mut scheduler) = self.try_lock() else { return };
-            self.has_cancelled.store(false, Ordering::Relaxed);
-            scheduler.remove_cancelled();
-            *self.snapshot.lock() = scheduler.stats();
-            MutexGuard::unlock_fair(scheduler);
-            fence(Ordering::SeqCst);
-        }
+    fn publish_and_release(&self, scheduler: MutexGuard<'_, Scheduler>) {
+        *self.snapshot.lock() = scheduler.stats();
+        MutexGuard::unlock_fair(scheduler);
     }
 }
 

@@ -105,15 +105,8 @@ impl InFlight {
             between_steps()?;
             let is_ready = || self.running.iter().any(|running| running.job.state().has_output());
             // While this thread waited for its turn, another thread's step may have produced chunks.
-            let outcome = self.engine.core.step_unless(is_ready);
-            let has_progressed = self.take_chunks();
-            if let Err(error) = outcome
-                && !has_progressed
-            {
-                for Running { index, completion, .. } in std::mem::take(&mut self.running) {
-                    self.refuse(index, completion.sample..completion.sample + 1, &error);
-                }
-            }
+            self.engine.core.step_unless(is_ready);
+            self.take_chunks();
         }
     }
 
@@ -156,31 +149,25 @@ impl InFlight {
         self.finished.extend(samples.map(|sample| Finished { index, sample, result: Err(error.clone()) }));
     }
 
-    /// Takes all chunks that are ready; whether there were any.
-    fn take_chunks(&mut self) -> bool {
-        let mut found = false;
+    /// Takes all chunks that are ready.
+    fn take_chunks(&mut self) {
         let finished = &mut self.finished;
         self.running.retain_mut(|running| {
-            let Some(result) = running.take_chunks(&mut found) else { return true };
+            let Some(result) = running.take_chunks() else { return true };
             finished.push_back(Finished { index: running.index, sample: running.completion.sample, result });
             false
         });
-        found
     }
 }
 
 impl Running {
-    /// Takes the chunks that are ready, sets `found` if there are any, and returns the result if the request has ended.
-    fn take_chunks(&mut self, found: &mut bool) -> Option<Result<Completion>> {
+    /// Takes the chunks that are ready, and returns the result if the request has ended.
+    fn take_chunks(&mut self) -> Option<Result<Completion>> {
         loop {
             let chunk = match self.job.poll_chunk() {
                 Ok(chunk) => chunk?,
-                Err(error) => {
-                    *found = true;
-                    return Some(Err(error));
-                }
+                Err(error) => return Some(Err(error)),
             };
-            *found = true;
             let is_last = chunk.finish.is_some();
             if let Err(error) = self.completion.append(chunk) {
                 return Some(Err(error));
@@ -194,6 +181,6 @@ impl Running {
 }
 
 /// Number of results of a request, which has one even if it is refused for its number of samples.
-pub(super) fn samples_of(request: &Request) -> usize {
+pub fn samples_of(request: &Request) -> usize {
     if (1..=MAX_SAMPLES).contains(&request.n) { request.n } else { 1 }
 }

@@ -47,7 +47,7 @@ impl Job {
             }
             between_steps()?;
             // While this thread waited for its turn, another thread's step may have produced the chunk.
-            self.core.step_unless(|| self.state.has_output() || self.state.is_finished())?;
+            self.core.step_unless(|| self.state.has_output() || self.state.is_finished());
         }
     }
 

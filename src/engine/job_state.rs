@@ -10,8 +10,24 @@ use super::output::Chunk;
 use crate::adapter::pool::AdapterLease;
 use crate::error::{Error, Result};
 
+/// Numbers of the jobs that were cancelled, until their sequences are removed.
+#[derive(Default)]
+pub(super) struct CancelledJobs(Mutex<Vec<u64>>);
+
+impl CancelledJobs {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.lock().is_empty()
+    }
+
+    pub(super) fn take(&self) -> Vec<u64> {
+        std::mem::take(&mut *self.0.lock())
+    }
+}
+
 /// State shared by a job and the scheduler.
 pub(super) struct JobState {
+    number: u64,
+    cancelled: Arc<CancelledJobs>,
     mailbox: Mutex<Mailbox>,
     is_cancelled: AtomicBool,
     /// Prompt tokens whose keys and values are in the cache.
@@ -28,8 +44,11 @@ struct Mailbox {
 }
 
 impl JobState {
-    pub(super) fn new(leases: Vec<AdapterLease>) -> Arc<Self> {
+    /// The state of the engine's job `number`, which adds itself to `cancelled` if it is.
+    pub(super) fn new(number: u64, leases: Vec<AdapterLease>, cancelled: &Arc<CancelledJobs>) -> Arc<Self> {
         Arc::new(Self {
+            number,
+            cancelled: Arc::clone(cancelled),
             mailbox: Mutex::new(Mailbox { leases, ..Mailbox::default() }),
             is_cancelled: AtomicBool::new(false),
             prefilled: AtomicUsize::new(0),
@@ -41,7 +60,6 @@ impl JobState {
         let mut mailbox = self.mailbox.lock();
         if let Some(error) = mailbox.error.take() {
             mailbox.chunks.clear();
-            mailbox.leases.clear();
             return Err(error);
         }
         let chunk = mailbox.chunks.pop_front();
@@ -63,12 +81,20 @@ impl JobState {
         mailbox.is_closed && mailbox.chunks.is_empty() && mailbox.error.is_none()
     }
 
-    pub(super) fn cancel(&self) {
-        self.is_cancelled.store(true, Ordering::Release);
+    /// Whether the scheduler has sent the last chunk or an error.
+    pub(super) fn has_ended(&self) -> bool {
+        self.mailbox.lock().is_closed
     }
 
-    pub(super) fn is_cancelled(&self) -> bool {
-        self.is_cancelled.load(Ordering::Acquire)
+    /// Its number: jobs of an engine are counted in the order of submission.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    pub(super) fn cancel(&self) {
+        if !self.is_cancelled.swap(true, Ordering::AcqRel) {
+            self.cancelled.0.lock().push(self.number);
+        }
     }
 
     pub(super) fn prefilled(&self) -> usize {
@@ -86,10 +112,13 @@ impl JobState {
         mailbox.chunks.push_back(chunk);
     }
 
-    /// Ends the request with an error.
+    /// Ends the request with an error, unless it has ended. Its leases end too: nothing of it will run again.
     pub(super) fn fail(&self, error: Error) {
         let mut mailbox = self.mailbox.lock();
-        mailbox.is_closed = true;
-        mailbox.error = Some(error);
+        if !mailbox.is_closed {
+            mailbox.is_closed = true;
+            mailbox.error = Some(error);
+            mailbox.leases.clear();
+        }
     }
 }

@@ -7,6 +7,7 @@
 mod as_completed;
 mod engine_core;
 mod generate;
+mod generation_config;
 mod in_flight;
 mod job;
 mod job_state;
@@ -31,7 +32,6 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::kv_cache::{PAGE_TOKENS, pages_for};
 use crate::model::{Model, ModelOptions, Progress};
 use engine_core::EngineCore;
-use job_state::JobState;
 use output::no_memory_for_logits;
 use request::lease_all;
 use scheduler::Scheduler;
@@ -41,7 +41,8 @@ use text::{Detokenizer, StopStrings};
 
 pub use as_completed::AsCompleted;
 pub use generate::{Refused, with_index};
-pub use in_flight::{Finished, InFlight};
+pub use generation_config::{GenerationConfig, GenerationConfigSource};
+pub use in_flight::{Finished, InFlight, samples_of};
 pub use job::{CancelHandle, Job};
 pub use options::{DEFAULT_KV_TOKENS, EngineOptions};
 pub use output::{Chunk, Completion, Finish, FinishReason, Logits, StopMatch, TokenLogprobs, Usage};
@@ -58,9 +59,10 @@ pub use text::{ChatMessage, Tokenizer};
 pub struct Engine {
     core: Arc<EngineCore>,
     tokenizer: Option<Arc<Tokenizer>>,
-    /// Positions that a sequence can reach: those of the model, or of the cache if that is smaller.
-    max_tokens: usize,
+    /// Positions that a sequence can reach as far as the model is concerned.
+    max_seq_len: usize,
     kv_pages: usize,
+    generation_config: Arc<GenerationConfig>,
     /// Requests that run at once.
     max_rows: usize,
 }
@@ -93,8 +95,16 @@ impl Engine {
         progress: &mut dyn FnMut(Progress) -> Result<()>,
     ) -> Result<Self> {
         let dir = model.as_ref();
-        let model_options =
-            ModelOptions { device: options.device, threads: options.threads, adapter_limits: options.adapter_limits };
+        let model_options = ModelOptions {
+            device: options.device,
+            threads: options.threads,
+            max_seq_len: options.max_seq_len,
+            adapter_limits: options.adapter_limits,
+        };
+        if let Some(source) = &options.generation_config {
+            // An unusable one is reported before the model takes its time to load.
+            GenerationConfig::read(source, dir)?;
+        }
         let model = Model::load(dir, &model_options, progress)?;
         let tokenizer = Tokenizer::open(dir)?.map(Arc::new);
         Self::from_model(model, tokenizer, options)
@@ -103,16 +113,27 @@ impl Engine {
     /// An engine with its own KV cache over a loaded model, which other engines may share.
     ///
     /// # Errors
-    /// `memory_exhausted`.
+    /// `memory_exhausted`; `request_invalid` or `model_feature_unsupported` for `max_seq_len`; for the generation config
+    /// `checkpoint_not_found`, `model_config_invalid`, `sampling_invalid` or `setting_unsupported`.
     pub fn from_model(model: Arc<Model>, tokenizer: Option<Arc<Tokenizer>>, options: EngineOptions) -> Result<Self> {
-        let positions = model.config().max_positions;
-        let pages = pages_for(options.kv_tokens.unwrap_or(DEFAULT_KV_TOKENS).max(1));
+        let max_seq_len = match options.max_seq_len {
+            Some(asked) => model.config().max_seq_len(Some(asked))?,
+            None => model.max_seq_len(),
+        };
+        let kv_tokens = options.kv_tokens.unwrap_or(DEFAULT_KV_TOKENS.max(options.max_seq_len.unwrap_or(0)));
+        let pages = pages_for(kv_tokens.max(1));
+        let generation_config = match &options.generation_config {
+            Some(source) => GenerationConfig::read(source, model.path())?,
+            None => GenerationConfig::default(),
+        };
+        generation_config.check(model.config().vocab_size, max_seq_len.min(pages * PAGE_TOKENS))?;
         let scheduler = Scheduler::new(model.create_kv(pages, options.kv_dtype)?, &options);
         Ok(Self {
             core: Arc::new(EngineCore::new(model, scheduler)),
             tokenizer,
-            max_tokens: positions.min(pages.saturating_mul(PAGE_TOKENS)),
+            max_seq_len,
             kv_pages: pages,
+            generation_config: Arc::new(generation_config),
             max_rows: options.max_rows.max(1),
         })
     }
@@ -133,9 +154,21 @@ impl Engine {
         })
     }
 
-    /// Positions that a sequence can reach: those of the model, or of the cache if that is smaller.
+    /// A request with the defaults of the generation config that the engine was opened with.
+    pub fn request(&self, prompt: impl Into<Prompt>) -> Request {
+        let mut request = Request::new(prompt);
+        self.generation_config.apply(&mut request);
+        request
+    }
+
+    /// The generation config that the engine was opened with.
+    pub fn generation_config(&self) -> &GenerationConfig {
+        &self.generation_config
+    }
+
+    /// Positions that a sequence can reach: `max_seq_len`, or those of the cache if that is smaller.
     pub fn max_tokens(&self) -> usize {
-        self.max_tokens
+        self.max_seq_len.min(self.kv_pages * PAGE_TOKENS)
     }
 
     /// Loads an adapter under a name, or replaces the adapter of that name. Running requests keep the version they have.
@@ -144,6 +177,19 @@ impl Engine {
     /// Any `adapter_*` code; nothing has changed then.
     pub fn load_adapter(&self, name: &str, dir: impl AsRef<Path>) -> Result<AdapterInfo> {
         self.model().load_adapter(name, dir.as_ref())
+    }
+
+    /// As [`Engine::load_adapter`]; an error from `between_parts` (Ctrl-C) ends the loading.
+    ///
+    /// # Errors
+    /// As [`Engine::load_adapter`], and what `between_parts` returned.
+    pub fn load_adapter_with(
+        &self,
+        name: &str,
+        dir: impl AsRef<Path>,
+        between_parts: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<AdapterInfo> {
+        self.model().load_adapter_with(name, dir.as_ref(), between_parts)
     }
 
     /// Removes an adapter's name. Running requests keep the adapter.
@@ -201,7 +247,8 @@ impl Engine {
     /// Computes one step for all requests; `false` if there was nothing to do.
     ///
     /// # Errors
-    /// The device failed; every running request ends with that error.
+    /// `internal`: the scheduler panicked; every request ends with that error. What else goes wrong ends only the requests that
+    /// cannot be computed, and reaches those who wait for them.
     pub fn step(&self) -> Result<bool> {
         self.core.step()
     }
@@ -286,35 +333,55 @@ impl Engine {
         let model = self.model();
         let mixture = lease_all(adapters, model)?;
         mixture.check_tokens(tokens, model.config().vocab_size)?;
+        let kv_groups = model.kv_groups_of(mixture.layers());
         let plan = SequencePlan {
-            spans: mixture.along(tokens),
-            layer_map: mixture.layers().cloned(),
-            kv_groups: model.kv_groups_of(mixture.layers()),
+            forward: mixture.forward_plan(tokens),
+            kv_groups,
+            // A layer map that needs several KV groups has that many times the base's layers.
+            row_cost: (1 + mixture.rank_sum() / model.config().hidden_size.max(1)) * kv_groups,
             vocab: mixture.head_rows(model.config().vocab_size),
         };
-        self.check_length(tokens.len(), self.max_tokens_of(&plan))?;
+        self.check_length(tokens.len(), &plan)?;
         Ok((mixture, plan))
     }
 
     /// Positions that a sequence can reach: each KV group needs pages of its own.
     fn max_tokens_of(&self, plan: &SequencePlan) -> usize {
-        self.max_tokens.min(self.kv_pages / plan.kv_groups * PAGE_TOKENS)
+        self.max_seq_len.min(self.kv_pages / plan.kv_groups * PAGE_TOKENS)
     }
 
-    fn check_length(&self, prompt_tokens: usize, max_tokens: usize) -> Result<()> {
+    /// Refuses a prompt that does not fit, by the limit that it exceeds.
+    fn check_length(&self, prompt_tokens: usize, plan: &SequencePlan) -> Result<()> {
+        let max_tokens = self.max_tokens_of(plan);
         if prompt_tokens <= max_tokens {
             return Ok(());
         }
-        let positions = self.model().config().max_positions;
-        let limit = if max_tokens == positions { "the model's positions" } else { "the KV cache" };
-        Err(Error::new(ErrorCode::PromptTooLong, format!("the prompt does not fit {limit}"))
+        let config = self.model().config();
+        let (what, hint) = match (self.max_seq_len > max_tokens, config.position_limit) {
+            (true, _) => {
+                ("the prompt does not fit the KV cache", "shorten the prompt, or enlarge the KV cache (kv_tokens)")
+            }
+            (false, Some(limit)) if limit == max_tokens => (
+                "the prompt is longer than the model's positions, which dynamic rope scaling does not extend here",
+                "shorten the prompt",
+            ),
+            (false, _) => (
+                "the prompt is longer than max_seq_len, by default the model's positions",
+                "shorten the prompt, or set max_seq_len if the model can use longer ones",
+            ),
+        };
+        Err(Error::new(ErrorCode::PromptTooLong, what)
             .with_expected(format!("at most {max_tokens} tokens"))
-            .with_found(format!("{prompt_tokens} tokens")))
+            .with_found(format!("{prompt_tokens} tokens"))
+            .with_hint(hint))
     }
 
     fn decode_state(&self, checked: &CheckedRequest, seed: u64) -> Result<DecodeState> {
         let (request, max_tokens) = (&checked.request, self.max_tokens_of(&checked.plan));
         let mut stop_ids = if request.stop_at_eos { self.model().config().eos_token_ids.clone() } else { Vec::new() };
+        if request.stop_at_eos {
+            stop_ids.extend(&self.generation_config.eos_token_ids);
+        }
         let mut stop_texts = Vec::new();
         for stop in &request.stop {
             match stop {
@@ -349,7 +416,7 @@ impl Engine {
     }
 
     fn enqueue(&self, prompt: Arc<[u32]>, mixture: Mixture, plan: SequencePlan, purpose: Purpose, seed: u64) -> Job {
-        let state = JobState::new(mixture.into_leases());
+        let state = self.core.new_job(mixture.into_leases());
         let sequence = Sequence::new(Arc::clone(&state), purpose, prompt.to_vec(), plan);
         self.core.submit(sequence);
         Job::new(Arc::clone(&self.core), state, prompt, seed)

@@ -1,5 +1,6 @@
 //! Options of an engine and their defaults.
 
+use super::generation_config::GenerationConfigSource;
 use crate::adapter::pool::AdapterLimits;
 use crate::backend::KvDType;
 use crate::model::Device;
@@ -16,15 +17,22 @@ pub struct EngineOptions {
     pub threads: Option<usize>,
     /// Element type of cached keys and values.
     pub kv_dtype: KvDType,
-    /// Tokens that the KV cache holds over all requests; [`DEFAULT_KV_TOKENS`] by default. Memory is committed as it is
-    /// used.
+    /// Longest sequence, prompt and output, in tokens. By default it is that of the model's config, stretched by its rope
+    /// scaling; a longer one is allowed, except with dynamic rope scaling.
+    pub max_seq_len: Option<usize>,
+    /// Tokens that the KV cache holds over all requests; by default [`DEFAULT_KV_TOKENS`], or `max_seq_len` if that is more.
+    /// Memory is committed as it is used.
     pub kv_tokens: Option<usize>,
     /// Largest number of requests that run at once; others wait.
     pub max_rows: usize,
-    /// Largest number of prompt tokens in one step (chunked prefill).
+    /// Largest number of prompt tokens in one step (chunked prefill). Tokens whose adapters have ranks that exceed the model's
+    /// width together, or run its layers several times, count as several.
     pub prefill_chunk: usize,
     /// Whether cached prefixes of prompts are reused.
     pub prefix_cache: bool,
+    /// Where the defaults of [`Engine::request`](crate::Engine::request) come from; by default they are those of
+    /// [`Request::new`](crate::Request::new).
+    pub generation_config: Option<GenerationConfigSource>,
     /// Limits on resident adapters.
     pub adapter_limits: AdapterLimits,
 }
@@ -35,10 +43,12 @@ impl Default for EngineOptions {
             device: Device::Auto,
             threads: None,
             kv_dtype: KvDType::F16,
+            max_seq_len: None,
             kv_tokens: None,
             max_rows: 32,
             prefill_chunk: 512,
             prefix_cache: true,
+            generation_config: None,
             adapter_limits: AdapterLimits::default(),
         }
     }

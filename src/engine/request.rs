@@ -94,6 +94,7 @@ impl AdapterRef {
 /// # Errors
 /// `adapter_not_found`, `adapter_model_mismatch`, `adapter_weight_invalid`, `adapter_mixture_invalid`.
 pub(crate) fn lease_all(adapters: &[(AdapterRef, f32)], model: &Model) -> Result<Mixture> {
+    Mixture::check_length(adapters.len())?;
     let lease = |(adapter, weight): &(AdapterRef, f32)| Ok((adapter.lease(model.adapters())?, *weight));
     Mixture::new(adapters.iter().map(lease).collect::<Result<_>>()?, model.sites())
 }

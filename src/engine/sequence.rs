@@ -7,7 +7,7 @@ use super::output::{Chunk, Finish, FinishReason, StopMatch, TokenLogprobs, Usage
 use super::sampler::Sampled;
 use super::sampling_params::SamplingParams;
 use super::text::{Detokenizer, StopStrings};
-use crate::adapter::alora::MixtureSpans;
+use crate::adapter::forward_plan::ForwardPlan;
 use crate::error::{Error, ErrorCode, Result};
 use crate::kv_cache::{PAGE_TOKENS, PrefixKey, pages_for};
 
@@ -33,15 +33,15 @@ pub(super) struct DecodeState {
     pub returns_logits: bool,
 }
 
-/// What the adapters of a request decide about its forward pass.
+/// What the adapters of a request decide.
 #[derive(Clone)]
 pub(super) struct SequencePlan {
-    /// Which adapters act on which positions.
-    pub spans: MixtureSpans,
-    /// The base layer that each layer to run is; `None` runs the base's own layers.
-    pub layer_map: Option<Arc<[u32]>>,
+    /// Everything that its keys and values depend on, besides its tokens.
+    pub forward: ForwardPlan,
     /// Number of KV groups: more than one if the layer map is longer than the base.
     pub kv_groups: usize,
+    /// What a row costs, in rows of the base; grows with its adapters.
+    pub row_cost: usize,
     /// Number of logits.
     pub vocab: usize,
 }
@@ -57,7 +57,7 @@ pub(super) struct Sequence {
     /// Tokens whose keys and values are in `pages`.
     pub computed: usize,
     pub pages: Vec<u32>,
-    /// Number of leading pages that were published or reused, and the key of their prefix.
+    /// Number of leading pages (of each KV group) that were published or reused, and the key of their prefix.
     pub published: usize,
     pub key: PrefixKey,
     /// Prompt tokens found in the prefix cache when it was first admitted; `None` before.
@@ -85,15 +85,10 @@ impl Sequence {
         pages_for(tokens) * self.plan.kv_groups
     }
 
-    /// Whether its pages can be published and reused; those of several KV groups cannot.
-    pub(super) fn shares_prefixes(&self) -> bool {
-        self.plan.kv_groups == 1
-    }
-
-    /// The prefix key of one of its pages, given the key before it.
+    /// The key of its prefix that ends with a page, given the key before it.
     pub(super) fn extend_key(&self, key: &PrefixKey, page: usize) -> PrefixKey {
-        let positions = page * PAGE_TOKENS..(page + 1) * PAGE_TOKENS;
-        key.extend(&self.tokens[positions.clone()], self.plan.spans.identity(positions))
+        let first = page * PAGE_TOKENS;
+        key.extend(&self.plan.forward.page(&self.tokens[first..first + PAGE_TOKENS], first))
     }
 
     /// Tokens to compute before the next one can be chosen.
@@ -106,9 +101,9 @@ impl Sequence {
         self.job.set_prefilled(self.computed.min(self.prompt_len));
     }
 
-    /// Appends a chosen token, sends its chunk (with `logits`), and returns whether the text ended.
-    pub(super) fn accept(&mut self, sampled: Sampled, logits: Vec<f32>) -> Result<bool> {
-        let Purpose::Generate(decode) = &mut self.purpose else { return Ok(true) };
+    /// Appends a chosen token, sends its chunk (with `logits`), and ends the text if that was its last.
+    pub(super) fn accept(&mut self, sampled: Sampled, logits: Vec<f32>) -> Result<()> {
+        let Purpose::Generate(decode) = &mut self.purpose else { return Ok(()) };
         self.tokens.push(sampled.id);
         let mut chunk = Chunk { token_ids: vec![sampled.id], logits, ..Chunk::default() };
         if decode.logprobs > 0 {
@@ -133,7 +128,7 @@ impl Sequence {
         }
         let Some((mut reason, mut matched)) = ended else {
             self.job.send(chunk);
-            return Ok(false);
+            return Ok(());
         };
         if let (Some((detokenizer, stops)), false) = (&mut decode.text, matches!(matched, Some(StopMatch::Text(_)))) {
             // The rest of the text may complete a stop string.
@@ -146,20 +141,18 @@ impl Sequence {
         }
         chunk.finish = Some(self.finish(reason, matched));
         self.job.send(chunk);
-        Ok(true)
+        Ok(())
     }
 
-    /// Adds the logits of the next prompt position and sends all of them after the last; whether that was the last.
-    pub(super) fn accept_prompt_logits(&mut self, row: &[f32]) -> bool {
-        let Purpose::PromptLogits(collected) = &mut self.purpose else { return true };
+    /// Adds the logits of the next prompt position, and sends all of them after the last.
+    pub(super) fn accept_prompt_logits(&mut self, row: &[f32]) {
+        let Purpose::PromptLogits(collected) = &mut self.purpose else { return };
         collected.extend_from_slice(row);
-        if collected.len() < self.tokens.len() * self.plan.vocab {
-            return false;
+        if collected.len() == self.tokens.len() * self.plan.vocab {
+            let logits = std::mem::take(collected);
+            let finish = Some(self.finish(FinishReason::Length, None));
+            self.job.send(Chunk { logits, finish, ..Chunk::default() });
         }
-        let logits = std::mem::take(collected);
-        let finish = Some(self.finish(FinishReason::Length, None));
-        self.job.send(Chunk { logits, finish, ..Chunk::default() });
-        true
     }
 
     /// Ends it early: cancelled, or out of cache.
@@ -190,5 +183,14 @@ impl Sequence {
             Purpose::PromptLogits(_) => 0,
         };
         Finish { reason, matched, usage, seed }
+    }
+}
+
+impl Drop for Sequence {
+    /// Nobody waits forever for a sequence that is gone.
+    fn drop(&mut self) {
+        if !self.job.has_ended() {
+            self.job.fail(Error::new(ErrorCode::Internal, "the engine gave up the request"));
+        }
     }
 }

@@ -152,13 +152,21 @@ impl SequenceCache {
         if chunks.iter().all(|chunk| chunk.tokens.is_empty()) {
             return Err(Error::new(ErrorCode::PromptEmpty, "there are no tokens to compute"));
         }
-        let limit = self.model.config().max_positions.min(self.max_tokens());
+        let limit = self.model.max_seq_len().min(self.max_tokens());
         for (index, chunk) in chunks.iter().enumerate() {
             let end = chunk.position.saturating_add(chunk.tokens.len());
             if end > limit {
-                return Err(Error::new(ErrorCode::PromptTooLong, "the tokens do not fit the model or the cache")
+                let (what, hint) = match self.max_tokens() == limit {
+                    true => ("the tokens do not fit the cache", "make a cache for longer sequences"),
+                    false => (
+                        "the sequence is longer than the model's max_seq_len",
+                        "load the model with a larger max_seq_len",
+                    ),
+                };
+                return Err(Error::new(ErrorCode::PromptTooLong, what)
                     .with_expected(format!("at most {limit} tokens"))
-                    .with_found(format!("{end} tokens")));
+                    .with_found(format!("{end} tokens"))
+                    .with_hint(hint));
             }
             match self.sequences.get(chunk.sequence) {
                 None => return invalid("there is no such sequence in the cache"),

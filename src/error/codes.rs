@@ -133,7 +133,7 @@ catalog! {
     AdapterBudgetExceeded = "adapter_budget_exceeded", Memory, "unload another adapter or raise the budget";
     /// An adapter's weight in a mixture is not finite, or is not 1 although the adapter replaces weights, biases or embedding rows.
     AdapterWeightInvalid = "adapter_weight_invalid", Invalid, "use a finite weight, and 1 for an adapter that replaces parts of the model";
-    /// Two adapters of a mixture replace the same part of the model, or run its layers in different orders.
+    /// A mixture has too many adapters, or two that replace the same part of the model or run its layers in different orders.
     AdapterMixtureInvalid = "adapter_mixture_invalid", Invalid, "use them in separate requests";
     /// The adapter was loaded on a different model object.
     AdapterModelMismatch = "adapter_model_mismatch", Invalid, "load the adapter on the model that runs the request";
@@ -150,7 +150,7 @@ catalog! {
     /// The prompt has no tokens.
     PromptEmpty = "prompt_empty", Invalid, "give at least one token";
     /// The prompt exceeds the model's context length or the KV cache.
-    PromptTooLong = "prompt_too_long", Invalid, "shorten the prompt, or enlarge the KV cache (kv_tokens)";
+    PromptTooLong = "prompt_too_long", Invalid, "shorten the prompt, or raise the limit that the message names";
     /// A token id is outside the vocabulary.
     TokenOutOfRange = "token_out_of_range", Invalid, "use the model's own tokenizer";
     /// A sampling setting is out of range.

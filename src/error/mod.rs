@@ -17,16 +17,25 @@
 //! ```
 
 mod codes;
+mod printable;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 pub use self::codes::{ErrorCode, ErrorKind};
+use self::printable::bounded;
+pub(crate) use self::printable::printable;
 
 /// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// How many further problems are rendered; all of them are in [`Error::others`].
+const MAX_OTHERS: usize = 200;
+
 /// What went wrong, where, and what to do. Cheap to move; rendered by `Display`.
+///
+/// Parts that come from a file or request are cut where they are very long, and escaped where they are rendered: no tensor
+/// name forges a line of a log.
 #[derive(Clone, PartialEq)]
 pub struct Error(Box<Details>);
 
@@ -48,7 +57,7 @@ impl Error {
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self(Box::new(Details {
             code,
-            message: message.into(),
+            message: bounded(message.into()),
             subject: None,
             path: None,
             tensor: None,
@@ -59,10 +68,16 @@ impl Error {
         }))
     }
 
+    /// The same under another code.
+    pub(crate) fn with_code(mut self, code: ErrorCode) -> Self {
+        self.0.code = code;
+        self
+    }
+
     /// Sets what the error is about: `adapter 'sql'`, `request 3`. A later subject replaces an earlier one, also in the
     /// further problems joined to this one.
     pub fn with_subject(mut self, subject: impl Into<String>) -> Self {
-        let subject = subject.into();
+        let subject = bounded(subject.into());
         let others = std::mem::take(&mut self.0.others);
         self.0.others = others.into_iter().map(|other| other.with_subject(subject.as_str())).collect();
         self.0.subject = Some(subject);
@@ -77,25 +92,25 @@ impl Error {
 
     /// Sets the tensor, by its full name in the file, unless it is set.
     pub fn with_tensor(mut self, tensor: impl Into<String>) -> Self {
-        self.0.tensor.get_or_insert_with(|| tensor.into());
+        self.0.tensor.get_or_insert_with(|| bounded(tensor.into()));
         self
     }
 
     /// Sets what was expected.
     pub fn with_expected(mut self, expected: impl fmt::Display) -> Self {
-        self.0.expected = Some(expected.to_string());
+        self.0.expected = Some(bounded(expected.to_string()));
         self
     }
 
     /// Sets what was found instead.
     pub fn with_found(mut self, found: impl fmt::Display) -> Self {
-        self.0.found = Some(found.to_string());
+        self.0.found = Some(bounded(found.to_string()));
         self
     }
 
     /// Sets what to do about it, in place of the code's usual remedy.
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
-        self.0.hint = Some(hint.into());
+        self.0.hint = Some(bounded(hint.into()));
         self
     }
 
@@ -183,10 +198,13 @@ impl fmt::Display for Error {
             write!(f, " ({})", printable(remedy))?;
         }
         write!(f, " [{}]", d.code.as_str())?;
-        for other in &d.others {
+        for other in d.others.iter().take(MAX_OTHERS) {
             write!(f, "\n  also: {other}")?;
         }
-        Ok(())
+        match d.others.len().saturating_sub(MAX_OTHERS) {
+            0 => Ok(()),
+            more => write!(f, "\n  and {more} more"),
+        }
     }
 }
 
@@ -216,19 +234,6 @@ impl serde::Serialize for Error {
         parts.serialize_field("others", &d.others)?;
         parts.end()
     }
-}
-
-/// Text from a file, made safe to print: control characters are escaped, so a tensor name cannot forge a log line.
-fn printable(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
-    }
-    out
 }
 
 #[cfg(test)]

@@ -20,10 +20,24 @@ impl Model {
     /// # Errors
     /// Anything of `adapter_*`; nothing changed then.
     pub fn load_adapter(&self, name: &str, dir: &Path) -> Result<AdapterInfo> {
+        self.load_adapter_with(name, dir, &mut || Ok(()))
+    }
+
+    /// As [`Model::load_adapter`]; an error from `between_parts` (Ctrl-C), which is called every second or more often except
+    /// while one weight is decomposed (KaSA), ends the loading.
+    ///
+    /// # Errors
+    /// As [`Model::load_adapter`], and what `between_parts` returned.
+    pub fn load_adapter_with(
+        &self,
+        name: &str,
+        dir: &Path,
+        between_parts: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<AdapterInfo> {
         let subject = |e: Error| e.with_subject(format!("adapter '{name}'"));
         // Before any file is read. Publishing checks it again.
         AdapterPool::check_name(name).map_err(subject)?;
-        let (reservation, summary) = self.install(dir).map_err(subject)?;
+        let (reservation, summary) = self.install(dir, between_parts).map_err(subject)?;
         self.adapters.publish(name, reservation, summary).map_err(subject)
     }
 
@@ -32,7 +46,19 @@ impl Model {
     /// # Errors
     /// Anything of `adapter_*`; nothing changed then.
     pub fn load_anonymous_adapter(&self, dir: &Path) -> Result<AdapterLease> {
-        let (reservation, summary) = self.install(dir)?;
+        self.load_anonymous_adapter_with(dir, &mut || Ok(()))
+    }
+
+    /// As [`Model::load_anonymous_adapter`], and `between_parts` as for [`Model::load_adapter_with`].
+    ///
+    /// # Errors
+    /// As [`Model::load_anonymous_adapter`], and what `between_parts` returned.
+    pub fn load_anonymous_adapter_with(
+        &self,
+        dir: &Path,
+        between_parts: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<AdapterLease> {
+        let (reservation, summary) = self.install(dir, between_parts)?;
         Ok(self.adapters.insert_anonymous(reservation, summary))
     }
 
@@ -45,15 +71,20 @@ impl Model {
     }
 
     /// Reads and prepares an adapter and installs it in a slot.
-    fn install(&self, dir: &Path) -> Result<(Reservation, AdapterSummary)> {
+    fn install(
+        &self,
+        dir: &Path,
+        between_parts: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<(Reservation, AdapterSummary)> {
         let files = AdapterFiles::read(dir)?;
+        between_parts()?;
         let checked = files.check(&self.sites)?;
         let reduced = checked.without_copies(|site, part, values| self.preparer.equals_base(site, part, values));
         // Before anything takes long; the size of the prepared adapter is checked again.
         let bytes = reduced.summary().bytes;
         let mut reservation = self.reaping_if_short(|| self.adapters.reserve(bytes))?;
-        let resolved = reduced.resolve(|site| self.preparer.dense_weight(site))?;
-        let prepared = self.preparer.prepare(&resolved.deltas).map_err(|error| match error {
+        let resolved = reduced.resolve(|site| self.preparer.dense_weight(site), between_parts)?;
+        let prepared = self.preparer.prepare(&resolved.deltas, between_parts).map_err(|error| match error {
             PrepareError::ZeroNorm { site, output } => self.zero_norm(dir, site, output),
             PrepareError::Failed(error) => error,
         })?;
@@ -133,10 +164,14 @@ mod tests {
             self.inner.dense_weight(site)
         }
 
-        fn prepare(&self, deltas: &[SiteDelta<'_>]) -> Result<PreparedAdapter, PrepareError> {
+        fn prepare(
+            &self,
+            deltas: &[SiteDelta<'_>],
+            between_parts: &mut dyn FnMut() -> Result<()>,
+        ) -> Result<PreparedAdapter, PrepareError> {
             self.begun.send(()).expect("the test listens");
             self.go_on.lock().recv_timeout(PATIENCE).expect("the test lets it go on");
-            let prepared = self.inner.prepare(deltas);
+            let prepared = self.inner.prepare(deltas, between_parts);
             self.done.send(()).expect("the test listens");
             prepared
         }

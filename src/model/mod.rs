@@ -10,7 +10,6 @@ mod core;
 mod decoder;
 mod kv_storage;
 mod loader;
-mod rope;
 mod survey;
 
 use std::path::{Path, PathBuf};
@@ -21,9 +20,12 @@ use parking_lot::Mutex;
 
 use self::core::Core;
 use crate::adapter::pool::{AdapterLimits, AdapterPool};
+#[cfg(test)]
+use crate::backend::Compute;
 use crate::backend::{AdapterPreparer, Backend, BackendMemory, KvDType, KvShape, MemoryUse, cpu, reference};
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Error, ErrorCode, Result, printable};
+use crate::guard::catch_panic;
 use crate::kv_cache::PAGE_TOKENS;
 use crate::quant::QuantConfig;
 use crate::sites::SiteTable;
@@ -74,6 +76,8 @@ pub struct ModelOptions {
     pub device: Device,
     /// CPU threads; all physical cores by default.
     pub threads: Option<usize>,
+    /// Longest sequence, in positions; by default [`DecoderConfig::max_positions`](config::DecoderConfig::max_positions).
+    pub max_seq_len: Option<usize>,
     /// Limits of resident adapters.
     pub adapter_limits: AdapterLimits,
 }
@@ -82,6 +86,7 @@ pub struct ModelOptions {
 pub struct Model {
     path: PathBuf,
     config: DecoderConfig,
+    max_seq_len: usize,
     sites: SiteTable,
     file_bytes: u64,
     adapters: AdapterPool,
@@ -96,7 +101,7 @@ impl Model {
     /// Loads a model folder. `progress` is called after each module and may stop the work by an error.
     ///
     /// # Errors
-    /// `request_invalid`; anything of `checkpoint_*`, `quant_*`, `model_*`; `memory_exhausted`; what `progress` returned.
+    /// Anything of `checkpoint_*`, `quant_*`, `model_*`; `request_invalid`; `memory_exhausted`; what `progress` returned.
     pub fn load(
         dir: &Path,
         options: &ModelOptions,
@@ -110,6 +115,7 @@ impl Model {
                 .with_found(threads));
         }
         let (config, json) = DecoderConfig::read(dir)?;
+        let max_seq_len = config.max_seq_len(options.max_seq_len)?;
         let quant = QuantConfig::read(dir, &json)?;
         let checkpoint = Checkpoint::open(dir)?;
         let mut builder = match options.device {
@@ -128,11 +134,12 @@ impl Model {
         let (weights, sites) = loader.load()?;
         let Backend { description: device, memory, adapters: preparer, mut compute } = builder.finish()?;
         let decoder = Decoder::new(weights, &config, &mut *compute);
-        tracing::info!(model = %dir.display(), device, "model loaded");
+        tracing::info!(model = %printable(&dir.to_string_lossy()), device, "model loaded");
         Ok(Arc::new(Self {
             path: dir.to_path_buf(),
             file_bytes: checkpoint.file_bytes(),
             config,
+            max_seq_len,
             sites,
             adapters: AdapterPool::new(options.adapter_limits),
             device,
@@ -150,6 +157,11 @@ impl Model {
     /// What config.json says.
     pub fn config(&self) -> &DecoderConfig {
         &self.config
+    }
+
+    /// Longest sequence, in positions.
+    pub fn max_seq_len(&self) -> usize {
+        self.max_seq_len
     }
 
     /// Where adapters can act.
@@ -206,15 +218,31 @@ impl Model {
     /// than that leaves the rest undefined. `kvs` has one cache for each KV group, or one that holds the pages of all.
     ///
     /// # Errors
-    /// The device failed.
+    /// `memory_exhausted`; the device failed; `internal` if it panicked.
     pub fn forward(&self, batch: &mut StepBatch, kvs: &[&KvStorage], logits: &mut Vec<f32>) -> Result<()> {
         let mut core = self.core.lock();
         self.reap(&mut core);
         let Core { compute, decoder, kv_ids } = &mut *core;
         kv_ids.clear();
         kv_ids.extend(kvs.iter().map(|kv| kv.id()));
-        logits.resize(batch.logit_rows.len() * batch.logit_width, 0.0);
-        decoder.forward(&mut **compute, batch, kv_ids, logits)
+        let len = batch.logit_rows.len().saturating_mul(batch.logit_width);
+        logits.try_reserve_exact(len.saturating_sub(logits.len())).map_err(|_| {
+            let bytes = len.saturating_mul(size_of::<f32>());
+            Error::new(ErrorCode::MemoryExhausted, format!("cannot allocate {bytes} bytes for the logits of a step"))
+        })?;
+        logits.resize(len, 0.0);
+        // What the backend keeps from step to step stays usable: every step writes what it reads.
+        let on_panic = |message: &str| Error::new(ErrorCode::Internal, format!("the step panicked: {message}"));
+        catch_panic(on_panic, || decoder.forward(&mut **compute, batch, kv_ids, logits))
+    }
+
+    /// Computes steps with a wrapper around what does so now.
+    #[cfg(test)]
+    pub(crate) fn wrap_compute(&self, wrap: impl FnOnce(Box<dyn Compute>) -> Box<dyn Compute>) {
+        let mut core = self.core.lock();
+        let placeholder = reference::open().finish().expect("an empty backend").compute;
+        let inner = std::mem::replace(&mut core.compute, placeholder);
+        core.compute = wrap(inner);
     }
 
     /// Drops the adapters that are no longer used.

@@ -1,21 +1,22 @@
 //! The engine as a Python object. `exlora/engine.py` has the class that users see.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::args::{MixtureArg, PromptArg, kv_dtype};
-use super::gil::detached;
+use super::gil::{PythonCalls, detached};
 use super::job::PyJob;
 use super::model::PyModel;
 use super::numbers::{count, in_range, integer, optional_integer};
 use super::progress::ProgressReporter;
 use super::request::PyRequest;
 use super::results::{PyAdapterInfo, ResultOut};
-use super::returns::{Floats, NamedInts};
+use super::returns::{Floats, NamedInts, NamedValues};
 use super::tokenizer::PyTokenizer;
-use crate::engine::{Engine, EngineOptions, Request, with_index};
+use crate::engine::{Engine, EngineOptions, GenerationConfigSource, Request, with_index};
 use crate::error::Result;
 use crate::model::Progress;
 
@@ -34,17 +35,21 @@ impl PyEngine {
 /// Options that both constructors share.
 fn options(
     kv_dtype_name: &str,
+    max_seq_len: Option<i64>,
     kv_tokens: Option<i64>,
     max_batch_size: i64,
     prefill_chunk: i64,
     prefix_cache: bool,
+    generation_config: Option<PathBuf>,
 ) -> PyResult<EngineOptions> {
     Ok(EngineOptions {
         kv_dtype: kv_dtype(kv_dtype_name)?,
+        max_seq_len: max_seq_len.map(|tokens| count("max_seq_len", tokens)).transpose()?,
         kv_tokens: kv_tokens.map(|tokens| count("kv_tokens", tokens)).transpose()?,
         max_rows: count("max_batch_size", max_batch_size)?,
         prefill_chunk: count("prefill_chunk", prefill_chunk)?,
         prefix_cache,
+        generation_config: generation_config.map(GenerationConfigSource::from),
         ..EngineOptions::default()
     })
 }
@@ -54,8 +59,9 @@ impl PyEngine {
     /// Loads a model folder and its tokenizer. `progress` is `True` for a bar on stderr, or a callable (done, total).
     #[new]
     #[pyo3(signature = (model, *, device="auto", threads: "SupportsIndex | None"=None, kv_dtype="f16",
-                        kv_tokens: "SupportsIndex | None"=None, max_batch_size: "SupportsIndex"=32,
-                        prefill_chunk: "SupportsIndex"=512, prefix_cache=true, progress=None))]
+                        max_seq_len: "SupportsIndex | None"=None, kv_tokens: "SupportsIndex | None"=None,
+                        max_batch_size: "SupportsIndex"=32, prefill_chunk: "SupportsIndex"=512, prefix_cache=true,
+                        generation_config=None, progress=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -63,16 +69,18 @@ impl PyEngine {
         device: &str,
         #[pyo3(from_py_with = optional_integer)] threads: Option<i64>,
         kv_dtype: &str,
+        #[pyo3(from_py_with = optional_integer)] max_seq_len: Option<i64>,
         #[pyo3(from_py_with = optional_integer)] kv_tokens: Option<i64>,
         #[pyo3(from_py_with = integer)] max_batch_size: i64,
         #[pyo3(from_py_with = integer)] prefill_chunk: i64,
         prefix_cache: bool,
+        generation_config: Option<PathBuf>,
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let options = EngineOptions {
             device: device.parse()?,
             threads: threads.map(|threads| count("threads", threads)).transpose()?,
-            ..options(kv_dtype, kv_tokens, max_batch_size, prefill_chunk, prefix_cache)?
+            ..options(kv_dtype, max_seq_len, kv_tokens, max_batch_size, prefill_chunk, prefix_cache, generation_config)?
         };
         let reporter = ProgressReporter::new(progress)?;
         let engine = detached(py, |python| {
@@ -84,20 +92,24 @@ impl PyEngine {
 
     /// An engine with its own KV cache over a loaded model.
     #[staticmethod]
-    #[pyo3(signature = (model, tokenizer=None, *, kv_dtype="f16", kv_tokens: "SupportsIndex | None"=None,
-                        max_batch_size: "SupportsIndex"=32, prefill_chunk: "SupportsIndex"=512, prefix_cache=true))]
+    #[pyo3(signature = (model, tokenizer=None, *, kv_dtype="f16", max_seq_len: "SupportsIndex | None"=None,
+                        kv_tokens: "SupportsIndex | None"=None, max_batch_size: "SupportsIndex"=32,
+                        prefill_chunk: "SupportsIndex"=512, prefix_cache=true, generation_config=None))]
     #[allow(clippy::too_many_arguments)]
     fn from_model(
         py: Python<'_>,
         model: &Bound<'_, PyModel>,
         tokenizer: Option<&Bound<'_, PyTokenizer>>,
         kv_dtype: &str,
+        #[pyo3(from_py_with = optional_integer)] max_seq_len: Option<i64>,
         #[pyo3(from_py_with = optional_integer)] kv_tokens: Option<i64>,
         #[pyo3(from_py_with = integer)] max_batch_size: i64,
         #[pyo3(from_py_with = integer)] prefill_chunk: i64,
         prefix_cache: bool,
+        generation_config: Option<PathBuf>,
     ) -> PyResult<Self> {
-        let options = options(kv_dtype, kv_tokens, max_batch_size, prefill_chunk, prefix_cache)?;
+        let options =
+            options(kv_dtype, max_seq_len, kv_tokens, max_batch_size, prefill_chunk, prefix_cache, generation_config)?;
         let model = model.get().model();
         let tokenizer = tokenizer.map(|tokenizer| tokenizer.get().tokenizer());
         Ok(Self { engine: detached(py, |_| Engine::from_model(model, tokenizer, options))? })
@@ -178,7 +190,8 @@ impl PyEngine {
 
     /// Loads an adapter under a name, or replaces the adapter of that name.
     fn load_adapter(&self, py: Python<'_>, name: &str, path: PathBuf) -> PyResult<PyAdapterInfo> {
-        Ok(detached(py, |_| self.engine.load_adapter(name, path))?.into())
+        let load = |python: &mut PythonCalls| self.engine.load_adapter_with(name, path, &mut || python.check_signals());
+        Ok(detached(py, load)?.into())
     }
 
     /// Removes an adapter's name.
@@ -213,6 +226,31 @@ impl PyEngine {
     /// Forgets all cached prefixes.
     fn clear_prefix_cache(&self, py: Python<'_>) {
         py.detach(|| self.engine.clear_prefix_cache());
+    }
+
+    /// The keywords that the generation config sets, with their values.
+    #[getter]
+    fn request_defaults<'py>(&self, py: Python<'py>) -> PyResult<NamedValues<'py>> {
+        let config = self.engine.generation_config();
+        let dict = PyDict::new(py);
+        let set_float =
+            |name: &str, value: Option<f32>| value.map_or(Ok(()), |value| dict.set_item(name, f64::from(value)));
+        set_float("temperature", config.temperature)?;
+        set_float("top_p", config.top_p)?;
+        set_float("min_p", config.min_p)?;
+        set_float("repetition_penalty", config.repetition_penalty)?;
+        let set_count = |name: &str, value: Option<usize>| value.map_or(Ok(()), |value| dict.set_item(name, value));
+        set_count("top_k", config.top_k)?;
+        set_count("max_new_tokens", config.new_tokens())?;
+        set_count("min_new_tokens", config.min_new_tokens)?;
+        if !config.suppressed_tokens.is_empty() {
+            let bias = config.suppressed_tokens.iter().map(|&token| (token, f64::NEG_INFINITY));
+            dict.set_item("logit_bias", bias.collect::<BTreeMap<u32, f64>>())?;
+        }
+        if !config.stop_strings.is_empty() {
+            dict.set_item("stop", &config.stop_strings)?;
+        }
+        Ok(NamedValues(dict))
     }
 
     /// The tokenizer of the model's folder.

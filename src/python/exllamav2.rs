@@ -97,7 +97,9 @@ impl ExLlamaV2Lora {
                 .into());
         }
         let native = model.get().model()?;
-        let lease = detached(model.py(), |_| native.load_anonymous_adapter(&directory))?;
+        let lease = detached(model.py(), |python| {
+            native.load_anonymous_adapter_with(&directory, &mut || python.check_signals())
+        })?;
         Mixture::new(vec![(lease.clone(), weight as f32)], native.sites())?;
         let model = model.clone().unbind();
         Ok(Self { summary: lease.summary().clone(), lease: Mutex::new(Some(lease)), weight, model })

@@ -32,6 +32,10 @@ use crate::adapter::peft_support::{FeatureRow, Verdict, table};
 /// The compiled half of exlora. Use the package `exlora`.
 #[pymodule(gil_used = false)]
 mod _exlora {
+    use pyo3::prelude::*;
+
+    use crate::guard;
+
     #[pymodule_export]
     use super::engine::PyEngine;
     #[pymodule_export]
@@ -58,6 +62,12 @@ mod _exlora {
     use super::sequence_cache::PySequenceCache;
     #[pymodule_export]
     use super::tokenizer::PyTokenizer;
+
+    #[pymodule_init]
+    fn init(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+        guard::silence_guarded_panics();
+        Ok(())
+    }
 
     /// Tokens of a KV page.
     #[pymodule_export]

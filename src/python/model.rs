@@ -34,16 +34,19 @@ impl PyModel {
 impl PyModel {
     /// Loads a model folder. `progress` is `True` for a bar on stderr, or a callable (done, total).
     #[new]
-    #[pyo3(signature = (path, *, device="auto", threads: "SupportsIndex | None"=None, progress=None))]
+    #[pyo3(signature = (path, *, device="auto", threads: "SupportsIndex | None"=None,
+                        max_seq_len: "SupportsIndex | None"=None, progress=None))]
     fn load(
         py: Python<'_>,
         path: PathBuf,
         device: &str,
         #[pyo3(from_py_with = optional_integer)] threads: Option<i64>,
+        #[pyo3(from_py_with = optional_integer)] max_seq_len: Option<i64>,
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let threads = threads.map(|threads| count("threads", threads)).transpose()?;
-        let options = ModelOptions { device: device.parse()?, threads, ..ModelOptions::default() };
+        let max_seq_len = max_seq_len.map(|tokens| count("max_seq_len", tokens)).transpose()?;
+        let options = ModelOptions { device: device.parse()?, threads, max_seq_len, ..ModelOptions::default() };
         let reporter = ProgressReporter::new(progress)?;
         let model =
             detached(py, |python| Model::load(&path, &options, &mut |progress| reporter.report(python, progress)));
@@ -69,10 +72,16 @@ impl PyModel {
         self.model.config().vocab_size
     }
 
-    /// Largest number of positions.
+    /// Longest sequence that its config.json is made for, in positions.
     #[getter]
     fn max_positions(&self) -> usize {
         self.model.config().max_positions
+    }
+
+    /// Longest sequence that it computes, in positions.
+    #[getter]
+    fn max_seq_len(&self) -> usize {
+        self.model.max_seq_len()
     }
 
     /// Bytes of its packed weights.
@@ -100,6 +109,12 @@ pub(super) fn read_model_config(py: Python<'_>, path: PathBuf) -> PyResult<Named
     dict.set_item("norm_eps", config.norm_eps)?;
     dict.set_item("is_quantized", is_quantized)?;
     dict.set_item("tie_word_embeddings", config.tie_word_embeddings)?;
+    dict.set_item("qkv_bias", config.biases.qkv)?;
+    dict.set_item("o_bias", config.biases.output)?;
+    dict.set_item("mlp_bias", config.biases.mlp)?;
+    dict.set_item("sliding_windows", config.windows)?;
+    dict.set_item("rope_inv_freq", config.rope.inv_freq.clone())?;
+    dict.set_item("rope_attention_factor", config.rope.factor)?;
     dict.set_item("eos_token_ids", config.eos_token_ids)?;
     dict.set_item("bos_token_id", config.bos_token_id)?;
     dict.set_item("pad_token_id", config.pad_token_id)?;

@@ -12,8 +12,8 @@ use std::sync::Once;
 use fancy_regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
-use crate::checkpoint::read_bounded;
 use crate::error::{Error, ErrorCode, Result};
+use crate::files::read_bounded;
 
 const FILE: &str = "quantize_config.json";
 const MAX_FILE_BYTES: u64 = 16_000_000;

@@ -227,3 +227,70 @@ fn an_adapter_truncated_while_it_is_read_loads_or_is_an_error() {
     });
     assert_eq!(load(folder.path()), Ok(1));
 }
+
+/// Every file of a folder, in whose place there may be anything.
+const MODEL_FILES: &[&str] = &[
+    "config.json",
+    "quantize_config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+const ADAPTER_FILES: &[&str] = &["adapter_config.json", "adapter_model.safetensors", "tokenizer.json"];
+
+/// Puts a device, a FIFO, a folder, and a file of a terabyte without content in a file's place.
+fn each_replacement(path: &Path, mut check: impl FnMut(&str)) {
+    let kept = fs::read(path).ok();
+    let remove = || match fs::symlink_metadata(path) {
+        Ok(there) if there.is_dir() => fs::remove_dir(path).expect("empty"),
+        Ok(_) => fs::remove_file(path).expect("removed"),
+        Err(_) => {}
+    };
+    let link = |target: &str| std::os::unix::fs::symlink(target, path).expect("linked");
+    for what in ["/dev/zero", "/dev/full", "/proc/kmsg", "a FIFO", "a folder", "a terabyte", "a dangling link"] {
+        remove();
+        match what {
+            "a FIFO" => {
+                let made = std::process::Command::new("mkfifo").arg(path).status().expect("mkfifo runs");
+                assert!(made.success());
+            }
+            "a folder" => fs::create_dir(path).expect("made"),
+            "a terabyte" => {
+                fs::File::create(path).expect("made");
+                lengthen(path, 1 << 40);
+            }
+            "a dangling link" => link("nowhere"),
+            device => link(device),
+        }
+        check(what);
+    }
+    remove();
+    if let Some(bytes) = kept {
+        fs::write(path, bytes).expect("restored");
+    }
+}
+
+/// A test that hangs is killed by the runner.
+#[test]
+fn nothing_in_place_of_a_file_blocks_or_costs_memory() {
+    let model = tempfile::tempdir().expect("a folder");
+    support::model::TinyModel::default().write(model.path());
+    let tokenizer = support::fixtures().join("quill-4m/tokenizer.json");
+    fs::copy(tokenizer, model.path().join("tokenizer.json")).expect("copied");
+    let adapter = Adapter::on_q_proj().write();
+    for (dir, names) in [(model.path(), MODEL_FILES), (adapter.path(), ADAPTER_FILES)] {
+        for name in names {
+            each_replacement(&dir.join(name), |what| {
+                let (_, peak) = with_peak(|| exlora::inspect::inspect(dir, None));
+                assert!(peak < 64 << 20, "{peak} bytes for {what} as {name}");
+            });
+        }
+    }
+    exlora::inspect::inspect(model.path(), None).expect("as before");
+}

@@ -10,7 +10,10 @@ mod engine;
 mod errors;
 mod formats;
 mod hostile;
+#[cfg(feature = "cli")]
+mod printing;
 mod reference;
+mod tokenizer_files;
 
 use support::allocator::CountingAllocator;
 

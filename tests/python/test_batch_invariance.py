@@ -1,7 +1,9 @@
 """Batch invariance: a row's bits depend neither on the rest of the batch nor on position, cache or chunking."""
 
 import itertools
+import json
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -137,6 +139,34 @@ def test_a_cached_prefix_is_never_shared_between_mixtures(model, folders):
         )
         assert bits(ours) == bits(theirs), mixture
         assert (ours.usage.cached_tokens > 0) == (mixture in mixtures[:seen]), mixture
+
+
+def activated(adapter, layer_replication):
+    """A copy of an adapter of a model of two layers that waits for its invocation and runs other layers."""
+    folder = adapter.with_name(f"{adapter.name}-activated-{len(layer_replication)}")
+    shutil.copytree(adapter, folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config |= {"alora_invocation_tokens": [7, 8], "layer_replication": layer_replication}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("layer_replication", [[[1, 2], [0, 1]], [[0, 1], [0, 1]]], ids=["swapped", "repeated"])
+@pytest.mark.parametrize("order", [["it", None, "it", None], [None, "it", None, "it"]], ids=str)
+def test_an_adapter_that_runs_other_layers_shares_no_prefix_with_the_base(order, layer_replication, tmp_path):
+    """Also before it is invoked: then it adds nothing, but what it computes is not the base."""
+    base = tiny.write("llama", tmp_path)
+    adapter = activated(adapters.write("plain", base), layer_replication)
+    caching, fresh = (Engine(base, adapters={"it": adapter}, prefix_cache=cache) for cache in (True, False))
+    tokens = list(range(9, 89))
+    expected = {
+        name: bits(fresh.generate([tokens], adapters=[name], temperature=0.0, **SETTINGS)[0]) for name in (None, "it")
+    }
+    assert expected[None] != expected["it"]
+    for seen, name in enumerate(order):
+        [out] = caching.generate([tokens], adapters=[name], temperature=0.0, **SETTINGS)
+        assert bits(out) == expected[name]
+        assert (out.usage.cached_tokens > 0) == (seen >= 2)
 
 
 def test_a_replaced_adapter_finds_no_prefix_of_its_predecessor(model, folders):

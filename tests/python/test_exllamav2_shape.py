@@ -422,6 +422,44 @@ def test_generate_takes_and_returns_lists(generator, engine):
     )
 
 
+def test_a_job_that_fails_leaves_the_others_running(generator, tokenizer, engine, lora):
+    """Its weights are so large that its logits are not finite."""
+    bad, *good = (
+        ExLlamaV2DynamicJob(tokenizer.encode(PROMPT), 16, gen_settings=GREEDY, loras=loras)
+        for loras in ([(lora, 1e38)], None, lora)
+    )
+    generator.enqueue([good[0], bad, good[1]])
+    results, errors = [], []
+    while generator.num_remaining_jobs():
+        try:
+            results += generator.iterate()
+        except ExloraError as error:
+            errors.append(error.code)
+    assert errors == ["logits_not_finite"]
+    assert [PROMPT + job.full_completion for job in good] == [text_of(engine), text_of(engine, "sqlite")]
+    assert {result["job"] for result in results if result["eos"]} == set(good)
+    with pytest.raises(ExloraError, match="not finite"):
+        generator.generate([PROMPT, PROMPT], 16, gen_settings=GREEDY, loras=[(lora, 1e38)])
+    assert generator.num_remaining_jobs() == 0
+
+
+def test_an_async_job_that_fails_leaves_the_others_running(model, tokenizer, engine, lora):
+    async def run():
+        generator = ExLlamaV2DynamicGeneratorAsync(model, ExLlamaV2Cache(model, max_seq_len=512), tokenizer)
+
+        async def text(loras):
+            job = ExLlamaV2DynamicJobAsync(generator, tokenizer.encode(PROMPT), 16, gen_settings=GREEDY, loras=loras)
+            return PROMPT + "".join([r.get("text", "") async for r in job])
+
+        results = await asyncio.gather(text(None), text([(lora, 1e38)]), text(lora), return_exceptions=True)
+        await generator.close()
+        return results
+
+    one, error, other = asyncio.run(run())
+    assert error.code == "logits_not_finite"
+    assert [one, other] == [text_of(engine), text_of(engine, "sqlite")]
+
+
 def test_jobs_can_be_cancelled_and_aborted(generator, tokenizer):
     jobs = [ExLlamaV2DynamicJob(tokenizer.encode(PROMPT), 400, gen_settings=GREEDY) for _ in range(3)]
     generator.enqueue(jobs)

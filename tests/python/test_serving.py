@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -99,6 +100,41 @@ def test_counters_are_read_while_a_step_runs(quill, folders):
     thread.join()
     assert reads > 500
     assert engine.stats()["tokens_generated"] == 1
+
+
+def test_one_stream_that_fails_leaves_the_others_as_they_are(fixtures, tmp_path):
+    """A decoder gives up on one token: whoever computes the step, only the request with that token fails."""
+    folder = shutil.copytree(fixtures / "quill-4m", tmp_path / "model")
+    folder.chmod(0o755)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    costly = {"Regex": "f(?:" + ".?" * 80 + ")*Z"}
+    tokenizer["decoder"] = {"type": "Replace", "pattern": costly, "content": "x"}
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    engine = Engine(folder, prefix_cache=False)
+    pieces = {i: engine.tokenizer.token_of(i) or "" for i in range(2048)}
+    bad = max((i for i, piece in pieces.items() if piece.startswith(("f", "\u0120f"))), key=lambda i: len(pieces[i]))
+    good = next(i for i, piece in pieces.items() if piece == "the")
+    settings = {"max_new_tokens": 6, "stop_at_eos": False}
+    alone = engine.generate([5, 6, 7], logit_bias={good: 100.0}, **settings)
+    innocents = [engine.stream([5, 6, 7], logit_bias={good: 100.0}, **settings) for _ in range(2)]
+    culprit = engine.stream([5, 6, 8], logit_bias={bad: 100.0}, **settings)
+    for innocent in innocents:
+        assert "".join(chunk.text for chunk in innocent) == alone.text
+    with pytest.raises(ExloraError) as failed:
+        list(culprit)
+    assert failed.value.code == "tokenizer_invalid"
+    assert is_idle(engine)
+    assert engine.stats()["kv_pages_free"] == engine.stats()["kv_pages_total"]
+
+
+def test_a_mixture_has_at_most_64_adapters(engine):
+    assert engine.generate(PROMPT, adapter=[("sql", 0.01)] * 64, max_new_tokens=1).token_ids
+    for count in (65, 100_000):
+        with pytest.raises(ExloraError) as refused:
+            engine.generate(PROMPT, adapter=[("sql", 0.01)] * count, max_new_tokens=1)
+        assert refused.value.code == "adapter_mixture_invalid"
+        assert str(count) in str(refused.value)
 
 
 def test_streams_are_async_iterators(engine):

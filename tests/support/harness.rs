@@ -195,7 +195,7 @@ impl Harness {
     /// Prepares and installs what an adapter changes at some sites, and returns the bytes it occupies.
     pub fn upload(&mut self, slot: SlotId, sites: &[SiteId], changes: &[Change]) -> Result<usize, PrepareError> {
         let deltas: Vec<SiteDelta<'_>> = changes.iter().map(|change| change.delta(sites)).collect();
-        let prepared = self.backend().adapters.prepare(&deltas)?;
+        let prepared = self.backend().adapters.prepare(&deltas, &mut || Ok(()))?;
         let bytes = prepared.bytes();
         self.compute().install_adapter(slot, prepared)?;
         Ok(bytes)

@@ -31,6 +31,7 @@ def open_engine(
         model.native_model(),
         tokenizer.native,
         kv_dtype=model.config.kv_dtype,
+        max_seq_len=model.config.max_seq_len,
         kv_tokens=cache.max_seq_len * cache.batch_size,
         max_batch_size=max_batch_size or 32,
         prefill_chunk=max_chunk_size or model.config.max_input_len,

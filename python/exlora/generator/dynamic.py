@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,7 @@ class ExLlamaV2DynamicGenerator:
         self.pending_jobs: list[ExLlamaV2DynamicJob] = []
         self.active_jobs: list[ExLlamaV2DynamicJob] = []
         self.current_loras: list[Any] = []
+        self._failed: list[tuple[ExLlamaV2DynamicJob, ExloraError]] = []
         self._engine = open_engine(model, cache, tokenizer, max_batch_size, max_chunk_size)
         self._serial = 0
 
@@ -164,36 +166,55 @@ class ExLlamaV2DynamicGenerator:
         return serial
 
     def iterate(self) -> list[dict[str, Any]]:
-        """Computes one step for all jobs and returns their results."""
+        """Computes one step for all jobs and returns their results.
+
+        If a job fails, the next call raises its error. The other jobs go on.
+        """
+        results: list[dict[str, Any]] = []
+        if not self._failed:
+            results, self._failed = self.advance()
+        if self._failed and not results:
+            job, error = self._failed.pop(0)
+            job.cancel()
+            raise error
+        return results
+
+    def advance(self) -> tuple[list[dict[str, Any]], list[tuple[ExLlamaV2DynamicJob, ExloraError]]]:
+        """Computes one step for all jobs: their results, and the jobs that failed with their errors. See `iterate`."""
         results = [job.started() for job in self.pending_jobs]
         self.active_jobs += self.pending_jobs
         self.pending_jobs = []
-        if not self.active_jobs:
-            return results
-        try:
-            self._engine.step()
-            for job in self.active_jobs:
+        if self.active_jobs:
+            with contextlib.suppress(ExloraError):  # then every job has that error
+                self._engine.step()
+        failed: list[tuple[ExLlamaV2DynamicJob, ExloraError]] = []
+        running = []
+        for job in self.active_jobs:
+            try:
                 results += job.collect()
-        except ExloraError:
-            self.clear_queue()  # the device failed, and so did every job
-            raise
-        self.active_jobs = [job for job in self.active_jobs if not job.is_finished]
-        return results
+            except ExloraError as error:
+                failed.append((job, error))
+                continue
+            if not job.is_finished:
+                running.append(job)
+        self.active_jobs = running
+        return results, failed
 
     def cancel(self, job: ExLlamaV2DynamicJob) -> None:
         """Ends a job; it has no further results."""
         job.cancel()
         self.pending_jobs = [other for other in self.pending_jobs if other is not job]
         self.active_jobs = [other for other in self.active_jobs if other is not job]
+        self._failed = [(other, error) for other, error in self._failed if other is not job]
 
     def clear_queue(self) -> None:
         """Ends all jobs."""
-        for job in self.pending_jobs + self.active_jobs:
+        for job in self.pending_jobs + self.active_jobs + [job for job, _ in self._failed]:
             self.cancel(job)
 
     def num_remaining_jobs(self) -> int:
         """Jobs that are not finished."""
-        return len(self.pending_jobs) + len(self.active_jobs)
+        return len(self.pending_jobs) + len(self.active_jobs) + len(self._failed)
 
     def warmup(self) -> None:
         """Generates a few tokens, so that the first real job is not slower."""

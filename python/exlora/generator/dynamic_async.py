@@ -48,15 +48,20 @@ class ExLlamaV2DynamicGeneratorAsync:
 
     async def _run(self) -> None:
         while True:
+            if not self.jobs:
+                self._arrived.clear()
             await self._arrived.wait()
             try:
-                results = await asyncio.to_thread(self.generator.iterate)
-            except Exception as error:  # concerns all jobs
+                results, failed = await asyncio.to_thread(self.generator.advance)
+            except Exception as fatal:  # concerns all jobs
                 for waiting in self.jobs.values():
-                    waiting.results.put_nowait(error)
+                    waiting.results.put_nowait(fatal)
                 self.generator.clear_queue()
                 self.jobs.clear()
-                results = []
+                continue
+            for failed_job, error in failed:
+                if failed_job in self.jobs:
+                    self.jobs.pop(failed_job).results.put_nowait(error)
             for result in results:
                 job = self.jobs.get(result["job"])
                 if job is None:
@@ -64,8 +69,6 @@ class ExLlamaV2DynamicGeneratorAsync:
                 job.results.put_nowait(result)
                 if result["eos"]:
                     del self.jobs[result["job"]]
-            if not self.jobs:
-                self._arrived.clear()
 
 
 class ExLlamaV2DynamicJobAsync:

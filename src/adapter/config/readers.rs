@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::adapter_config::{AdapterConfig, BlockDiagonal, TrainedBiases};
 use crate::adapter::target_modules::{PatternMap, Selector};
 use crate::adapter::unsupported::{Feature, unsupported};
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Error, ErrorCode, Result, printable};
 
 /// Largest plausible rank. The largest in use are a few thousand.
 const MAX_RANK: u64 = 1 << 20;
@@ -71,7 +71,7 @@ pub(super) fn check_unknown(name: &str, value: &Value) -> Result<()> {
         Value::Object(map) => !map.is_empty(),
         Value::String(text) if text.is_empty() => false,
         Value::String(_) | Value::Number(_) => {
-            tracing::info!(field = ?name, value = %shown(value), "adapter_config.json: an unknown field is ignored");
+            tracing::info!(field = %printable(name), value = %printable(&shown(value)), "adapter_config.json: an unknown field is ignored");
             false
         }
     };

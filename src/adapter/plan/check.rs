@@ -14,7 +14,7 @@ use crate::adapter::plan::checker::Checker;
 use crate::adapter::plan::fused_modules::ModuleDeltas;
 use crate::adapter::plan::states::CheckedAdapter;
 use crate::adapter::plan::summary::ModelFacts;
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Error, ErrorCode, Result, printable};
 use crate::sites::SiteTable;
 
 impl AdapterFiles {
@@ -35,7 +35,7 @@ impl AdapterFiles {
         let mut checker = Checker::new(self, sites);
         let deltas = checker.deltas();
         if checker.problems.len() == 0 && !checker.has_effect {
-            tracing::warn!(path = %self.path().display(), "the adapter has no effect: every B is zero");
+            tracing::warn!(path = %printable(&self.path().to_string_lossy()), "the adapter has no effect: every B is zero");
         }
         let layer_map = checker.layer_map.base_layers();
         let model = ModelFacts { embedding: sites.embedding, head: sites.head, layer_map };

@@ -6,7 +6,7 @@ use crate::adapter::plan::checked_tensor::CheckedTensor;
 use crate::adapter::plan::checker::Checker;
 use crate::adapter::plan::module::Module;
 use crate::adapter::unsupported::unsupported;
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Error, ErrorCode, Result, printable};
 use crate::tensor::{Tensor, shape_text};
 
 impl<'a> Checker<'a, '_> {
@@ -55,7 +55,7 @@ impl<'a> Checker<'a, '_> {
                 self.problem(error.with_found(format!("'{}' too", first.name)));
                 return None;
             }
-            tracing::info!(tensor = ?name, "a second copy of a tensor is left out");
+            tracing::info!(tensor = %printable(name), "a second copy of a tensor is left out");
         }
         Some(first)
     }

@@ -61,13 +61,18 @@ impl<'a> ReducedAdapter<'a> {
     }
 
     /// Decomposes the weights that are truncated (KaSA): each the adapter's own or the base's, which `dense_weight` returns
-    /// as `[out_features, in_features]`. A decomposition may take a minute.
+    /// as `[out_features, in_features]`. A decomposition may take a minute; `between_parts` is called before each.
     ///
     /// # Errors
-    /// Those of `dense_weight`; `internal` if a decomposition does not converge.
-    pub fn resolve(self, dense_weight: impl Fn(SiteId) -> Result<Vec<f32>>) -> Result<ResolvedAdapter<'a>> {
+    /// Those of `dense_weight` and `between_parts`; `internal` if a decomposition does not converge.
+    pub fn resolve(
+        self,
+        dense_weight: impl Fn(SiteId) -> Result<Vec<f32>>,
+        between_parts: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<ResolvedAdapter<'a>> {
         let resolve = |CheckedDelta { mut delta, truncation }: CheckedDelta<'a>| {
             if let Some(truncation) = truncation {
+                between_parts()?;
                 let weight = match &delta.weight {
                     Some(weight) => weight.view().to_f32(),
                     None => dense_weight(delta.site)?,

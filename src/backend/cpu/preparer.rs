@@ -33,8 +33,12 @@ impl AdapterPreparer for CpuPreparer {
         self.weights.dequantize(&mut Pool::new(self.threads)?, site)
     }
 
-    fn prepare(&self, deltas: &[SiteDelta<'_>]) -> Result<PreparedAdapter, PrepareError> {
-        let adapter = Adapter::new(&mut Pool::new(self.threads)?, &self.weights, deltas)?;
+    fn prepare(
+        &self,
+        deltas: &[SiteDelta<'_>],
+        between_parts: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<PreparedAdapter, PrepareError> {
+        let adapter = Adapter::new(&mut Pool::new(self.threads)?, &self.weights, deltas, between_parts)?;
         Ok(PreparedAdapter::new(adapter.bytes(), adapter))
     }
 }

@@ -93,7 +93,11 @@ impl AdapterPreparer for BaseWeights {
         }
     }
 
-    fn prepare(&self, deltas: &[SiteDelta<'_>]) -> Result<PreparedAdapter, PrepareError> {
+    fn prepare(
+        &self,
+        deltas: &[SiteDelta<'_>],
+        between_parts: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<PreparedAdapter, PrepareError> {
         let mut adapter = Adapter::default();
         for delta in deltas {
             let key = (delta.site, delta.repeat);
@@ -101,7 +105,10 @@ impl AdapterPreparer for BaseWeights {
                 return Err(unknown().into());
             }
         }
-        adapter.deltas.iter().try_for_each(|(&key, delta)| self.check_norms(&adapter.norms, key, delta))?;
+        for (&key, delta) in &adapter.deltas {
+            between_parts()?;
+            self.check_norms(&adapter.norms, key, delta)?;
+        }
         Ok(PreparedAdapter::new(adapter.bytes(), adapter))
     }
 }

@@ -15,10 +15,9 @@ use std::time::Instant;
 use clap::Args;
 use serde::Serialize;
 
-use self::stream::{Assignment, Stream};
+use self::stream::{Assignment, Stream, StreamOptions};
 use self::timing::{Speed, Variant, Workload, measure, rounded};
-use super::mixture_arg::MixtureArg;
-use super::model_args::{ModelArgs, NamedAdapter};
+use super::args::{MixtureArg, ModelArgs, NamedAdapter};
 use super::output::{print, print_json};
 use crate::adapter::mixture::Mixture;
 use crate::doctor;
@@ -96,7 +95,7 @@ pub(super) fn run(args: &BenchArgs, json: bool) -> Result<()> {
     let adapters = Adapters::choose(args)?;
     check_counts(&work)?;
     let (model, load_time) = args.model.load()?;
-    check_length(&work, model.config().max_positions)?;
+    check_length(&work, model.max_seq_len())?;
     let start = Instant::now();
     let mixtures = adapters.load(&model)?;
     let lora_load_s = mixtures.as_ref().map(|_| rounded(start.elapsed().as_secs_f64(), 3));
@@ -107,7 +106,13 @@ pub(super) fn run(args: &BenchArgs, json: bool) -> Result<()> {
         variants.push(Variant::new(Assignment::new(mixtures)?));
     }
     let kv_groups = variants.iter().map(|variant| variant.adapters.kv_groups(&model)).max().unwrap_or(1);
-    let mut stream = Stream::new(&model, work.batch, work.tokens(), kv_groups)?;
+    let options = StreamOptions {
+        sequences: work.batch,
+        tokens: work.tokens(),
+        kv_dtype: args.model.kv_dtype,
+        prefill_chunk: args.model.prefill_chunk.max(1),
+    };
+    let mut stream = Stream::new(&model, kv_groups, &options)?;
     measure(&work, &mut stream, &mut variants)?;
 
     let name = args.model.model.file_name().unwrap_or(args.model.model.as_os_str());
@@ -211,7 +216,8 @@ fn check_length(work: &Workload, positions: usize) -> Result<()> {
     }
     Err(Error::new(ErrorCode::PromptTooLong, "prompt, context and decode exceed the model's context length")
         .with_expected(format!("at most {positions} tokens"))
-        .with_found(format!("{needed} tokens")))
+        .with_found(format!("{needed} tokens"))
+        .with_hint("measure fewer tokens, or raise --max-seq-len"))
 }
 
 fn invalid(what: &str) -> Error {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use crate::adapter::batch::SlotId;
 use crate::adapter::mixture::Mixture;
 use crate::backend::KvDType;
-use crate::engine::EngineOptions;
 use crate::error::{Error, ErrorCode, Result};
 use crate::kv_cache::pages_for;
 use crate::model::batch::{SequenceRows, StepBatch};
@@ -48,6 +47,16 @@ impl Assignment {
     }
 }
 
+/// What [`Stream::new`] makes.
+pub(super) struct StreamOptions {
+    pub sequences: usize,
+    /// Largest number of tokens in each sequence.
+    pub tokens: usize,
+    pub kv_dtype: KvDType,
+    /// Largest number of prompt tokens in one step.
+    pub prefill_chunk: usize,
+}
+
 /// Sequences that advance together, each with KV pages of its own.
 pub(super) struct Stream<'a> {
     model: &'a Arc<Model>,
@@ -56,6 +65,8 @@ pub(super) struct Stream<'a> {
     kv_groups: usize,
     /// Pages of one sequence in one KV group.
     pages: usize,
+    /// Prompt tokens in one step.
+    prefill_chunk: usize,
     batch: StepBatch,
     logits: Vec<f32>,
     /// Tokens and pages of one sequence in a step; kept, so that a step allocates nothing.
@@ -65,19 +76,21 @@ pub(super) struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    /// Storage for `sequences` sequences of at most `tokens` tokens.
+    /// Storage for the sequences.
     ///
     /// # Errors
     /// `memory_exhausted`.
-    pub(super) fn new(model: &'a Arc<Model>, sequences: usize, tokens: usize, kv_groups: usize) -> Result<Self> {
+    pub(super) fn new(model: &'a Arc<Model>, kv_groups: usize, options: &StreamOptions) -> Result<Self> {
+        let &StreamOptions { sequences, tokens, kv_dtype, prefill_chunk } = options;
         let pages = pages_for(tokens);
-        let kv = model.create_kv(sequences * kv_groups * pages, KvDType::F16)?;
+        let kv = model.create_kv(sequences * kv_groups * pages, kv_dtype)?;
         Ok(Self {
             model,
             kv,
             sequences,
             kv_groups,
             pages,
+            prefill_chunk,
             batch: StepBatch::default(),
             logits: Vec::new(),
             step_tokens: Vec::new(),
@@ -86,9 +99,9 @@ impl<'a> Stream<'a> {
         })
     }
 
-    /// Computes positions `0..tokens` of every sequence, in steps of as many rows as the engine's.
+    /// Computes positions `0..tokens` of every sequence, in steps of as many rows as the engine's with the same chunk.
     pub(super) fn prefill(&mut self, adapters: &Assignment, tokens: usize) -> Result<()> {
-        let chunk = EngineOptions::default().prefill_chunk;
+        let chunk = self.prefill_chunk;
         let sequences_per_step = (chunk / tokens.max(1)).max(1);
         for first in (0..self.sequences).step_by(sequences_per_step) {
             let sequences = first..(first + sequences_per_step).min(self.sequences);

@@ -2,6 +2,8 @@
 
 use tokenizers::DecoderWrapper;
 
+use super::tokenizer_json::Decoder;
+
 /// How a tokenizer's decoder turns tokens into text, as far as incremental detokenization depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DecoderKind {
@@ -13,19 +15,20 @@ pub(super) enum DecoderKind {
 }
 
 impl DecoderKind {
-    pub(super) fn of(decoder: Option<&DecoderWrapper>) -> Self {
+    pub(super) fn of(decoder: Option<&Decoder>) -> Self {
         let parts = match decoder {
             None => &[],
-            Some(DecoderWrapper::Sequence(sequence)) => sequence.get_decoders(),
+            Some(Decoder::Sequence(parts)) => parts.as_slice(),
             Some(one) => std::slice::from_ref(one),
         };
         match parts {
-            [DecoderWrapper::ByteLevel(_)] | [DecoderWrapper::ByteLevel(_), DecoderWrapper::Fuse(_)] => {
+            [Decoder::Library(DecoderWrapper::ByteLevel(_))]
+            | [Decoder::Library(DecoderWrapper::ByteLevel(_)), Decoder::Library(DecoderWrapper::Fuse(_))] => {
                 DecoderKind::Bytes
             }
             parts => {
-                let byte_fallback = parts.iter().any(|part| matches!(part, DecoderWrapper::ByteFallback(_)));
-                DecoderKind::Window { byte_fallback }
+                let is_fallback = |part: &Decoder| matches!(part, Decoder::Library(DecoderWrapper::ByteFallback(_)));
+                DecoderKind::Window { byte_fallback: parts.iter().any(is_fallback) }
             }
         }
     }

@@ -11,6 +11,7 @@ mod detokenizer;
 mod files;
 mod stop_strings;
 mod tokenizer;
+mod tokenizer_json;
 
 pub use chat_template::ChatMessage;
 pub use detokenizer::Detokenizer;

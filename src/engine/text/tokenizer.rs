@@ -5,11 +5,11 @@ use std::path::Path;
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use serde_json::Value;
-use tokenizers::Decoder as _;
 
 use super::chat_template::{ChatMessage, ChatTemplate};
 use super::decoder_kind::DecoderKind;
-use super::files::{invalid, read, read_object};
+use super::files::{read, read_object};
+use super::tokenizer_json::{self, InnerTokenizer};
 use crate::error::{Error, ErrorCode, Result};
 
 /// Special tokens that a template may use. The first four also have getters for their ids.
@@ -19,7 +19,7 @@ const SPECIAL_TOKENS: [&str; 7] =
 /// The tokenizer and chat template of a model folder. Thread-safe.
 pub struct Tokenizer {
     /// Behind a lock because whether special tokens are recognized is state of the inner tokenizer.
-    inner: RwLock<tokenizers::Tokenizer>,
+    inner: RwLock<InnerTokenizer>,
     decoder_kind: DecoderKind,
     special: BTreeMap<String, String>,
     /// `add_bos_token` of tokenizer_config.json, if it is there.
@@ -36,13 +36,7 @@ impl Tokenizer {
     pub fn open(dir: &Path) -> Result<Option<Self>> {
         let path = dir.join("tokenizer.json");
         let Some(json) = read(&path)? else { return Ok(None) };
-        let mut inner = tokenizers::Tokenizer::from_bytes(json.as_bytes())
-            .map_err(|e| invalid(format!("tokenizer.json cannot be understood: {e}"), &path))?;
-        // A prompt is never truncated or padded silently.
-        inner.with_padding(None);
-        inner
-            .with_truncation(None)
-            .map_err(|e| invalid(format!("tokenizer.json has settings that do not fit: {e}"), &path))?;
+        let inner = tokenizer_json::parse(&json).map_err(|error| error.with_path(&path))?;
 
         let config = read_object(&dir.join("tokenizer_config.json"))?;
         let map = read_object(&dir.join("special_tokens_map.json"))?;
@@ -74,11 +68,7 @@ impl Tokenizer {
     /// `tokenizer_invalid`: the tokenizer failed on this text.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>> {
         let add_special = add_special && self.add_bos != Some(false);
-        let encoding = self
-            .parsing(parse_special)
-            .encode_fast(text, add_special)
-            .map_err(|e| Error::new(ErrorCode::TokenizerInvalid, format!("the tokenizer failed on a text: {e}")))?;
-        let mut ids = encoding.get_ids().to_vec();
+        let mut ids = tokenizer_json::encode(&self.parsing(parse_special), text, add_special)?;
         if add_special
             && self.add_bos == Some(true)
             && let Some(bos) = self.bos_id()
@@ -102,13 +92,7 @@ impl Tokenizer {
                 tokens.push(token);
             }
         }
-        // Some decoders fail on an empty list.
-        let text = match inner.get_decoder() {
-            _ if tokens.is_empty() => Ok(String::new()),
-            Some(decoder) => decoder.decode(tokens),
-            None => Ok(tokens.join(" ")),
-        };
-        text.map_err(|e| Error::new(ErrorCode::TokenizerInvalid, format!("the tokenizer failed on token ids: {e}")))
+        tokenizer_json::decode(&inner, tokens)
     }
 
     /// Renders a chat with the model's own template.
@@ -183,7 +167,7 @@ impl Tokenizer {
 
     /// The inner tokenizer, set to parse special tokens or not. Callers rarely mix the two, so the write lock is rarely
     /// taken; a second copy of the vocabulary would cost more.
-    fn parsing(&self, special: bool) -> RwLockReadGuard<'_, tokenizers::Tokenizer> {
+    fn parsing(&self, special: bool) -> RwLockReadGuard<'_, InnerTokenizer> {
         let inner = self.inner.read();
         if inner.get_encode_special_tokens() != special {
             return inner;

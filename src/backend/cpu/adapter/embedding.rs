@@ -87,13 +87,14 @@ impl EmbeddingDelta {
         table: &EmbeddingTable,
         region: &mut Region,
         source: &SiteDelta<'_>,
+        between_parts: &mut dyn FnMut() -> Result<()>,
     ) -> Result<(), PrepareError> {
         let (Some((_, expand)), Some(low)) = (&self.low, with_magnitude(source)) else { return Ok(()) };
         let read = |token: usize, channels: Range<usize>, out: &mut [f32]| match self.row(region, token) {
             Some((rows, row, _)) => rows.read(region, row, channels, out),
             None => table.read(&base.arena, token, channels, out),
         };
-        let terms = dora_norms::of_embedding(pool, low, read)?;
+        let terms = dora_norms::of_embedding(pool, low, read, between_parts)?;
         expand
             .fill_magnitude(region, low, &terms)
             .map_err(|output| PrepareError::ZeroNorm { site: source.site, output })

@@ -114,15 +114,16 @@ impl GroupDelta {
         base: &BaseWeights,
         group: &Group,
         region: &mut Region,
-        member: usize,
-        source: &SiteDelta<'_>,
+        (member, source): (usize, &SiteDelta<'_>),
+        between_parts: &mut dyn FnMut() -> Result<()>,
     ) -> Result<(), PrepareError> {
         let (Some(delta), Some(low)) = (self.member(member), with_magnitude(source)) else { return Ok(()) };
         let (tiles, order) = match &delta.weight {
             Some(weight) => (weight.view(region), None),
             None => (group.members[member].tiles(&base.arena), group.order(member)),
         };
-        let terms = dora_norms::of_linear(pool, base.kernels, &tiles, order, low, source.rows.as_ref())?;
+        let rows = source.rows.as_ref();
+        let terms = dora_norms::of_linear(pool, base.kernels, &tiles, order, low, rows, between_parts)?;
         let Some(stacked) = &delta.low else { return Ok(()) };
         stacked
             .expand

@@ -90,22 +90,21 @@ impl Expand {
         &self,
         region: &mut Region,
         low: &LowRank<'_>,
-        terms: &NormTerms,
+        terms: &[NormTerms],
     ) -> Result<(), usize> {
         let (Some(parts), Some(magnitude)) = (&self.magnitude, &low.magnitude) else { return Ok(()) };
         let scale = f64::from(low.scale);
-        let m = magnitude.view().to_f32();
         region.part_mut::<f32>(parts.m).fill(1.0);
         region.part_mut::<f32>(parts.at_one).fill(1.0);
         region.part_mut::<f64>(parts.quadratic[0]).fill(1.0);
-        for (i, &m) in m.iter().enumerate() {
-            let quadratic = [terms.weight[i], scale * terms.mixed[i], scale * scale * terms.delta[i]];
-            let square = quadratic[0] + 2.0 * quadratic[1] + quadratic[2];
-            if square <= 0.0 || square.is_nan() {
+        magnitude.view().read_f32(0..self.outputs, &mut region.part_mut::<f32>(parts.m)[..self.outputs]);
+        for (i, terms) in terms.iter().enumerate() {
+            if terms.total <= 0.0 || terms.total.is_nan() {
                 return Err(i);
             }
-            region.part_mut::<f32>(parts.m)[i] = m;
-            region.part_mut::<f32>(parts.at_one)[i] = ratio(m, quadratic, 1.0);
+            let m = f64::from(region.part::<f32>(parts.m)[i]);
+            region.part_mut::<f32>(parts.at_one)[i] = (m / terms.total.sqrt()) as f32;
+            let quadratic = [terms.weight, scale * terms.mixed, scale * scale * terms.delta];
             for (part, value) in parts.quadratic.into_iter().zip(quadratic) {
                 region.part_mut::<f64>(part)[i] = value;
             }

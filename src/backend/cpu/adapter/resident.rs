@@ -56,9 +56,14 @@ impl Adapter {
     /// Packs an adapter.
     ///
     /// # Errors
-    /// `memory_exhausted`; a DoRA norm of 0; `internal` if a delta does not fit its site, or
-    /// a site appears twice in one repeat of its layer.
-    pub(crate) fn new(pool: &mut Pool, base: &BaseWeights, deltas: &[SiteDelta<'_>]) -> Result<Self, PrepareError> {
+    /// `memory_exhausted`; a DoRA norm of 0; what `between_parts` returned; `internal` if a delta does not fit its site, or a
+    /// site appears twice in one repeat of its layer.
+    pub(crate) fn new(
+        pool: &mut Pool,
+        base: &BaseWeights,
+        deltas: &[SiteDelta<'_>],
+        between_parts: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Self, PrepareError> {
         let sorted = Sorted::new(base, deltas)?;
         let mut layout = RegionLayout::default();
         let (mut groups, mut tables, mut norms) = (ByRepeat::new(), ByRepeat::new(), ByRepeat::new());
@@ -72,23 +77,31 @@ impl Adapter {
             norms.set(at, layout.take::<f32>(weight.view().len()));
         }
         let mut adapter = Self { region: layout.map()?, groups, tables, norms };
-        adapter.fill(pool, base, &sorted)?;
+        adapter.fill(pool, base, &sorted, between_parts)?;
         Ok(adapter)
     }
 
-    fn fill(&mut self, pool: &mut Pool, base: &BaseWeights, sorted: &Sorted<'_>) -> Result<(), PrepareError> {
+    fn fill(
+        &mut self,
+        pool: &mut Pool,
+        base: &BaseWeights,
+        sorted: &Sorted<'_>,
+        between_parts: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<(), PrepareError> {
         let region = &mut self.region;
         for (&(group, repeat), members) in &sorted.groups {
             let Some(delta) = self.groups.get(group, repeat) else { continue };
+            between_parts()?;
             delta.fill(pool, region, members)?;
             for &(member, source) in members {
-                delta.fill_magnitude(pool, base, &base.groups[group], region, member, source)?;
+                delta.fill_magnitude(pool, base, &base.groups[group], region, (member, source), between_parts)?;
             }
         }
         for (&(table, repeat), source) in &sorted.tables {
             let Some(delta) = self.tables.get(table, repeat) else { continue };
+            between_parts()?;
             delta.fill(region, source);
-            delta.fill_magnitude(pool, base, &base.tables[table], region, source)?;
+            delta.fill_magnitude(pool, base, &base.tables[table], region, source, between_parts)?;
         }
         for (&(norm, repeat), weight) in &sorted.norms {
             let Some(&part) = self.norms.get(norm, repeat) else { continue };

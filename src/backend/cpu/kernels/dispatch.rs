@@ -6,6 +6,7 @@
 #![allow(unsafe_code, reason = "kernels are compiled for instruction sets that are detected at run time")]
 
 use super::attend::{self, AttendFn, View};
+use super::dequantize::{self, DequantizeFn};
 use super::isa::Isa;
 use super::rowwise::{self, GateFn, NormFn};
 use super::tile::{self, ExpandFn, ProductFn, SquaresFn, Tiles, Width};
@@ -29,6 +30,7 @@ pub(crate) struct Kernels {
     product_1x4: ProductFn,
     product_1x1: ProductFn,
     squares: SquaresFn,
+    dequantize: DequantizeFn,
     expand: ExpandFn,
     norm: NormFn,
     silu_gate: GateFn,
@@ -109,6 +111,18 @@ impl Kernels {
         // SAFETY: the table exists only where its instruction set does; the asserts above are the rest.
         unsafe { (self.squares)(tiles, tile, mask, &mut squares) };
         squares
+    }
+
+    /// The weights of a tile, `out[k][n] = W[n, k]` of its 16 outputs n and packed inputs k, padding included.
+    ///
+    /// # Panics
+    /// If the tile is out of bounds or `out` does not have 16 values for each input.
+    pub(crate) fn dequantize(&self, tiles: &Tiles<'_>, tile: usize, out: &mut [f32]) {
+        assert!((tile + 1) * tiles.tile_bytes <= tiles.codes.len());
+        assert!((tile + 1) * tiles.scale_bytes <= tiles.scales.len());
+        assert!(out.len() == tiles.inputs * LANES);
+        // SAFETY: the table exists only where its instruction set does; the asserts above are the rest.
+        unsafe { (self.dequantize)(tiles, tile, out) };
     }
 
     /// `y += coefficient * sum over rank of t[r] b[r]`, for one tile `b [rank][16]` of floats of that width.
@@ -192,6 +206,12 @@ macro_rules! kernels_for {
             }
 
             $(#[target_feature(enable = $features)])?
+            unsafe fn dequantize(tiles: &Tiles<'_>, tile: usize, out: &mut [f32]) {
+                // SAFETY: as `product`.
+                unsafe { dequantize::dequantize::<$vector>(tiles, tile, out) }
+            }
+
+            $(#[target_feature(enable = $features)])?
             unsafe fn expand(b: *const u8, width: Width, t: &[f32], coefficient: f32, y: &mut [f32; LANES]) {
                 // SAFETY: as `product`.
                 unsafe { tile::expand::<$vector>(b, width, t, coefficient, y) }
@@ -231,6 +251,7 @@ macro_rules! kernels_for {
                 product_1x4: product::<1, 4>,
                 product_1x1: product::<1, 1>,
                 squares,
+                dequantize,
                 expand,
                 norm,
                 silu_gate,

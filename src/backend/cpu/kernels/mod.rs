@@ -2,6 +2,7 @@
 //! thread pool nor adapters.
 
 pub(crate) mod attend;
+pub(crate) mod dequantize;
 pub(crate) mod dispatch;
 pub(crate) mod isa;
 pub(crate) mod rowwise;

@@ -221,7 +221,7 @@ fn prefetch<V: Vector, const T: usize>(blocks: &[*const u8; T], lines: usize) {
 /// # Safety
 /// As [`product`].
 #[inline(always)]
-unsafe fn scale_and_zero<V: Vector>(wide: bool, scales: &mut *const u8) -> (V, V) {
+pub(super) unsafe fn scale_and_zero<V: Vector>(wide: bool, scales: &mut *const u8) -> (V, V) {
     // SAFETY: a coded span has 16 scales and 16 zeros of 2 or 4 bytes.
     unsafe {
         let at = *scales;
@@ -265,7 +265,7 @@ unsafe fn quad<V: Vector, const BITS: usize, const Q: usize, const R: usize, con
 /// # Safety
 /// The instruction set of `V` must be available, and `block` valid for a block.
 #[inline(always)]
-unsafe fn unpack<V: Vector, const BITS: usize, const Q: usize>(block: *const u8, byte: usize) -> V {
+pub(super) unsafe fn unpack<V: Vector, const BITS: usize, const Q: usize>(block: *const u8, byte: usize) -> V {
     // SAFETY: a plane of b bits has b lines in a block, so that line `Q b / 8` is within.
     unsafe {
         let line = |plane: usize, bits: usize| V::load_line(block.add((plane + Q * bits / 8) * LINE));

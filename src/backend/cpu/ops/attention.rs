@@ -42,14 +42,15 @@ impl Scratch {
         });
         let rotations = &mut self.rotations[index];
         if rotations.positions != positions {
+            // Filled last, so that values that a panic cut short are never taken for these positions'.
             rotations.positions.clear();
-            rotations.positions.extend_from_slice(positions);
             rotations.values.clear();
             for &position in positions {
                 let angles = rope.inv_freq.iter().map(|&frequency| position as f32 * frequency);
                 rotations.values.extend(angles.clone().map(|angle| angle.cos() * rope.factor));
                 rotations.values.extend(angles.map(|angle| angle.sin() * rope.factor));
             }
+            rotations.positions.extend_from_slice(positions);
         }
         index
     }

@@ -5,7 +5,7 @@
 use crate::backend::cpu::adapter::routing::Routing;
 use crate::backend::cpu::kernels::dispatch::{Kernels, MAX_ROWS};
 use crate::backend::cpu::kernels::vector::LANES;
-use crate::backend::cpu::runtime::arena::grow;
+use crate::backend::cpu::runtime::arena::{exhausted, grow};
 use crate::backend::cpu::runtime::buffers::Inputs;
 use crate::backend::cpu::runtime::threads::{Disjoint, Pool};
 use crate::error::Result;
@@ -60,6 +60,7 @@ pub(crate) fn shrink(
         }
         for first_entry in entries.clone().step_by(MAX_ROWS) {
             let entries = MAX_ROWS.min(entries.end - first_entry);
+            tasks.try_reserve(tiles).map_err(|_| exhausted(tiles.saturating_mul(size_of::<ShrinkTask>())))?;
             tasks.extend((0..tiles).map(|tile| ShrinkTask { slot, tile, first_entry, entries }));
         }
     }

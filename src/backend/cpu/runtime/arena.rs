@@ -202,13 +202,16 @@ impl Arena {
 /// `memory_exhausted`.
 pub(crate) fn grow<T: Copy + Default>(scratch: &mut Vec<T>, len: usize) -> Result<()> {
     if scratch.len() < len {
-        scratch.try_reserve_exact(len - scratch.len()).map_err(|_| {
-            let bytes = len.saturating_mul(size_of::<T>());
-            Error::new(ErrorCode::MemoryExhausted, format!("cannot allocate {bytes} bytes of scratch"))
-        })?;
+        let additional = len - scratch.len();
+        scratch.try_reserve_exact(additional).map_err(|_| exhausted(len.saturating_mul(size_of::<T>())))?;
         scratch.resize(len, T::default());
     }
     Ok(())
+}
+
+/// The error for scratch of that many bytes that cannot be had.
+pub(crate) fn exhausted(bytes: usize) -> Error {
+    Error::new(ErrorCode::MemoryExhausted, format!("cannot allocate {bytes} bytes of scratch"))
 }
 
 #[cfg(test)]

@@ -112,11 +112,33 @@ impl Pool {
         len: usize,
         task: impl Fn(usize, &mut [T]) + Sync,
     ) -> Result<()> {
+        let mut scratch = vec![(); self.threads()];
+        self.for_chunks_with(values, len, &mut scratch, |index, chunk, ()| task(index, chunk))
+    }
+
+    /// As [`Pool::for_chunks`], and each call also gets one of `scratch`, which has one for each thread.
+    ///
+    /// # Errors
+    /// As [`Pool::run`].
+    ///
+    /// # Panics
+    /// If there are fewer than threads.
+    pub(crate) fn for_chunks_with<T: Send, S: Send>(
+        &mut self,
+        values: &mut [T],
+        len: usize,
+        scratch: &mut [S],
+        task: impl Fn(usize, &mut [T], &mut S) + Sync,
+    ) -> Result<()> {
+        assert!(scratch.len() >= self.threads());
         let (len, total) = (len.max(1), values.len());
-        let chunks = Disjoint::new(values);
-        self.run(total.div_ceil(len), |index, _| {
+        let (chunks, scratch) = (Disjoint::new(values), Disjoint::new(scratch));
+        self.run(total.div_ceil(len), |index, thread| {
             // SAFETY: each chunk belongs to one task, and chunks don't overlap.
-            task(index, unsafe { chunks.part(index * len..total.min((index + 1) * len)) });
+            let chunk = unsafe { chunks.part(index * len..total.min((index + 1) * len)) };
+            // SAFETY: no two tasks run on the same thread at the same time.
+            let [own] = (unsafe { scratch.part(thread..thread + 1) }) else { return };
+            task(index, chunk, own);
         })
     }
 }

@@ -1,17 +1,17 @@
-//! Dequantizing a packed weight with the product kernels, so that it is exactly what they see: its product with each unit
-//! vector.
+//! Dequantizing a packed weight with a kernel that unpacks as the product does, so that it is exactly what the product sees.
 
 use super::pack::PADDING;
-use crate::backend::cpu::kernels::dispatch::{Kernels, MAX_ROWS};
+use crate::backend::cpu::kernels::dispatch::Kernels;
 use crate::backend::cpu::kernels::tile::Tiles;
 use crate::backend::cpu::kernels::vector::LANES;
 use crate::backend::cpu::runtime::threads::Pool;
-use crate::error::Result;
+use crate::error::{Error, ErrorCode, Result};
+use crate::tensor::zeros;
 
 /// The weight `[outputs, inputs]`, row-major; `order` is the model's input of each packed one, unless they are the same.
 ///
 /// # Errors
-/// `internal` if a task panicked.
+/// `memory_exhausted`; `internal` if a task panicked.
 pub(crate) fn dequantize(
     pool: &mut Pool,
     kernels: &Kernels,
@@ -20,22 +20,19 @@ pub(crate) fn dequantize(
     outputs: usize,
     inputs: usize,
 ) -> Result<Vec<f32>> {
-    let packed = tiles.inputs;
-    let input_of = |k: usize| order.map_or(k, |order| order[k] as usize);
-    let is_input = |&k: &usize| order.map_or(k < inputs, |order| order[k] != PADDING);
-    let places: Vec<usize> = (0..packed).filter(is_input).collect();
-    let mut weight = vec![0.0; outputs * inputs];
-    pool.for_chunks(&mut weight, LANES * inputs, |tile, out| {
-        let mut units = vec![0.0; MAX_ROWS * packed];
-        for places in places.chunks(MAX_ROWS) {
-            let mut x: [&[f32]; MAX_ROWS] = [&[]; MAX_ROWS];
-            units.chunks_exact_mut(packed).zip(places).for_each(|(unit, &k)| unit[k] = 1.0);
-            units.chunks_exact(packed).zip(&mut x).for_each(|(unit, x)| *x = unit);
-            let mut products = [[0.0; LANES]; MAX_ROWS];
-            kernels.product(tiles, tile, 1, &x[..places.len()], &mut products);
-            for (unit, (products, &k)) in units.chunks_exact_mut(packed).zip(products.iter().zip(places)) {
-                unit[k] = 0.0;
-                out.chunks_exact_mut(inputs).zip(products).for_each(|(row, &value)| row[input_of(k)] = value);
+    let too_large = || Error::new(ErrorCode::MemoryExhausted, "a dequantized weight exceeds the address space");
+    let mut weight = zeros(outputs.checked_mul(inputs).ok_or_else(too_large)?)?;
+    let mut unpacked = (0..pool.threads()).map(|_| zeros(tiles.inputs * LANES)).collect::<Result<Vec<_>>>()?;
+    pool.for_chunks_with(&mut weight, LANES * inputs, &mut unpacked, |tile, out, unpacked| {
+        kernels.dequantize(tiles, tile, unpacked);
+        for (lane, row) in out.chunks_exact_mut(inputs).enumerate() {
+            match order {
+                None => row.iter_mut().enumerate().for_each(|(k, value)| *value = unpacked[k * LANES + lane]),
+                Some(order) => {
+                    for (k, &input) in order.iter().enumerate().filter(|(_, input)| **input != PADDING) {
+                        row[input as usize] = unpacked[k * LANES + lane];
+                    }
+                }
             }
         }
     })?;

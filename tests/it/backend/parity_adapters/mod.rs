@@ -4,6 +4,7 @@
 //! Agreement is within 1e-5 of a row's largest value, as in `parity.rs`; batch invariance is an equality of bits.
 
 mod by_hand;
+mod dora_norms;
 mod embeddings;
 mod linears;
 mod norms;

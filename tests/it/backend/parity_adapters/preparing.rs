@@ -43,9 +43,9 @@ fn an_adapter_prepared_while_steps_run_has_the_same_bits() {
         let is_done = AtomicBool::new(false);
         let prepared = std::thread::scope(|scope| {
             let loader = scope.spawn(|| {
-                let mut prepared = preparer.prepare(&[loading.delta(&sites)]);
+                let mut prepared = preparer.prepare(&[loading.delta(&sites)], &mut || Ok(()));
                 for _ in 1..20 {
-                    prepared = preparer.prepare(&[loading.delta(&sites)]);
+                    prepared = preparer.prepare(&[loading.delta(&sites)], &mut || Ok(()));
                 }
                 is_done.store(true, Ordering::Release);
                 prepared.expect("the adapter is prepared")
@@ -75,12 +75,13 @@ fn a_slot_takes_one_adapter_and_only_of_its_own_backend() {
     });
     for harness in [&mut cpu, &mut reference] {
         let before = harness.0.memory();
-        let prepared = harness.0.backend().adapters.prepare(&[change.delta(&harness.1)]).expect("is prepared");
+        let prepared =
+            harness.0.backend().adapters.prepare(&[change.delta(&harness.1)], &mut || Ok(())).expect("is prepared");
         let error = harness.0.compute().install_adapter(SlotId(0), prepared).unwrap_err();
         assert_eq!(error.code(), ErrorCode::Internal);
         assert_eq!(harness.0.memory(), before);
     }
-    let foreign = cpu.0.backend().adapters.prepare(&[change.delta(&cpu.1)]).expect("is prepared");
+    let foreign = cpu.0.backend().adapters.prepare(&[change.delta(&cpu.1)], &mut || Ok(())).expect("is prepared");
     let before = reference.0.memory();
     let error = reference.0.compute().install_adapter(SlotId(1), foreign).unwrap_err();
     assert_eq!(error.code(), ErrorCode::Internal);

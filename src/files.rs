@@ -1,4 +1,6 @@
-//! Reading files that are not trusted: regular files only, with sizes checked before memory is allocated.
+//! The one way to read files that are not trusted: regular files only, with sizes checked before memory is allocated.
+//!
+//! Links are followed: hub caches consist of links.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -26,7 +28,7 @@ pub(crate) fn read_bounded(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
 }
 
 /// Opens a regular file, or a link to one, and returns its length too. A FIFO in its place cannot block the process.
-pub(super) fn open_regular(path: &Path) -> Result<(File, u64)> {
+pub(crate) fn open_regular(path: &Path) -> Result<(File, u64)> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| unreadable(path, &error.into()))?;
     let stat = rustix::fs::fstat(&file).map_err(|error| unreadable(path, &error.into()))?;
@@ -44,7 +46,7 @@ pub(super) fn open_regular(path: &Path) -> Result<(File, u64)> {
 }
 
 /// The error for a file that is missing or cannot be read.
-pub(super) fn unreadable(path: &Path, error: &io::Error) -> Error {
+pub(crate) fn unreadable(path: &Path, error: &io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::NotFound => Error::new(ErrorCode::CheckpointNotFound, "the file does not exist").with_path(path),
         _ => Error::new(ErrorCode::CheckpointUnreadable, format!("the file cannot be read: {error}")).with_path(path),
@@ -62,7 +64,7 @@ pub(crate) fn available_memory() -> Option<u64> {
 }
 
 /// Appends the file's next bytes to `bytes` until it holds `end` bytes.
-pub(super) fn read_until(file: &mut File, bytes: &mut Vec<u8>, end: u64, path: &Path) -> Result<()> {
+pub(crate) fn read_until(file: &mut File, bytes: &mut Vec<u8>, end: u64, path: &Path) -> Result<()> {
     let missing = end - bytes.len() as u64;
     let exhausted = || {
         Error::new(ErrorCode::MemoryExhausted, "the file does not fit in memory")

@@ -1,12 +1,27 @@
 //! Mixtures as written on the command line: `sql`, `sql*0.5`, `sql*0.7+wit*0.3`.
 
+use std::collections::BTreeSet;
 use std::str::FromStr;
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
+use crate::engine::{AdapterRef, Request};
+
 /// An ordered list of (adapter, weight); the base model if empty.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct MixtureArg(pub(super) Vec<(String, f32)>);
+pub(in crate::cli) struct MixtureArg(pub(in crate::cli) Vec<(String, f32)>);
+
+impl MixtureArg {
+    /// The mixture of a request.
+    pub(in crate::cli) fn of(request: &Request) -> Self {
+        Self(request.adapters.iter().map(|(adapter, weight)| (adapter.label(), *weight)).collect())
+    }
+
+    /// The adapters as a request names them.
+    pub(in crate::cli) fn refs(&self) -> Vec<(AdapterRef, f32)> {
+        self.0.iter().map(|(name, weight)| (AdapterRef::Name(name.clone()), *weight)).collect()
+    }
+}
 
 impl FromStr for MixtureArg {
     type Err = String;
@@ -47,10 +62,14 @@ impl std::fmt::Display for MixtureArg {
 }
 
 impl Serialize for MixtureArg {
-    /// As in a JSON request: `null` for the base, else `{name: weight}` in order.
+    /// As a JSON request may have it, and as Python's results have it: `null` for the base, a name for one adapter of weight 1,
+    /// else `{name: weight}` in order, or pairs if a name appears twice.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if self.0.is_empty() {
-            return serializer.serialize_unit();
+        match &self.0[..] {
+            [] => return serializer.serialize_unit(),
+            [(name, 1.0)] => return serializer.serialize_str(name),
+            parts if is_repeated(parts) => return parts.serialize(serializer),
+            _ => {}
         }
         let mut map = serializer.serialize_map(Some(self.0.len()))?;
         for (name, weight) in &self.0 {
@@ -58,6 +77,11 @@ impl Serialize for MixtureArg {
         }
         map.end()
     }
+}
+
+/// Whether a name appears twice, which an object cannot say.
+fn is_repeated(parts: &[(String, f32)]) -> bool {
+    parts.iter().map(|(name, _)| name).collect::<BTreeSet<_>>().len() < parts.len()
 }
 
 #[cfg(test)]
@@ -94,9 +118,12 @@ mod tests {
     }
 
     #[test]
-    fn json_keeps_the_order() {
+    fn json_says_what_python_says_and_keeps_the_order() {
         let text = |m: &MixtureArg| serde_json::to_string(m).expect("serializes");
         assert_eq!(text(&mixture(&[("wit", 0.5), ("sql", 1.0)])), r#"{"wit":0.5,"sql":1.0}"#);
         assert_eq!(text(&MixtureArg::default()), "null");
+        assert_eq!(text(&mixture(&[("sql", 1.0)])), r#""sql""#);
+        assert_eq!(text(&mixture(&[("sql", 0.5)])), r#"{"sql":0.5}"#);
+        assert_eq!(text(&mixture(&[("a", 0.5), ("a", 0.25)])), r#"[["a",0.5],["a",0.25]]"#);
     }
 }

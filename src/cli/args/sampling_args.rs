@@ -1,0 +1,264 @@
+//! How a request is continued: options of the command, keys of a JSON request, and `/set` in a chat.
+
+use std::collections::BTreeMap;
+
+use clap::{Arg, Args, Command, FromArgMatches};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Map, Value};
+
+use super::suggestion::did_you_mean;
+use crate::engine::{Request, Stop};
+use crate::error::{Error, ErrorCode, Result};
+
+/// Settings of a request by the names of its fields. What is not given keeps the request's value.
+#[derive(Args, Clone, Debug, Default, Deserialize, Serialize)]
+#[command(next_help_heading = "Sampling")]
+#[serde(deny_unknown_fields)]
+pub(in crate::cli) struct SamplingArgs {
+    /// Largest number of new tokens; 128 by default, in a chat up to the end of the context.
+    #[arg(long, value_name = "N")]
+    max_new_tokens: Option<usize>,
+    /// Before this number of new tokens, nothing stops the text; 0 by default.
+    #[arg(long, value_name = "N")]
+    min_new_tokens: Option<usize>,
+    /// Number of independent samples of the prompt, each with its own seed; 1 by default.
+    #[arg(long, value_name = "N")]
+    n: Option<usize>,
+    /// Sampling temperature; 0, the default, is greedy.
+    #[arg(long, value_name = "T")]
+    temperature: Option<f32>,
+    /// Sample from the K most likely tokens; 0, the default, is all.
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Nucleus sampling: the most likely tokens up to this total probability; 1, the default, is all.
+    #[arg(long, value_name = "P")]
+    top_p: Option<f32>,
+    /// Drop tokens less likely than this fraction of the most likely one; 0, the default, drops none.
+    #[arg(long, value_name = "P")]
+    min_p: Option<f32>,
+    /// Penalty on tokens that occur in the prompt or the output; 1, the default, is none.
+    #[arg(long, value_name = "X")]
+    repetition_penalty: Option<f32>,
+    /// Number of most recent tokens that the repetition penalty looks at; all by default.
+    #[arg(long, value_name = "N")]
+    repetition_range: Option<usize>,
+    /// Penalty for each occurrence of a token in the output; 0, the default, is none.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    frequency_penalty: Option<f32>,
+    /// Penalty on tokens that occur in the output; 0, the default, is none.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    presence_penalty: Option<f32>,
+    /// Add BIAS to the logit of a token id; -inf forbids it. May be repeated.
+    #[arg(long, value_name = "ID=BIAS", value_parser = logit_bias_arg)]
+    #[serde(default, deserialize_with = "logit_bias", serialize_with = "logit_bias_as_map")]
+    logit_bias: Option<Vec<(u32, f32)>>,
+    /// Random seed: the same seed gives the same text. A random one by default, which is reported.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Stop before this string; may be repeated.
+    #[arg(long, value_name = "TEXT", value_parser = stop_text_arg)]
+    #[serde(default, deserialize_with = "stops", serialize_with = "stops_as_list")]
+    stop: Option<Vec<Stop>>,
+    /// Stop at this token id; may be repeated.
+    #[arg(long, value_name = "ID")]
+    stop_token_ids: Option<Vec<u32>>,
+    /// Whether the model's end-of-sequence tokens end the text; true by default.
+    #[arg(long, value_name = "BOOL")]
+    stop_at_eos: Option<bool>,
+    /// Number of top log-probabilities for each token, which --json prints; 0, the default, is none.
+    #[arg(long, value_name = "N")]
+    logprobs: Option<usize>,
+    /// Whether special tokens are left out of the text; true by default.
+    #[arg(long, value_name = "BOOL")]
+    skip_special_tokens: Option<bool>,
+    /// Whether the tokenizer adds its own special tokens (a BOS) to a text prompt; true by default.
+    #[arg(long, value_name = "BOOL")]
+    add_special_tokens: Option<bool>,
+}
+
+impl SamplingArgs {
+    /// Changes what is given in a request.
+    pub(in crate::cli) fn apply(&self, request: &mut Request) {
+        set(&mut request.max_new_tokens, self.max_new_tokens);
+        set(&mut request.min_new_tokens, self.min_new_tokens);
+        set(&mut request.n, self.n);
+        set(&mut request.stop_at_eos, self.stop_at_eos);
+        set(&mut request.logprobs, self.logprobs);
+        set(&mut request.skip_special_tokens, self.skip_special_tokens);
+        set(&mut request.add_special_tokens, self.add_special_tokens);
+        if self.stop.is_some() || self.stop_token_ids.is_some() {
+            let tokens = self.stop_token_ids.iter().flatten().map(|id| Stop::Token(*id));
+            request.stop = self.stop.iter().flatten().cloned().chain(tokens).collect();
+        }
+        let sampling = &mut request.sampling;
+        set(&mut sampling.temperature, self.temperature);
+        set(&mut sampling.top_k, self.top_k);
+        set(&mut sampling.top_p, self.top_p);
+        set(&mut sampling.min_p, self.min_p);
+        set(&mut sampling.repetition_penalty, self.repetition_penalty);
+        set(&mut sampling.repetition_range, self.repetition_range.map(Some));
+        set(&mut sampling.frequency_penalty, self.frequency_penalty);
+        set(&mut sampling.presence_penalty, self.presence_penalty);
+        set(&mut sampling.logit_bias, self.logit_bias.clone());
+        set(&mut sampling.seed, self.seed.map(Some));
+    }
+
+    /// Gives one setting by its name, with `-` or `_`, and its value as on the command line.
+    ///
+    /// # Errors
+    /// `request_invalid`.
+    pub(in crate::cli) fn set(&mut self, name: &str, value: &str) -> Result<()> {
+        let invalid = |what: String| Error::new(ErrorCode::RequestInvalid, what);
+        let name = name.replace('_', "-");
+        if !Self::names().contains(&name) {
+            let names = Self::names();
+            let similar = did_you_mean(&name, names.iter().map(String::as_str));
+            return Err(invalid(format!("there is no setting '{name}'{similar}")).with_expected(names.join(", ")));
+        }
+        let command = Self::augment_args(Command::new("set").no_binary_name(true));
+        command
+            .try_get_matches_from([format!("--{name}={value}")])
+            .and_then(|matches| self.update_from_arg_matches(&matches))
+            .map_err(|e| {
+                let message = e.to_string();
+                let line = message.lines().next().unwrap_or_default();
+                invalid(line.trim_start_matches("error: ").to_owned())
+            })
+    }
+
+    /// The names of all settings, as options without their dashes.
+    pub(in crate::cli) fn names() -> Vec<String> {
+        let command = Self::augment_args(Command::new("names"));
+        command.get_arguments().filter_map(Arg::get_long).map(str::to_owned).collect()
+    }
+
+    /// What is given, by name.
+    pub(in crate::cli) fn given(&self) -> Vec<(String, Value)> {
+        // Through text, because a float becomes longer as a value: 0.7 is 0.699999988079071.
+        let fields = serde_json::to_string(self).and_then(|text| serde_json::from_str::<Map<String, Value>>(&text));
+        fields.unwrap_or_default().into_iter().filter(|(_, value)| !value.is_null()).collect()
+    }
+}
+
+fn set<T>(field: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *field = value;
+    }
+}
+
+fn logit_bias_arg(text: &str) -> Result<(u32, f32), String> {
+    let parts = text.split_once('=').and_then(|(id, bias)| Some((id.trim().parse().ok()?, bias.trim().parse().ok()?)));
+    parts.ok_or_else(|| "write ID=BIAS, as in 42=-1.5".to_owned())
+}
+
+fn stop_text_arg(text: &str) -> Result<Stop, std::convert::Infallible> {
+    Ok(Stop::Text(text.to_owned()))
+}
+
+fn logit_bias<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<(u32, f32)>>, D::Error> {
+    let bias: Option<BTreeMap<u32, f32>> = Deserialize::deserialize(deserializer)?;
+    Ok(bias.map(|bias| bias.into_iter().collect()))
+}
+
+fn logit_bias_as_map<S: Serializer>(bias: &Option<Vec<(u32, f32)>>, serializer: S) -> Result<S::Ok, S::Error> {
+    let bias: Option<BTreeMap<u32, f32>> = bias.as_ref().map(|bias| bias.iter().copied().collect());
+    bias.serialize(serializer)
+}
+
+/// A string, a token id, or a list of both.
+fn stops<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Stop>>, D::Error> {
+    let stop = |value: &Value| match value {
+        Value::String(text) => Some(Stop::Text(text.clone())),
+        other => other.as_u64().and_then(|id| u32::try_from(id).ok()).map(Stop::Token),
+    };
+    let stops = match &Value::deserialize(deserializer)? {
+        Value::Null => return Ok(None),
+        Value::Array(items) => items.iter().map(stop).collect(),
+        one => stop(one).map(|stop| vec![stop]),
+    };
+    let expected = "stop must be a string, a token id, or a list of them";
+    stops.map(Some).ok_or_else(|| serde::de::Error::custom(expected))
+}
+
+fn stops_as_list<S: Serializer>(stops: &Option<Vec<Stop>>, serializer: S) -> Result<S::Ok, S::Error> {
+    let value = |stop: &Stop| match stop {
+        Stop::Text(text) => Value::from(text.as_str()),
+        Stop::Token(id) => Value::from(*id),
+    };
+    stops.as_ref().map(|stops| stops.iter().map(value).collect::<Vec<_>>()).serialize(serializer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::SamplingParams;
+
+    /// Every field of a request that continues a prompt can be given. A new field does not compile here before it can.
+    #[test]
+    fn every_field_of_a_request_is_an_option_and_a_json_key() {
+        let Request {
+            prompt: _,
+            adapters: _,
+            // An array for the caller of the library; the command has nowhere to put it.
+            return_logits: _,
+            max_new_tokens: _,
+            min_new_tokens: _,
+            n: _,
+            sampling:
+                SamplingParams {
+                    temperature: _,
+                    top_k: _,
+                    top_p: _,
+                    min_p: _,
+                    repetition_penalty: _,
+                    repetition_range: _,
+                    frequency_penalty: _,
+                    presence_penalty: _,
+                    logit_bias: _,
+                    seed: _,
+                },
+            stop: _,
+            stop_at_eos: _,
+            logprobs: _,
+            skip_special_tokens: _,
+            add_special_tokens: _,
+        } = Request::new("");
+        let fields = "max_new_tokens min_new_tokens n temperature top_k top_p min_p repetition_penalty repetition_range \
+                      frequency_penalty presence_penalty logit_bias seed stop stop_at_eos logprobs skip_special_tokens \
+                      add_special_tokens";
+        let names = SamplingArgs::names();
+        let default = format!("{:?}", Request::new(""));
+        for field in fields.split_whitespace() {
+            assert!(names.contains(&field.replace('_', "-")), "--{field}");
+            let value = match field {
+                "logit_bias" => serde_json::json!({"3": -1.5}),
+                "stop_at_eos" | "skip_special_tokens" | "add_special_tokens" => serde_json::json!(false),
+                _ => serde_json::json!(7),
+            };
+            let args: SamplingArgs = serde_json::from_value(serde_json::json!({field: value})).expect(field);
+            assert_eq!(
+                args.given(),
+                [(field.to_owned(), if field == "stop" { serde_json::json!([7]) } else { value })]
+            );
+            let mut request = Request::new("");
+            args.apply(&mut request);
+            assert_ne!(format!("{request:?}"), default, "{field} reaches the request");
+        }
+    }
+
+    #[test]
+    fn a_setting_is_given_by_its_name() {
+        let mut args = SamplingArgs::default();
+        for (name, value) in [("temperature", "0.7"), ("top_k", "5"), ("frequency-penalty", "-1"), ("stop", "--x")] {
+            args.set(name, value).expect(name);
+        }
+        let given: Vec<_> = args.given().into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+        assert_eq!(given, ["temperature=0.7", "top_k=5", "frequency_penalty=-1.0", "stop=[\"--x\"]"]);
+        let message = |name, value| SamplingArgs::default().set(name, value).expect_err("refused").to_string();
+        assert!(
+            message("temprature", "1").starts_with("there is no setting 'temprature'; did you mean 'temperature'?")
+        );
+        assert!(message("top-k", "x").starts_with("invalid value 'x' for '--top-k <K>'"), "{}", message("top-k", "x"));
+        assert!(message("help", "").starts_with("there is no setting"));
+    }
+}

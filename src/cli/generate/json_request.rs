@@ -1,0 +1,171 @@
+//! A request as a line of JSON: `{"prompt": …, "adapter": …, "max_new_tokens": …, "id": …}`.
+//!
+//! Unknown keys are refused by name, so a misspelled `temprature` cannot silently change the sampling. Keys that a line omits
+//! take the values of the command's own options.
+
+use serde_json::{Map, Value};
+
+use crate::cli::args::{MixtureArg, SamplingArgs, did_you_mean};
+use crate::cli::result_line::RequestKeys;
+use crate::engine::{ChatMessage, Prompt, Request};
+use crate::error::{Error, ErrorCode, Result};
+
+/// What a line may have besides the settings of [`SamplingArgs`].
+const OWN_KEYS: [&str; 4] = ["prompt", "adapter", "id", "custom_id"];
+
+/// Every key that a line may have.
+pub(super) fn keys() -> Vec<String> {
+    let settings = SamplingArgs::names().into_iter().map(|name| name.replace('-', "_"));
+    OWN_KEYS.into_iter().map(str::to_owned).chain(settings).collect()
+}
+
+/// Reads a line. The ids are found also where the request is refused. `defaults` is what a line does not say.
+pub(super) fn parse(line: &str, index: usize, defaults: &Request) -> (RequestKeys, Result<Request>) {
+    let mut keys = RequestKeys { index, ..Default::default() };
+    let mut fields = match serde_json::from_str::<Map<String, Value>>(line) {
+        Ok(fields) => fields,
+        Err(e) => {
+            // Each line is parsed alone, so the parser's own line number is always 1.
+            let what = e.to_string().replace(" at line 1 column ", " at column ");
+            return (keys, Err(invalid(what).with_hint("each line is one JSON object with at least a prompt")));
+        }
+    };
+    (keys.id, keys.custom_id) = (fields.remove("id"), fields.remove("custom_id"));
+    (keys, request(fields, defaults))
+}
+
+fn request(mut fields: Map<String, Value>, defaults: &Request) -> Result<Request> {
+    let known = keys();
+    if let Some(unknown) = fields.keys().find(|key| !known.contains(key)) {
+        let similar = did_you_mean(unknown, known.iter().map(String::as_str));
+        return Err(invalid(format!("unknown field `{unknown}`{similar}")).with_expected(known.join(", ")));
+    }
+    let mut request = defaults.clone();
+    let given = fields.remove("prompt").ok_or_else(|| invalid("missing field `prompt`".to_owned()))?;
+    request.prompt = prompt(given)?;
+    if let Some(adapter) = fields.remove("adapter") {
+        request.adapters = mixture(&adapter)?.refs();
+    }
+    let settings: SamplingArgs = serde_path_to_error::deserialize(Value::Object(fields))
+        .map_err(|e| invalid(format!("{}: {}", e.path(), e.inner())))?;
+    settings.apply(&mut request);
+    Ok(request)
+}
+
+/// Text, a list of token ids, or a list of messages.
+fn prompt(value: Value) -> Result<Prompt> {
+    let expected = || invalid("prompt must be text, a list of token ids, or a list of messages".to_owned());
+    match value {
+        Value::String(text) => Ok(Prompt::Text(text)),
+        Value::Array(items) if items.iter().all(Value::is_number) => {
+            let ids = items.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()));
+            ids.collect::<Option<_>>().map(Prompt::Tokens).ok_or_else(expected)
+        }
+        Value::Array(items) if items.iter().all(Value::is_object) => {
+            let message = |(i, item): (usize, Value)| {
+                serde_json::from_value::<ChatMessage>(item).map_err(|e| invalid(format!("message {i} of prompt: {e}")))
+            };
+            items.into_iter().enumerate().map(message).collect::<Result<_>>().map(Prompt::Chat)
+        }
+        _ => Err(expected()),
+    }
+}
+
+/// A name, `{name: weight}` in order, a list of such pairs, or null for the base.
+fn mixture(value: &Value) -> Result<MixtureArg> {
+    let weight = |weight: &Value| weight.as_f64().map(|weight| weight as f32);
+    let parts: Option<Vec<(String, f32)>> = match value {
+        Value::Null => Some(Vec::new()),
+        Value::String(name) => Some(vec![(name.clone(), 1.0)]),
+        Value::Object(parts) => parts.iter().map(|(name, value)| Some((name.clone(), weight(value)?))).collect(),
+        Value::Array(pairs) => {
+            let pair = |pair: &Value| match pair.as_array().map(Vec::as_slice) {
+                Some([Value::String(name), value]) => Some((name.clone(), weight(value)?)),
+                _ => None,
+            };
+            pairs.iter().map(pair).collect()
+        }
+        _ => None,
+    };
+    let expected = "adapter must be a name, an object of names and weights, or null";
+    parts.map(MixtureArg).ok_or_else(|| invalid(expected.to_owned()))
+}
+
+fn invalid(what: String) -> Error {
+    Error::new(ErrorCode::RequestInvalid, what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Stop;
+
+    fn read(line: &str) -> Result<Request> {
+        let mut defaults = Request::new("").max_new_tokens(7).adapter("usual", 1.0);
+        defaults.sampling.temperature = 0.5;
+        parse(line, 0, &defaults).1
+    }
+
+    fn one(line: &str) -> Request {
+        read(line).expect("parses")
+    }
+
+    fn message(line: &str) -> String {
+        read(line).err().expect("an error").to_string()
+    }
+
+    #[test]
+    fn prompts_are_texts_tokens_or_messages() {
+        assert_eq!(one(r#"{"prompt": "SELECT"}"#).prompt, Prompt::Text("SELECT".into()));
+        assert_eq!(one(r#"{"prompt": [1, 2]}"#).prompt, Prompt::Tokens(vec![1, 2]));
+        let chat = one(r#"{"prompt": [{"role": "user", "content": "hi"}]}"#).prompt;
+        assert_eq!(chat, Prompt::Chat(vec![ChatMessage::new("user", "hi")]));
+        for prompt in ["3", "null", "[1.5]", "[-1]", "[4294967296]", "[1, \"a\"]", "{}"] {
+            assert!(message(&format!(r#"{{"prompt": {prompt}}}"#)).contains("prompt must be"), "{prompt}");
+        }
+        assert!(message(r#"{"prompt": [{"content": "a"}]}"#).contains("message 0 of prompt: missing field `role`"));
+    }
+
+    #[test]
+    fn adapters_are_a_name_a_mixture_in_order_or_the_base() {
+        let adapters = |line: &str| MixtureArg::of(&one(line)).to_string();
+        assert_eq!(adapters(r#"{"prompt": "a", "adapter": "sql"}"#), "sql");
+        assert_eq!(adapters(r#"{"prompt": "a", "adapter": {"wit": 0.5, "sql": 0.25}}"#), "wit*0.5 + sql*0.25");
+        assert_eq!(adapters(r#"{"prompt": "a", "adapter": [["a", 0.5], ["a", 1]]}"#), "a*0.5 + a");
+        assert_eq!(adapters(r#"{"prompt": "a", "adapter": null}"#), "base");
+        assert_eq!(adapters(r#"{"prompt": "a"}"#), "usual", "the command's own mixture by default");
+        for adapter in ["3", r#"{"a": "x"}"#, r#"["a"]"#, r#"[["a"]]"#, r#"[[1, "a"]]"#, "true"] {
+            let text = message(&format!(r#"{{"prompt": "a", "adapter": {adapter}}}"#));
+            assert!(text.contains("adapter must be a name"), "{adapter}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_line_overrides_the_commands_settings() {
+        let line = r#"{"prompt": "a", "id": {"n": 1}, "max_new_tokens": 3, "top_k": 5, "seed": 18446744073709551615,
+                       "stop": ["x", 2], "logit_bias": {"7": -1.5}, "repetition_range": 64, "logprobs": 2}"#;
+        let (keys, request) = parse(line, 5, &Request::new("").max_new_tokens(7));
+        let request = request.expect("parses");
+        assert_eq!((keys.index, keys.id, keys.custom_id), (5, Some(serde_json::json!({"n": 1})), None));
+        assert_eq!((request.max_new_tokens, request.logprobs), (3, 2));
+        assert_eq!(request.stop, [Stop::Text("x".into()), Stop::Token(2)]);
+        let sampling = request.sampling;
+        assert_eq!((sampling.top_k, sampling.seed), (5, Some(u64::MAX)));
+        assert_eq!((sampling.logit_bias, sampling.repetition_range), (vec![(7, -1.5)], Some(64)));
+        let rest = one(r#"{"prompt": "a"}"#);
+        assert_eq!((rest.max_new_tokens, rest.sampling.temperature), (7, 0.5));
+    }
+
+    #[test]
+    fn an_error_names_the_mistake_and_the_request_keeps_its_id() {
+        let text = message(r#"{"prompt": "b", "temprature": 1}"#);
+        assert!(text.starts_with("unknown field `temprature`; did you mean 'temperature'?"), "{text}");
+        assert!(message("{").starts_with("EOF"), "{}", message("{"));
+        assert!(message(r#"{"adapter": "sql"}"#).contains("missing field `prompt`"));
+        assert!(message(r#"{"prompt": "a", "stop": [true]}"#).contains("stop must be"));
+        let text = message(r#"{"prompt": "a", "temperature": "hot"}"#);
+        assert!(text.starts_with("temperature: invalid type: string \"hot\""), "{text}");
+        let (keys, request) = parse(r#"{"custom_id": "x", "prompt": 1}"#, 2, &Request::new(""));
+        assert_eq!((keys.index, keys.custom_id, request.is_err()), (2, Some("x".into()), true));
+    }
+}

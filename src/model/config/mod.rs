@@ -1,0 +1,447 @@
+//! Parses config.json into a decoder described by data, as transformers' config classes parse it.
+//!
+//! A model family is one row of a table (`family`). Nothing else in the crate knows an architecture's name. No number of the
+//! file sizes an allocation before it has been compared with a cap, and no weight is looked up before the cap holds.
+
+mod family;
+mod fields;
+mod rope;
+mod windows;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use self::family::{Family, HeadDimRule};
+use self::fields::{Fields, in_range, invalid, unsupported};
+use crate::backend::{Activation, Rope};
+use crate::checkpoint::with_path_hint;
+use crate::error::{Error, ErrorCode, Result};
+
+pub use self::family::architectures;
+pub(crate) use self::fields::read_json;
+
+/// Caps on the sizes of a model, far above those of real ones.
+const MAX_WIDTH: usize = 1 << 31;
+const MAX_LAYERS: usize = 1 << 13;
+const MAX_HEADS: usize = 1 << 16;
+const MAX_HEAD_DIM: usize = 1 << 16;
+
+/// Which linears of a layer have a bias.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Biases {
+    /// q, k and v.
+    pub qkv: bool,
+    /// o.
+    pub output: bool,
+    /// gate, up and down.
+    pub mlp: bool,
+}
+
+/// A decoder as config.json describes it.
+#[derive(Clone, Debug)]
+pub struct DecoderConfig {
+    /// The architecture that `model_type` means: `LlamaForCausalLM`.
+    pub architecture: String,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the MLP.
+    pub intermediate_size: usize,
+    /// Decoder layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Rows of embedding and head.
+    pub vocab_size: usize,
+    /// Longest sequence the model is made for, in positions: `max_position_embeddings`, stretched by rope scaling.
+    pub max_positions: usize,
+    /// Positions that no sequence may pass: beyond them, dynamic rope scaling makes the rotation depend on the length.
+    pub position_limit: Option<usize>,
+    /// Epsilon of the norms.
+    pub norm_eps: f32,
+    /// Gate function of the MLP.
+    pub activation: Activation,
+    /// Which linears have a bias.
+    pub biases: Biases,
+    /// Whether queries and keys are normalized per head.
+    pub has_qk_norm: bool,
+    /// Attention window of each layer, in positions; `None` is full causal attention.
+    pub windows: Vec<Option<usize>>,
+    /// The rotation of queries and keys.
+    pub rope: Arc<Rope>,
+    /// Whether the head shares the embedding's weight.
+    pub tie_word_embeddings: bool,
+    /// End-of-text ids: those of config.json in their order, then what generation_config.json adds.
+    pub eos_token_ids: Vec<u32>,
+    /// Beginning-of-text id, if config.json has one.
+    pub bos_token_id: Option<u32>,
+    /// Padding id, if config.json has one.
+    pub pad_token_id: Option<u32>,
+}
+
+impl DecoderConfig {
+    /// Reads config.json and generation_config.json of a model folder; also returns the parsed config.json.
+    ///
+    /// # Errors
+    /// `checkpoint_not_found`, `model_config_invalid`, `model_architecture_unsupported`, `model_feature_unsupported`.
+    pub fn read(dir: &Path) -> Result<(Self, Value)> {
+        if !dir.is_dir() {
+            let error = Error::new(ErrorCode::CheckpointNotFound, "the model folder does not exist").with_path(dir);
+            return Err(with_path_hint(error, dir));
+        }
+        let path = dir.join("config.json");
+        let value = read_json(&path)?.ok_or_else(|| {
+            Error::new(ErrorCode::CheckpointNotFound, "the model folder has no config.json").with_path(&path)
+        })?;
+        let mut config = Self::from_json(&value).map_err(|e| e.with_path(&path))?;
+        for id in generation_eos_ids(&dir.join("generation_config.json"))? {
+            if !config.eos_token_ids.contains(&id) {
+                config.eos_token_ids.push(id);
+            }
+        }
+        Ok((config, value))
+    }
+
+    /// A decoder from a parsed config.json.
+    ///
+    /// # Errors
+    /// `model_config_invalid`, `model_architecture_unsupported`, `model_feature_unsupported`.
+    pub fn from_json(value: &Value) -> Result<Self> {
+        let fields = Fields::of(value)?;
+        let family = Family::of(&fields)?;
+        check_unused(family, &fields)?;
+        let hidden_size = fields.count("hidden_size", 4096, MAX_WIDTH)?;
+        let vocab_size = fields.count("vocab_size", family.default_vocab_size, MAX_WIDTH)?;
+        let layers = fields.count("num_hidden_layers", 32, MAX_LAYERS)?;
+        let heads = fields.count("num_attention_heads", 32, MAX_HEADS)?;
+        let kv_heads = kv_heads(family, &fields, heads)?;
+        let head_dim = head_dim(family, &fields, hidden_size, heads)?;
+        let positions = fields.count("max_position_embeddings", family.default_positions, i64::MAX as usize)?;
+        let attention = windows::layer_attention(family, &fields, layers)?;
+        let rotary = rope::rotary_embedding(&fields, &attention.types, head_dim, positions)?;
+        Ok(Self {
+            architecture: family.architecture.to_owned(),
+            hidden_size,
+            intermediate_size: fields.count("intermediate_size", family.default_intermediate_size, MAX_WIDTH)?,
+            layers,
+            heads,
+            kv_heads,
+            head_dim,
+            vocab_size,
+            max_positions: rotary.max_positions,
+            position_limit: rotary.position_limit,
+            norm_eps: norm_eps(&fields)?,
+            activation: activation(&fields)?,
+            biases: biases(family, &fields)?,
+            has_qk_norm: family.has_qk_norm,
+            windows: attention.windows,
+            rope: Arc::new(rotary.rope),
+            tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
+            eos_token_ids: fields.nullable_ids("eos_token_id", family.default_eos)?,
+            bos_token_id: fields
+                .nullable_integer("bos_token_id", family.default_bos)?
+                .and_then(|id| id.try_into().ok()),
+            pad_token_id: pad_token_id(&fields, vocab_size)?,
+        })
+    }
+
+    /// The longest sequence to serve, in positions: what was asked for, by default `max_positions`.
+    ///
+    /// # Errors
+    /// `request_invalid`, or `model_feature_unsupported` beyond `position_limit`.
+    pub fn max_seq_len(&self, asked: Option<usize>) -> Result<usize> {
+        let Some(asked) = asked else { return Ok(self.max_positions) };
+        let longest = u32::MAX as usize;
+        if !(1..=longest).contains(&asked) {
+            return Err(Error::new(ErrorCode::RequestInvalid, "max_seq_len is out of range")
+                .with_expected(format!("a number from 1 to {longest}"))
+                .with_found(asked));
+        }
+        if let Some(limit) = self.position_limit.filter(|&limit| asked > limit) {
+            let what =
+                "rope_type 'dynamic' is not supported beyond the length of the training, where it recomputes the past";
+            return Err(unsupported(what)
+                .with_expected(format!("max_seq_len of at most {limit}"))
+                .with_found(asked)
+                .with_hint("use linear or yarn scaling for longer sequences"));
+        }
+        if asked > self.max_positions {
+            tracing::warn!(
+                max_seq_len = asked,
+                model = self.max_positions,
+                "longer sequences than the model is made for"
+            );
+        }
+        Ok(asked)
+    }
+}
+
+/// `eos_token_id` of a generation_config.json, if there is one.
+fn generation_eos_ids(path: &Path) -> Result<Vec<u32>> {
+    let Some(value) = read_json(path)? else { return Ok(Vec::new()) };
+    eos_ids(&value).map_err(|e| e.with_path(path))
+}
+
+/// `eos_token_id` of a parsed generation_config.json.
+///
+/// # Errors
+/// `model_config_invalid`.
+pub(crate) fn eos_ids(generation_config: &Value) -> Result<Vec<u32>> {
+    Fields::of(generation_config)?.nullable_ids("eos_token_id", None)
+}
+
+/// Refuses what would make transformers build something else, and checks the types of members that make no difference.
+fn check_unused(family: &Family, fields: &Fields<'_>) -> Result<()> {
+    for name in ["text_config", "decoder", "generator", "per_layer_config"] {
+        if fields.non_null(name).is_some() {
+            return Err(unsupported(format!("a model with '{name}' is not supported")).with_found(name));
+        }
+    }
+    let is_other = |name: &Value| name.as_str().is_none_or(|name| name != "config.json" && name.starts_with("config."));
+    match fields.get("configuration_files") {
+        Some(Value::Array(names)) if !names.iter().any(is_other) => {}
+        None => {}
+        Some(_) => return Err(unsupported("configuration_files with other files than config.json are not supported")),
+    }
+    for (name, expected, may_be_null) in family.unused {
+        fields.check(name, *expected, *may_be_null)?;
+    }
+    match fields.non_null("dtype").or(fields.non_null("torch_dtype")) {
+        Some(Value::String(name)) if !is_torch_dtype(name) => {
+            Err(invalid("dtype").with_expected("a dtype of torch, such as float16").with_found(name))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether torch has a dtype of this name.
+fn is_torch_dtype(name: &str) -> bool {
+    let floats = ["half", "float", "double", "bfloat16", "float16", "float32", "float64", "float4_e2m1fn_x2"];
+    let integers = ["bool", "short", "int", "long", "quint8", "qint8", "qint32", "quint4x2", "quint2x4"];
+    let complex = ["chalf", "cfloat", "cdouble", "complex32", "complex64", "complex128"];
+    let is_float8 = name
+        .strip_prefix("float8_")
+        .is_some_and(|kind| ["e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu"].contains(&kind));
+    let bits = name.strip_prefix('u').unwrap_or(name).strip_prefix("int");
+    let is_integer = bits.is_some_and(|bits| ["8", "16", "32", "64"].contains(&bits));
+    is_float8 || is_integer || [&floats[..], &integers, &complex].concat().contains(&name)
+}
+
+fn kv_heads(family: &Family, fields: &Fields<'_>, heads: usize) -> Result<usize> {
+    let name = "num_key_value_heads";
+    let kv_heads = match family.nullable_kv_heads {
+        true => fields.nullable_integer(name, family.default_kv_heads)?,
+        false => Some(fields.integer(name, family.default_kv_heads.unwrap_or(heads as i64))?),
+    };
+    let kv_heads = in_range(name, kv_heads.unwrap_or(heads as i64), MAX_HEADS)?;
+    if heads.is_multiple_of(kv_heads) {
+        return Ok(kv_heads);
+    }
+    Err(invalid(name).with_expected(format!("a divisor of {heads}")).with_found(kv_heads))
+}
+
+fn head_dim(family: &Family, fields: &Fields<'_>, hidden_size: usize, heads: usize) -> Result<usize> {
+    let name = "head_dim";
+    if family.heads_divide_hidden && !hidden_size.is_multiple_of(heads) {
+        return Err(invalid("num_attention_heads")
+            .with_expected(format!("a divisor of {hidden_size}"))
+            .with_found(heads));
+    }
+    let derived = (hidden_size / heads) as i64;
+    let head_dim = match family.head_dim {
+        HeadDimRule::Nullable => fields.nullable_integer(name, None)?.unwrap_or(derived),
+        HeadDimRule::NullableOrZero => {
+            fields.nullable_integer(name, None)?.filter(|&width| width != 0).unwrap_or(derived)
+        }
+        HeadDimRule::Fixed(width) => fields.integer(name, width)?,
+        HeadDimRule::Undeclared => fields.integer(name, derived)?,
+        HeadDimRule::Required => fields.integer(name, 0)?,
+    };
+    match in_range(name, head_dim, MAX_HEAD_DIM)? {
+        width if width.is_multiple_of(2) => Ok(width),
+        width => Err(invalid(name).with_expected("an even number").with_found(width)),
+    }
+}
+
+fn norm_eps(fields: &Fields<'_>) -> Result<f32> {
+    match fields.float("rms_norm_eps", 1e-6)? as f32 {
+        eps if eps.is_finite() && eps >= 0.0 => Ok(eps),
+        eps => Err(invalid("rms_norm_eps").with_expected("a number of at least 0").with_found(eps)),
+    }
+}
+
+fn activation(fields: &Fields<'_>) -> Result<Activation> {
+    match fields.text("hidden_act", "silu")? {
+        "silu" | "swish" => Ok(Activation::Silu),
+        other => Err(unsupported(format!("unsupported hidden_act '{other}'"))),
+    }
+}
+
+fn biases(family: &Family, fields: &Fields<'_>) -> Result<Biases> {
+    let attention = family.optional_attention_bias && fields.flag("attention_bias", false)?;
+    Ok(Biases {
+        qkv: family.fixed_qkv_bias || attention,
+        output: attention,
+        mlp: family.optional_mlp_bias && fields.flag("mlp_bias", false)?,
+    })
+}
+
+/// The padding id, which torch takes from the end of the vocabulary if it is negative, and which must be in it.
+fn pad_token_id(fields: &Fields<'_>, vocab_size: usize) -> Result<Option<u32>> {
+    let Some(id) = fields.nullable_integer("pad_token_id", None)? else { return Ok(None) };
+    let vocab = vocab_size as i64;
+    if !(-vocab..vocab).contains(&id) {
+        return Err(invalid("pad_token_id").with_expected(format!("an id below {vocab}")).with_found(id));
+    }
+    Ok(id.try_into().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn config(changes: Value) -> Result<DecoderConfig> {
+        let mut value = json!({
+            "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "vocab_size": 100
+        });
+        let fields = value.as_object_mut().expect("object");
+        fields.extend(changes.as_object().expect("object").clone());
+        DecoderConfig::from_json(&value)
+    }
+
+    fn refused(changes: Value) -> Error {
+        config(changes.clone()).expect_err(&changes.to_string())
+    }
+
+    #[test]
+    fn absent_keys_have_the_defaults_of_the_family() {
+        let llama = config(json!({})).expect("llama");
+        assert_eq!((llama.kv_heads, llama.head_dim, llama.biases), (4, 16, Biases::default()));
+        assert_eq!((llama.windows, llama.max_positions), (vec![None; 3], 2048));
+        assert_eq!((llama.bos_token_id, llama.eos_token_ids), (Some(1), vec![2]));
+        let mistral = config(json!({"model_type": "mistral", "num_attention_heads": 8})).expect("mistral");
+        assert_eq!((mistral.kv_heads, mistral.windows[0], mistral.max_positions), (8, Some(4096), 131_072));
+        let qwen3 = config(json!({"model_type": "qwen3", "num_attention_heads": 32})).expect("qwen3");
+        assert_eq!((qwen3.head_dim, qwen3.kv_heads, qwen3.has_qk_norm), (128, 32, true));
+        let qwen2 = config(json!({"model_type": "qwen2", "num_key_value_heads": 2})).expect("qwen2");
+        assert_eq!(qwen2.biases, Biases { qkv: true, output: false, mlp: false });
+        assert!(qwen2.eos_token_ids.is_empty());
+        let whole = DecoderConfig::from_json(&json!({"model_type": "llama"})).expect("a Llama of 7B");
+        assert_eq!((whole.hidden_size, whole.intermediate_size, whole.vocab_size), (4096, 11008, 32000));
+    }
+
+    #[test]
+    fn the_family_decides_which_layers_have_a_window() {
+        let windows = |changes: Value| config(changes).expect("readable").windows;
+        let mistral = |window: Value| {
+            windows(json!({"model_type": "mistral", "num_attention_heads": 8, "sliding_window": window}))
+        };
+        assert_eq!(mistral(json!(8)), [Some(8); 3]);
+        assert_eq!(mistral(Value::Null), [None; 3]);
+        let qwen = |changes: Value| {
+            let mut all =
+                json!({"model_type": "qwen2", "num_key_value_heads": 2, "sliding_window": 8, "max_window_layers": 2});
+            all.as_object_mut().expect("object").extend(changes.as_object().expect("object").clone());
+            config(all)
+        };
+        assert_eq!(qwen(json!({})).expect("unused").windows, [None; 3]);
+        assert_eq!(qwen(json!({"sliding_window": 0})).expect("unused").windows, [None; 3]);
+        assert_eq!(qwen(json!({"use_sliding_window": true})).expect("used").windows, [None, None, Some(8)]);
+        let mixed =
+            json!({"use_sliding_window": true, "layer_types": ["sliding_attention", "full_attention", "attention"]});
+        assert_eq!(qwen(mixed).expect("mixed").windows, [Some(8), None, None]);
+        for wrong in [
+            json!({"layer_types": ["sliding_attention", "full_attention", "full_attention"]}),
+            json!({"use_sliding_window": true, "sliding_window": 0}),
+            json!({"layer_types": ["full_attention"]}),
+            json!({"use_sliding_window": 1}),
+            json!({"max_window_layers": null}),
+        ] {
+            assert_eq!(qwen(wrong.clone()).expect_err("refused").code(), ErrorCode::ModelConfigInvalid, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_mistral_whose_layers_differ_is_a_ministral() {
+        let types = ["sliding_attention", "full_attention", "sliding_attention"];
+        let changes = json!({
+            "model_type": "mistral", "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8, "layer_types": types
+        });
+        let ministral = config(changes).expect("ministral");
+        assert_eq!(
+            (&*ministral.architecture, ministral.windows),
+            ("MinistralForCausalLM", vec![Some(8), None, Some(8)])
+        );
+    }
+
+    #[test]
+    fn an_unsupported_architecture_or_option_is_refused_by_name() {
+        let error = refused(json!({"architectures": ["MambaForCausalLM"]}));
+        assert_eq!(error.code(), ErrorCode::ModelArchitectureUnsupported);
+        assert!(error.to_string().contains("MambaForCausalLM"));
+        assert_eq!(refused(json!({"model_type": "mamba"})).code(), ErrorCode::ModelArchitectureUnsupported);
+        assert_eq!(refused(json!({"hidden_act": "gelu"})).code(), ErrorCode::ModelFeatureUnsupported);
+        assert_eq!(refused(json!({"text_config": {}})).code(), ErrorCode::ModelFeatureUnsupported);
+        let sliding = json!({"layer_types": ["sliding_attention", "full_attention", "full_attention"]});
+        assert_eq!(refused(sliding).code(), ErrorCode::ModelFeatureUnsupported);
+        let error = refused(json!({"hidden_size": "wide"}));
+        assert_eq!(error.code(), ErrorCode::ModelConfigInvalid);
+        assert!(error.to_string().contains("hidden_size"));
+    }
+
+    #[test]
+    fn model_type_decides_which_supported_architecture_it_is() {
+        let changes = json!({"model_type": "qwen2", "num_key_value_heads": 4, "architectures": ["LlamaForCausalLM"]});
+        assert_eq!(config(changes).expect("qwen2").architecture, "Qwen2ForCausalLM");
+    }
+
+    #[test]
+    fn no_number_of_the_file_sizes_an_allocation() {
+        for name in ["num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"] {
+            for number in [1i64 << 20, 1 << 32, 1 << 62, i64::MAX, 0, -1] {
+                let mut changes = json!({"num_key_value_heads": 4});
+                changes[name] = number.into();
+                assert_eq!(refused(changes).code(), ErrorCode::ModelConfigInvalid, "{name} {number}");
+            }
+        }
+        assert_eq!(
+            config(json!({"max_position_embeddings": i64::MAX})).expect("long").max_positions,
+            u32::MAX as usize
+        );
+    }
+
+    #[test]
+    fn end_ids_may_be_one_or_many_and_keep_their_order() {
+        assert_eq!(config(json!({"eos_token_id": 7})).expect("one").eos_token_ids, [7]);
+        assert_eq!(config(json!({"eos_token_id": [7, 5]})).expect("many").eos_token_ids, [7, 5]);
+        assert!(config(json!({"eos_token_id": null})).expect("none").eos_token_ids.is_empty());
+        let dir = tempfile::tempdir().expect("a folder");
+        let write =
+            |name: &str, value: Value| std::fs::write(dir.path().join(name), value.to_string()).expect("written");
+        write("config.json", json!({"model_type": "llama", "eos_token_id": [40, 30]}));
+        write("generation_config.json", json!({"eos_token_id": [20, 40]}));
+        assert_eq!(DecoderConfig::read(dir.path()).expect("readable").0.eos_token_ids, [40, 30, 20]);
+    }
+
+    #[test]
+    fn another_length_can_be_asked_for_unless_the_rotation_depends_on_it() {
+        let plain = config(json!({"max_position_embeddings": 64})).expect("plain");
+        assert_eq!(
+            [None, Some(10), Some(1000)].map(|asked| plain.max_seq_len(asked).ok()),
+            [Some(64), Some(10), Some(1000)]
+        );
+        assert_eq!(plain.max_seq_len(Some(0)).expect_err("refused").code(), ErrorCode::RequestInvalid);
+        let scaling = json!({"max_position_embeddings": 64, "rope_scaling": {"type": "dynamic", "factor": 2.0}});
+        let dynamic = config(scaling).expect("dynamic");
+        assert_eq!(dynamic.max_seq_len(Some(64)).ok(), Some(64));
+        assert_eq!(dynamic.max_seq_len(Some(65)).expect_err("refused").code(), ErrorCode::ModelFeatureUnsupported);
+    }
+}

@@ -1,0 +1,121 @@
+//! What holds for every command: help, wrong usage, errors.
+
+use serde_json::json;
+
+use super::{BASE, exlora};
+
+#[test]
+fn help_names_the_commands_and_the_exit_status() {
+    let help = exlora(&["--help"]);
+    assert_eq!(help.status, 0);
+    insta::assert_snapshot!(help.stdout, @"
+    Any PEFT LoRA, on any quantized LLM, chosen per request
+
+    Usage: exlora [OPTIONS] <COMMAND>
+
+    Commands:
+      generate     Complete a prompt, or a file of requests in one batch, each with its own adapters
+      chat         Chat with a model; adapters can change between turns
+      inspect      Describe an adapter or model folder, and check whether it can be used
+      doctor       Report what this build and this machine support
+      bench        Measure prefill and batched decode, with and without adapters
+      completions  Print a script that completes this command in a shell
+      help         Print this message or the help of the given subcommand(s)
+
+    Options:
+          --json           Print JSON lines on stdout instead of text
+          --config <FILE>  Defaults of the options; ./exlora.toml, if there is one
+      -h, --help           Print help
+      -V, --version        Print version
+
+    Exit status: 0 success, 1 failure, 2 wrong usage, 3 some requests of a batch failed, 130 Ctrl-C.
+    EXLORA_LOG sets the log level on stderr, as in EXLORA_LOG=info.
+    ");
+    assert_eq!(exlora(&["--version"]).stdout.trim(), format!("exlora {}", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn wrong_usage_exits_with_2_and_names_the_right_usage() {
+    for (args, right) in [
+        (&["generate", "-m", BASE][..], "--prompt <TEXT>, --file <FILE> or --requests <FILE>"),
+        (&["generate", "--prompt", "a"], "--model <DIR>"),
+        (&["generate", "-m", BASE, "--prompt", "a", "--output", "b"], "cannot be used with"),
+        (&["generate", "-m", BASE, "--ordered"], "--requests <FILE>"),
+        (&["generate", "-m", BASE, "--requests", "a", "--resume"], "--output <FILE>"),
+        (&["generate", "-m", BASE, "--prompt", "a", "--requests", "b"], "cannot be used with"),
+        (&["generate", "-m", BASE, "--prompt", "a", "--adapter", "sql"], "write NAME=DIR"),
+        (&["generate", "-m", BASE, "--prompt", "a", "--use", "sql*x"], "'x' is not a finite weight"),
+        (&["generate", "-m", BASE, "--prompt", "a", "--threads", "0"], "a number from 1 to 1024"),
+        (&["generate", "-m", BASE, "--prompt", "a", "--kv-dtype", "f8"], "[possible values: f16, f32]"),
+        (&["inspect"], "<DIR>"),
+        (&["bench", "-m", BASE, "--mixture", "sql*0.5", "--distinct-adapters", "2"], "cannot be used with"),
+        (&["serve"], "unrecognized subcommand"),
+    ] {
+        let outcome = exlora(args);
+        assert_eq!((outcome.status, outcome.stdout.as_str()), (2, ""), "{args:?}");
+        assert!(outcome.stderr.contains(right), "{args:?}: {}", outcome.stderr);
+    }
+}
+
+#[test]
+fn doctor_reports_build_and_machine() {
+    let report = exlora(&["doctor", "--json"]).lines().remove(0);
+    assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(report["cuda"], json!({"built": false}));
+    assert!(report["device"].as_str().is_some_and(|device| device.starts_with("cpu (")), "{report}");
+    assert!(report["cpu"]["threads"].as_u64() >= Some(1));
+    assert!(exlora(&["doctor"]).stdout.contains("device"));
+}
+
+#[test]
+fn errors_have_code_path_and_remedy() {
+    let error = exlora(&["generate", "-m", "no/such/model", "--prompt", "a", "--json"]).error();
+    assert_eq!((&error["code"], &error["path"]), (&json!("checkpoint_not_found"), &json!("no/such/model")));
+    assert!(error["hint"].as_str().is_some_and(|hint| hint.contains("config.json")));
+
+    let plain = exlora(&["generate", "-m", BASE, "--prompt", "a", "--adapter", "x=no/such/adapter"]);
+    assert_eq!((plain.status, plain.stdout.as_str()), (1, ""));
+    assert!(
+        plain.stderr.contains("no/such/adapter") && plain.stderr.contains("[adapter_config_not_found]"),
+        "{}",
+        plain.stderr
+    );
+
+    let error = exlora(&["generate", "-m", BASE, "--prompt", "a", "--temperature", "-1", "--json"]);
+    assert_eq!(error.status, 2, "a negative number looks like a flag: {}", error.stderr);
+    let error = exlora(&["generate", "-m", BASE, "--prompt", "a", "--top-p=2", "--json"]).error();
+    assert_eq!(error["code"], "sampling_invalid");
+    let error = exlora(&["generate", "-m", BASE, "--prompt", "a", "--device", "cuda", "--json"]).error();
+    assert_eq!((&error["code"], &error["found"]), (&json!("device_unavailable"), &json!("cuda")));
+}
+
+#[test]
+fn every_shell_gets_a_script_of_completions() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = exlora(&["completions", shell]);
+        assert_eq!(script.status, 0, "{}", script.stderr);
+        for word in ["generate", "chat", "max-new-tokens", "kv-tokens"] {
+            assert!(script.stdout.contains(word), "{shell}: {word}");
+        }
+    }
+    assert_eq!(exlora(&["completions", "tcsh"]).status, 2);
+}
+
+/// The reference of the command line names everything that can be typed.
+#[test]
+fn the_reference_lists_every_option_command_and_key() {
+    let reference = std::fs::read_to_string("docs/cli.md").expect("is there");
+    for command in ["generate", "chat", "inspect", "doctor", "bench", "completions"] {
+        let help = exlora(&[command, "--help"]).stdout;
+        assert!(reference.contains(&format!("exlora {command}")), "{command}");
+        for word in help.split(|c: char| c.is_whitespace() || c == ',') {
+            let is_option = word.starts_with("--") && word.len() > 2 && word != "--help";
+            let name = word.trim_end_matches(['.', ']']);
+            assert!(!is_option || reference.contains(&format!("`{name}")), "{command} {name}");
+        }
+        let keys = help.split_once("may have these keys: ").map(|(_, keys)| keys.split('.').next().unwrap_or_default());
+        for key in keys.unwrap_or_default().split(',').map(str::trim).filter(|key| !key.is_empty()) {
+            assert!(reference.contains(&format!("`{key}`")), "the key {key}");
+        }
+    }
+}
