@@ -170,6 +170,20 @@ impl<'a> Tensor<'a> {
         Self { dtype: DType::F32, shape: shape.to_vec(), bytes: Cow::Owned(bytes) }
     }
 
+    /// As [`Tensor::from_f32`], for a tensor of any size.
+    ///
+    /// # Errors
+    /// `memory_exhausted`.
+    ///
+    /// # Panics
+    /// As [`Tensor::from_f32`].
+    pub(crate) fn try_from_f32(shape: &[usize], values: &[f32]) -> Result<Self> {
+        assert_eq!(shape.iter().product::<usize>(), values.len());
+        let mut bytes = zeros::<u8>(size_of_val(values))?;
+        bytes.as_chunks_mut().0.iter_mut().zip(values).for_each(|(bytes, value)| *bytes = value.to_le_bytes());
+        Ok(Self { dtype: DType::F32, shape: shape.to_vec(), bytes: Cow::Owned(bytes) })
+    }
+
     /// A view of the tensor.
     pub fn view(&self) -> TensorView<'_> {
         TensorView { dtype: self.dtype, shape: &self.shape, bytes: &self.bytes }

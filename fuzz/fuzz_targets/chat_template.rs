@@ -8,12 +8,12 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
-use exlora::{ChatMessage, Tokenizer};
+use exlora::{ChatMessage, ChatOptions, Tokenizer};
 use libfuzzer_sys::fuzz_target;
 use serde_json::json;
 
 /// More than these messages and the budget of a rendering can produce.
-const MAX_PROMPT_BYTES: usize = 256 << 20;
+const MAX_PROMPT_BYTES: usize = 32 << 20;
 
 /// A folder of this process with a tokenizer, but without a template.
 static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -36,13 +36,14 @@ fuzz_target!(|bytes: &[u8]| {
     let roles = ["system", "user", "assistant", "tool"].into_iter().cycle();
     let mut messages: Vec<ChatMessage> = roles.zip(parts).map(|(role, text)| ChatMessage::new(role, text)).collect();
     // What a template reads beside role and text.
-    if let Some(message) = messages.last_mut() {
-        let call = json!({"function": {"name": "f", "arguments": {"z": [1, 2.5, null], "a": "ü<\n"}}});
-        message.extra.insert("tool_calls".into(), json!([call]));
+    let function = json!({"function": {"name": "f", "arguments": {"z": [1, 2.5, null], "a": "ü<\n"}}});
+    if let Some(message) = messages.pop() {
+        messages.push(message.with("tool_calls", json!([function])));
     }
+    let options = ChatOptions { tools: Some(vec![function]), ..ChatOptions::default() };
     fs::write(FOLDER.join("chat_template.jinja"), template).expect("a writable folder");
     let tokenizer = Tokenizer::open(&FOLDER).expect("right files").expect("a tokenizer");
-    match tokenizer.apply_chat_template(&messages, true) {
+    match tokenizer.apply_chat_template(&messages, &options) {
         Ok(prompt) => assert!(prompt.len() <= MAX_PROMPT_BYTES),
         Err(error) => assert!(error.code().as_str().starts_with("chat_template_")),
     }

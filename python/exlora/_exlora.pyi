@@ -2,13 +2,15 @@
 The compiled half of exlora. Use the package `exlora`.
 """
 
-from _typeshed import Incomplete, SupportsGetItem
+from _typeshed import SupportsGetItem
 from exlora.errors import ExloraError
-from exlora.types import Adapter, FloatArray, LogitBias, Messages, Prompt, Stop, TokenIds
+from exlora.types import Adapter, ContinueFinalMessage, FloatArray, JsonObjects, LogitBias, Messages, Prompt, Stop, TemplateKwargs, TokenIds
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final, SupportsFloat, SupportsIndex, final
 from typing_extensions import disjoint_base
+
+__all__ = ["PAGE_TOKENS", "__version__", "AdapterInfo", "Chunk", "Completion", "Engine", "ExLlamaV2Base", "ExLlamaV2Lora", "InFlight", "Job", "Model", "Request", "SamplingParams", "SequenceCache", "Tokenizer", "Usage", "error", "error_codes", "main", "peft_features", "read_model_config"]
 
 PAGE_TOKENS: Final[int]
 """
@@ -284,6 +286,10 @@ class Engine:
         """
         The tokenizer of the model's folder.
         """
+    def tokenizer_for(self, /, adapter: Adapter) -> Tokenizer:
+        """
+        The tokenizer of requests with these adapters: the first adapter's that has one, else the model's.
+        """
     def unload_adapter(self, /, name: str) -> None:
         """
         Removes an adapter's name.
@@ -530,7 +536,7 @@ class Request:
     def __eq__(self, value: object, /) -> bool: ...
     def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
     def __ne__(self, value: object, /) -> bool: ...
-    def __new__(cls, /, prompt: Prompt, adapter: Adapter | None = None, *, sampling: SamplingParams | None = None, max_new_tokens: "SupportsIndex" = 128, min_new_tokens: "SupportsIndex" = 0, stop: Stop | None = None, stop_at_eos: bool = True, logprobs: "SupportsIndex" = 0, return_logits: bool = False, skip_special_tokens: bool = True, add_special_tokens: bool = True, **keywords: "Any") -> Request:
+    def __new__(cls, /, prompt: Prompt, adapter: Adapter | None = None, *, sampling: SamplingParams | None = None, max_new_tokens: "SupportsIndex" = 128, min_new_tokens: "SupportsIndex" = 0, stop: Stop | None = None, stop_at_eos: bool = True, logprobs: "SupportsIndex" = 0, return_logits: bool = False, skip_special_tokens: bool = True, add_special_tokens: bool = True, tools: JsonObjects | None = None, documents: JsonObjects | None = None, chat_template: str | None = None, chat_template_kwargs: TemplateKwargs | None = None, add_generation_prompt: bool | None = None, continue_final_message: ContinueFinalMessage | None = None, **keywords: "Any") -> Request:
         """
         A request. Adapters are looked up when it is submitted. The keywords of `SamplingParams` are taken too; they change
         those of `sampling`.
@@ -543,9 +549,34 @@ class Request:
         if a name appears twice).
         """
     @property
+    def add_generation_prompt(self, /) -> bool | None:
+        """
+        Whether a chat ends with the start of an answer; `None`: unless the final message is continued.
+        """
+    @property
     def add_special_tokens(self, /) -> bool:
         """
         Whether the tokenizer adds its own special tokens (a BOS) to a text prompt.
+        """
+    @property
+    def chat_template(self, /) -> str | None:
+        """
+        The name of a chat template of the model, or the text of another one.
+        """
+    @property
+    def chat_template_kwargs(self, /) -> TemplateKwargs:
+        """
+        Other variables of the chat template.
+        """
+    @property
+    def continue_final_message(self, /) -> str | None:
+        """
+        The field of the final message that is continued.
+        """
+    @property
+    def documents(self, /) -> JsonObjects | None:
+        """
+        The documents for its chat template.
         """
     @property
     def logprobs(self, /) -> int:
@@ -595,6 +626,11 @@ class Request:
     def to_dict(self, /) -> dict[str, Any]:
         """
         Prompt, mixture and all settings by keyword; `Request(**request.to_dict())` is the same request.
+        """
+    @property
+    def tools(self, /) -> JsonObjects | None:
+        """
+        The functions that the model may call, for its chat template.
         """
 
 @final
@@ -720,9 +756,10 @@ class Tokenizer:
         """
     def __reduce__(self, /) -> "tuple[type[Tokenizer], tuple[str]]": ...
     def __repr__(self, /) -> str: ...
-    def apply_chat_template(self, /, messages: Messages, add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(self, /, messages: Messages, add_generation_prompt: bool | None = None, *, continue_final_message: ContinueFinalMessage | None = None, tools: JsonObjects | None = None, documents: JsonObjects | None = None, chat_template: str | None = None, chat_template_kwargs: TemplateKwargs | None = None, **keywords: "Any") -> str:
         """
-        Renders a chat with the model's own template.
+        Renders a chat with a template of the model, or with `chat_template`, its text. Other keywords are variables of the
+        template.
         """
     @property
     def bos_token_id(self, /) -> int | None:
@@ -731,12 +768,12 @@ class Tokenizer:
         """
     def decode(self, /, ids: TokenIds, skip_special_tokens: bool = False) -> str:
         """
-        Decodes token ids; bytes that are not valid UTF-8 become U+FFFD.
+        Decodes token ids; bytes that are not valid UTF-8 become U+FFFD, an unknown id has no text.
         """
-    def encode(self, /, text: str, add_special_tokens: bool = True, parse_special_tokens: bool = True) -> list[int]:
+    def encode(self, /, text: str, add_special_tokens: bool = True, parse_special_tokens: bool | None = None) -> list[int]:
         """
         Encodes a text. The tokenizer's own BOS is added if `add_special_tokens`; special tokens written in the text
-        are recognized if `parse_special_tokens`.
+        are recognized if `parse_special_tokens`, by default unless tokenizer_config.json has `split_special_tokens`.
         """
     @property
     def eos_token_id(self, /) -> int | None:
@@ -752,10 +789,18 @@ class Tokenizer:
         """
         Id of a token, by its spelling in the vocabulary.
         """
+    def is_special(self, /, id: SupportsIndex) -> bool:
+        """
+        Whether an id is a special token.
+        """
     @property
     def pad_token_id(self, /) -> int | None:
         """
         Padding id.
+        """
+    def piece(self, /, id: SupportsIndex) -> str:
+        """
+        The text that a token adds in the middle of a text.
         """
     def token_of(self, /, id: SupportsIndex) -> str | None:
         """
@@ -831,5 +876,3 @@ def read_model_config(path: str | PathLike[str]) -> dict[str, Any]:
     """
     What config.json and generation_config.json of a model folder say.
     """
-
-def __getattr__(name: str) -> Incomplete: ...

@@ -253,7 +253,7 @@ class Engine:
         adapters             None for the base, a name, or an ordered mapping name -> weight; `adapter` is the same
         sampling             a `SamplingParams`; keywords given with it change it
         max_new_tokens       largest number of new tokens
-        min_new_tokens       stop tokens are not chosen before this number of new tokens
+        min_new_tokens       stop tokens and stop strings do not end the text before this number of new tokens
         temperature          0 is greedy decoding
         top_k, top_p, min_p  keep the k best, the nucleus, the tokens of at least a share of the best one's probability
         repetition_penalty   on tokens of prompt and output, the last `repetition_range` of them if that is given
@@ -267,6 +267,14 @@ class Engine:
         return_logits        whether to return the logits that each token was chosen from
         skip_special_tokens  whether special tokens are left out of the text
         add_special_tokens   whether the tokenizer adds its own special tokens (a BOS) to a text prompt
+
+        For chat messages, as transformers' `apply_chat_template` takes them:
+
+        tools, documents        lists of dicts for the model's chat template; for several prompts, as `stop`
+        chat_template           the name of a template of the model, or the text of another one
+        chat_template_kwargs    a dict with other variables of the template, like `{"enable_thinking": False}`
+        continue_final_message  True: the model continues the last message instead of starting its own
+        add_generation_prompt   whether the prompt ends with the start of an answer; by default, unless it continues
         """
         if isinstance(prompts, Iterator):
             prompts = list(prompts)
@@ -396,6 +404,10 @@ class Engine:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the model's folder."""
         return self._native.tokenizer
+
+    def tokenizer_for(self, adapter: Adapter) -> Tokenizer:
+        """The tokenizer of requests with these adapters: the first adapter's that brings one, else the model's."""
+        return self._native.tokenizer_for(adapter)
 
     @property
     def device(self) -> str:

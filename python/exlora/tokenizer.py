@@ -108,15 +108,19 @@ class ExLlamaV2Tokenizer:
         return self.native.vocab_size
 
     def get_id_to_piece_list(self, include_special_tokens: bool = False) -> list[str]:
-        """The text of every id on its own; special tokens are empty unless asked for."""
+        """The text that every id adds within a text; special tokens are empty unless asked for."""
         if include_special_tokens not in self._pieces:
-            skip = not include_special_tokens
-            pieces = [
-                self.native.decode([i], skip_special_tokens=skip) if self.native.token_of(i) is not None else ""
-                for i in range(self.native.vocab_size)
+            self._pieces[include_special_tokens] = [
+                self._piece(i, include_special_tokens) for i in range(self.native.vocab_size)
             ]
-            self._pieces[include_special_tokens] = pieces
         return self._pieces[include_special_tokens]
+
+    def _piece(self, token_id: int, include_special_tokens: bool) -> str:
+        if self.native.token_of(token_id) is None:
+            return ""
+        if self.native.is_special(token_id):
+            return self.native.decode([token_id]) if include_special_tokens else ""
+        return self.native.piece(token_id)
 
     def _spelling(self, token_id: int | None) -> str | None:
         return None if token_id is None else self.native.token_of(token_id)

@@ -13,7 +13,9 @@ from exlora._exlora import ExLlamaV2Lora
 __all__ = [
     "Adapter",
     "Adapters",
+    "ContinueFinalMessage",
     "FloatArray",
+    "JsonObjects",
     "LogitBias",
     "Message",
     "Messages",
@@ -25,6 +27,7 @@ __all__ = [
     "SamplingKeywords",
     "Stop",
     "Stops",
+    "TemplateKwargs",
     "TokenIds",
 ]
 
@@ -48,6 +51,15 @@ Message: TypeAlias = Mapping[str, Any]
 
 #: A chat.
 Messages: TypeAlias = Sequence[Message]
+
+#: Tools or documents for a chat template.
+JsonObjects: TypeAlias = Sequence[Mapping[str, Any]]
+
+#: Variables of a chat template by name.
+TemplateKwargs: TypeAlias = Mapping[str, Any]
+
+#: Whether the final message of a chat is continued, or the name of the field of it that is.
+ContinueFinalMessage: TypeAlias = bool | str
 
 #: A prompt.
 Prompt: TypeAlias = str | TokenIds | Messages
@@ -116,6 +128,12 @@ class RequestKeywords(SamplingKeywords, total=False):
     return_logits: PerPrompt[bool]
     skip_special_tokens: PerPrompt[bool]
     add_special_tokens: PerPrompt[bool]
+    tools: JsonObjects | Sequence[JsonObjects | None] | None
+    documents: JsonObjects | Sequence[JsonObjects | None] | None
+    chat_template: PerPrompt[str | None]
+    chat_template_kwargs: PerPrompt[TemplateKwargs | None]
+    add_generation_prompt: PerPrompt[bool | None]
+    continue_final_message: PerPrompt[ContinueFinalMessage | None]
 
 
 class OneRequestKeywords(TypedDict, total=False):
@@ -139,3 +157,9 @@ class OneRequestKeywords(TypedDict, total=False):
     return_logits: bool
     skip_special_tokens: bool
     add_special_tokens: bool
+    tools: JsonObjects | None
+    documents: JsonObjects | None
+    chat_template: str | None
+    chat_template_kwargs: TemplateKwargs | None
+    add_generation_prompt: bool | None
+    continue_final_message: ContinueFinalMessage | None

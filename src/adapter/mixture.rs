@@ -108,6 +108,11 @@ impl Mixture {
         MixtureSpans::new(&self.parts, prompt)
     }
 
+    /// The adapters, in order.
+    pub fn leases(&self) -> impl Iterator<Item = &AdapterLease> {
+        self.parts.iter().map(|(lease, _)| lease)
+    }
+
     /// What the adapters decide about the forward pass of a sequence that begins with `prompt`.
     pub fn forward_plan(&self, prompt: &[u32]) -> ForwardPlan {
         ForwardPlan { layer_map: self.layers().cloned(), spans: self.along(prompt) }

@@ -89,12 +89,23 @@ const OTHERS: &[FeatureRow] = &[
         "on a base that has the projection fused: on all parts, or on none",
     ),
     row(
-        "DoRA with `lora_bias`, aLoRA, BD-LoRA, QA-LoRA or KaSA",
+        "two of DoRA, BD-LoRA, aLoRA, KaSA, VeLoRA, MonteCLoRA, MiCA",
+        Verdict::Refused(ErrorCode::AdapterConfigInvalid),
+        "PEFT refuses it too; all else combines with each of them",
+    ),
+    row(
+        "`lora_bias` with DoRA or a named initialization; DoRA with `megatron_config`; a text as `target_modules` with `layers_*`",
         Verdict::Refused(ErrorCode::AdapterConfigInvalid),
         "PEFT refuses it too",
     ),
     row(
-        "LoRA and `trainable_token_indices` on one module; aLoRA on an embedding",
+        "QA-LoRA with DoRA, aLoRA, KaSA or VeLoRA",
+        Verdict::Yes,
+        "where A is not pooled, as PEFT saves it for a base that is not GPTQ; a pooled A is refused",
+    ),
+    row(
+        "`trainable_token_indices` with LoRA or `modules_to_save` on one module; LoRA on an embedding with `lora_bias` or a \
+            variant other than DoRA or MiCA",
         Verdict::Refused(ErrorCode::AdapterFeatureUnsupported),
         "PEFT refuses it too",
     ),

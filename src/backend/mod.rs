@@ -207,7 +207,7 @@ pub trait Compute: Send {
     /// A buffer of rows of `width` values; it grows to the rows of the largest step.
     fn create_buffer(&mut self, width: usize) -> BufferId;
 
-    /// Makes every buffer hold at least that many rows. Their contents are undefined afterwards.
+    /// Begins a step: makes every buffer hold at least that many rows, whose contents are undefined afterwards.
     ///
     /// # Errors
     /// `memory_exhausted`.
@@ -293,6 +293,9 @@ pub trait Compute: Send {
     /// that row i sees. `qkv` is `[rows, (heads + 2 kv_heads) * head_dim]`, `out` `[rows, heads * head_dim]`. Keys and
     /// values are read back as stored, also those of this step. `batch` is for the norms, as in [`Compute::norm`].
     ///
+    /// What is not finite as stored is stored as NaN, so that every row that sees it becomes NaN: an infinite key would
+    /// silently get a weight of 0 or 1. See [`Compute::take_kv_overflows`].
+    ///
     /// # Errors
     /// The device failed.
     fn attend(
@@ -304,6 +307,13 @@ pub trait Compute: Send {
         qkv: BufferId,
         out: BufferId,
     ) -> Result<()>;
+
+    /// The rows of the step, ascending, that had a finite key or value beyond the range of their cache's element type so far;
+    /// they are reported once.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn take_kv_overflows(&mut self) -> Result<Vec<u32>>;
 
     /// `out[i] = act(gate) * up`, with `gate_up[i] = gate | up`.
     ///

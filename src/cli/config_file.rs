@@ -21,8 +21,7 @@ use clap::builder::{Arg, Command};
 use clap::{ArgAction, ArgMatches};
 use toml::{Table, Value};
 
-use super::INPUT_AND_OUTPUT;
-use super::args::did_you_mean;
+use super::args::{INPUT_AND_OUTPUT, did_you_mean};
 use crate::error::{Error, ErrorCode, Result};
 
 /// The file that is read if `--config` names no other.
@@ -76,18 +75,16 @@ fn apply(mut command: Command, text: &str) -> Result<Command> {
         invalid(format!("line {line}: {}", e.message()))
     })?;
     let names: Vec<String> = command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
-    for (key, value) in table {
-        match value {
-            Value::Table(table) if names.contains(&key) => {
-                for (option, value) in &table {
-                    command =
-                        set(command, &[&key], option, value).map_err(|e| e.with_subject(format!("{key}.{option}")))?;
-                }
-            }
-            value => {
-                let names: Vec<&str> = names.iter().map(String::as_str).collect();
-                command = set(command, &names, &key, &value).map_err(|e| e.with_subject(key))?;
-            }
+    let is_of_one_command = |key: &String, value: &Value| value.is_table() && names.contains(key);
+    let (of_one, of_all): (Vec<_>, Vec<_>) = table.into_iter().partition(|(key, value)| is_of_one_command(key, value));
+    let every: Vec<&str> = names.iter().map(String::as_str).collect();
+    for (key, value) in &of_all {
+        command = set(command, &every, key, value).map_err(|e| e.with_subject(key.as_str()))?;
+    }
+    // After the values for all commands, which they replace.
+    for (name, table) in &of_one {
+        for (key, value) in table.as_table().into_iter().flatten() {
+            command = set(command, &[name], key, value).map_err(|e| e.with_subject(format!("{name}.{key}")))?;
         }
     }
     Ok(command)
@@ -190,7 +187,7 @@ mod tests {
     }
 
     fn error(toml: &str) -> String {
-        apply(command(), toml).err().expect("an error").to_string()
+        apply(command(), toml).expect_err("an error").to_string()
     }
 
     #[test]

@@ -125,7 +125,13 @@ fn model_lines(model: &ModelReport) -> Vec<Line> {
             format!("{} tokens{window}, {} bytes of f16 cache each", model.max_positions, model.kv_bytes_per_token),
         ),
         ("tokenizer", yes_no(model.has_tokenizer).to_owned()),
-        ("chat template", yes_no(model.has_chat_template).to_owned()),
+        (
+            "chat template",
+            match &model.chat_template_error {
+                Some(error) => format!("refused: {error}"),
+                None => yes_no(model.has_chat_template).to_owned(),
+            },
+        ),
     ];
     if model.quantization.is_some() {
         lines.extend(layout_lines(&model.linears));

@@ -9,6 +9,7 @@ mod bench;
 mod chat;
 mod config_file;
 mod doctor;
+mod exit_status;
 mod generate;
 mod inspect;
 mod interrupt;
@@ -24,21 +25,8 @@ use clap_complete::Shell;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+use self::exit_status::{FAILED, SUCCESS, WRONG_USAGE};
 use crate::error::Result;
-
-/// Exit status of a command that succeeded.
-const SUCCESS: u8 = 0;
-/// Exit status of a command that failed.
-const FAILED: u8 = 1;
-/// Exit status of an invalid command line.
-const WRONG_USAGE: u8 = 2;
-/// Exit status of a batch of which some requests failed.
-const SOME_FAILED: u8 = 3;
-/// Exit status of a command that Ctrl-C ended, as shells have it.
-const INTERRUPTED: u8 = 130;
-
-/// Heading of the options that name what a run reads and writes, which no file of settings may set.
-const INPUT_AND_OUTPUT: &str = "Input and output";
 
 /// Any PEFT LoRA, on any quantized LLM, chosen per request.
 #[derive(Parser)]

@@ -37,7 +37,7 @@ use request::lease_all;
 use scheduler::Scheduler;
 use seed::sample_seed;
 use sequence::{DecodeState, Purpose, Sequence, SequencePlan};
-use text::{Detokenizer, StopStrings};
+use text::{Detokenizer, RequestTokenizer, StopStrings};
 
 pub use as_completed::AsCompleted;
 pub use generate::{Refused, with_index};
@@ -52,7 +52,8 @@ pub use sampling_params::SamplingParams;
 pub use seed::random_seed;
 pub use sequence_cache::{SequenceCache, SequenceChunk};
 pub use stats::EngineStats;
-pub use text::{ChatMessage, Tokenizer};
+pub(crate) use text::AdapterTokenizer;
+pub use text::{ChatMessage, ChatOptions, Tokenizer};
 
 /// A model, a KV cache and a scheduler. Cheap to clone; clones share everything. All methods may be called from any thread.
 #[derive(Clone)]
@@ -72,6 +73,7 @@ pub struct CheckedRequest {
     request: Request,
     prompt: Arc<[u32]>,
     mixture: Mixture,
+    tokenizer: RequestTokenizer,
     plan: SequencePlan,
     seed: u64,
 }
@@ -155,6 +157,15 @@ impl Engine {
     }
 
     /// A request with the defaults of the generation config that the engine was opened with.
+    ///
+    /// ```
+    /// use exlora::{Engine, EngineOptions, GenerationConfigSource};
+    ///
+    /// let options = EngineOptions { generation_config: Some(GenerationConfigSource::Auto), ..Default::default() };
+    /// let engine = Engine::load("tests/fixtures/quill-4m", options)?;
+    /// assert_eq!(engine.request("Once upon a time").max_new_tokens, 64); // as its generation_config.json says
+    /// # Ok::<(), exlora::Error>(())
+    /// ```
     pub fn request(&self, prompt: impl Into<Prompt>) -> Request {
         let mut request = Request::new(prompt);
         self.generation_config.apply(&mut request);
@@ -172,11 +183,12 @@ impl Engine {
     }
 
     /// Loads an adapter under a name, or replaces the adapter of that name. Running requests keep the version they have.
+    /// If the adapter's folder has a tokenizer, its requests use it.
     ///
     /// # Errors
-    /// Any `adapter_*` code; nothing has changed then.
+    /// Any `adapter_*` code, `tokenizer_invalid`; nothing has changed then.
     pub fn load_adapter(&self, name: &str, dir: impl AsRef<Path>) -> Result<AdapterInfo> {
-        self.model().load_adapter(name, dir.as_ref())
+        self.load_adapter_with(name, dir, &mut || Ok(()))
     }
 
     /// As [`Engine::load_adapter`]; an error from `between_parts` (Ctrl-C) ends the loading.
@@ -189,7 +201,9 @@ impl Engine {
         dir: impl AsRef<Path>,
         between_parts: &mut dyn FnMut() -> Result<()>,
     ) -> Result<AdapterInfo> {
-        self.model().load_adapter_with(name, dir.as_ref(), between_parts)
+        let dir = dir.as_ref();
+        let tokenizer = || AdapterTokenizer::attachment(dir, self.tokenizer.as_ref());
+        self.model().load_adapter_attaching(name, dir, between_parts, tokenizer)
     }
 
     /// Removes an adapter's name. Running requests keep the adapter.
@@ -220,10 +234,11 @@ impl Engine {
         self.start(&self.check(request)?, 0)
     }
 
-    /// Checks a request, encodes its prompt, leases its adapters and draws its seed.
+    /// Checks a request, leases its adapters, encodes its prompt and draws its seed.
     fn check(&self, request: Request) -> Result<CheckedRequest> {
-        let tokens = self.encode(&request.prompt, request.add_special_tokens)?;
-        let (mixture, plan) = self.plan(&request.adapters, &tokens)?;
+        let (mixture, tokenizer) = self.lease(&request.adapters)?;
+        let tokens = self.encode(&tokenizer, &request.prompt, request.add_special_tokens, &request.chat)?;
+        let plan = self.plan(&mixture, &tokens)?;
         request.check(plan.vocab)?;
         let seed = match request.sampling.seed {
             Some(seed) => seed,
@@ -231,7 +246,7 @@ impl Engine {
             None if request.sampling.is_greedy() => 0,
             None => random_seed()?,
         };
-        let checked = CheckedRequest { request, prompt: tokens.into(), mixture, plan, seed };
+        let checked = CheckedRequest { request, prompt: tokens.into(), mixture, tokenizer, plan, seed };
         self.decode_state(&checked, seed)?;
         Ok(checked)
     }
@@ -271,8 +286,9 @@ impl Engine {
         adapters: &[(AdapterRef, f32)],
         between_steps: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Logits> {
-        let tokens = self.encode(prompt, true)?;
-        let (mixture, plan) = self.plan(adapters, &tokens)?;
+        let (mixture, text) = self.lease(adapters)?;
+        let tokens = self.encode(&text, prompt, true, &ChatOptions::default())?;
+        let plan = self.plan(&mixture, &tokens)?;
         let (tokens_len, vocab) = (tokens.len(), plan.vocab);
         // All of it now, so that no step has to find memory.
         let mut values = Vec::new();
@@ -311,15 +327,49 @@ impl Engine {
         self.core.clear_prefixes();
     }
 
+    /// The tokenizer that requests with these adapters use: the first adapter's that has one, else the base's.
+    ///
+    /// # Errors
+    /// `tokenizer_not_found`, `adapter_not_found`, `adapter_model_mismatch`, `adapter_weight_invalid`,
+    /// `adapter_mixture_invalid`.
+    pub fn tokenizer_for(&self, adapters: &[(AdapterRef, f32)]) -> Result<Arc<Tokenizer>> {
+        match self.lease(adapters)?.1.tokenizer {
+            Some(tokenizer) => Ok(tokenizer),
+            None => self.tokenizer().cloned(),
+        }
+    }
+
+    /// Leases the adapters of a request and finds its tokenizer.
+    fn lease(&self, adapters: &[(AdapterRef, f32)]) -> Result<(Mixture, RequestTokenizer)> {
+        let mixture = lease_all(adapters, self.model())?;
+        let text = RequestTokenizer::new(mixture.leases(), self.tokenizer.as_ref())?;
+        Ok((mixture, text))
+    }
+
     /// Token ids of a prompt.
-    fn encode(&self, prompt: &Prompt, add_special: bool) -> Result<Vec<u32>> {
+    fn encode(
+        &self,
+        text: &RequestTokenizer,
+        prompt: &Prompt,
+        add_special: bool,
+        chat: &ChatOptions,
+    ) -> Result<Vec<u32>> {
+        if !matches!(prompt, Prompt::Chat(_)) && *chat != ChatOptions::default() {
+            let what = "tools and other choices for a chat template need chat messages as the prompt";
+            return Err(Error::new(ErrorCode::RequestInvalid, what));
+        }
+        let tokenizer = || text.tokenizer.as_ref().map_or_else(|| self.tokenizer(), Ok);
         let tokens = match prompt {
             Prompt::Tokens(tokens) => tokens.clone(),
-            Prompt::Text(text) => self.tokenizer()?.encode(text, add_special, true)?,
+            Prompt::Text(text) => {
+                let tokenizer = tokenizer()?;
+                tokenizer.encode(text, add_special, tokenizer.parses_special())?
+            }
             Prompt::Chat(messages) => {
                 // The template contains the BOS.
-                let tokenizer = self.tokenizer()?;
-                tokenizer.encode(&tokenizer.apply_chat_template(messages, true)?, false, true)?
+                let tokenizer = tokenizer()?;
+                let text = tokenizer.apply_chat_template(messages, chat)?;
+                tokenizer.encode(&text, false, tokenizer.parses_special())?
             }
         };
         match tokens.is_empty() {
@@ -328,10 +378,9 @@ impl Engine {
         }
     }
 
-    /// Leases and checks the adapters of a request, and derives its plan.
-    fn plan(&self, adapters: &[(AdapterRef, f32)], tokens: &[u32]) -> Result<(Mixture, SequencePlan)> {
+    /// Checks a prompt, and derives the plan of its request.
+    fn plan(&self, mixture: &Mixture, tokens: &[u32]) -> Result<SequencePlan> {
         let model = self.model();
-        let mixture = lease_all(adapters, model)?;
         mixture.check_tokens(tokens, model.config().vocab_size)?;
         let kv_groups = model.kv_groups_of(mixture.layers());
         let plan = SequencePlan {
@@ -342,7 +391,7 @@ impl Engine {
             vocab: mixture.head_rows(model.config().vocab_size),
         };
         self.check_length(tokens.len(), &plan)?;
-        Ok((mixture, plan))
+        Ok(plan)
     }
 
     /// Positions that a sequence can reach: each KV group needs pages of its own.
@@ -378,9 +427,11 @@ impl Engine {
 
     fn decode_state(&self, checked: &CheckedRequest, seed: u64) -> Result<DecodeState> {
         let (request, max_tokens) = (&checked.request, self.max_tokens_of(&checked.plan));
-        let mut stop_ids = if request.stop_at_eos { self.model().config().eos_token_ids.clone() } else { Vec::new() };
+        let mut stop_ids = Vec::new();
         if request.stop_at_eos {
+            stop_ids.extend(&self.model().config().eos_token_ids);
             stop_ids.extend(&self.generation_config.eos_token_ids);
+            stop_ids.extend(&checked.tokenizer.eos_ids);
         }
         let mut stop_texts = Vec::new();
         for stop in &request.stop {
@@ -392,9 +443,11 @@ impl Engine {
                 Stop::Text(text) => stop_texts.push(text.clone()),
             }
         }
-        let text = match &self.tokenizer {
+        let mut stop_string_ids = Vec::new();
+        let text = match &checked.tokenizer.tokenizer {
             Some(tokenizer) => {
-                let detokenizer = Detokenizer::new(Arc::clone(tokenizer), request.skip_special_tokens);
+                stop_string_ids.extend(stop_texts.iter().filter_map(|stop| tokenizer.special_id_of(stop)));
+                let detokenizer = Detokenizer::new(Arc::clone(tokenizer), request.skip_special_tokens, &checked.prompt);
                 Some((detokenizer, StopStrings::new(stop_texts)))
             }
             None if stop_texts.is_empty() => None,
@@ -409,6 +462,7 @@ impl Engine {
             max_tokens: checked.prompt.len().saturating_add(request.max_new_tokens).min(max_tokens + 1),
             min_new_tokens: request.min_new_tokens,
             stop_ids,
+            stop_string_ids,
             text,
             logprobs: request.logprobs,
             returns_logits: request.return_logits,

@@ -1,7 +1,7 @@
 //! A request: a prompt, its adapters, and how to continue it.
 
 use super::sampling_params::SamplingParams;
-use super::text::ChatMessage;
+use super::text::{ChatMessage, ChatOptions};
 use crate::adapter::mixture::Mixture;
 use crate::adapter::pool::{AdapterLease, AdapterPool};
 use crate::error::{Error, ErrorCode, Result};
@@ -14,7 +14,7 @@ pub enum Prompt {
     Text(String),
     /// Token ids.
     Tokens(Vec<u32>),
-    /// A chat, rendered by the model's template.
+    /// A chat, rendered by the model's template as [`Request::chat`] says.
     Chat(Vec<ChatMessage>),
 }
 
@@ -116,11 +116,14 @@ pub enum Stop {
 pub struct Request {
     /// The prompt.
     pub prompt: Prompt,
+    /// How a chat is rendered. For other prompts it must be the default.
+    pub chat: ChatOptions,
     /// Ordered mixture of (adapter, weight); empty is the base model.
     pub adapters: Vec<(AdapterRef, f32)>,
     /// Largest number of new tokens.
     pub max_new_tokens: usize,
-    /// Before this number of new tokens, stop tokens are not chosen.
+    /// Up to this number of new tokens, nothing but `max_new_tokens` ends the text: stop tokens and special tokens that are
+    /// stop strings are not chosen, other stop strings become part of the text.
     pub min_new_tokens: usize,
     /// Number of independent samples: completions of the same prompt, each with a seed derived from the request's. 1 is the
     /// sample of the request's own seed.
@@ -170,6 +173,7 @@ impl Request {
     pub fn new(prompt: impl Into<Prompt>) -> Self {
         Self {
             prompt: prompt.into(),
+            chat: ChatOptions::default(),
             adapters: Vec::new(),
             max_new_tokens: 128,
             min_new_tokens: 0,
@@ -193,6 +197,12 @@ impl Request {
     /// Appends a leased adapter to the mixture.
     pub fn leased_adapter(mut self, lease: AdapterLease, weight: f32) -> Self {
         self.adapters.push((AdapterRef::Lease(lease), weight));
+        self
+    }
+
+    /// Sets how a chat is rendered.
+    pub fn chat(mut self, options: ChatOptions) -> Self {
+        self.chat = options;
         self
     }
 

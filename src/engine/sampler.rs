@@ -5,11 +5,13 @@
 //! and the strictest wins; top-p counts shares of what top-k left.
 //!
 //! The random number of a draw is a hash of (seed, position), not the next number of a generator: position n of a seed draws
-//! the same number no matter how the request is batched. A NaN logit counts as minus infinity.
+//! the same number no matter how the request is batched. A NaN logit counts as minus infinity; a token with such a logit is
+//! never chosen.
 
 use std::cmp::Ordering;
 
 use super::sampling_params::SamplingParams;
+use crate::error::{Error, ErrorCode, Result};
 
 /// The chosen token and, if asked for, log-probabilities of the unmodified distribution.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,6 +54,9 @@ impl Sampler {
     ///
     /// The random number depends on the seed (0 if there is none) and on `tokens.len()` alone, so batching changes nothing.
     /// `logprobs` is the number of top log-probabilities wanted, 0 for none.
+    ///
+    /// # Errors
+    /// `sampling_invalid`: every token is forbidden, that is, has a logit of minus infinity or NaN.
     pub fn sample(
         &mut self,
         logits: &[f32],
@@ -59,7 +64,7 @@ impl Sampler {
         tokens: &[u32],
         prompt_len: usize,
         logprobs: usize,
-    ) -> Sampled {
+    ) -> Result<Sampled> {
         let mut modified = std::mem::take(&mut self.modified);
         let id = if params.changes_logits() {
             modified.clear();
@@ -70,12 +75,16 @@ impl Sampler {
             self.choose(logits, params, tokens.len())
         };
         self.modified = modified;
+        let id = id.ok_or_else(|| {
+            Error::new(ErrorCode::SamplingInvalid, "every token is forbidden, so that none can be chosen")
+                .with_hint("logit_bias may forbid tokens, and min_new_tokens forbids those that end the text")
+        })?;
         let (logprob, top_logprobs) =
             if logprobs > 0 { self.logprobs(logits, id, logprobs) } else { (0.0, Vec::new()) };
-        Sampled { id, logprob, top_logprobs }
+        Ok(Sampled { id, logprob, top_logprobs })
     }
 
-    fn choose(&mut self, logits: &[f32], params: &SamplingParams, position: usize) -> u32 {
+    fn choose(&mut self, logits: &[f32], params: &SamplingParams, position: usize) -> Option<u32> {
         if params.is_greedy() { argmax(logits) } else { self.draw(logits, params, position) }
     }
 
@@ -115,7 +124,7 @@ impl Sampler {
         }
     }
 
-    fn draw(&mut self, logits: &[f32], params: &SamplingParams, position: usize) -> u32 {
+    fn draw(&mut self, logits: &[f32], params: &SamplingParams, position: usize) -> Option<u32> {
         let candidates = &mut self.candidates;
         collect(candidates, logits);
         if params.top_k > 0 {
@@ -139,9 +148,9 @@ impl Sampler {
         let total: f64 = candidates.iter().map(|candidate| candidate.weight).sum();
         let target = unit(hash(params.seed.unwrap_or_default(), position as u64)) * total;
         let mut sum = 0.0;
-        let mut drawn = 0;
+        let mut drawn = None;
         for candidate in candidates.iter().filter(|candidate| candidate.weight > 0.0) {
-            drawn = candidate.id;
+            drawn = Some(candidate.id);
             sum += candidate.weight;
             if sum > target {
                 break;
@@ -152,7 +161,7 @@ impl Sampler {
 
     /// Log-probabilities of one id and of the `n` best, by a softmax summed in f64.
     fn logprobs(&mut self, logits: &[f32], id: u32, n: usize) -> (f32, Vec<(u32, f32)>) {
-        let best = logits.get(argmax(logits) as usize).copied().unwrap_or(f32::NEG_INFINITY);
+        let best = argmax(logits).map_or(f32::NEG_INFINITY, |id| logits[id as usize]);
         let relative = |logit: f32| if logit == best { 0.0 } else { f64::from(logit) - f64::from(best) };
         let sum: f64 = logits.iter().filter(|logit| !logit.is_nan()).map(|&logit| relative(logit).exp()).sum();
         let logprob = |logit: f32| if logit.is_nan() { f32::NEG_INFINITY } else { (relative(logit) - sum.ln()) as f32 };
@@ -163,8 +172,8 @@ impl Sampler {
     }
 }
 
-/// The id of the largest logit, the lowest such id; 0 if all are NaN or minus infinity.
-fn argmax(logits: &[f32]) -> u32 {
+/// The id of the largest logit, the lowest such id; `None` if all are NaN or minus infinity.
+fn argmax(logits: &[f32]) -> Option<u32> {
     // Lanes, so that finding the maximum is limited by memory alone; a comparison with NaN is false.
     let (chunks, rest) = logits.as_chunks::<16>();
     let mut lanes = [f32::NEG_INFINITY; 16];
@@ -175,9 +184,9 @@ fn argmax(logits: &[f32]) -> u32 {
     }
     let best = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |best, &logit| if logit > best { logit } else { best });
     if best == f32::NEG_INFINITY {
-        return 0;
+        return None;
     }
-    logits.iter().position(|&logit| logit == best).unwrap_or(0) as u32
+    logits.iter().position(|&logit| logit == best).map(|id| id as u32)
 }
 
 /// Collects all tokens that can be chosen, by id.
@@ -251,7 +260,7 @@ mod tests {
     }
 
     fn choose(logits: &[f32], params: &SamplingParams) -> u32 {
-        Sampler::default().sample(logits, params, &[], 0, 0).id
+        Sampler::default().sample(logits, params, &[], 0, 0).expect("a token can be chosen").id
     }
 
     /// How often each token is drawn over `n` positions.
@@ -260,7 +269,8 @@ mod tests {
         let tokens = vec![0; n];
         let mut counts = vec![0; logits.len()];
         for position in 0..n {
-            counts[sampler.sample(logits, params, &tokens[..position], position, 0).id as usize] += 1;
+            let sampled = sampler.sample(logits, params, &tokens[..position], position, 0);
+            counts[sampled.expect("a token can be chosen").id as usize] += 1;
         }
         counts
     }
@@ -325,11 +335,13 @@ mod tests {
         let (nan, inf) = (f32::NAN, f32::INFINITY);
         for params in [at(0.0), at(1.0), SamplingParams { top_k: 2, top_p: 0.9, min_p: 0.1, ..at(0.7) }] {
             assert_eq!(choose(&[nan, -inf, -5.0, nan], &params), 2);
-            assert_eq!(choose(&[nan, -inf, nan], &params), 0);
-            assert_eq!(choose(&[], &params), 0);
+            for all_forbidden in [&[nan, -inf, nan][..], &[]] {
+                let error = Sampler::default().sample(all_forbidden, &params, &[], 0, 0).expect_err("none is possible");
+                assert_eq!(error.code(), ErrorCode::SamplingInvalid);
+            }
             assert_eq!(choose(&[1.0, inf, nan], &params), 1);
         }
-        let sampled = Sampler::default().sample(&[nan, 1.0, -inf], &at(0.0), &[], 0, 3);
+        let sampled = Sampler::default().sample(&[nan, 1.0, -inf], &at(0.0), &[], 0, 3).expect("chosen");
         assert_eq!((sampled.id, sampled.logprob, sampled.top_logprobs), (1, 0.0, vec![(1, 0.0)]));
     }
 
@@ -347,10 +359,10 @@ mod tests {
     fn a_draw_does_not_depend_on_earlier_samples() {
         let logits: Vec<f32> = (0..50).map(|i| (i as f32 * 0.7).sin()).collect();
         let params = SamplingParams { seed: Some(7), ..at(1.0) };
-        let fresh = Sampler::default().sample(&logits, &params, &[1, 2, 3], 1, 0);
+        let fresh = Sampler::default().sample(&logits, &params, &[1, 2, 3], 1, 0).expect("chosen");
         let mut used = Sampler::default();
-        used.sample(&[1.0; 90], &SamplingParams { repetition_penalty: 2.0, ..at(0.3) }, &[5, 80], 0, 4);
-        assert_eq!(used.sample(&logits, &params, &[9, 9, 9], 2, 0), fresh);
+        let _ = used.sample(&[1.0; 90], &SamplingParams { repetition_penalty: 2.0, ..at(0.3) }, &[5, 80], 0, 4);
+        assert_eq!(used.sample(&logits, &params, &[9, 9, 9], 2, 0).expect("chosen"), fresh);
     }
 
     #[test]
@@ -359,7 +371,9 @@ mod tests {
         let draws = |seed| {
             let params = SamplingParams { seed: Some(seed), ..at(1.0) };
             let mut sampler = Sampler::default();
-            (0..256).map(|n| sampler.sample(&logits, &params, &vec![0; n], 0, 0).id).collect::<Vec<_>>()
+            (0..256)
+                .map(|n| sampler.sample(&logits, &params, &vec![0; n], 0, 0).expect("chosen").id)
+                .collect::<Vec<_>>()
         };
         let first = draws(0);
         // A seed that differs by the increment of SplitMix64 would shift a stream that is not mixed twice.
@@ -414,7 +428,7 @@ mod tests {
     fn logprobs_are_of_the_unmodified_distribution() {
         let logits = [1.0f32, 3.0, 2.0, -1.0];
         let params = SamplingParams { logit_bias: vec![(0, 100.0)], ..at(0.5) };
-        let sampled = Sampler::default().sample(&logits, &params, &[], 0, 2);
+        let sampled = Sampler::default().sample(&logits, &params, &[], 0, 2).expect("chosen");
         let sum: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
         let expected = |id: usize| (f64::from(logits[id]) - sum.ln()) as f32;
         assert_eq!(sampled.id, 0);
@@ -454,13 +468,13 @@ mod tests {
                 .into_iter()
                 .map(|l| match l { 100 => f32::NAN, 101 => f32::NEG_INFINITY, l => f32::from(l) })
                 .collect();
-            let mut best = (0, f32::NEG_INFINITY);
+            let mut best = (None, f32::NEG_INFINITY);
             for (id, &logit) in logits.iter().enumerate() {
                 if logit > best.1 {
-                    best = (id, logit);
+                    best = (Some(id as u32), logit);
                 }
             }
-            prop_assert_eq!(argmax(&logits), best.0 as u32);
+            prop_assert_eq!(argmax(&logits), best.0);
         }
     }
 }

@@ -6,7 +6,7 @@ use super::job_state::JobState;
 use super::output::{Chunk, Finish, FinishReason, StopMatch, TokenLogprobs, Usage};
 use super::sampler::Sampled;
 use super::sampling_params::SamplingParams;
-use super::text::{Detokenizer, StopStrings};
+use super::text::{Detokenizer, StopScan, StopStrings};
 use crate::adapter::forward_plan::ForwardPlan;
 use crate::error::{Error, ErrorCode, Result};
 use crate::kv_cache::{PAGE_TOKENS, PrefixKey, pages_for};
@@ -25,8 +25,11 @@ pub(super) struct DecodeState {
     pub sampling: SamplingParams,
     /// Largest number of tokens, prompt and output together.
     pub max_tokens: usize,
+    /// Before this number of new tokens, nothing but the length ends the text.
     pub min_new_tokens: usize,
     pub stop_ids: Vec<u32>,
+    /// Special tokens that are stop strings. Their spelling is what ends the text, so that it is the match reported.
+    pub stop_string_ids: Vec<u32>,
     /// `None` for a model without a tokenizer.
     pub text: Option<(Detokenizer, StopStrings)>,
     pub logprobs: usize,
@@ -110,16 +113,18 @@ impl Sequence {
             chunk.logprobs.push(TokenLogprobs { chosen: sampled.logprob, top: sampled.top_logprobs });
         }
 
+        let new_tokens = self.tokens.len() - self.prompt_len;
+        let may_stop = new_tokens > decode.min_new_tokens;
         let mut ended = None;
         if decode.stop_ids.contains(&sampled.id) {
             ended = Some((FinishReason::Stop, Some(StopMatch::Token(sampled.id))));
         } else if let Some((detokenizer, stops)) = &mut decode.text {
-            let piece = match detokenizer.push(sampled.id) {
-                // Vocabularies are padded: a padding id can be chosen and has no text.
-                Err(error) if error.code() == ErrorCode::TokenOutOfRange => String::new(),
-                piece => piece?,
-            };
-            let step = stops.push(&piece);
+            let piece = detokenizer.push(sampled.id)?;
+            let mut step = stops.push_hidden(&piece.special, may_stop);
+            if step.matched.is_none() {
+                let text = stops.push(&piece.text, may_stop);
+                step = StopScan { emit: step.emit + &text.emit, matched: text.matched };
+            }
             chunk.text = step.emit;
             ended = step.matched.map(|text| (FinishReason::Stop, Some(StopMatch::Text(text))));
         }
@@ -132,7 +137,7 @@ impl Sequence {
         };
         if let (Some((detokenizer, stops)), false) = (&mut decode.text, matches!(matched, Some(StopMatch::Text(_)))) {
             // The rest of the text may complete a stop string.
-            let step = stops.push(&detokenizer.finish()?);
+            let step = stops.push(&detokenizer.finish()?, may_stop);
             chunk.text += &step.emit;
             match step.matched {
                 Some(text) => (reason, matched) = (FinishReason::Stop, Some(StopMatch::Text(text))),
@@ -162,7 +167,7 @@ impl Sequence {
             && let Some((detokenizer, stops)) = &mut decode.text
             && let Ok(tail) = detokenizer.finish()
         {
-            chunk.text = stops.push(&tail).emit + &stops.finish();
+            chunk.text = stops.push(&tail, false).emit + &stops.finish();
         }
         self.job.send(chunk);
     }

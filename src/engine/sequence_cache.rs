@@ -104,7 +104,7 @@ impl SequenceCache {
     ///
     /// # Errors
     /// `adapter_*` as for [`Engine::submit`](crate::Engine::submit); `prompt_empty`, `prompt_too_long`, `request_invalid`,
-    /// `token_out_of_range`; the device failed.
+    /// `token_out_of_range`; `kv_overflow`; the device failed.
     pub fn forward(&mut self, chunks: &[SequenceChunk<'_>], adapters: &[(AdapterRef, f32)]) -> Result<Logits> {
         self.check(chunks)?;
         // The mixture holds its leases until the step is over.
@@ -130,6 +130,13 @@ impl SequenceCache {
         let (mut values, vocab) = (Vec::new(), self.batch.logit_width());
         let storages: Vec<&KvStorage> = self.kv_groups.iter().collect();
         self.model.forward(&mut self.batch, &storages, &mut values)?;
+        let mut end = 0;
+        for chunk in chunks {
+            let rows = end..end + chunk.tokens.len();
+            end = rows.end;
+            let of_sequence = |error: Error| error.with_subject(format!("sequence {}", chunk.sequence));
+            self.batch.check_kv(rows).map_err(of_sequence)?;
+        }
         for chunk in chunks {
             self.sequences[chunk.sequence].computed = chunk.position + chunk.tokens.len();
         }

@@ -161,6 +161,8 @@ catalog! {
     SettingUnsupported = "setting_unsupported", Unsupported, "leave the setting at its default";
     /// The model is not loaded, or was unloaded.
     ModelNotLoaded = "model_not_loaded", Invalid, "call load() or load_autosplit() first";
+    /// A key or value is beyond the range of the KV cache's element type.
+    KvOverflow = "kv_overflow", Invalid, "store keys and values in float32: kv_dtype=\"f32\"";
     /// The caller interrupted the work.
     Interrupted = "interrupted", Cancelled, "";
     /// The device is unknown or not available.

@@ -114,6 +114,12 @@ impl Error {
         self
     }
 
+    /// Notes that there were `count` more such problems, which are not listed.
+    pub(crate) fn and_more(mut self, count: usize) -> Self {
+        self.0.message.push_str(&format!(" (and {count} more like it)"));
+        self
+    }
+
     /// Joins problems found together: the first one carries the others. `None` for an empty list.
     pub fn all(problems: Vec<Error>) -> Option<Self> {
         let mut problems = problems.into_iter();

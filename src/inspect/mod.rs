@@ -79,6 +79,8 @@ pub struct ModelReport {
     pub has_tokenizer: bool,
     /// Whether there is a chat template.
     pub has_chat_template: bool,
+    /// Why the chat template was refused, if it was: rendering a chat fails with this.
+    pub chat_template_error: Option<String>,
 }
 
 /// How linears are quantized.
@@ -178,7 +180,11 @@ fn inspect_model(dir: &Path) -> Result<ModelReport> {
         kv_bytes_per_token: 2 * config.layers * config.kv_heads * config.head_dim * KvDType::F16.bytes(),
         sites: sites.linears().count(),
         has_tokenizer: tokenizer.is_some(),
-        has_chat_template: tokenizer.is_some_and(|tokenizer| tokenizer.has_chat_template()),
+        has_chat_template: tokenizer.as_ref().is_some_and(Tokenizer::has_chat_template),
+        chat_template_error: tokenizer
+            .as_ref()
+            .and_then(Tokenizer::chat_template_error)
+            .map(|error| error.message().to_owned()),
     })
 }
 

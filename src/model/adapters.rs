@@ -8,7 +8,7 @@ use std::path::Path;
 use super::Model;
 use crate::adapter::AdapterFiles;
 use crate::adapter::plan::AdapterSummary;
-use crate::adapter::pool::{AdapterInfo, AdapterLease, AdapterPool, Reservation};
+use crate::adapter::pool::{AdapterInfo, AdapterLease, AdapterPool, Attachment, Reservation};
 use crate::backend::PrepareError;
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::SiteId;
@@ -34,10 +34,25 @@ impl Model {
         dir: &Path,
         between_parts: &mut dyn FnMut() -> Result<()>,
     ) -> Result<AdapterInfo> {
+        self.load_adapter_attaching(name, dir, between_parts, || Ok(None))
+    }
+
+    /// As [`Model::load_adapter_with`], keeping an attachment with the adapter version. It is made once the adapter's files
+    /// have been checked.
+    ///
+    /// # Errors
+    /// As [`Model::load_adapter_with`], and what `attachment` returned.
+    pub(crate) fn load_adapter_attaching(
+        &self,
+        name: &str,
+        dir: &Path,
+        between_parts: &mut dyn FnMut() -> Result<()>,
+        attachment: impl FnOnce() -> Result<Option<Attachment>>,
+    ) -> Result<AdapterInfo> {
         let subject = |e: Error| e.with_subject(format!("adapter '{name}'"));
         // Before any file is read. Publishing checks it again.
         AdapterPool::check_name(name).map_err(subject)?;
-        let (reservation, summary) = self.install(dir, between_parts).map_err(subject)?;
+        let (reservation, summary) = self.install(dir, between_parts, attachment).map_err(subject)?;
         self.adapters.publish(name, reservation, summary).map_err(subject)
     }
 
@@ -58,7 +73,20 @@ impl Model {
         dir: &Path,
         between_parts: &mut dyn FnMut() -> Result<()>,
     ) -> Result<AdapterLease> {
-        let (reservation, summary) = self.install(dir, between_parts)?;
+        self.load_anonymous_adapter_attaching(dir, between_parts, || Ok(None))
+    }
+
+    /// As [`Model::load_anonymous_adapter_with`], keeping an attachment as [`Model::load_adapter_attaching`] does.
+    ///
+    /// # Errors
+    /// As [`Model::load_anonymous_adapter_with`], and what `attachment` returned.
+    pub(crate) fn load_anonymous_adapter_attaching(
+        &self,
+        dir: &Path,
+        between_parts: &mut dyn FnMut() -> Result<()>,
+        attachment: impl FnOnce() -> Result<Option<Attachment>>,
+    ) -> Result<AdapterLease> {
+        let (reservation, summary) = self.install(dir, between_parts, attachment)?;
         Ok(self.adapters.insert_anonymous(reservation, summary))
     }
 
@@ -75,10 +103,12 @@ impl Model {
         &self,
         dir: &Path,
         between_parts: &mut dyn FnMut() -> Result<()>,
+        attachment: impl FnOnce() -> Result<Option<Attachment>>,
     ) -> Result<(Reservation, AdapterSummary)> {
         let files = AdapterFiles::read(dir)?;
         between_parts()?;
         let checked = files.check(&self.sites)?;
+        let attachment = attachment()?;
         let reduced = checked.without_copies(|site, part, values| self.preparer.equals_base(site, part, values));
         // Before anything takes long; the size of the prepared adapter is checked again.
         let bytes = reduced.summary().bytes;
@@ -89,6 +119,7 @@ impl Model {
             PrepareError::Failed(error) => error,
         })?;
         self.reaping_if_short(|| reservation.resize(prepared.bytes()))?;
+        reservation.attach(attachment);
         reservation.mark_installed();
         self.core.lock().compute.install_adapter(reservation.slot(), prepared)?;
         Ok((reservation, resolved.summary))

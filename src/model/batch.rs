@@ -11,10 +11,14 @@
 //!
 //! Buffers are kept, so a step no larger than an earlier one allocates nothing.
 
+use std::ops::Range;
 use std::sync::Arc;
+
+use half::f16;
 
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::backend::StepRows;
+use crate::error::{Error, ErrorCode, Result};
 
 /// Consecutive tokens of one sequence that a step computes.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +51,8 @@ pub struct StepBatch {
     pub(super) logit_adapters: AdapterBatch,
     /// Largest number of logits of a row.
     pub(super) logit_width: usize,
+    /// Once computed: the rows that had keys or values beyond the range of the KV cache's element type.
+    pub(super) kv_overflows: Vec<u32>,
     /// The (slot, weight) lists of all rows, joined, and where each row's list ends.
     entries: Vec<(SlotId, f32)>,
     entry_ends: Vec<usize>,
@@ -62,6 +68,7 @@ impl StepBatch {
         self.kv_groups.iter_mut().for_each(StepRows::clear);
         self.logit_rows.clear();
         self.logit_width = logit_width;
+        self.kv_overflows.clear();
         self.entries.clear();
         self.entry_ends.clear();
     }
@@ -93,6 +100,19 @@ impl StepBatch {
         let of_row = |row: usize| &entries[row.checked_sub(1).map_or(0, |before| ends[before])..ends[row]];
         self.adapters.rebuild((0..ends.len()).map(of_row));
         self.logit_adapters.rebuild(self.logit_rows.iter().map(|&row| of_row(row as usize)));
+    }
+
+    /// That the keys and values of some rows of the computed step fitted the KV cache. Those that did not must not be used:
+    /// they are stored as NaN.
+    ///
+    /// # Errors
+    /// `kv_overflow`, with the position of the first that did not.
+    pub(crate) fn check_kv(&self, rows: Range<usize>) -> Result<()> {
+        let Some(&row) = self.kv_overflows.iter().find(|&&row| rows.contains(&(row as usize))) else { return Ok(()) };
+        let position = self.kv_groups.first().and_then(|rows| rows.positions.get(row as usize).copied());
+        Err(Error::new(ErrorCode::KvOverflow, "a key or value is too large for the KV cache's float16")
+            .with_expected(format!("at most {}", f16::MAX))
+            .with_found(format!("more at position {}", position.unwrap_or_default())))
     }
 
     /// Number of rows.

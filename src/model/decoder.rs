@@ -89,6 +89,7 @@ impl Decoder {
             }
             Some(layer_map) => self.mapped_layers(compute, &layer_map, batch, kvs)?,
         }
+        batch.kv_overflows = compute.take_kv_overflows()?;
         if batch.logit_rows.is_empty() {
             return Ok(());
         }

@@ -9,10 +9,11 @@ use pyo3::prelude::*;
 use pyo3::type_hint_identifier;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList, PyMapping, PySet, PyString, PyTuple};
 
+use super::chat::Messages;
 use super::exllamav2::ExLlamaV2Lora;
 use super::numbers::{float, overflow_as_invalid, token_id};
 use crate::backend::KvDType;
-use crate::engine::{AdapterRef, ChatMessage, Prompt, Stop};
+use crate::engine::{AdapterRef, Prompt, Stop};
 use crate::error::{Error, ErrorCode};
 
 /// Token ids: a sequence of integers, or a one-dimensional array of any library with `tolist`.
@@ -71,24 +72,6 @@ impl<'py> FromPyObject<'_, 'py> for PromptArg {
             return Err(PyTypeError::new_err(what));
         }
         Ok(Self(Prompt::Tokens(value.extract::<TokenIds>()?.0)))
-    }
-}
-
-/// Chat messages: a list of dicts, with any values that JSON can represent.
-pub(super) struct Messages(pub Vec<ChatMessage>);
-
-impl<'py> FromPyObject<'_, 'py> for Messages {
-    type Error = PyErr;
-
-    const INPUT_TYPE: PyStaticExpr = type_hint_identifier!("exlora.types", "Messages");
-
-    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        let json: String = value.py().import("json")?.call_method1("dumps", (value,))?.extract()?;
-        serde_json::from_str(&json).map(Self).map_err(|e| {
-            Error::new(ErrorCode::ChatTemplateFailed, format!("the messages are not a chat: {e}"))
-                .with_expected("a list of dicts with 'role' and 'content', both text")
-                .into()
-        })
     }
 }
 

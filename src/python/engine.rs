@@ -256,7 +256,12 @@ impl PyEngine {
     /// The tokenizer of the model's folder.
     #[getter]
     fn tokenizer(&self) -> PyResult<PyTokenizer> {
-        Ok(PyTokenizer::new(self.engine.model().path(), self.engine.tokenizer()?.clone()))
+        Ok(PyTokenizer::new(self.engine.tokenizer()?.clone()))
+    }
+
+    /// The tokenizer of requests with these adapters: the first adapter's that has one, else the model's.
+    fn tokenizer_for(&self, py: Python<'_>, adapter: MixtureArg) -> PyResult<PyTokenizer> {
+        Ok(PyTokenizer::new(py.detach(|| self.engine.tokenizer_for(&adapter.0))?))
     }
 
     /// The model.

@@ -12,7 +12,7 @@ use super::model::PyModel;
 use crate::adapter::mixture::Mixture;
 use crate::adapter::plan::AdapterSummary;
 use crate::adapter::pool::AdapterLease;
-use crate::engine::AdapterRef;
+use crate::engine::{AdapterRef, AdapterTokenizer};
 use crate::error::{Error, ErrorCode};
 use crate::model::Model;
 
@@ -98,7 +98,9 @@ impl ExLlamaV2Lora {
         }
         let native = model.get().model()?;
         let lease = detached(model.py(), |python| {
-            native.load_anonymous_adapter_with(&directory, &mut || python.check_signals())
+            // Its jobs know the base's tokenizer, and share it if this one is the same.
+            let tokenizer = || AdapterTokenizer::attachment(&directory, None);
+            native.load_anonymous_adapter_attaching(&directory, &mut || python.check_signals(), tokenizer)
         })?;
         Mixture::new(vec![(lease.clone(), weight as f32)], native.sites())?;
         let model = model.clone().unbind();

@@ -1,11 +1,13 @@
 //! Long work with the interpreter's lock (GIL) released, which Python can still interrupt.
 
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 
 use super::logging;
 use crate::error::{Error, ErrorCode, Result};
+use crate::guard;
 
 /// Signals are checked at most this often, because each check waits for the thread that holds the interpreter's lock.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(20);
@@ -39,13 +41,23 @@ impl PythonCalls {
     }
 }
 
+/// What the module needs of its process, before its first work. Not when it is imported: the command, which Python runs through
+/// this module too, does this its own way.
+fn prepare_process() {
+    static PREPARED: Once = Once::new();
+    PREPARED.call_once(|| {
+        logging::install();
+        guard::silence_guarded_panics();
+    });
+}
+
 /// Runs `work` with the interpreter's lock released, then delivers the log records it caused.
 pub(super) fn detached<T: Send>(
     py: Python<'_>,
     work: impl FnOnce(&mut PythonCalls) -> Result<T> + Send,
 ) -> PyResult<T> {
     let mut python = PythonCalls { raised: None, last_check: Instant::now() };
-    logging::install();
+    prepare_process();
     let result = py.detach(|| work(&mut python));
     logging::deliver(py);
     match python.raised {

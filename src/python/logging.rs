@@ -6,7 +6,6 @@
 
 use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
@@ -29,14 +28,11 @@ struct LogRecord {
     message: String,
 }
 
-/// Begins to queue events, once in a process. A subscriber that exists already, as in the command, is kept.
+/// Begins to queue events. A subscriber that exists already, as in the command, is kept.
 pub(super) fn install() {
-    static INSTALLED: Once = Once::new();
-    INSTALLED.call_once(|| {
-        let subscriber = tracing_subscriber::registry().with(QueueLayer);
-        // Fails if there is a subscriber.
-        let _ = tracing::subscriber::set_global_default(subscriber);
-    });
+    let subscriber = tracing_subscriber::registry().with(QueueLayer);
+    // Fails if there is a subscriber.
+    let _ = tracing::subscriber::set_global_default(subscriber);
 }
 
 /// Hands the queued records to Python's loggers, which decide what becomes of them.

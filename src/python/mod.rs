@@ -5,6 +5,7 @@
 //! all prompts, exllamav2's names) is written in Python on top of this module.
 
 mod args;
+mod chat;
 mod engine;
 mod errors;
 mod exllamav2;
@@ -32,10 +33,6 @@ use crate::adapter::peft_support::{FeatureRow, Verdict, table};
 /// The compiled half of exlora. Use the package `exlora`.
 #[pymodule(gil_used = false)]
 mod _exlora {
-    use pyo3::prelude::*;
-
-    use crate::guard;
-
     #[pymodule_export]
     use super::engine::PyEngine;
     #[pymodule_export]
@@ -62,12 +59,6 @@ mod _exlora {
     use super::sequence_cache::PySequenceCache;
     #[pymodule_export]
     use super::tokenizer::PyTokenizer;
-
-    #[pymodule_init]
-    fn init(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-        guard::silence_guarded_panics();
-        Ok(())
-    }
 
     /// Tokens of a KV page.
     #[pymodule_export]

@@ -5,8 +5,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::args::{MixtureArg, PromptArg, StopsArg};
+use super::chat::{ContinueFinalMessage, JsonObjects, TemplateKwargs, chat_options, to_python};
 use super::numbers::{count, integer};
-use super::returns::{NamedMixture, NamedValues, PromptOut, StopOut};
+use super::returns::{JsonObjectsOut, NamedMixture, NamedValues, PromptOut, StopOut, TemplateKwargsOut};
 use super::sampling_params::PySamplingParams;
 use crate::engine::{AdapterRef, Request};
 
@@ -53,6 +54,13 @@ impl PyRequest {
         dict.set_item("return_logits", request.return_logits)?;
         dict.set_item("skip_special_tokens", request.skip_special_tokens)?;
         dict.set_item("add_special_tokens", request.add_special_tokens)?;
+        let chat = &request.chat;
+        dict.set_item("tools", to_python(py, &chat.tools)?)?;
+        dict.set_item("documents", to_python(py, &chat.documents)?)?;
+        dict.set_item("chat_template", chat.chat_template.as_deref())?;
+        dict.set_item("chat_template_kwargs", to_python(py, &chat.chat_template_kwargs)?)?;
+        dict.set_item("add_generation_prompt", chat.add_generation_prompt)?;
+        dict.set_item("continue_final_message", chat.continue_final_message.as_deref())?;
         dict.update(self.sampling.keywords(py)?.as_mapping())?;
         Ok(dict)
     }
@@ -64,8 +72,10 @@ impl PyRequest {
     /// those of `sampling`.
     #[new]
     #[pyo3(signature = (prompt, adapter=None, *, sampling=None, max_new_tokens: "SupportsIndex"=128,
-                        min_new_tokens: "SupportsIndex"=0, stop=None, stop_at_eos=true, logprobs: "SupportsIndex"=0, return_logits=false,
-                        skip_special_tokens=true, add_special_tokens=true, **keywords: "Any"))]
+                        min_new_tokens: "SupportsIndex"=0, stop=None, stop_at_eos=true, logprobs: "SupportsIndex"=0,
+                        return_logits=false, skip_special_tokens=true, add_special_tokens=true, tools=None,
+                        documents=None, chat_template=None, chat_template_kwargs=None, add_generation_prompt=None,
+                        continue_final_message=None, **keywords: "Any"))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -80,6 +90,12 @@ impl PyRequest {
         return_logits: bool,
         skip_special_tokens: bool,
         add_special_tokens: bool,
+        tools: Option<JsonObjects>,
+        documents: Option<JsonObjects>,
+        chat_template: Option<String>,
+        chat_template_kwargs: Option<TemplateKwargs>,
+        add_generation_prompt: Option<bool>,
+        continue_final_message: Option<ContinueFinalMessage>,
         keywords: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
         let sampling = PySamplingParams::with_keywords(py, sampling, keywords)?;
@@ -94,6 +110,14 @@ impl PyRequest {
             return_logits,
             skip_special_tokens,
             add_special_tokens,
+            chat: chat_options(
+                add_generation_prompt,
+                continue_final_message,
+                tools,
+                documents,
+                chat_template,
+                chat_template_kwargs,
+            ),
             ..Request::new(prompt.0)
         };
         Ok(Self { request, sampling })
@@ -164,6 +188,42 @@ impl PyRequest {
     #[getter]
     fn add_special_tokens(&self) -> bool {
         self.request.add_special_tokens
+    }
+
+    /// The functions that the model may call, for its chat template.
+    #[getter]
+    fn tools(&self) -> Option<JsonObjectsOut<'_>> {
+        self.request.chat.tools.as_deref().map(JsonObjectsOut)
+    }
+
+    /// The documents for its chat template.
+    #[getter]
+    fn documents(&self) -> Option<JsonObjectsOut<'_>> {
+        self.request.chat.documents.as_deref().map(JsonObjectsOut)
+    }
+
+    /// The name of a chat template of the model, or the text of another one.
+    #[getter]
+    fn chat_template(&self) -> Option<&str> {
+        self.request.chat.chat_template.as_deref()
+    }
+
+    /// Other variables of the chat template.
+    #[getter]
+    fn chat_template_kwargs(&self) -> TemplateKwargsOut<'_> {
+        TemplateKwargsOut(&self.request.chat.chat_template_kwargs)
+    }
+
+    /// Whether a chat ends with the start of an answer; `None`: unless the final message is continued.
+    #[getter]
+    fn add_generation_prompt(&self) -> Option<bool> {
+        self.request.chat.add_generation_prompt
+    }
+
+    /// The field of the final message that is continued.
+    #[getter]
+    fn continue_final_message(&self) -> Option<&str> {
+        self.request.chat.continue_final_message.as_deref()
     }
 
     /// Prompt, mixture and all settings by keyword; `Request(**request.to_dict())` is the same request.

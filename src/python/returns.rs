@@ -1,12 +1,14 @@
 //! Values on their way to Python: dicts with typed values, and arrays.
 
 use numpy::{PyArray1, PyArrayDyn, PyArrayMethods};
-use pyo3::exceptions::PyValueError;
 use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use pyo3::{type_hint_identifier, type_hint_subscript};
 
+use serde_json::{Map, Value as Json};
+
+use super::chat::to_python;
 use crate::engine::{Prompt, Stop, StopMatch};
 
 macro_rules! dicts_by_name {
@@ -175,10 +177,37 @@ impl<'py> IntoPyObject<'py> for PromptOut<'_> {
         match self.0 {
             Prompt::Text(text) => Ok(text.into_pyobject(py)?.into_any()),
             Prompt::Tokens(ids) => ids.into_pyobject(py),
-            Prompt::Chat(messages) => {
-                let json = serde_json::to_string(messages).map_err(|e| PyValueError::new_err(e.to_string()))?;
-                py.import("json")?.call_method1("loads", (json,))
-            }
+            Prompt::Chat(messages) => to_python(py, messages),
         }
+    }
+}
+
+/// Tools or documents, as dicts.
+pub(super) struct JsonObjectsOut<'a>(pub &'a [Json]);
+
+impl<'py> IntoPyObject<'py> for JsonObjectsOut<'_> {
+    type Target = PyAny;
+    type Output = Bound<'py, PyAny>;
+    type Error = PyErr;
+
+    const OUTPUT_TYPE: PyStaticExpr = type_hint_identifier!("exlora.types", "JsonObjects");
+
+    fn into_pyobject(self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        to_python(py, &self.0)
+    }
+}
+
+/// Variables of a template by name.
+pub(super) struct TemplateKwargsOut<'a>(pub &'a Map<String, Json>);
+
+impl<'py> IntoPyObject<'py> for TemplateKwargsOut<'_> {
+    type Target = PyAny;
+    type Output = Bound<'py, PyAny>;
+    type Error = PyErr;
+
+    const OUTPUT_TYPE: PyStaticExpr = type_hint_identifier!("exlora.types", "TemplateKwargs");
+
+    fn into_pyobject(self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        to_python(py, &self.0)
     }
 }

@@ -1,11 +1,13 @@
 //! The tokenizer as a Python object.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
-use super::args::{Messages, TokenIds};
+use super::args::TokenIds;
+use super::chat::{ContinueFinalMessage, JsonObjects, Messages, TemplateKwargs, add_keywords, chat_options};
 use crate::engine::Tokenizer;
 use crate::error::{Error, ErrorCode};
 
@@ -13,12 +15,11 @@ use crate::error::{Error, ErrorCode};
 #[pyclass(frozen, name = "Tokenizer", module = "exlora._exlora")]
 pub(super) struct PyTokenizer {
     tokenizer: Arc<Tokenizer>,
-    path: PathBuf,
 }
 
 impl PyTokenizer {
-    pub(super) fn new(path: &Path, tokenizer: Arc<Tokenizer>) -> Self {
-        Self { tokenizer, path: path.to_path_buf() }
+    pub(super) fn new(tokenizer: Arc<Tokenizer>) -> Self {
+        Self { tokenizer }
     }
 
     pub(super) fn tokenizer(&self) -> Arc<Tokenizer> {
@@ -34,32 +35,66 @@ impl PyTokenizer {
         let tokenizer = py.detach(|| Tokenizer::open(&path))?.ok_or_else(|| {
             Error::new(ErrorCode::TokenizerNotFound, "the model folder has no tokenizer.json").with_path(&path)
         })?;
-        Ok(Self { tokenizer: Arc::new(tokenizer), path })
+        Ok(Self { tokenizer: Arc::new(tokenizer) })
     }
 
     /// Encodes a text. The tokenizer's own BOS is added if `add_special_tokens`; special tokens written in the text
-    /// are recognized if `parse_special_tokens`.
-    #[pyo3(signature = (text, add_special_tokens=true, parse_special_tokens=true))]
+    /// are recognized if `parse_special_tokens`, by default unless tokenizer_config.json has `split_special_tokens`.
+    #[pyo3(signature = (text, add_special_tokens=true, parse_special_tokens=None))]
     fn encode(
         &self,
         py: Python<'_>,
         text: &str,
         add_special_tokens: bool,
-        parse_special_tokens: bool,
+        parse_special_tokens: Option<bool>,
     ) -> PyResult<Vec<u32>> {
-        Ok(py.detach(|| self.tokenizer.encode(text, add_special_tokens, parse_special_tokens))?)
+        let parse_special = parse_special_tokens.unwrap_or_else(|| self.tokenizer.parses_special());
+        Ok(py.detach(|| self.tokenizer.encode(text, add_special_tokens, parse_special))?)
     }
 
-    /// Decodes token ids; bytes that are not valid UTF-8 become U+FFFD.
+    /// Decodes token ids; bytes that are not valid UTF-8 become U+FFFD, an unknown id has no text.
     #[pyo3(signature = (ids, skip_special_tokens=false))]
     fn decode(&self, py: Python<'_>, ids: TokenIds, skip_special_tokens: bool) -> PyResult<String> {
         Ok(py.detach(|| self.tokenizer.decode(&ids.0, skip_special_tokens))?)
     }
 
-    /// Renders a chat with the model's own template.
-    #[pyo3(signature = (messages, add_generation_prompt=true))]
-    fn apply_chat_template(&self, messages: Messages, add_generation_prompt: bool) -> PyResult<String> {
-        Ok(self.tokenizer.apply_chat_template(&messages.0, add_generation_prompt)?)
+    /// The text that a token adds in the middle of a text.
+    fn piece(&self, id: u32) -> PyResult<String> {
+        Ok(self.tokenizer.piece(id)?)
+    }
+
+    /// Whether an id is a special token.
+    fn is_special(&self, id: u32) -> bool {
+        self.tokenizer.is_special(id)
+    }
+
+    /// Renders a chat with a template of the model, or with `chat_template`, its text. Other keywords are variables of the
+    /// template.
+    #[pyo3(signature = (messages, add_generation_prompt=None, *, continue_final_message=None, tools=None, documents=None,
+                        chat_template=None, chat_template_kwargs=None, **keywords: "Any"))]
+    #[allow(clippy::too_many_arguments)]
+    fn apply_chat_template(
+        &self,
+        py: Python<'_>,
+        messages: Messages,
+        add_generation_prompt: Option<bool>,
+        continue_final_message: Option<ContinueFinalMessage>,
+        tools: Option<JsonObjects>,
+        documents: Option<JsonObjects>,
+        chat_template: Option<String>,
+        chat_template_kwargs: Option<TemplateKwargs>,
+        keywords: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<String> {
+        let mut options = chat_options(
+            add_generation_prompt,
+            continue_final_message,
+            tools,
+            documents,
+            chat_template,
+            chat_template_kwargs,
+        );
+        add_keywords(&mut options, keywords)?;
+        Ok(py.detach(|| self.tokenizer.apply_chat_template(&messages.0, &options))?)
     }
 
     /// Number of token ids.
@@ -110,10 +145,10 @@ impl PyTokenizer {
 
     #[pyo3(signature = () -> "tuple[type[Tokenizer], tuple[str]]")]
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, (String,))> {
-        Ok((slf.get_type().into_any(), (slf.get().path.to_string_lossy().into_owned(),)))
+        Ok((slf.get_type().into_any(), (slf.get().tokenizer.path().to_string_lossy().into_owned(),)))
     }
 
     fn __repr__(&self) -> String {
-        format!("Tokenizer({:?})", self.path.display().to_string())
+        format!("Tokenizer({:?})", self.tokenizer.path().display().to_string())
     }
 }

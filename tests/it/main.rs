@@ -4,6 +4,7 @@ mod adapters;
 mod architecture;
 mod backend;
 mod batches;
+mod chat_templates;
 #[cfg(feature = "cli")]
 mod cli;
 mod engine;

@@ -23,7 +23,7 @@ class Terminal:
     """A command on a terminal of its own, which types and reads as a user does."""
 
     def __init__(self, args, **env):
-        self.output = ""
+        self.raw = b""
         self.seen = 0
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
@@ -32,28 +32,34 @@ class Terminal:
     def type(self, text):
         os.write(self.fd, text.encode())
 
+    @property
+    def output(self):
+        """All that was written, as text."""
+        return ESCAPES.sub("", self.raw.decode(errors="replace"))
+
     def wait_for(self, text, seconds=30):
         """Reads until a text appears after the one waited for before; returns what came between."""
         end = time.monotonic() + seconds
         while (found := self.output.find(text, self.seen)) < 0:
             assert time.monotonic() < end, f"no {text!r} in {self.output[self.seen :]!r}"
             if select.select([self.fd], [], [], 0.1)[0]:
-                part = self._read()
-                assert part, f"it ended before {text!r}: {self.output!r}"
-                self.output += part
+                assert self.read(), f"it ended before {text!r}: {self.output!r}"
         between, self.seen = self.output[self.seen : found], found + len(text)
         return between
 
-    def _read(self):
+    def read(self):
+        """Reads what is there, or waits for it; whether there was anything."""
         try:
-            return ESCAPES.sub("", os.read(self.fd, 4096).decode(errors="replace"))
+            part = os.read(self.fd, 4096)
         except OSError:  # The other end was closed.
-            return ""
+            return False
+        self.raw += part
+        return bool(part)
 
     def finish(self):
         """Reads to the end and returns the exit status."""
-        while part := self._read():
-            self.output += part
+        while self.read():
+            pass
         return self._wait()
 
     def kill(self):
@@ -134,11 +140,15 @@ def test_ctrl_c_stops_an_answer_and_keeps_the_talk(chat):
     terminal.type("Hello\r")
     terminal.wait_for("Hello\n")
     while not terminal.output[terminal.seen :].strip():
-        terminal.output += terminal._read()
+        assert terminal.read()
     terminal.type("\x03")
     answer = terminal.wait_for("[stopped]")
     assert 0 < len(answer.strip()) < 3000
-    terminal.type("/set max-new-tokens=2\rAnd then?\r")
+    terminal.wait_for("> ")
+    terminal.type("/set max-new-tokens=2\r")
+    terminal.wait_for("max-new-tokens=2\n")
+    terminal.wait_for("> ")
+    terminal.type("And then?\r")
     terminal.wait_for("[cut after 2 tokens")
     terminal.type("/stats\r")
     terminal.wait_for("turns          2")

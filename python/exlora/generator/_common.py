@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from exlora.model import ExLlamaV2
     from exlora.tokenizer import ExLlamaV2Tokenizer
 
-__all__ = ["mixture", "new_seed", "open_engine", "stop_list", "token_array", "top_arrays"]
+__all__ = ["mixture", "new_seed", "open_engine", "prompt_ids", "stop_list", "token_array", "top_arrays"]
 
 
 def open_engine(
@@ -43,6 +43,21 @@ def mixture(loras: Any) -> list[Any]:
     if loras is None:
         return []
     return list(loras) if isinstance(loras, list | tuple) else [loras]
+
+
+def prompt_ids(
+    engine: _exlora.Engine,
+    tokenizer: ExLlamaV2Tokenizer,
+    loras: list[Any],
+    text: str,
+    add_bos: bool,
+    encode_special_tokens: bool,
+) -> tuple[list[int], _exlora.Tokenizer]:
+    """Ids of a prompt and the tokenizer that made them: an adapter's own, if there is one."""
+    native = engine.tokenizer_for(loras)
+    ids = native.encode(text, add_special_tokens=False, parse_special_tokens=encode_special_tokens)
+    bos = tokenizer.bos_token_id if native.bos_token_id is None else native.bos_token_id
+    return [bos, *ids] if add_bos and bos is not None else ids, native
 
 
 def new_seed(seed: int | None) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import exlora._exlora as _exlora
 from exlora._unsupported import refuse, refuse_pair, warn_unknown
-from exlora.generator._common import mixture, new_seed, open_engine
+from exlora.generator._common import mixture, new_seed, open_engine, prompt_ids
 
 if TYPE_CHECKING:
     from exlora.cache import ExLlamaV2CacheBase
@@ -74,10 +74,12 @@ class ExLlamaV2BaseGenerator:
         heads, jobs = [], []
         for i, text in enumerate(prompts):
             refuse_pair(f"{type(self).__name__}.generate_simple", text)
-            ids = self.tokenizer.encode_list(text, add_bos, False, encode_special_tokens)
+            ids, tokenizer = prompt_ids(
+                self._engine, self.tokenizer, mixture(loras), text, add_bos, encode_special_tokens
+            )
             if len(ids) > max(room, 1):
                 ids = ids[-max(room, 1) :]
-                text = self.tokenizer.native.decode(ids)
+                text = tokenizer.decode(ids)
             heads.append("" if completion_only else text)
             request = _exlora.Request(
                 ids,

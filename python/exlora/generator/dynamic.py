@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import exlora._exlora as _exlora
 from exlora._unsupported import refuse, refuse_pair, warn_unknown
 from exlora.errors import ExloraError
-from exlora.generator._common import mixture, open_engine
+from exlora.generator._common import mixture, open_engine, prompt_ids
 from exlora.generator.job import SET_LORAS, ExLlamaV2DynamicJob
 
 if TYPE_CHECKING:
@@ -111,8 +111,10 @@ class ExLlamaV2DynamicGenerator:
         jobs: list[ExLlamaV2DynamicJob] = []
         for i, text in enumerate(prompts):
             refuse_pair(type(self).__name__, text)
+            adapters = self.current_loras if loras is SET_LORAS else mixture(loras)
+            ids, _ = prompt_ids(self._engine, self.tokenizer, adapters, text, add_bos, encode_special_tokens)
             job = ExLlamaV2DynamicJob(
-                input_ids=[self.tokenizer.encode_list(text, add_bos, False, encode_special_tokens)],
+                input_ids=[ids],
                 max_new_tokens=max_new_tokens,
                 min_new_tokens=min_new_tokens,
                 gen_settings=settings[i],
@@ -160,7 +162,7 @@ class ExLlamaV2DynamicGenerator:
 
     def _enqueue(self, job: ExLlamaV2DynamicJob) -> int:
         serial = self._serial
-        job.submit(self._engine, self.tokenizer.native, serial, self.current_loras, self.max_seq_len)
+        job.submit(self._engine, serial, self.current_loras, self.max_seq_len)
         self._serial += 1
         self.pending_jobs.append(job)
         return serial

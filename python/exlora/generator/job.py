@@ -100,9 +100,7 @@ class ExLlamaV2DynamicJob:
         self._prefilled = -1
         self._enqueued_at = self._started_at = self._first_token_at = 0.0
 
-    def submit(
-        self, engine: _exlora.Engine, tokenizer: _exlora.Tokenizer, serial: int, loras: list[Any], max_tokens: int
-    ) -> None:
+    def submit(self, engine: _exlora.Engine, serial: int, loras: list[Any], max_tokens: int) -> None:
         """Queues it in an engine; prompt and output together get at most `max_tokens`. The generator calls this."""
         if self._native is not None:
             raise _exlora.error("request_invalid", "the job was enqueued before", hint="make a new job")
@@ -117,7 +115,7 @@ class ExLlamaV2DynamicJob:
         room = min(self.max_new_tokens, max_tokens - len(self.input_ids))
         request = _exlora.Request(self.input_ids, adapters, max_new_tokens=room, **self._settings)
         self._native = engine.submit(request)
-        self._tokenizer = tokenizer
+        self._tokenizer = engine.tokenizer_for(adapters)
         self.serial_number = serial
         self._enqueued_at = time.perf_counter()
 

@@ -44,6 +44,8 @@ pub struct AdapterConfig {
     pub blocks: Option<BlockDiagonal>,
     /// `kasa_config`: the base's weights are truncated, and there is a diagonal between A and B.
     pub uses_kasa: bool,
+    /// The field of PEFT's LoRA variant that is on, if one is: they exclude each other.
+    pub(in crate::adapter) variant: Option<&'static str>,
     /// Everything wrong with the fields.
     pub problems: Vec<Error>,
     /// Fields whose value was refused: their consequences are not reported again.

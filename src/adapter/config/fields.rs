@@ -15,7 +15,7 @@ pub(in crate::adapter) enum Rule {
     Checked,
     /// It cannot change a result.
     NoEffect,
-    /// It cannot change a result either, but is worth a line in the log.
+    /// It cannot change a result either, but it excludes other fields, and is worth a line in the log.
     Noted,
     /// Switched on, it asks for a feature that is not supported.
     Refused(Feature, Switch),
@@ -98,6 +98,7 @@ pub(super) fn apply(rule: Rule, field: &'static str, value: &Value, draft: &mut 
         Rule::NoEffect | Rule::Checked => Ok(()),
         Rule::Noted => {
             if !value.is_null() {
+                draft.noted.push(field);
                 tracing::info!(field, "adapter_config.json: it affects training only");
             }
             Ok(())

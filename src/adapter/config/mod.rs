@@ -5,6 +5,7 @@
 //! PEFT drops unknown fields with a warning, even those that switch something on; here such a field is an error.
 
 mod adapter_config;
+mod exclusions;
 pub(super) mod fields;
 mod json;
 mod parse;

@@ -56,7 +56,10 @@ impl AdapterConfig {
 impl Draft {
     /// The config, with the problems that only several fields together show.
     fn finish(self, mut report: impl FnMut(Error)) -> AdapterConfig {
+        self.check_exclusions(&mut report);
+        let variant = self.variant();
         let mut config = self.config;
+        config.variant = variant;
         if config.alpha.is_none() && !config.is_broken("lora_alpha") {
             report(
                 Error::new(ErrorCode::AdapterConfigInvalid, "lora_alpha is missing, so the scale is unknown")
@@ -65,7 +68,7 @@ impl Draft {
             );
         }
         if let Some(layers) = self.layers.filter(|layers| !layers.is_empty()) {
-            match LayerFilter::new(layers, &self.layer_names) {
+            match LayerFilter::new(layers, self.layer_names.as_deref().unwrap_or_default()) {
                 Ok(filter) => config.targeting.layers = Some(filter),
                 Err(error) => report(error),
             }
@@ -75,17 +78,6 @@ impl Draft {
             config.pooled_inputs = Some(self.group_size.unwrap_or(16));
         }
         config.targeting.saved.clone_from(&config.modules_to_save);
-        let others = [
-            ("lora_bias", config.lora_bias),
-            ("alora_invocation_tokens", !config.invocation.is_empty()),
-            ("use_bdlora", config.blocks.is_some()),
-            ("use_qalora", config.pooled_inputs.is_some()),
-            ("kasa_config", config.uses_kasa),
-        ];
-        for (other, _) in others.iter().filter(|(_, on)| *on && config.use_dora) {
-            let what = format!("use_dora and {other} exclude each other, as in PEFT");
-            report(Error::new(ErrorCode::AdapterConfigInvalid, what));
-        }
         config
     }
 }

@@ -27,7 +27,11 @@ const MAX_SAVED: usize = 4096;
 pub(in crate::adapter) struct Draft {
     pub config: AdapterConfig,
     pub layers: Option<Vec<u64>>,
-    pub layer_names: Vec<String>,
+    pub layer_names: Option<Vec<String>>,
+    /// `init_lora_weights`, where it is not true or false: a name, or `null`.
+    pub init: Option<String>,
+    /// Fields without effect that are on, but exclude others.
+    pub noted: Vec<&'static str>,
     pub use_qalora: bool,
     pub group_size: Option<usize>,
 }
@@ -220,9 +224,9 @@ pub(super) fn read_layers(draft: &mut Draft, field: &'static str, value: &Value)
 
 pub(super) fn read_layer_names(draft: &mut Draft, field: &'static str, value: &Value) -> Result<()> {
     draft.layer_names = match value {
-        Value::String(name) if name.is_empty() => Vec::new(),
-        Value::String(name) => vec![name.clone()],
-        _ => strings_of(field, "a name, a list of names or null", value)?.unwrap_or_default(),
+        Value::String(name) if name.is_empty() => Some(Vec::new()),
+        Value::String(name) => Some(vec![name.clone()]),
+        _ => strings_of(field, "a name, a list of names or null", value)?,
     };
     Ok(())
 }
@@ -362,12 +366,17 @@ fn token_ids(value: &Value, max: usize) -> Option<Vec<u32>> {
 }
 
 /// Some initializations subtract the initial factors from the base, so that the factors mean nothing on the original base.
-pub(super) fn read_init(_: &mut Draft, field: &'static str, value: &Value) -> Result<()> {
+pub(super) fn read_init(draft: &mut Draft, field: &'static str, value: &Value) -> Result<()> {
     let name = match value {
-        Value::Null | Value::Bool(_) => return Ok(()),
+        Value::Bool(_) => return Ok(()),
+        Value::Null => {
+            draft.init = Some("null".to_owned());
+            return Ok(());
+        }
         Value::String(name) => name.to_lowercase(),
         _ => return Err(malformed(field, "true, false or a name", value)),
     };
+    draft.init = Some(name.clone());
     let remedy = match name.as_str() {
         "gaussian" | "orthogonal" | "eva" | "mica" => return Ok(()),
         "loftq" => "merge it into the base it was trained on, or train it with init_lora_weights=True",

@@ -9,7 +9,7 @@ use crate::adapter::plan::structured_factors;
 use crate::adapter::unsupported::unsupported;
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::SiteKind;
-use crate::tensor::shape_text;
+use crate::tensor::{Tensor, shape_text};
 
 /// A module's rank, and where it comes from.
 #[derive(Clone, Copy)]
@@ -97,14 +97,11 @@ impl<'a> Checker<'a, '_> {
         let checked = form.check_size(module, rank.rank);
         self.keep(checked)?;
         let (a, b) = (a?.tensor(), b?.tensor());
-        let (a, b) = match form {
-            Form::Plain => (a, b),
-            Form::Pooled(group) => (structured_factors::pooled(&a, group), b),
-            Form::BlocksOfA(count) => (structured_factors::block_diagonal(&a, count), b),
-            Form::BlocksOfB(count) => (a, structured_factors::block_diagonal(&b, count)),
-        };
-        let b = diagonal.map_or(b.clone(), |diagonal| structured_factors::scaled_columns(&b, &diagonal.tensor()));
+        let expanded = form.expand(a, b, diagonal.map(|diagonal| diagonal.tensor()));
+        let (a, b) = self.keep(expanded)?;
         let tensor = |stored: Option<CheckedTensor<'a>>| stored.map(|stored| stored.tensor());
+        // PEFT adds no bias of B to what it computes from pooled inputs.
+        let b_bias = b_bias.filter(|_| !matches!(form, Form::Pooled(_)));
         Some(LowRank { a, b, scale: scale?, b_bias: tensor(b_bias), magnitude: tensor(magnitude) })
     }
 
@@ -175,7 +172,19 @@ impl<'a> Checker<'a, '_> {
             let columns = a.map(|a| a.shape()[1]);
             module.inputs.is_multiple_of(*group) && columns == Some(module.inputs / group)
         };
-        Ok(config.pooled_inputs.filter(is_pooled).map_or(Form::Plain, Form::Pooled))
+        // PEFT ignores use_qalora where A is not pooled. It computes pooled factors in no variant.
+        match (config.pooled_inputs.filter(is_pooled), config.variant.filter(|variant| *variant != "monteclora_config"))
+        {
+            (None, _) => Ok(Form::Plain),
+            (Some(group), None) => Ok(Form::Pooled(group)),
+            (Some(_), Some(variant)) => {
+                let what = format!(
+                    "the pooled A of '{}' (use_qalora) and {variant} exclude each other, as in PEFT",
+                    module.path
+                );
+                Err(Error::new(ErrorCode::AdapterConfigInvalid, what))
+            }
+        }
     }
 
     /// The rank a module must have: from `rank_pattern`, from `r`, else from its A.
@@ -319,6 +328,28 @@ impl Form {
         match self {
             Form::BlocksOfB(count) => rank / count,
             _ => rank,
+        }
+    }
+
+    /// Stored factors as plain ones, B's columns scaled by a diagonal if there is one.
+    ///
+    /// # Errors
+    /// `memory_exhausted`.
+    fn expand<'a>(
+        self,
+        a: Tensor<'a>,
+        b: Tensor<'a>,
+        diagonal: Option<Tensor<'a>>,
+    ) -> Result<(Tensor<'a>, Tensor<'a>)> {
+        let (a, b) = match self {
+            Form::Plain => (a, b),
+            Form::Pooled(group) => (structured_factors::pooled(&a, group)?, b),
+            Form::BlocksOfA(count) => (structured_factors::block_diagonal(&a, count)?, b),
+            Form::BlocksOfB(count) => (a, structured_factors::block_diagonal(&b, count)?),
+        };
+        match diagonal {
+            Some(diagonal) => Ok((a, structured_factors::scaled_columns(&b, &diagonal)?)),
+            None => Ok((a, b)),
         }
     }
 

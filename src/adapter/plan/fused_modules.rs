@@ -12,7 +12,7 @@ use crate::adapter::delta::{LowRank, SiteDelta};
 use crate::adapter::unsupported::unsupported;
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::{AliasPart, Site, SiteId, SiteTable};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, zeros};
 
 /// What one module changes of a site: all of its outputs, or some.
 struct PartDelta<'a> {
@@ -117,8 +117,14 @@ fn concatenated<'a>(
     }
     let mut shape = tensor.shape().to_vec();
     shape[0] = covered;
-    let values: Vec<f32> = parts.iter().flat_map(|(_, tensor)| tensor.view().to_f32()).collect();
-    Ok(Some(Tensor::from_f32(&shape, &values)))
+    let mut values = zeros(parts.iter().map(|(_, tensor)| tensor.view().len()).sum())?;
+    let mut rest = &mut values[..];
+    for (_, tensor) in &parts {
+        let (own, others) = rest.split_at_mut(tensor.view().len());
+        tensor.view().read_f32(0..own.len(), own);
+        rest = others;
+    }
+    Ok(Some(Tensor::try_from_f32(&shape, &values)?))
 }
 
 /// The factors of the whole site: A concatenated, B block-diagonal, with each part's scale folded in.
@@ -127,13 +133,16 @@ fn block_diagonal<'a>(all_parts: &[PartDelta<'a>], site: &Site) -> Result<Option
     if parts.is_empty() {
         return Ok(None);
     }
-    let rank = parts.iter().map(|(_, low)| low.rank()).sum();
-    let (mut a, mut b) = (Vec::with_capacity(rank * site.in_features), vec![0.0; site.out_features * rank]);
-    let mut biases = parts.iter().any(|(_, low)| low.b_bias.is_some()).then(|| vec![0.0; site.out_features]);
+    let rank: usize = parts.iter().map(|(_, low)| low.rank()).sum();
+    let mut a = zeros(rank.saturating_mul(site.in_features))?;
+    let mut b: Vec<f32> = zeros(rank.saturating_mul(site.out_features))?;
+    let has_biases = parts.iter().any(|(_, low)| low.b_bias.is_some());
+    let mut biases = has_biases.then(|| zeros::<f32>(site.out_features)).transpose()?;
+    let mut start = 0;
     for (part, low) in &parts {
-        let start = a.len() / site.in_features;
-        a.extend(low.a.view().to_f32());
-        for (output, row) in part.outputs.clone().zip(low.b.view().to_f32().chunks_exact(low.rank())) {
+        let own = &mut a[start * site.in_features..(start + low.rank()) * site.in_features];
+        low.a.view().read_f32(0..own.len(), own);
+        for (output, row) in part.outputs.clone().zip(low.b.view().try_to_f32()?.chunks_exact(low.rank())) {
             let to = &mut b[output * rank + start..][..low.rank()];
             to.iter_mut().zip(row).for_each(|(to, value)| *to = low.scale * value);
         }
@@ -145,12 +154,13 @@ fn block_diagonal<'a>(all_parts: &[PartDelta<'a>], site: &Site) -> Result<Option
             let what = format!("B of '{}' overflows float32 when multiplied by its scale", part.module);
             return Err(Error::new(ErrorCode::AdapterScaleInvalid, what).with_found(low.scale));
         }
+        start += low.rank();
     }
     let magnitude =
         concatenated(all_parts, site, "a magnitude (DoRA)", |delta| delta.low_rank.as_ref()?.magnitude.as_ref())?;
     Ok(Some(LowRank {
-        a: Tensor::from_f32(&[rank, site.in_features], &a),
-        b: Tensor::from_f32(&[site.out_features, rank], &b),
+        a: Tensor::try_from_f32(&[rank, site.in_features], &a)?,
+        b: Tensor::try_from_f32(&[site.out_features, rank], &b)?,
         scale: 1.0,
         b_bias: biases.map(|biases| Tensor::from_f32(&[site.out_features], &biases)),
         magnitude,

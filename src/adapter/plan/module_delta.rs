@@ -7,7 +7,7 @@ use crate::adapter::plan::checker::Checker;
 use crate::adapter::plan::module::Module;
 use crate::adapter::unsupported::unsupported;
 use crate::error::{Error, ErrorCode, Result, printable};
-use crate::tensor::{Tensor, shape_text};
+use crate::tensor::{Tensor, shape_text, zeros};
 
 impl<'a> Checker<'a, '_> {
     /// Everything a module changes, in its own outputs. Problems are reported, and what has problems is left out.
@@ -106,6 +106,12 @@ impl<'a> Checker<'a, '_> {
             self.problem(unsupported(what).with_tensor(name));
             return None;
         }
+        if self.config().is_saved(module.path) {
+            let what =
+                format!("'{}' is in modules_to_save and has replaced rows, which PEFT does not define", module.path);
+            self.problem(unsupported(what).with_tensor(name));
+            return None;
+        }
         if self.config().is_broken("trainable_token_indices") {
             return None;
         }
@@ -126,7 +132,7 @@ impl<'a> Checker<'a, '_> {
         let fits = stored.has_shape(&[ids.len(), width], "rows do not fit trainable_token_indices and the base model");
         self.keep(fits)?;
         self.keep(stored.is_nonzero())?;
-        Some(sorted_rows(ids, &stored))
+        self.keep(sorted_rows(ids, &stored))
     }
 }
 
@@ -159,14 +165,20 @@ fn truncation(low: &LowRank<'_>) -> Truncation {
 }
 
 /// Rows in ascending order of their token ids.
-fn sorted_rows<'a>(ids: &[u32], stored: &CheckedTensor<'a>) -> ReplacedRows<'a> {
+///
+/// # Errors
+/// `memory_exhausted`.
+fn sorted_rows<'a>(ids: &[u32], stored: &CheckedTensor<'a>) -> Result<ReplacedRows<'a>> {
     if ids.is_sorted() {
-        return ReplacedRows { ids: ids.to_vec(), values: stored.tensor() };
+        return Ok(ReplacedRows { ids: ids.to_vec(), values: stored.tensor() });
     }
     let width = stored.shape()[1];
-    let values = stored.view.to_f32();
     let mut order: Vec<usize> = (0..ids.len()).collect();
     order.sort_by_key(|&at| ids[at]);
-    let sorted: Vec<f32> = order.iter().flat_map(|&at| &values[at * width..][..width]).copied().collect();
-    ReplacedRows { ids: order.iter().map(|&at| ids[at]).collect(), values: Tensor::from_f32(stored.shape(), &sorted) }
+    let mut sorted = zeros(stored.view.len())?;
+    for (row, &at) in sorted.chunks_exact_mut(width).zip(&order) {
+        stored.view.read_f32(at * width..(at + 1) * width, row);
+    }
+    let values = Tensor::try_from_f32(stored.shape(), &sorted)?;
+    Ok(ReplacedRows { ids: order.iter().map(|&at| ids[at]).collect(), values })
 }

@@ -74,7 +74,7 @@ impl<'a> ReducedAdapter<'a> {
             if let Some(truncation) = truncation {
                 between_parts()?;
                 let weight = match &delta.weight {
-                    Some(weight) => weight.view().to_f32(),
+                    Some(weight) => weight.view().try_to_f32()?,
                     None => dense_weight(delta.site)?,
                 };
                 delta.removed = Some(remove_smallest_singular_values(&weight, truncation)?);

@@ -21,6 +21,7 @@ impl<'a> Checker<'a, '_> {
         }
         self.check_rows(deltas);
         self.check_invocation(deltas);
+        self.check_embedding_variant(deltas);
     }
 
     /// A replaced weight replaces the shared one, unless embedding or head keeps its own (`modules_to_save`). The file may have
@@ -101,7 +102,8 @@ impl<'a> Checker<'a, '_> {
         }
         let scale = self.scale(path, embedding.rank());
         let scale = self.keep(scale)??;
-        Some(LowRank::new(transposed(&embedding.b), transposed(&embedding.a), scale))
+        let (a, b) = (self.keep(transposed(&embedding.b))?, self.keep(transposed(&embedding.a))?);
+        Some(LowRank::new(a, b, scale))
     }
 
     /// Every token that the head can produce must have an embedding, and a replaced row must exist.
@@ -142,16 +144,24 @@ impl<'a> Checker<'a, '_> {
     fn check_invocation(&mut self, deltas: &[SiteDelta<'a>]) {
         let Some(embedding) = self.sites.embedding else { return };
         let invocation = &self.config().invocation;
-        let delta = deltas.iter().find(|delta| delta.site == embedding);
         let Some(tokens) = self.rows_of(embedding, deltas) else { return };
         if let Some(id) = invocation.iter().find(|id| **id as usize >= tokens) {
             let what = "alora_invocation_tokens names a token outside the vocabulary";
             let error = Error::new(ErrorCode::AdapterConfigInvalid, what);
             self.problem(error.with_expected(format!("ids below {tokens}")).with_found(id));
         }
-        if !invocation.is_empty() && delta.is_some_and(|delta| delta.low_rank.is_some()) {
-            let what = "factors on an embedding cannot be combined with alora_invocation_tokens";
-            self.problem(unsupported(what));
+    }
+}
+
+impl Checker<'_, '_> {
+    /// PEFT has factors on an embedding plain or with DoRA, in no other variant, and without a bias of B.
+    fn check_embedding_variant(&mut self, deltas: &[SiteDelta<'_>]) {
+        let at_embedding = |delta: &&SiteDelta<'_>| Some(delta.site) == self.sites.embedding;
+        let has_factors = deltas.iter().find(at_embedding).is_some_and(|delta| delta.low_rank.is_some());
+        let other = |variant: &&str| *variant != "use_dora" && !variant.contains("mica");
+        let bias = self.config().lora_bias.then_some("lora_bias");
+        for field in self.config().variant.filter(other).into_iter().chain(bias).filter(|_| has_factors) {
+            self.problem(unsupported(format!("factors on an embedding cannot be combined with {field}, as in PEFT")));
         }
     }
 }

@@ -1,5 +1,6 @@
 //! A request's hold on an adapter version.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
@@ -48,6 +49,11 @@ impl AdapterLease {
     /// SHA-256 over config and weights, part of the prefix key.
     pub fn content_hash(&self) -> &str {
         &self.version.summary.content_hash
+    }
+
+    /// What a higher layer keeps with the adapter version, if it is a `T`.
+    pub(crate) fn attachment<T: Any + Send + Sync>(&self) -> Option<&T> {
+        self.version.attachment.as_deref()?.downcast_ref()
     }
 
     /// Whether it is of the pool with this state.

@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 pub use self::lease::AdapterLease;
 pub(crate) use self::reservation::Reservation;
 use self::state::Shared;
-pub use self::state::{AdapterInfo, AdapterLimits};
+pub use self::state::{AdapterInfo, AdapterLimits, Attachment};
 use crate::adapter::batch::SlotId;
 use crate::adapter::plan::AdapterSummary;
 use crate::error::{Error, ErrorCode, Result};
@@ -66,7 +66,7 @@ impl AdapterPool {
         }
         let mut state = self.shared.state.lock();
         reservation.mark_published();
-        let version = state.occupy(reservation.slot(), name, reservation.bytes(), summary);
+        let version = state.occupy(reservation.slot(), name, summary, reservation.take_attachment());
         state.slot(version.slot).is_named = true;
         if let Some(replaced) = state.names.insert(name.to_owned(), version.slot) {
             state.unname(replaced);
@@ -82,7 +82,7 @@ impl AdapterPool {
         assert!(reservation.is_of(&self.shared), "the reservation is from another pool");
         let mut state = self.shared.state.lock();
         reservation.mark_published();
-        let version = state.occupy(reservation.slot(), "", reservation.bytes(), summary);
+        let version = state.occupy(reservation.slot(), "", summary, reservation.take_attachment());
         AdapterLease::new(&self.shared, &mut state, version)
     }
 

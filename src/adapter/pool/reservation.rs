@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::adapter::batch::SlotId;
-use crate::adapter::pool::state::{Shared, State};
+use crate::adapter::pool::state::{Attachment, Shared, State};
 use crate::error::{Error, ErrorCode, Result};
 
 /// A slot and budget, held while an adapter is prepared and installed. If it is dropped before the adapter is published, both
@@ -15,6 +15,7 @@ pub(crate) struct Reservation {
     bytes: usize,
     is_installed: bool,
     is_published: bool,
+    attachment: Option<Attachment>,
 }
 
 impl Reservation {
@@ -37,17 +38,12 @@ impl Reservation {
         state.bytes += bytes;
         state.slot(slot).bytes = bytes;
         drop(state);
-        Ok(Self { shared: shared.clone(), slot, bytes, is_installed: false, is_published: false })
+        Ok(Self { shared: shared.clone(), slot, bytes, is_installed: false, is_published: false, attachment: None })
     }
 
     /// The slot to install into.
     pub fn slot(&self) -> SlotId {
         self.slot
-    }
-
-    /// Bytes that are reserved.
-    pub fn bytes(&self) -> usize {
-        self.bytes
     }
 
     /// Changes the bytes to those that the prepared adapter occupies.
@@ -64,6 +60,15 @@ impl Reservation {
         drop(state);
         self.bytes = bytes;
         Ok(())
+    }
+
+    /// Keeps something with the adapter version that is published.
+    pub fn attach(&mut self, attachment: Option<Attachment>) {
+        self.attachment = attachment;
+    }
+
+    pub(super) fn take_attachment(&mut self) -> Option<Attachment> {
+        self.attachment.take()
     }
 
     /// Notes that the slot may hold an adapter from now on, which the backend must drop before the slot is free again.

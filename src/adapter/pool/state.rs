@@ -1,5 +1,6 @@
 //! The state behind a pool: slots, adapter versions, names and byte counts.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -46,6 +47,9 @@ impl AsRef<str> for AdapterInfo {
     }
 }
 
+/// What a higher layer keeps with an adapter version, such as the adapter's tokenizer.
+pub type Attachment = Arc<dyn Any + Send + Sync>;
+
 /// What a pool shares with its leases and reservations.
 pub(super) struct Shared {
     pub limits: AdapterLimits,
@@ -81,6 +85,7 @@ pub(super) struct AdapterVersion {
     pub name: String,
     pub resident_bytes: usize,
     pub summary: AdapterSummary,
+    pub attachment: Option<Attachment>,
 }
 
 impl AdapterVersion {
@@ -101,10 +106,17 @@ impl State {
     }
 
     /// Puts a new adapter version into a reserved slot.
-    pub fn occupy(&mut self, slot: SlotId, name: &str, bytes: usize, summary: AdapterSummary) -> Arc<AdapterVersion> {
+    pub fn occupy(
+        &mut self,
+        slot: SlotId,
+        name: &str,
+        summary: AdapterSummary,
+        attachment: Option<Attachment>,
+    ) -> Arc<AdapterVersion> {
         self.last_version += 1;
-        let number = self.last_version;
-        let version = Arc::new(AdapterVersion { slot, number, name: name.to_owned(), resident_bytes: bytes, summary });
+        let (number, resident_bytes) = (self.last_version, self.slot(slot).bytes);
+        let name = name.to_owned();
+        let version = Arc::new(AdapterVersion { slot, number, name, resident_bytes, summary, attachment });
         self.slot(slot).version = Some(version.clone());
         version
     }

@@ -258,6 +258,11 @@ impl Targeting {
         matches!(self.targets, Some(Selector::AllLinear))
     }
 
+    /// Whether `target_modules` is one text, not a list.
+    pub fn targets_are_text(&self) -> bool {
+        matches!(self.targets, Some(Selector::Pattern(_) | Selector::AllLinear))
+    }
+
     /// The field that excludes a module; `None` if none does.
     ///
     /// # Errors

@@ -72,6 +72,7 @@ impl Compute for CpuCompute {
     }
 
     fn reserve_rows(&mut self, rows: usize) -> Result<()> {
+        self.attention_scratch.kv_overflows.clear();
         self.buffers.iter_mut().try_for_each(|buffer| buffer.reserve(rows))
     }
 
@@ -214,6 +215,10 @@ impl Compute for CpuCompute {
             output,
             &mut self.attention_scratch,
         )
+    }
+
+    fn take_kv_overflows(&mut self) -> Result<Vec<u32>> {
+        Ok(std::mem::take(&mut self.attention_scratch.kv_overflows).into_iter().collect())
     }
 
     fn activate(&mut self, activation: Activation, gate_up: BufferId, rows: usize, out: BufferId) -> Result<()> {

@@ -1,5 +1,7 @@
 //! Attention in plain math, over keys and values in the order of their positions within a page.
 
+use std::collections::BTreeSet;
+
 use half::f16;
 
 use super::matrix::{dot, unknown};
@@ -42,7 +44,7 @@ impl Cache {
         size_of_val(&*self.keys) + size_of_val(&*self.values)
     }
 
-    /// [`Compute::attend`] on rows of q,k,v, each with norms of q and k of its own.
+    /// [`Compute::attend`] on rows of q,k,v, each with norms of q and k of its own; rows that overflow are added to `overflows`.
     ///
     /// # Errors
     /// `internal` if they don't lie within the cache.
@@ -54,6 +56,7 @@ impl Cache {
         rows: &StepRows,
         norms: &[[Option<Vec<f32>>; 2]],
         qkv: &[&[f32]],
+        overflows: &mut BTreeSet<u32>,
     ) -> Result<Vec<Vec<f32>>> {
         spec.check(&self.shape, rows)?;
         let (dim, group) = (spec.head_dim, spec.heads / spec.kv_heads);
@@ -68,8 +71,13 @@ impl Cache {
                 let at = self.at(spec.layer, table, position as usize, head);
                 let key = prepare_head(spec, norms[i][1].as_deref(), position, &keys[head * dim..(head + 1) * dim]);
                 for (channel, key) in key.into_iter().enumerate() {
-                    self.keys[at + channel] = stored(self.shape.dtype, key);
-                    self.values[at + channel] = stored(self.shape.dtype, values[head * dim + channel]);
+                    let value = values[head * dim + channel];
+                    let stored = [key, value].map(|value| stored(self.shape.dtype, value));
+                    [self.keys[at + channel], self.values[at + channel]] =
+                        stored.map(|value| value.unwrap_or(f32::NAN));
+                    if [key, value].iter().zip(stored).any(|(value, stored)| value.is_finite() && stored.is_none()) {
+                        overflows.insert(i as u32);
+                    }
                 }
             }
         }
@@ -103,12 +111,13 @@ pub(super) fn rms_norm(weight: &[f32], eps: f32, x: &[f32]) -> Vec<f32> {
     x.iter().zip(weight).map(|(x, weight)| weight * (x * factor)).collect()
 }
 
-/// The value as the cache stores it.
-fn stored(dtype: KvDType, value: f32) -> f32 {
-    match dtype {
+/// The value as the cache stores it, if that is finite.
+fn stored(dtype: KvDType, value: f32) -> Option<f32> {
+    let stored = match dtype {
         KvDType::F16 => f16::from_f32(value).to_f32(),
         KvDType::F32 => value,
-    }
+    };
+    Some(stored).filter(|stored| stored.is_finite())
 }
 
 /// Norms (if there is a norm) and rotates one head.

@@ -1,6 +1,6 @@
 //! The six operations, row by row.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::attention::{Cache, rms_norm};
@@ -23,6 +23,7 @@ pub(super) struct ReferenceCompute {
     kvs: HashMap<KvId, Cache>,
     next_kv: u32,
     adapters: HashMap<SlotId, Adapter>,
+    kv_overflows: BTreeSet<u32>,
 }
 
 /// What an adapter changes at a site for a row, with the request's weight.
@@ -37,7 +38,15 @@ fn row(buffers: &[Matrix], id: BufferId, i: usize) -> Result<&[f32]> {
 impl ReferenceCompute {
     /// Over these weights.
     pub(super) fn new(weights: Arc<BaseWeights>, memory: Arc<MemoryUse>) -> Self {
-        Self { weights, memory, buffers: Vec::new(), kvs: HashMap::new(), next_kv: 0, adapters: HashMap::new() }
+        Self {
+            weights,
+            memory,
+            buffers: Vec::new(),
+            kvs: HashMap::new(),
+            next_kv: 0,
+            adapters: HashMap::new(),
+            kv_overflows: BTreeSet::new(),
+        }
     }
 
     fn row(&self, id: BufferId, i: usize) -> Result<&[f32]> {
@@ -138,6 +147,7 @@ impl Compute for ReferenceCompute {
     }
 
     fn reserve_rows(&mut self, rows: usize) -> Result<()> {
+        self.kv_overflows.clear();
         for buffer in &mut self.buffers {
             let len = buffer.values.len().max(rows * buffer.width);
             buffer.values.resize(len, 0.0);
@@ -255,11 +265,16 @@ impl Compute for ReferenceCompute {
             })
             .collect::<Result<_>>()?;
         let qkv: Vec<&[f32]> = (0..rows.len()).map(|i| row(&self.buffers, qkv, i)).collect::<Result<_>>()?;
-        let mixed = self.kvs.get_mut(&kv).ok_or_else(unknown)?.attend(spec, rows, &norms, &qkv)?;
+        let mixed =
+            self.kvs.get_mut(&kv).ok_or_else(unknown)?.attend(spec, rows, &norms, &qkv, &mut self.kv_overflows)?;
         for (i, mixed) in mixed.into_iter().enumerate() {
             self.row_mut(out, i, mixed.len())?.copy_from_slice(&mixed);
         }
         Ok(())
+    }
+
+    fn take_kv_overflows(&mut self) -> Result<Vec<u32>> {
+        Ok(std::mem::take(&mut self.kv_overflows).into_iter().collect())
     }
 
     fn activate(&mut self, activation: Activation, gate_up: BufferId, rows: usize, out: BufferId) -> Result<()> {

@@ -1,11 +1,13 @@
 //! Arguments that several commands share.
 
+mod headings;
 mod mixture_arg;
 mod model_args;
 mod path_arg;
 mod sampling_args;
 mod suggestion;
 
+pub(super) use headings::INPUT_AND_OUTPUT;
 pub(super) use mixture_arg::MixtureArg;
 pub(super) use model_args::{EngineArgs, ModelArgs, NamedAdapter};
 pub(super) use path_arg::{expand_home, path};

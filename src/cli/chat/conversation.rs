@@ -22,15 +22,15 @@ impl Conversation {
 
     /// What the model sees before it answers `question`.
     pub(super) fn prompt(&self, question: &str) -> Vec<ChatMessage> {
-        self.from_turn(self.first, Some(question))
+        self.messages_since(self.first, Some(question))
     }
 
     /// All messages, also those that the model no longer sees.
     pub(super) fn messages(&self) -> Vec<ChatMessage> {
-        self.from_turn(0, None)
+        self.messages_since(0, None)
     }
 
-    fn from_turn(&self, first: usize, question: Option<&str>) -> Vec<ChatMessage> {
+    fn messages_since(&self, first: usize, question: Option<&str>) -> Vec<ChatMessage> {
         let system = self.system.iter().map(|text| ChatMessage::new("system", text.as_str()));
         let turns = self.turns[first..].iter().flat_map(|turn| {
             [ChatMessage::new("user", turn.question.as_str()), ChatMessage::new("assistant", turn.answer.as_str())]

@@ -13,11 +13,11 @@ use serde_json::Value;
 use super::json_request;
 use super::request_lines::{RequestLine, RequestLines, count};
 use super::results_file::{self, FinishedResults};
-use crate::cli::args::{MixtureArg, path};
+use crate::cli::args::{INPUT_AND_OUTPUT, MixtureArg, path};
+use crate::cli::exit_status::{INTERRUPTED, SOME_FAILED, SUCCESS};
 use crate::cli::interrupt::Interrupt;
 use crate::cli::output::{note, print, print_json, to_line};
 use crate::cli::result_line::{RequestKeys, ResultLine};
-use crate::cli::{INPUT_AND_OUTPUT, INTERRUPTED, SOME_FAILED, SUCCESS};
 use crate::engine::{Completion, Engine, InFlight, Request, samples_of};
 use crate::error::{Error, ErrorCode, Result};
 

@@ -7,16 +7,20 @@ use serde_json::{Map, Value};
 
 use crate::cli::args::{MixtureArg, SamplingArgs, did_you_mean};
 use crate::cli::result_line::RequestKeys;
-use crate::engine::{ChatMessage, Prompt, Request};
+use crate::engine::{ChatMessage, ChatOptions, Prompt, Request};
 use crate::error::{Error, ErrorCode, Result};
 
 /// What a line may have besides the settings of [`SamplingArgs`].
 const OWN_KEYS: [&str; 4] = ["prompt", "adapter", "id", "custom_id"];
 
+/// Which of them say how a chat is rendered.
+const CHAT_KEYS: [&str; 6] =
+    ["tools", "documents", "chat_template", "chat_template_kwargs", "add_generation_prompt", "continue_final_message"];
+
 /// Every key that a line may have.
 pub(super) fn keys() -> Vec<String> {
     let settings = SamplingArgs::names().into_iter().map(|name| name.replace('-', "_"));
-    OWN_KEYS.into_iter().map(str::to_owned).chain(settings).collect()
+    OWN_KEYS.into_iter().chain(CHAT_KEYS).map(str::to_owned).chain(settings).collect()
 }
 
 /// Reads a line. The ids are found also where the request is refused. `defaults` is what a line does not say.
@@ -46,6 +50,7 @@ fn request(mut fields: Map<String, Value>, defaults: &Request) -> Result<Request
     if let Some(adapter) = fields.remove("adapter") {
         request.adapters = mixture(&adapter)?.refs();
     }
+    request.chat = chat_options(&mut fields, &request.chat)?;
     let settings: SamplingArgs = serde_path_to_error::deserialize(Value::Object(fields))
         .map_err(|e| invalid(format!("{}: {}", e.path(), e.inner())))?;
     settings.apply(&mut request);
@@ -62,13 +67,37 @@ fn prompt(value: Value) -> Result<Prompt> {
             ids.collect::<Option<_>>().map(Prompt::Tokens).ok_or_else(expected)
         }
         Value::Array(items) if items.iter().all(Value::is_object) => {
-            let message = |(i, item): (usize, Value)| {
-                serde_json::from_value::<ChatMessage>(item).map_err(|e| invalid(format!("message {i} of prompt: {e}")))
-            };
-            items.into_iter().enumerate().map(message).collect::<Result<_>>().map(Prompt::Chat)
+            let messages = items.into_iter().map(serde_json::from_value::<ChatMessage>);
+            messages.collect::<Result<_, _>>().map(Prompt::Chat).map_err(|e| invalid(format!("prompt: {e}")))
         }
         _ => Err(expected()),
     }
+}
+
+/// How a chat is rendered. What is null is as if it were not there.
+fn chat_options(fields: &mut Map<String, Value>, defaults: &ChatOptions) -> Result<ChatOptions> {
+    fn read<T: serde::de::DeserializeOwned>(name: &str, value: Value) -> Result<T> {
+        serde_json::from_value(value).map_err(|e| invalid(format!("{name}: {e}")))
+    }
+    let mut options = defaults.clone();
+    for name in CHAT_KEYS {
+        let Some(value) = fields.remove(name).filter(|value| !value.is_null()) else { continue };
+        match name {
+            "tools" => options.tools = Some(read(name, value)?),
+            "documents" => options.documents = Some(read(name, value)?),
+            "chat_template" => options.chat_template = Some(read(name, value)?),
+            "chat_template_kwargs" => options.chat_template_kwargs = read(name, value)?,
+            "add_generation_prompt" => options.add_generation_prompt = Some(read(name, value)?),
+            _ => {
+                options.continue_final_message = match value {
+                    Value::Bool(false) => None,
+                    Value::Bool(true) => Some("content".to_owned()),
+                    field => Some(read(name, field)?),
+                }
+            }
+        }
+    }
+    Ok(options)
 }
 
 /// A name, `{name: weight}` in order, a list of such pairs, or null for the base.
@@ -111,7 +140,7 @@ mod tests {
     }
 
     fn message(line: &str) -> String {
-        read(line).err().expect("an error").to_string()
+        read(line).expect_err("an error").to_string()
     }
 
     #[test]
@@ -123,7 +152,15 @@ mod tests {
         for prompt in ["3", "null", "[1.5]", "[-1]", "[4294967296]", "[1, \"a\"]", "{}"] {
             assert!(message(&format!(r#"{{"prompt": {prompt}}}"#)).contains("prompt must be"), "{prompt}");
         }
-        assert!(message(r#"{"prompt": [{"content": "a"}]}"#).contains("message 0 of prompt: missing field `role`"));
+        // What a message needs is the template's matter.
+        let line = r#"{"prompt": [{"content": null}], "tools": [{"name": "f"}], "documents": null,
+                       "chat_template_kwargs": {"enable_thinking": false}, "continue_final_message": true}"#;
+        let request = one(&line.replace('\n', " "));
+        assert_eq!(request.prompt, Prompt::Chat(vec![ChatMessage::default().with("content", Value::Null)]));
+        assert_eq!((request.chat.tools, request.chat.documents), (Some(vec![serde_json::json!({"name": "f"})]), None));
+        assert_eq!(request.chat.chat_template_kwargs["enable_thinking"], false);
+        assert_eq!(request.chat.continue_final_message.as_deref(), Some("content"));
+        assert!(message(r#"{"prompt": "a", "tools": 3}"#).contains("tools: "));
     }
 
     #[test]

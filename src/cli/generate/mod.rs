@@ -14,9 +14,9 @@ use clap::{Args, ValueHint};
 
 use self::batch::BatchArgs;
 use self::request_lines::MAX_LINE_BYTES;
-use super::args::{EngineArgs, SamplingArgs, path};
+use super::args::{EngineArgs, INPUT_AND_OUTPUT, SamplingArgs, path};
+use super::exit_status::WRONG_USAGE;
 use super::output::note;
-use super::{INPUT_AND_OUTPUT, WRONG_USAGE};
 use crate::error::{Error, ErrorCode, Result};
 
 #[derive(Args)]

@@ -209,6 +209,6 @@ mod tests {
     #[test]
     fn an_existing_file_is_not_overwritten() {
         let file = tempfile::NamedTempFile::new().expect("a file");
-        assert!(create(file.path()).err().expect("refused").to_string().contains("--resume"));
+        assert!(create(file.path()).expect_err("refused").to_string().contains("--resume"));
     }
 }

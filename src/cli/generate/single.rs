@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
+use crate::cli::exit_status::{INTERRUPTED, SUCCESS};
 use crate::cli::interrupt::Interrupt;
 use crate::cli::output::{note, print, print_json};
 use crate::cli::result_line::ResultLine;
-use crate::cli::{INTERRUPTED, SUCCESS};
 use crate::engine::{Engine, FinishReason, InFlight, Request, Usage};
 use crate::error::Result;
 

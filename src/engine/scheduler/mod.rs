@@ -278,10 +278,17 @@ impl Scheduler {
     fn advance(&mut self, range: Range<usize>) {
         let width = self.batch.logit_width();
         let mut logits = &mut self.logits[..];
+        let mut end = 0;
         for &index in &self.order[range] {
             let (sequence, tokens) = (&mut self.running[index], self.scheduled_tokens[index]);
             let (own, rest) = std::mem::take(&mut logits).split_at_mut(logit_rows_of(sequence, tokens) * width);
             logits = rest;
+            let rows = end..end + tokens;
+            end = rows.end;
+            if let Err(error) = self.batch.check_kv(rows) {
+                sequence.fail(error);
+                continue;
+            }
             sequence.computed += tokens;
             sequence.report_progress();
             publish_full_pages(&mut self.pool, sequence);
@@ -365,12 +372,12 @@ fn choose(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32]) ->
         returned.extend_from_slice(logits);
     }
     if new_tokens < decode.min_new_tokens {
-        for &id in &decode.stop_ids {
+        for &id in decode.stop_ids.iter().chain(&decode.stop_string_ids) {
             if let Some(logit) = logits.get_mut(id as usize) {
                 *logit = f32::NEG_INFINITY;
             }
         }
     }
-    let sampled = sampler.sample(logits, &decode.sampling, &sequence.tokens, sequence.prompt_len, decode.logprobs);
+    let sampled = sampler.sample(logits, &decode.sampling, &sequence.tokens, sequence.prompt_len, decode.logprobs)?;
     sequence.accept(sampled, returned)
 }

@@ -109,6 +109,10 @@ impl Compute for FaultyCompute {
         self.inner.attend(spec, kv, rows, batch, qkv, out)
     }
 
+    fn take_kv_overflows(&mut self) -> Result<Vec<u32>> {
+        self.inner.take_kv_overflows()
+    }
+
     fn activate(&mut self, activation: Activation, gate_up: BufferId, rows: usize, out: BufferId) -> Result<()> {
         self.inner.activate(activation, gate_up, rows, out)
     }

@@ -9,9 +9,13 @@ use super::tokenizer_json::Decoder;
 pub(super) enum DecoderKind {
     /// Tokens spell bytes.
     Bytes,
-    /// Tokens spell text that depends on neighboring tokens; runs of byte tokens are decoded together if there is a
-    /// byte fallback.
-    Window { byte_fallback: bool },
+    /// Tokens spell text that depends on neighboring tokens.
+    Window {
+        /// Whether runs of byte tokens (`<0xE2>`) are decoded together.
+        byte_fallback: bool,
+        /// Whether tokens may spell parts of characters in another way.
+        splits_characters: bool,
+    },
 }
 
 impl DecoderKind {
@@ -26,10 +30,19 @@ impl DecoderKind {
             | [Decoder::Library(DecoderWrapper::ByteLevel(_)), Decoder::Library(DecoderWrapper::Fuse(_))] => {
                 DecoderKind::Bytes
             }
-            parts => {
-                let is_fallback = |part: &Decoder| matches!(part, Decoder::Library(DecoderWrapper::ByteFallback(_)));
-                DecoderKind::Window { byte_fallback: parts.iter().any(is_fallback) }
-            }
+            parts => DecoderKind::Window {
+                byte_fallback: any(parts, |part| matches!(part, DecoderWrapper::ByteFallback(_))),
+                splits_characters: any(parts, |part| matches!(part, DecoderWrapper::ByteLevel(_))),
+            },
         }
     }
+}
+
+/// Whether there is such a decoder, also in a sequence inside a sequence.
+fn any(parts: &[Decoder], is_one: fn(&DecoderWrapper) -> bool) -> bool {
+    parts.iter().any(|part| match part {
+        Decoder::Library(part) => is_one(part),
+        Decoder::Replace { .. } => false,
+        Decoder::Sequence(parts) => any(parts, is_one),
+    })
 }

@@ -1,19 +1,26 @@
 //! Text in and out: tokenizer, chat template, incremental detokenization, stop strings.
 //!
-//! Everything is read from the model's own folder, so that a prompt is split into the tokens the model was trained on:
-//! tokenizer.json by the `tokenizers` crate, the names of special tokens from tokenizer_config.json, the chat template from
-//! chat_template.jinja or tokenizer_config.json. [`Detokenizer`] turns tokens back into text as they arrive, and
+//! Everything is read from a folder as transformers' AutoTokenizer reads it, so that a prompt is split into the tokens that the
+//! model was trained on. tokenizer.json is parsed by the `tokenizers` crate; `tokenizer_class` decides what of it counts,
+//! `special_tokens` collects what the other files add. [`Detokenizer`] turns tokens back into text as they arrive, and
 //! [`StopStrings`] looks for stop strings in that text.
 
+mod adapter_tokenizers;
 mod chat_template;
+mod clean_up;
 mod decoder_kind;
 mod detokenizer;
 mod files;
+mod special_tokens;
 mod stop_strings;
+mod token_window;
 mod tokenizer;
+mod tokenizer_class;
+mod tokenizer_file;
 mod tokenizer_json;
 
-pub use chat_template::ChatMessage;
+pub use adapter_tokenizers::{AdapterTokenizer, RequestTokenizer};
+pub use chat_template::{ChatMessage, ChatOptions};
 pub use detokenizer::Detokenizer;
-pub use stop_strings::StopStrings;
+pub use stop_strings::{StopScan, StopStrings};
 pub use tokenizer::Tokenizer;

@@ -1,8 +1,11 @@
 //! Finds stop strings in text that arrives in pieces.
 //!
 //! A stop string may begin in one piece and end in another, and its beginning must be held back until it is known not to be a
-//! stop string. Each stop string is an automaton (Knuth, Morris, Pratt 1977) whose state is the length of its longest prefix
+//! stop string. It may contain special tokens, alone or among other text, also where those are left out of the text: such
+//! text is looked at but not emitted. Each stop string is an automaton (Knuth, Morris, Pratt 1977) whose state is the length of its longest prefix
 //! that ends the text so far: the largest state is what must be held back, a full one is a match. Each byte is read once.
+
+use std::ops::Range;
 
 /// The result of pushing one piece of text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,6 +23,8 @@ pub struct StopStrings {
     stops: Vec<Automaton>,
     /// Text held back: the longest beginning of a stop string that ends the text so far.
     held: String,
+    /// Which parts of it are not emitted.
+    hidden: Vec<Range<usize>>,
 }
 
 #[derive(Clone, Debug)]
@@ -43,8 +48,17 @@ impl Automaton {
 
     /// Advances by one byte; whether that completes the stop string.
     fn push(&mut self, byte: u8) -> bool {
+        if self.state == self.stop.len() {
+            // It was completed when it was not allowed to end the text.
+            self.state = self.borders[self.state - 1];
+        }
         self.state = advance(self.stop.as_bytes(), &self.borders, self.state, byte);
         self.state == self.stop.len()
+    }
+
+    /// Length of the longest beginning of `stop`, but not all of it, that ends the text so far.
+    fn held(&self) -> usize {
+        if self.state == self.stop.len() { self.borders[self.state - 1] } else { self.state }
     }
 }
 
@@ -63,14 +77,14 @@ impl StopStrings {
     /// Looks for these strings. Empty ones are ignored: they would match before the first byte.
     pub fn new(stops: Vec<String>) -> Self {
         let stops = stops.into_iter().filter(|stop| !stop.is_empty()).map(Automaton::new).collect();
-        Self { stops, held: String::new() }
+        Self { stops, held: String::new(), hidden: Vec::new() }
     }
 
-    /// Adds the next piece. Must not be called again after a match.
-    pub fn push(&mut self, text: &str) -> StopScan {
-        let mut buffer = std::mem::take(&mut self.held);
-        let new = buffer.len();
-        buffer.push_str(text);
+    /// Adds the next piece of the text; a stop string that it completes counts only if `may_stop`. Must not be called again
+    /// after a match.
+    pub fn push(&mut self, text: &str, may_stop: bool) -> StopScan {
+        let new = self.held.len();
+        self.held.push_str(text);
         for (i, &byte) in text.as_bytes().iter().enumerate() {
             let mut longest: Option<&str> = None;
             for automaton in &mut self.stops {
@@ -78,15 +92,20 @@ impl StopStrings {
                     longest = Some(&automaton.stop);
                 }
             }
-            if let Some(stop) = longest {
-                buffer.truncate(new + i + 1 - stop.len());
-                return StopScan { emit: buffer, matched: Some(stop.to_owned()) };
+            if may_stop && let Some(stop) = longest.map(str::to_owned) {
+                return StopScan { emit: self.take(new + i + 1 - stop.len()), matched: Some(stop) };
             }
         }
         // A stop string begins with a whole character, so this is a character boundary.
-        let held = self.stops.iter().map(|automaton| automaton.state).max().unwrap_or(0);
-        self.held = buffer.split_off(buffer.len() - held);
-        StopScan { emit: buffer, matched: None }
+        let held = self.stops.iter().map(Automaton::held).max().unwrap_or(0);
+        StopScan { emit: self.take(self.held.len() - held), matched: None }
+    }
+
+    /// Adds text that is looked at but not emitted.
+    pub fn push_hidden(&mut self, text: &str, may_stop: bool) -> StopScan {
+        let start = self.held.len();
+        self.hidden.push(start..start + text.len());
+        self.push(text, may_stop)
     }
 
     /// The text held back, once the text has ended for another reason.
@@ -94,7 +113,22 @@ impl StopStrings {
         for automaton in &mut self.stops {
             automaton.state = 0;
         }
-        std::mem::take(&mut self.held)
+        self.take(self.held.len())
+    }
+
+    /// Takes the first bytes of the held text, and returns what is to be emitted of them.
+    fn take(&mut self, end: usize) -> String {
+        let rest = self.held.split_off(end);
+        let taken = std::mem::replace(&mut self.held, rest);
+        let (mut emit, mut done) = (String::new(), 0);
+        for hidden in &mut self.hidden {
+            emit += &taken[done..hidden.start.min(end)];
+            done = hidden.end.min(end);
+            *hidden = hidden.start.saturating_sub(end)..hidden.end.saturating_sub(end);
+        }
+        emit += &taken[done..];
+        self.hidden.retain(|hidden| !hidden.is_empty());
+        emit
     }
 }
 
@@ -118,7 +152,7 @@ mod tests {
         let mut watch = StopStrings::new(stops.to_vec());
         let mut out = String::new();
         for piece in pieces {
-            let step = watch.push(piece);
+            let step = watch.push(piece, true);
             out.push_str(&step.emit);
             if step.matched.is_some() {
                 return (out, step.matched);
@@ -131,18 +165,21 @@ mod tests {
     #[test]
     fn a_possible_beginning_of_a_stop_string_is_held_back() {
         let mut watch = StopStrings::new(vec!["\n\nUser:".into()]);
-        assert_eq!(watch.push("Hello\n").emit, "Hello");
-        assert_eq!(watch.push("\n").emit, "");
-        assert_eq!(watch.push("\n").emit, "\n", "the last two line breaks may still begin a stop string");
-        assert_eq!(watch.push("Us").emit, "");
-        assert_eq!(watch.push("e!").emit, "\n\nUse!");
-        assert_eq!(watch.push("\n\nUser: x"), StopScan { emit: String::new(), matched: Some("\n\nUser:".into()) });
+        assert_eq!(watch.push("Hello\n", true).emit, "Hello");
+        assert_eq!(watch.push("\n", true).emit, "");
+        assert_eq!(watch.push("\n", true).emit, "\n", "the last two line breaks may still begin a stop string");
+        assert_eq!(watch.push("Us", true).emit, "");
+        assert_eq!(watch.push("e!", true).emit, "\n\nUse!");
+        assert_eq!(
+            watch.push("\n\nUser: x", true),
+            StopScan { emit: String::new(), matched: Some("\n\nUser:".into()) }
+        );
     }
 
     #[test]
     fn held_text_is_returned_at_the_end() {
         let mut watch = StopStrings::new(vec!["END".into()]);
-        assert_eq!(watch.push("the EN").emit, "the ");
+        assert_eq!(watch.push("the EN", true).emit, "the ");
         assert_eq!(watch.finish(), "EN");
         assert_eq!(watch.finish(), "");
     }
@@ -150,7 +187,31 @@ mod tests {
     #[test]
     fn without_stop_strings_all_text_is_emitted() {
         let mut watch = StopStrings::new(vec![String::new()]);
-        assert_eq!(watch.push("ä"), StopScan { emit: "ä".into(), matched: None });
+        assert_eq!(watch.push("ä", true), StopScan { emit: "ä".into(), matched: None });
+    }
+
+    #[test]
+    fn hidden_text_is_matched_but_not_emitted() {
+        let mut watch = StopStrings::new(vec!["a<end>b".into(), "<stop>".into()]);
+        assert_eq!(watch.push("xa", true).emit, "x");
+        assert_eq!(watch.push_hidden("<end>", true).emit, "");
+        assert_eq!(watch.push("c", true).emit, "ac");
+        assert_eq!(watch.push("a", true).emit, "");
+        watch.push_hidden("<end>", true);
+        assert_eq!(watch.clone().finish(), "a");
+        assert_eq!(watch.push("b", true), StopScan { emit: String::new(), matched: Some("a<end>b".into()) });
+        let mut watch = StopStrings::new(vec!["<stop>".into()]);
+        assert_eq!(watch.push("x<", true).emit, "x");
+        assert_eq!(watch.push_hidden("<stop>", true), StopScan { emit: "<".into(), matched: Some("<stop>".into()) });
+    }
+
+    #[test]
+    fn a_stop_string_that_may_not_end_the_text_is_part_of_it() {
+        let mut watch = StopStrings::new(vec!["aa".into()]);
+        assert_eq!(watch.push("xaa", false).emit, "xa");
+        assert_eq!(watch.push("b", false).emit, "ab");
+        assert_eq!(watch.push("a", false).emit, "");
+        assert_eq!(watch.push("a", true), StopScan { emit: String::new(), matched: Some("aa".into()) });
     }
 
     proptest! {
@@ -171,7 +232,7 @@ mod tests {
             let (mut text, mut out) = (String::new(), String::new());
             for piece in &pieces {
                 text.push_str(piece);
-                let step = watch.push(piece);
+                let step = watch.push(piece, true);
                 out.push_str(&step.emit);
                 if step.matched.is_some() {
                     return Ok(());

@@ -1,31 +1,45 @@
-//! tokenizer.json of a model folder: text to token ids and back.
+//! The tokenizer of a folder: text to token ids and back.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
-use serde_json::Value;
+use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
+use tokenizers::{Model as _, ModelWrapper};
 
-use super::chat_template::{ChatMessage, ChatTemplate};
+use super::chat_template::{ChatMessage, ChatOptions, ChatTemplates};
+use super::clean_up::CleanUp;
 use super::decoder_kind::DecoderKind;
-use super::files::{read, read_object};
+use super::files::{invalid, read, read_object};
+use super::special_tokens::SpecialTokens;
+use super::tokenizer_class::TokenizerClass;
+use super::tokenizer_file::TokenizerFile;
 use super::tokenizer_json::{self, InnerTokenizer};
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Error, Result};
+use crate::model::config::read_json;
 
-/// Special tokens that a template may use. The first four also have getters for their ids.
-const SPECIAL_TOKENS: [&str; 7] =
-    ["bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token"];
-
-/// The tokenizer and chat template of a model folder. Thread-safe.
+/// The tokenizer and chat template of a folder, as transformers' AutoTokenizer reads them. Thread-safe.
 pub struct Tokenizer {
+    path: PathBuf,
+    vocabulary: Arc<Vocabulary>,
+    decoder_kind: DecoderKind,
+    /// Texts of the named special tokens (`bos_token`, …).
+    named: BTreeMap<String, String>,
+    /// `split_special_tokens` of tokenizer_config.json.
+    splits_special: bool,
+    /// Whether spaces before punctuation are removed from a decoded text.
+    cleans_up: bool,
+    templates: ChatTemplates,
+    vocab_size: usize,
+}
+
+/// Vocabulary, merges and the steps around them: nearly all of a tokenizer's memory, so that equal ones are shared.
+struct Vocabulary {
     /// Behind a lock because whether special tokens are recognized is state of the inner tokenizer.
     inner: RwLock<InnerTokenizer>,
-    decoder_kind: DecoderKind,
-    special: BTreeMap<String, String>,
-    /// `add_bos_token` of tokenizer_config.json, if it is there.
-    add_bos: Option<bool>,
-    template: Option<ChatTemplate>,
-    vocab_size: usize,
+    hash: OnceLock<[u8; 32]>,
 }
 
 impl Tokenizer {
@@ -36,58 +50,58 @@ impl Tokenizer {
     pub fn open(dir: &Path) -> Result<Option<Self>> {
         let path = dir.join("tokenizer.json");
         let Some(json) = read(&path)? else { return Ok(None) };
-        let inner = tokenizer_json::parse(&json).map_err(|error| error.with_path(&path))?;
-
         let config = read_object(&dir.join("tokenizer_config.json"))?;
-        let map = read_object(&dir.join("special_tokens_map.json"))?;
-        let special: BTreeMap<_, _> = SPECIAL_TOKENS
-            .iter()
-            .filter_map(|&name| {
-                let value = config.get(name).or_else(|| map.get(name))?;
-                Some((name.to_owned(), token_content(value)?.to_owned()))
-            })
-            .collect();
-        let template = ChatTemplate::find(dir, &config, &special)?;
+        let (inner, special) = assemble(dir, &config, json)?;
+
+        let named = special.names();
+        let is_set = |name: &str| config.get(name).and_then(Value::as_bool) == Some(true);
+        let is_bpe = matches!(inner.get_model(), ModelWrapper::BPE(_));
         Ok(Some(Self {
+            path: dir.to_path_buf(),
             decoder_kind: DecoderKind::of(inner.get_decoder()),
+            templates: ChatTemplates::find(dir, &config, &named)?,
+            splits_special: is_set("split_special_tokens"),
+            cleans_up: is_set("clean_up_tokenization_spaces")
+                && (!is_bpe || is_set("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output")),
             vocab_size: inner.get_vocab_size(true),
-            inner: RwLock::new(inner),
-            special,
-            add_bos: config.get("add_bos_token").and_then(Value::as_bool),
-            template,
+            named,
+            vocabulary: Arc::new(Vocabulary { inner: RwLock::new(inner), hash: OnceLock::new() }),
         }))
     }
 
-    /// Encodes a text. Special tokens written in the text are recognized if `parse_special`;
-    /// the tokenizer's own post-processing (a BOS) is applied if `add_special`.
+    /// Encodes a text. Special tokens written in the text are recognized if `parse_special`; the tokenizer's own
+    /// post-processing (a BOS) is applied if `add_special`.
     ///
-    /// `add_bos_token` in tokenizer_config.json, if present, decides about the BOS, as in transformers. A rendered chat
-    /// template already contains its special tokens: encode it without `add_special`.
+    /// The post-processor of tokenizer.json alone decides about BOS and EOS, as in transformers: `add_bos_token` and
+    /// `add_eos_token` of tokenizer_config.json count only where there is no tokenizer.json. A rendered chat template
+    /// already contains its special tokens: encode it without `add_special`.
     ///
     /// # Errors
     /// `tokenizer_invalid`: the tokenizer failed on this text.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>> {
-        let add_special = add_special && self.add_bos != Some(false);
-        let mut ids = tokenizer_json::encode(&self.parsing(parse_special), text, add_special)?;
-        if add_special
-            && self.add_bos == Some(true)
-            && let Some(bos) = self.bos_id()
-            && ids.first() != Some(&bos)
-        {
-            ids.insert(0, bos);
-        }
-        Ok(ids)
+        tokenizer_json::encode(&self.vocabulary.parsing(parse_special), text, add_special)
     }
 
-    /// Decodes token ids. Bytes that are not valid UTF-8 become U+FFFD.
+    /// Whether special tokens written in a text are recognized if nobody says otherwise: not with `split_special_tokens`.
+    pub fn parses_special(&self) -> bool {
+        !self.splits_special
+    }
+
+    /// Decodes token ids. Bytes that are not valid UTF-8 become U+FFFD; an id that the tokenizer does not have has no text.
     ///
     /// # Errors
-    /// `token_out_of_range`: the tokenizer has no such id; `tokenizer_invalid`: its decoder failed.
+    /// `tokenizer_invalid`: its decoder failed.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        let inner = self.inner.read();
+        let text = self.decode_uncleaned(ids, skip_special)?;
+        Ok(if self.cleans_up { CleanUp::whole(&text) } else { text })
+    }
+
+    /// Decodes token ids without the removal of spaces before punctuation, which looks at neighboring characters.
+    pub(super) fn decode_uncleaned(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        let inner = self.vocabulary.inner.read();
         let mut tokens = Vec::with_capacity(ids.len());
         for &id in ids {
-            let token = inner.id_to_token(id).ok_or_else(|| self.unknown_id(id))?;
+            let Some(token) = spelling(&inner, id) else { continue };
             if !skip_special || !inner.get_added_vocabulary().is_special_token(&token) {
                 tokens.push(token);
             }
@@ -95,20 +109,40 @@ impl Tokenizer {
         tokenizer_json::decode(&inner, tokens)
     }
 
-    /// Renders a chat with the model's own template.
+    /// The text that a token adds in the middle of a text.
+    ///
+    /// # Errors
+    /// `tokenizer_invalid`: its decoder failed.
+    pub fn piece(&self, id: u32) -> Result<String> {
+        const BEFORE: &str = "a";
+        let inner = self.vocabulary.inner.read();
+        let Some(token) = spelling(&inner, id) else { return Ok(String::new()) };
+        let before = tokenizer_json::decode(&inner, vec![BEFORE.to_owned()])?;
+        let both = tokenizer_json::decode(&inner, vec![BEFORE.to_owned(), token])?;
+        Ok(both.strip_prefix(&before).map_or_else(|| both.clone(), str::to_owned))
+    }
+
+    /// Renders a chat with one of the model's templates, or with the one that `options` contain.
     ///
     /// # Errors
     /// `chat_template_not_found`, `chat_template_failed`.
-    pub fn apply_chat_template(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
-        match &self.template {
-            Some(template) => template.render(messages, add_generation_prompt),
-            None => Err(Error::new(ErrorCode::ChatTemplateNotFound, "the model has no chat template")),
-        }
+    pub fn apply_chat_template(&self, messages: &[ChatMessage], options: &ChatOptions) -> Result<String> {
+        self.templates.render(messages, options)
     }
 
     /// Whether the model has a chat template.
     pub fn has_chat_template(&self) -> bool {
-        self.template.is_some()
+        !self.templates.is_empty()
+    }
+
+    /// Why a chat template of the model was refused, if one was. It fails when it is used.
+    pub fn chat_template_error(&self) -> Option<&Error> {
+        self.templates.refused()
+    }
+
+    /// The folder that it was read from.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Number of ids the tokenizer knows.
@@ -118,12 +152,12 @@ impl Tokenizer {
 
     /// Id of a token, by its spelling in the vocabulary.
     pub fn id_of(&self, token: &str) -> Option<u32> {
-        self.inner.read().token_to_id(token)
+        self.vocabulary.inner.read().token_to_id(token)
     }
 
     /// Spelling of an id in the vocabulary.
     pub fn token_of(&self, id: u32) -> Option<String> {
-        self.inner.read().id_to_token(id)
+        self.vocabulary.inner.read().id_to_token(id)
     }
 
     /// Beginning-of-sequence id, if the config names one.
@@ -146,25 +180,57 @@ impl Tokenizer {
         self.special_id("unk_token")
     }
 
+    /// Uses the vocabulary of `other` if it is the same, so that one copy is resident.
+    pub(super) fn share_vocabulary(&mut self, other: &Tokenizer) {
+        if !Arc::ptr_eq(&self.vocabulary, &other.vocabulary) && self.vocabulary.hash() == other.vocabulary.hash() {
+            self.vocabulary = Arc::clone(&other.vocabulary);
+        }
+    }
+
+    /// Whether both encode, decode and render alike: whether their files say the same.
+    pub(super) fn equals(&self, other: &Tokenizer) -> bool {
+        let settings = |t: &Self| (t.splits_special, t.cleans_up);
+        self.named == other.named
+            && settings(self) == settings(other)
+            && self.templates.equals(&other.templates)
+            && (Arc::ptr_eq(&self.vocabulary, &other.vocabulary) || self.vocabulary.hash() == other.vocabulary.hash())
+    }
+
+    /// Whether an id is a special token.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.spelling(id).is_some_and(|(_, is_special)| is_special)
+    }
+
     /// How the decoder of this tokenizer turns tokens into text.
     pub(super) fn decoder_kind(&self) -> DecoderKind {
         self.decoder_kind
     }
 
+    /// Whether spaces before punctuation are removed from a decoded text.
+    pub(super) fn cleans_up(&self) -> bool {
+        self.cleans_up
+    }
+
+    /// The token that the decoder sees for an id, and whether it is a special one.
+    pub(super) fn spelling(&self, id: u32) -> Option<(String, bool)> {
+        let inner = self.vocabulary.inner.read();
+        let token = spelling(&inner, id)?;
+        let is_special = inner.get_added_vocabulary().is_special_token(&token);
+        Some((token, is_special))
+    }
+
+    /// Id of a special token with this text.
+    pub(in crate::engine) fn special_id_of(&self, text: &str) -> Option<u32> {
+        let inner = self.vocabulary.inner.read();
+        inner.get_added_vocabulary().is_special_token(text).then(|| inner.token_to_id(text)).flatten()
+    }
+
     fn special_id(&self, name: &str) -> Option<u32> {
-        self.id_of(self.special.get(name)?)
+        self.id_of(self.named.get(name)?)
     }
+}
 
-    pub(super) fn is_special(&self, token: &str) -> bool {
-        self.inner.read().get_added_vocabulary().is_special_token(token)
-    }
-
-    pub(super) fn unknown_id(&self, id: u32) -> Error {
-        Error::new(ErrorCode::TokenOutOfRange, "the tokenizer has no such token id")
-            .with_expected(format!("one of {} ids", self.vocab_size))
-            .with_found(id)
-    }
-
+impl Vocabulary {
     /// The inner tokenizer, set to parse special tokens or not. Callers rarely mix the two, so the write lock is rarely
     /// taken; a second copy of the vocabulary would cost more.
     fn parsing(&self, special: bool) -> RwLockReadGuard<'_, InnerTokenizer> {
@@ -177,11 +243,53 @@ impl Tokenizer {
         inner.set_encode_special_tokens(!special);
         RwLockWriteGuard::downgrade(inner)
     }
+
+    /// SHA-256 of the tokenizer as a file, however it was formatted where it was read. Computed once.
+    fn hash(&self) -> [u8; 32] {
+        *self.hash.get_or_init(|| {
+            let mut hasher = Sha256::new();
+            // Writing to a hasher cannot fail, and every tokenizer that was read can be written.
+            let _ = serde_json::to_writer(&mut hasher, &*self.inner.read());
+            hasher.finalize().into()
+        })
+    }
 }
 
-/// A special token is a string, or an object with its `content` (a serialized `AddedToken`).
-fn token_content(value: &Value) -> Option<&str> {
-    value.as_str().or_else(|| value.get("content")?.as_str())
+/// The inner tokenizer with all tokens that the folder declares, and the special ones among them.
+fn assemble(dir: &Path, config: &Map<String, Value>, json: String) -> Result<(InnerTokenizer, SpecialTokens)> {
+    let path = dir.join("tokenizer.json");
+    let class = class_of(dir, config, &json);
+    let file =
+        TokenizerFile::parse(&json).map_err(|e| invalid(format!("tokenizer.json cannot be understood: {e}"), &path))?;
+    let mut inner = match class.rebuild(&file, config) {
+        None => tokenizer_json::parse(&json),
+        Some(rebuilt) => tokenizer_json::parse(&rebuilt),
+    }
+    .map_err(|error| error.with_path(&path))?;
+    let mut defaults = class.default_tokens().to_vec();
+    let padding_token = file.padding_token().filter(|_| class.pads_as_in_file());
+    defaults.extend(padding_token.as_deref().map(|token| ("pad_token", token)));
+    let special = SpecialTokens::read(dir, config, file.added_tokens(), &defaults)?;
+    let present = inner.get_added_vocabulary().get_vocab().keys().cloned().collect();
+    tokenizer_json::add_tokens(&mut inner, special.to_add(&present)).map_err(|error| error.with_path(&path))?;
+    if class.resets_special_tokens() {
+        tokenizer_json::add_tokens(&mut inner, special.all()).map_err(|error| error.with_path(&path))?;
+    }
+    Ok((inner, special))
+}
+
+/// The class that transformers would read the folder's tokenizer.json with.
+fn class_of(dir: &Path, config: &Map<String, Value>, json: &str) -> TokenizerClass {
+    // A config.json that cannot be read is reported where the model is loaded; the folder of an adapter has none.
+    let model = read_json(&dir.join("config.json")).ok().flatten().unwrap_or_default();
+    let in_model = |name: &str| model.get(name).and_then(Value::as_str);
+    let declared = config.get("tokenizer_class").and_then(Value::as_str).or_else(|| in_model("tokenizer_class"));
+    TokenizerClass::of(in_model("model_type").unwrap_or_default(), declared, config, json)
+}
+
+/// The token that the decoder sees for an id.
+fn spelling(inner: &InnerTokenizer, id: u32) -> Option<String> {
+    inner.get_added_vocabulary().simple_id_to_token(id).or_else(|| inner.get_model().id_to_token(id))
 }
 
 #[cfg(test)]
@@ -191,6 +299,7 @@ pub(super) mod tests {
     use serde_json::{Map, json};
 
     use super::*;
+    use crate::error::ErrorCode;
 
     /// A tokenizer of single characters and some words, with the decoder under test.
     pub(in super::super) fn write_tokenizer(dir: &Path, decoder: Value, tokens: &[&str], config: Value) {
@@ -269,20 +378,40 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_config_decides_on_the_bos() {
-        let with = letters(json!({"bos_token": "<s>", "add_bos_token": true}));
-        assert_eq!(with.encode("ab", true, true).expect("encodes"), [6, 0, 1]);
-        assert_eq!(with.encode("<s>ab", true, true).expect("encodes"), [6, 0, 1]);
-        assert_eq!(with.encode("ab", false, true).expect("encodes"), [0, 1]);
-        let without = letters(json!({"bos_token": "<s>", "add_bos_token": false}));
-        assert_eq!(without.encode("ab", true, true).expect("encodes"), [0, 1]);
+    fn flags_about_bos_and_eos_do_not_count_beside_a_tokenizer_json() {
+        for flag in [true, false] {
+            let t =
+                letters(json!({"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": flag, "add_eos_token": flag}));
+            assert_eq!(t.encode("ab", true, true).expect("encodes"), [0, 1]);
+        }
     }
 
     #[test]
-    fn an_unknown_id_is_an_error() {
-        let error = letters(json!({})).decode(&[0, 99], true).expect_err("an error");
-        assert_eq!(error.code(), ErrorCode::TokenOutOfRange);
-        assert_eq!(error.found(), Some("99"));
+    fn equal_tokenizers_share_a_vocabulary() {
+        let config = json!({"bos_token": "<s>"});
+        let (base, other) = (letters(config.clone()), letters(json!({"bos_token": "</s>"})));
+        assert!(base.equals(&letters(config)));
+        assert!(!base.equals(&other));
+        let mut other = Arc::into_inner(other).expect("the only reference");
+        other.share_vocabulary(&base);
+        assert!(Arc::ptr_eq(&base.vocabulary, &other.vocabulary));
+        let mut unlike =
+            Arc::into_inner(tokenizer(json!({"type": "Fuse"}), &["a", "c"], json!({}))).expect("the only one");
+        unlike.share_vocabulary(&base);
+        assert!(!Arc::ptr_eq(&base.vocabulary, &unlike.vocabulary));
+    }
+
+    #[test]
+    fn a_piece_is_what_a_token_adds_within_a_text() {
+        let decoder = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
+        let t = tokenizer(decoder, &["▁of", "of"], json!({}));
+        let pieces = [0, 1, 9].map(|id| t.piece(id).expect("decodes"));
+        assert_eq!(pieces, [" of", "of", ""]);
+    }
+
+    #[test]
+    fn an_unknown_id_has_no_text() {
+        assert_eq!(letters(json!({})).decode(&[0, 99, 1], true).expect("decodes"), "ab");
     }
 
     #[test]

@@ -182,7 +182,10 @@ impl DecoderConfig {
 }
 
 /// `eos_token_id` of a generation_config.json, if there is one.
-fn generation_eos_ids(path: &Path) -> Result<Vec<u32>> {
+///
+/// # Errors
+/// `model_config_invalid`; `checkpoint_unreadable`, `checkpoint_too_large`.
+pub(crate) fn generation_eos_ids(path: &Path) -> Result<Vec<u32>> {
     let Some(value) = read_json(path)? else { return Ok(Vec::new()) };
     eos_ids(&value).map_err(|e| e.with_path(path))
 }

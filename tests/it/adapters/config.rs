@@ -231,15 +231,32 @@ fn consequences_of_a_reported_problem_are_not_reported_again() {
 
 #[test]
 fn combinations_that_peft_refuses_are_refused() {
-    for (field, value) in [
-        ("lora_bias", json!(true)),
-        ("alora_invocation_tokens", json!([5])),
+    let variants = [
+        ("use_dora", json!(true)),
         ("use_bdlora", json!({"nblocks": 2, "match_strict": false})),
-        ("use_qalora", json!(true)),
-    ] {
-        let adapter = Adapter::on_q_proj().set("use_dora", json!(true)).set(field, value);
+        ("alora_invocation_tokens", json!([5])),
+        ("kasa_config", json!({})),
+        ("velora_config", json!({"num_groups": 2})),
+        ("monteclora_config", json!({})),
+        ("init_lora_weights", json!("mica")),
+    ];
+    let mut pairs = Vec::new();
+    for (i, first) in variants.iter().enumerate() {
+        pairs.extend(variants[i + 1..].iter().map(|second| (first.clone(), second.clone())));
+    }
+    pairs.extend([
+        (("use_dora", json!(true)), ("lora_bias", json!(true))),
+        (("use_dora", json!(true)), ("megatron_config", json!({"a": 1}))),
+        (("lora_bias", json!(true)), ("init_lora_weights", json!("gaussian"))),
+        (("target_modules", json!(".*q_proj")), ("layers_to_transform", json!([0, 1]))),
+        (("target_modules", json!(".*q_proj")), ("layers_pattern", json!("layers"))),
+    ]);
+    for ((first, a), (second, b)) in pairs {
+        let adapter = Adapter::on_q_proj().set(first, a).set(second, b);
         let error = &refusals_on(&adapter, &sites())[0];
         assert_eq!(error.code(), ErrorCode::AdapterConfigInvalid, "{error}");
-        assert!(error.message().contains("use_dora") && error.message().contains(field), "{error}");
+        assert!(error.message().contains(first) && error.message().contains(second), "{error}");
     }
+    let pattern_alone = refused(&Adapter::on_q_proj().set("layers_pattern", json!("layers")));
+    assert!(pattern_alone.message().contains("needs layers_to_transform"), "{pattern_alone}");
 }

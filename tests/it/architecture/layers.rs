@@ -9,7 +9,7 @@ use super::{root, sources};
 /// Modules, lowest layer first. A module uses modules of lower layers only, and itself.
 const LAYERS: &[&[&str]] = &[
     &["error"],
-    &["files", "guard", "tensor", "sites"],
+    &["files", "guard", "jinja", "tensor", "sites"],
     &["checkpoint"],
     &["quant", "adapter"],
     &["backend"],

@@ -1,4 +1,5 @@
 //! The backends, through their traits.
 
+mod kv_overflow;
 mod parity;
 mod parity_adapters;

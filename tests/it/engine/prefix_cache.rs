@@ -214,3 +214,16 @@ fn an_adapter_that_runs_other_layers_shares_no_prefix_with_the_base() {
         );
     }
 }
+
+#[test]
+fn an_adapter_that_runs_layers_twice_uses_more_of_a_steps_budget() {
+    let options = EngineOptions { prefill_chunk: 64, ..EngineOptions::default() };
+    let engine = Engine::from_model(Arc::clone(model()), None, options).expect("an engine");
+    let computed = |mixture: &Mixture| {
+        let job = engine.submit(request(&prompts()[0], mixture)).expect("submitted");
+        engine.step().expect("a step");
+        job.prefill_progress().0
+    };
+    let named = |name: &str| specs().iter().position(|spec| spec.name == name).expect("a name");
+    assert_eq!([computed(&vec![(named("plain"), 1.0)]), computed(&vec![(named("deeper"), 1.0)])], [64, 32]);
+}

@@ -82,9 +82,17 @@ impl GroupDelta {
     }
 
     pub(crate) fn fill(&self, pool: &mut Pool, region: &mut Region, sources: &[(usize, &SiteDelta<'_>)]) -> Result<()> {
-        let rows: Vec<(TensorView<'_>, usize)> =
-            stacked(sources).flat_map(|matrix| (0..matrix.shape()[0]).map(|row| (matrix.view(), row))).collect();
-        self.stack.fill(pool, region, |row| rows[row])?;
+        let mut end = 0;
+        let ends: Vec<(usize, TensorView<'_>)> = stacked(sources)
+            .map(|matrix| {
+                end += matrix.shape()[0];
+                (end, matrix.view())
+            })
+            .collect();
+        self.stack.fill(pool, region, |row| {
+            let (end, matrix) = ends[ends.partition_point(|(end, _)| *end <= row)];
+            (matrix, row + matrix.shape()[0] - end)
+        })?;
         for &(member, source) in sources {
             let Some(delta) = self.member(member) else { continue };
             if let (Some(tiles), Some(weight)) = (&delta.weight, &source.weight) {

@@ -41,6 +41,16 @@ impl<'a> Routing<'a> {
         self.batch.repeat()
     }
 
+    /// Those of a segment's entries that act on some of the rows.
+    pub(crate) fn entries_of_rows(&self, segment: Range<usize>, rows: &Range<usize>) -> Range<usize> {
+        // The entries of a slot are sorted by row.
+        let below = |row: usize| {
+            let entries = &self.batch.entries()[segment.clone()];
+            segment.start + entries.partition_point(|entry| (entry.row as usize) < row)
+        };
+        below(rows.start)..below(rows.end)
+    }
+
     /// The row of an entry.
     pub(crate) fn row_of(&self, entry: usize) -> usize {
         self.batch.entries()[entry].row as usize

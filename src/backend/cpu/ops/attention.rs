@@ -2,7 +2,10 @@
 
 #![allow(unsafe_code, reason = "tasks write disjoint parts of the cache and of the output")]
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::backend::cpu::adapter::routing::RoutedNorm;
 use crate::backend::cpu::kernels::dispatch::Kernels;
@@ -30,6 +33,8 @@ struct Rotations {
 pub(crate) struct Scratch {
     rotations: Vec<Rotations>,
     threads: Vec<f32>,
+    /// Rows of this step with a finite key or value that was not finite as stored.
+    pub(crate) kv_overflows: BTreeSet<u32>,
 }
 
 impl Scratch {
@@ -88,7 +93,8 @@ impl Prepare<'_> {
     }
 }
 
-/// `out[i] = softmax(scale q k^T) v` over what row i sees; keys and values of all rows are stored first.
+/// `out[i] = softmax(scale q k^T) v` over what row i sees; keys and values of all rows are stored first, and those that
+/// overflow are noted in `scratch`.
 ///
 /// # Errors
 /// `internal` if rows, spec and cache don't fit together; `memory_exhausted`.
@@ -123,9 +129,13 @@ pub(crate) fn run(
     };
     let threads = Disjoint::new(&mut scratch.threads);
 
+    let overflows = Mutex::new(&mut scratch.kv_overflows);
+    let noted = |row: usize| {
+        overflows.lock().insert(row as u32);
+    };
     match layout.shape.dtype {
-        KvDType::F16 => append::<u16>(pool, cache, spec, rows, qkv, &prepare, &threads, of_thread)?,
-        KvDType::F32 => append::<f32>(pool, cache, spec, rows, qkv, &prepare, &threads, of_thread)?,
+        KvDType::F16 => append::<u16>(pool, cache, spec, rows, qkv, &prepare, &threads, of_thread, noted)?,
+        KvDType::F32 => append::<f32>(pool, cache, spec, rows, qkv, &prepare, &threads, of_thread, noted)?,
     }
 
     let cache = &*cache;
@@ -150,7 +160,7 @@ pub(crate) fn run(
     })
 }
 
-/// Stores keys and values of all rows. A task owns a head, so that no two write the same place whatever the rows are.
+/// Stores keys and values of all rows, and calls `overflowed` for each that had one out of range. A task owns a head, so that no two write the same place whatever the rows are.
 #[allow(clippy::too_many_arguments)]
 fn append<T: Stored>(
     pool: &mut Pool,
@@ -161,6 +171,7 @@ fn append<T: Stored>(
     prepare: &Prepare<'_>,
     threads: &Disjoint<'_, f32>,
     of_thread: usize,
+    overflowed: impl Fn(usize) + Sync,
 ) -> Result<()> {
     let layout = cache.layout();
     let (dim, page_tokens) = (spec.head_dim, layout.shape.page_tokens);
@@ -179,15 +190,19 @@ fn append<T: Stored>(
             // SAFETY: keys and values of a head belong to its task alone, which takes one part at a time.
             let keys = unsafe { stored.part(start..start + layout.key_head) };
             let tile = &mut keys[at / LANES * LANES * dim..][..LANES * dim];
+            let mut fits = true;
             for (channel, &value) in key.iter().enumerate() {
-                tile[channel * LANES + at % LANES] = T::of(value);
+                tile[channel * LANES + at % LANES] = stored_or_nan(value, &mut fits);
             }
             let start = page * layout.page_elements() + layout.values_of(spec.layer, head);
             // SAFETY: as above.
             let values = unsafe { stored.part(start..start + layout.value_head()) };
             let place = &mut values[at * layout.value_stride..][..dim];
             for (place, &value) in place.iter_mut().zip(&qkv.row(row)[v..v + dim]) {
-                *place = T::of(value);
+                *place = stored_or_nan(value, &mut fits);
+            }
+            if !fits {
+                overflowed(row);
             }
         }
     };
@@ -196,4 +211,13 @@ fn append<T: Stored>(
     } else {
         pool.run(spec.kv_heads, store_head)
     }
+}
+
+/// The value as stored, NaN if that is not finite; `fits` becomes false if only the element type is too narrow.
+#[inline]
+fn stored_or_nan<T: Stored>(value: f32, fits: &mut bool) -> T {
+    T::of(value).unwrap_or_else(|| {
+        *fits &= !value.is_finite();
+        T::NAN
+    })
 }

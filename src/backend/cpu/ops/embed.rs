@@ -5,8 +5,12 @@
 //!         then, adapter by adapter, + f s B A[:, t]  and with a magnitude  * m / n
 //! ```
 
+use std::ops::Range;
+
 use super::rowwise::for_rows;
-use super::shrink::Shrunk;
+use super::shrink::{Shrunk, row_blocks};
+use crate::backend::cpu::adapter::embedding::EmbeddingDelta;
+use crate::backend::cpu::adapter::resident::Adapter;
 use crate::backend::cpu::adapter::routing::Routing;
 use crate::backend::cpu::kernels::dispatch::Kernels;
 use crate::backend::cpu::kernels::vector::LANES;
@@ -47,13 +51,24 @@ impl Embedding<'_> {
                     .with_found(token));
             }
         }
-        self.shrink(tokens, shrunk)?;
-        let (hidden, shrunk) = (self.table.hidden, &*shrunk);
-        for_rows(pool, tokens.len(), hidden, out, stride, |row, out| {
-            self.read(row, tokens[row] as usize, out);
-            self.add(row, shrunk, out);
-            out.iter_mut().for_each(|value| *value *= multiplier);
-        })
+        let rank = |adapter: &Adapter| self.delta_of(adapter).map_or(0, EmbeddingDelta::rank);
+        for rows in row_blocks(self.routing, tokens.len(), rank) {
+            self.shrink(tokens, &rows, shrunk)?;
+            let (hidden, shrunk) = (self.table.hidden, &*shrunk);
+            let out = &mut out[rows.start * stride..];
+            for_rows(pool, rows.len(), hidden, out, stride, |row, out| {
+                let row = rows.start + row;
+                self.read(row, tokens[row] as usize, out);
+                self.add(row, shrunk, out);
+                out.iter_mut().for_each(|value| *value *= multiplier);
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What an adapter changes at the table.
+    fn delta_of<'d>(&self, adapter: &'d Adapter) -> Option<&'d EmbeddingDelta> {
+        adapter.embedding(self.index, self.routing.repeat())
     }
 
     /// Size of a row's vocabulary.
@@ -64,20 +79,23 @@ impl Embedding<'_> {
         replaced.unwrap_or(self.table.vocab)
     }
 
-    /// The columns of A; too little work for several threads.
-    fn shrink(&self, tokens: &[u32], shrunk: &mut Shrunk) -> Result<()> {
+    /// The columns of A of some of the rows; too little work for several threads.
+    fn shrink(&self, tokens: &[u32], rows: &Range<usize>, shrunk: &mut Shrunk) -> Result<()> {
         let Shrunk { t, starts, .. } = shrunk;
-        let repeat = self.routing.repeat();
         starts.clear();
         let mut t_len = 0;
         for (_, adapter, entries) in self.routing.segments() {
-            let Some(delta) = adapter.embedding(self.index, repeat) else {
+            let Some(delta) = self.delta_of(adapter) else {
                 starts.extend(entries.map(|_| t_len));
                 continue;
             };
-            grow(t, t_len + entries.len() * delta.rank())?;
+            let of_rows = self.routing.entries_of_rows(entries.clone(), rows);
+            grow(t, t_len + of_rows.len() * delta.rank())?;
             for entry in entries {
                 starts.push(t_len);
+                if !of_rows.contains(&entry) {
+                    continue;
+                }
                 let token = tokens[self.routing.row_of(entry)] as usize;
                 delta.shrink(adapter.region(), token, &mut t[t_len..t_len + delta.rank()]);
                 t_len += delta.rank();

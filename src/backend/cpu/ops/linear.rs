@@ -1,5 +1,7 @@
 //! `y = W x + b` with the deltas of adapters, for a group of linears that read the same input.
 //!
+//! Rows whose t would be too large together are computed in blocks, one after the other.
+//!
 //! Three regions of parallel work, the first two only if there is something to do: gather the inputs of act-ordered
 //! members; shrink, the product of each adapter's stack for every (row, adapter) of the batch; then, tile by tile of outputs,
 //! the product of the weight, followed by the epilogue of `epilogue.rs`; each output is written once. A row's weight is the
@@ -12,7 +14,7 @@ use std::ops::Range;
 
 use super::epilogue::Epilogue;
 use super::rowwise::for_rows;
-use super::shrink::{Shrunk, shrink};
+use super::shrink::{Shrunk, row_blocks, shrink};
 use crate::backend::Write;
 use crate::backend::cpu::adapter::resident::Adapter;
 use crate::backend::cpu::adapter::routing::Routing;
@@ -95,15 +97,21 @@ pub(crate) fn run(
     pool: &mut Pool,
     context: &Context<'_>,
     inputs: Inputs<'_>,
-    output: Output<'_>,
+    mut output: Output<'_>,
     scratch: &mut Scratch,
 ) -> Result<()> {
     gather(pool, context.group, inputs, &mut scratch.gathered)?;
-    if !context.routing.is_base_only() {
-        shrink(pool, context.kernels, context.group_index, context.routing, inputs, &mut scratch.shrunk)?;
+    let Context { kernels, group_index, routing, .. } = *context;
+    let stack_len =
+        |adapter: &Adapter| adapter.group(group_index, routing.repeat()).map_or(0, |delta| delta.stack_tiles() * LANES);
+    for rows in row_blocks(routing, inputs.rows, stack_len) {
+        if !routing.is_base_only() {
+            shrink(pool, kernels, group_index, routing, inputs, rows.clone(), &mut scratch.shrunk)?;
+        }
+        context.plan(pool.threads(), rows, output.width, scratch)?;
+        context.multiply(pool, inputs, &mut output, scratch)?;
     }
-    context.plan(pool.threads(), inputs.rows, output.width, scratch)?;
-    context.multiply(pool, inputs, output, scratch)
+    Ok(())
 }
 
 /// Gathers the inputs once for each distinct order.
@@ -137,22 +145,23 @@ impl<'a> Context<'a> {
         Some((adapter, delta.weight()?))
     }
 
-    /// Lists the rows of each weight, and counts the tasks.
-    fn plan(&self, threads: usize, rows: usize, width: usize, scratch: &mut Scratch) -> Result<()> {
+    /// Lists those of the rows that each weight multiplies, and counts the tasks.
+    fn plan(&self, threads: usize, rows: Range<usize>, width: usize, scratch: &mut Scratch) -> Result<()> {
         let Scratch { row_lists, weights, .. } = scratch;
         row_lists.clear();
-        row_lists.extend(0..rows as u32);
+        let listed = || rows.clone().map(|row| row as u32);
+        row_lists.extend(listed());
         weights.clear();
         for (member, linear) in self.group.members.iter().enumerate() {
             let tiles = linear.tile_count();
-            let base = WeightRows { member, slot: None, tiles, rows: 0..rows, parts: 0, first_task: 0 };
+            let base = WeightRows { member, slot: None, tiles, rows: 0..rows.len(), parts: 0, first_task: 0 };
             if self.routing.segments().all(|(slot, ..)| self.replaced(member, slot).is_none()) {
                 weights.push(base);
                 continue;
             }
             let mut list = |slot: Option<usize>, tiles: usize| {
                 let start = row_lists.len();
-                row_lists.extend((0..rows as u32).filter(|&row| self.weight_slot(member, row as usize) == slot));
+                row_lists.extend(listed().filter(|&row| self.weight_slot(member, row as usize) == slot));
                 weights.push(WeightRows { slot, tiles, rows: start..row_lists.len(), ..base.clone() });
             };
             list(None, tiles);
@@ -182,8 +191,9 @@ impl<'a> Context<'a> {
     }
 
     /// Product and epilogue, tile by tile.
-    fn multiply(&self, pool: &mut Pool, inputs: Inputs<'_>, output: Output<'_>, scratch: &Scratch) -> Result<()> {
+    fn multiply(&self, pool: &mut Pool, inputs: Inputs<'_>, output: &mut Output<'_>, scratch: &Scratch) -> Result<()> {
         let epilogue = Epilogue::new(self.kernels, self.arena, self.routing, self.group_index, &scratch.shrunk);
+        let (stride, write) = (output.stride, output.write);
         let out = Disjoint::new(output.y);
         let weights = &scratch.weights;
         pool.run(weights.last().map_or(0, WeightRows::end_task), |task, _| {
@@ -209,10 +219,10 @@ impl<'a> Context<'a> {
                     let lanes = LANES.min(outputs - first);
                     for (y, &row) in sums[tile * MAX_ROWS..].iter_mut().zip(rows) {
                         epilogue.finish(linear, member, first_tile + tile, row as usize, y);
-                        let start = row as usize * output.stride + linear.first_output + first;
+                        let start = row as usize * stride + linear.first_output + first;
                         // SAFETY: each row and tile belongs to one task.
                         let out = unsafe { out.part(start..start + lanes) };
-                        match output.write {
+                        match write {
                             Write::Replace => out.copy_from_slice(&y[..lanes]),
                             Write::Add => out.iter_mut().zip(y).for_each(|(out, y)| *out += *y),
                         }

@@ -2,6 +2,9 @@
 
 #![allow(unsafe_code, reason = "tasks write disjoint tiles of rows")]
 
+use std::ops::Range;
+
+use crate::backend::cpu::adapter::resident::Adapter;
 use crate::backend::cpu::adapter::routing::Routing;
 use crate::backend::cpu::kernels::dispatch::{Kernels, MAX_ROWS};
 use crate::backend::cpu::kernels::vector::LANES;
@@ -9,6 +12,34 @@ use crate::backend::cpu::runtime::arena::{exhausted, grow};
 use crate::backend::cpu::runtime::buffers::Inputs;
 use crate::backend::cpu::runtime::threads::{Disjoint, Pool};
 use crate::error::Result;
+
+/// Values of t that are held at once, 64 MiB: rows under adapters of very large ranks are computed in blocks.
+const MAX_T: usize = 1 << 24;
+
+/// Splits a step's rows into consecutive blocks, nearly always one, whose t fits [`MAX_T`] or is that of one row;
+/// `len_of` is the length of an adapter's t.
+pub(crate) fn row_blocks<'a>(
+    routing: Routing<'a>,
+    rows: usize,
+    len_of: impl Fn(&Adapter) -> usize + 'a,
+) -> impl Iterator<Item = Range<usize>> + 'a {
+    let total: usize = routing.segments().map(|(_, adapter, entries)| entries.len() * len_of(adapter)).sum();
+    let of_row = move |row: usize| routing.of_row(row).map(|(.., adapter)| len_of(adapter)).sum::<usize>();
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        let first = Some(start).filter(|&start| start < rows)?;
+        start = rows;
+        if total > MAX_T {
+            let mut len = of_row(first);
+            start = first + 1;
+            while start < rows && len + of_row(start) <= MAX_T {
+                len += of_row(start);
+                start += 1;
+            }
+        }
+        Some(first..start)
+    })
+}
 
 /// The product of each adapter's stack with the rows it acts on: entry after entry of the batch.
 #[derive(Default)]
@@ -35,7 +66,7 @@ struct ShrinkTask {
     entries: usize,
 }
 
-/// `t = A x` for every entry of the batch, of all members at once.
+/// `t = A x` for every entry of the batch that acts on one of the rows, of all members at once.
 ///
 /// # Errors
 /// `memory_exhausted`; `internal` if a task panicked.
@@ -45,6 +76,7 @@ pub(crate) fn shrink(
     group: usize,
     routing: Routing<'_>,
     inputs: Inputs<'_>,
+    rows: Range<usize>,
     shrunk: &mut Shrunk,
 ) -> Result<()> {
     let Shrunk { t, starts, tasks } = shrunk;
@@ -54,9 +86,11 @@ pub(crate) fn shrink(
     let mut t_len = 0;
     for (slot, adapter, entries) in routing.segments() {
         let tiles = adapter.group(group, repeat).map_or(0, |delta| delta.stack_tiles());
-        for _ in entries.clone() {
+        let all = entries.clone();
+        let entries = routing.entries_of_rows(entries, &rows);
+        for entry in all {
             starts.push(t_len);
-            t_len += tiles * LANES;
+            t_len += if entries.contains(&entry) { tiles * LANES } else { 0 };
         }
         for first_entry in entries.clone().step_by(MAX_ROWS) {
             let entries = MAX_ROWS.min(entries.end - first_entry);

@@ -114,17 +114,27 @@ impl PageLayout {
 
 /// An element as the cache stores it.
 pub(crate) trait Stored: Pod + Send {
-    fn of(value: f32) -> Self;
+    const NAN: Self;
+
+    /// The element nearest to a value; `None` if that is not finite.
+    fn of(value: f32) -> Option<Self>;
 }
 
 impl Stored for u16 {
-    fn of(value: f32) -> Self {
-        f16::from_f32(value).to_bits()
+    const NAN: Self = f16::NAN.to_bits();
+
+    #[inline]
+    fn of(value: f32) -> Option<Self> {
+        let half = f16::from_f32(value);
+        half.is_finite().then_some(half.to_bits())
     }
 }
 
 impl Stored for f32 {
-    fn of(value: f32) -> Self {
-        value
+    const NAN: Self = f32::NAN;
+
+    #[inline]
+    fn of(value: f32) -> Option<Self> {
+        value.is_finite().then_some(value)
     }
 }

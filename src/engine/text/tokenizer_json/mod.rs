@@ -13,7 +13,7 @@ mod fault;
 mod limits;
 mod model;
 
-use tokenizers::Decoder as _;
+use tokenizers::{AddedToken, Decoder as _};
 
 pub(super) use self::components::{Decoder, InnerTokenizer};
 use self::limits::with_limits;
@@ -37,6 +37,23 @@ pub(super) fn parse(json: &str) -> Result<InnerTokenizer> {
     guard::guarded(failed, || {
         with_limits(json.len(), justified(json.len()), || build::tokenizer(json))
             .map_err(|fault| failed(&fault.to_string()))
+    })
+}
+
+/// Adds tokens to the vocabulary. Those that it has get the new flags; others get the next ids.
+///
+/// # Errors
+/// `tokenizer_invalid`: they are too long, or cannot be told apart.
+pub(super) fn add_tokens(tokenizer: &mut InnerTokenizer, tokens: Vec<AddedToken>) -> Result<()> {
+    let failed = |fault: &str| invalid(format!("the tokens of the folder do not fit tokenizer.json: {fault}"));
+    let bytes = tokens.iter().map(|token| token.content.len()).sum();
+    guard::guarded(failed, || {
+        let add = || {
+            model::check_added_tokens(&tokens)?;
+            tokenizer.add_tokens(tokens)?;
+            Ok(())
+        };
+        with_limits(bytes, justified(bytes), add).map_err(|fault| failed(&fault.to_string()))
     })
 }
 

@@ -1,0 +1,8 @@
+//! Runs a parsed template.
+
+mod calls;
+mod expressions;
+mod interpreter;
+mod statements;
+
+pub(super) use interpreter::Interpreter;
