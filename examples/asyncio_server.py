@@ -7,8 +7,8 @@ The body is a JSON object with the arguments of `exlora.Request`. The answer is 
 are generated; the last one has a `finish_reason`. Errors are `{"error": code, "message": text}`. A client that
 disconnects ends its request. With FastAPI, the same loop is the body of a `StreamingResponse`.
 
-`async for` waits for each chunk in a thread of the event loop's default executor. A thread that waits computes steps
-for all requests, so the number of threads limits only how many clients get a chunk at the same moment.
+While clients wait for chunks, one thread computes steps for all of their requests; `async for` does not block the event
+loop and needs no thread of its own.
 """
 
 import asyncio

@@ -21,6 +21,8 @@ from exlora._exlora import (
     __version__,
     error_codes,
 )
+from exlora._logging import configure as _configure_logging
+from exlora.as_completed import AsCompleted
 from exlora.cache import (
     ExLlamaV2Cache,
     ExLlamaV2Cache_8bit,
@@ -53,6 +55,7 @@ from exlora.util import Timer
 __all__ = [
     "AdapterInfo",
     "AdapterNotFoundError",
+    "AsCompleted",
     "Chunk",
     "Completion",
     "Engine",
@@ -84,3 +87,5 @@ __all__ = [
     "__version__",
     "error_codes",
 ]
+
+_configure_logging()

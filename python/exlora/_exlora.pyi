@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, SupportsFloat, SupportsIndex, final
 from typing_extensions import disjoint_base
 
-__all__ = ["PAGE_TOKENS", "__version__", "AdapterInfo", "Chunk", "Completion", "Engine", "ExLlamaV2Base", "ExLlamaV2Lora", "Job", "Model", "Request", "SamplingParams", "SequenceCache", "Tokenizer", "Usage", "error", "error_codes", "main", "peft_features", "read_model_config"]
+__all__ = ["PAGE_TOKENS", "__version__", "AdapterInfo", "Chunk", "Completion", "Engine", "ExLlamaV2Base", "ExLlamaV2Lora", "InFlight", "Job", "Model", "Request", "SamplingParams", "SequenceCache", "Tokenizer", "Usage", "error", "error_codes", "main", "peft_features", "read_model_config"]
 
 PAGE_TOKENS: Final[int]
 """
@@ -31,7 +31,7 @@ class AdapterInfo:
     def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
     def __hash__(self, /) -> int: ...
     def __ne__(self, value: object, /) -> bool: ...
-    def __new__(cls, /, *, name: str, path: str, generation: SupportsIndex, content_hash: str, rank: SupportsIndex, sites: SupportsIndex, bytes: SupportsIndex, leases: SupportsIndex = 0) -> AdapterInfo:
+    def __new__(cls, /, *, name: str, path: str, generation: "SupportsIndex", content_hash: str, rank: "SupportsIndex", sites: "SupportsIndex", bytes: "SupportsIndex", leases: "SupportsIndex" = 0) -> AdapterInfo:
         """
         Made by the engine; the constructor is for tests and unpickling.
         """
@@ -88,7 +88,7 @@ class Chunk:
     """
     def __eq__(self, other: object, /) -> bool: ...
     def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
-    def __new__(cls, /, *, text: str = "", token_ids: SupportsGetItem[int, SupportsIndex] = ..., finish_reason: str | None = None, stop_match: Stop | None = None, usage: Usage | None = None, seed: SupportsIndex | None = None, logprobs: FloatArray | None = None, top_logprobs: SupportsGetItem[int, SupportsGetItem[int, tuple[SupportsIndex, SupportsFloat | SupportsIndex]]] | None = None, logits: FloatArray | None = None) -> Chunk:
+    def __new__(cls, /, *, text: str = "", token_ids: TokenIds = ..., finish_reason: str | None = None, stop_match: Stop | None = None, usage: Usage | None = None, seed: "SupportsIndex | None" = None, logprobs: FloatArray | None = None, top_logprobs: "list[list[tuple[int, float]]] | None" = None, logits: FloatArray | None = None) -> Chunk:
         """
         Made by the engine; the constructor is for tests and unpickling.
         """
@@ -150,7 +150,7 @@ class Completion:
     """
     def __eq__(self, other: object, /) -> bool: ...
     def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
-    def __new__(cls, /, *, text: str = "", token_ids: SupportsGetItem[int, SupportsIndex] = ..., finish_reason: str = "stop", stop_match: Stop | None = None, usage: Usage | None = None, seed: SupportsIndex = 0, sample: SupportsIndex = 0, adapter: Adapter | None = None, logprobs: FloatArray | None = None, top_logprobs: SupportsGetItem[int, SupportsGetItem[int, tuple[SupportsIndex, SupportsFloat | SupportsIndex]]] | None = None, logits: FloatArray | None = None) -> Completion:
+    def __new__(cls, /, *, text: str = "", token_ids: TokenIds = ..., finish_reason: str = "stop", stop_match: Stop | None = None, usage: Usage | None = None, seed: "SupportsIndex | None" = None, sample: "SupportsIndex" = 0, adapter: Adapter | None = None, logprobs: FloatArray | None = None, top_logprobs: "list[list[tuple[int, float]]] | None" = None, logits: FloatArray | None = None) -> Completion:
         """
         Made by the engine; the constructor is for tests and unpickling.
         """
@@ -221,7 +221,7 @@ class Engine:
     """
     A model, a KV cache and a scheduler.
     """
-    def __new__(cls, /, model: str | PathLike[str], *, device: str = "auto", threads: SupportsIndex | None = None, kv_dtype: str = "f16", max_seq_len: SupportsIndex | None = None, kv_tokens: SupportsIndex | None = None, max_batch_size: SupportsIndex = 32, prefill_chunk: SupportsIndex = 512, prefix_cache: bool = True, generation_config: str | PathLike[str] | None = None, progress: Any | None = None) -> Engine:
+    def __new__(cls, /, model: str | PathLike[str], *, device: str = "auto", threads: "SupportsIndex | None" = None, kv_dtype: str = "f16", max_seq_len: "SupportsIndex | None" = None, kv_tokens: "SupportsIndex | None" = None, max_batch_size: "SupportsIndex" = 32, prefill_chunk: "SupportsIndex" = 512, prefix_cache: bool = True, generation_config: str | PathLike[str] | None = None, progress: Any | None = None) -> Engine:
         """
         Loads a model folder and its tokenizer. `progress` is `True` for a bar on stderr, or a callable (done, total).
         """
@@ -234,13 +234,17 @@ class Engine:
         Forgets all cached prefixes.
         """
     @staticmethod
-    def from_model(model: Model, tokenizer: Tokenizer | None = None, *, kv_dtype: str = "f16", max_seq_len: SupportsIndex | None = None, kv_tokens: SupportsIndex | None = None, max_batch_size: SupportsIndex = 32, prefill_chunk: SupportsIndex = 512, prefix_cache: bool = True, generation_config: str | PathLike[str] | None = None) -> Engine:
+    def from_model(model: Model, tokenizer: Tokenizer | None = None, *, kv_dtype: str = "f16", max_seq_len: "SupportsIndex | None" = None, kv_tokens: "SupportsIndex | None" = None, max_batch_size: "SupportsIndex" = 32, prefill_chunk: "SupportsIndex" = 512, prefix_cache: bool = True, generation_config: str | PathLike[str] | None = None) -> Engine:
         """
         An engine with its own KV cache over a loaded model.
         """
-    def generate(self, /, requests: "list[Request]") -> list[Completion]:
+    def generate(self, /, requests: "list[Request]", n: "list[int] | None" = None, *, run_none_if_refused: bool = True, progress: Any | None = None) -> list[list[Completion | ExloraError]]:
         """
-        Runs requests to their end in one batch; results are in the order of the requests.
+        Runs `n[i]` samples of each request, one by default, to their end in one batch. Returns the results of the samples of
+        each request: completions, and exceptions.
+
+        If `run_none_if_refused`, a request that is refused raises its exception, with its `request_index`, before any is run.
+        `progress` is `True` for a bar on stderr, or a callable (requests done, requests in total).
         """
     def load_adapter(self, /, name: str, path: str | PathLike[str]) -> AdapterInfo:
         """
@@ -400,6 +404,42 @@ class ExLlamaV2Lora:
         """
 
 @final
+class InFlight:
+    """
+    Requests that were submitted and whose results were not taken yet. Deleting it ends them.
+
+    The lock is only taken without the interpreter's lock, so the two cannot wait for each other.
+    """
+    def __new__(cls, /, engine: Engine) -> InFlight:
+        """
+        No requests yet.
+        """
+    def close(self, /) -> None:
+        """
+        Ends all requests.
+        """
+    def has_room(self, /) -> bool:
+        """
+        Whether another request should be submitted before the next result is awaited.
+        """
+    def is_empty(self, /) -> bool:
+        """
+        Whether nothing was submitted whose result was not taken.
+        """
+    def next_result(self, /) -> tuple[int, Completion | ExloraError] | None:
+        """
+        The next result, computing steps as needed; `None` if nothing is in flight.
+        """
+    def poll_result(self, /) -> tuple[int, Completion | ExloraError] | None:
+        """
+        The next result if one is ready; computes nothing.
+        """
+    def submit(self, /, index: SupportsIndex, request: Request, n: "SupportsIndex") -> None:
+        """
+        Submits `n` samples of a request; if it is refused, that is their result.
+        """
+
+@final
 class Job:
     """
     A submitted request: its chunks, one by one. Deleting it cancels the request.
@@ -437,13 +477,18 @@ class Job:
         """
         Token ids of the prompt.
         """
+    @property
+    def seed(self, /) -> int:
+        """
+        Seed of its random numbers: the one it was given, or the one drawn for it.
+        """
 
 @final
 class Model:
     """
     A model that several engines may share.
     """
-    def __new__(cls, /, path: str | PathLike[str], *, device: str = "auto", threads: SupportsIndex | None = None, max_seq_len: SupportsIndex | None = None, progress: Any | None = None) -> Model:
+    def __new__(cls, /, path: str | PathLike[str], *, device: str = "auto", threads: "SupportsIndex | None" = None, max_seq_len: "SupportsIndex | None" = None, progress: Any | None = None) -> Model:
         """
         Loads a model folder. `progress` is `True` for a bar on stderr, or a callable (done, total).
         """
@@ -491,7 +536,7 @@ class Request:
     def __eq__(self, value: object, /) -> bool: ...
     def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
     def __ne__(self, value: object, /) -> bool: ...
-    def __new__(cls, /, prompt: Prompt, adapter: Adapter | None = None, *, sampling: SamplingParams | None = None, max_new_tokens: SupportsIndex = 128, min_new_tokens: SupportsIndex = 0, stop: Stop | None = None, stop_at_eos: bool = True, logprobs: SupportsIndex = 0, return_logits: bool = False, skip_special_tokens: bool = True, add_special_tokens: bool = True, tools: JsonObjects | None = None, documents: JsonObjects | None = None, chat_template: str | None = None, chat_template_kwargs: TemplateKwargs | None = None, add_generation_prompt: bool | None = None, continue_final_message: ContinueFinalMessage | None = None, **keywords: "Any") -> Request:
+    def __new__(cls, /, prompt: Prompt, adapter: Adapter | None = None, *, sampling: SamplingParams | None = None, max_new_tokens: "SupportsIndex" = 128, min_new_tokens: "SupportsIndex" = 0, stop: Stop | None = None, stop_at_eos: bool = True, logprobs: "SupportsIndex" = 0, return_logits: bool = False, skip_special_tokens: bool = True, add_special_tokens: bool = True, tools: JsonObjects | None = None, documents: JsonObjects | None = None, chat_template: str | None = None, chat_template_kwargs: TemplateKwargs | None = None, add_generation_prompt: bool | None = None, continue_final_message: ContinueFinalMessage | None = None, **keywords: "Any") -> Request:
         """
         A request. Adapters are looked up when it is submitted. The keywords of `SamplingParams` are taken too; they change
         those of `sampling`.
@@ -601,7 +646,7 @@ class SamplingParams:
     def __eq__(self, value: object, /) -> bool: ...
     def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
     def __ne__(self, value: object, /) -> bool: ...
-    def __new__(cls, /, *, temperature: SupportsFloat | SupportsIndex = 0.0, top_k: SupportsIndex = 0, top_p: SupportsFloat | SupportsIndex = 1.0, min_p: SupportsFloat | SupportsIndex = 0.0, repetition_penalty: SupportsFloat | SupportsIndex = 1.0, repetition_range: SupportsIndex | None = None, frequency_penalty: SupportsFloat | SupportsIndex = 0.0, presence_penalty: SupportsFloat | SupportsIndex = 0.0, logit_bias: LogitBias | None = None, seed: SupportsIndex | None = None) -> SamplingParams:
+    def __new__(cls, /, *, temperature: "SupportsFloat | SupportsIndex" = 0.0, top_k: "SupportsIndex" = 0, top_p: "SupportsFloat | SupportsIndex" = 1.0, min_p: "SupportsFloat | SupportsIndex" = 0.0, repetition_penalty: "SupportsFloat | SupportsIndex" = 1.0, repetition_range: "SupportsIndex | None" = None, frequency_penalty: "SupportsFloat | SupportsIndex" = 0.0, presence_penalty: "SupportsFloat | SupportsIndex" = 0.0, logit_bias: LogitBias | None = None, seed: "SupportsIndex | None" = None) -> SamplingParams:
         """
         Greedy decoding without penalties, changed by the keywords given.
         """
@@ -636,7 +681,7 @@ class SamplingParams:
         """
         Number of most recent tokens that the repetition penalty looks at; `None` is all.
         """
-    def sample(self, /, logits: SupportsGetItem[int, SupportsFloat | SupportsIndex], tokens: TokenIds, prompt_len: SupportsIndex = 0, top: SupportsIndex = 1) -> tuple[int, float, list[tuple[int, float]]]:
+    def sample(self, /, logits: SupportsGetItem[int, SupportsFloat | SupportsIndex], tokens: TokenIds, prompt_len: "SupportsIndex" = 0, top: "SupportsIndex" = 1) -> tuple[int, float, list[tuple[int, float]]]:
         """
         Chooses the token that follows `tokens` from `logits` [vocab].
 
@@ -675,7 +720,7 @@ class SequenceCache:
 
     The lock is only taken without the interpreter's lock, so the two cannot wait for each other.
     """
-    def __new__(cls, /, model: Model, sequences: SupportsIndex, max_tokens: SupportsIndex, dtype: str = "f16") -> SequenceCache:
+    def __new__(cls, /, model: Model, sequences: "SupportsIndex", max_tokens: "SupportsIndex", dtype: str = "f16") -> SequenceCache:
         """
         Room for `sequences` sequences of at most `max_tokens` tokens each.
         """
@@ -684,7 +729,7 @@ class SequenceCache:
         """
         Bytes of all keys and values.
         """
-    def forward(self, /, chunks: SupportsGetItem[int, tuple[SupportsIndex, SupportsIndex, SupportsGetItem[int, SupportsIndex], SupportsIndex]], adapter: Adapter | None = None) -> FloatArray:
+    def forward(self, /, chunks: SupportsGetItem[int, tuple[SupportsIndex, SupportsIndex, TokenIds, SupportsIndex]], adapter: Adapter | None = None) -> FloatArray:
         """
         Computes chunks of several sequences in one step and returns the logits asked for, float32 [rows, vocab].
 
@@ -695,7 +740,7 @@ class SequenceCache:
         """
         Largest number of tokens of a sequence.
         """
-    def set_tokens(self, /, sequence: SupportsIndex, position: SupportsIndex, tokens: SupportsGetItem[int, SupportsIndex]) -> None:
+    def set_tokens(self, /, sequence: SupportsIndex, position: SupportsIndex, tokens: TokenIds) -> None:
         """
         Sets the tokens of a sequence from a position on, before they are computed in several steps.
         """
@@ -781,7 +826,7 @@ class Usage:
     def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
     def __hash__(self, /) -> int: ...
     def __ne__(self, value: object, /) -> bool: ...
-    def __new__(cls, /, *, prompt_tokens: SupportsIndex = 0, cached_tokens: SupportsIndex = 0, completion_tokens: SupportsIndex = 0) -> Usage:
+    def __new__(cls, /, *, prompt_tokens: "SupportsIndex" = 0, cached_tokens: "SupportsIndex" = 0, completion_tokens: "SupportsIndex" = 0) -> Usage:
         """
         Made by the engine; the constructor is for tests and unpickling.
         """

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import exlora._exlora as _exlora
-from exlora._exlora import AdapterInfo, Chunk, Completion, Request, SamplingParams, Tokenizer
-from exlora.types import Adapter, Adapters, FloatArray, PerPrompt, Prompt, RequestKeywords
+from exlora._exlora import AdapterInfo, Completion, Request, SamplingParams, Tokenizer
+from exlora._requests import batch_of, either, requests_of, samples_of
+from exlora._stepper import Stepper
+from exlora.as_completed import AsCompleted
+from exlora.errors import ExloraError
+from exlora.stream import Stream
+from exlora.types import (
+    Adapter,
+    Adapters,
+    FloatArray,
+    OneRequestKeywords,
+    PerPrompt,
+    Progress,
+    Prompt,
+    RequestKeywords,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["Engine", "Stream"]
+__all__ = ["AsCompleted", "Engine", "Stream"]
 
 #: One of several prompts.
 OnePrompt = TypeVar("OnePrompt", bound=Prompt | Request)
@@ -89,9 +102,13 @@ class Engine:
             "prefix_cache": prefix_cache,
             "generation_config": generation_config,
         }
+        if adapters is not None and not isinstance(adapters, Mapping):
+            expected = "a mapping of name to folder, as in {'sql': 'adapters/sql'}"
+            raise TypeError(f"adapters is {expected}, not {type(adapters).__name__}")
         self._path = model
-        self._engine: _exlora.Engine | None = _exlora.Engine(model, progress=progress, **self._options)
-        self._defaults: Mapping[str, Any] = self._engine.request_defaults
+        engine = _exlora.Engine(model, progress=progress, **self._options)
+        self._running: tuple[_exlora.Engine, Stepper] | None = (engine, Stepper(engine))
+        self._defaults: Mapping[str, Any] = engine.request_defaults
         for name, path in (adapters or {}).items():
             self.load_adapter(name, path)
 
@@ -103,29 +120,136 @@ class Engine:
         *,
         adapter: Adapter = None,
         sampling: SamplingParams | None = None,
-        **keywords: Unpack[RequestKeywords],
+        n: None = None,
+        return_errors: Literal[False] = False,
+        progress: Progress = None,
+        **keywords: Unpack[OneRequestKeywords],
     ) -> Completion: ...
 
     @overload
     def generate(
         self,
-        prompts: list[OnePrompt] | tuple[OnePrompt, ...],
-        adapters: Adapters = None,
+        prompts: Prompt | Request,
+        adapters: Adapter = None,
         *,
         adapter: Adapter = None,
+        sampling: SamplingParams | None = None,
+        n: int,
+        return_errors: Literal[False] = False,
+        progress: Progress = None,
+        **keywords: Unpack[OneRequestKeywords],
+    ) -> list[Completion]: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: list[OnePrompt] | tuple[OnePrompt, ...] | Iterator[OnePrompt],
+        adapters: Adapters = None,
+        *,
+        adapter: Adapters = None,
         sampling: PerPrompt[SamplingParams | None] = None,
+        n: None = None,
+        return_errors: Literal[False] = False,
+        progress: Progress = None,
         **keywords: Unpack[RequestKeywords],
     ) -> list[Completion]: ...
 
+    @overload
+    def generate(
+        self,
+        prompts: list[OnePrompt] | tuple[OnePrompt, ...] | Iterator[OnePrompt],
+        adapters: Adapters = None,
+        *,
+        adapter: Adapters = None,
+        sampling: PerPrompt[SamplingParams | None] = None,
+        n: PerPrompt[int],
+        return_errors: Literal[False] = False,
+        progress: Progress = None,
+        **keywords: Unpack[RequestKeywords],
+    ) -> list[list[Completion]]: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: Prompt | Request,
+        adapters: Adapter = None,
+        *,
+        adapter: Adapter = None,
+        sampling: SamplingParams | None = None,
+        n: None = None,
+        return_errors: Literal[True],
+        progress: Progress = None,
+        **keywords: Unpack[OneRequestKeywords],
+    ) -> Completion | Exception: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: Prompt | Request,
+        adapters: Adapter = None,
+        *,
+        adapter: Adapter = None,
+        sampling: SamplingParams | None = None,
+        n: int,
+        return_errors: Literal[True],
+        progress: Progress = None,
+        **keywords: Unpack[OneRequestKeywords],
+    ) -> list[Completion | Exception]: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: list[OnePrompt] | tuple[OnePrompt, ...] | Iterator[OnePrompt],
+        adapters: Adapters = None,
+        *,
+        adapter: Adapters = None,
+        sampling: PerPrompt[SamplingParams | None] = None,
+        n: None = None,
+        return_errors: Literal[True],
+        progress: Progress = None,
+        **keywords: Unpack[RequestKeywords],
+    ) -> list[Completion | Exception]: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: list[OnePrompt] | tuple[OnePrompt, ...] | Iterator[OnePrompt],
+        adapters: Adapters = None,
+        *,
+        adapter: Adapters = None,
+        sampling: PerPrompt[SamplingParams | None] = None,
+        n: PerPrompt[int],
+        return_errors: Literal[True],
+        progress: Progress = None,
+        **keywords: Unpack[RequestKeywords],
+    ) -> list[list[Completion | Exception]]: ...
+
     @_shows_request_keywords
-    def generate(self, prompts: Any, adapters: Any = None, *, adapter: Any = None, **keywords: Any) -> Any:
-        """Continues one prompt and returns a `Completion`, or a list of prompts and returns a list in the same order.
+    def generate(
+        self,
+        prompts: Any,
+        adapters: Any = None,
+        *,
+        adapter: Any = None,
+        n: Any = None,
+        return_errors: bool = False,
+        progress: Any = None,
+        **keywords: Any,
+    ) -> Any:
+        """Continues one prompt and returns a `Completion`, or several prompts and returns a list in the same order.
 
-        A prompt is text, token ids (a list, or an array of numpy or torch), or chat messages (a list of dicts); a
-        two-dimensional array is a list of prompts. All prompts run in one batch. `adapters` and every keyword take one
-        value for all prompts, or a list with one value per prompt. Instead of prompts and keywords, a `Request` or a
-        list of them may be given.
+        A prompt is text, token ids (a list, or an array of numpy or torch), or chat messages (a list of dicts). Several
+        prompts are a list or another iterable of them, or a two-dimensional array. All run in one batch. `adapters` and
+        every keyword take one value for all prompts, or a list with one value per prompt. Instead of prompts and
+        keywords, a `Request` or several may be given.
 
+        If a request is refused, none is run. If one fails, the others are run to their end; then the first error is
+        raised, with `request_index`, and with all results in `results`. With `return_errors`, neither happens: each
+        prompt has its completion or its exception in the list.
+
+        n                    number of independent samples of each prompt; if given, a prompt's result is a list of them
+        return_errors        whether an exception is returned in the place of its prompt's result, not raised
+        progress             True for a bar on stderr, or a callable (prompts done, prompts in total)
         adapters             None for the base, a name, or an ordered mapping name -> weight; `adapter` is the same
         sampling             a `SamplingParams`; keywords given with it change it
         max_new_tokens       largest number of new tokens
@@ -135,7 +259,7 @@ class Engine:
         repetition_penalty   on tokens of prompt and output, the last `repetition_range` of them if that is given
         frequency_penalty    and presence_penalty: on tokens of the output
         logit_bias           id -> value added to its logit; -inf forbids it
-        seed                 of the random numbers
+        seed                 of the random numbers; None draws one for each prompt: see `Completion.seed`
         stop                 ids and strings that end the text, one or a list; for several prompts it is one value per
                              prompt only if it is as long as the prompts and contains nothing but lists and None
         stop_at_eos          whether the model's own end-of-sequence ids end the text
@@ -152,17 +276,85 @@ class Engine:
         continue_final_message  True: the model continues the last message instead of starting its own
         add_generation_prompt   whether the prompt ends with the start of an answer; by default, unless it continues
         """
-        adapters = _either(adapters, adapter)
-        batch = _batch(prompts)
-        if batch is None:
-            return self._native.generate([_request(prompts, adapters, keywords, self._defaults)])[0]
-        values = {"adapter": adapters, **keywords}
-        each = {name: _per_prompt(name, value, len(batch)) for name, value in values.items()}
-        requests = []
-        for i, prompt in enumerate(batch):
-            own = {name: column[i] for name, column in each.items()}
-            requests.append(_request(prompt, own.pop("adapter"), own, self._defaults))
-        return self._native.generate(requests)
+        if isinstance(prompts, Iterator):
+            prompts = list(prompts)
+        batch = batch_of(prompts)
+        is_one = batch is None
+        batch = [prompts] if is_one else batch
+        values = {"adapter": either(adapters, adapter), **keywords}
+        samples = samples_of(n, batch, is_one=is_one)
+        requests = list(requests_of(batch, values, self._defaults, is_one=is_one))
+        wrong = [request for request in requests if isinstance(request, Exception)]
+        if wrong and not return_errors:
+            raise wrong[0]
+        valid = [(i, request) for i, request in enumerate(requests) if isinstance(request, Request)]
+        found = self._native.generate(
+            [request for _, request in valid],
+            [samples(i) for i, _ in valid],
+            run_none_if_refused=not return_errors,
+            progress=progress,
+        )
+        lists: list[list[Completion | Exception]] = [
+            [error] if isinstance(error, Exception) else [] for error in requests
+        ]
+        for (i, _), results in zip(valid, found, strict=True):
+            lists[i] = list(results)
+        shaped = lists if n is not None else [results[0] for results in lists]
+        if not return_errors:
+            _raise_first_error(lists, shaped)
+        return shaped[0] if is_one else shaped
+
+    @overload
+    def as_completed(
+        self,
+        prompts: Iterable[Prompt | Request],
+        adapters: Adapters = None,
+        *,
+        adapter: Adapters = None,
+        sampling: PerPrompt[SamplingParams | None] = None,
+        n: PerPrompt[int] | None = None,
+        return_errors: Literal[False] = False,
+        **keywords: Unpack[RequestKeywords],
+    ) -> AsCompleted[Completion]: ...
+
+    @overload
+    def as_completed(
+        self,
+        prompts: Iterable[Prompt | Request],
+        adapters: Adapters = None,
+        *,
+        adapter: Adapters = None,
+        sampling: PerPrompt[SamplingParams | None] = None,
+        n: PerPrompt[int] | None = None,
+        return_errors: Literal[True],
+        **keywords: Unpack[RequestKeywords],
+    ) -> AsCompleted[Completion | Exception]: ...
+
+    @_shows_request_keywords
+    def as_completed(
+        self,
+        prompts: Any,
+        adapters: Any = None,
+        *,
+        adapter: Any = None,
+        n: Any = None,
+        return_errors: bool = False,
+        **keywords: Any,
+    ) -> Any:
+        """Continues many prompts and yields `(index, completion)` as each completes; also for `async for`.
+
+        Takes what `generate` takes for several prompts, and iterables of any length: at most twice `max_batch_size`
+        prompts are taken ahead of the results. With `n` samples, there are `n` pairs with a prompt's index, told apart
+        by `Completion.sample`. An error is raised in the place of its result, after which the iteration can go on; with
+        `return_errors` it is yielded. What is wrong with one prompt harms no other.
+        """
+        batch = batch_of(prompts)
+        is_one = batch is None
+        batch = [prompts] if is_one else batch
+        values = {"adapter": either(adapters, adapter), **keywords}
+        requests = requests_of(batch, values, self._defaults, is_one=is_one)
+        samples = samples_of(n, batch, is_one=is_one)
+        return AsCompleted(*self._opened(), requests, samples, return_errors=return_errors)
 
     @_shows_request_keywords
     def stream(
@@ -171,14 +363,18 @@ class Engine:
         adapter: Adapter = None,
         *,
         sampling: SamplingParams | None = None,
-        **keywords: Unpack[RequestKeywords],
+        **keywords: Unpack[OneRequestKeywords],
     ) -> Stream:
         """Continues one prompt piece by piece. Takes what `generate` takes for one prompt.
 
         The texts of all chunks joined are the text of `generate`. The stream is an iterator and an async iterator.
         """
-        request = _request(prompt, adapter, {"sampling": sampling, **keywords}, self._defaults)
-        return Stream(self._native.submit(request))
+        values = {"adapter": adapter, "sampling": sampling, **keywords}
+        [request] = requests_of([prompt], values, self._defaults, is_one=True)
+        if isinstance(request, Exception):
+            raise request
+        engine, stepper = self._opened()
+        return Stream(engine.submit(request), stepper)
 
     def logits(self, prompt: Prompt, adapter: Adapter = None) -> FloatArray:
         """Logits of every position of a prompt under a mixture, float32 [tokens, vocab]."""
@@ -220,13 +416,21 @@ class Engine:
 
     def close(self) -> None:
         """Closes the engine. Running streams keep the model until they end."""
-        self._engine = None
+        self._running = None
+
+    @property
+    def max_seq_len(self) -> int:
+        """Positions that prompt and output together can have: the model's, or the KV cache's if that is smaller."""
+        return self._native.max_tokens
 
     @property
     def _native(self) -> _exlora.Engine:
-        if self._engine is None:
+        return self._opened()[0]
+
+    def _opened(self) -> tuple[_exlora.Engine, Stepper]:
+        if self._running is None:
             raise _exlora.error("model_not_loaded", "the engine is closed", hint="make a new Engine")
-        return self._engine
+        return self._running
 
     def __enter__(self) -> Engine:
         return self
@@ -239,54 +443,11 @@ class Engine:
         return _open, (self._path, {**self._options, "adapters": adapters})
 
     def __repr__(self) -> str:
-        if self._engine is None:
+        if self._running is None:
             return f"Engine({str(self._path)!r}, closed)"
         return (
             f"Engine({str(self._path)!r}, device={self.device!r}, adapters={[info.name for info in self.adapters()]})"
         )
-
-
-class Stream(Iterator[Chunk], AsyncIterator[Chunk]):
-    """The chunks of one request. Closing it, leaving its `with` block or deleting it ends the request.
-
-    With `async for`, each chunk is awaited in a thread of the event loop's default executor.
-    """
-
-    def __init__(self, job: _exlora.Job) -> None:
-        self._job = job
-
-    def __next__(self) -> Chunk:
-        chunk = self._job.next_chunk()
-        if chunk is None:
-            raise StopIteration
-        return chunk
-
-    async def __anext__(self) -> Chunk:
-        chunk = await asyncio.to_thread(self._job.next_chunk)
-        if chunk is None:
-            raise StopAsyncIteration
-        return chunk
-
-    def close(self) -> None:
-        """Ends the request."""
-        self._job.close()
-
-    async def aclose(self) -> None:
-        """Ends the request without blocking the event loop."""
-        self._job.cancel()
-        await asyncio.to_thread(self._job.close)
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Stream:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
 
 
 def _open(path: str | PathLike[str], options: dict[str, Any]) -> Engine:
@@ -294,60 +455,11 @@ def _open(path: str | PathLike[str], options: dict[str, Any]) -> Engine:
     return Engine(path, **options)
 
 
-def _request(prompt: Any, adapter: Any, keywords: Mapping[str, Any], defaults: Mapping[str, Any]) -> Request:
-    """A request of a prompt and keywords, or the request itself, which has both."""
-    if not isinstance(prompt, Request):
-        return Request(prompt, adapter, **_with_defaults(keywords, defaults))
-    if adapter is not None or any(value is not None for value in keywords.values()):
-        raise TypeError("a Request has its own adapters and settings; give them to the Request")
-    return prompt
-
-
-def _with_defaults(keywords: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Keywords, and defaults for those that are not given; a `SamplingParams` gives all of its own."""
-    if keywords.get("sampling") is not None:
-        defaults = {name: value for name, value in defaults.items() if not hasattr(SamplingParams, name)}
-    merged = {**defaults, **keywords}
-    if keywords.get("logit_bias") and "logit_bias" in defaults:
-        # Forbidden tokens stay forbidden, unless the request has its own value for them.
-        merged["logit_bias"] = {**defaults["logit_bias"], **keywords["logit_bias"]}
-    return merged
-
-
-def _batch(prompts: Any) -> Any:
-    """The prompts, if they are several (a list of anything but ids or messages, an array of rows), else `None`."""
-    if hasattr(prompts, "ndim"):
-        return prompts if prompts.ndim > 1 else None
-    if not isinstance(prompts, list | tuple):
-        return None
-    is_one = len(prompts) > 0 and (_is_id(prompts[0]) or isinstance(prompts[0], Mapping))
-    return None if is_one else prompts
-
-
-def _is_id(item: Any) -> bool:
-    """Whether it is an integer, of any library, rather than an array of integers."""
-    return hasattr(item, "__index__") and not getattr(item, "ndim", 0)
-
-
-def _either(adapters: Any, adapter: Any) -> Any:
-    if adapters is not None and adapter is not None:
-        raise TypeError("adapter and adapters mean the same; give one of them")
-    return adapter if adapters is None else adapters
-
-
-def _per_prompt(name: str, value: Any, n: int) -> Any:
-    """One value for each of n prompts."""
-    is_list = isinstance(value, list | tuple) or bool(getattr(value, "ndim", 0))
-    if name in ("stop", "tools", "documents"):
-        # Such a list is usually one value.
-        is_list = is_list and len(value) == n and all(item is None or isinstance(item, list | tuple) for item in value)
-    if not is_list:
-        return [value] * n
-    if len(value) != n:
-        raise _exlora.error(
-            "request_invalid",
-            f"{'adapters' if name == 'adapter' else name} has another length than the prompts",
-            expected=f"one value, or a list of {n}",
-            found=f"a list of {len(value)}",
-        )
-    return value
+def _raise_first_error(lists: list[list[Completion | Exception]], results: list[Any]) -> None:
+    """Raises the first exception among the results of the samples of each prompt, with all results attached."""
+    for index, samples in enumerate(lists):
+        for error in samples:
+            if isinstance(error, ExloraError):
+                error.request_index = index
+                error.results = results
+                raise error

@@ -5,6 +5,8 @@ Their contents come from the crate's catalog of errors (`exlora.error_codes()`).
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "AdapterNotFoundError",
     "ExloraError",
@@ -29,6 +31,11 @@ class ExloraError(Exception):
     found     what was found instead, or None
     hint      what to do about it
     others    further problems found in the same pass
+
+    Of a batch:
+
+    request_index  index of the prompt or request, or None
+    results        what `return_errors=True` would have returned, if `generate` ran the batch to its end, or None
     """
 
     code: str
@@ -39,6 +46,8 @@ class ExloraError(Exception):
     found: str | None
     hint: str
     others: list[ExloraError]
+    request_index: int | None
+    results: list[Any] | None
 
     def __init__(
         self,
@@ -62,6 +71,8 @@ class ExloraError(Exception):
         self.found = found
         self.hint = hint
         self.others = others or []
+        self.request_index = None
+        self.results = None
 
 
 class NotFoundError(ExloraError, FileNotFoundError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
@@ -19,7 +19,9 @@ __all__ = [
     "LogitBias",
     "Message",
     "Messages",
+    "OneRequestKeywords",
     "PerPrompt",
+    "Progress",
     "Prompt",
     "RequestKeywords",
     "SamplingKeywords",
@@ -96,8 +98,12 @@ LogitBias: TypeAlias = Mapping[int, float] | None
 PerPrompt: TypeAlias = T | Sequence[T]
 
 
+#: Where progress is shown: a bar on stderr, or a callable (done, total).
+Progress: TypeAlias = bool | Callable[[int, int], object] | None
+
+
 class SamplingKeywords(TypedDict, total=False):
-    """The keywords of `SamplingParams`, which requests, `generate` and `stream` take too."""
+    """The keywords of `SamplingParams`, which `generate` takes too."""
 
     temperature: PerPrompt[float]
     top_k: PerPrompt[int]
@@ -112,7 +118,7 @@ class SamplingKeywords(TypedDict, total=False):
 
 
 class RequestKeywords(SamplingKeywords, total=False):
-    """The keywords of a request."""
+    """The keywords of a request, for `generate` with several prompts."""
 
     max_new_tokens: PerPrompt[int]
     min_new_tokens: PerPrompt[int]
@@ -128,3 +134,32 @@ class RequestKeywords(SamplingKeywords, total=False):
     chat_template_kwargs: PerPrompt[TemplateKwargs | None]
     add_generation_prompt: PerPrompt[bool | None]
     continue_final_message: PerPrompt[ContinueFinalMessage | None]
+
+
+class OneRequestKeywords(TypedDict, total=False):
+    """The keywords of a request, for one prompt: none takes a list of values."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    repetition_range: int | None
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: LogitBias
+    seed: int | None
+    max_new_tokens: int
+    min_new_tokens: int
+    stop: Stop
+    stop_at_eos: bool
+    logprobs: int
+    return_logits: bool
+    skip_special_tokens: bool
+    add_special_tokens: bool
+    tools: JsonObjects | None
+    documents: JsonObjects | None
+    chat_template: str | None
+    chat_template_kwargs: TemplateKwargs | None
+    add_generation_prompt: bool | None
+    continue_final_message: ContinueFinalMessage | None

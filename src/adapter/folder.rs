@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::adapter::keys::{Key, Role};
-use crate::checkpoint::{self, Checkpoint};
+use crate::checkpoint::{self, Checkpoint, with_path_hint};
 use crate::error::{Error, ErrorCode, Result, printable};
 use crate::files::read_bounded;
 
@@ -84,7 +84,7 @@ fn file_names(dir: &Path) -> impl Iterator<Item = String> {
 fn no_folder(dir: &Path) -> Error {
     let what =
         if dir.exists() { "this is a file, not an adapter's folder" } else { "the adapter's folder does not exist" };
-    Error::new(ErrorCode::AdapterConfigNotFound, what).with_path(dir)
+    with_path_hint(Error::new(ErrorCode::AdapterConfigNotFound, what).with_path(dir), dir)
 }
 
 fn no_config(dir: &Path) -> Error {

@@ -8,6 +8,7 @@
 //! folder, and `files` opens regular files only.
 
 mod header;
+mod missing;
 mod shards;
 
 use std::collections::HashMap;
@@ -18,6 +19,7 @@ use memmap2::{Mmap, UncheckedAdvice};
 use sha2::{Digest, Sha256};
 
 use self::header::{LENGTH_BYTES, MAX_TENSORS, TensorInfo};
+pub(crate) use self::missing::with_path_hint;
 use crate::error::{Error, ErrorCode, Result, printable};
 use crate::files::{open_regular, read_until, unreadable};
 use crate::tensor::TensorView;

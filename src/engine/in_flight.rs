@@ -17,15 +17,17 @@ use crate::kv_cache::PAGE_TOKENS;
 const LOOK_AHEAD: usize = 2;
 
 /// The result of one sample of a request.
-pub(crate) struct Finished {
+pub struct Finished {
     /// The caller's number of the request.
     pub index: usize,
+    /// Which of its samples, from 0.
     pub sample: usize,
+    /// The completion, or why there is none.
     pub result: Result<Completion>,
 }
 
 /// Requests in flight. Dropping it ends them.
-pub(crate) struct InFlight {
+pub struct InFlight {
     engine: Engine,
     running: Vec<Running>,
     held: Vec<HeldSamples>,
@@ -56,17 +58,23 @@ impl HeldSamples {
 }
 
 impl InFlight {
-    pub(crate) fn new(engine: &Engine) -> Self {
+    /// No requests yet.
+    pub fn new(engine: &Engine) -> Self {
         Self { engine: engine.clone(), running: Vec::new(), held: Vec::new(), finished: VecDeque::new() }
     }
 
     /// Whether another request should be submitted before the next result is awaited.
-    pub(crate) fn has_room(&self) -> bool {
-        self.running.len() + self.held.len() + self.finished.len() < LOOK_AHEAD * self.engine.max_rows
+    pub fn has_room(&self) -> bool {
+        self.running.len() + self.held.len() + self.finished.len() < self.engine.max_rows.saturating_mul(LOOK_AHEAD)
+    }
+
+    /// Whether nothing was submitted whose result was not taken.
+    pub fn is_empty(&self) -> bool {
+        self.running.is_empty() && self.held.is_empty() && self.finished.is_empty()
     }
 
     /// Submits a request. If it is refused, each of its samples has that result.
-    pub(crate) fn submit(&mut self, index: usize, request: Request) {
+    pub fn submit(&mut self, index: usize, request: Request) {
         let samples = samples_of(&request);
         self.submit_checked(index, samples, self.engine.check(request));
     }
@@ -85,7 +93,7 @@ impl InFlight {
     ///
     /// # Errors
     /// What `between_steps` returned.
-    pub(crate) fn next_with(&mut self, between_steps: &mut dyn FnMut() -> Result<()>) -> Result<Option<Finished>> {
+    pub fn next_with(&mut self, between_steps: &mut dyn FnMut() -> Result<()>) -> Result<Option<Finished>> {
         loop {
             if let Some(finished) = self.finished.pop_front() {
                 return Ok(Some(finished));
@@ -100,6 +108,15 @@ impl InFlight {
             self.engine.core.step_unless(is_ready)?;
             self.take_chunks();
         }
+    }
+
+    /// The next result if one is ready. Never computes a step or waits for one.
+    pub fn poll(&mut self) -> Option<Finished> {
+        if self.finished.is_empty() {
+            self.take_chunks();
+            self.start_held();
+        }
+        self.finished.pop_front()
     }
 
     /// Starts the samples that were held back, as far as there is room.
@@ -164,6 +181,6 @@ impl Running {
 }
 
 /// Number of results of a request, which has one even if it is refused for its number of samples.
-pub(crate) fn samples_of(request: &Request) -> usize {
+pub fn samples_of(request: &Request) -> usize {
     if (1..=MAX_SAMPLES).contains(&request.n) { request.n } else { 1 }
 }

@@ -35,19 +35,21 @@ use engine_core::EngineCore;
 use output::no_memory_for_logits;
 use request::lease_all;
 use scheduler::Scheduler;
-use seed::{random_seed, sample_seed};
+use seed::sample_seed;
 use sequence::{DecodeState, Purpose, Sequence, SequencePlan};
 use text::{Detokenizer, RequestTokenizer, StopStrings};
 
 pub use as_completed::AsCompleted;
+pub use generate::{Refused, with_index};
 pub use generation_config::{GenerationConfig, GenerationConfigSource};
-pub(crate) use in_flight::{InFlight, samples_of};
+pub use in_flight::{Finished, InFlight, samples_of};
 pub use job::{CancelHandle, Job};
 pub use options::{DEFAULT_KV_TOKENS, EngineOptions};
 pub use output::{Chunk, Completion, Finish, FinishReason, Logits, StopMatch, TokenLogprobs, Usage};
 pub use request::{AdapterRef, MAX_SAMPLES, Prompt, Request, Stop};
 pub use sampler::{Sampled, Sampler};
 pub use sampling_params::SamplingParams;
+pub use seed::random_seed;
 pub use sequence_cache::{SequenceCache, SequenceChunk};
 pub use stats::EngineStats;
 pub(crate) use text::AdapterTokenizer;
@@ -67,7 +69,7 @@ pub struct Engine {
 }
 
 /// A request that can run: checked, its prompt encoded, its adapters leased, its seed drawn. Each sample is started from it.
-pub(crate) struct CheckedRequest {
+pub struct CheckedRequest {
     request: Request,
     prompt: Arc<[u32]>,
     mixture: Mixture,

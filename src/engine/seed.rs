@@ -12,7 +12,7 @@ const SEED_BITS: u32 = 53;
 ///
 /// # Errors
 /// `io_failed`.
-pub(super) fn random_seed() -> Result<u64> {
+pub fn random_seed() -> Result<u64> {
     let mut bytes = [0; 8];
     getrandom(&mut bytes[..], GetRandomFlags::empty())
         .map_err(|e| Error::new(ErrorCode::IoFailed, format!("no random seed: {e}")))?;

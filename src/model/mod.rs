@@ -37,6 +37,9 @@ pub use kv_storage::KvStorage;
 pub use loader::Progress;
 pub use survey::{ModelSurvey, survey};
 
+/// Largest number of CPU threads: more are a mistake, and each takes memory.
+pub const MAX_THREADS: usize = 1024;
+
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -103,6 +106,13 @@ impl Model {
         options: &ModelOptions,
         progress: &mut dyn FnMut(Progress) -> Result<()>,
     ) -> Result<Arc<Self>> {
+        if let Some(threads) = options.threads
+            && !(1..=MAX_THREADS).contains(&threads)
+        {
+            return Err(Error::new(ErrorCode::RequestInvalid, "threads is out of range")
+                .with_expected(format!("1 to {MAX_THREADS}"))
+                .with_found(threads));
+        }
         let (config, json) = DecoderConfig::read(dir)?;
         let max_seq_len = config.max_seq_len(options.max_seq_len)?;
         let quant = QuantConfig::read(dir, &json)?;

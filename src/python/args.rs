@@ -7,11 +7,11 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
 use pyo3::type_hint_identifier;
-use pyo3::types::{PyDict, PyList, PyMapping, PyString, PyTuple};
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList, PyMapping, PySet, PyString, PyTuple};
 
 use super::chat::Messages;
-pub(super) use super::count::count;
 use super::exllamav2::ExLlamaV2Lora;
+use super::numbers::{float, overflow_as_invalid, token_id};
 use crate::backend::KvDType;
 use crate::engine::{AdapterRef, Prompt, Stop};
 use crate::error::{Error, ErrorCode};
@@ -25,44 +25,26 @@ impl<'py> FromPyObject<'_, 'py> for TokenIds {
     const INPUT_TYPE: PyStaticExpr = type_hint_identifier!("exlora.types", "TokenIds");
 
     fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        if is_bytes_or_mapping(&value) || value.is_instance_of::<PySet>() {
+            return Err(not_token_ids(&value));
+        }
         let listed = match value.getattr_opt("tolist")? {
             Some(tolist) => tolist.call0()?,
             None => value.to_owned(),
         };
-        let items = listed.try_iter().map_err(|_| {
-            PyTypeError::new_err(format!("token ids are a sequence or an array of integers, not {}", type_name(&value)))
-        })?;
+        let items = listed.try_iter().map_err(|_| not_token_ids(&value))?;
         let ids = items.map(|item| token_id(&item?));
         Ok(Self(ids.collect::<PyResult<_>>()?))
     }
 }
 
-/// An integer that can be a token id; the engine checks it against the vocabulary.
-pub(super) fn token_id(value: &Bound<'_, PyAny>) -> PyResult<u32> {
-    let id: i64 = value.extract()?;
-    u32::try_from(id).map_err(|_| {
-        Error::new(ErrorCode::TokenOutOfRange, "a token id is outside the vocabulary").with_found(id).into()
-    })
+fn not_token_ids(value: &Bound<'_, PyAny>) -> PyErr {
+    PyTypeError::new_err(format!("token ids are a sequence or an array of integers, not {}", type_name(value)))
 }
 
-/// A seed: an integer of 64 bits, signed or unsigned.
-pub(super) struct SeedArg(pub i128);
-
-impl<'py> FromPyObject<'_, 'py> for SeedArg {
-    type Error = PyErr;
-
-    const INPUT_TYPE: PyStaticExpr = i128::INPUT_TYPE;
-
-    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        let seed: i128 = value.extract()?;
-        if (i128::from(i64::MIN)..=i128::from(u64::MAX)).contains(&seed) {
-            return Ok(Self(seed));
-        }
-        Err(Error::new(ErrorCode::SamplingInvalid, "seed is out of range")
-            .with_expected("an integer of 64 bits")
-            .with_found(seed)
-            .into())
-    }
+/// Whether iterating over it would give integers or keys that are no token ids.
+fn is_bytes_or_mapping(value: &Bound<'_, PyAny>) -> bool {
+    value.is_instance_of::<PyBytes>() || value.is_instance_of::<PyByteArray>() || value.cast::<PyMapping>().is_ok()
 }
 
 /// A prompt: text, token ids, or chat messages as dicts.
@@ -83,9 +65,11 @@ impl<'py> FromPyObject<'_, 'py> for PromptArg {
         {
             return Ok(Self(Prompt::Chat(messages.extract::<Messages>()?.0)));
         }
-        if value.try_iter().is_err() {
+        if is_bytes_or_mapping(&value) || value.try_iter().is_err() {
             let found = type_name(&value);
-            return Err(PyTypeError::new_err(format!("a prompt is text, token ids or chat messages, not {found}")));
+            let hint = if value.is_instance_of::<PyDict>() { " (a chat is a list of messages)" } else { "" };
+            let what = format!("a prompt is text, token ids or chat messages, not {found}{hint}");
+            return Err(PyTypeError::new_err(what));
         }
         Ok(Self(Prompt::Tokens(value.extract::<TokenIds>()?.0)))
     }
@@ -134,7 +118,7 @@ fn weighted(pair: &Bound<'_, PyAny>) -> PyResult<(AdapterRef, f32)> {
     let pair = pair.cast::<PyTuple>().ok().filter(|pair| pair.len() == 2).ok_or_else(|| not_an_adapter(pair))?;
     let adapter = pair.get_item(0)?;
     let (adapter, own) = one_adapter(&adapter)?.ok_or_else(|| not_an_adapter(&adapter))?;
-    Ok((adapter, own * pair.get_item(1)?.extract::<f32>()?))
+    Ok((adapter, own * float(&pair.get_item(1)?)? as f32))
 }
 
 fn not_an_adapter(value: &Bound<'_, PyAny>) -> PyErr {
@@ -144,7 +128,8 @@ fn not_an_adapter(value: &Bound<'_, PyAny>) -> PyErr {
     ))
 }
 
-fn type_name(value: &Bound<'_, PyAny>) -> String {
+/// The name of a value's type.
+pub(super) fn type_name(value: &Bound<'_, PyAny>) -> String {
     value.get_type().name().map_or_else(|_| "an unknown type".to_owned(), |name| name.to_string())
 }
 
@@ -186,7 +171,7 @@ impl<'py> FromPyObject<'_, 'py> for LogitBiasArg {
             return Ok(Self::default());
         }
         let items = value.cast::<PyMapping>()?.items()?;
-        let pairs = items.iter().map(|pair| Ok((token_id(&pair.get_item(0)?)?, pair.get_item(1)?.extract()?)));
+        let pairs = items.iter().map(|pair| Ok((token_id(&pair.get_item(0)?)?, float(&pair.get_item(1)?)?)));
         pairs.collect::<PyResult<_>>().map(Self)
     }
 }
@@ -201,8 +186,8 @@ impl<'py> FromPyObject<'_, 'py> for FloatArrayArg<'py> {
 
     fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
         let numpy = value.py().import("numpy")?;
-        let array = numpy.call_method1("asarray", (value, numpy.getattr("float32")?))?;
-        Ok(Self(array.cast_into()?))
+        let array = numpy.call_method1("asarray", (value, numpy.getattr("float32")?));
+        Ok(Self(array.map_err(|error| overflow_as_invalid(error, value.py()))?.cast_into()?))
     }
 }
 

@@ -6,21 +6,30 @@ use std::path::PathBuf;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::args::{MixtureArg, PromptArg, count, kv_dtype};
+use super::args::{MixtureArg, PromptArg, kv_dtype};
 use super::gil::{PythonCalls, detached};
 use super::job::PyJob;
 use super::model::PyModel;
+use super::numbers::{count, in_range, integer, optional_integer};
 use super::progress::ProgressReporter;
 use super::request::PyRequest;
-use super::results::{PyAdapterInfo, PyCompletion};
+use super::results::{PyAdapterInfo, ResultOut};
 use super::returns::{Floats, NamedInts, NamedValues};
 use super::tokenizer::PyTokenizer;
-use crate::engine::{Engine, EngineOptions, GenerationConfigSource};
+use crate::engine::{Engine, EngineOptions, GenerationConfigSource, Request, with_index};
+use crate::error::Result;
+use crate::model::Progress;
 
 /// A model, a KV cache and a scheduler.
 #[pyclass(frozen, name = "Engine", module = "exlora._exlora")]
 pub(super) struct PyEngine {
     engine: Engine,
+}
+
+impl PyEngine {
+    pub(super) fn engine(&self) -> &Engine {
+        &self.engine
+    }
 }
 
 /// Options that both constructors share.
@@ -49,26 +58,28 @@ fn options(
 impl PyEngine {
     /// Loads a model folder and its tokenizer. `progress` is `True` for a bar on stderr, or a callable (done, total).
     #[new]
-    #[pyo3(signature = (model, *, device="auto", threads=None, kv_dtype="f16", max_seq_len=None, kv_tokens=None,
-                        max_batch_size=32, prefill_chunk=512, prefix_cache=true, generation_config=None, progress=None))]
+    #[pyo3(signature = (model, *, device="auto", threads: "SupportsIndex | None"=None, kv_dtype="f16",
+                        max_seq_len: "SupportsIndex | None"=None, kv_tokens: "SupportsIndex | None"=None,
+                        max_batch_size: "SupportsIndex"=32, prefill_chunk: "SupportsIndex"=512, prefix_cache=true,
+                        generation_config=None, progress=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
         model: PathBuf,
         device: &str,
-        threads: Option<usize>,
+        #[pyo3(from_py_with = optional_integer)] threads: Option<i64>,
         kv_dtype: &str,
-        max_seq_len: Option<i64>,
-        kv_tokens: Option<i64>,
-        max_batch_size: i64,
-        prefill_chunk: i64,
+        #[pyo3(from_py_with = optional_integer)] max_seq_len: Option<i64>,
+        #[pyo3(from_py_with = optional_integer)] kv_tokens: Option<i64>,
+        #[pyo3(from_py_with = integer)] max_batch_size: i64,
+        #[pyo3(from_py_with = integer)] prefill_chunk: i64,
         prefix_cache: bool,
         generation_config: Option<PathBuf>,
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let options = EngineOptions {
             device: device.parse()?,
-            threads,
+            threads: threads.map(|threads| count("threads", threads)).transpose()?,
             ..options(kv_dtype, max_seq_len, kv_tokens, max_batch_size, prefill_chunk, prefix_cache, generation_config)?
         };
         let reporter = ProgressReporter::new(progress)?;
@@ -81,18 +92,19 @@ impl PyEngine {
 
     /// An engine with its own KV cache over a loaded model.
     #[staticmethod]
-    #[pyo3(signature = (model, tokenizer=None, *, kv_dtype="f16", max_seq_len=None, kv_tokens=None, max_batch_size=32,
-                        prefill_chunk=512, prefix_cache=true, generation_config=None))]
+    #[pyo3(signature = (model, tokenizer=None, *, kv_dtype="f16", max_seq_len: "SupportsIndex | None"=None,
+                        kv_tokens: "SupportsIndex | None"=None, max_batch_size: "SupportsIndex"=32,
+                        prefill_chunk: "SupportsIndex"=512, prefix_cache=true, generation_config=None))]
     #[allow(clippy::too_many_arguments)]
     fn from_model(
         py: Python<'_>,
         model: &Bound<'_, PyModel>,
         tokenizer: Option<&Bound<'_, PyTokenizer>>,
         kv_dtype: &str,
-        max_seq_len: Option<i64>,
-        kv_tokens: Option<i64>,
-        max_batch_size: i64,
-        prefill_chunk: i64,
+        #[pyo3(from_py_with = optional_integer)] max_seq_len: Option<i64>,
+        #[pyo3(from_py_with = optional_integer)] kv_tokens: Option<i64>,
+        #[pyo3(from_py_with = integer)] max_batch_size: i64,
+        #[pyo3(from_py_with = integer)] prefill_chunk: i64,
         prefix_cache: bool,
         generation_config: Option<PathBuf>,
     ) -> PyResult<Self> {
@@ -103,12 +115,57 @@ impl PyEngine {
         Ok(Self { engine: detached(py, |_| Engine::from_model(model, tokenizer, options))? })
     }
 
-    /// Runs requests to their end in one batch; results are in the order of the requests.
-    #[pyo3(signature = (requests: "list[Request]"))]
-    fn generate(&self, py: Python<'_>, requests: Vec<Bound<'_, PyRequest>>) -> PyResult<Vec<PyCompletion>> {
-        let requests: Vec<_> = requests.iter().map(|request| request.get().request()).collect();
-        let completions = detached(py, |python| self.engine.generate_with(&requests, &mut || python.check_signals()))?;
-        completions.into_iter().map(|completion| PyCompletion::new(py, completion)).collect()
+    /// Runs `n[i]` samples of each request, one by default, to their end in one batch. Returns the results of the samples of
+    /// each request: completions, and exceptions.
+    ///
+    /// If `run_none_if_refused`, a request that is refused raises its exception, with its `request_index`, before any is run.
+    /// `progress` is `True` for a bar on stderr, or a callable (requests done, requests in total).
+    #[pyo3(signature = (requests: "list[Request]", n: "list[int] | None"=None, *, run_none_if_refused=true,
+                        progress=None))]
+    fn generate<'py>(
+        &self,
+        py: Python<'py>,
+        requests: Vec<Bound<'py, PyRequest>>,
+        #[pyo3(from_py_with = in_range)] n: Option<Vec<usize>>,
+        run_none_if_refused: bool,
+        progress: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Vec<Vec<ResultOut<'py>>>> {
+        let samples = |i: usize| n.as_ref().and_then(|n| n.get(i)).map_or(1, |n| *n);
+        let requests: Vec<Request> =
+            requests.iter().enumerate().map(|(i, request)| request.get().samples(samples(i))).collect();
+        let reporter = ProgressReporter::new(progress)?;
+        let outcome = detached(py, |python| {
+            let mut reported = 0;
+            let mut between_steps = |done: usize| {
+                if done == reported {
+                    return python.check_signals();
+                }
+                reported = done;
+                reporter.report(python, Progress { done, total: requests.len() })
+            };
+            if !run_none_if_refused {
+                return Ok(Ok(self.engine.generate_each_with(&requests, &mut between_steps)?));
+            }
+            match self.engine.check_all(&requests) {
+                Ok(checked) => {
+                    self.engine.run_to_end(checked.into_iter().map(Ok), &requests, &mut between_steps).map(Ok)
+                }
+                Err(refused) => Ok(Err(refused)),
+            }
+        });
+        reporter.finish();
+        let results = outcome?.map_err(|refused| {
+            let error = PyErr::from(refused.error);
+            // The attribute exists, so this does not fail.
+            let _ = error.value(py).setattr("request_index", refused.index);
+            error
+        })?;
+        let of_request = |(index, results): (usize, Vec<_>)| {
+            let named =
+                results.into_iter().map(|result: Result<_>| result.map_err(|e| with_index(e, index, &requests)));
+            named.map(|result| ResultOut::new(py, result)).collect()
+        };
+        results.into_iter().enumerate().map(of_request).collect()
     }
 
     /// Checks a request and queues it. Steps are computed by the threads that ask for chunks.

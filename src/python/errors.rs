@@ -64,6 +64,12 @@ pub(super) fn error_codes() -> Vec<BTreeMap<&'static str, &'static str>> {
 /// An exception object on its way to Python.
 pub(super) struct Exception<'py>(Bound<'py, PyAny>);
 
+impl<'py> Exception<'py> {
+    pub(super) fn new(py: Python<'py>, error: &Error) -> PyResult<Self> {
+        exception(py, error).map(Self)
+    }
+}
+
 impl<'py> IntoPyObject<'py> for Exception<'py> {
     type Target = PyAny;
     type Output = Bound<'py, PyAny>;

@@ -1,10 +1,13 @@
 //! Long work with the interpreter's lock (GIL) released, which Python can still interrupt.
 
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 
+use super::logging;
 use crate::error::{Error, ErrorCode, Result};
+use crate::guard;
 
 /// Signals are checked at most this often, because each check waits for the thread that holds the interpreter's lock.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(20);
@@ -28,13 +31,16 @@ impl PythonCalls {
         })
     }
 
-    /// Lets Python's signal handlers run (Ctrl-C).
+    /// Lets Python's signal handlers run (Ctrl-C), and delivers log records.
     pub(super) fn check_signals(&mut self) -> Result<()> {
         if self.last_check.elapsed() < SIGNAL_INTERVAL {
             return Ok(());
         }
         self.last_check = Instant::now();
-        self.call(|py| py.check_signals())
+        self.call(|py| {
+            logging::deliver(py);
+            py.check_signals()
+        })
     }
 }
 
@@ -45,13 +51,25 @@ fn wait_for_the_end() -> ! {
     }
 }
 
-/// Runs `work` with the interpreter's lock released.
+/// What the module needs of its process, before its first work. Not when it is imported: the command, which Python runs through
+/// this module too, does this its own way.
+fn prepare_process() {
+    static PREPARED: Once = Once::new();
+    PREPARED.call_once(|| {
+        logging::install();
+        guard::silence_guarded_panics();
+    });
+}
+
+/// Runs `work` with the interpreter's lock released, then delivers the log records it caused.
 pub(super) fn detached<T: Send>(
     py: Python<'_>,
     work: impl FnOnce(&mut PythonCalls) -> Result<T> + Send,
 ) -> PyResult<T> {
     let mut python = PythonCalls { raised: None, last_check: Instant::now() };
+    prepare_process();
     let result = py.detach(|| work(&mut python));
+    logging::deliver(py);
     match python.raised {
         Some(raised) => Err(raised),
         None => Ok(result?),

@@ -16,11 +16,17 @@ pub(super) struct PyJob {
     /// Beside the lock, so that a thread can cancel while another one waits for a chunk.
     cancel_handle: CancelHandle,
     prompt: Vec<u32>,
+    seed: u64,
 }
 
 impl PyJob {
     pub(super) fn new(job: Job) -> Self {
-        Self { prompt: job.prompt_tokens().to_vec(), cancel_handle: job.cancel_handle(), job: Mutex::new(Some(job)) }
+        Self {
+            prompt: job.prompt_tokens().to_vec(),
+            seed: job.seed(),
+            cancel_handle: job.cancel_handle(),
+            job: Mutex::new(Some(job)),
+        }
     }
 
     fn with<T: Send>(&self, py: Python<'_>, f: impl FnOnce(&Job) -> T + Send) -> Option<T> {
@@ -66,6 +72,12 @@ impl PyJob {
     #[getter]
     fn prefill_progress(&self, py: Python<'_>) -> (usize, usize) {
         self.with(py, Job::prefill_progress).unwrap_or((self.prompt.len(), self.prompt.len()))
+    }
+
+    /// Seed of its random numbers: the one it was given, or the one drawn for it.
+    #[getter]
+    fn seed(&self) -> u64 {
+        self.seed
     }
 
     /// Token ids of the prompt.

@@ -6,13 +6,15 @@
 
 mod args;
 mod chat;
-mod count;
 mod engine;
 mod errors;
 mod exllamav2;
 mod gil;
+mod in_flight;
 mod job;
+mod logging;
 mod model;
+mod numbers;
 mod progress;
 mod request;
 mod results;
@@ -31,16 +33,14 @@ use crate::adapter::peft_support::{FeatureRow, Verdict, table};
 /// The compiled half of exlora. Use the package `exlora`.
 #[pymodule(gil_used = false)]
 mod _exlora {
-    use pyo3::prelude::*;
-
-    use crate::guard;
-
     #[pymodule_export]
     use super::engine::PyEngine;
     #[pymodule_export]
     use super::errors::{error, error_codes};
     #[pymodule_export]
     use super::exllamav2::{ExLlamaV2Lora, PyExLlamaV2Base};
+    #[pymodule_export]
+    use super::in_flight::PyInFlight;
     #[pymodule_export]
     use super::job::PyJob;
     #[pymodule_export]
@@ -59,12 +59,6 @@ mod _exlora {
     use super::sequence_cache::PySequenceCache;
     #[pymodule_export]
     use super::tokenizer::PyTokenizer;
-
-    #[pymodule_init]
-    fn init(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-        guard::silence_guarded_panics();
-        Ok(())
-    }
 
     /// Tokens of a KV page.
     #[pymodule_export]

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::count::count;
 use super::gil::detached;
+use super::numbers::{count, optional_integer};
 use super::progress::ProgressReporter;
 use super::returns::NamedValues;
 use crate::model::config::DecoderConfig;
@@ -34,15 +34,17 @@ impl PyModel {
 impl PyModel {
     /// Loads a model folder. `progress` is `True` for a bar on stderr, or a callable (done, total).
     #[new]
-    #[pyo3(signature = (path, *, device="auto", threads=None, max_seq_len=None, progress=None))]
+    #[pyo3(signature = (path, *, device="auto", threads: "SupportsIndex | None"=None,
+                        max_seq_len: "SupportsIndex | None"=None, progress=None))]
     fn load(
         py: Python<'_>,
         path: PathBuf,
         device: &str,
-        threads: Option<usize>,
-        max_seq_len: Option<i64>,
+        #[pyo3(from_py_with = optional_integer)] threads: Option<i64>,
+        #[pyo3(from_py_with = optional_integer)] max_seq_len: Option<i64>,
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
+        let threads = threads.map(|threads| count("threads", threads)).transpose()?;
         let max_seq_len = max_seq_len.map(|tokens| count("max_seq_len", tokens)).transpose()?;
         let options = ModelOptions { device: device.parse()?, threads, max_seq_len, ..ModelOptions::default() };
         let reporter = ProgressReporter::new(progress)?;

@@ -1,7 +1,9 @@
 //! The argument `progress` of loading.
 
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 
+use super::args::type_name;
 use super::gil::PythonCalls;
 use crate::error::Result;
 use crate::model::Progress;
@@ -20,8 +22,14 @@ impl ProgressReporter {
         match progress {
             None => Ok(ProgressReporter::Silent),
             Some(value) if value.is_callable() => Ok(ProgressReporter::Callable(value.clone().unbind())),
-            Some(value) if value.extract::<bool>()? => Ok(ProgressReporter::Bar(indicatif::ProgressBar::new(0))),
-            Some(_) => Ok(ProgressReporter::Silent),
+            Some(value) => match value.extract::<bool>() {
+                Ok(true) => Ok(ProgressReporter::Bar(indicatif::ProgressBar::new(0))),
+                Ok(false) => Ok(ProgressReporter::Silent),
+                Err(_) => {
+                    let found = type_name(value);
+                    Err(PyTypeError::new_err(format!("progress is None, a bool or a callable, not {found}")))
+                }
+            },
         }
     }
 

@@ -4,8 +4,9 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::args::{MixtureArg, PromptArg, StopsArg, count};
+use super::args::{MixtureArg, PromptArg, StopsArg};
 use super::chat::{ContinueFinalMessage, JsonObjects, TemplateKwargs, chat_options, to_python};
+use super::numbers::{count, integer};
 use super::returns::{JsonObjectsOut, NamedMixture, NamedValues, PromptOut, StopOut, TemplateKwargsOut};
 use super::sampling_params::PySamplingParams;
 use crate::engine::{AdapterRef, Request};
@@ -23,6 +24,11 @@ impl PyRequest {
     /// The request for the engine.
     pub(super) fn request(&self) -> Request {
         self.request.clone()
+    }
+
+    /// The request for several samples.
+    pub(super) fn samples(&self, n: usize) -> Request {
+        self.request().n(n)
     }
 
     fn named_mixture<'py>(&self, py: Python<'py>) -> PyResult<Option<NamedMixture<'py>>> {
@@ -65,10 +71,10 @@ impl PyRequest {
     /// A request. Adapters are looked up when it is submitted. The keywords of `SamplingParams` are taken too; they change
     /// those of `sampling`.
     #[new]
-    #[pyo3(signature = (prompt, adapter=None, *, sampling=None, max_new_tokens=128, min_new_tokens=0,
-                        stop=None, stop_at_eos=true, logprobs=0, return_logits=false,
-                        skip_special_tokens=true, add_special_tokens=true, tools=None, documents=None,
-                        chat_template=None, chat_template_kwargs=None, add_generation_prompt=None,
+    #[pyo3(signature = (prompt, adapter=None, *, sampling=None, max_new_tokens: "SupportsIndex"=128,
+                        min_new_tokens: "SupportsIndex"=0, stop=None, stop_at_eos=true, logprobs: "SupportsIndex"=0,
+                        return_logits=false, skip_special_tokens=true, add_special_tokens=true, tools=None,
+                        documents=None, chat_template=None, chat_template_kwargs=None, add_generation_prompt=None,
                         continue_final_message=None, **keywords: "Any"))]
     #[allow(clippy::too_many_arguments)]
     fn new(
@@ -76,11 +82,11 @@ impl PyRequest {
         prompt: PromptArg,
         adapter: Option<MixtureArg>,
         sampling: Option<&Bound<'_, PySamplingParams>>,
-        max_new_tokens: i64,
-        min_new_tokens: i64,
+        #[pyo3(from_py_with = integer)] max_new_tokens: i64,
+        #[pyo3(from_py_with = integer)] min_new_tokens: i64,
         stop: Option<StopsArg>,
         stop_at_eos: bool,
-        logprobs: i64,
+        #[pyo3(from_py_with = integer)] logprobs: i64,
         return_logits: bool,
         skip_special_tokens: bool,
         add_special_tokens: bool,

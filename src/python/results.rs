@@ -4,10 +4,13 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::args::{FloatArrayArg, MixtureArg, StopsArg};
+use super::args::{FloatArrayArg, MixtureArg, StopsArg, TokenIds};
+use super::errors::Exception;
+use super::numbers::{count, in_range, integer, optional_seed, seed_bits};
 use super::returns::{FloatArray, Floats, NamedInts, NamedMixture, NamedValues, StopOut};
 use crate::adapter::pool::AdapterInfo;
 use crate::engine::{AdapterRef, Chunk, Completion, Finish, FinishReason, Stop, StopMatch, TokenLogprobs, Usage};
+use crate::error::Error;
 
 /// The most likely (id, log-probability) of each token, best first.
 type TopLogprobs = Vec<Vec<(u32, f32)>>;
@@ -58,9 +61,18 @@ impl PyUsage {
 impl PyUsage {
     /// Made by the engine; the constructor is for tests and unpickling.
     #[new]
-    #[pyo3(signature = (*, prompt_tokens=0, cached_tokens=0, completion_tokens=0))]
-    fn new(prompt_tokens: usize, cached_tokens: usize, completion_tokens: usize) -> Self {
-        Self { prompt_tokens, cached_tokens, completion_tokens }
+    #[pyo3(signature = (*, prompt_tokens: "SupportsIndex"=0, cached_tokens: "SupportsIndex"=0,
+                        completion_tokens: "SupportsIndex"=0))]
+    fn new(
+        #[pyo3(from_py_with = integer)] prompt_tokens: i64,
+        #[pyo3(from_py_with = integer)] cached_tokens: i64,
+        #[pyo3(from_py_with = integer)] completion_tokens: i64,
+    ) -> PyResult<Self> {
+        Ok(Self {
+            prompt_tokens: count("prompt_tokens", prompt_tokens)?,
+            cached_tokens: count("cached_tokens", cached_tokens)?,
+            completion_tokens: count("completion_tokens", completion_tokens)?,
+        })
     }
 
     /// All counts by name.
@@ -187,34 +199,35 @@ impl PyCompletion {
 impl PyCompletion {
     /// Made by the engine; the constructor is for tests and unpickling.
     #[new]
-    #[pyo3(signature = (*, text="", token_ids=Vec::new(), finish_reason="stop", stop_match=None, usage=None, seed=0,
-                        sample=0, adapter=None, logprobs=None, top_logprobs=None, logits=None))]
+    #[pyo3(signature = (*, text="", token_ids=TokenIds(Vec::new()), finish_reason="stop", stop_match=None, usage=None,
+                        seed: "SupportsIndex | None"=None, sample: "SupportsIndex"=0, adapter=None, logprobs=None,
+                        top_logprobs: "list[list[tuple[int, float]]] | None"=None, logits=None))]
     #[allow(clippy::too_many_arguments)]
     fn py_new(
         text: &str,
-        token_ids: Vec<u32>,
+        token_ids: TokenIds,
         finish_reason: &str,
         stop_match: Option<StopsArg>,
         usage: Option<&Bound<'_, PyUsage>>,
-        seed: u64,
-        sample: usize,
+        #[pyo3(from_py_with = optional_seed)] seed: Option<i128>,
+        #[pyo3(from_py_with = integer)] sample: i64,
         adapter: Option<MixtureArg>,
         logprobs: Option<FloatArrayArg<'_>>,
-        top_logprobs: Option<TopLogprobs>,
+        #[pyo3(from_py_with = in_range)] top_logprobs: Option<TopLogprobs>,
         logits: Option<FloatArrayArg<'_>>,
     ) -> PyResult<Self> {
         let finish = Finish {
             reason: self::finish_reason(finish_reason)?,
             matched: self::stop_match(stop_match)?,
             usage: usage.map(|usage| usage.get().into()).unwrap_or_default(),
-            seed,
+            seed: seed.map_or(0, seed_bits),
         };
         let name = |(adapter, weight): (AdapterRef, f32)| (adapter.label(), weight);
         let completion = Completion {
             text: text.to_owned(),
-            token_ids,
+            token_ids: token_ids.0,
             finish,
-            sample,
+            sample: count("sample", sample)?,
             adapter: adapter.unwrap_or_default().0.into_iter().map(name).collect(),
             logprobs: Vec::new(),
             logits: Vec::new(),
@@ -317,6 +330,22 @@ impl PyCompletion {
     }
 }
 
+/// The result of a request on its way to Python: its completion, or the exception that it ended with.
+#[derive(IntoPyObject)]
+pub(super) enum ResultOut<'py> {
+    Completion(Bound<'py, PyCompletion>),
+    Exception(Exception<'py>),
+}
+
+impl<'py> ResultOut<'py> {
+    pub(super) fn new(py: Python<'py>, result: Result<Completion, Error>) -> PyResult<Self> {
+        match result {
+            Ok(completion) => Bound::new(py, PyCompletion::new(py, completion)?).map(Self::Completion),
+            Err(error) => Exception::new(py, &error).map(Self::Exception),
+        }
+    }
+}
+
 /// A piece of a running request: usually one token and the text it completed.
 #[pyclass(frozen, name = "Chunk", module = "exlora._exlora")]
 pub(super) struct PyChunk {
@@ -353,26 +382,27 @@ impl PyChunk {
 impl PyChunk {
     /// Made by the engine; the constructor is for tests and unpickling.
     #[new]
-    #[pyo3(signature = (*, text="", token_ids=Vec::new(), finish_reason=None, stop_match=None, usage=None, seed=None,
-                        logprobs=None, top_logprobs=None, logits=None))]
+    #[pyo3(signature = (*, text="", token_ids=TokenIds(Vec::new()), finish_reason=None, stop_match=None, usage=None,
+                        seed: "SupportsIndex | None"=None, logprobs=None,
+                        top_logprobs: "list[list[tuple[int, float]]] | None"=None, logits=None))]
     #[allow(clippy::too_many_arguments)]
     fn py_new(
         text: &str,
-        token_ids: Vec<u32>,
+        token_ids: TokenIds,
         finish_reason: Option<&str>,
         stop_match: Option<StopsArg>,
         usage: Option<&Bound<'_, PyUsage>>,
-        seed: Option<u64>,
+        #[pyo3(from_py_with = optional_seed)] seed: Option<i128>,
         logprobs: Option<FloatArrayArg<'_>>,
-        top_logprobs: Option<TopLogprobs>,
+        #[pyo3(from_py_with = in_range)] top_logprobs: Option<TopLogprobs>,
         logits: Option<FloatArrayArg<'_>>,
     ) -> PyResult<Self> {
         let matched = self::stop_match(stop_match)?;
         let usage = usage.map(|usage| usage.get().into()).unwrap_or_default();
-        let seed = seed.unwrap_or_default();
+        let seed = seed.map_or(0, seed_bits);
         let finish = |name| Ok::<_, PyErr>(Finish { reason: self::finish_reason(name)?, matched, usage, seed });
         let finish = finish_reason.map(finish).transpose()?;
-        let chunk = Chunk { text: text.to_owned(), token_ids, finish, ..Chunk::default() };
+        let chunk = Chunk { text: text.to_owned(), token_ids: token_ids.0, finish, ..Chunk::default() };
         Ok(Self { chunk, arrays: Arrays::from_arguments(logprobs, top_logprobs, logits) })
     }
 
@@ -507,17 +537,18 @@ impl PyAdapterInfo {
 impl PyAdapterInfo {
     /// Made by the engine; the constructor is for tests and unpickling.
     #[new]
-    #[pyo3(signature = (*, name, path, generation, content_hash, rank, sites, bytes, leases=0))]
+    #[pyo3(signature = (*, name, path, generation: "SupportsIndex", content_hash, rank: "SupportsIndex",
+                        sites: "SupportsIndex", bytes: "SupportsIndex", leases: "SupportsIndex"=0))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         name: String,
         path: String,
-        generation: u64,
+        #[pyo3(from_py_with = in_range)] generation: u64,
         content_hash: String,
-        rank: usize,
-        sites: usize,
-        bytes: usize,
-        leases: usize,
+        #[pyo3(from_py_with = in_range)] rank: usize,
+        #[pyo3(from_py_with = in_range)] sites: usize,
+        #[pyo3(from_py_with = in_range)] bytes: usize,
+        #[pyo3(from_py_with = in_range)] leases: usize,
     ) -> Self {
         Self { name, path, generation, content_hash, rank, sites, bytes, leases }
     }

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::args::{LogitBiasArg, SeedArg, TokenIds, count};
+use super::args::{LogitBiasArg, TokenIds};
+use super::numbers::{count, float, integer, optional_integer, optional_seed, seed_bits};
 use super::returns::NamedValues;
-use crate::engine::{Sampler, SamplingParams};
+use crate::engine::{Sampler, SamplingParams, random_seed};
 
 /// The most likely ids with their log-probabilities, best first.
 type TopLogprobs = Vec<(u32, f32)>;
@@ -50,8 +51,7 @@ impl PySamplingParams {
             frequency_penalty: self.frequency_penalty as f32,
             presence_penalty: self.presence_penalty as f32,
             logit_bias: self.logit_bias.iter().map(|(&id, &bias)| (id, bias as f32)).collect(),
-            // Negative seeds are those of 64 bits with the same bit pattern.
-            seed: self.seed.map(|seed| seed as u64),
+            seed: self.seed.map(seed_bits),
         }
     }
 
@@ -105,20 +105,25 @@ impl PySamplingParams {
 impl PySamplingParams {
     /// Greedy decoding without penalties, changed by the keywords given.
     #[new]
-    #[pyo3(signature = (*, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, repetition_range=None,
-                        frequency_penalty=0.0, presence_penalty=0.0, logit_bias=None, seed=None))]
+    #[pyo3(signature = (*, temperature: "SupportsFloat | SupportsIndex"=0.0, top_k: "SupportsIndex"=0,
+                        top_p: "SupportsFloat | SupportsIndex"=1.0, min_p: "SupportsFloat | SupportsIndex"=0.0,
+                        repetition_penalty: "SupportsFloat | SupportsIndex"=1.0,
+                        repetition_range: "SupportsIndex | None"=None,
+                        frequency_penalty: "SupportsFloat | SupportsIndex"=0.0,
+                        presence_penalty: "SupportsFloat | SupportsIndex"=0.0, logit_bias=None,
+                        seed: "SupportsIndex | None"=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
-        temperature: f64,
-        top_k: i64,
-        top_p: f64,
-        min_p: f64,
-        repetition_penalty: f64,
-        repetition_range: Option<i64>,
-        frequency_penalty: f64,
-        presence_penalty: f64,
+        #[pyo3(from_py_with = float)] temperature: f64,
+        #[pyo3(from_py_with = integer)] top_k: i64,
+        #[pyo3(from_py_with = float)] top_p: f64,
+        #[pyo3(from_py_with = float)] min_p: f64,
+        #[pyo3(from_py_with = float)] repetition_penalty: f64,
+        #[pyo3(from_py_with = optional_integer)] repetition_range: Option<i64>,
+        #[pyo3(from_py_with = float)] frequency_penalty: f64,
+        #[pyo3(from_py_with = float)] presence_penalty: f64,
         logit_bias: Option<LogitBiasArg>,
-        seed: Option<SeedArg>,
+        #[pyo3(from_py_with = optional_seed)] seed: Option<i128>,
     ) -> PyResult<Self> {
         Ok(Self {
             temperature,
@@ -130,7 +135,7 @@ impl PySamplingParams {
             frequency_penalty,
             presence_penalty,
             logit_bias: logit_bias.unwrap_or_default().0,
-            seed: seed.map(|seed| seed.0),
+            seed,
         })
     }
 
@@ -138,16 +143,20 @@ impl PySamplingParams {
     ///
     /// Returns the id, its log-probability, and the `top` best (id, log-probability), both before penalties and filters.
     /// Frequency and presence penalties count the tokens from `prompt_len` on.
-    #[pyo3(signature = (logits, tokens, prompt_len=0, top=1))]
+    #[pyo3(signature = (logits, tokens, prompt_len: "SupportsIndex"=0, top: "SupportsIndex"=1))]
     fn sample(
         &self,
         logits: Vec<f32>,
         tokens: TokenIds,
-        prompt_len: usize,
-        top: usize,
+        #[pyo3(from_py_with = integer)] prompt_len: i64,
+        #[pyo3(from_py_with = integer)] top: i64,
     ) -> PyResult<(u32, f32, TopLogprobs)> {
-        let params = self.params();
+        let mut params = self.params();
         params.check(logits.len())?;
+        if params.seed.is_none() {
+            params.seed = Some(random_seed()?);
+        }
+        let (prompt_len, top) = (count("prompt_len", prompt_len)?, count("top", top)?);
         let sampled = Sampler::default().sample(&logits, &params, &tokens.0, prompt_len, top)?;
         Ok((sampled.id, sampled.logprob, sampled.top_logprobs))
     }

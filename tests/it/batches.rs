@@ -48,7 +48,7 @@ fn each_request_of_a_batch_has_its_own_result() {
     let results = engine.generate_each(&[refused(), greedy("The queen", 8), failing(), greedy("", 4)]);
     assert_eq!(code(&results[0]), Some(ErrorCode::AdapterNotFound));
     assert_eq!(results[1].as_ref().map(|completion| &completion.text), Ok(&expected.text));
-    assert_eq!(code(&results[2]), Some(ErrorCode::LogitsNotFinite));
+    assert_eq!(code(&results[2]), Some(ErrorCode::KvOverflow));
     assert_eq!(code(&results[3]), Some(ErrorCode::PromptEmpty));
     assert!(engine.generate_each(&[]).is_empty());
     assert_eq!((engine.stats().rows_running, engine.stats().leases), (0, 0));
@@ -157,7 +157,7 @@ fn every_sample_of_a_refused_request_has_its_error() {
     let engine = engine(2);
     let results = engine.generate_each(&[refused().n(3), greedy("a", 1), failing().n(2)]);
     let codes: Vec<_> = results.iter().map(code).collect();
-    let (unknown, infinite) = (Some(ErrorCode::AdapterNotFound), Some(ErrorCode::LogitsNotFinite));
+    let (unknown, infinite) = (Some(ErrorCode::AdapterNotFound), Some(ErrorCode::KvOverflow));
     assert_eq!(codes, [unknown, unknown, unknown, None, infinite, infinite]);
     let completed: Vec<_> = engine.as_completed([refused().n(3)]).map(|(index, _)| index).collect();
     assert_eq!(completed, [0, 0, 0]);

@@ -4,6 +4,8 @@ import copy
 import inspect
 import json
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from exlora import (
     SamplingParams,
     Usage,
 )
-from exlora.types import RequestKeywords, SamplingKeywords
+from exlora.types import OneRequestKeywords, RequestKeywords, SamplingKeywords
 
 PROMPT = "The table"
 
@@ -153,10 +155,32 @@ def test_the_keywords_are_those_of_request_and_sampling_params():
 
     sampling = keywords(SamplingParams)
     request = {**keywords(Request), **sampling}
-    assert keywords(Engine.generate) == {"adapter": None, **request}
+    of_a_batch = {"adapter": None, "n": None, "return_errors": False}
+    assert keywords(Engine.generate) == {**of_a_batch, "progress": None, **request}
+    assert keywords(Engine.as_completed) == {**of_a_batch, **request}
     assert keywords(Engine.stream) == request
     assert set(SamplingKeywords.__annotations__) == set(sampling)
     assert set(RequestKeywords.__annotations__) | {"sampling"} == set(request)
+    assert set(OneRequestKeywords.__annotations__) == set(RequestKeywords.__annotations__)
     # What an object says of itself has the same names.
     assert set(SamplingParams().to_dict()) == set(sampling)
     assert set(Request("a").to_dict()) == {"prompt", "adapter", *request} - {"sampling"}
+
+
+def test_the_dict_of_a_completion_is_what_the_command_writes(engine, fixtures, tmp_path):
+    request = {"prompt": PROMPT, "adapter": {"sql": 0.3}, "max_new_tokens": 4, "logprobs": 2}
+    (tmp_path / "requests.jsonl").write_text(json.dumps(request))
+    model, adapter = fixtures / "quill-4m-gptq-4bit-g128-sym", fixtures / "adapters/sqlite-rslora-r16"
+    command = [sys.executable, "-m", "exlora", "--json", "generate", "--model", model, "--adapter", f"sql={adapter}"]
+    done = subprocess.run(
+        [*command, "--requests", tmp_path / "requests.jsonl"], capture_output=True, text=True, check=True
+    )
+    written = json.loads(done.stdout.splitlines()[0])
+    as_dict = json.loads(json.dumps(engine.generate(Request(**request)).to_dict()))
+    assert set(as_dict) == set(written) - {"index"}
+    arrays = {"logprobs", "top_logprobs"}
+    assert {name: as_dict[name] for name in set(as_dict) - arrays - {"usage"}} == {
+        name: written[name] for name in set(as_dict) - arrays - {"usage"}
+    }
+    assert np.allclose(written["logprobs"], as_dict["logprobs"])
+    assert np.allclose(written["top_logprobs"], as_dict["top_logprobs"])

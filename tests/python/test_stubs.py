@@ -33,7 +33,7 @@ def test_the_stubs_fit_the_module():
 TYPED = """
 from typing_extensions import assert_type
 
-from exlora import Completion, Engine, Request, SamplingParams, Stream
+from exlora import AsCompleted, Completion, Engine, Request, SamplingParams, Stream
 
 engine = Engine("model")
 assert_type(engine.generate("text"), Completion)
@@ -45,8 +45,29 @@ assert_type(engine.generate([[1, 2], [3]], sampling=SamplingParams(seed=1)), lis
 assert_type(engine.generate([Request("a"), Request([1])]), list[Completion])
 assert_type(engine.stream("text", adapter={"sql": 0.5}, stop=["\\n", 5]), Stream)
 engine.generate(["a", "b"], stop=[["x", 1], None])
-engine.generate("text", temprature=1.0)
-engine.generate("text", max_new_tokens="many")
+assert_type(engine.generate(prompt for prompt in ("a", "b")), list[Completion])
+assert_type(engine.generate("text", n=3, seed=None), list[Completion])
+assert_type(engine.generate(["a", "b"], n=[1, 2], seed=[1, None]), list[list[Completion]])
+assert_type(engine.generate("text", return_errors=True), Completion | Exception)
+assert_type(engine.generate("text", n=2, return_errors=True), list[Completion | Exception])
+assert_type(engine.generate(["a"], return_errors=True, progress=True), list[Completion | Exception])
+assert_type(engine.generate(["a"], n=2, return_errors=True, progress=print), list[list[Completion | Exception]])
+assert_type(engine.as_completed(["a", [1, 2]], adapters=["sql", None]), AsCompleted[Completion])
+assert_type(engine.as_completed(iter(["a"]), n=2, return_errors=True), AsCompleted[Completion | Exception])
+for index, completion in engine.as_completed(["a"]):
+    assert_type((index, completion), tuple[int, Completion])
+async def use() -> None:
+    async for chunk in engine.stream("text"):
+        assert_type(chunk.seed, int | None)
+    async for index, result in engine.as_completed(["a"], return_errors=True):
+        assert_type(result, Completion | Exception)
+assert_type(engine.generate("text").seed, int)
+assert_type(engine.max_seq_len, int)
+engine.generate("text", temprature=1.0)  # wrong
+engine.generate("text", max_new_tokens="many")  # wrong
+engine.generate("text", temperature=[0.5, 1.0])  # wrong
+engine.stream("text", max_new_tokens=[1, 2])  # wrong
+engine.stream("text", n=2)  # wrong
 """
 
 
@@ -56,9 +77,7 @@ def test_a_type_checker_tells_one_prompt_from_a_list(tmp_path):
     command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", tmp_path / "use.py"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     errors = [line for line in found.stdout.splitlines() if ": error: " in line]
-    wrong_calls = [
-        number for number, line in enumerate(TYPED.splitlines(), 1) if "temprature" in line or "many" in line
-    ]
+    wrong_calls = [number for number, line in enumerate(TYPED.splitlines(), 1) if line.endswith("# wrong")]
     assert {int(line.split(":")[1]) for line in errors} == set(wrong_calls), errors
 
 

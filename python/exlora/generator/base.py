@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import exlora._exlora as _exlora
-from exlora._unsupported import refuse, warn_unknown
+from exlora._unsupported import refuse, refuse_pair, warn_unknown
 from exlora.generator._common import mixture, new_seed, open_engine, prompt_ids
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class ExLlamaV2BaseGenerator:
         first_seed, room = new_seed(seed), self.cache.max_seq_len - num_tokens
         heads, jobs = [], []
         for i, text in enumerate(prompts):
+            refuse_pair(f"{type(self).__name__}.generate_simple", text)
             ids, tokenizer = prompt_ids(
                 self._engine, self.tokenizer, mixture(loras), text, add_bos, encode_special_tokens
             )

@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import exlora._exlora as _exlora
-from exlora._unsupported import refuse, warn_unknown
+from exlora._unsupported import refuse, refuse_pair, warn_unknown
 from exlora.errors import ExloraError
 from exlora.generator._common import mixture, open_engine, prompt_ids
 from exlora.generator.job import SET_LORAS, ExLlamaV2DynamicJob
@@ -110,8 +110,7 @@ class ExLlamaV2DynamicGenerator:
             )  # fmt: skip
         jobs: list[ExLlamaV2DynamicJob] = []
         for i, text in enumerate(prompts):
-            if isinstance(text, tuple):
-                refuse(type(self).__name__, prompt=text)  # a pair of prompts, for classifier-free guidance
+            refuse_pair(type(self).__name__, text)
             adapters = self.current_loras if loras is SET_LORAS else mixture(loras)
             ids, _ = prompt_ids(self._engine, self.tokenizer, adapters, text, add_bos, encode_special_tokens)
             job = ExLlamaV2DynamicJob(

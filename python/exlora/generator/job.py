@@ -10,7 +10,7 @@ import numpy as np
 
 import exlora._exlora as _exlora
 from exlora._arrays import to_array, token_row
-from exlora._unsupported import refuse, warn_unknown
+from exlora._unsupported import refuse, refuse_pair, warn_unknown
 from exlora.generator._common import mixture, new_seed, stop_list, token_array, top_arrays
 from exlora.generator.sampler import ExLlamaV2Sampler, _Settings
 
@@ -69,8 +69,7 @@ class ExLlamaV2DynamicJob:
             banned_strings=banned_strings,
             embeddings=embeddings,
         )
-        if isinstance(input_ids, tuple):
-            refuse(owner, input_ids=input_ids)  # a pair of prompts, for classifier-free guidance
+        refuse_pair(owner, input_ids)
         self.loras = kwargs.pop("lora", loras)
         warn_unknown(owner, kwargs)
         if isinstance(input_ids, list) and input_ids and hasattr(input_ids[0], "ndim"):

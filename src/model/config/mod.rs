@@ -16,6 +16,7 @@ use serde_json::Value;
 use self::family::{Family, HeadDimRule};
 use self::fields::{Fields, in_range, invalid, unsupported};
 use crate::backend::{Activation, Rope};
+use crate::checkpoint::with_path_hint;
 use crate::error::{Error, ErrorCode, Result};
 
 pub use self::family::architectures;
@@ -90,7 +91,8 @@ impl DecoderConfig {
     /// `checkpoint_not_found`, `model_config_invalid`, `model_architecture_unsupported`, `model_feature_unsupported`.
     pub fn read(dir: &Path) -> Result<(Self, Value)> {
         if !dir.is_dir() {
-            return Err(Error::new(ErrorCode::CheckpointNotFound, "the model folder does not exist").with_path(dir));
+            let error = Error::new(ErrorCode::CheckpointNotFound, "the model folder does not exist").with_path(dir);
+            return Err(with_path_hint(error, dir));
         }
         let path = dir.join("config.json");
         let value = read_json(&path)?.ok_or_else(|| {

@@ -1,0 +1,134 @@
+"""Prompts and keywords of one request or several, as the engine's methods take them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from typing import Any
+
+import exlora._exlora as _exlora
+from exlora._exlora import Request, SamplingParams
+
+#: How the extension module notes which argument it was reading; before Python 3.11 it is part of the text.
+_NOTE = "while processing "
+
+__all__ = ["batch_of", "either", "requests_of", "samples_of"]
+
+
+def either(adapters: Any, adapter: Any) -> Any:
+    """The one that was given."""
+    if adapters is not None and adapter is not None:
+        raise TypeError("adapter and adapters mean the same; give one of them")
+    return adapter if adapters is None else adapters
+
+
+def batch_of(prompts: Any) -> Any:
+    """The prompts, if they are several: an iterable of anything but ids or messages, an array of rows. Else `None`."""
+    if isinstance(prompts, str | bytes | bytearray | Mapping | Request):
+        return None
+    if isinstance(prompts, set | frozenset):
+        raise TypeError("prompts is a set, which has no order; expected a list or another iterable")
+    dimensions = getattr(prompts, "ndim", None)
+    if dimensions is not None and dimensions > 1:
+        return prompts
+    if dimensions == 1 and hasattr(prompts, "tolist"):
+        values = prompts.tolist()  # an array of ids, or a column of texts
+        return values if values and isinstance(values[0], str) else None
+    if not isinstance(prompts, list | tuple | range):
+        return prompts if isinstance(prompts, Iterable) and dimensions is None else None
+    is_one = len(prompts) > 0 and (_is_id(prompts[0]) or isinstance(prompts[0], Mapping))
+    return None if is_one else prompts
+
+
+def requests_of(
+    prompts: Iterable[Any], values: Mapping[str, Any], defaults: Mapping[str, Any], *, is_one: bool
+) -> Iterator[Request | Exception]:
+    """The request of each prompt, or the exception of one that cannot be made, as the prompts are asked for.
+
+    Each of `values` is the same for all prompts, or, unless `is_one`, a list with one value per prompt. `defaults` are
+    those of the engine.
+    """
+    n = len(prompts) if isinstance(prompts, Sized) else None
+    columns = {} if is_one else {name: values[name] for name in values if _is_column(name, values[name], n)}
+    for name, column in columns.items():
+        _check_length("adapters" if name == "adapter" else name, len(column), n)
+    shared = {name: value for name, value in values.items() if name not in columns}
+
+    def requests() -> Iterator[Request | Exception]:
+        for i, prompt in enumerate(prompts):
+            own = {**shared, **{name: column[i] for name, column in columns.items()}}
+            try:
+                yield _request(prompt, own.pop("adapter", None), own, defaults)
+            except (TypeError, ValueError) as error:
+                yield _named(error, None if is_one else i)
+
+    return requests()
+
+
+def samples_of(n: Any, prompts: Any, *, is_one: bool) -> Callable[[int], int]:
+    """A function from a prompt's index to its number of samples."""
+    if n is None:
+        return lambda _: 1
+    if not is_one and _is_column("n", n, None):
+        _check_length("n", len(n), len(prompts) if isinstance(prompts, Sized) else None)
+        return lambda i: n[i]
+    return lambda _: n
+
+
+def _request(prompt: Any, adapter: Any, keywords: Mapping[str, Any], defaults: Mapping[str, Any]) -> Request:
+    """A request of a prompt and keywords, or the request itself, which has both."""
+    if not isinstance(prompt, Request):
+        return Request(prompt, adapter, **_with_defaults(keywords, defaults))
+    if adapter is not None or any(value is not None for value in keywords.values()):
+        raise TypeError("a Request has its own adapters and settings; give them to the Request")
+    return prompt
+
+
+def _with_defaults(keywords: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords, and defaults for those that are not given; a `SamplingParams` gives all of its own."""
+    if keywords.get("sampling") is not None:
+        defaults = {name: value for name, value in defaults.items() if not hasattr(SamplingParams, name)}
+    merged = {**defaults, **keywords}
+    if keywords.get("logit_bias") and "logit_bias" in defaults:
+        # Forbidden tokens stay forbidden, unless the request has its own value for them.
+        merged["logit_bias"] = {**defaults["logit_bias"], **keywords["logit_bias"]}
+    return merged
+
+
+def _named(error: Exception, index: int | None) -> Exception:
+    """The error, with the index of its prompt and the name of its argument in the text."""
+    notes: list[str] = getattr(error, "__notes__", [])
+    text = str(error)
+    if len(notes) == 1 and notes[0].startswith(_NOTE):
+        text = f"argument {notes.pop().removeprefix(_NOTE)}: {text}"
+    error.args = (text if index is None else f"request {index}: {text}",)
+    return error
+
+
+def _is_id(item: Any) -> bool:
+    """Whether it is an integer, of any library, rather than an array of integers."""
+    return hasattr(item, "__index__") and not getattr(item, "ndim", 0)
+
+
+def _is_column(name: str, value: Any, n: int | None) -> bool:
+    """Whether it is a list with one value per prompt."""
+    is_list = isinstance(value, list | tuple) or bool(getattr(value, "ndim", 0))
+    if name in ("stop", "tools", "documents"):
+        # Such a list is usually one value.
+        return is_list and len(value) == n and all(item is None or isinstance(item, list | tuple) for item in value)
+    return is_list
+
+
+def _check_length(name: str, found: int, n: int | None) -> None:
+    if n is None:
+        raise _exlora.error(
+            "request_invalid",
+            f"{name} is a list, but the number of prompts is not known before they are taken",
+            expected="one value for all prompts, or prompts that are Requests",
+        )
+    if found != n:
+        raise _exlora.error(
+            "request_invalid",
+            f"{name} has another length than the prompts",
+            expected=f"one value, or a list of {n}",
+            found=f"a list of {found}",
+        )
