@@ -10,6 +10,7 @@ use pyo3::type_hint_identifier;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList, PyMapping, PySet, PyString, PyTuple};
 
 use super::chat::Messages;
+use super::errors::type_name;
 use super::exllamav2::ExLlamaV2Lora;
 use super::numbers::{float, overflow_as_invalid, token_id};
 use crate::backend::KvDType;
@@ -126,11 +127,6 @@ fn not_an_adapter(value: &Bound<'_, PyAny>) -> PyErr {
         "an adapter is None, a name, an ExLlamaV2Lora, a mapping of name to weight, or pairs (adapter, weight), not {}",
         type_name(value)
     ))
-}
-
-/// The name of a value's type.
-pub(super) fn type_name(value: &Bound<'_, PyAny>) -> String {
-    value.get_type().name().map_or_else(|_| "an unknown type".to_owned(), |name| name.to_string())
 }
 
 /// What ends a text: `None`, a token id, a string, or a list of these.

@@ -18,6 +18,11 @@ impl From<Error> for PyErr {
     }
 }
 
+/// The name of a value's type, for the message of a `TypeError`.
+pub(super) fn type_name(value: &Bound<'_, PyAny>) -> String {
+    value.get_type().name().map_or_else(|_| "an unknown type".to_owned(), |name| name.to_string())
+}
+
 /// The exception object of an error, with all its context as attributes.
 fn exception<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny>> {
     let code = error.code().as_str();

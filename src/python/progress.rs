@@ -3,7 +3,7 @@
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 
-use super::args::type_name;
+use super::errors::type_name;
 use super::gil::PythonCalls;
 use crate::error::Result;
 use crate::model::Progress;
