@@ -87,7 +87,6 @@ def adapter_dirs():
     seed("deep", b'{"peft_type": "LORA", "eva_config": ' + b"[" * 200 + b"]" * 200 + b"}", right)
 
 
-
 def uploads():
     """Adapters that load, one for each way in which a backend prepares them."""
     folder = CORPORA / "adapter_upload"
@@ -121,9 +120,25 @@ def tokenizers():
     """A tokenizer.json of each kind of model, with the components of public ones."""
     folder = CORPORA / "tokenizer_json"
     folder.mkdir(parents=True, exist_ok=True)
-    alphabet = {token: i for i, token in enumerate(["<unk>", "a", "b", "ab", "\u0120", "\u2581", "\u2581a", "##b", "<0xC3>"])}
-    bpe = {"type": "BPE", "unk_token": "<unk>", "byte_fallback": True, "vocab": alphabet, "merges": ["a b", ["\u2581", "a"]]}
-    added = {"id": 9, "content": "<s>", "single_word": False, "lstrip": True, "rstrip": True, "normalized": False, "special": True}
+    alphabet = {
+        token: i for i, token in enumerate(["<unk>", "a", "b", "ab", "\u0120", "\u2581", "\u2581a", "##b", "<0xC3>"])
+    }
+    bpe = {
+        "type": "BPE",
+        "unk_token": "<unk>",
+        "byte_fallback": True,
+        "vocab": alphabet,
+        "merges": ["a b", ["\u2581", "a"]],
+    }
+    added = {
+        "id": 9,
+        "content": "<s>",
+        "single_word": False,
+        "lstrip": True,
+        "rstrip": True,
+        "normalized": False,
+        "special": True,
+    }
     byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
     gpt4 = r"(?i:'s|'t)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+(?!\S)|\s+"
     split = {"type": "Split", "pattern": {"Regex": gpt4}, "behavior": "Isolated", "invert": False}
@@ -150,24 +165,42 @@ def tokenizers():
     processors = {"type": "Sequence", "processors": [byte_level, template]}
     tokenizer("llama3", pre_tokenizer=steps, decoder=byte_level, post_processor=processors)
     prepend = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, replace]}
-    tokenizer("llama2", normalizer=prepend, post_processor=template, decoder={"type": "Sequence", "decoders": llama_decoders})
+    tokenizer(
+        "llama2", normalizer=prepend, post_processor=template, decoder={"type": "Sequence", "decoders": llama_decoders}
+    )
     metaspace = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": True}
     charsmap = struct.pack("<I", 1024) + struct.pack("<256I", *([0] * 256)) + b"x\0"
     precompiled = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()}
-    unigram = {"type": "Unigram", "unk_id": 0, "vocab": [[token, -i / 2] for token, i in alphabet.items()], "byte_fallback": True}
-    tokenizer("t5", unigram, normalizer=precompiled, pre_tokenizer=metaspace, decoder=metaspace, post_processor=template)
+    unigram = {
+        "type": "Unigram",
+        "unk_id": 0,
+        "vocab": [[token, -i / 2] for token, i in alphabet.items()],
+        "byte_fallback": True,
+    }
+    tokenizer(
+        "t5", unigram, normalizer=precompiled, pre_tokenizer=metaspace, decoder=metaspace, post_processor=template
+    )
     wordpiece = {
         "type": "WordPiece", "unk_token": "<unk>", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100,
         "vocab": alphabet,
     }  # fmt: skip
-    bert = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True}
+    bert = {
+        "type": "BertNormalizer",
+        "clean_text": True,
+        "handle_chinese_chars": True,
+        "strip_accents": None,
+        "lowercase": True,
+    }
     tokenizer(
         "bert", wordpiece, normalizer=bert, pre_tokenizer={"type": "BertPreTokenizer"},
         decoder={"type": "WordPiece", "prefix": "##", "cleanup": True},
         post_processor={"type": "BertProcessing", "sep": ["<s>", 9], "cls": ["<s>", 9]},
     )  # fmt: skip
     every = ["NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Nmt", "StripAccents"]
-    normalizers = [{"type": kind} for kind in every] + [{"type": "Strip", "strip_left": True, "strip_right": True}, byte_level]
+    normalizers = [{"type": kind} for kind in every] + [
+        {"type": "Strip", "strip_left": True, "strip_right": True},
+        byte_level,
+    ]
     kinds = ["Whitespace", "WhitespaceSplit", "UnicodeScripts"]
     pre_tokenizers = [{"type": kind} for kind in kinds] + [
         {"type": "Digits", "individual_digits": True},
@@ -180,7 +213,8 @@ def tokenizers():
         normalizer={"type": "Sequence", "normalizers": normalizers},
         pre_tokenizer={"type": "Sequence", "pretokenizers": pre_tokenizers},
         decoder={"type": "Sequence", "decoders": [
-            {"type": "CTC", "pad_token": "b", "word_delimiter_token": "|", "cleanup": True}, {"type": "BPEDecoder", "suffix": "a"},
+            {"type": "CTC", "pad_token": "b", "word_delimiter_token": "|", "cleanup": True},
+            {"type": "BPEDecoder", "suffix": "a"},
         ]},
     )  # fmt: skip
 

@@ -391,8 +391,9 @@ mod tests {
         #[test]
         fn sentencepiece_pieces_join_to_the_whole(ids in prop::collection::vec(0u32..16, 0..40)) {
             let t = llama2();
-            prop_assume!(!has_a_run_that_becomes_invalid(&t, &ids));
-            check(&t, &ids)?;
+            if !has_a_run_that_becomes_invalid(&t, &ids) {
+                check(&t, &ids)?;
+            }
         }
 
         #[test]
