@@ -11,6 +11,14 @@ use super::runtime::{Args, Native, Runtime, required};
 use super::text::plain_str;
 use super::value::Value;
 
+/// The name that a value is, to be looked up in a dict as Python does: what cannot be a key is an error.
+fn name_of(runtime: &Runtime, value: &Value) -> Result<Option<String>> {
+    if matches!(value, Value::List(_) | Value::Dict(_) | Value::Tuple(_)) {
+        runtime.key(value)?;
+    }
+    Ok(value.as_str().map(ToString::to_string))
+}
+
 /// The test of this name.
 pub(super) fn find(name: &str) -> Result<Native> {
     Ok(match name {
@@ -25,8 +33,8 @@ pub(super) fn find(name: &str) -> Result<Native> {
         "escaped" => |_, value, args| plain(args, matches!(value, Value::Markup(_))),
         "even" => |runtime, value, args| parity(runtime, &value, args, 0),
         "false" => |_, value, args| plain(args, matches!(value, Value::Bool(false))),
-        "filter" => |_, value, args| {
-            let name = value.as_str().map(ToString::to_string);
+        "filter" => |runtime, value, args| {
+            let name = name_of(runtime, &value)?;
             plain(args, name.is_some_and(|name| filters::exists(&name)))
         },
         "float" => |_, value, args| plain(args, matches!(value, Value::Float(_))),
@@ -52,8 +60,8 @@ pub(super) fn find(name: &str) -> Result<Native> {
         "sameas" => same_as,
         "sequence" => |_, value, args| plain(args, is_sequence(&value)),
         "string" => |_, value, args| plain(args, matches!(value, Value::Str(_) | Value::Markup(_))),
-        "test" => |_, value, args| {
-            let name = value.as_str().map(ToString::to_string);
+        "test" => |runtime, value, args| {
+            let name = name_of(runtime, &value)?;
             plain(args, name.is_some_and(|name| find(&name).is_ok()))
         },
         "true" => |_, value, args| plain(args, matches!(value, Value::Bool(true))),

@@ -41,6 +41,8 @@ def oracle(source, chat=CHAT, tools=None, documents=None, **kwargs):
         AttributeError,
         RuntimeError,
         AssertionError,
+        # Jinja2 compiles to Python, whose compiler refuses `0[:]`.
+        SyntaxError,
         jinja2.TemplateError,
     ) as error:
         return None, f"{type(error).__name__}: {error}"
