@@ -247,7 +247,9 @@ mod tests {
             let decode = |ids: &[u32]| t.decode(ids, skip_special).expect("decodes");
             let whole = decode(ids);
             prop_assert_eq!(&streamed(t, ids, skip_special), &whole);
-            for split in (0..=ids.len()).step_by(7) {
+            // A prompt that ends within a run of bytes may have text that the whole has not, or has otherwise.
+            let ends_well = |split: &usize| !has_a_run_that_becomes_invalid(t, &ids[..*split]);
+            for split in (0..=ids.len()).step_by(7).filter(ends_well) {
                 let prompt = decode(&ids[..split]);
                 let both = prompt.chars().zip(whole.chars()).take_while(|(a, b)| a == b);
                 let common: usize = both.map(|(c, _)| c.len_utf8()).sum();

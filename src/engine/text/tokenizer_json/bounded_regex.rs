@@ -17,12 +17,15 @@ use super::limits::check_time;
 /// The longest pattern of public tokenizers has about a thousand bytes.
 const MAX_PATTERN_BYTES: usize = 16 << 10;
 
-/// How many positions where a match may begin are tried between two checks of the time: more while that is quick, few once it
-/// was slow.
+/// How many positions where a match may begin are tried between two checks of the time: more while that is quick, one by one
+/// once it was slow.
 const FIRST_WINDOW: usize = 64;
 const MAX_WINDOW: usize = 1024;
-const SLOW_WINDOW: usize = 4;
 const SLOW: Duration = Duration::from_millis(1);
+
+/// Oniguruma looks for a text that every match contains first, of at most 24 bytes (`OPT_EXACT_MAXLEN`), and does not see one
+/// that crosses the end of the positions to try. So positions that many bytes further are tried as well.
+const OVERLAP: usize = 32;
 
 /// What a `Split` or `Replace` looks for.
 #[derive(Serialize)]
@@ -103,29 +106,46 @@ fn each_match(regex: &Regex, text: &str, mut found: impl FnMut(usize, usize)) ->
 
 /// The first match that begins at `from` or later.
 fn search(regex: &Regex, text: &str, from: usize, region: &mut Region) -> Result<Option<(usize, usize)>, Fault> {
-    let retries = u32::try_from(text.len().saturating_mul(32)).unwrap_or(u32::MAX).saturating_add(100_000);
-    let (mut start, mut window) = (from, FIRST_WINDOW);
-    loop {
-        let mut end = start.saturating_add(window).min(text.len());
-        while !text.is_char_boundary(end) {
-            end += 1;
-        }
-        let mut limits = MatchParam::default();
-        limits.set_retry_limit_in_match(retries.min(10_000_000));
-        limits.set_match_stack_limit(retries);
-        region.clear();
+    let (mut start, mut window, mut is_slow) = (from, FIRST_WINDOW, false);
+    while start <= text.len() {
         let began = Instant::now();
-        let outcome =
-            regex.search_with_param(text, start, end, SearchOptions::SEARCH_OPTION_NONE, Some(&mut *region), limits);
+        let end = if is_slow { after(text, start) } else { boundary(text, start.saturating_add(window)) };
+        region.clear();
+        let outcome = if is_slow {
+            let options = SearchOptions::SEARCH_OPTION_NONE;
+            regex.match_with_param(text, start, options, Some(&mut *region), limits_of(text))
+        } else {
+            let (last, options) = (boundary(text, end.saturating_add(OVERLAP)), SearchOptions::SEARCH_OPTION_NONE);
+            regex.search_with_param(text, start, last, options, Some(&mut *region), limits_of(text))
+        };
         match outcome {
-            Ok(Some(_)) => return Ok(region.pos(0)),
-            Ok(None) if end == text.len() => return Ok(None),
+            // Of two matches that begin further, the first may not have been seen.
+            Ok(Some(_)) => match region.pos(0).filter(|&(begin, _)| begin < end || end == text.len()) {
+                None => start = end,
+                found => return Ok(found),
+            },
+            Ok(None) if end >= text.len() && !is_slow => return Ok(None),
             Ok(None) => start = end,
             Err(error) => return limits::fail(format!("a regular expression fails on it: {}", error.description())),
         }
-        window = if began.elapsed() > SLOW { SLOW_WINDOW } else { (window * 2).min(MAX_WINDOW) };
+        is_slow = began.elapsed() > SLOW;
+        window = (window * 2).min(MAX_WINDOW);
         check_time()?;
     }
+    Ok(None)
+}
+
+fn limits_of(text: &str) -> MatchParam {
+    let retries = u32::try_from(text.len().saturating_mul(32)).unwrap_or(u32::MAX).saturating_add(100_000);
+    let mut limits = MatchParam::default();
+    limits.set_retry_limit_in_match(retries.min(10_000_000));
+    limits.set_match_stack_limit(retries);
+    limits
+}
+
+/// The first boundary of a character at `at` or after it; the end of the text if there is none.
+fn boundary(text: &str, at: usize) -> usize {
+    (at..text.len()).find(|&at| text.is_char_boundary(at)).unwrap_or(text.len())
 }
 
 /// The position after the character at `at`.
