@@ -166,8 +166,9 @@ def test_expressions_render_as_in_jinja2(tokenizer):
 
 
 @pytest.mark.slow
-def test_all_expressions_render_as_in_jinja2(tokenizer):
-    check_forms(tokenizer, list(every_form()))
+def test_many_expressions_render_as_in_jinja2(tokenizer):
+    # All 64,000 would take Jinja2 ten minutes to compile.
+    check_forms(tokenizer, sampled(10))
 
 
 #: Statements, scopes, loops, macros, whitespace, and what reports and public templates use.
@@ -418,7 +419,7 @@ def expressions(draw, depth=3):
 @pytest.mark.property
 @given(expressions())
 @settings(
-    max_examples=5000 if os.environ.get("EXLORA_HYPOTHESIS") == "slow" else 300,
+    max_examples=2000 if os.environ.get("EXLORA_HYPOTHESIS") == "slow" else 300,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
