@@ -45,6 +45,8 @@ pub(super) fn math(runtime: &Runtime, op: Math, left: &Value, right: &Value) -> 
     match (op, left, right) {
         // A format may take what is undefined.
         (Math::Mod, Value::Str(template), _) => return format::percent(runtime, template, right),
+        // A difference of sets takes any iterable, and what is undefined is an empty one.
+        (Math::Sub, Value::View(..), _) => return fail("computing with views of dicts is not supported"),
         (_, _, Value::Undefined(name)) => return undefined(name),
         (Math::Add, Value::Str(a), Value::Str(b)) => {
             runtime.budget.memory(2 * (a.len() + b.len()))?;
@@ -66,7 +68,7 @@ pub(super) fn math(runtime: &Runtime, op: Math, left: &Value, right: &Value) -> 
         (_, Value::Markup(_), _) | (_, _, Value::Markup(_)) => {
             return fail("computing with a text marked as safe is not supported");
         }
-        (Math::Sub, Value::View(..), _) | (Math::Sub, _, Value::View(..)) => {
+        (Math::Sub, _, Value::View(..)) => {
             return fail("computing with views of dicts is not supported");
         }
         _ => {}
@@ -333,9 +335,6 @@ pub(super) fn slice(runtime: &Runtime, value: &Value, bounds: &Bounds) -> Result
         },
     };
     let (start, stop, step) = (bound(&bounds[0])?, bound(&bounds[1])?, bound(&bounds[2])?.unwrap_or(1));
-    if step == 0 {
-        return fail("slice step cannot be zero");
-    }
     if let Value::Undefined(name) = value {
         return undefined(name);
     }
@@ -348,6 +347,9 @@ pub(super) fn slice(runtime: &Runtime, value: &Value, bounds: &Bounds) -> Result
         Value::List(_) | Value::Tuple(_) | Value::Range(_) => value.len().unwrap_or_default(),
         other => return fail(format!("a slice of a {} is not supported", other.type_name())),
     };
+    if step == 0 {
+        return fail("slice step cannot be zero");
+    }
     let (first, last, count) = slice_indices(start, stop, step, len as i128);
     if let Value::Range(range) = value {
         let (start, stop) = (range.start + range.step * first, range.start + range.step * last);

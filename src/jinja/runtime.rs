@@ -106,7 +106,7 @@ impl Runtime {
             self.budget.work(text.len())?;
         }
         Key::new(value).ok_or_else(|| match value {
-            Value::Tuple(_) | Value::Range(_) | Value::Undefined(_) | Value::Markup(_) => {
+            Value::Tuple(_) | Value::Range(_) | Value::Undefined(_) | Value::Markup(_) | Value::Generator(_) => {
                 TemplateError::new(format!("keys of type {} are not supported", value.type_name()))
             }
             _ => TemplateError::new(format!("unhashable type: '{}'", value.type_name())),
@@ -209,6 +209,7 @@ pub(super) fn int_argument(argument: &Value, what: &str) -> Result<i128> {
 pub(super) fn str_argument<'v>(argument: &'v Value, what: &str) -> Result<&'v Arc<str>> {
     match argument {
         Value::Str(text) => Ok(text),
+        Value::Markup(_) => fail(format!("{what} of a text marked as safe is not supported")),
         other => fail(format!("{what} needs a text, not a {}", other.type_name())),
     }
 }
