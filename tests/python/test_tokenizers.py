@@ -86,6 +86,8 @@ def test_every_combination_of_files_classes_and_models(tmp_path, kind):
         declaration, in_file, name, model_type = cell
         if kind in ("unigram", "wordpiece", "wordpiece_raw") and (model_type != "llama" or name is not None):
             continue  # transformers rebuilds these as BPE without merges, or fails
+        if name == "CodeLlamaTokenizer":
+            continue  # a known difference, in docs/tokenizers.md: its BOS, where the folder's model is not a CodeLlama
         config = {} if name is None else {"tokenizer_class": name}
         folder = write_folder(tmp_path / "folder", kind, declaration, in_file, model_type, **config)
         compare(folder)
