@@ -1,7 +1,6 @@
 //! Requests in flight: submitted, with their results to be taken as they complete.
 
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::Arc;
 
 use super::job::Job;
@@ -9,7 +8,7 @@ use super::job_state::JobState;
 use super::output::Completion;
 use super::request::{MAX_SAMPLES, Request};
 use super::{CheckedRequest, Engine};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kv_cache::PAGE_TOKENS;
 
 /// Requests are submitted ahead of their results up to this many times the number that run at once: enough that a row never
@@ -81,11 +80,17 @@ impl InFlight {
 
     /// Submits a request of `samples` samples that was checked.
     pub(super) fn submit_checked(&mut self, index: usize, samples: usize, checked: Result<CheckedRequest>) {
-        let started = checked.and_then(|request| Ok((self.start(index, &request, 0)?, request)));
-        match started {
-            Ok((first, request)) if samples > 1 => self.held.push(HeldSamples { index, request, first, next: 1 }),
-            Ok(_) => {}
-            Err(error) => self.refuse(index, 0..samples, &error),
+        match checked {
+            Ok(request) => {
+                let first = self.start(index, &request, 0);
+                if samples > 1 {
+                    self.held.push(HeldSamples { index, request, first, next: 1 });
+                }
+            }
+            Err(error) => {
+                let refused = |sample| Finished { index, sample, result: Err(error.clone()) };
+                self.finished.extend((0..samples).map(refused));
+            }
         }
     }
 
@@ -124,9 +129,7 @@ impl InFlight {
         let mut waiting = Vec::new();
         for mut held in std::mem::take(&mut self.held) {
             while held.next < held.request.request.n && self.has_room() && held.can_start() {
-                if let Err(error) = self.start(held.index, &held.request, held.next) {
-                    self.refuse(held.index, held.next..held.next + 1, &error);
-                }
+                self.start(held.index, &held.request, held.next);
                 held.next += 1;
             }
             if held.next < held.request.request.n {
@@ -136,17 +139,13 @@ impl InFlight {
         self.held = waiting;
     }
 
-    fn start(&mut self, index: usize, request: &CheckedRequest, sample: usize) -> Result<Arc<JobState>> {
-        let job = self.engine.start(request, sample)?;
+    fn start(&mut self, index: usize, request: &CheckedRequest, sample: usize) -> Arc<JobState> {
+        let job = self.engine.start(request, sample);
         let state = Arc::clone(job.state());
         let adapters = &request.request.adapters;
         let adapters = adapters.iter().map(|(adapter, weight)| (adapter.label(), *weight)).collect();
         self.running.push(Running { index, job, completion: Completion::unfinished(adapters, sample) });
-        Ok(state)
-    }
-
-    fn refuse(&mut self, index: usize, samples: Range<usize>, error: &Error) {
-        self.finished.extend(samples.map(|sample| Finished { index, sample, result: Err(error.clone()) }));
+        state
     }
 
     /// Takes all chunks that are ready.

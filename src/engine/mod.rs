@@ -73,8 +73,9 @@ pub struct CheckedRequest {
     request: Request,
     prompt: Arc<[u32]>,
     mixture: Mixture,
-    tokenizer: RequestTokenizer,
     plan: SequencePlan,
+    /// That of the first sample, before its first token.
+    decode: DecodeState,
     seed: u64,
 }
 
@@ -231,7 +232,7 @@ impl Engine {
                 .with_found(request.n)
                 .with_hint("submit the request several times, or use generate or as_completed"));
         }
-        self.start(&self.check(request)?, 0)
+        Ok(self.start(&self.check(request)?, 0))
     }
 
     /// Checks a request, leases its adapters, encodes its prompt and draws its seed.
@@ -246,17 +247,17 @@ impl Engine {
             None if request.sampling.is_greedy() => 0,
             None => random_seed()?,
         };
-        let checked = CheckedRequest { request, prompt: tokens.into(), mixture, tokenizer, plan, seed };
-        self.decode_state(&checked, seed)?;
-        Ok(checked)
+        let decode = self.decode_state(&request, &tokens, &tokenizer, self.max_tokens_of(&plan))?;
+        Ok(CheckedRequest { request, prompt: tokens.into(), mixture, plan, decode, seed })
     }
 
     /// Queues a sample of a request.
-    fn start(&self, checked: &CheckedRequest, sample: usize) -> Result<Job> {
+    fn start(&self, checked: &CheckedRequest, sample: usize) -> Job {
         let seed = sample_seed(checked.seed, sample);
-        let decode = self.decode_state(checked, seed)?;
+        let mut decode = checked.decode.clone();
+        decode.sampling.seed = Some(seed);
         let (mixture, plan) = (checked.mixture.clone(), checked.plan.clone());
-        Ok(self.enqueue(Arc::clone(&checked.prompt), mixture, plan, Purpose::Generate(Box::new(decode)), seed))
+        self.enqueue(Arc::clone(&checked.prompt), mixture, plan, Purpose::Generate(Box::new(decode)), seed)
     }
 
     /// Computes one step for all requests; `false` if there was nothing to do.
@@ -425,13 +426,19 @@ impl Engine {
             .with_hint(hint))
     }
 
-    fn decode_state(&self, checked: &CheckedRequest, seed: u64) -> Result<DecodeState> {
-        let (request, max_tokens) = (&checked.request, self.max_tokens_of(&checked.plan));
+    /// How a request whose sequence can reach `max_tokens` positions is decoded, from the end of its prompt on.
+    fn decode_state(
+        &self,
+        request: &Request,
+        prompt: &[u32],
+        text: &RequestTokenizer,
+        max_tokens: usize,
+    ) -> Result<DecodeState> {
         let mut stop_ids = Vec::new();
         if request.stop_at_eos {
             stop_ids.extend(&self.model().config().eos_token_ids);
             stop_ids.extend(&self.generation_config.eos_token_ids);
-            stop_ids.extend(&checked.tokenizer.eos_ids);
+            stop_ids.extend(&text.eos_ids);
         }
         let mut stop_texts = Vec::new();
         for stop in &request.stop {
@@ -444,10 +451,10 @@ impl Engine {
             }
         }
         let mut stop_string_ids = Vec::new();
-        let text = match &checked.tokenizer.tokenizer {
+        let text = match &text.tokenizer {
             Some(tokenizer) => {
                 stop_string_ids.extend(stop_texts.iter().filter_map(|stop| tokenizer.special_id_of(stop)));
-                let detokenizer = Detokenizer::new(Arc::clone(tokenizer), request.skip_special_tokens, &checked.prompt);
+                let detokenizer = Detokenizer::new(Arc::clone(tokenizer), request.skip_special_tokens, prompt);
                 Some((detokenizer, StopStrings::new(stop_texts)))
             }
             None if stop_texts.is_empty() => None,
@@ -457,9 +464,9 @@ impl Engine {
             }
         };
         Ok(DecodeState {
-            sampling: SamplingParams { seed: Some(seed), ..request.sampling.clone() },
+            sampling: request.sampling.clone(),
             // The last token is never computed, so it needs no position.
-            max_tokens: checked.prompt.len().saturating_add(request.max_new_tokens).min(max_tokens + 1),
+            max_tokens: prompt.len().saturating_add(request.max_new_tokens).min(max_tokens + 1),
             min_new_tokens: request.min_new_tokens,
             stop_ids,
             stop_string_ids,

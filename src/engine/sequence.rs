@@ -20,6 +20,7 @@ pub(super) enum Purpose {
 }
 
 /// How tokens are chosen, turned into text, and when the text ends.
+#[derive(Clone)]
 pub(super) struct DecodeState {
     /// Its seed is the one drawn, if the request had none.
     pub sampling: SamplingParams,

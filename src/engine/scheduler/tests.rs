@@ -251,9 +251,8 @@ fn a_batch_says_which_request_failed() {
 /// Queues a sequence that is not as the engine makes them.
 fn submit_broken(engine: &Engine, break_it: impl FnOnce(&mut Sequence)) -> Job {
     let checked = engine.check(request(vec![5, 6, 7])).expect("valid");
-    let decode = engine.decode_state(&checked, 0).expect("valid");
     let state = engine.core.new_job(checked.mixture.into_leases());
-    let purpose = Purpose::Generate(Box::new(decode));
+    let purpose = Purpose::Generate(Box::new(checked.decode));
     let mut sequence = Sequence::new(Arc::clone(&state), purpose, checked.prompt.to_vec(), checked.plan);
     break_it(&mut sequence);
     engine.core.submit(sequence);

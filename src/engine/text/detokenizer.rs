@@ -15,6 +15,7 @@ use super::tokenizer::Tokenizer;
 use crate::error::Result;
 
 /// Turns a stream of token ids into text that never contains half a character.
+#[derive(Clone)]
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
     skip_special: bool,

@@ -1,9 +1,11 @@
 //! Filters over lists, dicts and whatever else can be iterated over.
 
+use std::rc::Rc;
+
 use crate::jinja::attributes::{get_attribute, is_method};
 use crate::jinja::error::{Result, fail, undefined};
 use crate::jinja::runtime::{Args, Runtime, int_argument, required, str_argument};
-use crate::jinja::value::{Value, View};
+use crate::jinja::value::{Items, Value, View};
 
 pub(super) fn attr(runtime: &Runtime, value: Value, args: Args) -> Result<Value> {
     let [name] = args.bind("attr", ["name"])?;
@@ -108,15 +110,23 @@ pub(super) fn reverse(runtime: &Runtime, value: Value, args: Args) -> Result<Val
     if matches!(value, Value::Generator(_)) { runtime.list(reversed) } else { runtime.generator(reversed) }
 }
 
-pub(super) fn batch(runtime: &Runtime, value: Value, args: Args) -> Result<Value> {
-    let [size, fill] = args.bind("batch", ["linecount", "fill_with"])?;
-    let size = int_argument(&required(size, "batch")?, "batch")?;
+/// What `batch` and `slice` take: a number (`None` unless positive), what fills up the parts, and the elements.
+fn parts(
+    runtime: &Runtime,
+    value: &Value,
+    args: Args,
+    filter: &str,
+    number: &'static str,
+) -> Result<(Option<usize>, Option<Value>, Rc<Items>)> {
+    let [count, fill] = args.bind(filter, [number, "fill_with"])?;
+    let count = int_argument(&required(count, filter)?, filter)?;
     let fill = fill.filter(|fill| !matches!(fill, Value::None));
-    let items = runtime.iterate(&value)?;
-    let size = match usize::try_from(size) {
-        Ok(size) if size > 0 => size,
-        _ => return fail("batch needs a positive size"),
-    };
+    Ok((usize::try_from(count).ok().filter(|&count| count > 0), fill, runtime.iterate(value)?))
+}
+
+pub(super) fn batch(runtime: &Runtime, value: Value, args: Args) -> Result<Value> {
+    let (size, fill, items) = parts(runtime, &value, args, "batch", "linecount")?;
+    let Some(size) = size else { return fail("batch needs a positive size") };
     let mut batches = Vec::new();
     for part in items.values.chunks(size) {
         let missing = if fill.is_some() { size - part.len() } else { 0 };
@@ -129,14 +139,8 @@ pub(super) fn batch(runtime: &Runtime, value: Value, args: Args) -> Result<Value
 }
 
 pub(super) fn slice(runtime: &Runtime, value: Value, args: Args) -> Result<Value> {
-    let [slices, fill] = args.bind("slice", ["slices", "fill_with"])?;
-    let slices = int_argument(&required(slices, "slice")?, "slice")?;
-    let fill = fill.filter(|fill| !matches!(fill, Value::None));
-    let items = runtime.iterate(&value)?;
-    let slices = match usize::try_from(slices) {
-        Ok(slices) if slices > 0 => slices,
-        _ => return fail("slice needs a positive number"),
-    };
+    let (slices, fill, items) = parts(runtime, &value, args, "slice", "slices")?;
+    let Some(slices) = slices else { return fail("slice needs a positive number") };
     runtime.budget.elements(slices.saturating_mul(2))?;
     let (size, with_extra) = (items.values.len() / slices, items.values.len() % slices);
     let mut parts = Vec::new();

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "vector loads and stores through pointers, inside loops that must not check bounds")]
 
-use super::tile::{BLOCK, Tiles, Width, scale_and_zero, unpack};
+use super::tile::{BLOCK, Tiles, Width, scale_and_zero, unpack_quads};
 use super::vector::{Bf16, Element, F16, F32, LANES, LINE, Vector};
 
 /// `out[k][n] = W[n, k]` of a tile's 16 outputs n and its packed inputs k, padding included.
@@ -57,17 +57,7 @@ unsafe fn codes<V: Vector, const BITS: usize>(
         for i in 0..count {
             let (block, out) = (block.add(i * BITS * LINE), out.add(i * BLOCK * LANES));
             for byte in 0..4 {
-                let codes = [
-                    unpack::<V, BITS, 0>(block, byte),
-                    unpack::<V, BITS, 1>(block, byte),
-                    unpack::<V, BITS, 2>(block, byte),
-                    unpack::<V, BITS, 3>(block, byte),
-                    unpack::<V, BITS, 4>(block, byte),
-                    unpack::<V, BITS, 5>(block, byte),
-                    unpack::<V, BITS, 6>(block, byte),
-                    unpack::<V, BITS, 7>(block, byte),
-                ];
-                for (quad, code) in codes.into_iter().enumerate() {
+                for (quad, code) in unpack_quads::<V, BITS>(block, byte).into_iter().enumerate() {
                     code.sub(zero).mul(scale).store(out.add((4 * quad + byte) * LANES));
                 }
             }

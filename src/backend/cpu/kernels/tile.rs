@@ -265,7 +265,7 @@ unsafe fn quad<V: Vector, const BITS: usize, const Q: usize, const R: usize, con
 /// # Safety
 /// The instruction set of `V` must be available, and `block` valid for a block.
 #[inline(always)]
-pub(super) unsafe fn unpack<V: Vector, const BITS: usize, const Q: usize>(block: *const u8, byte: usize) -> V {
+unsafe fn unpack<V: Vector, const BITS: usize, const Q: usize>(block: *const u8, byte: usize) -> V {
     // SAFETY: a plane of b bits has b lines in a block, so that line `Q b / 8` is within.
     unsafe {
         let line = |plane: usize, bits: usize| V::load_line(block.add((plane + Q * bits / 8) * LINE));
@@ -278,6 +278,27 @@ pub(super) unsafe fn unpack<V: Vector, const BITS: usize, const Q: usize>(block:
             6 => V::codes_joined::<4, 2>(line(0, 4), shift(4), line(4, 2), shift(2)),
             _ => V::codes::<8>(line(0, 8), shift(8)),
         }
+    }
+}
+
+/// Inputs `byte`, `4 + byte`, ..., `28 + byte` of a block of codes.
+///
+/// # Safety
+/// As [`unpack`].
+#[inline(always)]
+pub(super) unsafe fn unpack_quads<V: Vector, const BITS: usize>(block: *const u8, byte: usize) -> [V; 8] {
+    // SAFETY: the caller's promises.
+    unsafe {
+        [
+            unpack::<V, BITS, 0>(block, byte),
+            unpack::<V, BITS, 1>(block, byte),
+            unpack::<V, BITS, 2>(block, byte),
+            unpack::<V, BITS, 3>(block, byte),
+            unpack::<V, BITS, 4>(block, byte),
+            unpack::<V, BITS, 5>(block, byte),
+            unpack::<V, BITS, 6>(block, byte),
+            unpack::<V, BITS, 7>(block, byte),
+        ]
     }
 }
 
@@ -375,17 +396,7 @@ unsafe fn squared_codes<V: Vector, const BITS: usize>(
         for i in 0..count {
             let (block, mask) = (block.add(i * BITS * LINE), mask.add(i * BLOCK));
             for byte in 0..4 {
-                let codes = [
-                    unpack::<V, BITS, 0>(block, byte),
-                    unpack::<V, BITS, 1>(block, byte),
-                    unpack::<V, BITS, 2>(block, byte),
-                    unpack::<V, BITS, 3>(block, byte),
-                    unpack::<V, BITS, 4>(block, byte),
-                    unpack::<V, BITS, 5>(block, byte),
-                    unpack::<V, BITS, 6>(block, byte),
-                    unpack::<V, BITS, 7>(block, byte),
-                ];
-                for (quad, code) in codes.into_iter().enumerate() {
+                for (quad, code) in unpack_quads::<V, BITS>(block, byte).into_iter().enumerate() {
                     let weight = code.sub(zero);
                     acc = weight.mul(V::splat(*mask.add(4 * quad + byte))).mul_add(weight, acc);
                 }
