@@ -1,0 +1,3 @@
+//! The CUDA backend: kernels compiled at run time by NVRTC and launched through cudarc.
+
+pub mod layout;
