@@ -112,7 +112,7 @@ const CTX: H = 0xc0de_0000;
 thread_local! { static CURRENT: std::cell::Cell<H> = const { std::cell::Cell::new(0) }; }
 
 fn env(n: &str) -> Option<String> {
-    std::env::var(format!("PTXEMU_{n}")).ok()
+    std::env::var(format!("EMULATED_CUDA_{n}")).ok()
 }
 fn config() -> Config {
     let mut c = Config { order: 0, seed: 1, eager: false, race: true, grace: true, init: true, exit_barrier: false, sites: true, stats: false, trunc: 0, max_instr: 300_000_000 };
@@ -191,7 +191,7 @@ impl State {
     }
     fn note(&mut self, code: Res, m: String) -> Res {
         if self.verbose {
-            eprintln!("[ptxemu] {} ({code}): {m}", error_name(code));
+            eprintln!("[emulated CUDA] {} ({code}): {m}", error_name(code));
         }
         let c = CString::new(format!("{}: {m}", error_text(code)).replace('\0', "")).unwrap();
         self.last = c.clone();
@@ -200,7 +200,7 @@ impl State {
     }
     fn warn(&mut self, m: String) {
         if self.verbose {
-            eprintln!("[ptxemu] {m}");
+            eprintln!("[emulated CUDA] {m}");
         }
         self.warnings.push(m);
     }
@@ -572,7 +572,7 @@ api! {
         if g.is_none() {
             match State::new() {
                 Ok(s) => *g = Some(s),
-                Err(e) => { eprintln!("[ptxemu] {e}"); return OOM }
+                Err(e) => { eprintln!("[emulated CUDA] {e}"); return OOM }
             }
         }
         OK
@@ -583,12 +583,12 @@ api! {
     fn cuDeviceGetCount(n: *mut i32) { *n = 1; OK }
     fn cuDeviceGet(d: *mut i32, o: i32) { if o != 0 { return INVALID_DEVICE } *d = 0; OK }
     fn cuDeviceGetName(p: *mut c_char, n: i32, _d: i32) {
-        let s = b"ptxemu (emulated CUDA device)\0";
+        let s = b"Emulated CUDA device\0";
         for k in 0..(n as usize).min(s.len()) { *p.add(k) = s[k] as c_char }
         OK
     }
-    fn cuDeviceGetUuid(u: *mut [u8; 16], _d: i32) { *u = *b"ptxemu-device-00"; OK }
-    fn cuDeviceGetUuid_v2(u: *mut [u8; 16], _d: i32) { *u = *b"ptxemu-device-00"; OK }
+    fn cuDeviceGetUuid(u: *mut [u8; 16], _d: i32) { *u = *b"emulated-cuda-00"; OK }
+    fn cuDeviceGetUuid_v2(u: *mut [u8; 16], _d: i32) { *u = *b"emulated-cuda-00"; OK }
     fn cuDeviceTotalMem_v2(n: *mut usize, _d: i32) { st!(s); *n = s.mem.total as usize; OK }
     fn cuDeviceGetAttribute(v: *mut i32, a: u32, _d: i32) {
         st!(s);
@@ -1057,7 +1057,7 @@ unsafe fn load(s: &mut State, m: *mut H, img: *const u8) -> Res {
 // ---------------------------------------------------------------- extras, found with dlsym
 /// The last error in full. The string lives until the next error.
 #[no_mangle]
-pub unsafe extern "C" fn ptxemu_last_error() -> *const c_char {
+pub unsafe extern "C" fn emulated_cuda_last_error() -> *const c_char {
     match lock().as_ref() {
         Some(s) => s.last.clone().into_raw(),
         None => std::ptr::null(),
@@ -1065,7 +1065,7 @@ pub unsafe extern "C" fn ptxemu_last_error() -> *const c_char {
 }
 /// Change a setting: "order", "async", "race", "init", "exit_barrier", "sites", "stats", "mma", "max_instr", "streams".
 #[no_mangle]
-pub unsafe extern "C" fn ptxemu_set(k: *const c_char, v: *const c_char) -> Res {
+pub unsafe extern "C" fn emulated_cuda_set(k: *const c_char, v: *const c_char) -> Res {
     st!(s);
     let (k, v) = (CStr::from_ptr(k).to_string_lossy(), CStr::from_ptr(v).to_string_lossy());
     if k == "streams" {
@@ -1085,7 +1085,7 @@ pub unsafe extern "C" fn ptxemu_set(k: *const c_char, v: *const c_char) -> Res {
 }
 /// Forget a sticky error (a real driver needs a new process). Memory contents stay.
 #[no_mangle]
-pub unsafe extern "C" fn ptxemu_clear() -> Res {
+pub unsafe extern "C" fn emulated_cuda_clear() -> Res {
     st!(s);
     for x in s.streams.values_mut() {
         x.queue.clear();
@@ -1101,7 +1101,7 @@ pub unsafe extern "C" fn ptxemu_clear() -> Res {
 /// Counters as 16 numbers: launches, warp instr, lane instr, load bytes, store bytes, sectors, cp.async bytes,
 /// extra bank cycles, shared accesses, mma, barriers, nanoseconds, warnings, bytes in use, peak bytes, 0.
 #[no_mangle]
-pub unsafe extern "C" fn ptxemu_stats(o: *mut u64) -> Res {
+pub unsafe extern "C" fn emulated_cuda_stats(o: *mut u64) -> Res {
     st!(s);
     let t = &s.stats;
     let v = [t.launches, t.warp_instr, t.lane_instr, t.ld_bytes, t.st_bytes, t.sectors, t.async_bytes, t.bank_extra, t.shared_acc, t.mma, t.barriers, (t.secs * 1e9) as u64, s.warnings.len() as u64, s.mem.used, s.mem.peak, 0];
@@ -1110,7 +1110,7 @@ pub unsafe extern "C" fn ptxemu_stats(o: *mut u64) -> Res {
 }
 /// A table of counters per kernel on standard error.
 #[no_mangle]
-pub unsafe extern "C" fn ptxemu_report() -> Res {
+pub unsafe extern "C" fn emulated_cuda_report() -> Res {
     st!(s);
     for (n, t) in &s.per_kernel {
         eprintln!("{n}: {} launches, {:.2} M lane instructions, {:.1} ms, {:.0} M lane instr/s, {} mma, {} barriers", t.launches, t.lane_instr as f64 / 1e6, t.secs * 1e3, t.lane_instr as f64 / t.secs / 1e6, t.mma, t.barriers);

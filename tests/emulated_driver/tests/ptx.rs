@@ -1,5 +1,5 @@
 //! The driver interface on PTX text written here: no compiler needed.
-use cuda::*;
+use exlora_emulated_driver::*;
 use std::ffi::{c_void, CStr, CString};
 use std::sync::Mutex;
 
@@ -12,7 +12,7 @@ fn with(body: &str, f: impl FnOnce(usize)) -> u32 {
         let (mut c, mut m, mut k) = (0, 0, 0);
         assert_eq!(cuDevicePrimaryCtxRetain(&mut c, 0), 0);
         cuCtxSetCurrent(c);
-        ptxemu_clear();
+        emulated_cuda_clear();
         let t = CString::new(format!("{HEAD}{body}")).unwrap();
         let r = cuModuleLoadData(&mut m, t.as_ptr() as *const c_void);
         if r == 0 {
@@ -23,7 +23,7 @@ fn with(body: &str, f: impl FnOnce(usize)) -> u32 {
     }
 }
 fn last() -> String {
-    unsafe { CStr::from_ptr(ptxemu_last_error()).to_string_lossy().into_owned() }
+    unsafe { CStr::from_ptr(emulated_cuda_last_error()).to_string_lossy().into_owned() }
 }
 unsafe fn launch(k: usize, grid: u32, block: u32, args: &[u64]) -> u32 {
     let p: Vec<*const c_void> = args.iter().map(|a| a as *const u64 as *const c_void).collect();
@@ -50,7 +50,7 @@ fn runs_and_checks_bounds() {
         assert_eq!(launch(k, 4, 32, &[d, 101]), 700);
         assert!(last().contains("0 byte(s) past the end of allocation") && last().contains("thread (4,0,0)"), "{}", last());
         assert_eq!(cuCtxSynchronize(), 700);
-        ptxemu_clear();
+        emulated_cuda_clear();
         assert_eq!(cuMemFree_v2(d), 0);
         assert_eq!(launch(k, 1, 32, &[d, 1]), 700);
         assert!(last().contains("FREED"), "{}", last());
