@@ -1,0 +1,4 @@
+//! The CUDA backend: kernels compiled at run time, which read tables of what each row's adapters change.
+
+pub mod table_builder;
+pub mod tables;
