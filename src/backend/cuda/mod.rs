@@ -1,3 +1,5 @@
-//! The CUDA backend: kernels compiled at run time by NVRTC and launched through cudarc.
+//! The CUDA backend: kernels compiled at run time, which read tables of what each row's adapters change.
 
 pub mod layout;
+pub mod table_builder;
+pub mod tables;
