@@ -14,6 +14,8 @@
 //! sum over inputs, ranks or positions has one order that depends on the row alone. Batch invariance follows from that.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod reference;
 mod types;
 
