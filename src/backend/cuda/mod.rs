@@ -1,4 +1,5 @@
-//! The CUDA backend: kernels compiled at run time, which read tables of what each row's adapters change.
+//! The CUDA backend: kernels compiled at run time by NVRTC and launched through cudarc.
 
+pub mod layout;
 pub mod table_builder;
 pub mod tables;
