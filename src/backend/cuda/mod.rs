@@ -1,5 +1,6 @@
-//! The CUDA backend: kernels compiled at run time, which read tables of what each row's adapters change.
+//! The CUDA backend: kernels compiled at run time by NVRTC and launched through cudarc.
 
 pub mod device_image;
+pub mod layout;
 pub mod table_builder;
 pub mod tables;
