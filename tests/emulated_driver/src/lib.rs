@@ -61,12 +61,12 @@ struct Stream {
 }
 #[derive(Default)]
 struct Event {
-    stamp: u64,     // last record submitted
-    done: u64,      // last record executed
+    stamp: u64, // last record submitted
+    done: u64,  // last record executed
     stream: H,
     time: Option<std::time::Instant>,
     capture: Option<(H, H)>, // graph, stream
-    dead: bool,               // destroyed, kept for the waits that name it
+    dead: bool,              // destroyed, kept for the waits that name it
 }
 struct Module {
     globals: HashMap<String, (u64, u64)>,
@@ -115,7 +115,19 @@ fn env(n: &str) -> Option<String> {
     std::env::var(format!("EMULATED_CUDA_{n}")).ok()
 }
 fn config() -> Config {
-    let mut c = Config { order: 0, seed: 1, eager: false, race: true, grace: true, init: true, exit_barrier: false, sites: true, stats: false, trunc: 0, max_instr: 300_000_000 };
+    let mut c = Config {
+        order: 0,
+        seed: 1,
+        eager: false,
+        race: true,
+        grace: true,
+        init: true,
+        exit_barrier: false,
+        sites: true,
+        stats: false,
+        trunc: 0,
+        max_instr: 300_000_000,
+    };
     for k in ["ORDER", "ASYNC", "RACE", "INIT", "EXIT_BARRIER", "SITES", "STATS", "MMA", "MAX_INSTR"] {
         if let Some(v) = env(k) {
             set(&mut c, &k.to_lowercase(), &v);
@@ -143,7 +155,13 @@ fn set(c: &mut Config, k: &str, v: &str) -> bool {
         "exit_barrier" => c.exit_barrier = v == "allow",
         "sites" => c.sites = on,
         "stats" => c.stats = on,
-        "mma" => c.trunc = match v { "trunc8" => 8, "trunc16" => 16, _ => 0 },
+        "mma" => {
+            c.trunc = match v {
+                "trunc8" => 8,
+                "trunc16" => 16,
+                _ => 0,
+            }
+        }
         "max_instr" => c.max_instr = v.parse().unwrap_or(c.max_instr),
         _ => return false,
     }
@@ -210,7 +228,10 @@ impl State {
         }
         let d = self.mem.describe(p);
         let e = self.mem.describe(p + n as u64 - 1);
-        self.note(INVALID_VALUE, format!("{what}: {n} bytes at {p:#x} are not inside one allocation; start: {d}; end: {e}"))
+        self.note(
+            INVALID_VALUE,
+            format!("{what}: {n} bytes at {p:#x} are not inside one allocation; start: {d}; end: {e}"),
+        )
     }
     fn submit(&mut self, s: H, op: Op) -> Res {
         let Some(st) = self.streams.get_mut(&s) else { return INVALID_HANDLE };
@@ -342,7 +363,9 @@ impl State {
         }
     }
     fn kernel(&mut self, q: &KLaunch) -> Res {
-        let Some(f) = self.funcs.get(&q.f) else { return self.note(INVALID_HANDLE, "launch of a function whose module has been unloaded".into()) };
+        let Some(f) = self.funcs.get(&q.f) else {
+            return self.note(INVALID_HANDLE, "launch of a function whose module has been unloaded".into());
+        };
         let k = f.k.clone();
         if self.serial == u16::MAX {
             self.mem.forget_accesses();
@@ -391,18 +414,39 @@ impl State {
             }
         }
     }
-    fn launch(&mut self, f: H, grid: [u32; 3], block: [u32; 3], smem: u32, stream: H, params: *const *const c_void, extra: *const *const c_void, coop: bool) -> Res {
+    fn launch(
+        &mut self,
+        f: H,
+        grid: [u32; 3],
+        block: [u32; 3],
+        smem: u32,
+        stream: H,
+        params: *const *const c_void,
+        extra: *const *const c_void,
+        coop: bool,
+    ) -> Res {
         let Some(fu) = self.funcs.get(&f) else { return INVALID_HANDLE };
         let k = fu.k.clone();
         let (max_dyn, stat) = (fu.max_dyn, k.static_smem_hw);
         let n = block[0] as u64 * block[1] as u64 * block[2] as u64;
         let nm = &k.name;
-        if grid.contains(&0) || block.contains(&0) || n > 1024 || block[2] > 64 || grid[0] > i32::MAX as u32 || grid[1] > 65535 || grid[2] > 65535 {
-            return self.note(INVALID_VALUE, format!("launch of {nm}: grid {grid:?} block {block:?} is outside the limits"));
+        if grid.contains(&0)
+            || block.contains(&0)
+            || n > 1024
+            || block[2] > 64
+            || grid[0] > i32::MAX as u32
+            || grid[1] > 65535
+            || grid[2] > 65535
+        {
+            return self
+                .note(INVALID_VALUE, format!("launch of {nm}: grid {grid:?} block {block:?} is outside the limits"));
         }
         if let Some(m) = k.maxntid {
             if n > m[0] as u64 * m[1] as u64 * m[2] as u64 {
-                return self.note(OUT_OF_RESOURCES, format!("launch of {nm}: {n} threads, __launch_bounds__ allows {}", m[0] * m[1] * m[2]));
+                return self.note(
+                    OUT_OF_RESOURCES,
+                    format!("launch of {nm}: {n} threads, __launch_bounds__ allows {}", m[0] * m[1] * m[2]),
+                );
             }
         }
         if let Some(m) = k.reqntid {
@@ -427,16 +471,27 @@ impl State {
                     j += 2;
                 }
                 if size != Some(buf.len()) || p.is_null() {
-                    return self.note(INVALID_VALUE, format!("launch of {nm}: the parameter buffer has {size:?} bytes, the kernel takes {}", buf.len()));
+                    return self.note(
+                        INVALID_VALUE,
+                        format!(
+                            "launch of {nm}: the parameter buffer has {size:?} bytes, the kernel takes {}",
+                            buf.len()
+                        ),
+                    );
                 }
                 std::ptr::copy_nonoverlapping(p, buf.as_mut_ptr(), buf.len());
             } else if !k.params.is_empty() {
                 if params.is_null() {
-                    return self.note(INVALID_VALUE, format!("launch of {nm}: no parameters, the kernel takes {}", k.params.len()));
+                    return self.note(
+                        INVALID_VALUE,
+                        format!("launch of {nm}: no parameters, the kernel takes {}", k.params.len()),
+                    );
                 }
                 for (j, p) in k.params.iter().enumerate() {
                     let mut a = [0usize];
-                    if !peek(params.add(j) as usize, a.as_mut_ptr() as *mut u8, 8) || !peek(a[0], buf.as_mut_ptr().add(p.off as usize), p.size as usize) {
+                    if !peek(params.add(j) as usize, a.as_mut_ptr() as *mut u8, 8)
+                        || !peek(a[0], buf.as_mut_ptr().add(p.off as usize), p.size as usize)
+                    {
                         return self.note(INVALID_VALUE, format!("launch of {nm}: parameter {j} ({} bytes) of {}: the pointer {:#x} cannot be read (too few parameters?)", p.size, k.params.len(), a[0]));
                     }
                 }
@@ -457,7 +512,10 @@ impl State {
                 self.graphs.get_mut(&g).unwrap().bad = true;
             }
         }
-        Some(self.note(CAPTURE_UNSUPPORTED, "a call that synchronises or allocates was made while a stream is being captured".into()))
+        Some(self.note(
+            CAPTURE_UNSUPPORTED,
+            "a call that synchronises or allocates was made while a stream is being captured".into(),
+        ))
     }
 }
 extern "C" {
@@ -951,8 +1009,23 @@ pub struct LaunchConfig {
     num: u32,
 }
 fn cuattr(s: &State, v: &mut i32, a: u32) {
-    let optin = match s.cc { (8, 6 | 9) => 99 << 10, (8, _) => 163 << 10, (c, _) if c >= 9 => 227 << 10, _ => 96 << 10 };
-    *v = match a { 39 => if s.cc.0 == 8 && s.cc.1 > 0 { 1536 } else { 2048 }, 81 => optin + 1024, _ => optin };
+    let optin = match s.cc {
+        (8, 6 | 9) => 99 << 10,
+        (8, _) => 163 << 10,
+        (c, _) if c >= 9 => 227 << 10,
+        _ => 96 << 10,
+    };
+    *v = match a {
+        39 => {
+            if s.cc.0 == 8 && s.cc.1 > 0 {
+                1536
+            } else {
+                2048
+            }
+        }
+        81 => optin + 1024,
+        _ => optin,
+    };
 }
 
 /// Kernel names and parameter sizes of a cubin, for the message that refuses it.
@@ -1025,7 +1098,9 @@ unsafe fn load(s: &mut State, m: *mut H, img: *const u8) -> Res {
         for (o, z, i) in &v.init {
             let x = match i {
                 exlora_ptx_emulator::parse::Init::Bits(b) => *b,
-                exlora_ptx_emulator::parse::Init::Addr(n, add) => g.get(n).map(|x| (x.0 as i64 + add) as u64).unwrap_or(0),
+                exlora_ptx_emulator::parse::Init::Addr(n, add) => {
+                    g.get(n).map(|x| (x.0 as i64 + add) as u64).unwrap_or(0)
+                }
             };
             std::ptr::copy_nonoverlapping(x.to_le_bytes().as_ptr(), (a + o) as *mut u8, *z as usize);
         }
@@ -1104,7 +1179,24 @@ pub unsafe extern "C" fn emulated_cuda_clear() -> Res {
 pub unsafe extern "C" fn emulated_cuda_stats(o: *mut u64) -> Res {
     st!(s);
     let t = &s.stats;
-    let v = [t.launches, t.warp_instr, t.lane_instr, t.ld_bytes, t.st_bytes, t.sectors, t.async_bytes, t.bank_extra, t.shared_acc, t.mma, t.barriers, (t.secs * 1e9) as u64, s.warnings.len() as u64, s.mem.used, s.mem.peak, 0];
+    let v = [
+        t.launches,
+        t.warp_instr,
+        t.lane_instr,
+        t.ld_bytes,
+        t.st_bytes,
+        t.sectors,
+        t.async_bytes,
+        t.bank_extra,
+        t.shared_acc,
+        t.mma,
+        t.barriers,
+        (t.secs * 1e9) as u64,
+        s.warnings.len() as u64,
+        s.mem.used,
+        s.mem.peak,
+        0,
+    ];
     std::ptr::copy_nonoverlapping(v.as_ptr(), o, 16);
     OK
 }
@@ -1113,11 +1205,20 @@ pub unsafe extern "C" fn emulated_cuda_stats(o: *mut u64) -> Res {
 pub unsafe extern "C" fn emulated_cuda_report() -> Res {
     st!(s);
     for (n, t) in &s.per_kernel {
-        eprintln!("{n}: {} launches, {:.2} M lane instructions, {:.1} ms, {:.0} M lane instr/s, {} mma, {} barriers", t.launches, t.lane_instr as f64 / 1e6, t.secs * 1e3, t.lane_instr as f64 / t.secs / 1e6, t.mma, t.barriers);
+        eprintln!(
+            "{n}: {} launches, {:.2} M lane instructions, {:.1} ms, {:.0} M lane instr/s, {} mma, {} barriers",
+            t.launches,
+            t.lane_instr as f64 / 1e6,
+            t.secs * 1e3,
+            t.lane_instr as f64 / t.secs / 1e6,
+            t.mma,
+            t.barriers
+        );
         if s.cfg.stats {
             eprintln!("  global: {} B loaded, {} B stored, {} sectors of 32 B; cp.async {} B; shared: {} accesses, {} extra bank cycles", t.ld_bytes, t.st_bytes, t.sectors, t.async_bytes, t.shared_acc, t.bank_extra);
         }
-        let c: Vec<String> = (0..18).filter(|&k| t.class[k] > 0).map(|k| format!("{} {}", CLASSES[k], t.class[k])).collect();
+        let c: Vec<String> =
+            (0..18).filter(|&k| t.class[k] > 0).map(|k| format!("{} {}", CLASSES[k], t.class[k])).collect();
         eprintln!("  lanes by class: {}", c.join(", "));
     }
     OK

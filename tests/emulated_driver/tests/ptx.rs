@@ -48,7 +48,11 @@ fn runs_and_checks_bounds() {
         assert!(v.iter().enumerate().all(|(i, x)| *x == i as u32 + 7));
         // one element too many: exact, and the context stays broken as on a GPU
         assert_eq!(launch(k, 4, 32, &[d, 101]), 700);
-        assert!(last().contains("0 byte(s) past the end of allocation") && last().contains("thread (4,0,0)"), "{}", last());
+        assert!(
+            last().contains("0 byte(s) past the end of allocation") && last().contains("thread (4,0,0)"),
+            "{}",
+            last()
+        );
         assert_eq!(cuCtxSynchronize(), 700);
         emulated_cuda_clear();
         assert_eq!(cuMemFree_v2(d), 0);

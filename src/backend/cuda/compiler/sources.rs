@@ -29,8 +29,34 @@ pub const ONE_VARIANT: &[&[Define]] = &[&[]];
 /// The variants of a source that is compiled for f16 and for bf16 activations.
 pub const ELEMENT_TYPES: &[&[Define]] = &[&[], &[("ELEMENT_BF16", "1")]];
 
+/// A header of `cuda/`.
+macro_rules! header {
+    ($name:literal) => {
+        Header { name: $name, text: include_str!(concat!("../../../../cuda/", $name)) }
+    };
+}
+
+/// A source of `cuda/`.
+macro_rules! source {
+    ($name:literal, $variants:expr) => {
+        KernelSource { name: $name, text: include_str!(concat!("../../../../cuda/", $name)), variants: $variants }
+    };
+}
+
 /// Every header of `cuda/`; each source can include each of them.
-pub static HEADERS: &[Header] = &[];
+pub static HEADERS: &[Header] = &[
+    header!("element.cuh"),
+    header!("linear_multiply.cuh"),
+    header!("linear_tiles.cuh"),
+    header!("ptx.cuh"),
+    header!("tables.cuh"),
+    header!("weight.cuh"),
+];
+
+/// Products of packed weights.
+pub static LINEAR: KernelSource = source!("linear.cu", ELEMENT_TYPES);
+/// Packing of weights.
+pub static REPACK: KernelSource = source!("repack.cu", ELEMENT_TYPES);
 
 /// Every source of `cuda/`.
-pub static SOURCES: &[&KernelSource] = &[];
+pub static SOURCES: &[&KernelSource] = &[&LINEAR, &REPACK];
