@@ -8,5 +8,6 @@ pub mod compiler;
 pub mod device_image;
 pub mod driver;
 pub mod layout;
+pub mod ops;
 pub mod table_builder;
 pub mod tables;
