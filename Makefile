@@ -51,7 +51,7 @@ lint: $(VENV)/.lint-tools ## Formatting and lints of Rust and Python, every comb
 
 .PHONY: test-rust
 test-rust: $(VENV)/.lint-tools ## Unit, integration and doc tests of the crate
-	cargo nextest run --features cli
+	cargo nextest run --features cli -E 'not binary(cuda)'
 	timeout 15m cargo test --quiet --doc --features cli
 
 .PHONY: test-python
@@ -93,7 +93,7 @@ cuda-emulated: emulated-driver ## Run a command on the emulated CUDA driver: mak
 # Each property test runs sixteen times its usual number of cases.
 .PHONY: test-long
 test-long: $(VENV)/.lint-tools ## The Rust tests with long property tests
-	PROPTEST_CASES=4096 cargo nextest run --profile slow --features cli
+	PROPTEST_CASES=4096 cargo nextest run --profile slow --features cli -E 'not binary(cuda)'
 
 .PHONY: test-python-slow
 test-python-slow: develop $(VENV)/.test-tools ## The rest of the Python tests' grids, long property tests

@@ -169,6 +169,12 @@ catalog! {
     Interrupted = "interrupted", Cancelled, "";
     /// The device is unknown or not available.
     DeviceUnavailable = "device_unavailable", Unsupported, "use device=\"cpu\"";
+    /// CUDA cannot be used: the driver, a card or the run-time compiler is missing or too old.
+    CudaUnavailable = "cuda_unavailable", Unsupported, "use device=\"cpu\"; `exlora doctor` shows what is missing";
+    /// A CUDA kernel could not be compiled.
+    CudaCompileFailed = "cuda_compile_failed", Internal, "please report it, with the full message and the output of `exlora doctor`";
+    /// A call of the CUDA driver failed, or a kernel did.
+    CudaDriverFailed = "cuda_driver_failed", Internal, "start the process again; if it happens again, report it with the full message";
     /// Memory for weights, adapters or the KV cache could not be allocated.
     MemoryExhausted = "memory_exhausted", Memory, "use a smaller KV cache or model";
     /// A file or stream could not be read or written.

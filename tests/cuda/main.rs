@@ -1,0 +1,4 @@
+//! Tests of the CUDA backend, on whatever `libcuda.so.1` the loader finds: `make test-cuda` runs them on the emulated driver.
+
+mod driver;
+mod support;
