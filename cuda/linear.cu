@@ -6,8 +6,8 @@
 //        base's for a tile of entries; 32 outputs of a linear for 8, 16, 32 or 64 rows (the kernel's variant)
 //        block 256 = 8 slices of the inputs, one warp each
 // bytes  every weight byte once for each tile of rows; x once for each tile of outputs, through L2
-// order  a sum is cut into 8 slices of whole units; within a slice units follow each other, each group of inputs is summed on
-//        its own and then scaled; the slices are added as a tree. Nothing depends on the other rows or the variant.
+// order  a sum is cut into 8 slices of whole units; within a slice units follow each other, each summed on its own (its halves,
+//        if groups have 32 inputs) and then scaled; the slices are added as a tree. Nothing depends on other rows.
 // proof  tests/cuda/linear.rs against f64; same bits for a row whatever shares the launch
 #include "linear_multiply.cuh"
 
@@ -28,7 +28,7 @@ __device__ __forceinline__ void write_partial(float* partial, const Sums<N>& sum
 #pragma unroll
       for (uint32_t c = 0; c < 4; ++c) {
         const uint32_t of_token = (n * MMA_TOKENS + token + c % 2) * PARTIAL_STRIDE;
-        partial[of_token + strip * STRIP_ROWS + row + c / 2 * 8] = sums.total[strip][n][c];
+        partial[of_token + strip * STRIP_ROWS + row + c / 2 * 8] = sums.of[strip][n][c];
       }
     }
   }
@@ -90,8 +90,7 @@ __device__ __forceinline__ void run_linear(const LinearArguments& args) {
       }
       __syncthreads();
       Sums<N> sums;
-      clear_total(sums);
-      clear_group(sums);
+      sums.clear();
       const uint32_t units = state.weight.units;
       multiply_slice<N>(sums, stages, x, args, state, warp * units / SLICES, (warp + 1) * units / SLICES);
       cp_async_wait<0>();

@@ -182,39 +182,27 @@ __device__ __forceinline__ void fetch_step(uint32_t* stage, const LinearArgument
 
 // --- sums --------------------------------------------------------------------------------------------------------------------
 
-// What a lane has summed for a slice: C operands of each strip and of each eight tokens.
+// C operands of the products of each strip with each eight tokens.
 template <uint32_t N>
 struct Sums {
-  float total[TILE_STRIPS][N][4];
-  // Of the present group of inputs, not yet scaled.
-  float group[TILE_STRIPS][N][4];
+  float of[TILE_STRIPS][N][4];
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (uint32_t n = 0; n < N; ++n) {
+#pragma unroll
+      for (uint32_t c = 0; c < 4; ++c) of[0][n][c] = of[1][n][c] = 0.0f;
+    }
+  }
 };
 
+// total += scale * sums, with the scales of a half of a unit.
 template <uint32_t N>
-__device__ __forceinline__ void clear_group(Sums<N>& sums) {
-#pragma unroll
-  for (uint32_t n = 0; n < N; ++n) {
-#pragma unroll
-    for (uint32_t c = 0; c < 4; ++c) sums.group[0][n][c] = sums.group[1][n][c] = 0.0f;
-  }
-}
-
-template <uint32_t N>
-__device__ __forceinline__ void clear_total(Sums<N>& sums) {
-#pragma unroll
-  for (uint32_t n = 0; n < N; ++n) {
-#pragma unroll
-    for (uint32_t c = 0; c < 4; ++c) sums.total[0][n][c] = sums.total[1][n][c] = 0.0f;
-  }
-}
-
-// total += scale * group, with the scales of a half of a unit.
-template <uint32_t N>
-__device__ __forceinline__ void fold_group(Sums<N>& sums, const Weight& weight, const Tile& tile, const uint32_t* scales,
-                                           uint32_t half) {
+__device__ __forceinline__ void add_scaled(Sums<N>& total, const Sums<N>& sums, const Weight& weight, uint32_t strips,
+                                           const uint32_t* scales, uint32_t half) {
 #pragma unroll
   for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
-    if (strip >= tile.strips) break;
+    if (strip >= strips) break;
     const uint32_t pair = scale_pair(strip, half);
     float2 scale;
     if (weight.scale_type == SCALES_F16) {
@@ -226,70 +214,114 @@ __device__ __forceinline__ void fold_group(Sums<N>& sums, const Weight& weight, 
     for (uint32_t n = 0; n < N; ++n) {
 #pragma unroll
       for (uint32_t c = 0; c < 4; ++c) {
-        sums.total[strip][n][c] = __fmaf_rn(c < 2 ? scale.x : scale.y, sums.group[strip][n][c], sums.total[strip][n][c]);
+        total.of[strip][n][c] = __fmaf_rn(c < 2 ? scale.x : scale.y, sums.of[strip][n][c], total.of[strip][n][c]);
       }
     }
   }
-  clear_group(sums);
 }
 
-// Multiplies a step of a width and adds it to the sums. `x` is the staged unit; `is_last` tells that the section or the slice
-// ends with the step's unit.
-template <uint32_t BITS, uint32_t N>
-__device__ __forceinline__ void multiply_step(Sums<N>& sums, const uint32_t* stage, const uint32_t* x,
-                                              const LinearArguments& args, const Weight& weight, const Tile& tile,
-                                              const StepCursor& cursor, bool is_last) {
-  constexpr uint32_t TILES = step_tiles(BITS);
+// Adds the product of a step of codes. Each unit is summed on its own and then scaled, or each half of one (BY_HALF) where a
+// row of scales spans no more. `x` is the staged unit.
+template <uint32_t BITS, bool BY_HALF, uint32_t N>
+__device__ __forceinline__ void multiply_codes(Sums<N>& total, const uint32_t* stage, const uint32_t* x,
+                                               const LinearArguments& args, const Weight& weight, uint32_t strips,
+                                               uint32_t part) {
+  constexpr uint32_t HALVES = step_tiles(BITS) / 2;
   const uint32_t lane = threadIdx.x % WARP_LANES;
   const uint32_t* scales = stage + args.stage_code_words;
   StepWords<BITS> words[TILE_STRIPS];
   ZeroOffsets<element, BITS> offsets[TILE_STRIPS];
-  words[0].read(stage, lane);
-  if (tile.strips == TILE_STRIPS) {
-    words[1].read(stage + step_words(BITS), lane);
-  } else {
-    words[1] = words[0];
+#pragma unroll
+  for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
+    // A strip that the tile lacks is computed as the other one, and not written.
+    words[strip].read(stage + (strip < strips ? strip * step_words(BITS) : 0), lane);
+    offsets[strip].set_middle();
   }
-  offsets[0].set_middle();
-  offsets[1].set_middle();
+  Sums<N> sums;
 #pragma unroll
-  for (uint32_t t = 0; t < TILES; ++t) {
-    const uint32_t in_unit = cursor.part + t;
-    if constexpr (BITS != 16) {
-      if (t % 2 == 0 && weight.zeros != nullptr) {
-        const uint32_t* zeros = scales + scale_words(weight);
-#pragma unroll
-        for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
-          if (strip < tile.strips) offsets[strip].set(to_float2(pair_of<f16>{zeros[scale_pair(strip, in_unit / 2)]}));
-        }
-      }
-    }
-    uint32_t a[TILE_STRIPS][4];
-#pragma unroll
-    for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
-      AOperand<element, BITS>::of(a[strip], words[strip], t, offsets[strip]);
-    }
-#pragma unroll
-    for (uint32_t n = 0; n < N; ++n) {
-      const uint32_t place = (in_unit / 2 * WARP_LANES + lane) * 4 + in_unit % 2 * 2;
-      const uint2 b = *reinterpret_cast<const uint2*>(x + n * UNIT_X_WORDS + place);
+  for (uint32_t h = 0; h < HALVES; ++h) {
+    const uint32_t half = HALVES == 2 ? h : part / 2;
+    if (weight.zeros != nullptr) {
+      const uint32_t* zeros = scales + scale_words(weight);
 #pragma unroll
       for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
-        mma_m16n8k16<element>(BITS == 16 ? sums.total[strip][n] : sums.group[strip][n], a[strip], b.x, b.y);
+        if (strip < strips) offsets[strip].set(to_float2(pair_of<f16>{zeros[scale_pair(strip, half)]}));
       }
     }
-    if (BITS != 16 && t % 2 == 1) {
-      const uint32_t half = in_unit / 2;
-      const uint32_t half_units = (cursor.unit - cursor.current.first_unit) * 2 + half + 1;
-      const bool ends_row = (half_units & ((1u << cursor.current.scale_shift) - 1)) == 0;
-      if (ends_row || (is_last && half == 1)) fold_group(sums, weight, tile, scales, half);
+    uint32_t a[2][TILE_STRIPS][4];
+#pragma unroll
+    for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
+      AOperand<element, BITS>::of(a[0][strip], words[strip], h * 2, offsets[strip]);
+      AOperand<element, BITS>::of(a[1][strip], words[strip], h * 2 + 1, offsets[strip]);
     }
+    if (h == 0 || BY_HALF) sums.clear();
+#pragma unroll
+    for (uint32_t n = 0; n < N; ++n) {
+      const uint4 b = *reinterpret_cast<const uint4*>(x + n * UNIT_X_WORDS + (half * WARP_LANES + lane) * 4);
+#pragma unroll
+      for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) mma_m16n8k16<element>(sums.of[strip][n], a[0][strip], b.x, b.y);
+#pragma unroll
+      for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) mma_m16n8k16<element>(sums.of[strip][n], a[1][strip], b.z, b.w);
+    }
+    if (BY_HALF || h + 1 == HALVES) add_scaled(total, sums, weight, strips, scales, BY_HALF || HALVES == 1 ? half : 0);
+  }
+}
+
+// Adds the product of a step of floats: one tile.
+template <uint32_t N>
+__device__ __forceinline__ void multiply_floats(Sums<N>& total, const uint32_t* stage, const uint32_t* x, uint32_t strips,
+                                                uint32_t part) {
+  const uint32_t lane = threadIdx.x % WARP_LANES;
+  uint32_t a[TILE_STRIPS][4];
+#pragma unroll
+  for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
+    const uint32_t* words = stage + (strip < strips ? strip * step_words(16) : 0);
+    const uint4 registers = *reinterpret_cast<const uint4*>(words + lane * 4);
+    a[strip][0] = registers.x, a[strip][1] = registers.y, a[strip][2] = registers.z, a[strip][3] = registers.w;
+  }
+  const uint32_t place = (part / 2 * WARP_LANES + lane) * 4 + part % 2 * 2;
+#pragma unroll
+  for (uint32_t n = 0; n < N; ++n) {
+    const uint2 b = *reinterpret_cast<const uint2*>(x + n * UNIT_X_WORDS + place);
+#pragma unroll
+    for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) mma_m16n8k16<element>(total.of[strip][n], a[strip], b.x, b.y);
+  }
+}
+
+// Adds the product of a step.
+template <uint32_t N>
+__device__ __forceinline__ void multiply_step(Sums<N>& total, const uint32_t* stage, const uint32_t* x,
+                                              const LinearArguments& args, const Weight& weight, uint32_t strips,
+                                              const StepCursor& cursor) {
+  const bool by_half = cursor.current.scale_shift == 0;
+  switch (cursor.current.bits) {
+#define WIDTH(BITS)                                                                       \
+  case BITS:                                                                              \
+    if (by_half) {                                                                        \
+      multiply_codes<BITS, true>(total, stage, x, args, weight, strips, cursor.part);     \
+    } else {                                                                              \
+      multiply_codes<BITS, false>(total, stage, x, args, weight, strips, cursor.part);    \
+    }                                                                                     \
+    break;
+    WIDTH(2)
+    WIDTH(3)
+    WIDTH(4)
+    WIDTH(5)
+    WIDTH(6)
+#undef WIDTH
+    // A step of 8-bit codes is half a unit.
+    case 8:
+      multiply_codes<8, true>(total, stage, x, args, weight, strips, cursor.part);
+      break;
+    case 16:
+      multiply_floats(total, stage, x, strips, cursor.part);
+      break;
   }
 }
 
 // The sums of units begin .. end of a weight's strips, by one warp. `stages` and `x` are the warp's own.
 template <uint32_t N>
-__device__ __forceinline__ void multiply_slice(Sums<N>& sums, uint32_t* stages, uint32_t* x, const LinearArguments& args,
+__device__ __forceinline__ void multiply_slice(Sums<N>& total, uint32_t* stages, uint32_t* x, const LinearArguments& args,
                                                const BlockState& state, uint32_t begin, uint32_t end) {
   const Weight& weight = state.weight;
   const Tile& tile = state.tile;
@@ -326,21 +358,7 @@ __device__ __forceinline__ void multiply_slice(Sums<N>& sums, uint32_t* stages, 
       cp_async_commit();
       const uint32_t* stage = stages + slot * args.stage_words;
       const uint32_t* x_unit = x + (used.unit - first) * N * UNIT_X_WORDS;
-      const bool is_last = used.unit + 1 == end || used.unit + 1 == used.section_end;
-      switch (used.current.bits) {
-#define WIDTH(BITS)                                                                         \
-  case BITS:                                                                                \
-    multiply_step<BITS, N>(sums, stage, x_unit, args, weight, tile, used, is_last);         \
-    break;
-        WIDTH(2)
-        WIDTH(3)
-        WIDTH(4)
-        WIDTH(5)
-        WIDTH(6)
-        WIDTH(8)
-        WIDTH(16)
-#undef WIDTH
-      }
+      multiply_step(total, stage, x_unit, args, weight, tile.strips, used);
       used.advance(weight);
       slot = slot + 1 == STAGES ? 0 : slot + 1;
     }
