@@ -156,10 +156,16 @@ __device__ __forceinline__ void fetch_step(uint32_t* stage, const LinearArgument
                                            const Tile& tile, const StepCursor& cursor) {
   const uint32_t lane = threadIdx.x % WARP_LANES;
   const uint32_t words = step_words(cursor.current.bits);
-  for (uint32_t strip = 0; strip < tile.strips; ++strip) {
-    const uint64_t first_word = static_cast<uint64_t>(tile.first_strip + strip) * weight.strip_words;
-    const uint32_t* from = weight.codes + first_word + cursor.word;
-    for (uint32_t at = lane * 4; at < words; at += WARP_LANES * 4) cp_async_16(stage + strip * words + at, from + at);
+#pragma unroll
+  for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
+    if (strip >= tile.strips) break;
+    const uint64_t first_word = static_cast<uint64_t>(tile.first_strip + strip) * weight.strip_words + cursor.word;
+    const uint32_t* from = weight.codes + first_word + lane * 4;
+    uint32_t* to = stage + strip * words + lane * 4;
+    // A step of a strip has at most 192 words; a warp copies 128 at a time.
+    constexpr uint32_t AT_A_TIME = 4 * WARP_LANES;
+    if (lane * 4 < words) cp_async_16(to, from);
+    if (lane * 4 + AT_A_TIME < words) cp_async_16(to + AT_A_TIME, from + AT_A_TIME);
   }
   if (weight.scales == nullptr) return;
   // Lane l copies the pair l % 8 of half l / 8 % 2 of a unit, of strip l / 16.
