@@ -62,7 +62,7 @@ pub static HEADERS: &[Header] = &[
 ];
 
 /// Products of packed weights.
-pub static LINEAR: KernelSource = source!("linear.cu", ELEMENT_TYPES);
+pub static LINEAR: KernelSource = source!("linear.cu", LINEAR_VARIANTS);
 /// Packing of weights.
 pub static REPACK: KernelSource = source!("repack.cu", ELEMENT_TYPES);
 /// Rows of the embedding.
@@ -77,6 +77,18 @@ pub static EXPAND_LOGITS: KernelSource = source!("expand_logits.cu", ONE_VARIANT
 pub static EXPAND_ROPE_KV: KernelSource = source!("expand_rope_kv.cu", KV_TYPES);
 /// Paged attention.
 pub static ATTENTION: KernelSource = source!("attention.cu", ATTENTION_VARIANTS);
+
+/// The variants of linear: rows that a tile has, element type.
+pub const LINEAR_VARIANTS: &[&[Define]] = &[
+    &[("TOKENS", "8")],
+    &[("TOKENS", "16")],
+    &[("TOKENS", "32")],
+    &[("TOKENS", "64")],
+    &[("TOKENS", "8"), ("ELEMENT_BF16", "1")],
+    &[("TOKENS", "16"), ("ELEMENT_BF16", "1")],
+    &[("TOKENS", "32"), ("ELEMENT_BF16", "1")],
+    &[("TOKENS", "64"), ("ELEMENT_BF16", "1")],
+];
 
 /// The variants of attention: widest head, query heads of a pass, element type of the cache.
 const ATTENTION_VARIANTS: &[&[Define]] = &[
