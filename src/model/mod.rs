@@ -20,7 +20,11 @@ use self::core::Core;
 use crate::adapter::pool::{AdapterLimits, AdapterPool};
 #[cfg(test)]
 use crate::backend::Compute;
-use crate::backend::{AdapterPreparer, Backend, BackendMemory, KvDType, KvShape, MemoryUse, cpu, reference};
+#[cfg(feature = "cuda")]
+use crate::backend::cuda;
+use crate::backend::{
+    AdapterPreparer, Backend, BackendBuilder, BackendMemory, KvDType, KvShape, MemoryUse, cpu, reference,
+};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result, printable};
 use crate::fork_safe_mutex::ForkSafeMutex;
@@ -49,6 +53,8 @@ pub enum Device {
     Auto,
     /// The CPU's fast paths.
     Cpu,
+    /// The CUDA card with that number.
+    Cuda(usize),
     /// The plain f32 implementation that every fast path is tested against; slow.
     Reference,
 }
@@ -61,9 +67,13 @@ impl FromStr for Device {
             "auto" => Ok(Device::Auto),
             "cpu" => Ok(Device::Cpu),
             "reference" => Ok(Device::Reference),
-            other => Err(Error::new(ErrorCode::DeviceUnavailable, "this build does not have the device")
-                .with_expected("auto, cpu or reference")
-                .with_found(other)),
+            "cuda" => Ok(Device::Cuda(0)),
+            other => match other.strip_prefix("cuda:").map(str::parse) {
+                Some(Ok(ordinal)) => Ok(Device::Cuda(ordinal)),
+                _ => Err(Error::new(ErrorCode::DeviceUnavailable, "there is no such device")
+                    .with_expected("auto, cpu, cuda, cuda:NUMBER or reference")
+                    .with_found(other)),
+            },
         }
     }
 }
@@ -117,10 +127,7 @@ impl Model {
         let max_seq_len = config.max_seq_len(options.max_seq_len)?;
         let quant = QuantConfig::read(dir, &json)?;
         let checkpoint = Checkpoint::open(dir)?;
-        let mut builder = match options.device {
-            Device::Reference => reference::open(),
-            Device::Auto | Device::Cpu => cpu::open(&cpu::CpuOptions { threads: options.threads, isa: None })?,
-        };
+        let mut builder = open_backend(options)?;
         let loader = DecoderLoader {
             config: &config,
             quant: quant.as_ref(),
@@ -247,6 +254,24 @@ impl Model {
     /// Drops the adapters that are no longer used.
     fn reap(&self, core: &mut Core) {
         self.adapters.reap(|slot| core.compute.drop_adapter(slot));
+    }
+}
+
+/// The backend that a model will be loaded into.
+fn open_backend(options: &ModelOptions) -> Result<Box<dyn BackendBuilder>> {
+    match options.device {
+        Device::Reference => Ok(reference::open()),
+        Device::Cpu => cpu::open(&cpu::CpuOptions { threads: options.threads, isa: None }),
+        Device::Auto => {
+            tracing::info!("device \"auto\" is the CPU; \"cuda\" has to be asked for");
+            cpu::open(&cpu::CpuOptions { threads: options.threads, isa: None })
+        }
+        #[cfg(feature = "cuda")]
+        Device::Cuda(ordinal) => cuda::open(&cuda::CudaOptions { ordinal, element: None }),
+        #[cfg(not(feature = "cuda"))]
+        Device::Cuda(_) => {
+            Err(Error::new(ErrorCode::DeviceUnavailable, "this build has no CUDA backend").with_found("cuda"))
+        }
     }
 }
 

@@ -1,4 +1,5 @@
 //! Tests of the CUDA backend, on whatever `libcuda.so.1` the loader finds: `make test-cuda` runs them on the emulated driver.
 
+mod decoder;
 mod driver;
 mod support;
