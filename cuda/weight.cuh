@@ -1,12 +1,12 @@
 // A packed weight, and how its codes become the A operand of mma.m16n8k16.
 //
-// The layout, "strip64", is described in src/backend/cuda/layout/mod.rs, which holds the twins of these structs. In short: strips
-// of 16 outputs, each a row of units of 64 inputs. A unit is four 16 x 16 tiles; a lane holds 16 pairs of it, pair 4 * tile + r
-// for register r of each tile, in one or two bit planes. A plane of b bits has b words for each lane, and pair p is in word
-// p * b / 16 at bit p * b % 16: its first code there, its second one 16 bits above.
+// The layout, "strip64", is described in src/backend/cuda/layout/mod.rs, which holds the twins of these structs. In short:
+// strips of 16 outputs, each a row of units of 64 inputs. A unit is four 16 x 16 tiles; a lane holds 16 pairs of it, pair
+// 4 * tile + r for register r of each tile, in one or two bit planes. A plane of b bits has b words for each lane, and pair p
+// is in word p * b / 16 at bit p * b % 16: its first code there, its second one 16 bits above.
 //
-// A kernel walks a strip in steps: a unit of codes of up to 6 bits, half a unit of 8-bit codes, one tile of 16-bit floats. A step
-// is contiguous, so it is copied to shared memory as it is.
+// A kernel walks a strip in steps: a unit of codes of up to 6 bits, half a unit of 8-bit codes, one tile of 16-bit floats. A
+// step is contiguous, so it is copied to shared memory as it is.
 #pragma once
 
 #include "ptx.cuh"
@@ -133,8 +133,9 @@ struct StepWords {
 
 // --- codes to elements -------------------------------------------------------------------------------------------------------
 //
-// An element is `code - zero`, exactly, as all these integers are small. The low bits of an f16 with exponent 2^10 are an integer
-// below 1024, those of a bf16 with exponent 2^7 one below 128: a code is put there, and 1024 + zero or 128 + zero subtracted.
+// An element is `code - zero`, exactly, as all these integers are small. The low bits of an f16 with exponent 2^10 are an
+// integer below 1024, those of a bf16 with exponent 2^7 one below 128: a code is put there, and 1024 + zero or 128 + zero
+// subtracted.
 
 // 2^10 or 2^7 in both halves.
 template <class T>
@@ -184,7 +185,7 @@ struct AOperand {
   }
 };
 
-// 4-bit codes of odd registers stand 4 bits higher, as 1024 + 16 * code: a multiplication brings them down and saves two shifts.
+// 4-bit codes of odd registers stand 4 bits higher, as 1024 + 16 * code: a multiplication brings them down and saves shifts.
 template <>
 struct ZeroOffsets<f16, 4> {
   // 1024 + zero, for output g; -(64 + zero), for output g + 8.
