@@ -6,6 +6,8 @@
 
 mod as_completed;
 mod engine_core;
+#[cfg(test)]
+mod faulty_compute;
 mod generate;
 mod generation_config;
 mod in_flight;
@@ -22,6 +24,7 @@ mod sequence;
 mod sequence_cache;
 mod stats;
 mod text;
+mod turns;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -32,19 +35,21 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::kv_cache::{PAGE_TOKENS, pages_for};
 use crate::model::{Model, ModelOptions, Progress};
 use engine_core::EngineCore;
+use job_state::JobState;
 use output::no_memory_for_logits;
 use request::lease_all;
 use scheduler::Scheduler;
 use seed::sample_seed;
 use sequence::{DecodeState, Purpose, Sequence, SequencePlan};
 use text::{Detokenizer, RequestTokenizer, StopStrings};
+use turns::Waiter;
 
 pub use as_completed::AsCompleted;
 pub use generate::{Refused, with_index};
 pub use generation_config::{GenerationConfig, GenerationConfigSource};
 pub use in_flight::{Finished, InFlight, samples_of};
 pub use job::{CancelHandle, Job};
-pub use options::{DEFAULT_KV_TOKENS, EngineOptions};
+pub use options::{DEFAULT_KV_TOKENS, DEFAULT_PREFILL_CHUNK, EngineOptions};
 pub use output::{Chunk, Completion, Finish, FinishReason, Logits, StopMatch, TokenLogprobs, Usage};
 pub use request::{AdapterRef, MAX_SAMPLES, MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, Prompt, Request, Stop};
 pub use sampler::{Sampled, Sampler};
@@ -236,7 +241,7 @@ impl Engine {
                 .with_found(request.n)
                 .with_hint("submit the request several times, or use generate or as_completed"));
         }
-        Ok(self.start(&self.check(request)?, 0))
+        Ok(self.start(&self.check(request)?, 0, &Arc::default()))
     }
 
     /// Checks a request, leases its adapters, encodes its prompt and draws its seed.
@@ -255,13 +260,14 @@ impl Engine {
         Ok(CheckedRequest { request, prompt: tokens.into(), mixture, plan, decode, seed })
     }
 
-    /// Queues a sample of a request.
-    fn start(&self, checked: &CheckedRequest, sample: usize) -> Job {
+    /// Queues a sample of a request, whose output `waiter` waits for.
+    fn start(&self, checked: &CheckedRequest, sample: usize, waiter: &Arc<Waiter>) -> Job {
         let seed = sample_seed(checked.seed, sample);
         let mut decode = checked.decode.clone();
         decode.sampling.seed = Some(seed);
-        let (mixture, plan) = (checked.mixture.clone(), checked.plan.clone());
-        self.enqueue(Arc::clone(&checked.prompt), mixture, plan, Purpose::Generate(Box::new(decode)), seed)
+        let state = self.core.new_job(checked.mixture.clone().into_leases(), waiter);
+        let (prompt, plan) = (Arc::clone(&checked.prompt), checked.plan.clone());
+        self.enqueue(state, prompt, plan, Purpose::Generate(Box::new(decode)), seed)
     }
 
     /// Computes one step for all requests; `false` if there was nothing to do.
@@ -299,7 +305,8 @@ impl Engine {
         let mut values = Vec::new();
         let size = tokens_len.checked_mul(vocab).ok_or_else(no_memory_for_logits)?;
         values.try_reserve_exact(size).map_err(|_| no_memory_for_logits())?;
-        let mut job = self.enqueue(tokens.into(), mixture, plan, Purpose::PromptLogits(values), 0);
+        let state = self.core.new_job(mixture.into_leases(), &Arc::default());
+        let mut job = self.enqueue(state, tokens.into(), plan, Purpose::PromptLogits(values), 0);
         let mut values = Vec::new();
         while let Some(chunk) = job.next_chunk_with(between_steps)? {
             values = chunk.logits;
@@ -387,12 +394,10 @@ impl Engine {
     fn plan(&self, mixture: &Mixture, tokens: &[u32]) -> Result<SequencePlan> {
         let model = self.model();
         mixture.check_tokens(tokens, model.config().vocab_size)?;
-        let kv_groups = model.kv_groups_of(mixture.layers());
         let plan = SequencePlan {
             forward: mixture.forward_plan(tokens),
-            kv_groups,
-            // A layer map that needs several KV groups has that many times the base's layers.
-            row_cost: (1 + mixture.rank_sum() / model.config().hidden_size.max(1)) * kv_groups,
+            kv_groups: model.kv_groups_of(mixture.layers()),
+            row_cost: model.row_cost(mixture),
             vocab: mixture.head_rows(model.config().vocab_size),
         };
         self.check_length(tokens.len(), &plan)?;
@@ -481,8 +486,14 @@ impl Engine {
         })
     }
 
-    fn enqueue(&self, prompt: Arc<[u32]>, mixture: Mixture, plan: SequencePlan, purpose: Purpose, seed: u64) -> Job {
-        let state = self.core.new_job(mixture.into_leases());
+    fn enqueue(
+        &self,
+        state: Arc<JobState>,
+        prompt: Arc<[u32]>,
+        plan: SequencePlan,
+        purpose: Purpose,
+        seed: u64,
+    ) -> Job {
         let sequence = Sequence::new(Arc::clone(&state), purpose, prompt.to_vec(), plan);
         self.core.submit(sequence);
         Job::new(Arc::clone(&self.core), state, prompt, seed)
