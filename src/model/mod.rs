@@ -45,6 +45,9 @@ pub use survey::{ModelSurvey, survey};
 /// Largest number of CPU threads: more are a mistake, and each takes memory.
 pub const MAX_THREADS: usize = 1024;
 
+/// The part of a device's free memory that a KV cache takes, as a fraction.
+const KV_SHARE: (usize, usize) = (17, 20);
+
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -205,15 +208,29 @@ impl Model {
     /// # Errors
     /// `memory_exhausted`.
     pub fn create_kv(&self, pages: usize, dtype: KvDType) -> Result<KvStorage> {
-        let shape = KvShape {
+        KvStorage::new(&self.core, self.kv_shape(pages, dtype))
+    }
+
+    /// Number of KV pages for which the device's free memory suffices, a part of it left for activations, logits and adapters.
+    /// `None` where memory is committed as it is used.
+    ///
+    /// # Errors
+    /// `forked_while_in_use`; the device failed.
+    pub fn kv_pages_in_free_memory(&self, dtype: KvDType) -> Result<Option<usize>> {
+        let free = self.core.lock()?.compute.free_bytes()?;
+        let page_bytes = self.kv_shape(1, dtype).bytes().unwrap_or(usize::MAX).max(1);
+        Ok(free.map(|free| free / KV_SHARE.1 * KV_SHARE.0 / page_bytes))
+    }
+
+    fn kv_shape(&self, pages: usize, dtype: KvDType) -> KvShape {
+        KvShape {
             layers: self.config.layers,
             pages,
             page_tokens: PAGE_TOKENS,
             kv_heads: self.config.kv_heads,
             head_dim: self.config.head_dim,
             dtype,
-        };
-        KvStorage::new(&self.core, shape)
+        }
     }
 
     /// Number of KV groups (caches of the base's number of layers) that a layer map needs.

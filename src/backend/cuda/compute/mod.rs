@@ -55,6 +55,8 @@ struct StepScratch {
 struct RowFlags {
     flags: Scratch,
     capacity: usize,
+    /// Rows whose activations overflowed, read with the others and not yet taken.
+    activations: Vec<u32>,
 }
 
 impl RowFlags {
@@ -65,6 +67,7 @@ impl RowFlags {
             self.flags.reserve(device, 2 * rows * size_of::<u32>())?;
             self.capacity = rows;
         }
+        self.activations.clear();
         self.flags.zero()
     }
 
@@ -78,16 +81,25 @@ impl RowFlags {
         Ok(self.kv_overflows(device)? + (self.capacity * size_of::<u32>()) as u64)
     }
 
-    /// Rows whose keys or values, and rows whose activations overflowed; they are reported once.
-    fn take(&mut self) -> Result<[Vec<u32>; 2]> {
+    /// Rows whose keys or values overflowed. Those whose activations did are kept for [`RowFlags::take_activations`], so that
+    /// the device is waited for once.
+    fn take_kv(&mut self) -> Result<Vec<u32>> {
         let mut flags = vec![0u32; 2 * self.capacity];
         self.flags.download(bytemuck::cast_slice_mut(&mut flags))?;
         if flags.iter().any(|flag| *flag != 0) {
             self.flags.zero()?;
         }
         let (kv, activations) = flags.split_at(self.capacity);
-        let rows = |flags: &[u32]| (0..).zip(flags).filter(|(_, flag)| **flag != 0).map(|(row, _)| row).collect();
-        Ok([rows(kv), rows(activations)])
+        let set = |flags: &[u32]| -> Vec<u32> {
+            (0..).zip(flags).filter(|(_, flag)| **flag != 0).map(|(row, _)| row).collect()
+        };
+        self.activations = set(activations);
+        Ok(set(kv))
+    }
+
+    /// Rows whose activations had overflowed when [`RowFlags::take_kv`] was called.
+    fn take_activations(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.activations)
     }
 }
 

@@ -56,6 +56,10 @@ impl Compute for CudaCompute {
         self.buffers[index].read_rows(values)
     }
 
+    fn free_bytes(&self) -> Result<Option<usize>> {
+        self.device.free_bytes().map(Some)
+    }
+
     fn create_kv(&mut self, shape: KvShape) -> Result<KvId> {
         let cache = KvCache::new(&self.device, shape)?;
         self.memory.add_kv(cache.bytes());
@@ -177,8 +181,11 @@ impl Compute for CudaCompute {
     }
 
     fn take_kv_overflows(&mut self) -> Result<Vec<u32>> {
-        let [kv, _] = self.row_flags.take()?;
-        Ok(kv)
+        self.row_flags.take_kv()
+    }
+
+    fn take_activation_overflows(&mut self) -> Result<Vec<u32>> {
+        Ok(self.row_flags.take_activations())
     }
 
     fn activate(&mut self, activation: Activation, gate_up: BufferId, rows: usize, out: BufferId) -> Result<()> {
