@@ -3,4 +3,7 @@
 mod compute;
 mod decoder;
 mod driver;
+mod linear;
+mod packed;
+mod repack;
 mod support;
