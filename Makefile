@@ -77,6 +77,19 @@ test-pool: ## The thread pool model-checked with loom, and under ThreadSanitizer
 	$(TSAN) timeout 10m cargo test --quiet -p exlora-pool-check native \
 	    --target x86_64-unknown-linux-gnu --target-dir target/tsan
 
+# The CUDA driver that executes kernels on the CPU. It lies in a folder of its own, which nothing searches unless told to.
+EMULATED_DRIVER := $(CURDIR)/target/emulated_driver
+
+.PHONY: emulated-driver
+emulated-driver: ## Build the emulated CUDA driver, target/emulated_driver/libcuda.so.1
+	cargo build --quiet -p exlora-emulated-driver
+	mkdir -p $(EMULATED_DRIVER)
+	cp --update --remove-destination target/debug/libexlora_emulated_driver.so $(EMULATED_DRIVER)/libcuda.so.1
+
+.PHONY: cuda-emulated
+cuda-emulated: emulated-driver ## Run a command on the emulated CUDA driver: make cuda-emulated CMD='exlora doctor'
+	LD_LIBRARY_PATH=$(EMULATED_DRIVER)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH} $(CMD)
+
 # Each property test runs sixteen times its usual number of cases.
 .PHONY: test-long
 test-long: $(VENV)/.lint-tools ## The Rust tests with long property tests

@@ -591,7 +591,8 @@ class Request:
     @property
     def min_new_tokens(self, /) -> int:
         """
-        Before this number of new tokens, stop tokens are not chosen.
+        Up to this number of new tokens, only `max_new_tokens` ends the text: tokens that would end it are not chosen, and
+        stop strings become part of it.
         """
     @property
     def prompt(self, /) -> Prompt:

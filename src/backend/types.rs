@@ -56,6 +56,14 @@ impl KvDType {
             KvDType::F32 => 4,
         }
     }
+
+    /// Its name in options and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            KvDType::F16 => "f16",
+            KvDType::F32 => "f32",
+        }
+    }
 }
 
 /// Size of a KV cache.

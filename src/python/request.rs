@@ -148,7 +148,8 @@ impl PyRequest {
         self.request.max_new_tokens
     }
 
-    /// Before this number of new tokens, stop tokens are not chosen.
+    /// Up to this number of new tokens, only `max_new_tokens` ends the text: tokens that would end it are not chosen, and
+    /// stop strings become part of it.
     #[getter]
     fn min_new_tokens(&self) -> usize {
         self.request.min_new_tokens

@@ -167,6 +167,25 @@ def test_ctrl_c_stops_an_answer_and_keeps_the_talk(chat):
     assert terminal.finish() == 0
 
 
+def test_lines_typed_ahead_are_the_next_messages(chat, tmp_path):
+    terminal = chat("--no-history", "--device", "reference", "--max-new-tokens", "60", "--stop-at-eos", "false")
+    # The first three arrive together, the others while the second answer is written.
+    terminal.type("one\rtwo\rthree\r")
+    terminal.wait_for("[cut after 60 tokens")
+    terminal.wait_for("> two")
+    while not terminal.output[terminal.seen :].strip():
+        assert terminal.read()
+    terminal.type("four\rfi")
+    for _ in range(3):
+        terminal.wait_for("[cut after 60 tokens")
+    terminal.wait_for("> fi")
+    terminal.type(f"ve\r/save {tmp_path / 'chat.json'}\r/exit\r")
+    assert terminal.finish() == 0
+    messages = json.loads((tmp_path / "chat.json").read_text())
+    questions = [message["content"] for message in messages if message["role"] == "user"]
+    assert questions == ["one", "two", "three", "four", "five"]
+
+
 def test_an_error_does_not_end_a_chat_on_a_terminal(chat):
     terminal = chat("--no-history", "--max-new-tokens", "4", "--kv-tokens", "256")
     for line, message in [

@@ -18,7 +18,8 @@ pub(in crate::cli) struct SamplingArgs {
     /// Largest number of new tokens; 128 by default, in a chat up to the end of the context.
     #[arg(long, value_name = "N")]
     max_new_tokens: Option<usize>,
-    /// Before this number of new tokens, nothing stops the text; 0 by default.
+    /// Up to this number of new tokens, only --max-new-tokens ends the text: tokens that would end it are not chosen, and
+    /// stop strings become part of it; 0 by default.
     #[arg(long, value_name = "N")]
     min_new_tokens: Option<usize>,
     /// Number of independent samples of the prompt, each with its own seed; 1 by default.

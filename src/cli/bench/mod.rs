@@ -77,6 +77,8 @@ struct Measurement {
     context: usize,
     decode: usize,
     rounds: usize,
+    kv_dtype: &'static str,
+    prefill_chunk: usize,
     base: Speed,
     #[serde(skip_serializing_if = "Option::is_none")]
     lora: Option<Speed>,
@@ -133,6 +135,8 @@ pub(super) fn run(args: &BenchArgs, json: bool) -> Result<()> {
         context: work.context,
         decode: work.decode,
         rounds: work.rounds,
+        kv_dtype: args.model.kv_dtype.name(),
+        prefill_chunk: options.prefill_chunk,
         base: variants[0].speed(),
         lora: variants.get(1).map(Variant::speed),
         loadavg: doctor::load_average(),

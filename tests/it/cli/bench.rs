@@ -20,6 +20,7 @@ fn bench_measures_base_and_adapter_interleaved() {
     }
     let counts = ["batch", "distinct_adapters", "max_rank", "prompt", "context", "decode", "rounds"];
     assert_eq!(counts.map(|key| line[key].as_u64()), [1, 1, 16, 40, 40, 8, 1].map(Some), "{line}");
+    assert_eq!((&line["kv_dtype"], &line["prefill_chunk"]), (&json!("f16"), &json!(512)));
     let table = exlora(&args);
     assert_eq!(table.status, 0, "{}", table.stderr);
     assert!(table.stdout.contains("base") && !table.stdout.contains("lora"), "{}", table.stdout);
@@ -51,7 +52,10 @@ fn bench_decodes_a_batch_over_more_adapters_than_folders_after_a_longer_context(
 
 #[test]
 fn bench_runs_every_sequence_with_a_mixture() {
-    let line = bench(&["--batch", "2", "--mixture", "sql*0.5+wit*0.5", "--json"]).lines().remove(0);
+    let settings = ["--kv-dtype", "f32", "--prefill-chunk", "3"];
+    let args = [&["--batch", "2", "--mixture", "sql*0.5+wit*0.5", "--json"][..], &settings].concat();
+    let line = bench(&args).lines().remove(0);
+    assert_eq!((&line["kv_dtype"], &line["prefill_chunk"]), (&json!("f32"), &json!(3)));
     assert_eq!((&line["mixture"], &line["distinct_adapters"]), (&json!({"sql": 0.5, "wit": 0.5}), &json!(2)));
     let table = bench(&["--mixture", "wit*0.25"]).stdout;
     assert!(table.contains("every sequence with wit*0.25"), "{table}");
