@@ -17,6 +17,7 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod reference;
+mod sorted_deltas;
 mod types;
 
 use std::any::Any;
@@ -25,7 +26,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use self::types::{
     Activation, AttentionSpec, BufferId, EmbeddingId, GroupId, KvDType, KvId, KvShape, LinearSource, NormId, Rope,
-    StepRows, Write,
+    StepInputs, StepRows, Write,
 };
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::adapter::delta::SiteDelta;
@@ -208,6 +209,16 @@ pub trait AdapterPreparer: Send + Sync {
 pub trait Compute: Send {
     /// A buffer of rows of `width` values; it grows to the rows of the largest step.
     fn create_buffer(&mut self, width: usize) -> BufferId;
+
+    /// Begins a step that is known as a whole, so that a device can be told in one transfer. It reserves the step's rows.
+    /// Operations that are then called with something else are as right as those of a step that began with
+    /// [`Compute::reserve_rows`].
+    ///
+    /// # Errors
+    /// `memory_exhausted`; the device failed.
+    fn begin_step(&mut self, inputs: &StepInputs<'_>) -> Result<()> {
+        self.reserve_rows(inputs.tokens.len())
+    }
 
     /// Begins a step: makes every buffer hold at least that many rows, whose contents are undefined afterwards.
     ///

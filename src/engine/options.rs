@@ -8,6 +8,9 @@ use crate::model::Device;
 /// Tokens that the KV cache of an engine holds by default.
 pub const DEFAULT_KV_TOKENS: usize = 8192;
 
+/// Largest number of prompt tokens in one step by default.
+pub const DEFAULT_PREFILL_CHUNK: usize = 512;
+
 /// Options of [`Engine::load`](crate::Engine::load).
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
@@ -46,7 +49,7 @@ impl Default for EngineOptions {
             max_seq_len: None,
             kv_tokens: None,
             max_rows: 32,
-            prefill_chunk: 512,
+            prefill_chunk: DEFAULT_PREFILL_CHUNK,
             prefix_cache: true,
             generation_config: None,
             adapter_limits: AdapterLimits::default(),

@@ -17,6 +17,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use self::core::Core;
+use crate::adapter::mixture::Mixture;
 use crate::adapter::pool::{AdapterLimits, AdapterPool};
 #[cfg(test)]
 use crate::backend::Compute;
@@ -211,6 +212,12 @@ impl Model {
     /// Number of KV groups (caches of the base's number of layers) that a layer map needs.
     pub fn kv_groups_of(&self, layers: Option<&Arc<[u32]>>) -> usize {
         layers.map_or(1, |layers| decoder::kv_groups_of(layers.len(), self.config.layers))
+    }
+
+    /// What a row costs under a mixture, in rows of the base.
+    pub(crate) fn row_cost(&self, mixture: &Mixture) -> usize {
+        // A layer map that needs several KV groups has that many times the base's layers.
+        (1 + mixture.rank_sum() / self.config.hidden_size.max(1)) * self.kv_groups_of(mixture.layers())
     }
 
     /// Runs one step; `logits` becomes `[rows with logits, batch.logit_width()]`. A row whose adapters give it fewer logits

@@ -5,6 +5,9 @@
 //! is missing then is named by a `cuda_unavailable` error.
 
 pub mod compiler;
+pub mod device_image;
 pub mod driver;
+pub mod layout;
+pub mod ops;
 pub mod table_builder;
 pub mod tables;

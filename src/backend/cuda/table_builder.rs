@@ -3,24 +3,16 @@
 //! Each table is followed by the arrays that it points to, and each array begins at a multiple of 16 bytes. The buffer is
 //! reused, so a step no larger than an earlier one allocates nothing.
 
-use bytemuck::{NoUninit, Pod, bytes_of};
-
+use super::device_image::DeviceImage;
 use super::tables::{AttentionTables, ENTRY_TILE, EntryTile, RowEntry, Slot, StepTables};
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::backend::StepRows;
 use crate::error::{Error, ErrorCode, Result};
 
-/// Alignment of every array, in bytes: the widest load of a kernel.
-const ALIGNMENT: usize = 16;
-
 /// The tables of a step, as they will lie on the device.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct TableBuilder {
-    bytes: Vec<u8>,
-    /// Device address of the first byte.
-    base: u64,
-    /// Where a pointer into the buffer is.
-    pointers: Vec<usize>,
+    image: DeviceImage,
     /// The slot of each segment of the batch at hand.
     slots: Vec<Slot>,
 }
@@ -52,24 +44,17 @@ pub struct PlacedAttention {
 impl TableBuilder {
     /// Begins a step.
     pub fn clear(&mut self) {
-        self.bytes.clear();
-        self.pointers.clear();
+        self.image.clear();
     }
 
-    /// All tables so far, with pointers for the address of [`TableBuilder::set_base`].
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+    /// All tables so far.
+    pub fn image(&self) -> &DeviceImage {
+        &self.image
     }
 
     /// Where the buffer is on the device.
     pub fn set_base(&mut self, base: u64) {
-        for &at in &self.pointers {
-            if let Some(bytes) = self.bytes[at..].first_chunk_mut::<8>() {
-                let moved = u64::from_le_bytes(*bytes).wrapping_sub(self.base).wrapping_add(base);
-                *bytes = moved.to_le_bytes();
-            }
-        }
-        self.base = base;
+        self.image.set_base(base);
     }
 
     /// Adds the routing of a step's rows; `slot_of` tells what a slot holds.
@@ -133,7 +118,7 @@ impl TableBuilder {
         // A batch without entries may stand for any number of rows.
         let of_row = |row: usize| if batch.is_base_only() { &[] } else { batch.of_row(row) };
 
-        let offset = self.reserve::<StepTables>();
+        let offset = self.image.reserve::<StepTables>(1);
         let mut tables = StepTables {
             rows: rows as u32,
             entries: batch.entries().len() as u32,
@@ -141,11 +126,11 @@ impl TableBuilder {
             ..StepTables::default()
         };
         if let Some(tokens) = tokens {
-            tables.tokens = self.array(tokens.iter().copied());
+            tables.tokens = self.image.array(tokens.iter().copied());
         }
         tables.input_rows = match input_rows {
-            Some(rows) => self.array(rows.iter().copied()),
-            None => self.array(0..rows as u32),
+            Some(rows) => self.image.array(rows.iter().copied()),
+            None => self.image.array(0..rows as u32),
         };
         let mut start = 0;
         let starts = (0..=rows).map(|row| {
@@ -153,15 +138,15 @@ impl TableBuilder {
             start += if row < rows { of_row(row).len() as u32 } else { 0 };
             this
         });
-        tables.row_starts = self.array(starts);
+        tables.row_starts = self.image.array(starts);
         let slots = std::mem::take(&mut self.slots);
         let row_entry = |&index: &usize| {
             let entry = batch.entries()[index];
             let segment = batch.segments().partition_point(|segment| segment.entries.end <= index);
             RowEntry { slot: slots[segment], weight: entry.weight, entry: index as u32 }
         };
-        tables.row_entries = self.array((0..rows).flat_map(of_row).map(row_entry));
-        tables.entry_rows = self.array(batch.entries().iter().map(|entry| entry.row));
+        tables.row_entries = self.image.array((0..rows).flat_map(of_row).map(row_entry));
+        tables.entry_rows = self.image.array(batch.entries().iter().map(|entry| entry.row));
         let tiles = batch.segments().iter().zip(&slots).flat_map(|(segment, &slot)| {
             segment.entries.clone().step_by(ENTRY_TILE).map(move |first| EntryTile {
                 slot,
@@ -169,15 +154,11 @@ impl TableBuilder {
                 entries: ENTRY_TILE.min(segment.entries.end - first) as u32,
             })
         });
-        tables.tiles = self.array(tiles);
+        tables.tiles = self.image.array(tiles);
         self.slots = slots;
         let entry_tiles = batch.segments().iter().map(|segment| segment.entries.len().div_ceil(ENTRY_TILE)).sum();
         tables.entry_tiles = entry_tiles as u32;
-        self.fill(
-            offset,
-            &tables,
-            &[tables.tokens, tables.input_rows, tables.row_starts, tables.row_entries, tables.entry_rows, tables.tiles],
-        );
+        self.image.write(offset, &tables);
         Ok(PlacedRouting { offset, rows, entries: batch.entries().len(), entry_tiles })
     }
 
@@ -190,60 +171,32 @@ impl TableBuilder {
         if rows.sequences.len() != rows.len() || rows.block_tables.len() < sequences {
             return Err(Error::new(ErrorCode::Internal, "a row of the step has no sequence"));
         }
-        let offset = self.reserve::<AttentionTables>();
+        let offset = self.image.reserve::<AttentionTables>(1);
         let block_tables = &rows.block_tables[..sequences];
         let mut tables =
             AttentionTables { rows: rows.len() as u32, sequences: sequences as u32, ..AttentionTables::default() };
-        tables.positions = self.array(rows.positions.iter().copied());
-        tables.row_sequences = self.array(rows.sequences.iter().copied());
+        tables.positions = self.image.array(rows.positions.iter().copied());
+        tables.row_sequences = self.image.array(rows.sequences.iter().copied());
         let mut start = 0;
         let ends = block_tables.iter().map(|table| {
             start += table.len() as u32;
             start
         });
-        tables.page_starts = self.array(std::iter::once(0).chain(ends));
-        tables.pages = self.array(block_tables.iter().flatten().copied());
-        self.fill(offset, &tables, &[tables.positions, tables.row_sequences, tables.page_starts, tables.pages]);
+        tables.page_starts = self.image.array(std::iter::once(0).chain(ends));
+        tables.pages = self.image.array(block_tables.iter().flatten().copied());
+        self.image.write(offset, &tables);
         let longest = rows.positions.iter().max().map_or(0, |&last| last as usize + 1);
         Ok(PlacedAttention { offset, rows: rows.len(), longest })
-    }
-
-    /// Space for a table, which is written when its arrays have their places.
-    fn reserve<T: Pod>(&mut self) -> usize {
-        self.align();
-        let offset = self.bytes.len();
-        self.bytes.resize(offset + size_of::<T>(), 0);
-        offset
-    }
-
-    fn align(&mut self) {
-        self.bytes.resize(self.bytes.len().next_multiple_of(ALIGNMENT), 0);
-    }
-
-    /// Appends an array, and returns its address.
-    fn array<T: NoUninit>(&mut self, values: impl IntoIterator<Item = T>) -> u64 {
-        self.align();
-        let offset = self.bytes.len();
-        values.into_iter().for_each(|value| self.bytes.extend_from_slice(bytes_of(&value)));
-        self.base + offset as u64
-    }
-
-    /// Writes a reserved table, which ends with these pointers.
-    fn fill<T: Pod>(&mut self, offset: usize, table: &T, pointers: &[u64]) {
-        let bytes = bytes_of(table);
-        self.bytes[offset..offset + bytes.len()].copy_from_slice(bytes);
-        let first = offset + bytes.len() - size_of_val(pointers);
-        let places = pointers.iter().enumerate().filter(|(_, pointer)| **pointer != 0);
-        self.pointers.extend(places.map(|(index, _)| first + index * size_of::<u64>()));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use bytemuck::pod_read_unaligned;
+    use bytemuck::{Pod, pod_read_unaligned};
     use proptest::prelude::*;
 
     use super::*;
+    use crate::backend::cuda::device_image::ALIGNMENT;
 
     const BASE: u64 = 0x7f00_0000_0000;
 
@@ -255,7 +208,7 @@ mod tests {
     /// Reads what a kernel would.
     fn read<T: Pod>(builder: &TableBuilder, address: u64, count: usize) -> Vec<T> {
         assert!(address >= BASE && (address - BASE).is_multiple_of(ALIGNMENT as u64), "{address:x}");
-        let bytes = &builder.bytes()[(address - BASE) as usize..][..count * size_of::<T>()];
+        let bytes = &builder.image().bytes()[(address - BASE) as usize..][..count * size_of::<T>()];
         bytes.chunks_exact(size_of::<T>()).map(pod_read_unaligned).collect()
     }
 
@@ -373,8 +326,7 @@ mod tests {
         let mut builder = TableBuilder::default();
         let lists = [vec![(SlotId(1), 1.0), (SlotId(2), 0.5)], vec![(SlotId(1), 1.0)]];
         let batch = route(&lists);
-        let buffers =
-            |builder: &TableBuilder| (builder.bytes.as_ptr(), builder.pointers.as_ptr(), builder.slots.as_ptr());
+        let buffers = |builder: &TableBuilder| (builder.image.bytes().as_ptr(), builder.slots.as_ptr());
         builder.push_step(&[1, 2], &batch, slot_of).unwrap();
         let before = buffers(&builder);
         builder.clear();

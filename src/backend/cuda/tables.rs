@@ -1,6 +1,10 @@
 //! The structs of `cuda/tables.cuh`, field by field: what a step and a slot are to a kernel. Pointers are device addresses.
 
+use std::mem::offset_of;
+
 use bytemuck::{Pod, Zeroable};
+
+use super::device_image::HasPointers;
 
 /// Most entries of an [`EntryTile`].
 pub const ENTRY_TILE: usize = 64;
@@ -129,6 +133,45 @@ pub struct AttentionTables {
     pub pages: u64,
 }
 
+impl HasPointers for SlotGroup {
+    const POINTERS: &'static [usize] = &{
+        let mut pointers = [offset_of!(SlotGroup, a); 1 + GROUP_LINEARS * SlotLinear::POINTERS];
+        let mut at = 1;
+        while at < pointers.len() {
+            let (linear, pointer) = ((at - 1) / SlotLinear::POINTERS, (at - 1) % SlotLinear::POINTERS);
+            pointers[at] =
+                offset_of!(SlotGroup, linears) + linear * size_of::<SlotLinear>() + pointer * size_of::<u64>();
+            at += 1;
+        }
+        pointers
+    };
+}
+
+impl SlotLinear {
+    /// Number of addresses, which come first.
+    const POINTERS: usize = offset_of!(SlotLinear, rank) / size_of::<u64>();
+}
+
+impl HasPointers for StepTables {
+    const POINTERS: &'static [usize] = &[
+        offset_of!(StepTables, tokens),
+        offset_of!(StepTables, input_rows),
+        offset_of!(StepTables, row_starts),
+        offset_of!(StepTables, row_entries),
+        offset_of!(StepTables, entry_rows),
+        offset_of!(StepTables, tiles),
+    ];
+}
+
+impl HasPointers for AttentionTables {
+    const POINTERS: &'static [usize] = &[
+        offset_of!(AttentionTables, positions),
+        offset_of!(AttentionTables, row_sequences),
+        offset_of!(AttentionTables, page_starts),
+        offset_of!(AttentionTables, pages),
+    ];
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,5 +189,12 @@ mod tests {
             size_of::<AttentionTables>(),
         ];
         assert_eq!(sizes, [64, 208, 16, 24, 24, 64, 40]);
+    }
+
+    #[test]
+    fn the_addresses_of_a_group_are_those_of_its_stack_and_of_its_linears() {
+        let of_linear = |linear: usize| (0..6).map(move |pointer| 16 + 64 * linear + 8 * pointer);
+        let expected: Vec<usize> = std::iter::once(0).chain((0..3).flat_map(of_linear)).collect();
+        assert_eq!(SlotGroup::POINTERS, expected);
     }
 }

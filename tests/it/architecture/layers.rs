@@ -31,7 +31,7 @@ const CPU_BACKEND: &[&[&str]] = &[
     &["backend/cpu/ops"],
 ];
 
-const CUDA_BACKEND: &[&[&str]] = &[&["backend/cuda/compiler"], &["backend/cuda/driver"]];
+const CUDA_BACKEND: &[&[&str]] = &[&["backend/cuda/compiler"], &["backend/cuda/driver"], &["backend/cuda/ops"]];
 
 /// The part of a file's path that names its module in a table of layers, and the layer.
 fn layer_of<'t>(file: &Path, layers: &[&[&'t str]]) -> Option<(&'t str, usize)> {

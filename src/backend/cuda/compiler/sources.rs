@@ -29,8 +29,75 @@ pub const ONE_VARIANT: &[&[Define]] = &[&[]];
 /// The variants of a source that is compiled for f16 and for bf16 activations.
 pub const ELEMENT_TYPES: &[&[Define]] = &[&[], &[("ELEMENT_BF16", "1")]];
 
+/// The variants of a source that reads or writes a KV cache of either element type.
+pub const KV_TYPES: &[&[Define]] = &[&[], &[("KV_F32", "1")]];
+
+/// A header of `cuda/`.
+macro_rules! header {
+    ($name:literal) => {
+        Header { name: $name, text: include_str!(concat!("../../../../cuda/", $name)) }
+    };
+}
+
+/// A source of `cuda/`.
+macro_rules! source {
+    ($name:literal, $variants:expr) => {
+        KernelSource { name: $name, text: include_str!(concat!("../../../../cuda/", $name)), variants: $variants }
+    };
+}
+
 /// Every header of `cuda/`; each source can include each of them.
-pub static HEADERS: &[Header] = &[];
+pub static HEADERS: &[Header] = &[
+    header!("element.cuh"),
+    header!("expand.cuh"),
+    header!("kv_cache.cuh"),
+    header!("linear_multiply.cuh"),
+    header!("linear_tiles.cuh"),
+    header!("ptx.cuh"),
+    header!("reduce.cuh"),
+    header!("residual.cuh"),
+    header!("rope.cuh"),
+    header!("tables.cuh"),
+    header!("weight.cuh"),
+];
+
+/// Products of packed weights.
+pub static LINEAR: KernelSource = source!("linear.cu", ELEMENT_TYPES);
+/// Packing of weights.
+pub static REPACK: KernelSource = source!("repack.cu", ELEMENT_TYPES);
+/// Rows of the embedding.
+pub static EMBED: KernelSource = source!("embed.cu", ONE_VARIANT);
+/// The residual stream's sums.
+pub static EXPAND_RESIDUAL: KernelSource = source!("expand_residual.cu", ONE_VARIANT);
+/// Gated activations.
+pub static EXPAND_ACTIVATE: KernelSource = source!("expand_activate.cu", ELEMENT_TYPES);
+/// Logits.
+pub static EXPAND_LOGITS: KernelSource = source!("expand_logits.cu", ONE_VARIANT);
+/// Queries, keys and values.
+pub static EXPAND_ROPE_KV: KernelSource = source!("expand_rope_kv.cu", KV_TYPES);
+/// Paged attention.
+pub static ATTENTION: KernelSource = source!("attention.cu", ATTENTION_VARIANTS);
+
+/// The variants of attention: widest head, query heads of a pass, element type of the cache.
+const ATTENTION_VARIANTS: &[&[Define]] = &[
+    &[("MAX_HEAD_DIM", "64"), ("HEADS", "1")],
+    &[("MAX_HEAD_DIM", "64"), ("HEADS", "4")],
+    &[("MAX_HEAD_DIM", "64"), ("HEADS", "8")],
+    &[("MAX_HEAD_DIM", "128"), ("HEADS", "1")],
+    &[("MAX_HEAD_DIM", "128"), ("HEADS", "4")],
+    &[("MAX_HEAD_DIM", "128"), ("HEADS", "8")],
+    &[("MAX_HEAD_DIM", "256"), ("HEADS", "1")],
+    &[("MAX_HEAD_DIM", "256"), ("HEADS", "4")],
+    &[("MAX_HEAD_DIM", "64"), ("HEADS", "1"), ("KV_F32", "1")],
+    &[("MAX_HEAD_DIM", "64"), ("HEADS", "4"), ("KV_F32", "1")],
+    &[("MAX_HEAD_DIM", "64"), ("HEADS", "8"), ("KV_F32", "1")],
+    &[("MAX_HEAD_DIM", "128"), ("HEADS", "1"), ("KV_F32", "1")],
+    &[("MAX_HEAD_DIM", "128"), ("HEADS", "4"), ("KV_F32", "1")],
+    &[("MAX_HEAD_DIM", "128"), ("HEADS", "8"), ("KV_F32", "1")],
+    &[("MAX_HEAD_DIM", "256"), ("HEADS", "1"), ("KV_F32", "1")],
+    &[("MAX_HEAD_DIM", "256"), ("HEADS", "4"), ("KV_F32", "1")],
+];
 
 /// Every source of `cuda/`.
-pub static SOURCES: &[&KernelSource] = &[];
+pub static SOURCES: &[&KernelSource] =
+    &[&ATTENTION, &EMBED, &EXPAND_ACTIVATE, &EXPAND_LOGITS, &EXPAND_RESIDUAL, &EXPAND_ROPE_KV, &LINEAR, &REPACK];
