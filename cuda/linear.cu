@@ -48,7 +48,8 @@ __device__ __forceinline__ void read_norms(const LinearArguments& args, const Ti
 
 // Adds the slices' sums as a tree and writes them, with all threads of a block.
 template <uint32_t N>
-__device__ __forceinline__ void write_outputs(const float* partials, const Tile& tile, const BlockState& state) {
+__device__ __forceinline__ void write_outputs(const float* partials, const BlockState& state) {
+  const Tile& tile = state.tile;
   constexpr uint32_t TOKENS = N * MMA_TOKENS;
   const uint32_t output = threadIdx.x % WARP_LANES;
   for (uint32_t token = threadIdx.x / WARP_LANES; token < tile.tokens; token += SLICES) {
@@ -81,6 +82,7 @@ __device__ __forceinline__ void run_linear(const LinearArguments& args) {
   for (uint32_t index = blockIdx.x; index < tiles.count(); index += gridDim.x) {
     Tile tile;
     for (uint32_t part = 0; tiles.find(args, index, part, tile, state); ++part) {
+      if (threadIdx.x == 0) state.tile = tile;
       read_norms(args, tile, state);
       // Tokens that the tile lacks read as 0.
       if (tile.tokens < TOKENS) {
@@ -91,12 +93,12 @@ __device__ __forceinline__ void run_linear(const LinearArguments& args) {
       clear_total(sums);
       clear_group(sums);
       const uint32_t units = state.weight.units;
-      multiply_slice<N>(sums, stages, x, args, state, tile, warp * units / SLICES, (warp + 1) * units / SLICES);
+      multiply_slice<N>(sums, stages, x, args, state, warp * units / SLICES, (warp + 1) * units / SLICES);
       cp_async_wait<0>();
       __syncthreads();
       write_partial<N>(partials + warp * TOKENS * PARTIAL_STRIDE, sums);
       __syncthreads();
-      write_outputs<N>(partials, tile, state);
+      write_outputs<N>(partials, state);
       // State and sums are free for the next tile.
       __syncthreads();
     }

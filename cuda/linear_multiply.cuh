@@ -46,12 +46,13 @@ __device__ __forceinline__ float2 read_inputs<element>(const element* row, uint2
 // Writes the tokens' values of up to chunk_units units as B operands, with all lanes of a warp. Lane l has inputs 2l and 2l + 1
 // of each unit. T is the type of x.
 template <class T, uint32_t N>
-__device__ __forceinline__ void stage_x(uint32_t* x, const LinearArguments& args, const BlockState& state, const Tile& tile,
+__device__ __forceinline__ void stage_x(uint32_t* x, const LinearArguments& args, const BlockState& state,
                                         uint32_t first_unit, uint32_t units) {
   constexpr uint32_t UNITS = chunk_units<N>();
-  // Rows whose loads are under way together.
-  constexpr uint32_t TOGETHER = 8 / UNITS;
+  // Rows whose loads are under way together; sums of 64 tokens leave few registers.
+  constexpr uint32_t TOGETHER = N == 8 ? 4 : 8 / UNITS;
   const uint32_t lane = threadIdx.x % WARP_LANES;
+  const Tile& tile = state.tile;
   const uint32_t in_features = state.weight.in_features;
   const uint32_t* order = state.weight.order;
   const bool adjacent = order == nullptr && in_features % 2 == 0;
@@ -257,8 +258,9 @@ __device__ __forceinline__ void multiply_step(Sums<N>& sums, const uint32_t* sta
     if constexpr (BITS != 16) {
       if (t % 2 == 0 && weight.zeros != nullptr) {
         const uint32_t* zeros = scales + scale_words(weight);
-        for (uint32_t strip = 0; strip < tile.strips; ++strip) {
-          offsets[strip].set(to_float2(pair_of<f16>{zeros[scale_pair(strip, in_unit / 2)]}));
+#pragma unroll
+        for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
+          if (strip < tile.strips) offsets[strip].set(to_float2(pair_of<f16>{zeros[scale_pair(strip, in_unit / 2)]}));
         }
       }
     }
@@ -288,8 +290,9 @@ __device__ __forceinline__ void multiply_step(Sums<N>& sums, const uint32_t* sta
 // The sums of units begin .. end of a weight's strips, by one warp. `stages` and `x` are the warp's own.
 template <uint32_t N>
 __device__ __forceinline__ void multiply_slice(Sums<N>& sums, uint32_t* stages, uint32_t* x, const LinearArguments& args,
-                                               const BlockState& state, const Tile& tile, uint32_t begin, uint32_t end) {
+                                               const BlockState& state, uint32_t begin, uint32_t end) {
   const Weight& weight = state.weight;
+  const Tile& tile = state.tile;
   StepCursor fetched, used;
   fetched.begin(weight, begin);
   used.begin(weight, begin);
@@ -307,9 +310,9 @@ __device__ __forceinline__ void multiply_slice(Sums<N>& sums, uint32_t* stages, 
     // Every lane has read the chunk before.
     __syncwarp();
     if (args.input_type == INPUT_ELEMENTS) {
-      stage_x<element, N>(x, args, state, tile, first, units);
+      stage_x<element, N>(x, args, state, first, units);
     } else {
-      stage_x<float, N>(x, args, state, tile, first, units);
+      stage_x<float, N>(x, args, state, first, units);
     }
     while (used.unit < first + units) {
       cp_async_wait<STAGES - 2>();

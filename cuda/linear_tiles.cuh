@@ -61,7 +61,9 @@ struct Tile {
   bool names_overflow;
 };
 
+// What the warps of a block share. In shared memory also to leave registers to the sums.
 struct BlockState {
+  Tile tile;
   Weight weight;
   // Of each token: the row of the input, its row of `out`, whether this tile writes it, the reciprocal of its root mean square.
   uint32_t input_row[MAX_TOKENS];

@@ -60,12 +60,12 @@ class Engine:
 
     model           folder with config.json and *.safetensors
     adapters        name -> folder of a PEFT LoRA adapter
-    device          "auto", "cpu", or "reference" (plain float32 math, slow)
+    device          "auto" (the CPU), "cpu", "cuda", "cuda:1", or "reference" (plain float32 math, slow)
     threads         CPU threads; all physical cores by default
     kv_dtype        "f16" or "f32"
     max_seq_len     longest prompt and output together, in tokens; by default config.json's, with its rope scaling
     kv_tokens       tokens the KV cache holds over all requests; 8192 by default, or max_seq_len if that is more; memory
-                    is committed as it is used
+                    is committed as it is used; on CUDA what the card's free memory holds
     max_batch_size  requests that run at once; others wait
     prefill_chunk   largest number of prompt tokens in one step (chunked prefill)
     prefix_cache    whether cached prefixes of prompts are reused

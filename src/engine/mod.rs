@@ -136,8 +136,10 @@ impl Engine {
             Some(asked) => model.config().max_seq_len(Some(asked))?,
             None => model.max_seq_len(),
         };
-        let kv_tokens = options.kv_tokens.unwrap_or(DEFAULT_KV_TOKENS.max(options.max_seq_len.unwrap_or(0)));
-        let pages = pages_for(kv_tokens.max(1));
+        let pages = match options.kv_tokens {
+            Some(tokens) => pages_for(tokens.max(1)),
+            None => default_kv_pages(&model, options, max_seq_len)?,
+        };
         generation_config.check(model.config().vocab_size, max_seq_len.min(pages * PAGE_TOKENS))?;
         let scheduler = Scheduler::new(model.create_kv(pages, options.kv_dtype)?, options)?;
         Ok(Self {
@@ -498,6 +500,16 @@ impl Engine {
         self.core.submit(sequence);
         Job::new(Arc::clone(&self.core), state, prompt, seed)
     }
+}
+
+/// KV pages where the caller names no number of tokens: on a device of its own memory what that holds, but no more than all
+/// rows at their longest need.
+fn default_kv_pages(model: &Model, options: &EngineOptions, max_seq_len: usize) -> Result<usize> {
+    let Some(free) = model.kv_pages_in_free_memory(options.kv_dtype)? else {
+        return Ok(pages_for(DEFAULT_KV_TOKENS.max(options.max_seq_len.unwrap_or(0))));
+    };
+    let most = options.max_rows.max(1).saturating_mul(pages_for(max_seq_len));
+    Ok(free.min(most).max(1))
 }
 
 impl std::fmt::Debug for Engine {

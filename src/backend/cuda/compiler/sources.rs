@@ -78,6 +78,9 @@ pub static EXPAND_ROPE_KV: KernelSource = source!("expand_rope_kv.cu", KV_TYPES)
 /// Paged attention.
 pub static ATTENTION: KernelSource = source!("attention.cu", ATTENTION_VARIANTS);
 
+/// Plain operations on rows.
+pub static ROWS: KernelSource = source!("rows.cu", ONE_VARIANT);
+
 /// The variants of attention: widest head, query heads of a pass, element type of the cache.
 const ATTENTION_VARIANTS: &[&[Define]] = &[
     &[("MAX_HEAD_DIM", "64"), ("HEADS", "1")],
@@ -100,4 +103,4 @@ const ATTENTION_VARIANTS: &[&[Define]] = &[
 
 /// Every source of `cuda/`.
 pub static SOURCES: &[&KernelSource] =
-    &[&ATTENTION, &EMBED, &EXPAND_ACTIVATE, &EXPAND_LOGITS, &EXPAND_RESIDUAL, &EXPAND_ROPE_KV, &LINEAR, &REPACK];
+    &[&ATTENTION, &EMBED, &EXPAND_ACTIVATE, &EXPAND_LOGITS, &EXPAND_RESIDUAL, &EXPAND_ROPE_KV, &LINEAR, &REPACK, &ROWS];
