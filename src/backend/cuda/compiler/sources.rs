@@ -78,6 +78,9 @@ pub static EXPAND_ROPE_KV: KernelSource = source!("expand_rope_kv.cu", KV_TYPES)
 /// Paged attention.
 pub static ATTENTION: KernelSource = source!("attention.cu", ATTENTION_VARIANTS);
 
+/// Plain operations on rows.
+pub static ROWS: KernelSource = source!("rows.cu", ONE_VARIANT);
+
 /// The variants of linear: rows that a tile has, element type.
 pub const LINEAR_VARIANTS: &[&[Define]] = &[
     &[("TOKENS", "8")],
@@ -112,4 +115,4 @@ const ATTENTION_VARIANTS: &[&[Define]] = &[
 
 /// Every source of `cuda/`.
 pub static SOURCES: &[&KernelSource] =
-    &[&ATTENTION, &EMBED, &EXPAND_ACTIVATE, &EXPAND_LOGITS, &EXPAND_RESIDUAL, &EXPAND_ROPE_KV, &LINEAR, &REPACK];
+    &[&ATTENTION, &EMBED, &EXPAND_ACTIVATE, &EXPAND_LOGITS, &EXPAND_RESIDUAL, &EXPAND_ROPE_KV, &LINEAR, &REPACK, &ROWS];

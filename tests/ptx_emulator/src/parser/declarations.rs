@@ -20,14 +20,19 @@ pub(super) fn space_of_directive(name: &str) -> Option<StateSpace> {
 impl Parser<'_> {
     /// A variable behind its space: `[.align n] .type [.ptr …] name [sizes] [= contents]`.
     pub(super) fn variable(&mut self, space: StateSpace) -> Result<Variable> {
-        let (mut alignment, mut element_bytes, mut elements) = (0, 0, 1);
+        let (mut alignment, mut element_bytes, mut elements, mut is_pointer) = (0, 0, 1, false);
         while let Some(directive) = self.directive()? {
             match directive.as_str() {
-                "align" => alignment = u64::from(self.unsigned()?),
+                "align" => {
+                    let bytes = u64::from(self.unsigned()?);
+                    // that of a pointer is the alignment of what it points to
+                    alignment = if is_pointer { alignment } else { bytes };
+                }
+                "ptr" => is_pointer = true,
                 "v2" => elements = 2,
                 "v4" => elements = 4,
-                // attributes of a pointer parameter
-                "ptr" | "global" | "shared" | "const" | "local" => {}
+                // the state space that a pointer points to
+                "global" | "shared" | "const" | "local" if is_pointer => {}
                 name => match DataType::named(name) {
                     Some(data_type) => element_bytes = u64::from(data_type.bytes()),
                     None => return self.error(format!("unknown type .{name}")),
