@@ -264,11 +264,13 @@ __device__ __forceinline__ void multiply_codes(Sums<N>& total, const uint32_t* s
 #pragma unroll
   for (uint32_t h = 0; h < HALVES; ++h) {
     const uint32_t half = HALVES == 2 ? h : part / 2;
-    if (weight.has_zeros) {
+    // Both halves of a unit have the row of the first one, unless they are scaled on their own.
+    const uint32_t row_half = BY_HALF ? half : 0;
+    if (weight.has_zeros && (BY_HALF || h == 0)) {
       const uint32_t* zeros = scales + weight.scale_words;
 #pragma unroll
       for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
-        if (strip < weight.strips) offsets[strip].set(to_float2(pair_of<f16>{zeros[scale_pair(strip, half)]}));
+        if (strip < weight.strips) offsets[strip].set(to_float2(pair_of<f16>{zeros[scale_pair(strip, row_half)]}));
       }
     }
     uint32_t a[2][TILE_STRIPS][4];
@@ -286,7 +288,7 @@ __device__ __forceinline__ void multiply_codes(Sums<N>& total, const uint32_t* s
 #pragma unroll
       for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) mma_m16n8k16<element>(sums.of[strip][n], a[1][strip], b.z, b.w);
     }
-    if (BY_HALF || h + 1 == HALVES) add_scaled(total, sums, weight, scales, BY_HALF || HALVES == 1 ? half : 0);
+    if (BY_HALF || h + 1 == HALVES) add_scaled(total, sums, weight, scales, row_half);
   }
 }
 
