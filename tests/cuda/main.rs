@@ -1,4 +1,8 @@
 //! Tests of the CUDA backend, on whatever `libcuda.so.1` the loader finds: `make test-cuda` runs them on the emulated driver.
 
+mod attention;
 mod driver;
+mod embed;
+mod expand;
+mod step;
 mod support;
