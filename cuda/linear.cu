@@ -3,15 +3,13 @@
 //   W         [out_features, in_features] of each linear of a group, packed; A [rank, in_features] of each slot, elements
 //   projected [rows, outputs of the group] f32    t (shrunk) [entries, shrunk_stride] f32
 // grid   any number of blocks over the tiles: 32 ranks of A for a tile of entries; 32 outputs of a weight that replaces the
-//        base's for a tile of entries; 32 outputs of a linear for TOKENS rows
+//        base's for a tile of entries; 32 outputs of a linear for TOKENS rows (8, 16, 32 or 64: a variant of the source)
 //        block 256 = 8 slices of the inputs, one warp each
 // bytes  every weight byte once for each tile of rows; x once for each tile of outputs, through L2
 // order  a sum is cut into 8 slices of whole units; within a slice units follow each other, each summed on its own (its halves,
 //        if groups have 32 inputs) and then scaled; the slices are added as a tree. Nothing depends on other rows.
 // proof  tests/cuda/linear.rs against f64; same bits for a row whatever shares the launch
-// TOKENS is 8, 16, 32 or 64: a variant of the source.
 #include "linear_multiply.cuh"
-
 
 // Columns of x of which the sum of squares is one number.
 constexpr uint32_t SQUARES_COLUMNS = 256;

@@ -142,8 +142,9 @@ struct StepCursor {
 
 // What a lane reads of the tile's strips: kept in registers.
 struct LaneWeight {
-  // The lane's place in the next step of each strip.
+  // The lane's place in the first step of each strip, and the word of a strip at which the next step begins.
   const uint32_t* codes[TILE_STRIPS];
+  uint32_t word;
   // The lane's pair in the first row of its strip: lane l copies pair l % 8 of strip l / 16. Null if there is none.
   const uint32_t* scales;
   const uint32_t* zeros;
@@ -160,10 +161,10 @@ struct LaneWeight {
     scale_words = weight.scale_type == SCALES_F16 ? WARP_LANES : 2 * WARP_LANES;
     has_zeros = weight.zeros != nullptr;
     const uint32_t in_section = (cursor.unit - cursor.current.first_unit) * unit_words(cursor.current.bits);
-    const uint32_t first_word = cursor.current.first_word + in_section + lane * 4;
+    word = cursor.current.first_word + in_section;
 #pragma unroll
     for (uint32_t s = 0; s < TILE_STRIPS; ++s) {
-      codes[s] = weight.codes + static_cast<uint64_t>(tile.first_strip + s) * weight.strip_words + first_word;
+      codes[s] = weight.codes + static_cast<uint64_t>(tile.first_strip + s) * weight.strip_words + lane * 4;
     }
     const bool has_scales = weight.scales != nullptr && strip < strips;
     const uint64_t pair = static_cast<uint64_t>(tile.first_strip + strip) * weight.scale_rows * 8 + lane % 8;
@@ -177,32 +178,33 @@ __device__ __forceinline__ uint32_t scale_pair(uint32_t strip, uint32_t half) {
   return strip * 16 + half * 8 + threadIdx.x % WARP_LANES / 4;
 }
 
-// Copies a step of the tile's strips, its scales and its zeros, with all lanes of a warp.
-__device__ __forceinline__ void fetch_step(uint32_t* stage, LaneWeight& weight, const StepCursor& cursor,
+// Copies a step of the strips, its scales and its zeros, with all lanes of a warp, to an address in shared memory.
+__device__ __forceinline__ void fetch_step(uint32_t stage, LaneWeight& weight, const StepCursor& cursor,
                                            uint32_t stage_code_words) {
   const uint32_t lane = threadIdx.x % WARP_LANES;
 #pragma unroll
   for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
     if (strip >= weight.strips) break;
-    uint32_t* to = stage + strip * cursor.words + lane * 4;
+    const uint32_t* from = weight.codes[strip] + weight.word;
+    const uint32_t to = stage + (strip * cursor.words + lane * 4) * 4;
     // A step of a strip has at most 192 words; a warp copies 128 at a time.
     constexpr uint32_t AT_A_TIME = 4 * WARP_LANES;
-    if (lane * 4 < cursor.words) cp_async_16(to, weight.codes[strip]);
-    if (lane * 4 + AT_A_TIME < cursor.words) cp_async_16(to + AT_A_TIME, weight.codes[strip] + AT_A_TIME);
-    weight.codes[strip] += cursor.words;
+    if (lane * 4 < cursor.words) cp_async_16(to, from);
+    if (lane * 4 + AT_A_TIME < cursor.words) cp_async_16(to + AT_A_TIME * 4, from + AT_A_TIME);
   }
+  weight.word += cursor.words;
   if (weight.scales == nullptr) return;
   const uint32_t half_unit = (cursor.unit - cursor.current.first_unit) * 2 + lane / 8 % 2;
   // Inputs beyond the section's last group are padding: any scale will do.
   const uint32_t row = cursor.current.first_scale_row + (half_unit >> cursor.current.scale_shift);
-  const uint64_t first_pair = min(row, weight.last_scale_row) * 8ull;
-  uint32_t* scales = stage + stage_code_words;
+  const uint32_t first_pair = min(row, weight.last_scale_row) * 8;
+  const uint32_t scales = stage + stage_code_words * 4;
   if (weight.scale_words == WARP_LANES) {
-    cp_async_cached<4>(scales + lane, weight.scales + first_pair);
+    cp_async_cached<4>(scales + lane * 4, weight.scales + first_pair);
   } else {
-    cp_async_cached<8>(scales + lane * 2, weight.scales + first_pair * 2);
+    cp_async_cached<8>(scales + lane * 8, weight.scales + first_pair * 2);
   }
-  if (weight.zeros != nullptr) cp_async_cached<4>(scales + weight.scale_words + lane, weight.zeros + first_pair);
+  if (weight.zeros != nullptr) cp_async_cached<4>(scales + (weight.scale_words + lane) * 4, weight.zeros + first_pair);
 }
 
 // --- sums --------------------------------------------------------------------------------------------------------------------
@@ -264,11 +266,13 @@ __device__ __forceinline__ void multiply_codes(Sums<N>& total, const uint32_t* s
 #pragma unroll
   for (uint32_t h = 0; h < HALVES; ++h) {
     const uint32_t half = HALVES == 2 ? h : part / 2;
-    if (weight.has_zeros) {
+    // Both halves of a unit have the row of the first one, unless they are scaled on their own.
+    const uint32_t row_half = BY_HALF ? half : 0;
+    if (weight.has_zeros && (BY_HALF || h == 0)) {
       const uint32_t* zeros = scales + weight.scale_words;
 #pragma unroll
       for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
-        if (strip < weight.strips) offsets[strip].set(to_float2(pair_of<f16>{zeros[scale_pair(strip, half)]}));
+        if (strip < weight.strips) offsets[strip].set(to_float2(pair_of<f16>{zeros[scale_pair(strip, row_half)]}));
       }
     }
     uint32_t a[2][TILE_STRIPS][4];
@@ -286,7 +290,7 @@ __device__ __forceinline__ void multiply_codes(Sums<N>& total, const uint32_t* s
 #pragma unroll
       for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) mma_m16n8k16<element>(sums.of[strip][n], a[1][strip], b.z, b.w);
     }
-    if (BY_HALF || h + 1 == HALVES) add_scaled(total, sums, weight, scales, BY_HALF || HALVES == 1 ? half : 0);
+    if (BY_HALF || h + 1 == HALVES) add_scaled(total, sums, weight, scales, row_half);
   }
 }
 
@@ -350,10 +354,11 @@ __device__ __forceinline__ void multiply_slice(Sums<N>& total, uint32_t* stages,
   fetched.begin(state.weight, begin);
   used = fetched;
   LaneWeight weight(state.weight, state.tile, fetched);
+  const uint32_t stages_address = shared_address(stages);
   // Fetches a step ahead; there is a group of copies for each step, which may be empty.
   const auto fetch = [&](uint32_t slot) {
     if (fetched.unit < end) {
-      fetch_step(stages + slot * args.stage_words, weight, fetched, args.stage_code_words);
+      fetch_step(stages_address + slot * args.stage_words * 4, weight, fetched, args.stage_code_words);
       fetched.advance(state.weight);
     }
     cp_async_commit();

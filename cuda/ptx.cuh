@@ -58,8 +58,12 @@ __device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&r)[4], const v
 // --- asynchronous copies from global to shared memory ------------------------------------------------------------------------
 
 // 16 bytes past L1; both ends aligned to 16.
+__device__ __forceinline__ void cp_async_16(uint32_t shared_address, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address), "l"(global) : "memory");
+}
+
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
+  cp_async_16(shared_address(shared), global);
 }
 
 // The first `source_bytes` (0 to 16) of 16 bytes; the rest becomes zero. With 0 the source is not read.
@@ -70,9 +74,9 @@ __device__ __forceinline__ void cp_async_16_or_zero(void* shared, const void* gl
 
 // 4 or 8 bytes through L1; both ends aligned to as many.
 template <int BYTES>
-__device__ __forceinline__ void cp_async_cached(void* shared, const void* global) {
+__device__ __forceinline__ void cp_async_cached(uint32_t shared_address, const void* global) {
   static_assert(BYTES == 4 || BYTES == 8, "smaller copies than 16 bytes go through L1");
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(shared)), "l"(global), "n"(BYTES) : "memory");
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address), "l"(global), "n"(BYTES) : "memory");
 }
 
 // Ends a group of copies of this thread.

@@ -54,7 +54,7 @@ pub struct LinearArguments {
     pub sum_squares: u64,
     /// `[in_features]` f32: the norm's weight.
     pub gamma: u64,
-    /// `[*]` u32: set to 1 where a value of the row exceeds the element type, by row of the input. Read only for an f32 input.
+    /// `[*]` u32: set to 1 where a value of the row exceeds the element type, by row of the input. Only for an f32 input.
     pub overflow_rows: u64,
     /// The norm's epsilon.
     pub epsilon: f32,
