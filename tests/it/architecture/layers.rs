@@ -31,7 +31,14 @@ const CPU_BACKEND: &[&[&str]] = &[
     &["backend/cpu/ops"],
 ];
 
-const CUDA_BACKEND: &[&[&str]] = &[&["backend/cuda/compiler"], &["backend/cuda/driver"], &["backend/cuda/ops"]];
+const CUDA_BACKEND: &[&[&str]] = &[
+    &["backend/cuda/compiler"],
+    &["backend/cuda/driver"],
+    &["backend/cuda/ops"],
+    &["backend/cuda/weights"],
+    &["backend/cuda/adapter"],
+    &["backend/cuda/compute"],
+];
 
 /// The part of a file's path that names its module in a table of layers, and the layer.
 fn layer_of<'t>(file: &Path, layers: &[&[&'t str]]) -> Option<(&'t str, usize)> {

@@ -41,7 +41,11 @@ pub(super) fn norm_terms(
                 helpers.push(scope.spawn(move || sum_outputs(weight, a, b, inputs, scale, terms)));
             }
             // Each is joined, so that none's panic goes on.
-            helpers.into_iter().map(thread::ScopedJoinHandle::join).fold(true, |all, joined| all && joined.is_ok())
+            let mut finished = true;
+            for helper in helpers {
+                finished &= helper.join().is_ok();
+            }
+            finished
         });
         if !finished {
             return Err(Error::new(ErrorCode::Internal, "a thread that sums DoRA norms panicked"));

@@ -1,5 +1,6 @@
 //! Putting an adapter together: a [`SlotGroup`] for each group that it changes, then the arrays that these point to.
 
+use std::mem::offset_of;
 use std::sync::Arc;
 
 use super::factors::{ScaledFactor, power_of_two};
@@ -67,7 +68,8 @@ fn copy(
 }
 
 impl HasPointers for Weight {
-    const POINTERS: &'static [usize] = &[0, 8, 16, 24];
+    const POINTERS: &'static [usize] =
+        &[offset_of!(Weight, codes), offset_of!(Weight, scales), offset_of!(Weight, zeros), offset_of!(Weight, order)];
 }
 
 struct Builder<'a> {

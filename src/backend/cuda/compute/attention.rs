@@ -84,6 +84,7 @@ impl CudaCompute {
             padding: 0,
         };
         kernel.launch(&attention, &plan)?;
+        self.forget_products(qkv);
         self.set_content(out, Content::Elements);
         Ok(())
     }

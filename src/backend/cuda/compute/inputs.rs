@@ -152,6 +152,13 @@ impl CudaCompute {
         Ok(Expandable { projection, step: self.step.address(routing.offset) })
     }
 
+    /// Forgets products that a fused kernel has finished while reading them: nobody reads them twice.
+    pub(super) fn forget_products(&mut self, index: usize) {
+        if let Content::Projected(_) = self.buffers[index].content {
+            self.set_content(index, Content::Undefined);
+        }
+    }
+
     fn pending_expandable(&mut self, index: usize, pending: &PendingProjection) -> Result<Expandable> {
         let projected = self.buffers[index].rows(&self.device)?;
         let projection = self.projection(pending, projected)?;

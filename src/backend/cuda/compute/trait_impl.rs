@@ -209,6 +209,7 @@ impl Compute for CudaCompute {
             activation: activation_kind(activation),
         };
         self.kernels.expand(KvDType::F16)?.activate(&expand, rows)?;
+        self.forget_products(gate_up);
         self.set_content(out, Content::Elements);
         Ok(())
     }
