@@ -1,8 +1,8 @@
 // Fixed-width integers, 16-bit floats as bits, and the element type of weights and activations.
 //
 // NVRTC compiles these sources without any CUDA header, so both 16-bit formats are structs of their bits with explicit
-// conversions; arithmetic on them happens in f32 or in the packed instructions of ptx.cuh. A kernel that reads weights or writes
-// activations is compiled once for each element type: f16, or bf16 with -DELEMENT_BF16.
+// conversions; arithmetic on them happens in f32 or in the packed instructions of ptx.cuh. A kernel that reads weights or
+// writes activations is compiled once for each element type: f16, or bf16 with -DELEMENT_BF16.
 #pragma once
 
 typedef signed char int8_t;

@@ -1,12 +1,12 @@
 // A packed weight, and how its codes become the A operand of mma.m16n8k16.
 //
-// The layout, "strip64", is described in src/backend/cuda/layout/mod.rs, which holds the twins of these structs. In short: strips
-// of 16 outputs, each a row of units of 64 inputs. A unit is four 16 x 16 tiles; a lane holds 16 pairs of it, pair 4 * tile + r
-// for register r of each tile, in one or two bit planes. A plane of b bits has b words for each lane, and pair p is in word
-// p * b / 16 at bit p * b % 16: its first code there, its second one 16 bits above.
+// The layout, "strip64", is described in src/backend/cuda/layout/mod.rs, which holds the twins of these structs. In short:
+// strips of 16 outputs, each a row of units of 64 inputs. A unit is four 16 x 16 tiles; a lane holds 16 pairs of it, pair
+// 4 * tile + r for register r of each tile, in one or two bit planes. A plane of b bits has b words for each lane, and pair p
+// is in word p * b / 16 at bit p * b % 16: its first code there, its second one 16 bits above.
 //
-// A kernel walks a strip in steps: a unit of codes of up to 6 bits, half a unit of 8-bit codes, one tile of 16-bit floats. A step
-// is contiguous, so it is copied to shared memory as it is.
+// A kernel walks a strip in steps: a unit of codes of up to 6 bits, half a unit of 8-bit codes, one tile of 16-bit floats. A
+// step is contiguous, so it is copied to shared memory as it is.
 #pragma once
 
 #include "ptx.cuh"
@@ -131,74 +131,132 @@ struct StepWords {
   }
 };
 
-// --- codes to elements, less the middle of the codes: exact in both types ----------------------------------------------------
+// --- codes to elements -------------------------------------------------------------------------------------------------------
+//
+// An element is `code - zero`, exactly, as all these integers are small. The low bits of an f16 with exponent 2^10 are an
+// integer below 1024, those of a bf16 with exponent 2^7 one below 128: a code is put there, and 1024 + zero or 128 + zero
+// subtracted.
 
-// The bits of 2^10 as an f16, or of 2^7 as a bf16, in both halves: an integer below 2^10 or 2^7 adds to them by a bitwise or.
+// 2^10 or 2^7 in both halves.
 template <class T>
 struct IntegerPair;
 
 template <>
 struct IntegerPair<f16> {
-  static constexpr uint32_t zero = 0x64006400u;
+  static constexpr uint32_t bits = 0x64006400u;
+  static constexpr float value = 1024.0f;
 };
 
 template <>
 struct IntegerPair<bf16> {
-  static constexpr uint32_t zero = 0x43004300u;
+  static constexpr uint32_t bits = 0x43004300u;
+  static constexpr float value = 128.0f;
 };
 
+// What is subtracted for the zeros of a strip: of outputs g (registers 0 and 2) and g + 8 (registers 1 and 3) of a lane.
 template <class T, uint32_t BITS>
-struct Centered {
-  static __device__ __forceinline__ uint32_t of(uint32_t pair) {
-    constexpr uint32_t middle = 0x00010001u << (BITS - 1);
-    const pair_of<T> codes = {pair | IntegerPair<T>::zero}, offset = {IntegerPair<T>::zero + middle};
-    return subtract_pair(codes, offset).bits;
-  }
-};
+struct ZeroOffsets {
+  pair_of<T> of_output[2];
 
-// 8-bit codes do not fit a bf16 like that; an f32 with exponent 2^23 holds any.
-template <>
-struct Centered<bf16, 8> {
-  static __device__ __forceinline__ uint32_t of(uint32_t pair) {
-    const float middle = 8388608.0f + 128.0f;
-    const float first = __uint_as_float((pair & 0xffu) | 0x4b000000u) - middle;
-    const float second = __uint_as_float((pair >> 16) | 0x4b000000u) - middle;
-    return pair_from_floats<bf16>(first, second).bits;
+  // Zeros in the middle of the codes.
+  __device__ __forceinline__ void set_middle() {
+    constexpr uint32_t middle = 0x00010001u << (BITS - 1);
+    of_output[0].bits = of_output[1].bits = IntegerPair<T>::bits + middle;
+  }
+
+  // A pair of zeros, less the middle of the codes.
+  __device__ __forceinline__ void set(float2 zeros) {
+    constexpr float middle = IntegerPair<T>::value + static_cast<float>(1u << (BITS - 1));
+    of_output[0] = pair_from_floats<T>(middle + zeros.x, middle + zeros.x);
+    of_output[1] = pair_from_floats<T>(middle + zeros.y, middle + zeros.y);
   }
 };
 
 // The A operand of a tile of a step.
 template <class T, uint32_t BITS>
 struct AOperand {
-  static __device__ __forceinline__ void of(uint32_t (&a)[4], const StepWords<BITS>& words, uint32_t tile) {
+  static __device__ __forceinline__ void of(uint32_t (&a)[4], const StepWords<BITS>& words, uint32_t tile,
+                                            const ZeroOffsets<T, BITS>& offsets) {
 #pragma unroll
-    for (uint32_t r = 0; r < 4; ++r) a[r] = Centered<T, BITS>::of(words.pair(tile, r));
+    for (uint32_t r = 0; r < 4; ++r) {
+      const pair_of<T> codes = {words.pair(tile, r) | IntegerPair<T>::bits};
+      a[r] = subtract_pair(codes, offsets.of_output[r % 2]).bits;
+    }
   }
+};
+
+// 4-bit codes of odd registers stand 4 bits higher, as 1024 + 16 * code: a multiplication brings them down and saves shifts.
+template <>
+struct ZeroOffsets<f16, 4> {
+  // 1024 + zero, for output g; -(64 + zero), for output g + 8.
+  pair_of<f16> even, odd;
+
+  __device__ __forceinline__ void set_middle() {
+    even.bits = 0x64086408u;
+    odd.bits = 0xd480d480u;
+  }
+
+  __device__ __forceinline__ void set(float2 zeros) {
+    even = pair_from_floats<f16>(1032.0f + zeros.x, 1032.0f + zeros.x);
+    odd = pair_from_floats<f16>(-72.0f - zeros.y, -72.0f - zeros.y);
+  }
+};
+
+template <>
+struct AOperand<f16, 4> {
+  static __device__ __forceinline__ void of(uint32_t (&a)[4], const StepWords<4>& words, uint32_t tile,
+                                            const ZeroOffsets<f16, 4>& offsets) {
+    const uint32_t lower = words.low[tile], upper = lower >> 8;
+    const auto even = [&](uint32_t word) {
+      return subtract_pair(pair_of<f16>{and_or(word, 0x000f000fu, 0x64006400u)}, offsets.even).bits;
+    };
+    const auto odd = [&](uint32_t word) {
+      const pair_of<f16> sixteenth = {0x2c002c00u};
+      return fma_pair(pair_of<f16>{and_or(word, 0x00f000f0u, 0x64006400u)}, sixteenth, offsets.odd).bits;
+    };
+    a[0] = even(lower), a[1] = odd(lower), a[2] = even(upper), a[3] = odd(upper);
+  }
+};
+
+// 8-bit codes do not fit a bf16; an f32 with exponent 2^23 holds them.
+template <>
+struct ZeroOffsets<bf16, 8> {
+  float of_output[2];
+
+  __device__ __forceinline__ void set_middle() {
+    of_output[0] = of_output[1] = 8388608.0f + 128.0f;
+  }
+
+  __device__ __forceinline__ void set(float2 zeros) {
+    of_output[0] = 8388608.0f + (128.0f + zeros.x);
+    of_output[1] = 8388608.0f + (128.0f + zeros.y);
+  }
+};
+
+template <>
+struct AOperand<bf16, 8> {
+  static __device__ __forceinline__ void of(uint32_t (&a)[4], const StepWords<8>& words, uint32_t tile,
+                                            const ZeroOffsets<bf16, 8>& offsets) {
+#pragma unroll
+    for (uint32_t r = 0; r < 4; ++r) {
+      const uint32_t pair = words.pair(tile, r);
+      const float first = __uint_as_float((pair & 0xffu) | 0x4b000000u) - offsets.of_output[r % 2];
+      const float second = __uint_as_float((pair >> 16) | 0x4b000000u) - offsets.of_output[r % 2];
+      a[r] = pair_from_floats<bf16>(first, second).bits;
+    }
+  }
+};
+
+// Floats are what they are.
+template <class T>
+struct ZeroOffsets<T, 16> {
+  __device__ __forceinline__ void set_middle() {}
 };
 
 template <class T>
 struct AOperand<T, 16> {
-  static __device__ __forceinline__ void of(uint32_t (&a)[4], const StepWords<16>& words, uint32_t) {
+  static __device__ __forceinline__ void of(uint32_t (&a)[4], const StepWords<16>& words, uint32_t, const ZeroOffsets<T, 16>&) {
 #pragma unroll
     for (uint32_t r = 0; r < 4; ++r) a[r] = words.low[r];
-  }
-};
-
-// The codes of odd registers stand 4 bits higher, 1024 + 16 * code: a multiplication brings them down and saves two shifts.
-template <>
-struct AOperand<f16, 4> {
-  static __device__ __forceinline__ void of(uint32_t (&a)[4], const StepWords<4>& words, uint32_t tile) {
-    const uint32_t lower = words.low[tile], upper = lower >> 8;
-    a[0] = even(lower), a[1] = odd(lower), a[2] = even(upper), a[3] = odd(upper);
-  }
-
- private:
-  static __device__ __forceinline__ uint32_t even(uint32_t word) {
-    const pair_of<f16> codes = {and_or(word, 0x000f000fu, 0x64006400u)};
-    return subtract_pair(codes, pair_of<f16>{0x64086408u}).bits;  // 1024 + 8
-  }
-  static __device__ __forceinline__ uint32_t odd(uint32_t word) {
-    const pair_of<f16> codes = {and_or(word, 0x00f000f0u, 0x64006400u)};
-    return fma_pair(codes, pair_of<f16>{0x2c002c00u}, pair_of<f16>{0xd480d480u}).bits;  // 1 / 16, -(64 + 8)
   }
 };

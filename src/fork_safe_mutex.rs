@@ -51,6 +51,16 @@ impl<T> ForkSafeMutex<T> {
         Ok(guard)
     }
 
+    /// Whether this process was forked from the one that created it.
+    pub(crate) fn is_forked(&self) -> bool {
+        process::id() != self.created_in
+    }
+
+    /// Whether somebody holds the lock.
+    pub(crate) fn is_locked(&self) -> bool {
+        self.mutex.is_locked()
+    }
+
     /// The lock, if it is free.
     pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         let guard = self.mutex.try_lock()?;

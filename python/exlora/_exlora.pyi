@@ -732,7 +732,7 @@ class SequenceCache:
         """
     def forward(self, /, chunks: SupportsGetItem[int, tuple[SupportsIndex, SupportsIndex, TokenIds, SupportsIndex]], adapter: Adapter | None = None) -> FloatArray:
         """
-        Computes chunks of several sequences in one step and returns the logits asked for, float32 [rows, vocab].
+        Computes chunks of several sequences and returns the logits asked for, float32 [rows, vocab].
 
         A chunk is (sequence, position of the first token, tokens, number of last tokens whose logits are returned).
         """

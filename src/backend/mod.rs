@@ -238,6 +238,14 @@ pub trait Compute: Send {
     /// `internal` if they are more than were reserved; the device failed.
     fn read_rows(&mut self, buffer: BufferId, values: &mut [f32]) -> Result<()>;
 
+    /// Bytes of memory that nobody uses, on a device where memory is committed when it is allocated; `None` elsewhere.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn free_bytes(&self) -> Result<Option<usize>> {
+        Ok(None)
+    }
+
     /// Storage of a KV cache; its contents are undefined until written.
     ///
     /// # Errors
@@ -327,6 +335,16 @@ pub trait Compute: Send {
     /// # Errors
     /// The device failed.
     fn take_kv_overflows(&mut self) -> Result<Vec<u32>>;
+
+    /// The rows of the step, ascending, that had a finite activation beyond the range of the type in which the device computes,
+    /// so far, as [`Compute::take_kv_overflows`], which is to be called first, found them; they are reported once. Where
+    /// everything is computed in f32 there are none.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn take_activation_overflows(&mut self) -> Result<Vec<u32>> {
+        Ok(Vec::new())
+    }
 
     /// `out[i] = act(gate) * up`, with `gate_up[i] = gate | up`.
     ///

@@ -40,7 +40,7 @@ pub struct LinearSource<'a> {
 }
 
 /// Element type of cached keys and values.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum KvDType {
     /// Half precision: the default.
     #[default]

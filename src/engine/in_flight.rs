@@ -7,6 +7,7 @@ use super::job::Job;
 use super::job_state::JobState;
 use super::output::Completion;
 use super::request::{MAX_SAMPLES, Request};
+use super::turns::Waiter;
 use super::{CheckedRequest, Engine};
 use crate::error::Result;
 use crate::kv_cache::PAGE_TOKENS;
@@ -28,6 +29,8 @@ pub struct Finished {
 /// Requests in flight. Dropping it ends them.
 pub struct InFlight {
     engine: Engine,
+    /// That of all its jobs.
+    waiter: Arc<Waiter>,
     running: Vec<Running>,
     held: Vec<HeldSamples>,
     finished: VecDeque<Finished>,
@@ -59,7 +62,13 @@ impl HeldSamples {
 impl InFlight {
     /// No requests yet.
     pub fn new(engine: &Engine) -> Self {
-        Self { engine: engine.clone(), running: Vec::new(), held: Vec::new(), finished: VecDeque::new() }
+        Self {
+            engine: engine.clone(),
+            waiter: Arc::default(),
+            running: Vec::new(),
+            held: Vec::new(),
+            finished: VecDeque::new(),
+        }
     }
 
     /// Whether another request should be submitted before the next result is awaited.
@@ -109,8 +118,7 @@ impl InFlight {
             }
             between_steps()?;
             let is_ready = || self.running.iter().any(|running| running.job.state().has_output());
-            // While this thread waited for its turn, another thread's step may have produced chunks.
-            self.engine.core.step_unless(is_ready)?;
+            self.engine.core.step_unless(&self.waiter, is_ready)?;
             self.take_chunks();
         }
     }
@@ -140,7 +148,7 @@ impl InFlight {
     }
 
     fn start(&mut self, index: usize, request: &CheckedRequest, sample: usize) -> Arc<JobState> {
-        let job = self.engine.start(request, sample);
+        let job = self.engine.start(request, sample, &self.waiter);
         let state = Arc::clone(job.state());
         let adapters = &request.request.adapters;
         let adapters = adapters.iter().map(|(adapter, weight)| (adapter.label(), *weight)).collect();

@@ -46,8 +46,8 @@ impl Job {
                 return Ok(None);
             }
             between_steps()?;
-            // While this thread waited for its turn, another thread's step may have produced the chunk.
-            self.core.step_unless(|| self.state.has_output() || self.state.is_finished())?;
+            let is_ready = || self.state.has_output() || self.state.is_finished();
+            self.core.step_unless(self.state.waiter(), is_ready)?;
         }
     }
 

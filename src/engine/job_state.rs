@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 use super::output::Chunk;
+use super::turns::Waiter;
 use crate::adapter::pool::AdapterLease;
 use crate::error::{Error, Result};
 
@@ -29,6 +30,8 @@ pub(super) struct JobState {
     number: u64,
     cancelled: Arc<CancelledJobs>,
     mailbox: Mutex<Mailbox>,
+    /// Woken when there is output.
+    waiter: Arc<Waiter>,
     is_cancelled: AtomicBool,
     /// Prompt tokens whose keys and values are in the cache.
     prefilled: AtomicUsize,
@@ -45,8 +48,14 @@ struct Mailbox {
 
 impl JobState {
     /// The state of the engine's job `number`, which adds itself to `cancelled` if it is.
-    pub(super) fn new(number: u64, leases: Vec<AdapterLease>, cancelled: &Arc<CancelledJobs>) -> Arc<Self> {
+    pub(super) fn new(
+        number: u64,
+        leases: Vec<AdapterLease>,
+        waiter: &Arc<Waiter>,
+        cancelled: &Arc<CancelledJobs>,
+    ) -> Arc<Self> {
         Arc::new(Self {
+            waiter: Arc::clone(waiter),
             number,
             cancelled: Arc::clone(cancelled),
             mailbox: Mutex::new(Mailbox { leases, ..Mailbox::default() }),
@@ -91,6 +100,11 @@ impl JobState {
         self.number
     }
 
+    /// What wakes the thread that waits for its output.
+    pub(super) fn waiter(&self) -> &Arc<Waiter> {
+        &self.waiter
+    }
+
     pub(super) fn cancel(&self) {
         if !self.is_cancelled.swap(true, Ordering::AcqRel) {
             self.cancelled.0.lock().push(self.number);
@@ -110,6 +124,8 @@ impl JobState {
         let mut mailbox = self.mailbox.lock();
         mailbox.is_closed = chunk.finish.is_some();
         mailbox.chunks.push_back(chunk);
+        drop(mailbox);
+        self.waiter.wake();
     }
 
     /// Ends the request with an error, unless it has ended. Its leases end too: nothing of it will run again.
@@ -120,5 +136,7 @@ impl JobState {
             mailbox.error = Some(error);
             mailbox.leases.clear();
         }
+        drop(mailbox);
+        self.waiter.wake();
     }
 }

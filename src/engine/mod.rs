@@ -6,6 +6,8 @@
 
 mod as_completed;
 mod engine_core;
+#[cfg(test)]
+mod faulty_compute;
 mod generate;
 mod generation_config;
 mod in_flight;
@@ -22,6 +24,7 @@ mod sequence;
 mod sequence_cache;
 mod stats;
 mod text;
+mod turns;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -32,21 +35,23 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::kv_cache::{PAGE_TOKENS, pages_for};
 use crate::model::{Model, ModelOptions, Progress};
 use engine_core::EngineCore;
+use job_state::JobState;
 use output::no_memory_for_logits;
 use request::lease_all;
 use scheduler::Scheduler;
 use seed::sample_seed;
 use sequence::{DecodeState, Purpose, Sequence, SequencePlan};
 use text::{Detokenizer, RequestTokenizer, StopStrings};
+use turns::Waiter;
 
 pub use as_completed::AsCompleted;
 pub use generate::{Refused, with_index};
 pub use generation_config::{GenerationConfig, GenerationConfigSource};
 pub use in_flight::{Finished, InFlight, samples_of};
 pub use job::{CancelHandle, Job};
-pub use options::{DEFAULT_KV_TOKENS, EngineOptions};
+pub use options::{DEFAULT_KV_TOKENS, DEFAULT_PREFILL_CHUNK, EngineOptions};
 pub use output::{Chunk, Completion, Finish, FinishReason, Logits, StopMatch, TokenLogprobs, Usage};
-pub use request::{AdapterRef, MAX_SAMPLES, Prompt, Request, Stop};
+pub use request::{AdapterRef, MAX_SAMPLES, MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, Prompt, Request, Stop};
 pub use sampler::{Sampled, Sampler};
 pub use sampling_params::SamplingParams;
 pub use seed::random_seed;
@@ -104,33 +109,39 @@ impl Engine {
             max_seq_len: options.max_seq_len,
             adapter_limits: options.adapter_limits,
         };
-        if let Some(source) = &options.generation_config {
-            // An unusable one is reported before the model takes its time to load.
-            GenerationConfig::read(source, dir)?;
-        }
+        // An unusable one is reported before the model takes its time to load.
+        let generation_config = GenerationConfig::read(options.generation_config.as_ref(), dir)?;
         let model = Model::load(dir, &model_options, progress)?;
         let tokenizer = Tokenizer::open(dir)?.map(Arc::new);
-        Self::from_model(model, tokenizer, options)
+        Self::with_generation_config(model, tokenizer, &options, generation_config)
     }
 
     /// An engine with its own KV cache over a loaded model, which other engines may share.
     ///
     /// # Errors
     /// `memory_exhausted`; `request_invalid` or `model_feature_unsupported` for `max_seq_len`; for the generation config
-    /// `checkpoint_not_found`, `model_config_invalid`, `sampling_invalid` or `setting_unsupported`.
+    /// `checkpoint_not_found`, `model_config_invalid`, `sampling_invalid`, `request_invalid` or `setting_unsupported`.
     pub fn from_model(model: Arc<Model>, tokenizer: Option<Arc<Tokenizer>>, options: EngineOptions) -> Result<Self> {
+        let generation_config = GenerationConfig::read(options.generation_config.as_ref(), model.path())?;
+        Self::with_generation_config(model, tokenizer, &options, generation_config)
+    }
+
+    fn with_generation_config(
+        model: Arc<Model>,
+        tokenizer: Option<Arc<Tokenizer>>,
+        options: &EngineOptions,
+        generation_config: GenerationConfig,
+    ) -> Result<Self> {
         let max_seq_len = match options.max_seq_len {
             Some(asked) => model.config().max_seq_len(Some(asked))?,
             None => model.max_seq_len(),
         };
-        let kv_tokens = options.kv_tokens.unwrap_or(DEFAULT_KV_TOKENS.max(options.max_seq_len.unwrap_or(0)));
-        let pages = pages_for(kv_tokens.max(1));
-        let generation_config = match &options.generation_config {
-            Some(source) => GenerationConfig::read(source, model.path())?,
-            None => GenerationConfig::default(),
+        let pages = match options.kv_tokens {
+            Some(tokens) => pages_for(tokens.max(1)),
+            None => default_kv_pages(&model, options, max_seq_len)?,
         };
         generation_config.check(model.config().vocab_size, max_seq_len.min(pages * PAGE_TOKENS))?;
-        let scheduler = Scheduler::new(model.create_kv(pages, options.kv_dtype)?, &options)?;
+        let scheduler = Scheduler::new(model.create_kv(pages, options.kv_dtype)?, options)?;
         Ok(Self {
             core: Arc::new(EngineCore::new(model, scheduler)),
             tokenizer,
@@ -232,7 +243,7 @@ impl Engine {
                 .with_found(request.n)
                 .with_hint("submit the request several times, or use generate or as_completed"));
         }
-        Ok(self.start(&self.check(request)?, 0))
+        Ok(self.start(&self.check(request)?, 0, &Arc::default()))
     }
 
     /// Checks a request, leases its adapters, encodes its prompt and draws its seed.
@@ -247,17 +258,18 @@ impl Engine {
             None if request.sampling.is_greedy() => 0,
             None => random_seed()?,
         };
-        let decode = self.decode_state(&request, &tokens, &tokenizer, self.max_tokens_of(&plan))?;
+        let decode = self.decode_state(&request, &tokens, &tokenizer, &plan)?;
         Ok(CheckedRequest { request, prompt: tokens.into(), mixture, plan, decode, seed })
     }
 
-    /// Queues a sample of a request.
-    fn start(&self, checked: &CheckedRequest, sample: usize) -> Job {
+    /// Queues a sample of a request, whose output `waiter` waits for.
+    fn start(&self, checked: &CheckedRequest, sample: usize, waiter: &Arc<Waiter>) -> Job {
         let seed = sample_seed(checked.seed, sample);
         let mut decode = checked.decode.clone();
         decode.sampling.seed = Some(seed);
-        let (mixture, plan) = (checked.mixture.clone(), checked.plan.clone());
-        self.enqueue(Arc::clone(&checked.prompt), mixture, plan, Purpose::Generate(Box::new(decode)), seed)
+        let state = self.core.new_job(checked.mixture.clone().into_leases(), waiter);
+        let (prompt, plan) = (Arc::clone(&checked.prompt), checked.plan.clone());
+        self.enqueue(state, prompt, plan, Purpose::Generate(Box::new(decode)), seed)
     }
 
     /// Computes one step for all requests; `false` if there was nothing to do.
@@ -295,7 +307,8 @@ impl Engine {
         let mut values = Vec::new();
         let size = tokens_len.checked_mul(vocab).ok_or_else(no_memory_for_logits)?;
         values.try_reserve_exact(size).map_err(|_| no_memory_for_logits())?;
-        let mut job = self.enqueue(tokens.into(), mixture, plan, Purpose::PromptLogits(values), 0);
+        let state = self.core.new_job(mixture.into_leases(), &Arc::default());
+        let mut job = self.enqueue(state, tokens.into(), plan, Purpose::PromptLogits(values), 0);
         let mut values = Vec::new();
         while let Some(chunk) = job.next_chunk_with(between_steps)? {
             values = chunk.logits;
@@ -383,12 +396,10 @@ impl Engine {
     fn plan(&self, mixture: &Mixture, tokens: &[u32]) -> Result<SequencePlan> {
         let model = self.model();
         mixture.check_tokens(tokens, model.config().vocab_size)?;
-        let kv_groups = model.kv_groups_of(mixture.layers());
         let plan = SequencePlan {
             forward: mixture.forward_plan(tokens),
-            kv_groups,
-            // A layer map that needs several KV groups has that many times the base's layers.
-            row_cost: (1 + mixture.rank_sum() / model.config().hidden_size.max(1)) * kv_groups,
+            kv_groups: model.kv_groups_of(mixture.layers()),
+            row_cost: model.row_cost(mixture),
             vocab: mixture.head_rows(model.config().vocab_size),
         };
         self.check_length(tokens.len(), &plan)?;
@@ -426,13 +437,13 @@ impl Engine {
             .with_hint(hint))
     }
 
-    /// How a request whose sequence can reach `max_tokens` positions is decoded, from the end of its prompt on.
+    /// How a request is decoded, from the end of its prompt on.
     fn decode_state(
         &self,
         request: &Request,
         prompt: &[u32],
         text: &RequestTokenizer,
-        max_tokens: usize,
+        plan: &SequencePlan,
     ) -> Result<DecodeState> {
         let mut stop_ids = Vec::new();
         if request.stop_at_eos {
@@ -444,12 +455,13 @@ impl Engine {
         for stop in &request.stop {
             match stop {
                 Stop::Token(id) => stop_ids.push(*id),
-                Stop::Text(text) if text.is_empty() => {
-                    return Err(Error::new(ErrorCode::RequestInvalid, "a stop string is empty"));
-                }
                 Stop::Text(text) => stop_texts.push(text.clone()),
             }
         }
+        // However many a request lists, it has no more than the vocabulary.
+        stop_ids.sort_unstable();
+        stop_ids.dedup();
+        stop_ids.retain(|&id| (id as usize) < plan.vocab);
         let mut stop_string_ids = Vec::new();
         let text = match &text.tokenizer {
             Some(tokenizer) => {
@@ -466,7 +478,7 @@ impl Engine {
         Ok(DecodeState {
             sampling: request.sampling.clone(),
             // The last token is never computed, so it needs no position.
-            max_tokens: prompt.len().saturating_add(request.max_new_tokens).min(max_tokens + 1),
+            max_tokens: prompt.len().saturating_add(request.max_new_tokens).min(self.max_tokens_of(plan) + 1),
             min_new_tokens: request.min_new_tokens,
             stop_ids,
             stop_string_ids,
@@ -476,12 +488,28 @@ impl Engine {
         })
     }
 
-    fn enqueue(&self, prompt: Arc<[u32]>, mixture: Mixture, plan: SequencePlan, purpose: Purpose, seed: u64) -> Job {
-        let state = self.core.new_job(mixture.into_leases());
+    fn enqueue(
+        &self,
+        state: Arc<JobState>,
+        prompt: Arc<[u32]>,
+        plan: SequencePlan,
+        purpose: Purpose,
+        seed: u64,
+    ) -> Job {
         let sequence = Sequence::new(Arc::clone(&state), purpose, prompt.to_vec(), plan);
         self.core.submit(sequence);
         Job::new(Arc::clone(&self.core), state, prompt, seed)
     }
+}
+
+/// KV pages where the caller names no number of tokens: on a device of its own memory what that holds, but no more than all
+/// rows at their longest need.
+fn default_kv_pages(model: &Model, options: &EngineOptions, max_seq_len: usize) -> Result<usize> {
+    let Some(free) = model.kv_pages_in_free_memory(options.kv_dtype)? else {
+        return Ok(pages_for(DEFAULT_KV_TOKENS.max(options.max_seq_len.unwrap_or(0))));
+    };
+    let most = options.max_rows.max(1).saturating_mul(pages_for(max_seq_len));
+    Ok(free.min(most).max(1))
 }
 
 impl std::fmt::Debug for Engine {

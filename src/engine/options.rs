@@ -8,6 +8,9 @@ use crate::model::Device;
 /// Tokens that the KV cache of an engine holds by default.
 pub const DEFAULT_KV_TOKENS: usize = 8192;
 
+/// Largest number of prompt tokens in one step by default.
+pub const DEFAULT_PREFILL_CHUNK: usize = 512;
+
 /// Options of [`Engine::load`](crate::Engine::load).
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
@@ -21,7 +24,8 @@ pub struct EngineOptions {
     /// scaling; a longer one is allowed, except with dynamic rope scaling.
     pub max_seq_len: Option<usize>,
     /// Tokens that the KV cache holds over all requests; by default [`DEFAULT_KV_TOKENS`], or `max_seq_len` if that is more.
-    /// Memory is committed as it is used.
+    /// Memory is committed as it is used. On a device with memory of its own the default is what its free memory holds, but at
+    /// most `max_rows` sequences of the longest length.
     pub kv_tokens: Option<usize>,
     /// Largest number of requests that run at once; others wait.
     pub max_rows: usize,
@@ -46,7 +50,7 @@ impl Default for EngineOptions {
             max_seq_len: None,
             kv_tokens: None,
             max_rows: 32,
-            prefill_chunk: 512,
+            prefill_chunk: DEFAULT_PREFILL_CHUNK,
             prefix_cache: true,
             generation_config: None,
             adapter_limits: AdapterLimits::default(),

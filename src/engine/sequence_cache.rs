@@ -3,11 +3,16 @@
 //! Each sequence owns its pages permanently, sequence `i` the pages `i * n .. (i + 1) * n`: nothing is shared. So a caller may
 //! return to any earlier position and continue from there. The tokens are kept too, because an aLoRA adapter acts from the
 //! last place where its invocation appears in them.
+//!
+//! However many tokens are computed at once, a step has no more of them than the scheduler's steps have prompt tokens, and
+//! the result is the same bit by bit.
 
 use std::sync::Arc;
 
-use super::output::Logits;
+use super::options::DEFAULT_PREFILL_CHUNK;
+use super::output::{Logits, no_memory_for_logits};
 use super::request::{AdapterRef, lease_all};
+use crate::adapter::mixture::Mixture;
 use crate::backend::{KvDType, KvShape};
 use crate::error::{Error, ErrorCode, Result};
 use crate::kv_cache::{PAGE_TOKENS, pages_for};
@@ -46,7 +51,11 @@ pub struct SequenceCache {
     sequences: Vec<CachedSequence>,
     /// Storage of each KV group; more are added for the first adapter whose layer map needs them.
     kv_groups: Vec<KvStorage>,
+    /// Largest number of tokens in one step, in rows of the base.
+    prefill_chunk: usize,
     batch: StepBatch,
+    /// Logits of one step.
+    logits: Vec<f32>,
 }
 
 #[derive(Default)]
@@ -87,8 +96,18 @@ impl SequenceCache {
             pages_per_sequence,
             sequences: cached,
             kv_groups: vec![storage],
+            prefill_chunk: DEFAULT_PREFILL_CHUNK,
             batch: StepBatch::default(),
+            logits: Vec::new(),
         })
+    }
+
+    /// Computes at most this many tokens in one step, as [`EngineOptions::prefill_chunk`](crate::EngineOptions) counts them;
+    /// by default [`DEFAULT_PREFILL_CHUNK`]. The results are the same.
+    #[must_use]
+    pub fn with_prefill_chunk(mut self, tokens: usize) -> Self {
+        self.prefill_chunk = tokens.max(1);
+        self
     }
 
     /// Sets the tokens of a sequence from a position on, before they are computed in several steps, so that an invocation is
@@ -106,15 +125,28 @@ impl SequenceCache {
         Ok(())
     }
 
-    /// Computes chunks of several sequences in one step and returns the logits asked for, in the order of the chunks. All rows
-    /// have the same mixture of adapters.
+    /// Computes chunks of several sequences, in as many steps as they need, and returns the logits asked for, in the order of
+    /// the chunks. All rows have the same mixture of adapters.
     ///
     /// # Errors
     /// `adapter_*` as for [`Engine::submit`](crate::Engine::submit); `prompt_empty`, `prompt_too_long`, `request_invalid`,
-    /// `token_out_of_range`; `kv_overflow`; the device failed.
+    /// `token_out_of_range`; `kv_overflow`; `memory_exhausted`; the device failed.
     pub fn forward(&mut self, chunks: &[SequenceChunk<'_>], adapters: &[(AdapterRef, f32)]) -> Result<Logits> {
+        self.forward_with(chunks, adapters, &mut || Ok(()))
+    }
+
+    /// As [`SequenceCache::forward`]; an error from `between_steps` (Ctrl-C) ends it.
+    ///
+    /// # Errors
+    /// As [`SequenceCache::forward`], and what `between_steps` returned.
+    pub fn forward_with(
+        &mut self,
+        chunks: &[SequenceChunk<'_>],
+        adapters: &[(AdapterRef, f32)],
+        between_steps: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Logits> {
         self.check(chunks)?;
-        // The mixture holds its leases until the step is over.
+        // The mixture holds its leases until the last step is over.
         let mixture = lease_all(adapters, &self.model)?;
         let vocab = self.model.config().vocab_size;
         for chunk in chunks {
@@ -123,31 +155,45 @@ impl SequenceCache {
         while self.kv_groups.len() < self.model.kv_groups_of(mixture.layers()) {
             self.kv_groups.push(self.model.create_kv(self.shape.pages, self.shape.dtype)?);
         }
-        // One table of pages serves all KV groups, each of which has storage of its own.
-        self.batch.begin(mixture.layers(), 1, mixture.head_rows(vocab));
+        let (tokens, vocab) = (chunks.iter().map(|chunk| chunk.logits).sum::<usize>(), mixture.head_rows(vocab));
+        let mut values = Vec::new();
+        values.try_reserve_exact(tokens.saturating_mul(vocab)).map_err(|_| no_memory_for_logits())?;
+        // All of them first, so that an invocation is found wherever a step begins.
         for chunk in chunks {
-            let sequence = &mut self.sequences[chunk.sequence];
-            sequence.write(chunk.position, chunk.tokens);
+            self.sequences[chunk.sequence].write(chunk.position, chunk.tokens);
+        }
+        for step in split_into_steps(chunks, self.prefill_chunk / self.model.row_cost(&mixture)) {
+            between_steps()?;
+            self.step(&step, &mixture, vocab)?;
+            values.extend_from_slice(&self.logits);
+        }
+        Ok(Logits { tokens, values, vocab })
+    }
+
+    /// Computes chunks in one step.
+    fn step(&mut self, chunks: &[SequenceChunk<'_>], mixture: &Mixture, vocab: usize) -> Result<()> {
+        // One table of pages serves all KV groups, each of which has storage of its own.
+        self.batch.begin(mixture.layers(), 1, vocab);
+        for &SequenceChunk { sequence, tokens, position, logits } in chunks {
+            let sequence = &self.sequences[sequence];
             let spans = mixture.along(&sequence.tokens);
-            let SequenceChunk { position, tokens, logits, .. } = *chunk;
             let rows = SequenceRows { tokens, position, pages: &sequence.pages, logits };
             self.batch.push_sequence(rows, spans.over(position..position + tokens.len()));
         }
         self.batch.finish();
-        let (mut values, vocab) = (Vec::new(), self.batch.logit_width());
         let storages: Vec<&KvStorage> = self.kv_groups.iter().collect();
-        self.model.forward(&mut self.batch, &storages, &mut values)?;
+        self.model.forward(&mut self.batch, &storages, &mut self.logits)?;
         let mut end = 0;
         for chunk in chunks {
             let rows = end..end + chunk.tokens.len();
             end = rows.end;
             let of_sequence = |error: Error| error.with_subject(format!("sequence {}", chunk.sequence));
-            self.batch.check_kv(rows).map_err(of_sequence)?;
+            self.batch.check_overflows(rows).map_err(of_sequence)?;
         }
         for chunk in chunks {
             self.sequences[chunk.sequence].computed = chunk.position + chunk.tokens.len();
         }
-        Ok(Logits { tokens: values.len() / vocab.max(1), values, vocab })
+        Ok(())
     }
 
     /// Largest number of tokens of a sequence.
@@ -208,5 +254,105 @@ impl CachedSequence {
             self.tokens.truncate(position);
             self.tokens.extend_from_slice(tokens);
         }
+    }
+}
+
+/// Splits chunks, in their order, into steps of at most `rows` tokens, or of one.
+fn split_into_steps<'a>(chunks: &[SequenceChunk<'a>], rows: usize) -> Vec<Vec<SequenceChunk<'a>>> {
+    let rows = rows.max(1);
+    let (mut steps, mut step, mut room) = (Vec::new(), Vec::new(), rows);
+    for &(mut chunk) in chunks {
+        while chunk.tokens.len() > room {
+            let (tokens, rest) = chunk.tokens.split_at(room);
+            if !tokens.is_empty() {
+                step.push(SequenceChunk { tokens, logits: chunk.logits.saturating_sub(rest.len()), ..chunk });
+            }
+            chunk = SequenceChunk {
+                position: chunk.position + tokens.len(),
+                tokens: rest,
+                logits: chunk.logits.min(rest.len()),
+                ..chunk
+            };
+            steps.push(std::mem::take(&mut step));
+            room = rows;
+        }
+        room -= chunk.tokens.len();
+        step.push(chunk);
+    }
+    steps.push(step);
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::faulty_compute::FaultyCompute;
+    use crate::{Engine, EngineOptions};
+
+    fn engine() -> Engine {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/quill-4m");
+        Engine::load(folder, EngineOptions::default()).expect("the bundled model loads")
+    }
+
+    #[test]
+    fn a_step_has_no_more_tokens_than_asked_for() {
+        let tokens: Vec<u32> = (0..12).collect();
+        let chunk =
+            |sequence, position, len, logits| SequenceChunk { sequence, position, tokens: &tokens[..len], logits };
+        let chunks = [chunk(0, 0, 7, 5), chunk(1, 3, 0, 0), chunk(2, 9, 2, 1), chunk(3, 0, 12, 1)];
+        let shape = |rows| -> Vec<Vec<_>> {
+            let of = |chunk: &SequenceChunk<'_>| (chunk.sequence, chunk.position, chunk.tokens.to_vec(), chunk.logits);
+            split_into_steps(&chunks, rows).iter().map(|step| step.iter().map(of).collect()).collect()
+        };
+        let part = |sequence, position, tokens: &[u32], logits| (sequence, position, tokens.to_vec(), logits);
+        let expected = [
+            vec![part(0, 0, &[0, 1, 2, 3], 2)],
+            vec![part(0, 4, &[4, 5, 6], 3), part(1, 3, &[], 0), part(2, 9, &[0], 0)],
+            vec![part(2, 10, &[1], 1), part(3, 0, &[0, 1, 2], 0)],
+            vec![part(3, 3, &[3, 4, 5, 6], 0)],
+            vec![part(3, 7, &[7, 8, 9, 10], 0)],
+            vec![part(3, 11, &[11], 1)],
+        ];
+        assert_eq!(shape(4), expected);
+        assert_eq!(shape(21).len(), 1);
+        assert_eq!(shape(0).len(), 21);
+    }
+
+    #[test]
+    fn a_long_input_is_computed_in_steps_of_the_default_size() {
+        let (engine, faulty) = (engine(), engine());
+        // Larger steps fail.
+        let max_rows = DEFAULT_PREFILL_CHUNK;
+        faulty.model().wrap_compute(|inner| Box::new(FaultyCompute { inner, max_rows }));
+        let tokens: Vec<u32> = (0..700).map(|i| 3 + i * i % 1900).collect();
+        let (long, short) = (&tokens[..], &tokens[500..]);
+        let chunk = |sequence, tokens, logits| SequenceChunk { sequence, position: 0, tokens, logits };
+        let mut cache = SequenceCache::new(faulty.model().clone(), 2, 700, KvDType::F16).expect("a cache");
+        let logits = cache.forward(&[chunk(0, long, 300), chunk(1, short, 2)], &[]).expect("in several steps");
+        let whole = |tokens: &[u32]| engine.logits(&tokens.to_vec().into(), &[]).expect("logits").values;
+        let (long, short, vocab) = (whole(long), whole(short), logits.vocab);
+        assert_eq!(logits.tokens, 302);
+        assert!(logits.values[..300 * vocab] == long[400 * vocab..]);
+        assert!(logits.values[300 * vocab..] == short[198 * vocab..]);
+    }
+
+    #[test]
+    fn an_interrupted_input_can_be_computed_again() {
+        let engine = engine();
+        let mut cache =
+            SequenceCache::new(engine.model().clone(), 1, 64, KvDType::F16).expect("a cache").with_prefill_chunk(10);
+        let tokens: Vec<u32> = (3..43).collect();
+        let chunk = |position: usize| [SequenceChunk { sequence: 0, position, tokens: &tokens[position..], logits: 1 }];
+        let mut steps = 0;
+        let mut interrupt = || {
+            steps += 1;
+            if steps == 3 { Err(Error::new(ErrorCode::Interrupted, "Ctrl-C was pressed")) } else { Ok(()) }
+        };
+        let error = cache.forward_with(&chunk(0), &[], &mut interrupt).expect_err("interrupted");
+        assert_eq!(error.code(), ErrorCode::Interrupted);
+        // Two of four steps were computed.
+        assert_eq!(cache.forward(&chunk(21), &[]).expect_err("a gap").code(), ErrorCode::RequestInvalid);
+        let rest = cache.forward(&chunk(20), &[]).expect("the rest");
+        assert_eq!(rest, cache.forward(&chunk(0), &[]).expect("all of it"));
     }
 }

@@ -165,6 +165,8 @@ catalog! {
     ForkedWhileInUse = "forked_while_in_use", Invalid, "load the engine in the child, or fork while no request runs";
     /// A key or value is beyond the range of the KV cache's element type.
     KvOverflow = "kv_overflow", Invalid, "store keys and values in float32: kv_dtype=\"f32\"";
+    /// An activation is beyond the range of float16, in which the device computes.
+    ActivationOverflow = "activation_overflow", Invalid, "use device=\"cpu\", which computes in float32";
     /// The caller interrupted the work.
     Interrupted = "interrupted", Cancelled, "";
     /// The device is unknown or not available.

@@ -104,6 +104,7 @@ impl Decoder {
         }
         // Last, so that a device is waited for once.
         batch.kv_overflows = compute.take_kv_overflows()?;
+        batch.activation_overflows = compute.take_activation_overflows()?;
         Ok(())
     }
 

@@ -50,14 +50,15 @@ impl PySequenceCache {
         detached(py, |_| self.cache.lock().set_tokens(sequence, position, &tokens.0))
     }
 
-    /// Computes chunks of several sequences in one step and returns the logits asked for, float32 [rows, vocab].
+    /// Computes chunks of several sequences and returns the logits asked for, float32 [rows, vocab].
     ///
     /// A chunk is (sequence, position of the first token, tokens, number of last tokens whose logits are returned).
     #[pyo3(signature = (chunks, adapter=None))]
     fn forward(&self, py: Python<'_>, chunks: Vec<Chunk>, adapter: Option<MixtureArg>) -> PyResult<Floats> {
-        let logits = detached(py, |_| {
+        let logits = detached(py, |python| {
             let chunks: Vec<_> = chunks.iter().map(as_chunk).collect();
-            self.cache.lock().forward(&chunks, &adapter.unwrap_or_default().0)
+            let mixture = adapter.unwrap_or_default().0;
+            self.cache.lock().forward_with(&chunks, &mixture, &mut || python.check_signals())
         })?;
         Ok(Floats { values: logits.values, columns: Some(logits.vocab) })
     }

@@ -261,3 +261,79 @@ impl Compute for CpuCompute {
         linear::run(&mut self.pool, &context, inputs, output, &mut self.linear_scratch)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::delta::{LowRank, SiteDelta};
+    use crate::backend::cpu::kernels::dispatch::Kernels;
+    use crate::backend::cpu::kernels::isa::Isa;
+    use crate::backend::cpu::preparer::CpuPreparer;
+    use crate::backend::{AdapterPreparer, LinearSource};
+    use crate::quant::StoredWeight;
+    use crate::sites::SiteId;
+    use crate::tensor::Tensor;
+
+    const INPUTS: usize = 24;
+    const OUTPUTS: usize = 20;
+    const ROWS: usize = 7;
+
+    /// A matrix of values of either sign.
+    fn matrix(rows: usize, columns: usize, seed: usize) -> Tensor<'static> {
+        let value = |i: usize| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1000.0 - 1.0;
+        Tensor::from_f32(&[rows, columns], &(0..rows * columns).map(value).collect::<Vec<_>>())
+    }
+
+    /// What `linear` and `embed` compute for rows under adapters of ranks 40 and 3, and how many values of t they held, if
+    /// they are to hold at most `max_t`.
+    fn outputs_and_largest_t(max_t: usize) -> [(Vec<f32>, usize); 2] {
+        let mut pool = Pool::new(2).expect("threads");
+        let mut weights = BaseWeights::new(Kernels::of(Isa::detect()).expect("this machine has it"));
+        let (linear, table) = (SiteId(0), SiteId(1));
+        let (weight, embeddings) = (matrix(OUTPUTS, INPUTS, 1), matrix(ROWS, OUTPUTS, 2));
+        let source = LinearSource { site: linear, weight: StoredWeight::Dense(weight.view()), bias: None };
+        let group = weights.load_linears(&mut pool, &[source]).expect("it packs");
+        let embedding = weights.load_embedding(table, embeddings.view()).expect("it packs");
+        let weights = Arc::new(weights);
+        let mut compute = CpuCompute::new(Arc::clone(&weights), pool, Arc::new(MemoryUse::new(0)));
+        compute.linear_scratch.shrunk.max_t = max_t;
+        for (slot, rank) in [(SlotId(1), 40), (SlotId(2), 3)] {
+            let low = |inputs, seed| LowRank::new(matrix(rank, inputs, seed), matrix(OUTPUTS, rank, seed + 1), 0.1);
+            let deltas = [(linear, INPUTS), (table, ROWS)]
+                .map(|(site, inputs)| SiteDelta { low_rank: Some(low(inputs, 3 + rank)), ..SiteDelta::at(site) });
+            let preparer = CpuPreparer::new(Arc::clone(&weights), 1);
+            let prepared = preparer.prepare(&deltas, &mut || Ok(())).expect("it is prepared");
+            compute.install_adapter(slot, prepared).expect("the slot is free");
+        }
+        let (one, two) = ((SlotId(1), 1.0), (SlotId(2), -0.5));
+        let mixtures: [&[(SlotId, f32)]; ROWS] = [&[], &[one], &[two, one], &[one], &[], &[two], &[one, two]];
+        let mut batch = AdapterBatch::default();
+        batch.rebuild(mixtures);
+
+        let [x, y] = [INPUTS, OUTPUTS].map(|width| compute.create_buffer(width));
+        compute.reserve_rows(ROWS).expect("memory");
+        compute.write_rows(x, &matrix(ROWS, INPUTS, 5).view().to_f32()).expect("rows fit");
+        let result = |compute: &mut CpuCompute| {
+            let mut values = vec![0.0; ROWS * OUTPUTS];
+            compute.read_rows(y, &mut values).expect("rows are there");
+            (values, std::mem::take(&mut compute.linear_scratch.shrunk.t).len())
+        };
+        compute.linear(group, x, ROWS, &batch, y, Write::Replace).expect("it computes");
+        let linear = result(&mut compute);
+        compute.embed(embedding, &[0, 1, 2, 3, 4, 5, 6], 2.0, &batch, y).expect("it computes");
+        [linear, result(&mut compute)]
+    }
+
+    #[test]
+    fn rows_in_blocks_have_the_same_bits_and_hold_less_at_once() {
+        let whole = outputs_and_largest_t(usize::MAX);
+        for max_t in [0, 50, 100, 120] {
+            for ((values, held), (expected, all)) in outputs_and_largest_t(max_t).iter().zip(&whole) {
+                let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(values), bits(expected), "at most {max_t}");
+                // Of a single row there are at most 48 + 16.
+                assert!(*held <= max_t.max(64) && held < all, "{held} of {all} values of t, at most {max_t}");
+            }
+        }
+    }
+}

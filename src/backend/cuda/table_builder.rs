@@ -18,7 +18,7 @@ pub struct TableBuilder {
 }
 
 /// A [`StepTables`] in the buffer, and the sizes by which kernels that read it are launched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PlacedRouting {
     /// Where it begins in the buffer.
     pub offset: usize,
@@ -31,7 +31,7 @@ pub struct PlacedRouting {
 }
 
 /// An [`AttentionTables`] in the buffer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PlacedAttention {
     /// Where it begins in the buffer.
     pub offset: usize,

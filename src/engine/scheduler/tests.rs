@@ -2,133 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::adapter::batch::{AdapterBatch, SlotId};
-use crate::backend::{
-    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, KvId, KvShape, NormId, PreparedAdapter,
-    StepRows, Write,
-};
+use crate::engine::faulty_compute::{FAIL, FaultyCompute, PANIC};
 use crate::engine::job::Job;
 use crate::engine::sequence::{Purpose, Sequence};
 use crate::engine::{Engine, EngineOptions};
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{ErrorCode, Result};
 use crate::{Completion, FinishReason, Request};
-
-/// A step that contains this token panics.
-const PANIC: u32 = 2000;
-/// A step that contains this token fails.
-const FAIL: u32 = 2001;
-
-/// Computes as the backend it wraps, but fails where a test wants it to.
-struct FaultyCompute {
-    inner: Box<dyn Compute>,
-    /// Steps of more rows lack memory.
-    max_rows: usize,
-}
-
-impl Compute for FaultyCompute {
-    fn embed(
-        &mut self,
-        table: EmbeddingId,
-        tokens: &[u32],
-        multiplier: f32,
-        batch: &AdapterBatch,
-        out: BufferId,
-    ) -> Result<()> {
-        assert!(!tokens.contains(&PANIC), "this token is right out");
-        if tokens.contains(&FAIL) || tokens.len() > self.max_rows {
-            return Err(Error::new(ErrorCode::MemoryExhausted, "no memory for this step"));
-        }
-        self.inner.embed(table, tokens, multiplier, batch, out)
-    }
-
-    fn create_buffer(&mut self, width: usize) -> BufferId {
-        self.inner.create_buffer(width)
-    }
-
-    fn reserve_rows(&mut self, rows: usize) -> Result<()> {
-        self.inner.reserve_rows(rows)
-    }
-
-    fn write_rows(&mut self, buffer: BufferId, values: &[f32]) -> Result<()> {
-        self.inner.write_rows(buffer, values)
-    }
-
-    fn read_rows(&mut self, buffer: BufferId, values: &mut [f32]) -> Result<()> {
-        self.inner.read_rows(buffer, values)
-    }
-
-    fn create_kv(&mut self, shape: KvShape) -> Result<KvId> {
-        self.inner.create_kv(shape)
-    }
-
-    fn drop_kv(&mut self, kv: KvId) {
-        self.inner.drop_kv(kv);
-    }
-
-    fn install_adapter(&mut self, slot: SlotId, adapter: PreparedAdapter) -> Result<()> {
-        self.inner.install_adapter(slot, adapter)
-    }
-
-    fn drop_adapter(&mut self, slot: SlotId) {
-        self.inner.drop_adapter(slot);
-    }
-
-    fn norm(
-        &mut self,
-        weight: NormId,
-        eps: f32,
-        x: BufferId,
-        rows: usize,
-        batch: &AdapterBatch,
-        out: BufferId,
-    ) -> Result<()> {
-        self.inner.norm(weight, eps, x, rows, batch, out)
-    }
-
-    fn linear(
-        &mut self,
-        group: GroupId,
-        x: BufferId,
-        rows: usize,
-        batch: &AdapterBatch,
-        y: BufferId,
-        write: Write,
-    ) -> Result<()> {
-        self.inner.linear(group, x, rows, batch, y, write)
-    }
-
-    fn attend(
-        &mut self,
-        spec: &AttentionSpec,
-        kv: KvId,
-        rows: &StepRows,
-        batch: &AdapterBatch,
-        qkv: BufferId,
-        out: BufferId,
-    ) -> Result<()> {
-        self.inner.attend(spec, kv, rows, batch, qkv, out)
-    }
-
-    fn take_kv_overflows(&mut self) -> Result<Vec<u32>> {
-        self.inner.take_kv_overflows()
-    }
-
-    fn activate(&mut self, activation: Activation, gate_up: BufferId, rows: usize, out: BufferId) -> Result<()> {
-        self.inner.activate(activation, gate_up, rows, out)
-    }
-
-    fn head(
-        &mut self,
-        group: GroupId,
-        x: BufferId,
-        rows: &[u32],
-        batch: &AdapterBatch,
-        logits: &mut [f32],
-        stride: usize,
-    ) -> Result<()> {
-        self.inner.head(group, x, rows, batch, logits, stride)
-    }
-}
 
 fn fixture(name: &str) -> String {
     format!("{}/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"))
@@ -251,7 +130,7 @@ fn a_batch_says_which_request_failed() {
 /// Queues a sequence that is not as the engine makes them.
 fn submit_broken(engine: &Engine, break_it: impl FnOnce(&mut Sequence)) -> Job {
     let checked = engine.check(request(vec![5, 6, 7])).expect("valid");
-    let state = engine.core.new_job(checked.mixture.into_leases());
+    let state = engine.core.new_job(checked.mixture.into_leases(), &Arc::default());
     let purpose = Purpose::Generate(Box::new(checked.decode));
     let mut sequence = Sequence::new(Arc::clone(&state), purpose, checked.prompt.to_vec(), checked.plan);
     break_it(&mut sequence);

@@ -1,7 +1,9 @@
 //! The C interface of the driver: the functions cudarc calls, with the real driver's error codes.
 #![allow(non_snake_case, clippy::missing_safety_doc)]
 use exlora_ptx_emulator::exec::{self, Config, Fault, Stats};
-use exlora_ptx_emulator::ir::{Kernel, CLASSES};
+use exlora_ptx_emulator::instruction::{Class, StateSpace};
+use exlora_ptx_emulator::kernel::Kernel;
+use exlora_ptx_emulator::parser::syntax::InitialValue;
 use exlora_ptx_emulator::mem::*;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{c_char, c_void, CStr, CString};
@@ -394,7 +396,7 @@ impl State {
     fn launch(&mut self, f: H, grid: [u32; 3], block: [u32; 3], smem: u32, stream: H, params: *const *const c_void, extra: *const *const c_void, coop: bool) -> Res {
         let Some(fu) = self.funcs.get(&f) else { return INVALID_HANDLE };
         let k = fu.k.clone();
-        let (max_dyn, stat) = (fu.max_dyn, k.static_smem_hw);
+        let (max_dyn, stat) = (fu.max_dyn, k.static_shared_bytes);
         let n = block[0] as u64 * block[1] as u64 * block[2] as u64;
         let nm = &k.name;
         if grid.contains(&0) || block.contains(&0) || n > 1024 || block[2] > 64 || grid[0] > i32::MAX as u32 || grid[1] > 65535 || grid[2] > 65535 {
@@ -413,7 +415,7 @@ impl State {
         if smem + stat > 48 << 10 && smem > max_dyn {
             return self.note(INVALID_VALUE, format!("launch of {nm}: {smem} bytes of dynamic shared memory (+ {stat} static) without the opt-in attribute (allowed: {max_dyn})"));
         }
-        let mut buf = vec![0u8; k.param_bytes as usize];
+        let mut buf = vec![0u8; k.parameter_bytes as usize];
         unsafe {
             if !extra.is_null() {
                 // CU_LAUNCH_PARAM_BUFFER_POINTER 1, SIZE 2, END 0
@@ -430,14 +432,14 @@ impl State {
                     return self.note(INVALID_VALUE, format!("launch of {nm}: the parameter buffer has {size:?} bytes, the kernel takes {}", buf.len()));
                 }
                 std::ptr::copy_nonoverlapping(p, buf.as_mut_ptr(), buf.len());
-            } else if !k.params.is_empty() {
+            } else if !k.parameters.is_empty() {
                 if params.is_null() {
-                    return self.note(INVALID_VALUE, format!("launch of {nm}: no parameters, the kernel takes {}", k.params.len()));
+                    return self.note(INVALID_VALUE, format!("launch of {nm}: no parameters, the kernel takes {}", k.parameters.len()));
                 }
-                for (j, p) in k.params.iter().enumerate() {
+                for (j, p) in k.parameters.iter().enumerate() {
                     let mut a = [0usize];
-                    if !peek(params.add(j) as usize, a.as_mut_ptr() as *mut u8, 8) || !peek(a[0], buf.as_mut_ptr().add(p.off as usize), p.size as usize) {
-                        return self.note(INVALID_VALUE, format!("launch of {nm}: parameter {j} ({} bytes) of {}: the pointer {:#x} cannot be read (too few parameters?)", p.size, k.params.len(), a[0]));
+                    if !peek(params.add(j) as usize, a.as_mut_ptr() as *mut u8, 8) || !peek(a[0], buf.as_mut_ptr().add(p.offset as usize), p.bytes as usize) {
+                        return self.note(INVALID_VALUE, format!("launch of {nm}: parameter {j} ({} bytes) of {}: the pointer {:#x} cannot be read (too few parameters?)", p.bytes, k.parameters.len(), a[0]));
                     }
                 }
             }
@@ -851,7 +853,7 @@ api! {
     fn cuFuncGetAttribute(v: *mut i32, a: u32, f: H) {
         ctx!(s);
         let Some(x) = s.funcs.get(&f) else { return INVALID_HANDLE };
-        *v = match a { 0 => x.k.maxntid.map(|m| (m[0] * m[1] * m[2]) as i32).unwrap_or(1024), 1 => x.k.static_smem_hw as i32, 2 => 0, 3 => x.k.local_bytes as i32, 4 => (x.k.slots as i32).min(255), 5 | 6 => x.image_cc, 8 => x.max_dyn as i32, _ => 0 };
+        *v = match a { 0 => x.k.maxntid.map(|m| (m[0] * m[1] * m[2]) as i32).unwrap_or(1024), 1 => x.k.static_shared_bytes as i32, 2 => 0, 3 => x.k.local_bytes as i32, 4 => (x.k.register_slots as i32).min(255), 5 | 6 => x.image_cc, 8 => x.max_dyn as i32, _ => 0 };
         OK
     }
     fn cuFuncSetAttribute(f: H, a: u32, v: i32) {
@@ -859,7 +861,7 @@ api! {
         let mut optin = 0; cuattr(s, &mut optin, 97);
         let Some(x) = s.funcs.get_mut(&f) else { return INVALID_HANDLE };
         if a == 8 {
-            if v < 0 || v as u32 + x.k.static_smem_hw > optin as u32 { let st = x.k.static_smem_hw; return s.note(INVALID_VALUE, format!("dynamic shared memory of {v} bytes (+ {st} static) is above this device's limit of {optin}")) }
+            if v < 0 || v as u32 + x.k.static_shared_bytes > optin as u32 { let st = x.k.static_shared_bytes; return s.note(INVALID_VALUE, format!("dynamic shared memory of {v} bytes (+ {st} static) is above this device's limit of {optin}")) }
             x.max_dyn = v as u32;
         }
         OK
@@ -868,7 +870,7 @@ api! {
     fn cuFuncGetParamInfo(f: H, i: usize, off: *mut usize, z: *mut usize) {
         ctx!(s);
         let Some(x) = s.funcs.get(&f) else { return INVALID_HANDLE };
-        match x.k.params.get(i) { Some(p) => { if !off.is_null() { *off = p.off as usize } if !z.is_null() { *z = p.size as usize } OK } None => INVALID_VALUE }
+        match x.k.parameters.get(i) { Some(p) => { if !off.is_null() { *off = p.offset as usize } if !z.is_null() { *z = p.bytes as usize } OK } None => INVALID_VALUE }
     }
     fn cuFuncGetName(p: *mut *const c_char, f: H) { ctx!(s); let Some(x) = s.funcs.get(&f) else { return INVALID_HANDLE }; *p = CString::new(x.k.name.clone()).unwrap().into_raw(); OK }
     fn cuOccupancyMaxActiveBlocksPerMultiprocessor(n: *mut i32, f: H, b: i32, dynamic: usize) { cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(n, f, b, dynamic, 0) }
@@ -879,7 +881,7 @@ api! {
         if b <= 0 || b > 1024 { *n = 0; return INVALID_VALUE }
         // threads and shared memory; registers are the real compiler's business
         let by_t = t / ((b + 31) / 32 * 32);
-        let per = dynamic as i32 + x.k.static_smem_hw as i32 + 1024;
+        let per = dynamic as i32 + x.k.static_shared_bytes as i32 + 1024;
         *n = by_t.min(sm / per).min(32);
         OK
     }
@@ -899,7 +901,7 @@ api! {
         ctx!(s);
         let (mut sm, mut opt) = (0, 0); cuattr(s, &mut sm, 81); cuattr(s, &mut opt, 97);
         let Some(x) = s.funcs.get(&f) else { return INVALID_HANDLE };
-        *p = ((sm / n.max(1) - 1024).min(opt) - x.k.static_smem_hw as i32).max(0) as usize;
+        *p = ((sm / n.max(1) - 1024).min(opt) - x.k.static_shared_bytes as i32).max(0) as usize;
         OK
     }
     fn cuLaunchKernel(f: H, gx: u32, gy: u32, gz: u32, bx: u32, by: u32, bz: u32, sm: u32, h: H, p: *const *const c_void, x: *const *const c_void) {
@@ -998,7 +1000,7 @@ unsafe fn load(s: &mut State, m: *mut H, img: *const u8) -> Res {
         return s.note(NO_BINARY, "this is a fat binary; the emulated driver executes PTX only".into());
     }
     let text = CStr::from_ptr(img as *const c_char).to_string_lossy();
-    let ast = match exlora_ptx_emulator::parse::parse(&text) {
+    let ast = match exlora_ptx_emulator::parser::parse(&text) {
         Ok(a) => a,
         Err(e) => return s.note(INVALID_PTX, e),
     };
@@ -1010,38 +1012,39 @@ unsafe fn load(s: &mut State, m: *mut H, img: *const u8) -> Res {
         return s.note(NO_BINARY, format!("the PTX is for {}, the device is {}.{}", ast.target, s.cc.0, s.cc.1));
     }
     let mut g: HashMap<String, (u64, u64)> = HashMap::new();
-    for v in &ast.vars {
-        if v.space == "shared" || v.external {
+    for v in &ast.variables {
+        if v.space == StateSpace::Shared || v.is_external {
             continue;
         }
-        let n = v.size.max(1);
+        let n = v.bytes.max(1);
         let Some(a) = s.mem.alloc(n, &format!("module variable {}", v.name)) else { return OOM };
         std::ptr::write_bytes(a as *mut u8, 0, n as usize);
         s.mem.set_shadow(a, n, S_INIT);
-        g.insert(v.name.clone(), (a, v.size));
+        g.insert(v.name.clone(), (a, v.bytes));
     }
-    for v in &ast.vars {
+    for v in &ast.variables {
         let Some(&(a, _)) = g.get(&v.name) else { continue };
-        for (o, z, i) in &v.init {
+        for exlora_ptx_emulator::parser::syntax::Initializer { offset: o, bytes: z, value: i } in &v.initializers {
             let x = match i {
-                exlora_ptx_emulator::parse::Init::Bits(b) => *b,
-                exlora_ptx_emulator::parse::Init::Addr(n, add) => g.get(n).map(|x| (x.0 as i64 + add) as u64).unwrap_or(0),
+                InitialValue::Bits(b) => *b,
+                InitialValue::Address { symbol: n, offset: add } => g.get(n).map(|x| (x.0 as i64 + add) as u64).unwrap_or(0),
             };
             std::ptr::copy_nonoverlapping(x.to_le_bytes().as_ptr(), (a + o) as *mut u8, *z as usize);
         }
     }
+    let addresses = g.iter().map(|(name, variable)| (name.clone(), variable.0)).collect();
     let mut funcs = vec![];
-    for f in &ast.funcs {
-        if !f.entry || f.body.is_none() {
+    for f in &ast.functions {
+        if !f.is_entry || f.body.is_none() {
             continue;
         }
-        match exlora_ptx_emulator::lower::lower(&ast, f, &g) {
+        match exlora_ptx_emulator::lowering::lower(&ast, f, &addresses) {
             Ok(k) => {
                 for w in &k.warnings {
                     s.warn(format!("warning: {w}"));
                 }
                 let h = s.id();
-                let max_dyn = (48u32 << 10).saturating_sub(k.static_smem_hw);
+                let max_dyn = (48u32 << 10).saturating_sub(k.static_shared_bytes);
                 s.funcs.insert(h, Function { k: Arc::new(k), max_dyn, image_cc: t });
                 funcs.push(h);
             }
@@ -1117,7 +1120,7 @@ pub unsafe extern "C" fn emulated_cuda_report() -> Res {
         if s.cfg.stats {
             eprintln!("  global: {} B loaded, {} B stored, {} sectors of 32 B; cp.async {} B; shared: {} accesses, {} extra bank cycles", t.ld_bytes, t.st_bytes, t.sectors, t.async_bytes, t.shared_acc, t.bank_extra);
         }
-        let c: Vec<String> = (0..18).filter(|&k| t.class[k] > 0).map(|k| format!("{} {}", CLASSES[k], t.class[k])).collect();
+        let c: Vec<String> = (0..18).filter(|&k| t.class[k] > 0).map(|k| format!("{} {}", Class::NAMES[k], t.class[k])).collect();
         eprintln!("  lanes by class: {}", c.join(", "));
     }
     OK

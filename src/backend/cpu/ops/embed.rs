@@ -52,7 +52,7 @@ impl Embedding<'_> {
             }
         }
         let rank = |adapter: &Adapter| self.delta_of(adapter).map_or(0, EmbeddingDelta::rank);
-        for rows in row_blocks(self.routing, tokens.len(), rank) {
+        for rows in row_blocks(self.routing, tokens.len(), shrunk.max_t, rank) {
             self.shrink(tokens, &rows, shrunk)?;
             let (hidden, shrunk) = (self.table.hidden, &*shrunk);
             let out = &mut out[rows.start * stride..];

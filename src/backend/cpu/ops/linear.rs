@@ -104,7 +104,7 @@ pub(crate) fn run(
     let Context { kernels, group_index, routing, .. } = *context;
     let stack_len =
         |adapter: &Adapter| adapter.group(group_index, routing.repeat()).map_or(0, |delta| delta.stack_tiles() * LANES);
-    for rows in row_blocks(routing, inputs.rows, stack_len) {
+    for rows in row_blocks(routing, inputs.rows, scratch.shrunk.max_t, stack_len) {
         if !routing.is_base_only() {
             shrink(pool, kernels, group_index, routing, inputs, rows.clone(), &mut scratch.shrunk)?;
         }

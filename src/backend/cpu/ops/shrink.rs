@@ -16,11 +16,12 @@ use crate::error::Result;
 /// Values of t that are held at once, 64 MiB: rows under adapters of very large ranks are computed in blocks.
 const MAX_T: usize = 1 << 24;
 
-/// Splits a step's rows into consecutive blocks, nearly always one, whose t fits [`MAX_T`] or is that of one row;
-/// `len_of` is the length of an adapter's t.
+/// Splits a step's rows into consecutive blocks, nearly always one, whose t has at most `max_t` values or is that of one
+/// row; `len_of` is the length of an adapter's t.
 pub(crate) fn row_blocks<'a>(
     routing: Routing<'a>,
     rows: usize,
+    max_t: usize,
     len_of: impl Fn(&Adapter) -> usize + 'a,
 ) -> impl Iterator<Item = Range<usize>> + 'a {
     let total: usize = routing.segments().map(|(_, adapter, entries)| entries.len() * len_of(adapter)).sum();
@@ -29,10 +30,10 @@ pub(crate) fn row_blocks<'a>(
     std::iter::from_fn(move || {
         let first = Some(start).filter(|&start| start < rows)?;
         start = rows;
-        if total > MAX_T {
+        if total > max_t {
             let mut len = of_row(first);
             start = first + 1;
-            while start < rows && len + of_row(start) <= MAX_T {
+            while start < rows && len + of_row(start) <= max_t {
                 len += of_row(start);
                 start += 1;
             }
@@ -42,12 +43,19 @@ pub(crate) fn row_blocks<'a>(
 }
 
 /// The product of each adapter's stack with the rows it acts on: entry after entry of the batch.
-#[derive(Default)]
 pub(crate) struct Shrunk {
+    /// Values of t that are held at once, unless a single row has more.
+    pub(crate) max_t: usize,
     pub(crate) t: Vec<f32>,
     /// Where each entry's t begins.
     pub(crate) starts: Vec<usize>,
     tasks: Vec<ShrinkTask>,
+}
+
+impl Default for Shrunk {
+    fn default() -> Self {
+        Self { max_t: MAX_T, t: Vec::new(), starts: Vec::new(), tasks: Vec::new() }
+    }
 }
 
 impl Shrunk {
@@ -79,7 +87,7 @@ pub(crate) fn shrink(
     rows: Range<usize>,
     shrunk: &mut Shrunk,
 ) -> Result<()> {
-    let Shrunk { t, starts, tasks } = shrunk;
+    let Shrunk { t, starts, tasks, .. } = shrunk;
     let repeat = routing.repeat();
     tasks.clear();
     starts.clear();

@@ -51,13 +51,20 @@ pub static HEADERS: &[Header] = &[
     header!("element.cuh"),
     header!("expand.cuh"),
     header!("kv_cache.cuh"),
+    header!("linear_multiply.cuh"),
+    header!("linear_tiles.cuh"),
     header!("ptx.cuh"),
     header!("reduce.cuh"),
     header!("residual.cuh"),
     header!("rope.cuh"),
     header!("tables.cuh"),
+    header!("weight.cuh"),
 ];
 
+/// Products of packed weights.
+pub static LINEAR: KernelSource = source!("linear.cu", ELEMENT_TYPES);
+/// Packing of weights.
+pub static REPACK: KernelSource = source!("repack.cu", ELEMENT_TYPES);
 /// Rows of the embedding.
 pub static EMBED: KernelSource = source!("embed.cu", ONE_VARIANT);
 /// The residual stream's sums.
@@ -70,6 +77,9 @@ pub static EXPAND_LOGITS: KernelSource = source!("expand_logits.cu", ONE_VARIANT
 pub static EXPAND_ROPE_KV: KernelSource = source!("expand_rope_kv.cu", KV_TYPES);
 /// Paged attention.
 pub static ATTENTION: KernelSource = source!("attention.cu", ATTENTION_VARIANTS);
+
+/// Plain operations on rows.
+pub static ROWS: KernelSource = source!("rows.cu", ONE_VARIANT);
 
 /// The variants of attention: widest head, query heads of a pass, element type of the cache.
 const ATTENTION_VARIANTS: &[&[Define]] = &[
@@ -93,4 +103,4 @@ const ATTENTION_VARIANTS: &[&[Define]] = &[
 
 /// Every source of `cuda/`.
 pub static SOURCES: &[&KernelSource] =
-    &[&ATTENTION, &EMBED, &EXPAND_ACTIVATE, &EXPAND_LOGITS, &EXPAND_RESIDUAL, &EXPAND_ROPE_KV];
+    &[&ATTENTION, &EMBED, &EXPAND_ACTIVATE, &EXPAND_LOGITS, &EXPAND_RESIDUAL, &EXPAND_ROPE_KV, &LINEAR, &REPACK, &ROWS];

@@ -56,6 +56,16 @@ pub enum ElementType {
     Bf16,
 }
 
+impl ElementType {
+    /// The defines with which kernels are compiled for it.
+    pub fn defines(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            ElementType::F16 => &[],
+            ElementType::Bf16 => &[("ELEMENT_BF16", "1")],
+        }
+    }
+}
+
 /// A packed weight as kernels see it: the twin of `Weight` in `cuda/weight.cuh`. Pointers are device addresses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 #[repr(C)]

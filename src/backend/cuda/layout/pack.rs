@@ -82,7 +82,7 @@ impl ElementType {
     }
 
     /// The value of these bits.
-    pub(super) fn value_of(self, bits: u16) -> f32 {
+    pub fn value_of(self, bits: u16) -> f32 {
         match self {
             ElementType::F16 => f16::from_bits(bits).to_f32(),
             ElementType::Bf16 => bf16::from_bits(bits).to_f32(),

@@ -7,6 +7,9 @@ pub mod attention;
 pub mod embed;
 pub mod expand;
 pub mod kv_layout;
+pub mod linear;
+pub mod repack;
+pub mod rows;
 
 /// Most blocks along the second and third dimension of a grid.
 const MAX_GRID_ROWS: usize = 65535;
