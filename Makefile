@@ -51,7 +51,7 @@ lint: $(VENV)/.lint-tools ## Formatting and lints of Rust and Python, every comb
 
 .PHONY: test-rust
 test-rust: $(VENV)/.lint-tools ## Unit, integration and doc tests of the crate
-	cargo nextest run --features cli
+	cargo nextest run --features cli -E 'not binary(cuda)'
 	timeout 15m cargo test --quiet --doc --features cli
 
 .PHONY: test-python
@@ -77,10 +77,23 @@ test-pool: ## The thread pool model-checked with loom, and under ThreadSanitizer
 	$(TSAN) timeout 10m cargo test --quiet -p exlora-pool-check native \
 	    --target x86_64-unknown-linux-gnu --target-dir target/tsan
 
+# The CUDA driver that executes kernels on the CPU. It lies in a folder of its own, which nothing searches unless told to.
+EMULATED_DRIVER := $(CURDIR)/target/emulated_driver
+
+.PHONY: emulated-driver
+emulated-driver: ## Build the emulated CUDA driver, target/emulated_driver/libcuda.so.1
+	cargo build --quiet -p exlora-emulated-driver
+	mkdir -p $(EMULATED_DRIVER)
+	cp --update --remove-destination target/debug/libexlora_emulated_driver.so $(EMULATED_DRIVER)/libcuda.so.1
+
+.PHONY: cuda-emulated
+cuda-emulated: emulated-driver ## Run a command on the emulated CUDA driver: make cuda-emulated CMD='exlora doctor'
+	LD_LIBRARY_PATH=$(EMULATED_DRIVER)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH} $(CMD)
+
 # Each property test runs sixteen times its usual number of cases.
 .PHONY: test-long
 test-long: $(VENV)/.lint-tools ## The Rust tests with long property tests
-	PROPTEST_CASES=4096 cargo nextest run --profile slow --features cli
+	PROPTEST_CASES=4096 cargo nextest run --profile slow --features cli -E 'not binary(cuda)'
 
 .PHONY: test-python-slow
 test-python-slow: develop $(VENV)/.test-tools ## The rest of the Python tests' grids, long property tests

@@ -34,8 +34,9 @@ FACTORS = ADAPTER / "adapter_model.safetensors"
 Q_PROJ = "model.layers.0.self_attn.q_proj"
 Q_A, Q_B = (f"base_model.model.{Q_PROJ}.lora_{factor}.weight" for factor in "AB")
 
-# An unknown bug; Ctrl-C, which Python raises as KeyboardInterrupt; a fork during a step.
-UNPROVOKED = {"internal", "interrupted", "forked_while_in_use"}
+# An unknown bug; Ctrl-C, which Python raises as KeyboardInterrupt; a fork during a step; what needs a card.
+CUDA = {"activation_overflow", "cuda_unavailable", "cuda_compile_failed", "cuda_driver_failed"}
+UNPROVOKED = {"internal", "interrupted", "forked_while_in_use"} | CUDA
 
 # Tensor name -> dtype, shape, bytes.
 Tensors = dict[str, tuple[str, list[int], bytes]]

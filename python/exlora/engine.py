@@ -60,12 +60,12 @@ class Engine:
 
     model           folder with config.json and *.safetensors
     adapters        name -> folder of a PEFT LoRA adapter
-    device          "auto", "cpu", or "reference" (plain float32 math, slow)
+    device          "auto" (the CPU), "cpu", "cuda", "cuda:1", or "reference" (plain float32 math, slow)
     threads         CPU threads; all physical cores by default
     kv_dtype        "f16" or "f32"
     max_seq_len     longest prompt and output together, in tokens; by default config.json's, with its rope scaling
     kv_tokens       tokens the KV cache holds over all requests; 8192 by default, or max_seq_len if that is more; memory
-                    is committed as it is used
+                    is committed as it is used; on CUDA what the card's free memory holds
     max_batch_size  requests that run at once; others wait
     prefill_chunk   largest number of prompt tokens in one step (chunked prefill)
     prefix_cache    whether cached prefixes of prompts are reused
@@ -108,7 +108,8 @@ class Engine:
         self._path = model
         engine = _exlora.Engine(model, progress=progress, **self._options)
         self._running: tuple[_exlora.Engine, Stepper] | None = (engine, Stepper(engine))
-        self._defaults: Mapping[str, Any] = engine.request_defaults
+        self._defaults: dict[str, Any] = engine.request_defaults
+        self._default_n: int | None = self._defaults.pop("n", None)
         for name, path in (adapters or {}).items():
             self.load_adapter(name, path)
 
@@ -247,7 +248,8 @@ class Engine:
         raised, with `request_index`, and with all results in `results`. With `return_errors`, neither happens: each
         prompt has its completion or its exception in the list.
 
-        n                    number of independent samples of each prompt; if given, a prompt's result is a list of them
+        n                    number of independent samples of each prompt; if given, or set by the engine's generation
+                             config (num_return_sequences), a prompt's result is a list of them
         return_errors        whether an exception is returned in the place of its prompt's result, not raised
         progress             True for a bar on stderr, or a callable (prompts done, prompts in total)
         adapters             None for the base, a name, or an ordered mapping name -> weight; `adapter` is the same
@@ -278,6 +280,7 @@ class Engine:
         """
         if isinstance(prompts, Iterator):
             prompts = list(prompts)
+        n = self._default_n if n is None else n
         batch = batch_of(prompts)
         is_one = batch is None
         batch = [prompts] if is_one else batch
@@ -353,7 +356,7 @@ class Engine:
         batch = [prompts] if is_one else batch
         values = {"adapter": either(adapters, adapter), **keywords}
         requests = requests_of(batch, values, self._defaults, is_one=is_one)
-        samples = samples_of(n, batch, is_one=is_one)
+        samples = samples_of(self._default_n if n is None else n, batch, is_one=is_one)
         return AsCompleted(*self._opened(), requests, samples, return_errors=return_errors)
 
     @_shows_request_keywords

@@ -14,7 +14,10 @@
 //! sum over inputs, ranks or positions has one order that depends on the row alone. Batch invariance follows from that.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod reference;
+mod sorted_deltas;
 mod types;
 
 use std::any::Any;
@@ -23,7 +26,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use self::types::{
     Activation, AttentionSpec, BufferId, EmbeddingId, GroupId, KvDType, KvId, KvShape, LinearSource, NormId, Rope,
-    StepRows, Write,
+    StepInputs, StepRows, Write,
 };
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::adapter::delta::SiteDelta;
@@ -207,6 +210,16 @@ pub trait Compute: Send {
     /// A buffer of rows of `width` values; it grows to the rows of the largest step.
     fn create_buffer(&mut self, width: usize) -> BufferId;
 
+    /// Begins a step that is known as a whole, so that a device can be told in one transfer. It reserves the step's rows.
+    /// Operations that are then called with something else are as right as those of a step that began with
+    /// [`Compute::reserve_rows`].
+    ///
+    /// # Errors
+    /// `memory_exhausted`; the device failed.
+    fn begin_step(&mut self, inputs: &StepInputs<'_>) -> Result<()> {
+        self.reserve_rows(inputs.tokens.len())
+    }
+
     /// Begins a step: makes every buffer hold at least that many rows, whose contents are undefined afterwards.
     ///
     /// # Errors
@@ -224,6 +237,14 @@ pub trait Compute: Send {
     /// # Errors
     /// `internal` if they are more than were reserved; the device failed.
     fn read_rows(&mut self, buffer: BufferId, values: &mut [f32]) -> Result<()>;
+
+    /// Bytes of memory that nobody uses, on a device where memory is committed when it is allocated; `None` elsewhere.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn free_bytes(&self) -> Result<Option<usize>> {
+        Ok(None)
+    }
 
     /// Storage of a KV cache; its contents are undefined until written.
     ///
@@ -314,6 +335,16 @@ pub trait Compute: Send {
     /// # Errors
     /// The device failed.
     fn take_kv_overflows(&mut self) -> Result<Vec<u32>>;
+
+    /// The rows of the step, ascending, that had a finite activation beyond the range of the type in which the device computes,
+    /// so far, as [`Compute::take_kv_overflows`], which is to be called first, found them; they are reported once. Where
+    /// everything is computed in f32 there are none.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn take_activation_overflows(&mut self) -> Result<Vec<u32>> {
+        Ok(Vec::new())
+    }
 
     /// `out[i] = act(gate) * up`, with `gate_up[i] = gate | up`.
     ///

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::adapter::batch::AdapterBatch;
 use crate::error::{Error, ErrorCode, Result};
 use crate::quant::StoredWeight;
 use crate::sites::SiteId;
@@ -39,7 +40,7 @@ pub struct LinearSource<'a> {
 }
 
 /// Element type of cached keys and values.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum KvDType {
     /// Half precision: the default.
     #[default]
@@ -158,7 +159,7 @@ impl AttentionSpec {
 }
 
 /// The positions of a step's rows in their sequences.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StepRows {
     /// Position of each row in its sequence. Rows of a sequence are in ascending order of position.
     pub positions: Vec<u32>,
@@ -197,6 +198,21 @@ impl StepRows {
         self.positions.clear();
         self.sequences.clear();
     }
+}
+
+/// All that the operations of a step will be called with, beside weights.
+#[derive(Clone, Copy, Debug)]
+pub struct StepInputs<'a> {
+    /// Token of each row.
+    pub tokens: &'a [u32],
+    /// Adapters of each row.
+    pub adapters: &'a AdapterBatch,
+    /// Positions and pages of each row, by KV group.
+    pub kv_groups: &'a [StepRows],
+    /// Rows whose logits are wanted.
+    pub logit_rows: &'a [u32],
+    /// Adapters of each of those rows.
+    pub logit_adapters: &'a AdapterBatch,
 }
 
 /// Gate functions of a gated MLP.

@@ -51,6 +51,10 @@ impl Compute for FaultyCompute {
         self.inner.read_rows(buffer, values)
     }
 
+    fn free_bytes(&self) -> Result<Option<usize>> {
+        self.inner.free_bytes()
+    }
+
     fn create_kv(&mut self, shape: KvShape) -> Result<KvId> {
         self.inner.create_kv(shape)
     }
@@ -105,6 +109,10 @@ impl Compute for FaultyCompute {
 
     fn take_kv_overflows(&mut self) -> Result<Vec<u32>> {
         self.inner.take_kv_overflows()
+    }
+
+    fn take_activation_overflows(&mut self) -> Result<Vec<u32>> {
+        self.inner.take_activation_overflows()
     }
 
     fn activate(&mut self, activation: Activation, gate_up: BufferId, rows: usize, out: BufferId) -> Result<()> {

@@ -65,6 +65,8 @@ pub struct GenerationConfig {
     pub stop_strings: Vec<String>,
     /// Ids that end the text.
     pub eos_token_ids: Vec<u32>,
+    /// Number of samples, if not 1: `num_return_sequences`.
+    pub n: Option<usize>,
 }
 
 /// When a setting that is not supported makes no difference; null never does.
@@ -98,7 +100,6 @@ const UNSUPPORTED: &[(&str, Neutral)] = &[
     ("no_repeat_ngram_size", Neutral::At(0.0)),
     ("num_beam_groups", Neutral::At(1.0)),
     ("num_beams", Neutral::At(1.0)),
-    ("num_return_sequences", Neutral::At(1.0)),
     ("penalty_alpha", Neutral::At(0.0)),
     ("remove_invalid_values", Neutral::Off),
     ("sequence_bias", Neutral::Off),
@@ -109,11 +110,13 @@ const UNSUPPORTED: &[(&str, Neutral)] = &[
 ];
 
 impl GenerationConfig {
-    /// Reads the file that `source` means for the model in `model`. A model folder without one sets nothing.
+    /// Reads the file that `source` means for the model in `model`. No source, or a model folder without the file, sets
+    /// nothing.
     ///
     /// # Errors
     /// `checkpoint_not_found`, `model_config_invalid`, `setting_unsupported`.
-    pub fn read(source: &GenerationConfigSource, model: &Path) -> Result<Self> {
+    pub fn read(source: Option<&GenerationConfigSource>, model: &Path) -> Result<Self> {
+        let Some(source) = source else { return Ok(Self::default()) };
         let path = match source {
             GenerationConfigSource::Auto => model.join(FILE),
             GenerationConfigSource::Path(path) if path.is_dir() => path.join(FILE),
@@ -160,6 +163,7 @@ impl GenerationConfig {
             suppressed_tokens,
             stop_strings: settings.texts("stop_strings")?,
             eos_token_ids,
+            n: settings.count("num_return_sequences")?.filter(|&n| n != 1),
         })
     }
 
@@ -174,6 +178,7 @@ impl GenerationConfig {
         sampling.logit_bias.extend(self.suppressed_tokens.iter().map(|&token| (token, f32::NEG_INFINITY)));
         set(&mut request.max_new_tokens, self.new_tokens());
         set(&mut request.min_new_tokens, self.min_new_tokens);
+        set(&mut request.n, self.n);
         request.stop.extend(self.stop_strings.iter().cloned().map(Stop::Text));
     }
 
@@ -192,7 +197,7 @@ impl GenerationConfig {
         }
         let mut request = Request::new("");
         self.apply(&mut request);
-        request.sampling.check(vocab)
+        request.check(vocab)
     }
 }
 
@@ -312,13 +317,14 @@ mod tests {
         let request = request(json!({
             "do_sample": true, "temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.05, "repetition_penalty": 1.1,
             "max_new_tokens": 32, "min_new_tokens": 2, "suppress_tokens": [5], "bad_words_ids": [[7], [2]],
-            "eos_token_id": [2], "stop_strings": "end", "pad_token_id": 0, "transformers_version": "5.0.0", "num_beams": 1
+            "eos_token_id": [2], "stop_strings": "end", "pad_token_id": 0, "transformers_version": "5.0.0", "num_beams": 1,
+            "num_return_sequences": 3
         }));
         let sampling = &request.sampling;
         assert_eq!((sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p), (0.6, 0.9, 20, 0.05));
         assert_eq!(sampling.repetition_penalty, 1.1);
         assert_eq!(sampling.logit_bias, [(5, f32::NEG_INFINITY), (7, f32::NEG_INFINITY)]);
-        assert_eq!((request.max_new_tokens, request.min_new_tokens), (32, 2));
+        assert_eq!((request.max_new_tokens, request.min_new_tokens, request.n), (32, 2, 3));
         assert_eq!(request.stop, [Stop::Text("end".into())]);
     }
 
@@ -376,5 +382,13 @@ mod tests {
         }
         let out_of_range = read(json!({"top_p": 2.0, "suppress_tokens": [10]})).expect("readable");
         assert_eq!(out_of_range.check(10, 100).expect_err("refused").code(), ErrorCode::SamplingInvalid);
+        for (name, value) in [
+            ("num_return_sequences", json!(0)),
+            ("stop_strings", json!([""])),
+            ("stop_strings", json!(vec!["x"; 10_000])),
+        ] {
+            let config = read(json!({name: value})).expect("readable");
+            assert_eq!(config.check(10, 100).expect_err(name).code(), ErrorCode::RequestInvalid);
+        }
     }
 }

@@ -51,7 +51,7 @@ pub use in_flight::{Finished, InFlight, samples_of};
 pub use job::{CancelHandle, Job};
 pub use options::{DEFAULT_KV_TOKENS, DEFAULT_PREFILL_CHUNK, EngineOptions};
 pub use output::{Chunk, Completion, Finish, FinishReason, Logits, StopMatch, TokenLogprobs, Usage};
-pub use request::{AdapterRef, MAX_SAMPLES, Prompt, Request, Stop};
+pub use request::{AdapterRef, MAX_SAMPLES, MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, Prompt, Request, Stop};
 pub use sampler::{Sampled, Sampler};
 pub use sampling_params::SamplingParams;
 pub use seed::random_seed;
@@ -109,33 +109,39 @@ impl Engine {
             max_seq_len: options.max_seq_len,
             adapter_limits: options.adapter_limits,
         };
-        if let Some(source) = &options.generation_config {
-            // An unusable one is reported before the model takes its time to load.
-            GenerationConfig::read(source, dir)?;
-        }
+        // An unusable one is reported before the model takes its time to load.
+        let generation_config = GenerationConfig::read(options.generation_config.as_ref(), dir)?;
         let model = Model::load(dir, &model_options, progress)?;
         let tokenizer = Tokenizer::open(dir)?.map(Arc::new);
-        Self::from_model(model, tokenizer, options)
+        Self::with_generation_config(model, tokenizer, &options, generation_config)
     }
 
     /// An engine with its own KV cache over a loaded model, which other engines may share.
     ///
     /// # Errors
     /// `memory_exhausted`; `request_invalid` or `model_feature_unsupported` for `max_seq_len`; for the generation config
-    /// `checkpoint_not_found`, `model_config_invalid`, `sampling_invalid` or `setting_unsupported`.
+    /// `checkpoint_not_found`, `model_config_invalid`, `sampling_invalid`, `request_invalid` or `setting_unsupported`.
     pub fn from_model(model: Arc<Model>, tokenizer: Option<Arc<Tokenizer>>, options: EngineOptions) -> Result<Self> {
+        let generation_config = GenerationConfig::read(options.generation_config.as_ref(), model.path())?;
+        Self::with_generation_config(model, tokenizer, &options, generation_config)
+    }
+
+    fn with_generation_config(
+        model: Arc<Model>,
+        tokenizer: Option<Arc<Tokenizer>>,
+        options: &EngineOptions,
+        generation_config: GenerationConfig,
+    ) -> Result<Self> {
         let max_seq_len = match options.max_seq_len {
             Some(asked) => model.config().max_seq_len(Some(asked))?,
             None => model.max_seq_len(),
         };
-        let kv_tokens = options.kv_tokens.unwrap_or(DEFAULT_KV_TOKENS.max(options.max_seq_len.unwrap_or(0)));
-        let pages = pages_for(kv_tokens.max(1));
-        let generation_config = match &options.generation_config {
-            Some(source) => GenerationConfig::read(source, model.path())?,
-            None => GenerationConfig::default(),
+        let pages = match options.kv_tokens {
+            Some(tokens) => pages_for(tokens.max(1)),
+            None => default_kv_pages(&model, options, max_seq_len)?,
         };
         generation_config.check(model.config().vocab_size, max_seq_len.min(pages * PAGE_TOKENS))?;
-        let scheduler = Scheduler::new(model.create_kv(pages, options.kv_dtype)?, &options)?;
+        let scheduler = Scheduler::new(model.create_kv(pages, options.kv_dtype)?, options)?;
         Ok(Self {
             core: Arc::new(EngineCore::new(model, scheduler)),
             tokenizer,
@@ -252,7 +258,7 @@ impl Engine {
             None if request.sampling.is_greedy() => 0,
             None => random_seed()?,
         };
-        let decode = self.decode_state(&request, &tokens, &tokenizer, self.max_tokens_of(&plan))?;
+        let decode = self.decode_state(&request, &tokens, &tokenizer, &plan)?;
         Ok(CheckedRequest { request, prompt: tokens.into(), mixture, plan, decode, seed })
     }
 
@@ -431,13 +437,13 @@ impl Engine {
             .with_hint(hint))
     }
 
-    /// How a request whose sequence can reach `max_tokens` positions is decoded, from the end of its prompt on.
+    /// How a request is decoded, from the end of its prompt on.
     fn decode_state(
         &self,
         request: &Request,
         prompt: &[u32],
         text: &RequestTokenizer,
-        max_tokens: usize,
+        plan: &SequencePlan,
     ) -> Result<DecodeState> {
         let mut stop_ids = Vec::new();
         if request.stop_at_eos {
@@ -449,12 +455,13 @@ impl Engine {
         for stop in &request.stop {
             match stop {
                 Stop::Token(id) => stop_ids.push(*id),
-                Stop::Text(text) if text.is_empty() => {
-                    return Err(Error::new(ErrorCode::RequestInvalid, "a stop string is empty"));
-                }
                 Stop::Text(text) => stop_texts.push(text.clone()),
             }
         }
+        // However many a request lists, it has no more than the vocabulary.
+        stop_ids.sort_unstable();
+        stop_ids.dedup();
+        stop_ids.retain(|&id| (id as usize) < plan.vocab);
         let mut stop_string_ids = Vec::new();
         let text = match &text.tokenizer {
             Some(tokenizer) => {
@@ -471,7 +478,7 @@ impl Engine {
         Ok(DecodeState {
             sampling: request.sampling.clone(),
             // The last token is never computed, so it needs no position.
-            max_tokens: prompt.len().saturating_add(request.max_new_tokens).min(max_tokens + 1),
+            max_tokens: prompt.len().saturating_add(request.max_new_tokens).min(self.max_tokens_of(plan) + 1),
             min_new_tokens: request.min_new_tokens,
             stop_ids,
             stop_string_ids,
@@ -493,6 +500,16 @@ impl Engine {
         self.core.submit(sequence);
         Job::new(Arc::clone(&self.core), state, prompt, seed)
     }
+}
+
+/// KV pages where the caller names no number of tokens: on a device of its own memory what that holds, but no more than all
+/// rows at their longest need.
+fn default_kv_pages(model: &Model, options: &EngineOptions, max_seq_len: usize) -> Result<usize> {
+    let Some(free) = model.kv_pages_in_free_memory(options.kv_dtype)? else {
+        return Ok(pages_for(DEFAULT_KV_TOKENS.max(options.max_seq_len.unwrap_or(0))));
+    };
+    let most = options.max_rows.max(1).saturating_mul(pages_for(max_seq_len));
+    Ok(free.min(most).max(1))
 }
 
 impl std::fmt::Debug for Engine {

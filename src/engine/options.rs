@@ -24,7 +24,8 @@ pub struct EngineOptions {
     /// scaling; a longer one is allowed, except with dynamic rope scaling.
     pub max_seq_len: Option<usize>,
     /// Tokens that the KV cache holds over all requests; by default [`DEFAULT_KV_TOKENS`], or `max_seq_len` if that is more.
-    /// Memory is committed as it is used.
+    /// Memory is committed as it is used. On a device with memory of its own the default is what its free memory holds, but at
+    /// most `max_rows` sequences of the longest length.
     pub kv_tokens: Option<usize>,
     /// Largest number of requests that run at once; others wait.
     pub max_rows: usize,

@@ -102,6 +102,12 @@ pub(crate) fn lease_all(adapters: &[(AdapterRef, f32)], model: &Model) -> Result
 /// Largest number of samples of a request.
 pub const MAX_SAMPLES: usize = 1 << 16;
 
+/// Largest number of stop strings of a request: each looks at every byte of the text.
+pub const MAX_STOP_STRINGS: usize = 256;
+
+/// Largest size of a request's stop strings together, in bytes: a beginning of one may be held back and looked at again.
+pub const MAX_STOP_STRING_BYTES: usize = 16 << 10;
+
 /// What ends a text before its length limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stop {
@@ -130,7 +136,8 @@ pub struct Request {
     pub n: usize,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
-    /// What ends the text, besides the model's own end-of-sequence ids.
+    /// What ends the text, besides the model's own end-of-sequence ids: any token ids, and at most 256 strings, which may
+    /// have 16 KiB together.
     pub stop: Vec<Stop>,
     /// Whether the model's end-of-sequence ids (config.json, generation_config.json) end the text.
     pub stop_at_eos: bool,
@@ -166,7 +173,32 @@ impl Request {
                 self.logprobs,
             );
         }
+        self.check_stop_strings()?;
         self.sampling.check(vocab)
+    }
+
+    fn check_stop_strings(&self) -> Result<()> {
+        let strings = self.stop.iter().filter_map(|stop| match stop {
+            Stop::Text(text) => Some(text.len()),
+            Stop::Token(_) => None,
+        });
+        let (mut number, mut bytes) = (0, 0_usize);
+        for length in strings {
+            if length == 0 {
+                return Err(Error::new(ErrorCode::RequestInvalid, "a stop string is empty"));
+            }
+            (number, bytes) = (number + 1, bytes.saturating_add(length));
+        }
+        let too_much = |what: &str, most: usize, found: usize| {
+            Err(Error::new(ErrorCode::RequestInvalid, what).with_expected(format!("at most {most}")).with_found(found))
+        };
+        if number > MAX_STOP_STRINGS {
+            return too_much("the request has too many stop strings", MAX_STOP_STRINGS, number);
+        }
+        if bytes > MAX_STOP_STRING_BYTES {
+            return too_much("the stop strings have too many bytes together", MAX_STOP_STRING_BYTES, bytes);
+        }
+        Ok(())
     }
 
     /// A greedy request for at most 128 new tokens from the base model.
@@ -234,5 +266,36 @@ impl Request {
     pub fn logprobs(mut self, n: usize) -> Self {
         self.logprobs = n;
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_stops(stops: impl IntoIterator<Item = Stop>) -> Request {
+        Request { stop: stops.into_iter().collect(), ..Request::new("") }
+    }
+
+    #[test]
+    fn stop_strings_are_bounded_in_number_and_size() {
+        let texts = |number: usize, length: usize| (0..number).map(move |_| Stop::Text("x".repeat(length)));
+        let (most, most_bytes) = (MAX_STOP_STRINGS, MAX_STOP_STRING_BYTES);
+        for allowed in [texts(most, 1), texts(1, most_bytes), texts(most, most_bytes / most)] {
+            // Ids do not count: the model has no more than its vocabulary.
+            let stops = allowed.chain((0..1000).map(Stop::Token));
+            assert!(with_stops(stops).check(10).is_ok());
+        }
+        for (refused, found) in [
+            (texts(most + 1, 1), most + 1),
+            (texts(1, most_bytes + 1), most_bytes + 1),
+            (texts(2, most_bytes / 2 + 1), most_bytes + 2),
+        ] {
+            let error = with_stops(refused).check(10).expect_err("too much");
+            assert_eq!(error.code(), ErrorCode::RequestInvalid);
+            assert!(error.to_string().contains(&format!("found {found}")), "{error}");
+        }
+        let error = with_stops(texts(1, 0)).check(10).expect_err("empty");
+        assert!(error.to_string().contains("empty"), "{error}");
     }
 }

@@ -28,6 +28,7 @@ pub(super) struct DecodeState {
     pub max_tokens: usize,
     /// Before this number of new tokens, nothing but the length ends the text.
     pub min_new_tokens: usize,
+    /// Sorted.
     pub stop_ids: Vec<u32>,
     /// Special tokens that are stop strings. Their spelling is what ends the text, so that it is the match reported.
     pub stop_string_ids: Vec<u32>,
@@ -117,7 +118,7 @@ impl Sequence {
         let new_tokens = self.tokens.len() - self.prompt_len;
         let may_stop = new_tokens > decode.min_new_tokens;
         let mut ended = None;
-        if decode.stop_ids.contains(&sampled.id) {
+        if decode.stop_ids.binary_search(&sampled.id).is_ok() {
             ended = Some((FinishReason::Stop, Some(StopMatch::Token(sampled.id))));
         } else if let Some((detokenizer, stops)) = &mut decode.text {
             let piece = detokenizer.push(sampled.id)?;

@@ -188,7 +188,7 @@ impl SequenceCache {
             let rows = end..end + chunk.tokens.len();
             end = rows.end;
             let of_sequence = |error: Error| error.with_subject(format!("sequence {}", chunk.sequence));
-            self.batch.check_kv(rows).map_err(of_sequence)?;
+            self.batch.check_overflows(rows).map_err(of_sequence)?;
         }
         for chunk in chunks {
             self.sequences[chunk.sequence].computed = chunk.position + chunk.tokens.len();

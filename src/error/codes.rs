@@ -165,10 +165,18 @@ catalog! {
     ForkedWhileInUse = "forked_while_in_use", Invalid, "load the engine in the child, or fork while no request runs";
     /// A key or value is beyond the range of the KV cache's element type.
     KvOverflow = "kv_overflow", Invalid, "store keys and values in float32: kv_dtype=\"f32\"";
+    /// An activation is beyond the range of float16, in which the device computes.
+    ActivationOverflow = "activation_overflow", Invalid, "use device=\"cpu\", which computes in float32";
     /// The caller interrupted the work.
     Interrupted = "interrupted", Cancelled, "";
     /// The device is unknown or not available.
     DeviceUnavailable = "device_unavailable", Unsupported, "use device=\"cpu\"";
+    /// CUDA cannot be used: the driver, a card or the run-time compiler is missing or too old.
+    CudaUnavailable = "cuda_unavailable", Unsupported, "use device=\"cpu\"; `exlora doctor` shows what is missing";
+    /// A CUDA kernel could not be compiled.
+    CudaCompileFailed = "cuda_compile_failed", Internal, "please report it, with the full message and the output of `exlora doctor`";
+    /// A call of the CUDA driver failed, or a kernel did.
+    CudaDriverFailed = "cuda_driver_failed", Internal, "start the process again; if it happens again, report it with the full message";
     /// Memory for weights, adapters or the KV cache could not be allocated.
     MemoryExhausted = "memory_exhausted", Memory, "use a smaller KV cache or model";
     /// A file or stream could not be read or written.

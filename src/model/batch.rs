@@ -53,6 +53,8 @@ pub struct StepBatch {
     pub(super) logit_width: usize,
     /// Once computed: the rows that had keys or values beyond the range of the KV cache's element type.
     pub(super) kv_overflows: Vec<u32>,
+    /// Once computed: the rows that had activations beyond the range of the type in which the device computes.
+    pub(super) activation_overflows: Vec<u32>,
     /// The (slot, weight) lists of all rows, joined, and where each row's list ends.
     entries: Vec<(SlotId, f32)>,
     entry_ends: Vec<usize>,
@@ -69,6 +71,7 @@ impl StepBatch {
         self.logit_rows.clear();
         self.logit_width = logit_width;
         self.kv_overflows.clear();
+        self.activation_overflows.clear();
         self.entries.clear();
         self.entry_ends.clear();
     }
@@ -102,15 +105,22 @@ impl StepBatch {
         self.logit_adapters.rebuild(self.logit_rows.iter().map(|&row| of_row(row as usize)));
     }
 
-    /// That the keys and values of some rows of the computed step fitted the KV cache. Those that did not must not be used:
-    /// they are stored as NaN.
+    /// That the activations of some rows of the computed step fitted the type in which they were computed, and their keys and
+    /// values the KV cache. Those that did not must not be used: they are infinite or NaN.
     ///
     /// # Errors
-    /// `kv_overflow`, with the position of the first that did not.
-    pub(crate) fn check_kv(&self, rows: Range<usize>) -> Result<()> {
-        let Some(&row) = self.kv_overflows.iter().find(|&&row| rows.contains(&(row as usize))) else { return Ok(()) };
+    /// `activation_overflow` or `kv_overflow`, with the position of the first that did not.
+    pub(crate) fn check_overflows(&self, rows: Range<usize>) -> Result<()> {
+        let first = |overflows: &[u32]| overflows.iter().copied().find(|&row| rows.contains(&(row as usize)));
+        let (code, what, row) = if let Some(row) = first(&self.activation_overflows) {
+            (ErrorCode::ActivationOverflow, "an activation is too large for the device's float16", row)
+        } else if let Some(row) = first(&self.kv_overflows) {
+            (ErrorCode::KvOverflow, "a key or value is too large for the KV cache's float16", row)
+        } else {
+            return Ok(());
+        };
         let position = self.kv_groups.first().and_then(|rows| rows.positions.get(row as usize).copied());
-        Err(Error::new(ErrorCode::KvOverflow, "a key or value is too large for the KV cache's float16")
+        Err(Error::new(code, what)
             .with_expected(format!("at most {}", f16::MAX))
             .with_found(format!("more at position {}", position.unwrap_or_default())))
     }

@@ -1,7 +1,9 @@
 //! A decoder in a backend, and the one forward pass that every family shares.
 
 use crate::adapter::batch::AdapterBatch;
-use crate::backend::{AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, KvId, NormId, StepRows, Write};
+use crate::backend::{
+    AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, KvId, NormId, StepInputs, StepRows, Write,
+};
 use crate::error::{Error, ErrorCode, Result};
 use crate::model::batch::StepBatch;
 use crate::model::config::DecoderConfig;
@@ -78,7 +80,13 @@ impl Decoder {
         logits: &mut [f32],
     ) -> Result<()> {
         let (b, eps, rows) = (&self.buffers, self.config.norm_eps, batch.tokens.len());
-        compute.reserve_rows(rows)?;
+        compute.begin_step(&StepInputs {
+            tokens: &batch.tokens,
+            adapters: &batch.adapters,
+            kv_groups: &batch.kv_groups,
+            logit_rows: &batch.logit_rows,
+            logit_adapters: &batch.logit_adapters,
+        })?;
         compute.embed(self.weights.embedding, &batch.tokens, 1.0, &batch.adapters, b.hidden)?;
         match batch.layer_map.clone() {
             None => {
@@ -89,12 +97,15 @@ impl Decoder {
             }
             Some(layer_map) => self.mapped_layers(compute, &layer_map, batch, kvs)?,
         }
-        batch.kv_overflows = compute.take_kv_overflows()?;
-        if batch.logit_rows.is_empty() {
-            return Ok(());
+        if !batch.logit_rows.is_empty() {
+            compute.norm(self.weights.final_norm, eps, b.hidden, rows, &batch.adapters, b.normed)?;
+            let (picked, adapters) = (&batch.logit_rows, &batch.logit_adapters);
+            compute.head(self.weights.head, b.normed, picked, adapters, logits, batch.logit_width)?;
         }
-        compute.norm(self.weights.final_norm, eps, b.hidden, rows, &batch.adapters, b.normed)?;
-        compute.head(self.weights.head, b.normed, &batch.logit_rows, &batch.logit_adapters, logits, batch.logit_width)
+        // Last, so that a device is waited for once.
+        batch.kv_overflows = compute.take_kv_overflows()?;
+        batch.activation_overflows = compute.take_activation_overflows()?;
+        Ok(())
     }
 
     /// The layers in the order of an adapter's layer map, which may repeat some and leave out others.

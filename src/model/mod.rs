@@ -21,7 +21,11 @@ use crate::adapter::mixture::Mixture;
 use crate::adapter::pool::{AdapterLimits, AdapterPool};
 #[cfg(test)]
 use crate::backend::Compute;
-use crate::backend::{AdapterPreparer, Backend, BackendMemory, KvDType, KvShape, MemoryUse, cpu, reference};
+#[cfg(feature = "cuda")]
+use crate::backend::cuda;
+use crate::backend::{
+    AdapterPreparer, Backend, BackendBuilder, BackendMemory, KvDType, KvShape, MemoryUse, cpu, reference,
+};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result, printable};
 use crate::fork_safe_mutex::ForkSafeMutex;
@@ -41,6 +45,9 @@ pub use survey::{ModelSurvey, survey};
 /// Largest number of CPU threads: more are a mistake, and each takes memory.
 pub const MAX_THREADS: usize = 1024;
 
+/// The part of a device's free memory that a KV cache takes, as a fraction.
+const KV_SHARE: (usize, usize) = (17, 20);
+
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -50,6 +57,8 @@ pub enum Device {
     Auto,
     /// The CPU's fast paths.
     Cpu,
+    /// The CUDA card with that number.
+    Cuda(usize),
     /// The plain f32 implementation that every fast path is tested against; slow.
     Reference,
 }
@@ -62,9 +71,13 @@ impl FromStr for Device {
             "auto" => Ok(Device::Auto),
             "cpu" => Ok(Device::Cpu),
             "reference" => Ok(Device::Reference),
-            other => Err(Error::new(ErrorCode::DeviceUnavailable, "this build does not have the device")
-                .with_expected("auto, cpu or reference")
-                .with_found(other)),
+            "cuda" => Ok(Device::Cuda(0)),
+            other => match other.strip_prefix("cuda:").map(str::parse) {
+                Some(Ok(ordinal)) => Ok(Device::Cuda(ordinal)),
+                _ => Err(Error::new(ErrorCode::DeviceUnavailable, "there is no such device")
+                    .with_expected("auto, cpu, cuda, cuda:NUMBER or reference")
+                    .with_found(other)),
+            },
         }
     }
 }
@@ -118,10 +131,7 @@ impl Model {
         let max_seq_len = config.max_seq_len(options.max_seq_len)?;
         let quant = QuantConfig::read(dir, &json)?;
         let checkpoint = Checkpoint::open(dir)?;
-        let mut builder = match options.device {
-            Device::Reference => reference::open(),
-            Device::Auto | Device::Cpu => cpu::open(&cpu::CpuOptions { threads: options.threads, isa: None })?,
-        };
+        let mut builder = open_backend(options)?;
         let loader = DecoderLoader {
             config: &config,
             quant: quant.as_ref(),
@@ -198,15 +208,29 @@ impl Model {
     /// # Errors
     /// `memory_exhausted`.
     pub fn create_kv(&self, pages: usize, dtype: KvDType) -> Result<KvStorage> {
-        let shape = KvShape {
+        KvStorage::new(&self.core, self.kv_shape(pages, dtype))
+    }
+
+    /// Number of KV pages for which the device's free memory suffices, a part of it left for activations, logits and adapters.
+    /// `None` where memory is committed as it is used.
+    ///
+    /// # Errors
+    /// `forked_while_in_use`; the device failed.
+    pub fn kv_pages_in_free_memory(&self, dtype: KvDType) -> Result<Option<usize>> {
+        let free = self.core.lock()?.compute.free_bytes()?;
+        let page_bytes = self.kv_shape(1, dtype).bytes().unwrap_or(usize::MAX).max(1);
+        Ok(free.map(|free| free / KV_SHARE.1 * KV_SHARE.0 / page_bytes))
+    }
+
+    fn kv_shape(&self, pages: usize, dtype: KvDType) -> KvShape {
+        KvShape {
             layers: self.config.layers,
             pages,
             page_tokens: PAGE_TOKENS,
             kv_heads: self.config.kv_heads,
             head_dim: self.config.head_dim,
             dtype,
-        };
-        KvStorage::new(&self.core, shape)
+        }
     }
 
     /// Number of KV groups (caches of the base's number of layers) that a layer map needs.
@@ -254,6 +278,24 @@ impl Model {
     /// Drops the adapters that are no longer used.
     fn reap(&self, core: &mut Core) {
         self.adapters.reap(|slot| core.compute.drop_adapter(slot));
+    }
+}
+
+/// The backend that a model will be loaded into.
+fn open_backend(options: &ModelOptions) -> Result<Box<dyn BackendBuilder>> {
+    match options.device {
+        Device::Reference => Ok(reference::open()),
+        Device::Cpu => cpu::open(&cpu::CpuOptions { threads: options.threads, isa: None }),
+        Device::Auto => {
+            tracing::info!("device \"auto\" is the CPU; \"cuda\" has to be asked for");
+            cpu::open(&cpu::CpuOptions { threads: options.threads, isa: None })
+        }
+        #[cfg(feature = "cuda")]
+        Device::Cuda(ordinal) => cuda::open(&cuda::CudaOptions { ordinal, element: None }),
+        #[cfg(not(feature = "cuda"))]
+        Device::Cuda(_) => {
+            Err(Error::new(ErrorCode::DeviceUnavailable, "this build has no CUDA backend").with_found("cuda"))
+        }
     }
 }
 

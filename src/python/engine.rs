@@ -243,6 +243,7 @@ impl PyEngine {
         set_count("top_k", config.top_k)?;
         set_count("max_new_tokens", config.new_tokens())?;
         set_count("min_new_tokens", config.min_new_tokens)?;
+        set_count("n", config.n)?;
         if !config.suppressed_tokens.is_empty() {
             let bias = config.suppressed_tokens.iter().map(|&token| (token, f64::NEG_INFINITY));
             dict.set_item("logit_bias", bias.collect::<BTreeMap<u32, f64>>())?;

@@ -33,9 +33,11 @@ impl BitField {
 
 /// Words `[rows, columns]`; each column is a bit stream.
 #[derive(Clone, Copy)]
-pub(super) struct BitStreams<'a> {
-    pub(super) words: &'a [[u8; 4]],
-    pub(super) columns: usize,
+pub struct BitStreams<'a> {
+    /// `[rows, columns]`, little-endian.
+    pub words: &'a [[u8; 4]],
+    /// Number of streams.
+    pub columns: usize,
 }
 
 impl BitStreams<'_> {

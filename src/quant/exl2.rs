@@ -101,6 +101,11 @@ impl<'a> Exl2Weight<'a> {
         scale(self.groups[group].unit, field.read(word, 0))
     }
 
+    /// The group of a stored input.
+    fn group_of(&self, input: usize) -> usize {
+        self.groups.partition_point(|group| group.first_input <= input).saturating_sub(1)
+    }
+
     /// Refuses scales that would make a weight infinite.
     fn check_finite(&self, module: &ModuleTensors<'_, '_>) -> Result<()> {
         for (g, (group, stored)) in self.layout.groups.iter().zip(&self.groups).enumerate() {
@@ -143,7 +148,7 @@ impl QuantizedWeight for Exl2Weight<'_> {
         if outputs.is_empty() {
             return;
         }
-        let mut group = self.groups.partition_point(|group| group.first_input <= inputs.start).saturating_sub(1);
+        let mut group = self.group_of(inputs.start);
         for (input, codes) in inputs.zip(codes.chunks_exact_mut(outputs.len())) {
             if self.groups.get(group + 1).is_some_and(|next| next.first_input <= input) {
                 group += 1;
@@ -152,6 +157,17 @@ impl QuantizedWeight for Exl2Weight<'_> {
             let field = BitField::new(input - stored.first_input, usize::from(self.layout.groups[group].bits));
             self.q_weight.read(stored.first_row, &field, outputs.clone(), codes);
         }
+    }
+
+    fn code_streams(&self) -> BitStreams<'_> {
+        self.q_weight
+    }
+
+    fn first_bit(&self, input: usize) -> usize {
+        assert!(input < self.in_features);
+        let group = self.group_of(input);
+        let stored = &self.groups[group];
+        stored.first_row * WORD_BITS + (input - stored.first_input) * usize::from(self.layout.groups[group].bits)
     }
 
     fn read_scales(&self, group: usize, outputs: Range<usize>, scales: &mut [f32], zeros: &mut [i32]) {

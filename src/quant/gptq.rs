@@ -118,6 +118,15 @@ impl QuantizedWeight for GptqWeight<'_> {
         }
     }
 
+    fn code_streams(&self) -> BitStreams<'_> {
+        self.qweight
+    }
+
+    fn first_bit(&self, input: usize) -> usize {
+        assert!(input < self.in_features);
+        self.layout.permutation.as_ref().map_or(input, |permutation| permutation[input] as usize) * self.bits
+    }
+
     fn read_scales(&self, group: usize, outputs: Range<usize>, scales: &mut [f32], zeros: &mut [i32]) {
         assert!(outputs.end <= self.out_features);
         assert_eq!(outputs.len(), zeros.len());

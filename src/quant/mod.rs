@@ -18,6 +18,7 @@ mod module_tensors;
 mod open_weight;
 mod weight;
 
+pub use self::bit_fields::BitStreams;
 pub use self::config::QuantConfig;
 pub use self::open_weight::{format_of, open_bias, open_dense, open_linear};
 pub use self::weight::{QuantGroup, QuantLayout, QuantizedWeight, StoredWeight};

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use half::f16;
 
+use super::bit_fields::BitStreams;
 use crate::error::Result;
 use crate::tensor::{TensorView, zeros};
 
@@ -47,6 +48,15 @@ pub trait QuantizedWeight: Send + Sync {
     /// # Panics
     /// If a range is out of bounds, or `codes` does not have `inputs * outputs` elements.
     fn read_codes(&self, inputs: Range<usize>, outputs: Range<usize>, codes: &mut [u8]);
+
+    /// The words that hold the codes: a bit stream for each output, and perhaps padding columns after them.
+    fn code_streams(&self) -> BitStreams<'_>;
+
+    /// Where in each stream the code of a stored input begins; it takes the bits of the input's group, lowest first.
+    ///
+    /// # Panics
+    /// If the input is out of bounds.
+    fn first_bit(&self, input: usize) -> usize;
 
     /// Writes the scales and zeros of one group for a range of outputs.
     ///

@@ -410,6 +410,18 @@ def test_results_name_the_stop_condition(generator, engine):
         generator.generate(PROMPT, 8, stop_conditions=[1.5])
 
 
+def test_a_single_stop_condition_needs_no_list(generator, engine):
+    settings = {"gen_settings": GREEDY, "completion_only": True}
+    free = engine.generate(PROMPT, max_new_tokens=8, stop_at_eos=False)
+    for stop in (free.text[5:8], free.token_ids[3], 0):
+        assert generator.generate(PROMPT, 8, stop_conditions=stop, **settings) == generator.generate(
+            PROMPT, 8, stop_conditions=[stop], **settings
+        )
+    assert len(free.text[5:8]) == 3, "as an iterable it would be three stop strings"
+    with pytest.raises(ExloraError, match="empty"):
+        generator.generate(PROMPT, 8, stop_conditions="", **settings)
+
+
 def test_generate_takes_and_returns_lists(generator, engine):
     prompts = [PROMPT, "A cat"]
     texts = generator.generate(prompts, 8, gen_settings=[GREEDY, GREEDY])

@@ -138,6 +138,8 @@ def test_what_cannot_be_honored_is_refused_by_name(settings, model, tmp_path):
         ({"eos_token_id": "end"}, "model_config_invalid"),
         ({"top_p": 2.0}, "sampling_invalid"),
         ({"suppress_tokens": [10**6]}, "sampling_invalid"),
+        ({"num_return_sequences": 0}, "request_invalid"),
+        ({"stop_strings": ["x"] * 300}, "request_invalid"),
     ],
     ids=str,
 )
@@ -146,6 +148,26 @@ def test_a_wrong_value_is_refused(settings, code, model, tmp_path):
     with pytest.raises(ExloraError) as caught:
         opened(model, path)
     assert caught.value.code == code
+
+
+def test_several_return_sequences_are_samples(model, tmp_path):
+    path = written(tmp_path, num_return_sequences=3, do_sample=True, max_new_tokens=8)
+    engine = opened(model, path)
+    samples = engine.generate(PROMPT, seed=5)
+    assert [sample.sample for sample in samples] == [0, 1, 2]
+    assert len({tuple(sample.token_ids) for sample in samples}) == 3
+    plain = Engine(model, threads=1, kv_dtype="f32")
+    expected = plain.generate(PROMPT, n=3, seed=5, temperature=1.0, max_new_tokens=8)
+    assert [sample.token_ids for sample in samples] == [sample.token_ids for sample in expected]
+    assert [len(samples) for samples in engine.generate([PROMPT, PROMPT])] == [3, 3]
+    assert sorted(i for i, _ in engine.as_completed([PROMPT, PROMPT])) == [0, 0, 0, 1, 1, 1]
+    # A request's own number precedes it, and a stream is one sample.
+    assert len(engine.generate(PROMPT, n=2)) == 2
+    streamed = [token for chunk in engine.stream(PROMPT, seed=5) for token in chunk.token_ids]
+    assert streamed == list(samples[0].token_ids)
+    # A file with one sample, as transformers writes it, changes no result's type.
+    one = opened(model, written(tmp_path, num_return_sequences=1, max_new_tokens=8))
+    assert len(one.generate(PROMPT).token_ids) == 8
 
 
 def test_a_file_that_is_missing_is_an_error(model, tmp_path):

@@ -11,6 +11,8 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from support.tokenizer_folders import DECLARATIONS, IN_TOKENIZER_JSON, KINDS, TEXTS, write_folder
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 transformers.utils.logging.set_verbosity_error()
 
@@ -79,6 +81,40 @@ def test_classes_have_settings_and_default_tokens(tmp_path, name):
             compare(write_folder(folder, "llama2", declaration, "ordinary", tokenizer_class=name, **config))
 
 
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+@pytest.mark.parametrize("kind", ["llama2", "byte_level_llama3", "metaspace_first"])
+def test_the_bos_of_code_llama_does_not_depend_on_the_post_processor(tmp_path, kind, model_type):
+    bos_and_eos = TemplateProcessing("<s> $A </s>", "<s> $A </s> <s> $B </s>", [("<s>", 1), ("</s>", 2)])
+    for i, (post_processor, bos) in enumerate(itertools.product((None, bos_and_eos), ({}, {"bos_token": None}))):
+        folder = write_folder(
+            tmp_path / str(i), kind, "named", model_type=model_type, tokenizer_class="CodeLlamaTokenizer", **bos
+        )
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.post_processor = post_processor
+        tokenizer.save(str(folder / "tokenizer.json"))
+        compare(folder)
+
+
+def test_code_llama_fills_in(tmp_path):
+    config = {"tokenizer_class": "CodeLlamaTokenizer"}
+    for name, more in (
+        ("default", {}),
+        ("no_prefix_space", {"add_prefix_space": False}),
+        ("null", {"bos_token": None}),
+    ):
+        folder = write_folder(tmp_path / name, "llama2", "named", **config, **more)
+        tokenizer = exlora.Tokenizer(str(folder))
+        for text in ("the <FILL_ME> cat", "the<FILL_ME>", "<FILL_ME>cat", "<FILL_ME>", " is <FILL_ME>\n  it", "cat"):
+            for special in (True, False):
+                # One prompt with a gap changes how transformers' tokenizer reads the texts after it.
+                oracle = transformers.AutoTokenizer.from_pretrained(folder)
+                ids = oracle(text, add_special_tokens=special).input_ids
+                assert tokenizer.encode(text, add_special_tokens=special) == ids, (text, special)
+        with pytest.raises(exlora.ExloraError, match="one gap") as caught:
+            tokenizer.encode("the<FILL_ME>cat<FILL_ME>")
+        assert caught.value.code == "request_invalid"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_combination_of_files_classes_and_models(tmp_path, kind):
@@ -86,8 +122,6 @@ def test_every_combination_of_files_classes_and_models(tmp_path, kind):
         declaration, in_file, name, model_type = cell
         if kind in ("unigram", "wordpiece", "wordpiece_raw") and (model_type != "llama" or name is not None):
             continue  # transformers rebuilds these as BPE without merges, or fails
-        if name == "CodeLlamaTokenizer":
-            continue  # a known difference, in docs/tokenizers.md: its BOS, where the folder's model is not a CodeLlama
         config = {} if name is None else {"tokenizer_class": name}
         folder = write_folder(tmp_path / "folder", kind, declaration, in_file, model_type, **config)
         compare(folder)

@@ -28,8 +28,13 @@ pub fn isas() -> impl Iterator<Item = Isa> {
 /// A backend to test.
 #[derive(Clone, Copy, Debug)]
 pub enum Device {
-    Cpu { isa: Option<Isa>, threads: Option<usize> },
+    Cpu {
+        isa: Option<Isa>,
+        threads: Option<usize>,
+    },
     Reference,
+    /// Another backend, by a function that opens it.
+    Other(fn() -> Box<dyn BackendBuilder>),
 }
 
 impl Device {
@@ -41,6 +46,7 @@ impl Device {
         match self {
             Device::Cpu { isa, threads } => cpu::open(&CpuOptions { isa, threads }).expect("the backend opens"),
             Device::Reference => reference::open(),
+            Device::Other(open) => open(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use exlora::quant::{QuantGroup, QuantLayout, QuantizedWeight};
+use exlora::quant::{BitStreams, QuantGroup, QuantLayout, QuantizedWeight};
 
 use super::Rng;
 
@@ -17,6 +17,10 @@ pub struct RandomCodes {
     scales: Vec<f32>,
     /// `[groups, outputs]`
     zeros: Vec<i32>,
+    /// `[rows, outputs]` The codes as a bit stream for each output; each group begins with a word.
+    words: Vec<[u8; 4]>,
+    /// Where each input begins in a stream.
+    first_bits: Vec<usize>,
 }
 
 impl RandomCodes {
@@ -42,8 +46,38 @@ impl RandomCodes {
             rng.shuffle(&mut order);
             order
         });
-        Self { out_features, layout: QuantLayout { groups, permutation }, codes, scales, zeros }
+        let (words, first_bits) = streams(&groups, &codes, out_features);
+        Self { out_features, layout: QuantLayout { groups, permutation }, codes, scales, zeros, words, first_bits }
     }
+
+    /// The same codes and scales with every zero in the middle of its codes, as in symmetric GPTQ and EXL2.
+    pub fn symmetric(mut self) -> Self {
+        for (group, zeros) in self.layout.groups.iter().zip(self.zeros.chunks_exact_mut(self.out_features)) {
+            zeros.fill(1 << (group.bits - 1));
+        }
+        self
+    }
+}
+
+/// Codes `[inputs, outputs]` as a bit stream for each output, and where each input begins in one.
+fn streams(groups: &[QuantGroup], codes: &[u8], outputs: usize) -> (Vec<[u8; 4]>, Vec<usize>) {
+    let (mut words, mut first_bits, mut codes) = (Vec::new(), Vec::new(), codes.chunks_exact(outputs));
+    for group in groups {
+        let first_row = words.len() / outputs;
+        let rows = (group.inputs * usize::from(group.bits)).div_ceil(32);
+        let mut streams = vec![0u32; rows * outputs];
+        for (input, codes) in codes.by_ref().take(group.inputs).enumerate() {
+            first_bits.push(first_row * 32 + input * usize::from(group.bits));
+            for bit in 0..usize::from(group.bits) {
+                let at = input * usize::from(group.bits) + bit;
+                for (output, code) in codes.iter().enumerate() {
+                    streams[at / 32 * outputs + output] |= u32::from(code >> bit & 1) << (at % 32);
+                }
+            }
+        }
+        words.extend(streams.into_iter().map(u32::to_le_bytes));
+    }
+    (words, first_bits)
 }
 
 impl QuantizedWeight for RandomCodes {
@@ -63,6 +97,14 @@ impl QuantizedWeight for RandomCodes {
         for (input, codes) in inputs.zip(codes.chunks_exact_mut(outputs.len())) {
             codes.copy_from_slice(&self.codes[input * self.out_features..][outputs.clone()]);
         }
+    }
+
+    fn code_streams(&self) -> BitStreams<'_> {
+        BitStreams { words: &self.words, columns: self.out_features }
+    }
+
+    fn first_bit(&self, input: usize) -> usize {
+        self.first_bits[input]
     }
 
     fn read_scales(&self, group: usize, outputs: Range<usize>, scales: &mut [f32], zeros: &mut [i32]) {

@@ -65,10 +65,12 @@ def new_seed(seed: int | None) -> int:
     return random.getrandbits(63) if seed is None else seed
 
 
-def stop_list(conditions: Iterable[int | str | None] | None) -> list[int | str]:
-    """Stop conditions as a list, without `None`: a model may have no EOS."""
+def stop_list(conditions: int | str | Iterable[int | str | None] | None) -> list[int | str]:
+    """Stop conditions as a list, without `None`: a model may have no EOS. One string or id is one condition."""
+    if conditions is None or isinstance(conditions, (int, str)):
+        conditions = [conditions]
     stops: list[int | str] = []
-    for condition in conditions or ():
+    for condition in conditions:
         if isinstance(condition, str):
             stops.append(condition)
         elif condition is None:

@@ -81,7 +81,7 @@ class ExLlamaV2DynamicGenerator:
         token_healing: bool = False,
         encode_special_tokens: bool = False,
         decode_special_tokens: bool = False,
-        stop_conditions: list[int | str] | None = None,
+        stop_conditions: int | str | list[int | str] | None = None,
         add_bos: bool = False,
         abort_event: threading.Event | None = None,
         completion_only: bool = False,

@@ -45,7 +45,7 @@ class ExLlamaV2DynamicJob:
         max_skips: int | None = 4,
         gen_settings: _Settings | None = None,
         seed: int | None = None,
-        stop_conditions: Iterable[int | str | None] | None = None,
+        stop_conditions: int | str | Iterable[int | str | None] | None = None,
         decode_special_tokens: bool = False,
         return_top_tokens: int = 0,
         return_logits: bool = False,

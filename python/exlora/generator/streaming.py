@@ -54,7 +54,7 @@ class ExLlamaV2StreamingGenerator:
         """Generates a few tokens, so that the first real prompt is not slower."""
         self._engine.generate([_exlora.Request([0], max_new_tokens=2, stop_at_eos=False)])
 
-    def set_stop_conditions(self, stop_conditions: Iterable[int | str | None]) -> None:
+    def set_stop_conditions(self, stop_conditions: int | str | Iterable[int | str | None] | None) -> None:
         """Sets the ids and strings that end streams begun from now on; by default the tokenizer's EOS."""
         self._stop = stop_list(stop_conditions)
 

@@ -304,7 +304,7 @@ impl<'a> Checker<'a, '_> {
             (None, true) => Error::new(ErrorCode::AdapterTensorMissing, format!("{field} requires a tensor"))
                 .with_tensor(part.tensor_name(module.path)),
             (Some(name), _) => {
-                let what = format!("a tensor without {field} in adapter_config.json");
+                let what = format!("a tensor that {field} in adapter_config.json does not call for");
                 Error::new(ErrorCode::AdapterTensorUnexpected, what).with_tensor(name)
             }
             (None, false) => return None,

@@ -7,7 +7,7 @@
 //! | `kernels` | instruction sets, the vector type, and every inner loop: product of tiles, attention, norm, gate |
 //! | `runtime` | the thread pool and its gate; memory for weights, activations and KV pages |
 //! | `weights` | packing linears and embeddings, dequantizing them |
-//! | `adapter` | prepared adapters: validation, low-rank factors, DoRA norms; routing rows to them |
+//! | `adapter` | prepared adapters: low-rank factors, DoRA norms; routing rows to them |
 //! | `ops` | the operations of a step, over all rows and threads |
 //! | `preparer`, `compute` | the backend traits |
 //!

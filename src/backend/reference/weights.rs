@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::delta::{Adapter, BaseWeight, Delta, Norms};
 use super::matrix::{Matrix, matrix, unknown};
 use crate::adapter::delta::SiteDelta;
+use crate::backend::sorted_deltas::SitePlace;
 use crate::backend::{
     AdapterPreparer, EmbeddingId, GroupId, LinearSource, NormId, PrepareError, PreparedAdapter, WeightLoader,
 };
@@ -20,14 +21,6 @@ pub(super) struct Linear {
     /// Whether it was stored as floats.
     is_dense: bool,
     pub(super) bias: Option<Vec<f32>>,
-}
-
-/// Where the weight of a site is.
-#[derive(Clone, Copy)]
-enum SitePlace {
-    Linear { group: usize, member: usize },
-    Embedding(usize),
-    Norm(usize),
 }
 
 /// The base's dequantized weights.

@@ -288,6 +288,8 @@ impl Chat {
             if self.engine.generation_config().new_tokens().is_none() {
                 request.max_new_tokens = context;
             }
+            // An answer is one sample, also where the generation config asks for several.
+            request.n = 1;
             self.sampling.apply(&mut request);
             request.adapters = self.mixture.refs();
             let room = request.max_new_tokens.min(context / 4);

@@ -287,7 +287,7 @@ impl Scheduler {
             logits = rest;
             let rows = end..end + tokens;
             end = rows.end;
-            if let Err(error) = self.batch.check_kv(rows) {
+            if let Err(error) = self.batch.check_overflows(rows) {
                 sequence.fail(error);
                 continue;
             }

@@ -11,6 +11,7 @@ mod clean_up;
 mod decoder_kind;
 mod detokenizer;
 mod files;
+mod infilling;
 mod special_tokens;
 mod stop_strings;
 mod token_window;

@@ -6,6 +6,7 @@
 //! that ends the text so far: the largest state is what must be held back, a full one is a match. Each byte is read once.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 /// The result of pushing one piece of text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,20 +21,20 @@ pub struct StopScan {
 /// split into pieces makes no difference.
 #[derive(Clone, Debug, Default)]
 pub struct StopStrings {
-    stops: Vec<Automaton>,
+    automata: Arc<[Automaton]>,
+    /// Of each automaton: length of the longest prefix of its stop string that ends the text so far.
+    states: Vec<usize>,
     /// Text held back: the longest beginning of a stop string that ends the text so far.
     held: String,
     /// Which parts of it are not emitted.
     hidden: Vec<Range<usize>>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Automaton {
     stop: String,
     /// `borders[i]`: length of the longest proper prefix of `stop[..=i]` that is also its suffix.
     borders: Vec<usize>,
-    /// Length of the longest prefix of `stop` that ends the text so far.
-    state: usize,
 }
 
 impl Automaton {
@@ -43,22 +44,19 @@ impl Automaton {
         for i in 1..bytes.len() {
             borders[i] = advance(bytes, &borders, borders[i - 1], bytes[i]);
         }
-        Self { stop, borders, state: 0 }
+        Self { stop, borders }
     }
 
-    /// Advances by one byte; whether that completes the stop string.
-    fn push(&mut self, byte: u8) -> bool {
-        if self.state == self.stop.len() {
-            // It was completed when it was not allowed to end the text.
-            self.state = self.borders[self.state - 1];
-        }
-        self.state = advance(self.stop.as_bytes(), &self.borders, self.state, byte);
-        self.state == self.stop.len()
+    /// Advances `state` by one byte; whether that completes the stop string.
+    fn push(&self, state: &mut usize, byte: u8) -> bool {
+        // It may have been completed when it was not allowed to end the text.
+        *state = advance(self.stop.as_bytes(), &self.borders, self.held(*state), byte);
+        *state == self.stop.len()
     }
 
     /// Length of the longest beginning of `stop`, but not all of it, that ends the text so far.
-    fn held(&self) -> usize {
-        if self.state == self.stop.len() { self.borders[self.state - 1] } else { self.state }
+    fn held(&self, state: usize) -> usize {
+        if state == self.stop.len() { self.borders[state - 1] } else { state }
     }
 }
 
@@ -76,8 +74,8 @@ fn advance(stop: &[u8], borders: &[usize], mut state: usize, byte: u8) -> usize 
 impl StopStrings {
     /// Looks for these strings. Empty ones are ignored: they would match before the first byte.
     pub fn new(stops: Vec<String>) -> Self {
-        let stops = stops.into_iter().filter(|stop| !stop.is_empty()).map(Automaton::new).collect();
-        Self { stops, held: String::new(), hidden: Vec::new() }
+        let automata: Arc<[_]> = stops.into_iter().filter(|stop| !stop.is_empty()).map(Automaton::new).collect();
+        Self { states: vec![0; automata.len()], automata, held: String::new(), hidden: Vec::new() }
     }
 
     /// Adds the next piece of the text; a stop string that it completes counts only if `may_stop`. Must not be called again
@@ -87,8 +85,8 @@ impl StopStrings {
         self.held.push_str(text);
         for (i, &byte) in text.as_bytes().iter().enumerate() {
             let mut longest: Option<&str> = None;
-            for automaton in &mut self.stops {
-                if automaton.push(byte) && longest.is_none_or(|other| automaton.stop.len() > other.len()) {
+            for (automaton, state) in self.automata.iter().zip(&mut self.states) {
+                if automaton.push(state, byte) && longest.is_none_or(|other| automaton.stop.len() > other.len()) {
                     longest = Some(&automaton.stop);
                 }
             }
@@ -97,7 +95,8 @@ impl StopStrings {
             }
         }
         // A stop string begins with a whole character, so this is a character boundary.
-        let held = self.stops.iter().map(Automaton::held).max().unwrap_or(0);
+        let held = self.automata.iter().zip(&self.states).map(|(automaton, &state)| automaton.held(state));
+        let held = held.max().unwrap_or(0);
         StopScan { emit: self.take(self.held.len() - held), matched: None }
     }
 
@@ -110,9 +109,7 @@ impl StopStrings {
 
     /// The text held back, once the text has ended for another reason.
     pub fn finish(&mut self) -> String {
-        for automaton in &mut self.stops {
-            automaton.state = 0;
-        }
+        self.states.fill(0);
         self.take(self.held.len())
     }
 

@@ -13,6 +13,7 @@ use super::chat_template::{ChatMessage, ChatOptions, ChatTemplates};
 use super::clean_up::CleanUp;
 use super::decoder_kind::DecoderKind;
 use super::files::{invalid, read, read_object};
+use super::infilling::Infilling;
 use super::special_tokens::SpecialTokens;
 use super::tokenizer_class::TokenizerClass;
 use super::tokenizer_file::TokenizerFile;
@@ -31,6 +32,8 @@ pub struct Tokenizer {
     splits_special: bool,
     /// Whether spaces before punctuation are removed from a decoded text.
     cleans_up: bool,
+    /// Of a class that knows texts with a gap.
+    infilling: Option<Infilling>,
     templates: ChatTemplates,
     vocab_size: usize,
 }
@@ -51,9 +54,9 @@ impl Tokenizer {
         let path = dir.join("tokenizer.json");
         let Some(json) = read(&path)? else { return Ok(None) };
         let config = read_object(&dir.join("tokenizer_config.json"))?;
-        let (inner, special) = assemble(dir, &config, json)?;
+        let class = class_of(dir, &config, &json);
+        let (inner, named) = assemble(dir, class, &config, &json)?;
 
-        let named = special.names();
         let is_set = |name: &str| config.get(name).and_then(Value::as_bool) == Some(true);
         let is_bpe = matches!(inner.get_model(), ModelWrapper::BPE(_));
         Ok(Some(Self {
@@ -64,6 +67,7 @@ impl Tokenizer {
             cleans_up: is_set("clean_up_tokenization_spaces")
                 && (!is_bpe || is_set("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output")),
             vocab_size: inner.get_vocab_size(true),
+            infilling: if class.fills_in() { Infilling::find(&inner, &named) } else { None },
             named,
             vocabulary: Arc::new(Vocabulary { inner: RwLock::new(inner), hash: OnceLock::new() }),
         }))
@@ -74,12 +78,17 @@ impl Tokenizer {
     ///
     /// The post-processor of tokenizer.json alone decides about BOS and EOS, as in transformers: `add_bos_token` and
     /// `add_eos_token` of tokenizer_config.json count only where there is no tokenizer.json. A rendered chat template
-    /// already contains its special tokens: encode it without `add_special`.
+    /// already contains its special tokens: encode it without `add_special`. A CodeLlama's `<FILL_ME>` marks what is to be
+    /// filled in.
     ///
     /// # Errors
-    /// `tokenizer_invalid`: the tokenizer failed on this text.
+    /// `tokenizer_invalid`: the tokenizer failed on this text. `request_invalid`: it has several `<FILL_ME>`.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>> {
-        tokenizer_json::encode(&self.vocabulary.parsing(parse_special), text, add_special)
+        let inner = self.vocabulary.parsing(parse_special);
+        match &self.infilling {
+            Some(infilling) if parse_special => infilling.encode(&inner, text, add_special),
+            _ => tokenizer_json::encode(&inner, text, add_special),
+        }
     }
 
     /// Whether special tokens written in a text are recognized if nobody says otherwise: not with `split_special_tokens`.
@@ -192,6 +201,7 @@ impl Tokenizer {
         let settings = |t: &Self| (t.splits_special, t.cleans_up);
         self.named == other.named
             && settings(self) == settings(other)
+            && self.infilling == other.infilling
             && self.templates.equals(&other.templates)
             && (Arc::ptr_eq(&self.vocabulary, &other.vocabulary) || self.vocabulary.hash() == other.vocabulary.hash())
     }
@@ -255,27 +265,38 @@ impl Vocabulary {
     }
 }
 
-/// The inner tokenizer with all tokens that the folder declares, and the special ones among them.
-fn assemble(dir: &Path, config: &Map<String, Value>, json: String) -> Result<(InnerTokenizer, SpecialTokens)> {
+/// The inner tokenizer with all tokens that the folder declares, and the texts of its named special tokens.
+fn assemble(
+    dir: &Path,
+    class: TokenizerClass,
+    config: &Map<String, Value>,
+    json: &str,
+) -> Result<(InnerTokenizer, BTreeMap<String, String>)> {
     let path = dir.join("tokenizer.json");
-    let class = class_of(dir, config, &json);
-    let file =
-        TokenizerFile::parse(&json).map_err(|e| invalid(format!("tokenizer.json cannot be understood: {e}"), &path))?;
+    let not_understood = |error| invalid(format!("tokenizer.json cannot be understood: {error}"), &path);
+    let file = TokenizerFile::parse(json).map_err(not_understood)?;
+    let in_file = file.added_tokens().map_err(not_understood)?;
     let mut inner = match class.rebuild(&file, config) {
-        None => tokenizer_json::parse(&json),
-        Some(rebuilt) => tokenizer_json::parse(&rebuilt),
+        None => tokenizer_json::from_file(&file),
+        Some(rebuilt) => tokenizer_json::from_file(&TokenizerFile::parse(&rebuilt).map_err(not_understood)?),
     }
     .map_err(|error| error.with_path(&path))?;
     let mut defaults = class.default_tokens().to_vec();
     let padding_token = file.padding_token().filter(|_| class.pads_as_in_file());
     defaults.extend(padding_token.as_deref().map(|token| ("pad_token", token)));
-    let special = SpecialTokens::read(dir, config, file.added_tokens(), &defaults)?;
+    let special = SpecialTokens::read(dir, config, in_file, &defaults)?;
     let present = inner.get_added_vocabulary().get_vocab().keys().cloned().collect();
     tokenizer_json::add_tokens(&mut inner, special.to_add(&present)).map_err(|error| error.with_path(&path))?;
     if class.resets_special_tokens() {
         tokenizer_json::add_tokens(&mut inner, special.all()).map_err(|error| error.with_path(&path))?;
     }
-    Ok((inner, special))
+    let named = special.names();
+    if class.adds_bos()
+        && let Some(bos) = named.get("bos_token")
+    {
+        tokenizer_json::begin_texts_with(&mut inner, bos).map_err(|error| error.with_path(&path))?;
+    }
+    Ok((inner, named))
 }
 
 /// The class that transformers would read the folder's tokenizer.json with.

@@ -113,6 +113,16 @@ impl TokenizerClass {
         self != TokenizerClass::Gpt2
     }
 
+    /// Whether encoded texts begin with its BOS, whatever the post-processor of tokenizer.json does.
+    pub fn adds_bos(self) -> bool {
+        self == TokenizerClass::CodeLlama
+    }
+
+    /// Whether it knows texts with a gap that is to be filled in.
+    pub fn fills_in(self) -> bool {
+        self == TokenizerClass::CodeLlama
+    }
+
     /// Whether it gives its special tokens the flags of an ordinary special token, whatever the files say.
     pub fn resets_special_tokens(self) -> bool {
         self == TokenizerClass::Qwen2
@@ -129,8 +139,12 @@ impl TokenizerClass {
             version: "1.0",
             normalizer: parts.normalizer,
             pre_tokenizer: parts.pre_tokenizer,
-            // GPTNeoXTokenizer makes it from `add_bos_token` and `add_eos_token`, which count as false beside a tokenizer.json.
-            post_processor: file.member("post_processor").filter(|_| self != TokenizerClass::GptNeoX),
+            // These make it from `add_bos_token` and `add_eos_token`, which do not count beside a tokenizer.json. The defaults
+            // are false with GPTNeoXTokenizer; for CodeLlamaTokenizer see `adds_bos`.
+            post_processor: match self {
+                TokenizerClass::GptNeoX | TokenizerClass::CodeLlama => None,
+                _ => file.member("post_processor"),
+            },
             decoder: parts.decoder,
             model: RebuiltModel {
                 r#type: "BPE",

@@ -1,4 +1,4 @@
-//! Parts of a tokenizer.json before it is built.
+//! The members of a tokenizer.json, before what they describe is checked and built.
 
 use std::collections::HashMap;
 
@@ -11,10 +11,12 @@ type Members<'a> = HashMap<String, &'a RawValue>;
 
 /// The members of a tokenizer.json and of its model, as text.
 pub(super) struct TokenizerFile<'a> {
+    bytes: usize,
     file: Members<'a>,
     model: Members<'a>,
 }
 
+/// An added token. Flags that are missing have transformers' defaults.
 #[derive(Deserialize)]
 struct StoredToken {
     id: u32,
@@ -40,7 +42,12 @@ impl<'a> TokenizerFile<'a> {
     pub fn parse(json: &'a str) -> serde_json::Result<Self> {
         let file: Members<'a> = serde_json::from_str(json)?;
         let model = file.get("model").and_then(|model| serde_json::from_str(model.get()).ok());
-        Ok(Self { file, model: model.unwrap_or_default() })
+        Ok(Self { bytes: json.len(), file, model: model.unwrap_or_default() })
+    }
+
+    /// Its length.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// A member, unless it is null.
@@ -53,9 +60,9 @@ impl<'a> TokenizerFile<'a> {
         self.model.get(name).copied().filter(|value| value.get() != "null")
     }
 
-    /// Its added tokens with their ids. Those of a file that cannot be understood are reported where it is built.
-    pub fn added_tokens(&self) -> Vec<(u32, AddedToken)> {
-        let stored = self.member("added_tokens").and_then(|tokens| serde_json::from_str(tokens.get()).ok());
+    /// Its added tokens with their ids.
+    pub fn added_tokens(&self) -> serde_json::Result<Vec<(u32, AddedToken)>> {
+        let stored = self.member("added_tokens").map(|tokens| serde_json::from_str(tokens.get())).transpose()?;
         let stored: Vec<StoredToken> = stored.unwrap_or_default();
         let token = |stored: StoredToken| {
             let token = AddedToken::from(stored.content, stored.special)
@@ -65,7 +72,7 @@ impl<'a> TokenizerFile<'a> {
                 .normalized(stored.normalized.unwrap_or(!stored.special));
             (stored.id, token)
         };
-        stored.into_iter().map(token).collect()
+        Ok(stored.into_iter().map(token).collect())
     }
 
     /// The token that it pads with.

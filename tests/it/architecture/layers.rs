@@ -21,8 +21,8 @@ const LAYERS: &[&[&str]] = &[
     &["python"],
 ];
 
-/// The same for what lies below `backend`: backends do not know each other, and the CPU backend has layers of its own.
-const BACKENDS: &[&[&str]] = &[&["backend/reference", "backend/cpu"]];
+/// The same for what lies below `backend`: backends do not know each other, and have layers of their own.
+const BACKENDS: &[&[&str]] = &[&["backend/reference", "backend/cpu", "backend/cuda"]];
 const CPU_BACKEND: &[&[&str]] = &[
     &["backend/cpu/kernels"],
     &["backend/cpu/runtime"],
@@ -30,6 +30,8 @@ const CPU_BACKEND: &[&[&str]] = &[
     &["backend/cpu/adapter"],
     &["backend/cpu/ops"],
 ];
+
+const CUDA_BACKEND: &[&[&str]] = &[&["backend/cuda/compiler"], &["backend/cuda/driver"], &["backend/cuda/ops"]];
 
 /// The part of a file's path that names its module in a table of layers, and the layer.
 fn layer_of<'t>(file: &Path, layers: &[&[&'t str]]) -> Option<(&'t str, usize)> {
@@ -59,7 +61,7 @@ fn modules_use_only_lower_layers() {
     let imports = sources().imports();
     assert!(imports.len() > 200, "only {} imports were found: the reader is broken", imports.len());
     let wrong: Vec<String> =
-        [LAYERS, BACKENDS, CPU_BACKEND].iter().flat_map(|layers| violations(&imports, layers)).collect();
+        [LAYERS, BACKENDS, CPU_BACKEND, CUDA_BACKEND].iter().flat_map(|layers| violations(&imports, layers)).collect();
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
@@ -74,7 +76,7 @@ fn every_module_has_a_layer_and_every_layer_its_modules() {
     for module in LAYERS.iter().copied().flatten() {
         assert!(seen.contains_key(module), "`{module}` has a layer and no file");
     }
-    for module in BACKENDS.iter().chain(CPU_BACKEND).copied().flatten() {
+    for module in BACKENDS.iter().chain(CPU_BACKEND).chain(CUDA_BACKEND).copied().flatten() {
         assert!(root().join("src").join(module).is_dir(), "`{module}` has a layer and no files");
     }
 }

@@ -3,3 +3,5 @@
 mod kv_overflow;
 mod parity;
 mod parity_adapters;
+#[cfg(feature = "cuda")]
+mod strip64;

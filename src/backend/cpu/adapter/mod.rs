@@ -7,4 +7,3 @@ pub(crate) mod resident;
 pub(crate) mod routing;
 
 mod dora_norms;
-mod validate;

@@ -12,12 +12,12 @@
 
 use super::embedding::EmbeddingDelta;
 use super::linear::GroupDelta;
-use super::validate::Sorted;
 use crate::adapter::delta::SiteDelta;
 use crate::backend::PrepareError;
 use crate::backend::cpu::runtime::arena::{Part, Region, RegionLayout};
 use crate::backend::cpu::runtime::threads::Pool;
 use crate::backend::cpu::weights::BaseWeights;
+use crate::backend::sorted_deltas::Sorted;
 use crate::error::Result;
 
 /// Deltas by the index of the weight they change, and by repeat.
@@ -64,7 +64,7 @@ impl Adapter {
         deltas: &[SiteDelta<'_>],
         between_parts: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Self, PrepareError> {
-        let sorted = Sorted::new(base, deltas)?;
+        let sorted = Sorted::new(|site| base.find(site), deltas)?;
         let mut layout = RegionLayout::default();
         let (mut groups, mut tables, mut norms) = (ByRepeat::new(), ByRepeat::new(), ByRepeat::new());
         for (&at, members) in &sorted.groups {

@@ -13,18 +13,11 @@ use self::group::Group;
 use super::kernels::dispatch::Kernels;
 use super::runtime::arena::{Arena, ArenaSlice};
 use super::runtime::threads::Pool;
+use crate::backend::sorted_deltas::{PlacedSite, SitePlace};
 use crate::backend::{EmbeddingId, GroupId, LinearSource, NormId};
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::{SiteId, SitePart};
 use crate::tensor::{TensorView, shape_text};
-
-/// Where the weight of a site is.
-#[derive(Clone, Copy)]
-pub(crate) enum SitePlace {
-    Linear { group: usize, member: usize },
-    Embedding(usize),
-    Norm(usize),
-}
 
 /// The base's weights, and the kernels that read them.
 pub(crate) struct BaseWeights {
@@ -97,6 +90,21 @@ impl BaseWeights {
     /// A norm's weight.
     pub(crate) fn norm(&self, norm: usize) -> Option<&[f32]> {
         self.norms.get(norm).map(|&slice| self.arena.values(slice))
+    }
+
+    /// Where a site is, if it was loaded.
+    pub(crate) fn find(&self, site: SiteId) -> Option<PlacedSite> {
+        let place = *self.sites.get(&site)?;
+        let (shape, may_grow) = match place {
+            SitePlace::Linear { group, member } => {
+                let group = &self.groups[group];
+                // The outputs of a group's members are contiguous, so none can grow.
+                (vec![group.members[member].out_features(), group.in_features], group.members.len() == 1)
+            }
+            SitePlace::Embedding(table) => (vec![self.tables[table].vocab, self.tables[table].hidden], true),
+            SitePlace::Norm(norm) => (vec![self.norm(norm).map_or(0, <[f32]>::len)], false),
+        };
+        Some(PlacedSite { place, shape, may_grow })
     }
 
     /// Whether a weight or bias is stored as plain floats and holds exactly these.

@@ -1,13 +1,11 @@
-//! From the text of tokenizer.json to its components.
-
-use std::collections::HashMap;
+//! From the members of a tokenizer.json to its components.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::value::RawValue;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tokenizers::{AddedToken, PostProcessorWrapper, SplitDelimiterBehavior, TokenizerImpl};
 
+use super::super::tokenizer_file::TokenizerFile;
 use super::bounded_regex::Needle;
 use super::components::{Decoder, InnerTokenizer, Normalizer, PreTokenizer};
 use super::fault::Fault;
@@ -29,42 +27,43 @@ const MAX_GROWTH: usize = 64;
 const MAX_PIECES: usize = 64;
 const MAX_PIECE_IDS: usize = 1 << 10;
 
-/// The members of an object; the last of several with one name counts.
-type Members<'a> = HashMap<String, &'a RawValue>;
-
-#[derive(Deserialize)]
-struct StoredToken {
-    id: u32,
-    #[serde(flatten)]
-    token: AddedToken,
-}
-
-pub(super) fn tokenizer(json: &str) -> Result<InnerTokenizer, Fault> {
-    let file: Members<'_> = parsed("the file", json)?;
-    if let Some(version) = file.get("version") {
+pub(super) fn tokenizer(file: &TokenizerFile<'_>) -> Result<InnerTokenizer, Fault> {
+    if let Some(version) = file.member("version") {
         let version: String = parsed("'version'", version.get())?;
         if version != "1.0" {
             return Err(format!("version '{version}' is unknown").into());
         }
     }
-    let Some(stored_model) = file.get("model") else { return Err("it has no 'model'".into()) };
+    let Some(stored_model) = file.member("model") else { return Err("it has no 'model'".into()) };
     let mut components = Components::default();
     let mut tokenizer = TokenizerImpl::new(model::read(stored_model.get())?);
     // Padding and truncation are not taken over: a prompt is never cut or filled up silently.
     tokenizer
-        .with_normalizer(components.read(&file, "normalizer", Components::normalizer)?)
+        .with_normalizer(components.read(file, "normalizer", Components::normalizer)?)
         .map_err(Fault::from)?
-        .with_pre_tokenizer(components.read(&file, "pre_tokenizer", Components::pre_tokenizer)?)
-        .with_post_processor(components.read(&file, "post_processor", Components::post_processor)?)
-        .with_decoder(components.read(&file, "decoder", Components::decoder)?);
-    if let Some(added) = file.get("added_tokens") {
-        let added: Vec<StoredToken> = parsed("'added_tokens'", added.get())?;
-        added.iter().try_for_each(|token| model::check_id(&token.token.content, token.id))?;
-        let added: Vec<AddedToken> = added.into_iter().map(|token| token.token).collect();
-        model::check_added_tokens(&added)?;
-        tokenizer.add_tokens(added)?;
-    }
+        .with_pre_tokenizer(components.read(file, "pre_tokenizer", Components::pre_tokenizer)?)
+        .with_post_processor(components.read(file, "post_processor", Components::post_processor)?)
+        .with_decoder(components.read(file, "decoder", Components::decoder)?);
+    let added = file.added_tokens().map_err(|error| format!("'added_tokens': {error}"))?;
+    added.iter().try_for_each(|(id, token)| model::check_id(&token.content, *id))?;
+    let added: Vec<AddedToken> = added.into_iter().map(|(_, token)| token).collect();
+    model::check_added_tokens(&added)?;
+    tokenizer.add_tokens(added)?;
     Ok(tokenizer)
+}
+
+/// A post-processor that puts a token before each text.
+pub(super) fn begin_texts_with(token: &str, id: Option<u32>) -> Result<PostProcessorWrapper, Fault> {
+    let Some(id) = id else { return Err("it is not in the vocabulary".into()) };
+    let special = |text: u32| json!({"SpecialToken": {"id": token, "type_id": text}});
+    let sequence = |name: &str, text: u32| json!({"Sequence": {"id": name, "type_id": text}});
+    let template = json!({
+        "type": "TemplateProcessing",
+        "single": [special(0), sequence("A", 0)],
+        "pair": [special(0), sequence("A", 0), special(1), sequence("B", 1)],
+        "special_tokens": {token: {"id": token, "ids": [id], "tokens": [token]}}
+    });
+    serde_json::from_value(template).map_err(|error| error.to_string().into())
 }
 
 fn parsed<'a, T: Deserialize<'a>>(what: &str, json: &'a str) -> Result<T, Fault> {
@@ -128,11 +127,11 @@ impl Components {
     /// The component of that name; `None` where there is none.
     fn read<T>(
         &mut self,
-        file: &Members<'_>,
+        file: &TokenizerFile<'_>,
         name: &str,
         build: fn(&mut Self, Object, usize) -> Result<T, Fault>,
     ) -> Result<Option<T>, Fault> {
-        let Some(json) = file.get(name).map(|stored| stored.get()) else { return Ok(None) };
+        let Some(json) = file.member(name).map(|stored| stored.get()) else { return Ok(None) };
         if json.len() > MAX_COMPONENT_BYTES {
             return Err(format!("'{name}' has {} bytes; {MAX_COMPONENT_BYTES} are the most", json.len()).into());
         }

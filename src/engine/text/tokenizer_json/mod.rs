@@ -17,6 +17,7 @@ use tokenizers::{AddedToken, Decoder as _};
 
 pub(super) use self::components::{Decoder, InnerTokenizer};
 use self::limits::with_limits;
+use super::tokenizer_file::TokenizerFile;
 use crate::error::{Error, ErrorCode, Result};
 use crate::guard;
 
@@ -28,14 +29,14 @@ fn justified(bytes: usize) -> usize {
 /// The longest text for the tokens of a decoder, per token. Real tokens are shorter.
 const MAX_BYTES_PER_TOKEN: usize = 256;
 
-/// Reads a tokenizer.json.
+/// Builds the tokenizer that a tokenizer.json describes.
 ///
 /// # Errors
 /// `tokenizer_invalid`.
-pub(super) fn parse(json: &str) -> Result<InnerTokenizer> {
+pub(super) fn from_file(file: &TokenizerFile<'_>) -> Result<InnerTokenizer> {
     let failed = |fault: &str| invalid(format!("tokenizer.json cannot be understood: {fault}"));
     guard::guarded(failed, || {
-        with_limits(json.len(), justified(json.len()), || build::tokenizer(json))
+        with_limits(file.bytes(), justified(file.bytes()), || build::tokenizer(file))
             .map_err(|fault| failed(&fault.to_string()))
     })
 }
@@ -55,6 +56,17 @@ pub(super) fn add_tokens(tokenizer: &mut InnerTokenizer, tokens: Vec<AddedToken>
         };
         with_limits(bytes, justified(bytes), add).map_err(|fault| failed(&fault.to_string()))
     })
+}
+
+/// Makes encoded texts begin with a token of the vocabulary, instead of what the file's post-processor does.
+///
+/// # Errors
+/// `tokenizer_invalid`.
+pub(super) fn begin_texts_with(tokenizer: &mut InnerTokenizer, token: &str) -> Result<()> {
+    let post_processor = build::begin_texts_with(token, tokenizer.token_to_id(token))
+        .map_err(|fault| invalid(format!("texts cannot begin with '{token}': {fault}")))?;
+    tokenizer.with_post_processor(Some(post_processor));
+    Ok(())
 }
 
 /// Splits a text into ids.

@@ -1,11 +1,33 @@
-//! An adapter's deltas, sorted by the weights on which they act and checked against them.
+//! An adapter's deltas, sorted by the weights on which they act and checked against them, for any backend.
 
 use std::collections::BTreeMap;
 
 use crate::adapter::delta::{LowRank, ReplacedRows, SiteDelta};
-use crate::backend::cpu::weights::{BaseWeights, SitePlace};
 use crate::error::{Error, ErrorCode, Result};
+use crate::sites::SiteId;
 use crate::tensor::{Tensor, shape_text};
+
+/// Which of a backend's weights a site is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SitePlace {
+    /// A linear: its group, and its place among the group's members.
+    Linear { group: usize, member: usize },
+    /// An embedding table.
+    Embedding(usize),
+    /// A norm.
+    Norm(usize),
+}
+
+/// A site as a delta finds it.
+#[derive(Clone, Debug)]
+pub(crate) struct PlacedSite {
+    /// Where it is.
+    pub(crate) place: SitePlace,
+    /// Of the base, as stored: `[out_features, in_features]`, `[vocab, hidden]`, `[width]`.
+    pub(crate) shape: Vec<usize>,
+    /// Whether the weight may be replaced by one of more rows.
+    pub(crate) may_grow: bool,
+}
 
 /// Deltas by the index of their group, embedding or norm, and by repeat.
 #[derive(Default)]
@@ -17,14 +39,14 @@ pub(crate) struct Sorted<'a> {
 }
 
 impl<'a> Sorted<'a> {
-    /// Sorts and checks.
+    /// Sorts and checks; `find` tells where a site is.
     ///
     /// # Errors
     /// `internal` if a delta does not fit its site, or a site appears twice in one repeat of its layer.
-    pub(crate) fn new(base: &BaseWeights, deltas: &'a [SiteDelta<'a>]) -> Result<Self> {
+    pub(crate) fn new(find: impl Fn(SiteId) -> Option<PlacedSite>, deltas: &'a [SiteDelta<'a>]) -> Result<Self> {
         let mut sorted = Self::default();
         for delta in deltas {
-            let site = Site::find(base, delta)?;
+            let site = find(delta.site).ok_or_else(|| misfit("an adapter's site was never packed", delta))?;
             site.check(delta)?;
             let is_fresh = match site.place {
                 SitePlace::Linear { group, member } => {
@@ -48,32 +70,7 @@ impl<'a> Sorted<'a> {
     }
 }
 
-/// A site as a delta finds it.
-struct Site {
-    place: SitePlace,
-    /// Of the base, as stored: `[out_features, in_features]`, `[vocab, hidden]`, `[width]`.
-    shape: Vec<usize>,
-    /// Whether the weight may be replaced by one of more rows.
-    may_grow: bool,
-}
-
-impl Site {
-    fn find(base: &BaseWeights, delta: &SiteDelta<'_>) -> Result<Self> {
-        let Some(&place) = base.sites.get(&delta.site) else {
-            return Err(misfit("an adapter's site was never packed", delta));
-        };
-        let (shape, may_grow) = match place {
-            SitePlace::Linear { group, member } => {
-                let group = &base.groups[group];
-                // The outputs of a group's members are contiguous, so none can grow.
-                (vec![group.members[member].out_features(), group.in_features], group.members.len() == 1)
-            }
-            SitePlace::Embedding(table) => (vec![base.tables[table].vocab, base.tables[table].hidden], true),
-            SitePlace::Norm(norm) => (vec![base.norm(norm).map_or(0, <[f32]>::len)], false),
-        };
-        Ok(Self { place, shape, may_grow })
-    }
-
+impl PlacedSite {
     fn check(&self, delta: &SiteDelta<'_>) -> Result<()> {
         if delta.tensors().next().is_none() || !delta.tensors().all(|tensor| tensor.dtype().is_float()) {
             return Err(misfit("a delta changes nothing, or not by floats", delta));

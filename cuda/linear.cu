@@ -1,0 +1,110 @@
+// linear: projected[i, n] = sum over k of W[n, k] x[i, k]; of the step's adapters, t[e, r] = sum over k of A[r, k] x[row(e), k]
+//   x         [rows, in_features] f32, with an RMS norm applied on the way, or elements
+//   W         [out_features, in_features] of each linear of a group, packed; A [rank, in_features] of each slot, elements
+//   projected [rows, outputs of the group] f32    t (shrunk) [entries, shrunk_stride] f32
+// grid   any number of blocks over the tiles: 32 ranks of A for a tile of entries; 32 outputs of a weight that replaces the
+//        base's for a tile of entries; 32 outputs of a linear for TOKENS rows
+//        block 256 = 8 slices of the inputs, one warp each
+// bytes  every weight byte once for each tile of rows; x once for each tile of outputs, through L2
+// order  a sum is cut into 8 slices of whole units; within a slice units follow each other, each summed on its own (its halves,
+//        if groups have 32 inputs) and then scaled; the slices are added as a tree. Nothing depends on other rows.
+// proof  tests/cuda/linear.rs against f64; same bits for a row whatever shares the launch
+// TOKENS is 8, 16, 32 or 64: a variant of the source.
+#include "linear_multiply.cuh"
+
+
+// Columns of x of which the sum of squares is one number.
+constexpr uint32_t SQUARES_COLUMNS = 256;
+// Partial sums of a token: 32 outputs, and a stride that spreads tokens over the banks.
+constexpr uint32_t PARTIAL_STRIDE = TILE_OUTPUTS + 4;
+
+// Writes a slice's sums to [tokens, outputs] of its own.
+template <uint32_t N>
+__device__ __forceinline__ void write_partial(float* partial, const Sums<N>& sums) {
+  const uint32_t lane = threadIdx.x % WARP_LANES, row = lane / 4, token = lane % 4 * 2;
+#pragma unroll
+  for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
+#pragma unroll
+    for (uint32_t n = 0; n < N; ++n) {
+#pragma unroll
+      for (uint32_t c = 0; c < 4; ++c) {
+        const uint32_t of_token = (n * MMA_TOKENS + token + c % 2) * PARTIAL_STRIDE;
+        partial[of_token + strip * STRIP_ROWS + row + c / 2 * 8] = sums.of[strip][n][c];
+      }
+    }
+  }
+}
+
+// The reciprocal root mean square of each token's row, from the sums of squares of its columns, added in order.
+__device__ __forceinline__ void read_norms(const LinearArguments& args, const Tile& tile, BlockState& state) {
+  if (args.sum_squares == nullptr || threadIdx.x >= tile.tokens) return;
+  const uint32_t in_features = args.weights[0].in_features;
+  const uint32_t blocks = (in_features + SQUARES_COLUMNS - 1) / SQUARES_COLUMNS;
+  const float* squares = args.sum_squares + static_cast<uint64_t>(state.input_row[threadIdx.x]) * blocks;
+  float sum = 0.0f;
+  for (uint32_t block = 0; block < blocks; ++block) sum = __fadd_rn(sum, squares[block]);
+  const float mean = __fdiv_rn(sum, static_cast<float>(in_features));
+  state.reciprocal_rms[threadIdx.x] = __frcp_rn(__fsqrt_rn(__fadd_rn(mean, args.epsilon)));
+}
+
+// Adds the slices' sums as a tree and writes them, with all threads of a block.
+template <uint32_t N>
+__device__ __forceinline__ void write_outputs(const float* partials, const BlockState& state) {
+  const Tile& tile = state.tile;
+  const uint32_t output = threadIdx.x % WARP_LANES;
+  for (uint32_t token = threadIdx.x / WARP_LANES; token < tile.tokens; token += SLICES) {
+    if (output >= tile.outputs || !state.is_written[token]) continue;
+    float slice[SLICES];
+#pragma unroll
+    for (uint32_t s = 0; s < SLICES; ++s) slice[s] = partials[(s * TOKENS + token) * PARTIAL_STRIDE + output];
+#pragma unroll
+    for (uint32_t distance = 1; distance < SLICES; distance *= 2) {
+#pragma unroll
+      for (uint32_t s = 0; s < SLICES; s += 2 * distance) slice[s] = __fadd_rn(slice[s], slice[s + distance]);
+    }
+    tile.out[static_cast<uint64_t>(state.out_row[token]) * tile.out_stride + tile.first_column + output] = slice[0];
+  }
+}
+
+template <uint32_t N>
+__device__ __forceinline__ void run_linear(const LinearArguments& args) {
+  constexpr uint32_t X_WORDS = chunk_units<N>() * N * UNIT_X_WORDS;
+  extern __shared__ __align__(16) uint32_t dynamic_shared[];
+  __shared__ BlockState state;
+  const uint32_t warp = threadIdx.x / WARP_LANES, lane = threadIdx.x % WARP_LANES;
+  uint32_t* x = dynamic_shared + warp * X_WORDS;
+  uint32_t* stages = dynamic_shared + SLICES * X_WORDS + warp * STAGES * args.stage_words;
+  // The partial sums take the place of x and the stages.
+  float* partials = reinterpret_cast<float*>(dynamic_shared);
+
+  const Tiles<N> tiles(args);
+  for (uint32_t index = blockIdx.x; index < tiles.count(); index += gridDim.x) {
+    Tile tile;
+    for (uint32_t part = 0; tiles.find(args, index, part, tile, state); ++part) {
+      if (threadIdx.x == 0) state.tile = tile;
+      read_norms(args, tile, state);
+      // Tokens that the tile lacks read as 0.
+      if (tile.tokens < TOKENS) {
+        for (uint32_t at = lane; at < X_WORDS; at += WARP_LANES) x[at] = 0;
+      }
+      __syncthreads();
+      Sums<N> sums;
+      sums.clear();
+      const uint32_t units = state.weight.units;
+      multiply_slice<N>(sums, stages, x, args, state, warp * units / SLICES, (warp + 1) * units / SLICES);
+      cp_async_wait<0>();
+      __syncthreads();
+      write_partial<N>(partials + warp * TOKENS * PARTIAL_STRIDE, sums);
+      __syncthreads();
+      write_outputs<N>(partials, state);
+      // State and sums are free for the next tile.
+      __syncthreads();
+    }
+  }
+}
+
+// Sums of few tokens leave registers for a second block.
+extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, TOKENS <= 16 ? 2 : 1)
+    linear(const __grid_constant__ LinearArguments args) {
+  run_linear<TOKENS / MMA_TOKENS>(args);
+}

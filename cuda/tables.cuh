@@ -1,0 +1,113 @@
+// The tables that tell a kernel which adapters act on which rows, and where what they hold is.
+//
+// A step has one upload: a buffer at a fixed address that holds a `StepTables` for its rows, one for the rows whose logits are
+// wanted, one `AttentionTables` for each KV group, and the arrays that these point to. What an adapter holds is described once,
+// by an array of `SlotGroup` in the adapter's own memory.
+//
+//   rows            0: sql          1: base      2: sql*0.5 + wit*0.5      3: wit
+//   entries         (0,sql) (2,sql*0.5) | (2,wit*0.5) (3,wit)            sorted by slot, then row
+//   entry_tiles     entries 0..2 of sql, entries 2..4 of wit             at most ENTRY_TILE entries of one slot each
+//   row_entries     row 0: [0]   row 1: []   row 2: [1, 2]   row 3: [3]  in the order of the row's request
+//
+// src/backend/cuda/tables.rs holds the twins of these structs, and writes them.
+#pragma once
+
+struct Weight;
+
+// Entries of a tile of the shrink.
+constexpr unsigned ENTRY_TILE = 64;
+// Linears of a group.
+constexpr unsigned GROUP_LINEARS = 3;
+
+// What an adapter changes at one linear of a group. All zero: nothing.
+struct SlotLinear {
+    // Replaces the base's weight, or null.
+    const Weight* weight;
+    // [out_features] Replaces the base's bias, or null.
+    const float* bias;
+    // B [out_features, rank] f16 bits, or null where there is no low-rank part.
+    const unsigned short* b;
+    // [out_features] B's bias, or null.
+    const float* b_bias;
+    // [out_features] DoRA's magnitude m, or null.
+    const float* magnitude;
+    // [4, out_features] |W|^2, s W.(BA), s^2 |BA|^2 and |W + s BA|^2 of each output. The square of the norm at a request weight
+    // f is t3 where f is 1, else t0 + 2 f t1 + f^2 t2.
+    const double* norm_terms;
+    // Rank of this linear's low-rank part, and where its ranks begin among the group's, in t and in the stacked A.
+    unsigned rank, rank_offset;
+    // Adds f (scale (B t) + b_bias_scale b_bias), f being the request weight. The two differ by a power of two: that by which A
+    // and B were scaled to fit f16.
+    float scale, b_bias_scale;
+};
+
+// What an adapter changes at the linears of one group: q, k, v or gate, up or a single one.
+struct SlotGroup {
+    // The A's of the linears one below the other, [rank, in_features], stored as a dense Weight stores the element type; or
+    // null. Padding is zero.
+    const void* a;
+    // Rows of A: the sum of the linears' ranks.
+    unsigned rank;
+    unsigned padding;
+    SlotLinear linears[GROUP_LINEARS];
+};
+
+// A slot that a step names.
+struct Slot {
+    // [count] The groups of the model, once for each repeat of a layer that the adapter has.
+    const SlotGroup* groups;
+    unsigned count;
+    // Index among the distinct slots of the step, ascending.
+    unsigned segment;
+};
+
+// One adapter acting on one row.
+struct RowEntry {
+    Slot slot;
+    // The request weight.
+    float weight;
+    // Index of the entry, hence the row of t.
+    unsigned entry;
+};
+
+// Entries of one slot, at most ENTRY_TILE.
+struct EntryTile {
+    Slot slot;
+    unsigned first_entry;
+    unsigned entries;
+};
+
+// The routing of some rows.
+struct StepTables {
+    unsigned rows, entries, entry_tiles, segments;
+    // [rows] Token of each row; null for the rows whose logits are wanted.
+    const unsigned* tokens;
+    // [rows] Row of the input buffer that row i reads.
+    const unsigned* input_rows;
+    // [rows + 1] Where each row's entries begin in row_entries.
+    const unsigned* row_starts;
+    // [entries] The entries of each row, in the order of its request.
+    const RowEntry* row_entries;
+    // [entries] Row of each entry; entries are sorted by slot, then by row.
+    const unsigned* entry_rows;
+    // [entry_tiles]
+    const EntryTile* tiles;
+};
+
+// Where the rows of a step are in their sequences, for one KV group.
+struct AttentionTables {
+    unsigned rows, sequences;
+    // [rows] Position of each row in its sequence.
+    const unsigned* positions;
+    // [rows] Sequence of each row.
+    const unsigned* row_sequences;
+    // [sequences + 1] Where the pages of each sequence begin in pages.
+    const unsigned* page_starts;
+    // Pages of the sequences, each in the order of its positions.
+    const unsigned* pages;
+};
+
+// What a slot changes at a group, or null. `group` counts the groups of the model, and goes on for each repeat of a layer.
+__device__ __forceinline__ const SlotGroup* slot_group(const Slot& slot, unsigned group) {
+    return group < slot.count ? slot.groups + group : nullptr;
+}

@@ -1,0 +1,10 @@
+//! Adapters on the device: what a slot holds, put together on the host and copied there while steps go on.
+
+mod factors;
+mod norm_terms;
+mod prepare;
+mod resident;
+mod supported;
+
+pub(super) use self::prepare::prepare;
+pub(super) use self::resident::Adapter;

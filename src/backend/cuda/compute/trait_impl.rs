@@ -1,0 +1,246 @@
+//! [`Compute`]: each operation looks up what its ids name.
+
+use super::inputs::Expandable;
+use super::{CudaCompute, unknown};
+use crate::adapter::batch::{AdapterBatch, SlotId};
+use crate::backend::cuda::adapter::Adapter;
+use crate::backend::cuda::buffers::{Buffer, Content, PendingNorm};
+use crate::backend::cuda::kv_cache::KvCache;
+use crate::backend::cuda::ops::embed::Embed;
+use crate::backend::cuda::ops::expand::{ExpandActivate, activation_kind};
+use crate::backend::cuda::step::Rows;
+use crate::backend::{
+    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, KvDType, KvId, KvShape, NormId,
+    PreparedAdapter, StepInputs, StepRows, Write,
+};
+use crate::error::{Error, ErrorCode, Result};
+
+impl Compute for CudaCompute {
+    fn create_buffer(&mut self, width: usize) -> BufferId {
+        self.buffers.push(Buffer::new(width));
+        BufferId(self.buffers.len() as u32 - 1)
+    }
+
+    fn begin_step(&mut self, inputs: &StepInputs<'_>) -> Result<()> {
+        self.reserve_rows(inputs.tokens.len())?;
+        self.step.announce(inputs, &self.adapters)
+    }
+
+    fn reserve_rows(&mut self, rows: usize) -> Result<()> {
+        self.forget_step();
+        self.row_flags.begin(&self.device, rows)?;
+        self.buffers.iter_mut().try_for_each(|buffer| buffer.reserve(&self.device, rows))
+    }
+
+    fn write_rows(&mut self, buffer: BufferId, values: &[f32]) -> Result<()> {
+        let index = buffer.0 as usize;
+        let buffer = self.buffers.get_mut(index).ok_or_else(|| unknown("a buffer"))?;
+        if values.len() > buffer.capacity() * buffer.width {
+            return Err(unknown("rows"));
+        }
+        buffer.write(&self.device, values)?;
+        self.set_content(index, Content::Rows { has_squares: false });
+        Ok(())
+    }
+
+    fn read_rows(&mut self, buffer: BufferId, values: &mut [f32]) -> Result<()> {
+        let index = buffer.0 as usize;
+        let buffer = self.buffers.get(index).ok_or_else(|| unknown("a buffer"))?;
+        if values.len() > buffer.capacity() * buffer.width {
+            return Err(unknown("rows"));
+        }
+        if let Content::Elements = buffer.content {
+            return buffer.read_elements(self.weights.element, values);
+        }
+        self.plain_rows(index)?;
+        self.buffers[index].read_rows(values)
+    }
+
+    fn free_bytes(&self) -> Result<Option<usize>> {
+        self.device.free_bytes().map(Some)
+    }
+
+    fn create_kv(&mut self, shape: KvShape) -> Result<KvId> {
+        let cache = KvCache::new(&self.device, shape)?;
+        self.memory.add_kv(cache.bytes());
+        self.kvs.push(Some(cache));
+        Ok(KvId(self.kvs.len() as u32 - 1))
+    }
+
+    fn drop_kv(&mut self, kv: KvId) {
+        if let Some(cache) = self.kvs.get_mut(kv.0 as usize).and_then(Option::take) {
+            self.memory.remove_kv(cache.bytes());
+        }
+    }
+
+    fn install_adapter(&mut self, slot: SlotId, adapter: PreparedAdapter) -> Result<()> {
+        let index = slot.0 as usize;
+        if self.adapters.get(index).is_some_and(Option::is_some) {
+            return Err(Error::new(ErrorCode::Internal, format!("slot {index} is taken")));
+        }
+        let (bytes, adapter) = (adapter.bytes(), adapter.into_inner::<Adapter>()?);
+        self.forget_step();
+        if self.adapters.len() <= index {
+            self.adapters.resize_with(index + 1, || None);
+        }
+        self.adapters[index] = Some(*adapter);
+        self.memory.add_adapter(bytes);
+        Ok(())
+    }
+
+    fn drop_adapter(&mut self, slot: SlotId) {
+        self.forget_step();
+        if let Some(adapter) = self.adapters.get_mut(slot.0 as usize).and_then(Option::take) {
+            self.memory.remove_adapter(adapter.bytes());
+        }
+    }
+
+    fn embed(
+        &mut self,
+        table: EmbeddingId,
+        tokens: &[u32],
+        multiplier: f32,
+        batch: &AdapterBatch,
+        out: BufferId,
+    ) -> Result<()> {
+        let table = self.weights.tables.get(table.0 as usize).ok_or_else(|| unknown("an embedding table"))?;
+        let (address, table_type, vocab, hidden_size) =
+            (table.memory.address(), table.table_type, table.vocab, table.hidden);
+        let out = out.0 as usize;
+        self.expect(out, hidden_size, tokens.len())?;
+        if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab) {
+            return Err(Error::new(ErrorCode::TokenOutOfRange, "a token is outside the vocabulary")
+                .with_expected(format!("below {vocab}"))
+                .with_found(token));
+        }
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        let routing = self.step.routing(Rows::Tokens(tokens), batch, &self.adapters)?;
+        let step = self.step.address(routing.offset);
+        let (hidden, sum_squares) = self.rows_and_squares(out)?;
+        let embed = Embed {
+            step,
+            table: address,
+            hidden,
+            sum_squares,
+            hidden_size: hidden_size as u32,
+            table_type: table_type as u32,
+            multiplier,
+            padding: 0,
+        };
+        self.kernels.embed.launch(&embed, tokens.len())?;
+        self.set_content(out, Content::Rows { has_squares: true });
+        Ok(())
+    }
+
+    fn norm(
+        &mut self,
+        weight: NormId,
+        eps: f32,
+        x: BufferId,
+        rows: usize,
+        batch: &AdapterBatch,
+        out: BufferId,
+    ) -> Result<()> {
+        let (norm, source, out) = (weight.0 as usize, x.0 as usize, out.0 as usize);
+        let width = self.weights.norms.get(norm).ok_or_else(|| unknown("a norm"))?.width();
+        if source == out {
+            return Err(unknown("one buffer for input and output,"));
+        }
+        self.expect(source, width, rows)?;
+        self.expect(out, width, rows)?;
+        self.step.routing(Rows::First(rows), batch, &self.adapters)?;
+        self.rows_with_squares(source, rows)?;
+        self.set_content(out, Content::Normed(PendingNorm { source, norm, eps, rows }));
+        Ok(())
+    }
+
+    fn linear(
+        &mut self,
+        group: GroupId,
+        x: BufferId,
+        rows: usize,
+        batch: &AdapterBatch,
+        y: BufferId,
+        write: Write,
+    ) -> Result<()> {
+        self.run_linear(group.0 as usize, x.0 as usize, rows, batch, y.0 as usize, write)
+    }
+
+    fn attend(
+        &mut self,
+        spec: &AttentionSpec,
+        kv: KvId,
+        rows: &StepRows,
+        _batch: &AdapterBatch,
+        qkv: BufferId,
+        out: BufferId,
+    ) -> Result<()> {
+        self.run_attention(spec, kv.0 as usize, rows, qkv.0 as usize, out.0 as usize)
+    }
+
+    fn take_kv_overflows(&mut self) -> Result<Vec<u32>> {
+        self.row_flags.take_kv()
+    }
+
+    fn take_activation_overflows(&mut self) -> Result<Vec<u32>> {
+        Ok(self.row_flags.take_activations())
+    }
+
+    fn activate(&mut self, activation: Activation, gate_up: BufferId, rows: usize, out: BufferId) -> Result<()> {
+        let (gate_up, out) = (gate_up.0 as usize, out.0 as usize);
+        let width = self.buffers.get(out).ok_or_else(|| unknown("a buffer"))?.width;
+        if gate_up == out {
+            return Err(unknown("one buffer for input and output,"));
+        }
+        self.expect(gate_up, 2 * width, rows)?;
+        self.expect(out, width, rows)?;
+        if rows == 0 {
+            return Ok(());
+        }
+        let Expandable { projection, step } = self.expandable(gate_up, &[width, width], rows)?;
+        let expand = ExpandActivate {
+            projection,
+            step,
+            activated: self.buffers[out].elements(&self.device)?,
+            overflow_rows: self.row_flags.activation_overflows(&self.device)?,
+            intermediate_size: width as u32,
+            activation: activation_kind(activation),
+        };
+        self.kernels.expand(KvDType::F16)?.activate(&expand, rows)?;
+        self.set_content(out, Content::Elements);
+        Ok(())
+    }
+
+    fn head(
+        &mut self,
+        group: GroupId,
+        x: BufferId,
+        rows: &[u32],
+        batch: &AdapterBatch,
+        logits: &mut [f32],
+        stride: usize,
+    ) -> Result<()> {
+        self.run_head(group.0 as usize, x.0 as usize, rows, batch, logits, stride)
+    }
+}
+
+impl CudaCompute {
+    /// Forgets the tables of the last step, and with them what waits to be finished by them.
+    fn forget_step(&mut self) {
+        self.step.clear();
+        self.pending = None;
+        for buffer in &mut self.buffers {
+            if matches!(buffer.content, Content::Projected(_) | Content::Normed(_)) {
+                buffer.content = Content::Undefined;
+            }
+        }
+    }
+
+    /// Addresses of a buffer's rows and of their sums of squares.
+    fn rows_and_squares(&mut self, index: usize) -> Result<(u64, u64)> {
+        let buffer = &mut self.buffers[index];
+        Ok((buffer.rows(&self.device)?, buffer.squares(&self.device)?))
+    }
+}

@@ -1,0 +1,123 @@
+//! A card that is in use: its context, its one stream, what it can do.
+#![allow(unsafe_code, reason = "calls of the CUDA driver")]
+
+use std::sync::Arc;
+
+use cudarc::driver::sys::CUdevice_attribute as Attribute;
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+
+use super::error::{During, failed};
+use super::library::{DriverVersion, probe};
+use crate::error::{Error, ErrorCode, Result};
+
+/// The oldest cards that the kernels run on: Ampere.
+const OLDEST_COMPUTE_CAPABILITY: (u32, u32) = (8, 0);
+
+/// An open card: its primary context, and one stream that orders all its work.
+#[derive(Debug)]
+pub struct Device {
+    stream: Arc<CudaStream>,
+    properties: DeviceProperties,
+}
+
+/// What a card is and can do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceProperties {
+    /// Its number among the visible cards.
+    pub ordinal: usize,
+    /// `NVIDIA H200`.
+    pub name: String,
+    /// Major and minor.
+    pub compute_capability: (u32, u32),
+    /// The version of CUDA that the driver supports.
+    pub driver_version: DriverVersion,
+    /// Number of streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Most bytes of shared memory that a block can have.
+    pub shared_memory_per_block: u32,
+    /// Most threads of a block.
+    pub threads_per_block: u32,
+    /// Bytes of device memory.
+    pub total_bytes: usize,
+}
+
+impl Device {
+    /// Opens the card with this number.
+    ///
+    /// # Errors
+    /// `cuda_unavailable`: no driver or too old a one, no such card, a card below compute capability 8.0, or one that another
+    /// process uses exclusively.
+    pub fn open(ordinal: usize) -> Result<Arc<Self>> {
+        let driver_version = probe()?;
+        let count = result::device::get_count().map_err(|error| unavailable("counting the cards", error))?;
+        if !i32::try_from(ordinal).is_ok_and(|ordinal| ordinal < count) {
+            return Err(Error::new(ErrorCode::CudaUnavailable, format!("there is no card cuda:{ordinal}"))
+                .with_found(format!("{count} {}", if count == 1 { "card" } else { "cards" }))
+                .with_hint("cards are counted from 0, after CUDA_VISIBLE_DEVICES"));
+        }
+        let context = CudaContext::new(ordinal).map_err(|error| unavailable("opening the card", error))?;
+        // SAFETY: nothing is allocated yet, and all work on the context's memory goes through one stream.
+        unsafe { context.disable_event_tracking() };
+        let properties = DeviceProperties::of(&context, driver_version).during("reading the card's properties")?;
+        if properties.compute_capability < OLDEST_COMPUTE_CAPABILITY {
+            let version = |(major, minor): (u32, u32)| format!("compute capability {major}.{minor}");
+            return Err(Error::new(ErrorCode::CudaUnavailable, format!("the card {} is too old", properties.name))
+                .with_expected(format!("{} or newer", version(OLDEST_COMPUTE_CAPABILITY)))
+                .with_found(version(properties.compute_capability)));
+        }
+        let stream = context.new_stream().during("creating a stream")?;
+        Ok(Arc::new(Self { stream, properties }))
+    }
+
+    /// What the card is and can do.
+    pub fn properties(&self) -> &DeviceProperties {
+        &self.properties
+    }
+
+    /// Bytes of device memory that nobody uses.
+    ///
+    /// # Errors
+    /// `cuda_driver_failed`.
+    pub fn free_bytes(&self) -> Result<usize> {
+        let (free, _) = self.stream.context().mem_get_info().during("asking for free memory")?;
+        Ok(free)
+    }
+
+    /// Waits until all work is done.
+    ///
+    /// # Errors
+    /// `cuda_driver_failed`: a kernel failed.
+    pub fn synchronize(&self) -> Result<()> {
+        self.stream.synchronize().during("waiting for the card")
+    }
+
+    /// Makes the context that of the calling thread, and returns the stream.
+    pub(super) fn bind(&self) -> Result<sys::CUstream> {
+        self.stream.context().bind_to_thread().during("choosing the card")?;
+        Ok(self.stream.cu_stream())
+    }
+}
+
+impl DeviceProperties {
+    fn of(context: &CudaContext, driver_version: DriverVersion) -> std::result::Result<Self, DriverError> {
+        let attribute = |attribute| context.attribute(attribute).map(i32::unsigned_abs);
+        Ok(Self {
+            ordinal: context.ordinal(),
+            name: context.name()?,
+            compute_capability: (
+                attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+                attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+            ),
+            driver_version,
+            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            shared_memory_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+            threads_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
+            total_bytes: context.total_mem()?,
+        })
+    }
+}
+
+/// A call that failed before the card is in use: the card is not available.
+fn unavailable(what: &str, error: DriverError) -> Error {
+    failed(what, error).with_code(ErrorCode::CudaUnavailable)
+}

@@ -1,0 +1,238 @@
+//! The kernels that finish a linear's products with the adapters' deltas, and turn them into what the next one reads.
+
+use std::sync::Arc;
+
+use bytemuck::{Pod, Zeroable};
+
+use super::embed::SQUARES_COLUMNS;
+use super::grid_rows;
+use super::kv_layout::KvLayer;
+use crate::backend::cuda::compiler::sources::{
+    Define, EXPAND_ACTIVATE, EXPAND_LOGITS, EXPAND_RESIDUAL, EXPAND_ROPE_KV, KernelSource,
+};
+use crate::backend::cuda::driver::{Arguments, Device, Kernel};
+use crate::backend::cuda::layout::ElementType;
+use crate::backend::cuda::tables::GROUP_LINEARS;
+use crate::backend::{Activation, KvDType};
+use crate::error::Result;
+
+/// Columns of a block of [`ExpandActivate`] and [`ExpandLogits`].
+const COLUMNS: u32 = 256;
+/// Lanes of a warp.
+const WARP_LANES: u32 = 32;
+
+/// A group's products for the rows of a step, and what finishes them.
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct Projection {
+    /// `[rows, outputs]` f32: W x of the group's linears, one beside the other.
+    pub projected: u64,
+    /// `[entries, shrunk_stride]` f32: t = A x; 0 where no row has an adapter.
+    pub shrunk: u64,
+    /// `[out_features]` f32: the base's bias of each linear, or 0.
+    pub bias: [u64; GROUP_LINEARS],
+    /// Where each linear's outputs begin in a row; the last is the length of a row.
+    pub starts: [u32; GROUP_LINEARS + 1],
+    /// Values from one entry's t to the next.
+    pub shrunk_stride: u32,
+    /// Index of the group in the slots' arrays of groups.
+    pub group: u32,
+}
+
+impl Projection {
+    /// [`Projection::starts`] of linears with those outputs; absent ones have none.
+    pub fn starts(out_features: &[usize]) -> [u32; GROUP_LINEARS + 1] {
+        let mut starts = [0; GROUP_LINEARS + 1];
+        for linear in 0..GROUP_LINEARS {
+            starts[linear + 1] = starts[linear] + out_features.get(linear).map_or(0, |&outputs| outputs as u32);
+        }
+        starts
+    }
+}
+
+/// `hidden[i] += factor * y[i]`
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct ExpandResidual {
+    /// A group of one linear.
+    pub projection: Projection,
+    /// The step's [`StepTables`](crate::backend::cuda::tables::StepTables).
+    pub step: u64,
+    /// `[rows, hidden_size]` f32, read and written.
+    pub hidden: u64,
+    /// `[rows, ceil(hidden_size / 256)]` f32, written.
+    pub sum_squares: u64,
+    /// Width of the residual stream.
+    pub hidden_size: u32,
+    /// Factor on what is added.
+    pub factor: f32,
+}
+
+/// `activated[i] = act(gate[i]) * up[i]`
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct ExpandActivate {
+    /// The group of gate and up.
+    pub projection: Projection,
+    /// The step's [`StepTables`](crate::backend::cuda::tables::StepTables).
+    pub step: u64,
+    /// `[rows, intermediate_size]` of the element type, written.
+    pub activated: u64,
+    /// `[rows]` u32: becomes 1 where a finite value is beyond the element type.
+    pub overflow_rows: u64,
+    /// Width of gate and of up.
+    pub intermediate_size: u32,
+    /// Kind of activation; see [`activation_kind`].
+    pub activation: u32,
+}
+
+/// The number by which kernels know an activation.
+pub fn activation_kind(activation: Activation) -> u32 {
+    match activation {
+        Activation::Silu => 0,
+    }
+}
+
+/// `logits[i] = cap * tanh(multiplier * y[i] / cap)`, and where the largest of each row is.
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct ExpandLogits {
+    /// The head's group.
+    pub projection: Projection,
+    /// The [`StepTables`](crate::backend::cuda::tables::StepTables) of the rows whose logits are wanted.
+    pub step: u64,
+    /// `[rows, stride]` f32, written; 0 where they are not wanted.
+    pub logits: u64,
+    /// `[rows]` u64 for [`largest_logit`], zero before; 0 where it is not wanted.
+    pub argmax: u64,
+    /// Values from one row's logits to the next.
+    pub stride: u32,
+    /// Number of logits of a row.
+    pub vocab_size: u32,
+    /// Factor on the logits.
+    pub multiplier: f32,
+    /// Cap of the logits, or 0.
+    pub cap: f32,
+}
+
+/// The largest logit of a row, as its `argmax` tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LargestLogit {
+    /// The first token that has it.
+    Token(u32),
+    /// The first token whose logit is NaN.
+    Nan(u32),
+}
+
+/// What a key of [`ExpandLogits::argmax`] says.
+pub fn largest_logit(key: u64) -> LargestLogit {
+    let token = !(key as u32);
+    if key >> 32 == u64::from(u32::MAX) { LargestLogit::Nan(token) } else { LargestLogit::Token(token) }
+}
+
+/// Norms, rotates and stores q, k, v.
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct ExpandRopeKv {
+    /// The group of q, k, v.
+    pub projection: Projection,
+    /// The step's [`StepTables`](crate::backend::cuda::tables::StepTables).
+    pub step: u64,
+    /// The step's [`AttentionTables`](crate::backend::cuda::tables::AttentionTables).
+    pub attention: u64,
+    /// The layer of the cache, written at the rows' positions.
+    pub kv: KvLayer,
+    /// `[rows, heads * head_dim]` f32, written.
+    pub queries: u64,
+    /// `[rows]` u32: becomes 1 where a finite key or value is beyond the cache's element type.
+    pub kv_overflow_rows: u64,
+    /// `[head_dim]` f32: weight of the norm over each query head, or 0.
+    pub q_norm: u64,
+    /// `[head_dim]` f32: weight of the norm over each key head, or 0.
+    pub k_norm: u64,
+    /// `[rope_pairs]` f32: radians per position.
+    pub inv_freq: u64,
+    /// Query heads.
+    pub heads: u32,
+    /// Width of a head, at most [`MAX_HEAD_DIM`](super::kv_layout::MAX_HEAD_DIM).
+    pub head_dim: u32,
+    /// Pairs of channels that are rotated.
+    pub rope_pairs: u32,
+    /// 1 if channel 2i pairs with 2i + 1, and not i with i + `rope_pairs`.
+    pub is_interleaved: u32,
+    /// Factor on cosine and sine.
+    pub rope_factor: f32,
+    /// Epsilon of both norms.
+    pub norm_eps: f32,
+}
+
+/// The compiled kernels.
+pub struct ExpandKernels {
+    residual: Kernel,
+    activate: Kernel,
+    logits: Kernel,
+    rope_kv: Kernel,
+}
+
+impl ExpandKernels {
+    /// Compiles them, or takes them from the cache, for activations and a cache of those types.
+    ///
+    /// # Errors
+    /// As [`Device::module`].
+    pub fn load(device: &Arc<Device>, element: ElementType, kv: KvDType) -> Result<Self> {
+        let kernel = |source: &'static KernelSource, defines: &[Define], name: &str| {
+            device.module(source, defines)?.kernel(name)
+        };
+        let element: &[Define] = match element {
+            ElementType::F16 => &[],
+            ElementType::Bf16 => &[("ELEMENT_BF16", "1")],
+        };
+        let kv: &[Define] = match kv {
+            KvDType::F16 => &[],
+            KvDType::F32 => &[("KV_F32", "1")],
+        };
+        Ok(Self {
+            residual: kernel(&EXPAND_RESIDUAL, &[], "expand_residual")?,
+            activate: kernel(&EXPAND_ACTIVATE, element, "expand_activate")?,
+            logits: kernel(&EXPAND_LOGITS, &[], "expand_logits")?,
+            rope_kv: kernel(&EXPAND_ROPE_KV, kv, "expand_rope_kv")?,
+        })
+    }
+
+    /// Computes that many rows.
+    ///
+    /// # Errors
+    /// As [`Kernel::launch`].
+    pub fn residual(&self, expand: &ExpandResidual, rows: usize) -> Result<()> {
+        let columns = expand.hidden_size.div_ceil(SQUARES_COLUMNS as u32);
+        self.residual.launch([columns, grid_rows(rows), 1], SQUARES_COLUMNS as u32, 0, &Arguments::of(expand))
+    }
+
+    /// Computes that many rows.
+    ///
+    /// # Errors
+    /// As [`Kernel::launch`].
+    pub fn activate(&self, expand: &ExpandActivate, rows: usize) -> Result<()> {
+        let columns = expand.intermediate_size.div_ceil(COLUMNS);
+        self.activate.launch([columns, grid_rows(rows), 1], COLUMNS, 0, &Arguments::of(expand))
+    }
+
+    /// Computes that many rows.
+    ///
+    /// # Errors
+    /// As [`Kernel::launch`].
+    pub fn logits(&self, expand: &ExpandLogits, rows: usize) -> Result<()> {
+        let columns = expand.vocab_size.div_ceil(COLUMNS);
+        self.logits.launch([columns, grid_rows(rows), 1], COLUMNS, 0, &Arguments::of(expand))
+    }
+
+    /// Computes that many rows.
+    ///
+    /// # Errors
+    /// As [`Kernel::launch`].
+    pub fn rope_kv(&self, expand: &ExpandRopeKv, rows: usize) -> Result<()> {
+        let heads = expand.heads + 2 * expand.kv.kv_heads;
+        let channels = expand.head_dim.next_multiple_of(WARP_LANES);
+        self.rope_kv.launch([heads, grid_rows(rows), 1], channels, 0, &Arguments::of(expand))
+    }
+}

@@ -1,0 +1,193 @@
+//! The products of a group: its base weights, the A's of the step's adapters and the weights that adapters replace, in one launch.
+
+use std::sync::{Arc, OnceLock};
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::backend::cuda::compiler::sources::{LINEAR, LINEAR_VARIANTS};
+use crate::backend::cuda::driver::{Arguments, Device, Kernel};
+use crate::backend::cuda::layout::{ElementType, ScaleType, Weight};
+use crate::backend::cuda::tables::GROUP_LINEARS;
+use crate::error::{Error, ErrorCode, Result};
+
+/// Outputs of a tile: of a weight or of an A.
+pub const TILE_OUTPUTS: usize = 32;
+/// Rows that the variants of the kernel compute at a time.
+pub const VARIANT_TOKENS: [usize; 4] = [8, 16, 32, 64];
+
+/// Slices of the inputs, one warp each.
+const SLICES: usize = 8;
+/// Threads of a block.
+const BLOCK_THREADS: usize = 32 * SLICES;
+/// Steps of weights that a warp holds in shared memory.
+const STAGES: usize = 4;
+/// Floats from the partial sums of one token to those of the next.
+const PARTIAL_STRIDE: usize = TILE_OUTPUTS + 4;
+/// Words of 64 inputs of 8 tokens.
+const UNIT_X_WORDS: usize = 256;
+/// Lanes of a warp; pairs of scales of two strips for two halves of a unit.
+const LANES: usize = 32;
+
+/// What [`LinearArguments::input`] holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum InputType {
+    /// f32, normed where sums of squares are given.
+    F32 = 0,
+    /// The element type.
+    Elements = 1,
+}
+
+/// The argument of the kernel.
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct LinearArguments {
+    /// The linears of the group, in the order of their outputs.
+    pub weights: [Weight; GROUP_LINEARS],
+    /// Where the outputs of each begin in a row of `projected`.
+    pub first_columns: [u32; GROUP_LINEARS],
+    /// Number of linears.
+    pub linears: u32,
+    /// `[*, in_features]` of `input_type`.
+    pub input: u64,
+    /// `[*, ceil(in_features / 256)]` f32: sums of squares of an f32 input that is to be normed, or 0.
+    pub sum_squares: u64,
+    /// `[in_features]` f32: the norm's weight.
+    pub gamma: u64,
+    /// `[*]` u32: set to 1 where a value of the row exceeds the element type, by row of the input. Read only for an f32 input.
+    pub overflow_rows: u64,
+    /// The norm's epsilon.
+    pub epsilon: f32,
+    /// An [`InputType`].
+    pub input_type: u32,
+    /// `[rows, projected_stride]` f32: `W x`, written.
+    pub projected: u64,
+    /// `[entries, shrunk_stride]` f32: `A x`, written.
+    pub shrunk: u64,
+    /// Values of a row of `projected`.
+    pub projected_stride: u32,
+    /// Values of an entry of `shrunk`, at least the largest rank.
+    pub shrunk_stride: u32,
+    /// The step's [`StepTables`](crate::backend::cuda::tables::StepTables).
+    pub step: u64,
+    /// The group, as slots count groups.
+    pub group: u32,
+    /// Tiles of [`TILE_OUTPUTS`] ranks of the slot with the most; 0 if no slot of the step has a low-rank part here.
+    pub rank_tiles: u32,
+    /// Tiles of outputs of each linear's largest replacing weight; 0 if no slot of the step replaces it.
+    pub replaced_tiles: [u32; GROUP_LINEARS],
+    /// Words of the codes of a step of two strips; set by the launch.
+    pub stage_code_words: u32,
+    /// The same with their scales and zeros; set by the launch.
+    pub stage_words: u32,
+    /// Always 0.
+    pub padding: u32,
+}
+
+/// The kernels, each compiled when it is first needed.
+pub struct LinearKernels {
+    device: Arc<Device>,
+    element: ElementType,
+    /// In the order of [`VARIANT_TOKENS`].
+    kernels: [OnceLock<Kernel>; VARIANT_TOKENS.len()],
+}
+
+impl LinearKernels {
+    /// Compiles the kernel for few rows, or takes it from the cache.
+    ///
+    /// # Errors
+    /// As [`Device::module`].
+    pub fn load(device: &Arc<Device>, element: ElementType) -> Result<Self> {
+        let kernels = Self { device: Arc::clone(device), element, kernels: Default::default() };
+        kernels.kernel(0)?;
+        Ok(kernels)
+    }
+
+    /// The kernel of one of [`VARIANT_TOKENS`].
+    fn kernel(&self, variant: usize) -> Result<&Kernel> {
+        if let Some(kernel) = self.kernels[variant].get() {
+            return Ok(kernel);
+        }
+        let of_element = match self.element {
+            ElementType::F16 => 0,
+            ElementType::Bf16 => VARIANT_TOKENS.len(),
+        };
+        let kernel = self.device.module(&LINEAR, LINEAR_VARIANTS[of_element + variant])?.kernel("linear")?;
+        Ok(self.kernels[variant].get_or_init(|| kernel))
+    }
+
+    /// Computes that many rows, whose step has that many tiles of entries.
+    ///
+    /// # Errors
+    /// As [`Kernel::launch`] and [`Device::module`]; `internal` if the arguments have no linear.
+    pub fn launch(&self, arguments: &LinearArguments, rows: usize, entry_tiles: usize) -> Result<()> {
+        let variant = VARIANT_TOKENS.iter().position(|&tokens| tokens >= rows).unwrap_or(VARIANT_TOKENS.len() - 1);
+        self.launch_with(arguments, variant, tiles(arguments, VARIANT_TOKENS[variant], rows, entry_tiles))
+    }
+
+    /// Launches one of [`VARIANT_TOKENS`] with any number of blocks, which changes no bit of the result. For tests.
+    ///
+    /// # Errors
+    /// As [`LinearKernels::launch`].
+    pub fn launch_with(&self, arguments: &LinearArguments, variant: usize, blocks: usize) -> Result<()> {
+        let linears = arguments.weights.get(..arguments.linears as usize).filter(|linears| !linears.is_empty());
+        let linears = linears.ok_or_else(|| Error::new(ErrorCode::Internal, "a group has one to three linears"))?;
+        if blocks == 0 {
+            return Ok(());
+        }
+        // A's and replacing weights have 16-bit elements.
+        let code_words = linears.iter().map(stage_code_words).max().unwrap_or(0).max(2 * step_words(16));
+        let scale_words = linears.iter().map(stage_scale_words).max().unwrap_or(0);
+        let arguments = LinearArguments {
+            stage_code_words: code_words as u32,
+            stage_words: (code_words + scale_words) as u32,
+            ..*arguments
+        };
+        let tokens = VARIANT_TOKENS[variant];
+        let x_words = chunk_units(tokens) * tokens / 8 * UNIT_X_WORDS;
+        let loop_words = SLICES * (x_words + STAGES * (code_words + scale_words));
+        let shared_bytes = 4 * loop_words.max(SLICES * tokens * PARTIAL_STRIDE);
+        let blocks = u32::try_from(blocks).unwrap_or(u32::MAX).min(i32::MAX as u32);
+        let arguments = Arguments::of(&arguments);
+        self.kernel(variant)?.launch([blocks, 1, 1], BLOCK_THREADS as u32, shared_bytes as u32, &arguments)
+    }
+}
+
+/// Tiles of a launch.
+fn tiles(arguments: &LinearArguments, tokens: usize, rows: usize, entry_tiles: usize) -> usize {
+    let outputs = |weight: &Weight| (weight.out_features as usize).div_ceil(TILE_OUTPUTS);
+    let base: usize = arguments.weights.iter().take(arguments.linears as usize).map(outputs).sum();
+    let replaced: u32 = arguments.replaced_tiles.iter().sum();
+    base * rows.div_ceil(tokens) + entry_tiles * (arguments.rank_tiles + replaced) as usize
+}
+
+/// Units of x that a warp stages at a time.
+fn chunk_units(tokens: usize) -> usize {
+    (32 / tokens).max(1)
+}
+
+/// Words of a step of one strip: a unit of codes of up to 6 bits, half a unit of 8 bits, a quarter of one of floats.
+fn step_words(bits: usize) -> usize {
+    let tiles = match bits {
+        16 => 1,
+        8 => 2,
+        _ => 4,
+    };
+    bits * LANES * tiles / 4
+}
+
+/// Words of the widest step of two strips.
+fn stage_code_words(weight: &Weight) -> usize {
+    let sections = weight.sections.iter().take(weight.section_count as usize);
+    2 * sections.map(|section| step_words(section.bits as usize)).max().unwrap_or(0)
+}
+
+/// Words of the scales and zeros of a step.
+fn stage_scale_words(weight: &Weight) -> usize {
+    let scales = match weight {
+        Weight { scales: 0, .. } => 0,
+        weight if weight.scale_type == ScaleType::F32 as u32 => 2 * LANES,
+        _ => LANES,
+    };
+    scales + if weight.zeros == 0 { 0 } else { LANES }
+}

@@ -1,0 +1,200 @@
+//! The structs of `cuda/tables.cuh`, field by field: what a step and a slot are to a kernel. Pointers are device addresses.
+
+use std::mem::offset_of;
+
+use bytemuck::{Pod, Zeroable};
+
+use super::device_image::HasPointers;
+
+/// Most entries of an [`EntryTile`].
+pub const ENTRY_TILE: usize = 64;
+/// Most linears of a group.
+pub const GROUP_LINEARS: usize = 3;
+/// Values of each output in [`SlotLinear::norm_terms`].
+pub const NORM_TERMS: usize = 4;
+
+/// What an adapter changes at one linear of a group. All zero: nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct SlotLinear {
+    /// The weight that replaces the base's, or 0.
+    pub weight: u64,
+    /// `[out_features]` f32: the bias that replaces the base's, or 0.
+    pub bias: u64,
+    /// `B [out_features, rank]` f16, or 0 where there is no low-rank part.
+    pub b: u64,
+    /// `[out_features]` f32: B's bias, or 0.
+    pub b_bias: u64,
+    /// `[out_features]` f32: DoRA's magnitude m, or 0.
+    pub magnitude: u64,
+    /// `[4, out_features]` f64: |W|^2, s W.(BA), s^2 |BA|^2, |W + s BA|^2 of each output.
+    pub norm_terms: u64,
+    /// Rank of the low-rank part.
+    pub rank: u32,
+    /// Where its ranks begin among those of the group.
+    pub rank_offset: u32,
+    /// Factor on `B t`: the adapter's scaling, without the powers of two by which A and B were scaled to fit f16.
+    pub scale: f32,
+    /// Factor on B's bias: the adapter's scaling.
+    pub b_bias_scale: f32,
+}
+
+/// What an adapter changes at the linears of one group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct SlotGroup {
+    /// The A's of the linears one below the other, `[rank, in_features]`, stored as a dense weight; or 0.
+    pub a: u64,
+    /// Rows of A: the sum of the linears' ranks.
+    pub rank: u32,
+    /// Always 0.
+    pub padding: u32,
+    /// The linears, in the order of their outputs.
+    pub linears: [SlotLinear; GROUP_LINEARS],
+}
+
+/// A slot that a step names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Slot {
+    /// `[count]` [`SlotGroup`]s: the groups of the model, once for each repeat of a layer that the adapter has.
+    pub groups: u64,
+    /// Number of groups.
+    pub count: u32,
+    /// Index among the distinct slots of the step, ascending.
+    pub segment: u32,
+}
+
+/// One adapter acting on one row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct RowEntry {
+    /// The adapter's slot.
+    pub slot: Slot,
+    /// The request weight.
+    pub weight: f32,
+    /// Index of the entry: the row of `t = A x`.
+    pub entry: u32,
+}
+
+/// Entries of one slot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct EntryTile {
+    /// The slot.
+    pub slot: Slot,
+    /// The first of them.
+    pub first_entry: u32,
+    /// Number of them, at most [`ENTRY_TILE`].
+    pub entries: u32,
+}
+
+/// The routing of some rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct StepTables {
+    /// Number of rows.
+    pub rows: u32,
+    /// Number of entries.
+    pub entries: u32,
+    /// Number of tiles.
+    pub entry_tiles: u32,
+    /// Number of distinct slots.
+    pub segments: u32,
+    /// `[rows]` u32: token of each row; 0 for the rows whose logits are wanted.
+    pub tokens: u64,
+    /// `[rows]` u32: the row of the input buffer that each row reads.
+    pub input_rows: u64,
+    /// `[rows + 1]` u32: where each row's entries begin in `row_entries`.
+    pub row_starts: u64,
+    /// `[entries]` [`RowEntry`], each row's in the order of its request.
+    pub row_entries: u64,
+    /// `[entries]` u32: row of each entry; entries are sorted by slot, then by row.
+    pub entry_rows: u64,
+    /// `[entry_tiles]` [`EntryTile`]
+    pub tiles: u64,
+}
+
+/// Where the rows of a step are in their sequences, for one KV group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct AttentionTables {
+    /// Number of rows.
+    pub rows: u32,
+    /// Number of sequences.
+    pub sequences: u32,
+    /// `[rows]` u32: position of each row in its sequence.
+    pub positions: u64,
+    /// `[rows]` u32: sequence of each row.
+    pub row_sequences: u64,
+    /// `[sequences + 1]` u32: where the pages of each sequence begin in `pages`.
+    pub page_starts: u64,
+    /// u32: the pages of the sequences, each in the order of its positions.
+    pub pages: u64,
+}
+
+impl HasPointers for SlotGroup {
+    const POINTERS: &'static [usize] = &{
+        let mut pointers = [offset_of!(SlotGroup, a); 1 + GROUP_LINEARS * SlotLinear::POINTERS];
+        let mut at = 1;
+        while at < pointers.len() {
+            let (linear, pointer) = ((at - 1) / SlotLinear::POINTERS, (at - 1) % SlotLinear::POINTERS);
+            pointers[at] =
+                offset_of!(SlotGroup, linears) + linear * size_of::<SlotLinear>() + pointer * size_of::<u64>();
+            at += 1;
+        }
+        pointers
+    };
+}
+
+impl SlotLinear {
+    /// Number of addresses, which come first.
+    const POINTERS: usize = offset_of!(SlotLinear, rank) / size_of::<u64>();
+}
+
+impl HasPointers for StepTables {
+    const POINTERS: &'static [usize] = &[
+        offset_of!(StepTables, tokens),
+        offset_of!(StepTables, input_rows),
+        offset_of!(StepTables, row_starts),
+        offset_of!(StepTables, row_entries),
+        offset_of!(StepTables, entry_rows),
+        offset_of!(StepTables, tiles),
+    ];
+}
+
+impl HasPointers for AttentionTables {
+    const POINTERS: &'static [usize] = &[
+        offset_of!(AttentionTables, positions),
+        offset_of!(AttentionTables, row_sequences),
+        offset_of!(AttentionTables, page_starts),
+        offset_of!(AttentionTables, pages),
+    ];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The sizes that a C++ compiler gives these structs: no field needs padding that is not written out.
+    #[test]
+    fn structs_have_the_sizes_of_their_twins() {
+        let sizes = [
+            size_of::<SlotLinear>(),
+            size_of::<SlotGroup>(),
+            size_of::<Slot>(),
+            size_of::<RowEntry>(),
+            size_of::<EntryTile>(),
+            size_of::<StepTables>(),
+            size_of::<AttentionTables>(),
+        ];
+        assert_eq!(sizes, [64, 208, 16, 24, 24, 64, 40]);
+    }
+
+    #[test]
+    fn the_addresses_of_a_group_are_those_of_its_stack_and_of_its_linears() {
+        let of_linear = |linear: usize| (0..6).map(move |pointer| 16 + 64 * linear + 8 * pointer);
+        let expected: Vec<usize> = std::iter::once(0).chain((0..3).flat_map(of_linear)).collect();
+        assert_eq!(SlotGroup::POINTERS, expected);
+    }
+}

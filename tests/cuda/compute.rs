@@ -1,0 +1,300 @@
+//! Operations called one by one, in orders that fuse and in orders that do not, against the reference backend.
+
+use exlora::ErrorCode;
+use exlora::adapter::batch::{AdapterBatch, SlotId};
+use exlora::backend::cuda::layout::ElementType;
+use exlora::backend::cuda::{CudaOptions, open};
+use exlora::backend::{Activation, BackendBuilder, PrepareError, Write};
+use exlora::tensor::DType;
+use support::Rng;
+use support::deltas::{Change, random_low};
+use support::harness::{Device, FLOATS, Harness, Member, Mixture, Tensor, Weight, bits, oracle, random_member, route};
+
+use crate::support::device;
+
+fn open_f16() -> Box<dyn BackendBuilder> {
+    open(&CudaOptions { ordinal: 0, element: Some(ElementType::F16) }).expect("the card opens")
+}
+
+fn open_bf16() -> Box<dyn BackendBuilder> {
+    open(&CudaOptions { ordinal: 0, element: Some(ElementType::Bf16) }).expect("the card opens")
+}
+
+/// The device with half-precision activations, and with bfloat16; and the norm ratio that each is allowed.
+fn devices() -> [(Device, f64); 2] {
+    device();
+    [(Device::Other(open_f16), 1e-3), (Device::Other(open_bf16), 1e-2)]
+}
+
+/// Asserts that each row's difference is small beside the row.
+fn assert_ratio(what: &str, width: usize, found: &[f32], expected: &[f32], limit: f64) {
+    assert_eq!(found.len(), expected.len());
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
+    for (row, (found, expected)) in found.chunks(width).zip(expected.chunks(width)).enumerate() {
+        let difference = norm(&mut found.iter().zip(expected).map(|(a, b)| f64::from(*a) - f64::from(*b)));
+        let size = norm(&mut expected.iter().map(|value| f64::from(*value)));
+        assert!(difference <= limit * size.max(1e-3), "{what}, row {row}: {difference:e} of {size:e}");
+    }
+}
+
+/// A group of linears, adapters on it, and rows with their mixtures.
+#[derive(Clone)]
+struct Linears {
+    inputs: usize,
+    outputs: usize,
+    members: Vec<Member>,
+    adapters: Vec<(SlotId, Vec<Change>)>,
+    x: Vec<f32>,
+    y: Vec<f32>,
+    mixtures: Vec<Mixture>,
+    write: Write,
+    repeat: u32,
+}
+
+impl Linears {
+    fn random(seed: u64, inputs: usize, rows: usize) -> Self {
+        let mut rng = Rng(seed);
+        let rng = &mut rng;
+        let widths: Vec<usize> = (0..1 + rng.below(3)).map(|_| 1 + rng.below(90)).collect();
+        let outputs = widths.iter().sum();
+        let members = widths.iter().map(|&width| random_member(rng, inputs, width)).collect();
+        let slots: Vec<SlotId> = (0..1 + rng.below(3)).map(|i| SlotId(2 * i as u32 + 1)).collect();
+        let adapters = slots.iter().map(|&slot| (slot, random_changes(rng, inputs, &widths))).collect();
+        let mut mixture = || -> Mixture {
+            const WEIGHTS: [f32; 6] = [1.0, 1.0, 0.0, 0.37, -1.0, 2.5];
+            (0..rng.below(4)).map(|_| (slots[rng.below(slots.len())], WEIGHTS[rng.below(6)])).collect()
+        };
+        let mixtures = (0..rows).map(|_| mixture()).collect();
+        let write = if rng.below(2) == 0 { Write::Replace } else { Write::Add };
+        let (x, y) = (rng.normals(rows * inputs, 1.0), rng.normals(rows * outputs, 1.0));
+        Self { inputs, outputs, members, adapters, x, y, mixtures, write, repeat: rng.below(3) as u32 }
+    }
+
+    fn only(&self, row: usize) -> Self {
+        Self {
+            x: self.x[row * self.inputs..(row + 1) * self.inputs].to_vec(),
+            y: self.y[row * self.outputs..(row + 1) * self.outputs].to_vec(),
+            mixtures: vec![self.mixtures[row].clone()],
+            ..self.clone()
+        }
+    }
+
+    fn run(&self, device: Device) -> Vec<f32> {
+        let mut harness = Harness::open(device);
+        let (group, sites) = harness.group(&self.members);
+        for (slot, changes) in &self.adapters {
+            harness.upload(*slot, &sites, changes).expect("the adapter uploads");
+        }
+        let rows = self.mixtures.len();
+        let (x, y) = (harness.put(self.inputs, &self.x), harness.put(self.outputs, &self.y));
+        let mut batch = route(&self.mixtures);
+        batch.set_repeat(self.repeat);
+        harness.compute().linear(group, x, rows, &batch, y, self.write).expect("the linear runs");
+        harness.get(y, self.outputs, rows)
+    }
+}
+
+/// What an adapter changes at some linears of a group, in some of two repeats: low-rank parts with B's bias or a magnitude,
+/// replaced weights and biases.
+fn random_changes(rng: &mut Rng, inputs: usize, widths: &[usize]) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for (site, &outputs) in widths.iter().enumerate() {
+        for repeat in 0..2 {
+            let dtype = FLOATS[rng.below(3)];
+            let mut change = Change { site, repeat, ..Change::default() };
+            let some = |rng: &mut Rng, shape: &[usize], scale: f32| {
+                Tensor::new(dtype, shape, &rng.normals(shape.iter().product(), scale))
+            };
+            if rng.below(4) == 0 {
+                change.weight = Some(some(rng, &[outputs, inputs], (inputs as f32).powf(-0.5)));
+            }
+            if rng.below(3) == 0 {
+                change.bias = Some(some(rng, &[outputs], 1.0));
+            }
+            if rng.below(4) > 0 {
+                let rank = 1 + rng.below(40);
+                let mut low = random_low(rng, dtype, rank, outputs, inputs);
+                match rng.below(3) {
+                    0 => low.b_bias = Some(some(rng, &[outputs], 1.0)),
+                    1 => {
+                        let magnitude: Vec<f32> = (0..outputs).map(|_| 0.5 + rng.below(100) as f32 * 0.01).collect();
+                        low.magnitude = Some(Tensor::new(dtype, &[outputs], &magnitude));
+                    }
+                    _ => {}
+                }
+                change.low = Some(low);
+            }
+            if change.weight.is_some() || change.bias.is_some() || change.low.is_some() {
+                changes.push(change);
+            }
+        }
+    }
+    changes
+}
+
+#[test]
+fn linears_with_every_served_kind_of_delta_agree_with_the_reference() {
+    for (seed, (inputs, rows)) in (0..).zip([(96, 5), (64, 1), (160, 17), (100, 9), (33, 3), (256, 66)]) {
+        let case = Linears::random(seed, inputs, rows);
+        let expected = case.run(oracle());
+        for (device, limit) in devices() {
+            let what = format!("seed {seed}, {device:?}");
+            assert_ratio(&what, case.outputs, &case.run(device), &expected, limit);
+        }
+    }
+}
+
+#[test]
+fn a_row_of_a_linear_has_the_same_bits_alone() {
+    for (seed, (inputs, rows)) in (10..).zip([(96, 12), (130, 70)]) {
+        let case = Linears::random(seed, inputs, rows);
+        let (device, _) = devices()[0];
+        let together = case.run(device);
+        for row in [0, 1, rows / 2, rows - 1] {
+            let among = &together[row * case.outputs..(row + 1) * case.outputs];
+            assert_eq!(bits(&case.only(row).run(device)), bits(among), "seed {seed}, row {row}");
+        }
+    }
+}
+
+#[test]
+fn norms_gates_and_embeddings_that_are_read_back_agree_with_the_reference() {
+    let (width, rows) = (300, 5);
+    let mut rng = Rng(3);
+    let (x, weight) = (rng.normals(rows * width, 2.0), rng.normals(width, 1.0));
+    let gate_up = rng.normals(rows * 2 * width, 3.0);
+    let table = Tensor::new(DType::BF16, &[50, width], &rng.normals(50 * width, 1.0));
+    let tokens: Vec<u32> = (0..rows).map(|_| rng.below(50) as u32).collect();
+    let run = |device: Device| {
+        let mut harness = Harness::open(device);
+        let ((weight, _), (table, _)) = (harness.norm_weight(&weight), harness.table(&table));
+        let (x, gate_up) = (harness.put(width, &x), harness.put(2 * width, &gate_up));
+        let out = [(); 3].map(|()| harness.buffer(width, rows));
+        let base = AdapterBatch::default();
+        harness.compute().norm(weight, 1e-5, x, rows, &base, out[0]).expect("the norm runs");
+        harness.compute().activate(Activation::Silu, gate_up, rows, out[1]).expect("the gate runs");
+        harness.compute().embed(table, &tokens, 1.25, &base, out[2]).expect("tokens embed");
+        out.map(|out| harness.get(out, width, rows))
+    };
+    let expected = run(oracle());
+    for (device, limit) in devices() {
+        let found = run(device);
+        assert_ratio("norm", width, &found[0], &expected[0], 1e-6);
+        assert_ratio("gate", width, &found[1], &expected[1], limit);
+        assert_eq!(bits(&found[2]), bits(&expected[2]));
+    }
+}
+
+#[test]
+fn a_chain_in_an_order_that_does_not_fuse_agrees_with_the_reference() {
+    // Two products are pending at once, one is normed, and one is added to.
+    let (width, rows) = (70, 4);
+    let mut rng = Rng(5);
+    let mut member = |bias: bool| {
+        let values = rng.normals(width * width, (width as f32).powf(-0.5));
+        let bias = bias.then(|| Tensor::new(DType::F16, &[width], &rng.normals(width, 1.0)));
+        Member { weight: Weight::Dense(Tensor::new(DType::F16, &[width, width], &values)), bias }
+    };
+    let members = [member(true), member(false)];
+    let (x, gamma) = (Rng(6).normals(rows * width, 1.0), Rng(7).normals(width, 1.0));
+    let low = Change::low(0, random_low(&mut Rng(8), DType::F16, 5, width, width));
+    let batch = route(&[vec![(SlotId(0), 1.0)], vec![], vec![(SlotId(0), -0.5)], vec![]]);
+    let run = |device: Device| {
+        let mut harness = Harness::open(device);
+        let (first, sites) = harness.group(&members[..1]);
+        let (second, _) = harness.group(&members[1..]);
+        let (norm, _) = harness.norm_weight(&gamma);
+        harness.upload(SlotId(0), &sites, std::slice::from_ref(&low)).expect("the adapter uploads");
+        let x = harness.put(width, &x);
+        let [a, b, c] = [(); 3].map(|()| harness.buffer(width, rows));
+        let compute = harness.compute();
+        compute.linear(first, x, rows, &batch, a, Write::Replace).expect("runs");
+        compute.linear(first, x, rows, &AdapterBatch::default(), b, Write::Replace).expect("runs");
+        compute.norm(norm, 1e-5, a, rows, &batch, c).expect("runs");
+        compute.linear(second, c, rows, &AdapterBatch::default(), b, Write::Add).expect("runs");
+        compute.norm(norm, 1e-5, b, rows, &batch, c).expect("runs");
+        [a, b, c].map(|buffer| harness.get(buffer, width, rows))
+    };
+    let expected = run(oracle());
+    let (device, limit) = devices()[0];
+    for (index, (found, expected)) in run(device).iter().zip(&expected).enumerate() {
+        assert_ratio(&format!("buffer {index}"), width, found, expected, limit);
+    }
+}
+
+#[test]
+fn a_norm_whose_input_has_changed_is_an_error_and_not_a_wrong_value() {
+    let (device, _) = devices()[0];
+    let mut harness = Harness::open(device);
+    let (norm, _) = harness.norm_weight(&[1.0; 8]);
+    let (x, out) = (harness.put(8, &[1.0; 8]), harness.buffer(8, 1));
+    harness.compute().norm(norm, 1e-5, x, 1, &AdapterBatch::default(), out).expect("the norm is noted");
+    harness.compute().write_rows(x, &[2.0; 8]).expect("rows fit");
+    let error = harness.compute().read_rows(out, &mut [0.0; 8]).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Internal);
+}
+
+#[test]
+fn a_value_beyond_half_precision_names_its_row() {
+    let (device, _) = devices()[0];
+    let mut harness = Harness::open(device);
+    let ones = Tensor::new(DType::F16, &[4, 8], &[1.0; 32]);
+    let (group, _) = harness.group(&[Member { weight: Weight::Dense(ones), bias: None }]);
+    let mut x = vec![1.0; 3 * 8];
+    x[8] = 1e5;
+    let (x, y) = (harness.put(8, &x), harness.buffer(4, 3));
+    let compute = harness.compute();
+    compute.linear(group, x, 3, &AdapterBatch::default(), y, Write::Replace).expect("the linear runs");
+    let mut values = vec![0.0; 12];
+    compute.read_rows(y, &mut values).expect("rows are there");
+    assert!(compute.take_kv_overflows().expect("reads").is_empty());
+    assert_eq!(compute.take_activation_overflows().expect("reads"), [1]);
+    assert!(values[..4].iter().chain(&values[8..]).all(|&value| value == 8.0), "{values:?}");
+    assert!(values[4..8].iter().all(|value| !value.is_finite()), "{values:?}");
+}
+
+#[test]
+fn what_is_not_computed_yet_is_refused_by_name() {
+    let (device, _) = devices()[0];
+    let mut harness = Harness::open(device);
+    let ones = Tensor::new(DType::F16, &[4, 8], &[1.0; 32]);
+    let (_, mut sites) = harness.group(&[Member { weight: Weight::Dense(ones.clone()), bias: None }]);
+    sites.push(harness.table(&ones).1);
+    sites.push(harness.norm_weight(&[1.0; 8]).1);
+    let row = Tensor::new(DType::F16, &[1, 8], &[2.0; 8]);
+    let taller = Tensor::new(DType::F16, &[5, 8], &[1.0; 40]);
+    let low = random_low(&mut Rng(1), DType::F16, 2, 4, 8);
+    let changes = [
+        ("replaced rows", Change { rows: Some((vec![1], row)), ..Change::default() }),
+        ("KaSA", Change { removed: Some(low), ..Change::default() }),
+        ("more outputs", Change { weight: Some(taller), ..Change::default() }),
+        ("embedding", Change { site: 1, weight: Some(ones), ..Change::default() }),
+        ("norm", Change { site: 2, weight: Some(Tensor::new(DType::F32, &[8], &[2.0; 8])), ..Change::default() }),
+    ];
+    for (named, change) in changes {
+        match harness.upload(SlotId(0), &sites, &[change]) {
+            Err(PrepareError::Failed(error)) => {
+                assert_eq!(error.code(), ErrorCode::AdapterFeatureUnsupported);
+                assert!(error.to_string().contains(named), "{named}: {error}");
+            }
+            other => panic!("{named}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn an_empty_slot_is_an_error_and_an_adapter_is_gone_when_it_is_dropped() {
+    let (device, _) = devices()[0];
+    let mut harness = Harness::open(device);
+    let ones = Tensor::new(DType::F16, &[4, 8], &[1.0; 32]);
+    let (group, sites) = harness.group(&[Member { weight: Weight::Dense(ones), bias: None }]);
+    let low = Change::low(0, random_low(&mut Rng(1), DType::F16, 2, 4, 8));
+    let bytes = harness.upload(SlotId(3), &sites, &[low]).expect("the adapter uploads");
+    assert!(bytes > 0 && harness.memory().adapters_bytes == bytes);
+    harness.compute().drop_adapter(SlotId(3));
+    assert_eq!(harness.memory().adapters_bytes, 0);
+    let (x, y) = (harness.put(8, &[1.0; 8]), harness.buffer(4, 1));
+    let batch = route(&[vec![(SlotId(3), 1.0)]]);
+    let error = harness.compute().linear(group, x, 1, &batch, y, Write::Replace).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Internal);
+}

@@ -1,0 +1,30 @@
+//! What the tests of the CUDA backend share.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytemuck::Pod;
+use exlora::backend::cuda::compiler::locate::{packages_of, set_python_paths};
+use exlora::backend::cuda::driver::{Device, DeviceMemory};
+
+/// The card that the tests run on.
+pub fn device() -> Arc<Device> {
+    // The compiler is that of the environment which the Makefile sets up, whether it is active or not.
+    set_python_paths(packages_of(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv")));
+    Device::open(0).unwrap_or_else(|error| panic!("{error}\n`make test-cuda` runs these tests on the emulated driver"))
+}
+
+/// Device memory with these values.
+pub fn upload<T: Pod>(device: &Arc<Device>, values: &[T]) -> DeviceMemory {
+    let bytes = bytemuck::cast_slice(values);
+    let memory = device.allocate(bytes.len()).expect("the memory is allocated");
+    memory.upload(0, bytes).expect("the values are uploaded");
+    memory
+}
+
+/// All values of device memory.
+pub fn download<T: Pod>(memory: &DeviceMemory) -> Vec<T> {
+    let mut values = vec![T::zeroed(); memory.len() / size_of::<T>()];
+    memory.download(0, bytemuck::cast_slice_mut(&mut values)).expect("the values are downloaded");
+    values
+}
