@@ -28,6 +28,7 @@ pub mod peft_support;
 pub mod plan;
 pub mod pool;
 mod problems;
+#[cfg(feature = "kasa")]
 mod svd;
 mod target_modules;
 mod unsupported;

@@ -23,8 +23,8 @@ impl Model {
         self.load_adapter_with(name, dir, &mut || Ok(()))
     }
 
-    /// As [`Model::load_adapter`]; an error from `between_parts` (Ctrl-C), which is called every second or more often except
-    /// while one weight is decomposed (KaSA), ends the loading.
+    /// As [`Model::load_adapter`]; an error from `between_parts` (Ctrl-C), which is called every second or more often, ends
+    /// the loading.
     ///
     /// # Errors
     /// As [`Model::load_adapter`], and what `between_parts` returned.

@@ -5,7 +5,8 @@ use std::ops::Range;
 use half::f16;
 
 use super::bit_fields::BitStreams;
-use crate::tensor::TensorView;
+use crate::error::Result;
+use crate::tensor::{TensorView, zeros};
 
 /// A group of consecutive stored inputs; each output has one scale and one zero for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,15 +95,27 @@ impl StoredWeight<'_> {
     /// # Panics
     /// If the range is out of bounds.
     pub fn dequantize(&self, outputs: Range<usize>) -> Vec<f32> {
-        let in_features = self.in_features();
-        let mut out = vec![0.0; outputs.len() * in_features];
-        match self {
-            StoredWeight::Dense(view) => {
-                view.read_f32(outputs.start * in_features..outputs.end * in_features, &mut out)
-            }
-            StoredWeight::Quantized(weight) => dequantize_codes(&**weight, outputs, &mut out),
-        }
+        let mut out = vec![0.0; outputs.len() * self.in_features()];
+        self.read_rows(outputs, &mut out);
         out
+    }
+
+    /// As [`StoredWeight::dequantize`] of all outputs, for a weight of any size.
+    ///
+    /// # Errors
+    /// `memory_exhausted`.
+    pub(crate) fn try_dequantize(&self) -> Result<Vec<f32>> {
+        let mut out = zeros(self.out_features().saturating_mul(self.in_features()))?;
+        self.read_rows(0..self.out_features(), &mut out);
+        Ok(out)
+    }
+
+    fn read_rows(&self, outputs: Range<usize>, out: &mut [f32]) {
+        let in_features = self.in_features();
+        match self {
+            StoredWeight::Dense(view) => view.read_f32(outputs.start * in_features..outputs.end * in_features, out),
+            StoredWeight::Quantized(weight) => dequantize_codes(&**weight, outputs, out),
+        }
     }
 }
 

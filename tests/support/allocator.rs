@@ -44,6 +44,14 @@ unsafe impl GlobalAlloc for CountingAllocator {
     }
 }
 
+/// Runs `work` and returns its result and the bytes that the current thread holds of it afterwards. Bytes of before that it
+/// frees are not counted.
+pub fn with_held<T>(work: impl FnOnce() -> T) -> (T, usize) {
+    HELD.set(0);
+    let result = work();
+    (result, HELD.get())
+}
+
 /// Runs `work` and returns its result and the most bytes that the current thread held meanwhile.
 pub fn with_peak<T>(work: impl FnOnce() -> T) -> (T, usize) {
     HELD.set(0);

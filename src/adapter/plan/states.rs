@@ -2,9 +2,14 @@
 
 use crate::adapter::AdapterFiles;
 use crate::adapter::delta::{CheckedDelta, SiteDelta};
+#[cfg(not(feature = "kasa"))]
+use crate::adapter::delta::{LowRank, Truncation};
 use crate::adapter::plan::summary::{AdapterSummary, ModelFacts};
+#[cfg(feature = "kasa")]
 use crate::adapter::svd::remove_smallest_singular_values;
 use crate::error::Result;
+#[cfg(not(feature = "kasa"))]
+use crate::error::{Error, ErrorCode};
 use crate::sites::{SiteId, SitePart};
 use crate::tensor::{Tensor, TensorView};
 
@@ -61,10 +66,11 @@ impl<'a> ReducedAdapter<'a> {
     }
 
     /// Decomposes the weights that are truncated (KaSA): each the adapter's own or the base's, which `dense_weight` returns
-    /// as `[out_features, in_features]`. A decomposition may take a minute; `between_parts` is called before each.
+    /// as `[out_features, in_features]`. A decomposition may take a minute; `between_parts` is called several times a
+    /// second.
     ///
     /// # Errors
-    /// Those of `dense_weight` and `between_parts`; `internal` if a decomposition does not converge.
+    /// Those of `dense_weight` and `between_parts`; `internal` if a decomposition does not converge; `forked_while_in_use`.
     pub fn resolve(
         self,
         dense_weight: impl Fn(SiteId) -> Result<Vec<f32>>,
@@ -77,13 +83,23 @@ impl<'a> ReducedAdapter<'a> {
                     Some(weight) => weight.view().try_to_f32()?,
                     None => dense_weight(delta.site)?,
                 };
-                delta.removed = Some(remove_smallest_singular_values(&weight, truncation)?);
+                delta.removed = Some(remove_smallest_singular_values(weight, truncation, between_parts)?);
             }
             Ok(delta)
         };
         let deltas = self.deltas.into_iter().map(resolve).collect::<Result<_>>()?;
         Ok(ResolvedAdapter { deltas, summary: self.summary })
     }
+}
+
+/// Without the feature `kasa` there is no decomposition; configs that need it are refused before.
+#[cfg(not(feature = "kasa"))]
+fn remove_smallest_singular_values(
+    _: Vec<f32>,
+    _: Truncation,
+    _: &mut dyn FnMut() -> Result<()>,
+) -> Result<LowRank<'static>> {
+    Err(Error::new(ErrorCode::AdapterFeatureUnsupported, "KaSA is left out of this build"))
 }
 
 /// An adapter with its final deltas, ready to be prepared by a backend.

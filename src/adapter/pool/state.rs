@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorCode};
 /// Limits of a pool.
 #[derive(Clone, Copy, Debug)]
 pub struct AdapterLimits {
-    /// Bytes of all resident adapters.
+    /// Bytes of all resident adapters in the backend. Tokenizers that adapters bring along are not counted.
     pub max_bytes: usize,
     /// Number of resident adapters. Replaced and unloaded ones count while requests still use them.
     pub max_adapters: usize,

@@ -149,7 +149,9 @@ impl Compute for ReferenceCompute {
     fn reserve_rows(&mut self, rows: usize) -> Result<()> {
         self.kv_overflows.clear();
         for buffer in &mut self.buffers {
-            let len = buffer.values.len().max(rows * buffer.width);
+            let len = buffer.values.len().max(rows.saturating_mul(buffer.width));
+            let exhausted = |_| Error::new(ErrorCode::MemoryExhausted, "cannot allocate the rows of a step");
+            buffer.values.try_reserve_exact(len - buffer.values.len()).map_err(exhausted)?;
             buffer.values.resize(len, 0.0);
         }
         Ok(())

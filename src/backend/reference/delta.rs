@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use super::matrix::{Matrix, dot_f64, matrix};
 use crate::adapter::delta::{self, SiteDelta};
+use crate::error::Result;
 use crate::sites::SiteId;
+use crate::tensor::Tensor;
 
 /// An adapter: what it changes at each site and repeat.
 #[derive(Default)]
@@ -53,15 +55,18 @@ pub(super) struct BaseWeight<'a> {
 }
 
 impl Delta {
-    pub(super) fn new(delta: &SiteDelta<'_>) -> Self {
-        Self {
-            weight: delta.weight.as_ref().map(|weight| matrix(&weight.view())),
-            bias: delta.bias.as_ref().map(|bias| bias.view().to_f32()),
-            row_ids: delta.rows.as_ref().map_or_else(Vec::new, |rows| rows.ids.clone()),
-            row_values: delta.rows.as_ref().map_or_else(Matrix::default, |rows| matrix(&rows.values.view())),
-            low_rank: delta.low_rank.as_ref().map(LowRank::new),
-            removed: delta.removed.as_ref().map(LowRank::new),
-        }
+    /// # Errors
+    /// `memory_exhausted`.
+    pub(super) fn new(delta: &SiteDelta<'_>) -> Result<Self> {
+        let rows = delta.rows.as_ref();
+        Ok(Self {
+            weight: delta.weight.as_ref().map(|weight| matrix(&weight.view())).transpose()?,
+            bias: vector(delta.bias.as_ref())?,
+            row_ids: rows.map_or_else(Vec::new, |rows| rows.ids.clone()),
+            row_values: rows.map(|rows| matrix(&rows.values.view())).transpose()?.unwrap_or_default(),
+            low_rank: delta.low_rank.as_ref().map(LowRank::new).transpose()?,
+            removed: delta.removed.as_ref().map(LowRank::new).transpose()?,
+        })
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -98,14 +103,14 @@ impl Delta {
 }
 
 impl LowRank {
-    fn new(low: &delta::LowRank<'_>) -> Self {
-        Self {
-            a: matrix(&low.a.view()),
-            b: matrix(&low.b.view()),
-            b_bias: low.b_bias.as_ref().map(|bias| bias.view().to_f32()),
+    fn new(low: &delta::LowRank<'_>) -> Result<Self> {
+        Ok(Self {
+            a: matrix(&low.a.view())?,
+            b: matrix(&low.b.view())?,
+            b_bias: vector(low.b_bias.as_ref())?,
             scale: f64::from(low.scale),
-            magnitude: low.magnitude.as_ref().map(|magnitude| magnitude.view().to_f32()),
-        }
+            magnitude: vector(low.magnitude.as_ref())?,
+        })
     }
 
     /// Adds the delta of an input whose `A x` is `t` to `y`, whose bias is `bias`.
@@ -123,6 +128,10 @@ impl LowRank {
             *y = result as f32;
         }
     }
+}
+
+fn vector(tensor: Option<&Tensor<'_>>) -> Result<Option<Vec<f32>>> {
+    tensor.map(|tensor| tensor.view().try_to_f32()).transpose()
 }
 
 /// Site, repeat, and the bits of a request's weight.

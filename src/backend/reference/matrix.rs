@@ -1,6 +1,6 @@
 //! Matrices in plain f32, with sums in f64.
 
-use crate::error::{Error, ErrorCode};
+use crate::error::{Error, ErrorCode, Result};
 use crate::tensor::TensorView;
 
 /// A matrix, row-major.
@@ -46,8 +46,11 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// A stored matrix, widened.
-pub(super) fn matrix(view: &TensorView<'_>) -> Matrix {
-    Matrix { width: view.shape().last().copied().unwrap_or(0), values: view.to_f32() }
+///
+/// # Errors
+/// `memory_exhausted`.
+pub(super) fn matrix(view: &TensorView<'_>) -> Result<Matrix> {
+    Ok(Matrix { width: view.shape().last().copied().unwrap_or(0), values: view.try_to_f32()? })
 }
 
 /// A step names something that does not exist or fit.

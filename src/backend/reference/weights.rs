@@ -12,7 +12,7 @@ use crate::backend::{
 use crate::error::Result;
 use crate::quant::StoredWeight;
 use crate::sites::{SiteId, SitePart};
-use crate::tensor::TensorView;
+use crate::tensor::{TensorView, zeros};
 
 /// A linear of a group.
 pub(super) struct Linear {
@@ -81,7 +81,11 @@ impl AdapterPreparer for BaseWeights {
 
     fn dense_weight(&self, site: SiteId) -> Result<Vec<f32>> {
         match self.base_weight(site)? {
-            BaseWeight { values, is_table: false } => Ok(values.values.clone()),
+            BaseWeight { values: Matrix { values, .. }, is_table: false } => {
+                let mut copy = zeros(values.len())?;
+                copy.copy_from_slice(values);
+                Ok(copy)
+            }
             BaseWeight { is_table: true, .. } => Err(unknown()),
         }
     }
@@ -94,7 +98,7 @@ impl AdapterPreparer for BaseWeights {
         let mut adapter = Adapter::default();
         for delta in deltas {
             let key = (delta.site, delta.repeat);
-            if !self.sites.contains_key(&delta.site) || adapter.deltas.insert(key, Delta::new(delta)).is_some() {
+            if !self.sites.contains_key(&delta.site) || adapter.deltas.insert(key, Delta::new(delta)?).is_some() {
                 return Err(unknown().into());
             }
         }
@@ -109,24 +113,29 @@ impl AdapterPreparer for BaseWeights {
 impl WeightLoader for BaseWeights {
     fn load_linears(&mut self, members: &[LinearSource<'_>]) -> Result<GroupId> {
         let group = self.groups.len();
-        let linear = |source: &LinearSource<'_>| Linear {
-            site: source.site,
-            weight: Matrix {
-                width: source.weight.in_features(),
-                values: source.weight.dequantize(0..source.weight.out_features()),
-            },
-            is_dense: matches!(source.weight, StoredWeight::Dense(_)),
-            bias: source.bias.as_ref().map(|bias| bias.to_f32()[..source.weight.out_features()].to_vec()),
+        let linear = |source: &LinearSource<'_>| {
+            let mut bias = source.bias.as_ref().map(TensorView::try_to_f32).transpose()?;
+            if let Some(bias) = &mut bias {
+                bias.truncate(source.weight.out_features());
+            }
+            Ok(Linear {
+                site: source.site,
+                weight: Matrix { width: source.weight.in_features(), values: source.weight.try_dequantize()? },
+                is_dense: matches!(source.weight, StoredWeight::Dense(_)),
+                bias,
+            })
         };
+        let linears = members.iter().map(linear).collect::<Result<_>>()?;
         let places = members.iter().enumerate();
         self.sites.extend(places.map(|(member, source)| (source.site, SitePlace::Linear { group, member })));
-        self.groups.push(members.iter().map(linear).collect());
+        self.groups.push(linears);
         Ok(GroupId(group as u32))
     }
 
     fn load_embedding(&mut self, site: SiteId, table: TensorView<'_>) -> Result<EmbeddingId> {
+        let table = matrix(&table)?;
         self.sites.insert(site, SitePlace::Embedding(self.tables.len()));
-        self.tables.push((site, matrix(&table)));
+        self.tables.push((site, table));
         Ok(EmbeddingId(self.tables.len() as u32 - 1))
     }
 

@@ -42,7 +42,7 @@ pub(in crate::cli) struct ModelArgs {
     /// Largest number of adapters in memory.
     #[arg(long, value_name = "N", default_value_t = AdapterLimits::default().max_adapters)]
     pub max_adapters: usize,
-    /// Largest memory of all adapters: a number of bytes, or as in 512MiB and 8GiB.
+    /// Largest memory of all adapters' weights: a number of bytes, or as in 512MiB and 8GiB.
     #[arg(long, value_name = "SIZE", default_value = "8GiB", value_parser = size)]
     pub max_adapter_bytes: usize,
 }

@@ -7,6 +7,7 @@ mod by_hand;
 mod dora_norms;
 mod embeddings;
 mod linears;
+mod memory;
 mod norms;
 mod preparing;
 mod random;
