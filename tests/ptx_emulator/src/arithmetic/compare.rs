@@ -17,7 +17,7 @@ pub fn select(comparison: &str, data_type: DataType, flush: bool) -> Option<Hand
         ($make:expr, $value:ty) => {
             match comparison {
                 "eq" => $make(|a: $value, b: $value| a == b),
-                "ne" => $make(|a: $value, b: $value| a < b || a > b),
+                "ne" => $make(|a: $value, b: $value| a != b && !a.is_nan() && !b.is_nan()),
                 "lt" => $make(|a: $value, b: $value| a < b),
                 "le" => $make(|a: $value, b: $value| a <= b),
                 "gt" => $make(|a: $value, b: $value| a > b),

@@ -1,6 +1,6 @@
 //! Barriers, shuffles, votes and reductions.
 use super::{Lowering, Result};
-use crate::data_type::{DataType, Width};
+use crate::data_type::Width;
 use crate::exec;
 use crate::instruction::{BarrierKind, Class, Kind, Modifiers, NONE, Reduction, ShuffleMode, VoteMode};
 use crate::parser::syntax::{InstructionText, Operand};
@@ -97,27 +97,19 @@ impl Lowering<'_> {
 
     /// `bar` and `barrier`, of the block or of the warp.
     pub(super) fn lower_barrier(&mut self, text: &InstructionText) -> Result<bool> {
-        let has = |modifier| text.opcode.has(modifier);
-        if has("cluster") {
-            return Ok(false);
-        }
-        if has("warp") {
-            let [members] = text.operands.as_slice() else { return Ok(false) };
-            let members = self.source(members, Width::Bits32)?;
-            let mut instruction = self.instruction(exec::sync_warp, Kind::MayFault, Class::Barrier);
-            instruction.sources[0] = members;
-            self.emit(instruction);
-            return Ok(true);
-        }
-        let kind = match () {
-            () if has("red") && has("popc") => BarrierKind::CountTrue,
-            () if has("red") && has("and") => BarrierKind::All,
-            () if has("red") && has("or") => BarrierKind::Any,
-            () if has("arrive") => BarrierKind::Arrive,
-            () if has("sync") => BarrierKind::Sync,
-            () => return Ok(false),
+        let modifiers = text.opcode.modifiers.iter().map(String::as_str);
+        // block barriers are those of the default kind; that all threads of a warp arrive is checked for each
+        let modifiers = modifiers.filter(|modifier| !matches!(*modifier, "cta" | "aligned")).collect::<Vec<_>>();
+        let kind = match modifiers.as_slice() {
+            ["warp", "sync"] => return self.lower_warp_barrier(text),
+            ["sync"] => BarrierKind::Sync,
+            ["arrive"] => BarrierKind::Arrive,
+            ["red", "popc", "u32"] => BarrierKind::CountTrue,
+            ["red", "and", "pred"] => BarrierKind::All,
+            ["red", "or", "pred"] => BarrierKind::Any,
+            _ => return Ok(false),
         };
-        let is_reduction = has("red");
+        let is_reduction = modifiers[0] == "red";
         let (destination, operands) = match text.operands.as_slice() {
             [destination, rest @ ..] if is_reduction => (Some(destination), rest),
             operands => (None, operands),
@@ -145,7 +137,7 @@ impl Lowering<'_> {
             return Ok(true);
         };
         if kind == BarrierKind::CountTrue {
-            let destination = self.destination(destination, DataType::U32.width())?;
+            let destination = self.destination(destination, Width::Bits32)?;
             instruction.destinations[0] = destination.register;
             self.emit(instruction);
             self.complete(destination, false);
@@ -154,6 +146,16 @@ impl Lowering<'_> {
             instruction.destinations[0] = register;
             self.emit(instruction);
         }
+        Ok(true)
+    }
+
+    /// `bar.warp.sync member mask`
+    fn lower_warp_barrier(&mut self, text: &InstructionText) -> Result<bool> {
+        let [members] = text.operands.as_slice() else { return Ok(false) };
+        let members = self.source(members, Width::Bits32)?;
+        let mut instruction = self.instruction(exec::sync_warp, Kind::MayFault, Class::Barrier);
+        instruction.sources[0] = members;
+        self.emit(instruction);
         Ok(true)
     }
 }
