@@ -7,7 +7,7 @@ use super::instruction_set::{Handlers, LaneLoop};
 use super::lanes::{Lane, bits_of, closure, read_source, write_comparison};
 use super::{with_flags, with_integer};
 use crate::data_type::DataType;
-use crate::exec::WarpContext;
+use crate::execution::WarpContext;
 use crate::instruction::Instruction;
 use crate::number::half_lanes::{Bf16, F16, HalfFormat};
 

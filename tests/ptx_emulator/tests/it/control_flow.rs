@@ -91,7 +91,7 @@ ld.param.u64 %l1, [results]; mad.wide.u32 %l1, %r0, 8, %l1; st.global.b64 [%l1],
 }}"
     );
     let kernel = load(InstructionSet::detect(), &text).unwrap();
-    let mut memory = super::DeviceMemory::new(1 << 20).unwrap();
+    let mut memory = exlora_ptx_emulator::memory::DeviceMemory::new(1 << 20).unwrap();
     let address = memory.allocate(256, "results").unwrap();
     launch(&kernel, &mut memory, [1; 3], 32, &address.to_le_bytes());
     let mut bytes = [0; 256];

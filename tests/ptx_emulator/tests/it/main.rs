@@ -1,4 +1,5 @@
 //! The emulator's instructions against independent results: exact integers, f64 and the crate `half`.
+#![allow(clippy::unwrap_used, reason = "a test that cannot set up its kernel has failed")]
 mod bits;
 mod collectives;
 mod compare;
@@ -14,14 +15,11 @@ mod moves;
 mod parser;
 mod values;
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU16, Ordering};
-
 use exlora_ptx_emulator::arithmetic::InstructionSet;
-use exlora_ptx_emulator::exec::{Config, Launch, Stats, run};
+use exlora_ptx_emulator::execution::{Configuration, Settings, run};
 use exlora_ptx_emulator::kernel::Kernel;
 use exlora_ptx_emulator::lowering::{VariableAddresses, lower_for};
-use exlora_ptx_emulator::mem::{Mem, S_INIT};
+use exlora_ptx_emulator::memory::DeviceMemory;
 use exlora_ptx_emulator::parser::parse;
 
 const HEADER: &str = ".version 8.0\n.target sm_80\n.address_size 64\n";
@@ -97,87 +95,11 @@ fn evaluate<const N: usize>(body: &str, inputs: &[[u64; N]]) -> Vec<u64> {
     baseline
 }
 
-/// Memories that are not in use. Each reserves a good part of the address space for good.
-static UNUSED: Mutex<Vec<Mem>> = Mutex::new(vec![]);
-
-/// Numbers of launches, which memory remembers accesses by.
-static LAUNCHES: AtomicU16 = AtomicU16::new(1);
-
-/// Device memory of one test at a time.
-struct DeviceMemory {
-    memory: Option<Mem>,
-    allocations: Vec<u64>,
-}
-
-impl DeviceMemory {
-    fn new(bytes: u64) -> Result<Self, String> {
-        let unused = UNUSED.lock().unwrap().pop();
-        let memory = unused.map_or_else(|| Mem::new(bytes.max(1 << 30)), Ok)?;
-        Ok(Self { memory: Some(memory), allocations: vec![] })
-    }
-
-    fn memory(&mut self) -> &mut Mem {
-        self.memory.as_mut().unwrap()
-    }
-
-    fn allocate(&mut self, bytes: u64, label: &str) -> Option<u64> {
-        let address = self.memory().alloc(bytes, label)?;
-        self.allocations.push(address);
-        Some(address)
-    }
-
-    fn write(&mut self, address: u64, bytes: &[u8]) {
-        // SAFETY: the tests write inside their allocations
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len()) };
-        self.memory().set_shadow(address, bytes.len() as u64, S_INIT);
-    }
-
-    fn read(&mut self, address: u64, bytes: &mut [u8]) {
-        // SAFETY: the tests read inside their allocations
-        unsafe { std::ptr::copy_nonoverlapping(address as *const u8, bytes.as_mut_ptr(), bytes.len()) };
-    }
-}
-
-impl Drop for DeviceMemory {
-    fn drop(&mut self) {
-        let mut memory = self.memory.take().unwrap();
-        self.allocations.iter().for_each(|address| assert!(memory.free(*address)));
-        UNUSED.lock().unwrap().push(memory);
-    }
-}
-
 fn launch(kernel: &Kernel, memory: &mut DeviceMemory, grid: [u32; 3], threads: u32, parameters: &[u8]) {
-    let configuration = Config {
-        order: 0,
-        seed: 1,
-        eager: false,
-        race: true,
-        grace: true,
-        init: true,
-        exit_barrier: false,
-        sites: true,
-        stats: false,
-        trunc: 0,
-        max_instr: 300_000_000,
-    };
-    let mut launch = Launch {
-        k: kernel,
-        mem: memory.memory(),
-        cfg: &configuration,
-        grid,
-        block: [threads, 1, 1],
-        dyn_smem: 0,
-        params: parameters,
-        serial: LAUNCHES.fetch_add(1, Ordering::Relaxed),
-        stats: Stats::default(),
-        counts: vec![],
-        released: Default::default(),
-        rng: 1,
-        out: String::new(),
-        workspace: 0,
-    };
-    if let Err(fault) = run(&mut launch) {
-        panic!("{}", fault.msg);
+    let configuration = Configuration { grid, block: [threads, 1, 1], dynamic_shared_bytes: 0 };
+    let outcome = run(kernel, memory, &Settings::default(), configuration, parameters);
+    if let Err(fault) = outcome.result {
+        panic!("{}", fault.message);
     }
 }
 

@@ -2,10 +2,11 @@
 use std::fmt::Write;
 
 use exlora_ptx_emulator::arithmetic::InstructionSet;
+use exlora_ptx_emulator::memory::DeviceMemory;
 use half::{bf16, f16};
 
 use super::values::Random;
-use super::{DeviceMemory, evaluate_warp, launch, load};
+use super::{evaluate_warp, launch, load};
 
 #[test]
 fn ldmatrix_gives_each_lane_two_elements_of_a_row() {
