@@ -33,7 +33,7 @@ demo: $(VENV)/.build-tools ## Build, then answer one batch: the base, three adap
 # --- Tests -------------------------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: lint test-rust test-fuzz test-python test-benches ## What to run before a commit, quick checks first
+test: lint test-rust test-emulator test-fuzz test-python test-benches ## What to run before a commit, quick checks first
 
 .PHONY: test-slow
 test-slow: deny test-pool test-long test-python-slow ## Full grids, long property tests and fuzzing, model checks of the thread pool
@@ -85,6 +85,10 @@ emulated-driver: ## Build the emulated CUDA driver, target/emulated_driver/libcu
 	cargo build --quiet -p exlora-emulated-driver
 	mkdir -p $(EMULATED_DRIVER)
 	cp --update --remove-destination target/debug/libexlora_emulated_driver.so $(EMULATED_DRIVER)/libcuda.so.1
+
+.PHONY: test-emulator
+test-emulator: $(VENV)/.lint-tools ## The emulated driver itself: its arithmetic, checks and interface
+	cargo nextest run -p exlora-ptx-emulator -p exlora-emulated-driver
 
 .PHONY: cuda-emulated
 cuda-emulated: emulated-driver ## Run a command on the emulated CUDA driver: make cuda-emulated CMD='exlora doctor'

@@ -1,5 +1,5 @@
 //! The executable form of an instruction.
-use crate::exec::WarpContext;
+use crate::execution::WarpContext;
 
 /// Executes an instruction for the active lanes of a warp.
 ///

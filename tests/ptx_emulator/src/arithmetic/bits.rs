@@ -4,7 +4,7 @@ use super::instruction_set::{Handlers, LaneLoop};
 use super::lanes::{binary, quaternary, read_source, ternary, unary, write_destination};
 use super::{Operation, with_arithmetic_integer};
 use crate::data_type::{DataType, Width};
-use crate::exec::WarpContext;
+use crate::execution::WarpContext;
 use crate::instruction::{Class, Instruction};
 
 pub(super) fn select(name: &str, modifiers: &[&str], data_type: DataType) -> Option<Operation> {

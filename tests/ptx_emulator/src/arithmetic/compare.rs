@@ -7,7 +7,7 @@ use super::instruction_set::{Handlers, LaneLoop};
 use super::lanes::{Lane, bits_of, closure, read_source, write_comparison};
 use super::{with_flags, with_integer};
 use crate::data_type::DataType;
-use crate::exec::WarpContext;
+use crate::execution::WarpContext;
 use crate::instruction::Instruction;
 use crate::number::half_lanes::{Bf16, F16, HalfFormat};
 
@@ -17,7 +17,7 @@ pub fn select(comparison: &str, data_type: DataType, flush: bool) -> Option<Hand
         ($make:expr, $value:ty) => {
             match comparison {
                 "eq" => $make(|a: $value, b: $value| a == b),
-                "ne" => $make(|a: $value, b: $value| a < b || a > b),
+                "ne" => $make(|a: $value, b: $value| a != b && !a.is_nan() && !b.is_nan()),
                 "lt" => $make(|a: $value, b: $value| a < b),
                 "le" => $make(|a: $value, b: $value| a <= b),
                 "gt" => $make(|a: $value, b: $value| a > b),

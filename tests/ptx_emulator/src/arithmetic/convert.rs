@@ -8,7 +8,7 @@ use super::instruction_set::{Handlers, LaneLoop};
 use super::lanes::{binary, read_source, unary, write_destination};
 use super::{Operation, only, rounding, with_flags, with_integer, with_rounding};
 use crate::data_type::{DataType, Width};
-use crate::exec::WarpContext;
+use crate::execution::WarpContext;
 use crate::instruction::{Class, Instruction};
 use crate::number::half_lanes::{Bf16, F16, HalfFormat};
 use crate::number::{Rounding, add_to_odd, f32_from_f64};

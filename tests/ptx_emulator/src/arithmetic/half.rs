@@ -7,7 +7,7 @@ use super::instruction_set::{Handlers, LaneLoop};
 use super::lanes::{closure, read_source, unary, write_destination};
 use super::{Operation, only};
 use crate::data_type::{DataType, Width};
-use crate::exec::WarpContext;
+use crate::execution::WarpContext;
 use crate::instruction::{Class, Instruction};
 use crate::number::half_lanes::{Bf16, F16, HalfFormat};
 use crate::number::{f32_to_odd, fma_to_odd};

@@ -1,6 +1,6 @@
 //! Lane loops are compiled for several instruction sets of the CPU, of which one is chosen when a kernel is loaded.
 #![allow(unsafe_code, reason = "functions for instruction sets that not every CPU has")]
-use crate::exec::WarpContext;
+use crate::execution::WarpContext;
 use crate::instruction::{Handler, Instruction};
 
 /// An instruction set of the CPU that runs the emulator.

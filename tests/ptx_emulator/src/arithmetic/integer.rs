@@ -4,7 +4,7 @@ use super::instruction_set::{Handlers, LaneLoop};
 use super::lanes::{Lane, binary, read_source, ternary, unary, write_destination};
 use super::{Operation, only, with_arithmetic_integer};
 use crate::data_type::{DataType, Width};
-use crate::exec::WarpContext;
+use crate::execution::WarpContext;
 use crate::instruction::{Class, Instruction, Modifiers};
 
 pub(super) fn select(name: &str, modifiers: &[&str], data_type: DataType) -> Option<Operation> {
@@ -59,7 +59,7 @@ fn basic(name: &str, modifiers: &[&str], data_type: DataType) -> Option<(Handler
             _ => None,
         };
     }
-    let handlers = with_arithmetic_integer!(data_type, T => match (name, modifiers) {
+    with_arithmetic_integer!(data_type, T => match (name, modifiers) {
         ("add", []) => (binary(T::wrapping_add), 2),
         ("sub", []) => (binary(T::wrapping_sub), 2),
         ("mul", ["lo"]) => (binary(T::wrapping_mul), 2),
@@ -72,8 +72,7 @@ fn basic(name: &str, modifiers: &[&str], data_type: DataType) -> Option<(Handler
         ("min", []) => (binary(|a: T, b: T| a.min(b)), 2),
         ("max", []) => (binary(|a: T, b: T| a.max(b)), 2),
         _ => return None,
-    });
-    handlers
+    })
 }
 
 /// The upper half of a product.

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use super::instruction_set::{Handlers, LaneLoop};
-use crate::exec::WarpContext;
+use crate::execution::WarpContext;
 use crate::instruction::{Instruction, Modifiers, NONE, PredicateOperation};
 
 /// A type of one lane's value.
@@ -87,7 +87,7 @@ pub unsafe fn write_destination<S: Copy>(context: &WarpContext, instruction: &In
 pub fn closure<F>() -> F {
     const { assert!(size_of::<F>() == 0, "the closure captures something") };
     // SAFETY: a type without size has one value, and a closure that captures nothing can be called at any time
-    unsafe { std::mem::MaybeUninit::<F>::uninit().assume_init() }
+    unsafe { std::ptr::NonNull::<F>::dangling().read() }
 }
 
 struct Unary<A, R, F>(PhantomData<(A, R, F)>);
@@ -201,29 +201,23 @@ pub fn bits_of<const AVX2: bool>(truths: &[u32; 32]) -> u32 {
 
 /// Writes a comparison's result, and its complement or second result, combined with the predicate source if the
 /// modifiers say so.
-///
-/// # Safety
-/// The operands must be predicates of the context's kernel.
 #[inline(always)]
-pub unsafe fn write_comparison(context: &mut WarpContext, instruction: &Instruction, first: u32, second: u32) {
-    // SAFETY: the caller's contract
-    unsafe {
-        let combined = |result: u32| match instruction.modifiers {
-            Modifiers::Combine(operation) => {
-                let other = context.predicate(instruction.sources[2]);
-                match operation {
-                    PredicateOperation::And => result & other,
-                    PredicateOperation::Or => result | other,
-                    PredicateOperation::Xor => result ^ other,
-                }
+pub fn write_comparison(context: &mut WarpContext, instruction: &Instruction, first: u32, second: u32) {
+    let combined = |result: u32| match instruction.modifiers {
+        Modifiers::Combine(operation) => {
+            let other = context.predicate(instruction.sources[2]);
+            match operation {
+                PredicateOperation::And => result & other,
+                PredicateOperation::Or => result | other,
+                PredicateOperation::Xor => result ^ other,
             }
-            _ => result,
-        };
-        let (first, second) = (combined(first), combined(second));
-        context.set_predicate(instruction.destinations[0], first);
-        if instruction.destinations[1] != NONE {
-            context.set_predicate(instruction.destinations[1], second);
         }
+        _ => result,
+    };
+    let (first, second) = (combined(first), combined(second));
+    context.set_predicate(instruction.destinations[0], first);
+    if instruction.destinations[1] != NONE {
+        context.set_predicate(instruction.destinations[1], second);
     }
 }
 

@@ -140,7 +140,7 @@ macro_rules! with_flags {
 }
 use with_flags;
 
-/// Binds `$lane` to the Rust type of an integer type, of any of 8 to 64 bits or only of those listed.
+/// Binds `$lane` to the Rust type of an integer type of 8 to 64 bits, so that the expression is compiled for each.
 macro_rules! with_integer {
     ($data_type:expr, $lane:ident => $expression:expr) => {
         match $data_type {

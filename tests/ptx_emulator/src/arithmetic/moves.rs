@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use super::instruction_set::{Handlers, LaneLoop};
 use super::lanes::{binary, closure, quaternary, read_source, unary, write_destination};
 use crate::data_type::Width;
-use crate::exec::WarpContext;
+use crate::execution::WarpContext;
 use crate::instruction::Instruction;
 
 /// Copies a register.
@@ -127,11 +127,8 @@ struct PredicateLoop<const SOURCES: usize, F>(PhantomData<F>);
 impl<const SOURCES: usize, F: Fn([u32; 2]) -> u32> LaneLoop for PredicateLoop<SOURCES, F> {
     #[inline(always)]
     unsafe fn run<const AVX2: bool>(context: &mut WarpContext, instruction: &Instruction) {
-        // SAFETY: lowering has given as many predicates
-        unsafe {
-            let source = |index: usize| if index < SOURCES { context.predicate(instruction.sources[index]) } else { 0 };
-            let result = closure::<F>()([source(0), source(1)]);
-            context.set_predicate(instruction.destinations[0], result);
-        }
+        let source = |index: usize| if index < SOURCES { context.predicate(instruction.sources[index]) } else { 0 };
+        let result = closure::<F>()([source(0), source(1)]);
+        context.set_predicate(instruction.destinations[0], result);
     }
 }

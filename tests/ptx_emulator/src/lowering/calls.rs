@@ -3,7 +3,7 @@ use std::collections::HashMap;
 
 use super::scopes::Symbol;
 use super::{Lowering, Result};
-use crate::exec;
+use crate::execution;
 use crate::instruction::{Class, Kind, NEGATED, NONE, StateSpace};
 use crate::parser::syntax::{Function, InstructionText, Operand};
 
@@ -29,7 +29,7 @@ impl Lowering<'_> {
         if function.body.is_some() {
             self.inline(function, arguments, results)?;
         } else if name == "__assertfail" {
-            let instruction = self.instruction(exec::assert_failed, Kind::MayFault, Class::Control);
+            let instruction = self.instruction(execution::assert_failed, Kind::MayFault, Class::Control);
             self.emit(instruction);
         } else {
             return self.error(format!("call of the external function '{name}'"));

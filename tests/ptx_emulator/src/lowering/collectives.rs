@@ -1,7 +1,7 @@
 //! Barriers, shuffles, votes and reductions.
 use super::{Lowering, Result};
-use crate::data_type::{DataType, Width};
-use crate::exec;
+use crate::data_type::Width;
+use crate::execution;
 use crate::instruction::{BarrierKind, Class, Kind, Modifiers, NONE, Reduction, ShuffleMode, VoteMode};
 use crate::parser::syntax::{InstructionText, Operand};
 
@@ -23,7 +23,7 @@ impl Lowering<'_> {
         let sources = sources.iter().map(|source| self.source(source, Width::Bits32)).collect::<Result<Vec<_>>>()?;
         let &[a, b, c, members] = sources.as_slice() else { return Ok(false) };
         let destination = self.destination(destination, Width::Bits32)?;
-        let mut instruction = self.instruction(exec::shuffle, Kind::MayFault, Class::Collective);
+        let mut instruction = self.instruction(execution::shuffle, Kind::MayFault, Class::Collective);
         instruction.destinations[0] = destination.register;
         instruction.destinations[1] = predicate.unwrap_or(NONE);
         instruction.sources[..4].copy_from_slice(&[a, b, c, members]);
@@ -44,7 +44,7 @@ impl Lowering<'_> {
         };
         let [destination, predicate, members] = text.operands.as_slice() else { return Ok(false) };
         let sources = [self.predicate_source(predicate)?, self.source(members, Width::Bits32)?];
-        let mut instruction = self.instruction(exec::vote, Kind::MayFault, Class::Collective);
+        let mut instruction = self.instruction(execution::vote, Kind::MayFault, Class::Collective);
         instruction.sources[..2].copy_from_slice(&sources);
         instruction.modifiers = Modifiers::Vote(mode);
         if mode == VoteMode::Ballot {
@@ -76,7 +76,7 @@ impl Lowering<'_> {
         let [destination, source, members] = text.operands.as_slice() else { return Ok(false) };
         let sources = [self.source(source, Width::Bits32)?, self.source(members, Width::Bits32)?];
         let destination = self.destination(destination, Width::Bits32)?;
-        let mut instruction = self.instruction(exec::reduce_warp, Kind::MayFault, Class::Collective);
+        let mut instruction = self.instruction(execution::reduce_warp, Kind::MayFault, Class::Collective);
         instruction.destinations[0] = destination.register;
         instruction.sources[..2].copy_from_slice(&sources);
         instruction.modifiers = Modifiers::Reduction(reduction);
@@ -88,7 +88,7 @@ impl Lowering<'_> {
     pub(super) fn lower_active_mask(&mut self, text: &InstructionText) -> Result<bool> {
         let [destination] = text.operands.as_slice() else { return Ok(false) };
         let destination = self.destination(destination, Width::Bits32)?;
-        let mut instruction = self.instruction(exec::active_mask, Kind::Arithmetic, Class::Collective);
+        let mut instruction = self.instruction(execution::active_mask, Kind::Arithmetic, Class::Collective);
         instruction.destinations[0] = destination.register;
         self.emit(instruction);
         self.complete(destination, false);
@@ -97,27 +97,19 @@ impl Lowering<'_> {
 
     /// `bar` and `barrier`, of the block or of the warp.
     pub(super) fn lower_barrier(&mut self, text: &InstructionText) -> Result<bool> {
-        let has = |modifier| text.opcode.has(modifier);
-        if has("cluster") {
-            return Ok(false);
-        }
-        if has("warp") {
-            let [members] = text.operands.as_slice() else { return Ok(false) };
-            let members = self.source(members, Width::Bits32)?;
-            let mut instruction = self.instruction(exec::sync_warp, Kind::MayFault, Class::Barrier);
-            instruction.sources[0] = members;
-            self.emit(instruction);
-            return Ok(true);
-        }
-        let kind = match () {
-            () if has("red") && has("popc") => BarrierKind::CountTrue,
-            () if has("red") && has("and") => BarrierKind::All,
-            () if has("red") && has("or") => BarrierKind::Any,
-            () if has("arrive") => BarrierKind::Arrive,
-            () if has("sync") => BarrierKind::Sync,
-            () => return Ok(false),
+        let modifiers = text.opcode.modifiers.iter().map(String::as_str);
+        // block barriers are those of the default kind; that all threads of a warp arrive is checked for each
+        let modifiers = modifiers.filter(|modifier| !matches!(*modifier, "cta" | "aligned")).collect::<Vec<_>>();
+        let kind = match modifiers.as_slice() {
+            ["warp", "sync"] => return self.lower_warp_barrier(text),
+            ["sync"] => BarrierKind::Sync,
+            ["arrive"] => BarrierKind::Arrive,
+            ["red", "popc", "u32"] => BarrierKind::CountTrue,
+            ["red", "and", "pred"] => BarrierKind::All,
+            ["red", "or", "pred"] => BarrierKind::Any,
+            _ => return Ok(false),
         };
-        let is_reduction = has("red");
+        let is_reduction = modifiers[0] == "red";
         let (destination, operands) = match text.operands.as_slice() {
             [destination, rest @ ..] if is_reduction => (Some(destination), rest),
             operands => (None, operands),
@@ -131,7 +123,7 @@ impl Lowering<'_> {
             [barrier, threads] => (barrier, Some(threads)),
             _ => return Ok(false),
         };
-        let mut instruction = self.instruction(exec::no_operation, Kind::Barrier, Class::Barrier);
+        let mut instruction = self.instruction(execution::no_operation, Kind::Barrier, Class::Barrier);
         instruction.modifiers = Modifiers::Barrier(kind);
         instruction.sources[0] = self.source(barrier, Width::Bits32)?;
         if let Some(threads) = threads {
@@ -145,7 +137,7 @@ impl Lowering<'_> {
             return Ok(true);
         };
         if kind == BarrierKind::CountTrue {
-            let destination = self.destination(destination, DataType::U32.width())?;
+            let destination = self.destination(destination, Width::Bits32)?;
             instruction.destinations[0] = destination.register;
             self.emit(instruction);
             self.complete(destination, false);
@@ -154,6 +146,16 @@ impl Lowering<'_> {
             instruction.destinations[0] = register;
             self.emit(instruction);
         }
+        Ok(true)
+    }
+
+    /// `bar.warp.sync member mask`
+    fn lower_warp_barrier(&mut self, text: &InstructionText) -> Result<bool> {
+        let [members] = text.operands.as_slice() else { return Ok(false) };
+        let members = self.source(members, Width::Bits32)?;
+        let mut instruction = self.instruction(execution::sync_warp, Kind::MayFault, Class::Barrier);
+        instruction.sources[0] = members;
+        self.emit(instruction);
         Ok(true)
     }
 }

@@ -28,7 +28,11 @@ impl Lowering<'_> {
             [destinations, a, b, c] => (destinations, a, b, Some(c)),
             _ => return Ok(false),
         };
-        let class = if data_type.is_float() { Class::Float } else { Class::Integer };
+        let class = match data_type {
+            _ if data_type.is_half() => Class::Half,
+            _ if data_type.is_float() => Class::Float,
+            _ => Class::Integer,
+        };
         let (a, b) = (self.source(a, data_type.width())?, self.source(b, data_type.width())?);
         let mut instruction = self.instruction(handlers.of(self.instruction_set), Kind::Arithmetic, class);
         instruction.sources[..2].copy_from_slice(&[a, b]);

@@ -4,14 +4,14 @@ use std::ops::Range;
 use super::scopes::Symbol;
 use super::{Lowering, Result};
 use crate::data_type::Width;
-use crate::exec;
+use crate::execution;
 use crate::instruction::{Class, Instruction, Kind, NONE};
 use crate::parser::syntax::{InstructionText, Operand};
 
 impl Lowering<'_> {
     /// A branch to a label, guarded as the current statement is.
     pub(super) fn branch(&self, label: u32) -> Instruction {
-        let mut instruction = self.instruction(exec::no_operation, Kind::Branch, Class::Control);
+        let mut instruction = self.instruction(execution::no_operation, Kind::Branch, Class::Control);
         instruction.immediate = i64::from(label);
         instruction
     }
@@ -30,7 +30,7 @@ impl Lowering<'_> {
             return self.error(format!("'{name}' is not a branch table"));
         };
         let index = self.source(index, Width::Bits32)?;
-        let mut instruction = self.instruction(exec::no_operation, Kind::IndexedBranch, Class::Control);
+        let mut instruction = self.instruction(execution::no_operation, Kind::IndexedBranch, Class::Control);
         instruction.sources[0] = index;
         instruction.immediate = i64::from(table);
         self.emit(instruction);
@@ -49,7 +49,7 @@ impl Lowering<'_> {
     }
 
     pub(super) fn lower_exit(&mut self) {
-        let instruction = self.instruction(exec::no_operation, Kind::Exit, Class::Control);
+        let instruction = self.instruction(execution::no_operation, Kind::Exit, Class::Control);
         self.emit(instruction);
     }
 

@@ -1,7 +1,7 @@
 //! Which instruction is lowered where.
 use super::{Lowering, Result};
 use crate::data_type::DataType;
-use crate::exec;
+use crate::execution;
 use crate::instruction::{Class, Kind, StateSpace};
 use crate::parser::syntax::{InstructionText, Opcode};
 
@@ -18,7 +18,7 @@ impl Lowering<'_> {
             }
             "call" => self.lower_call(text),
             "trap" | "brkpt" => {
-                let instruction = self.instruction(exec::trap, Kind::MayFault, Class::Control);
+                let instruction = self.instruction(execution::trap, Kind::MayFault, Class::Control);
                 self.emit(instruction);
                 Ok(true)
             }

@@ -3,7 +3,7 @@ use super::instructions::state_space;
 use super::memory::elements_of;
 use super::{Lowering, Result};
 use crate::data_type::Width;
-use crate::exec;
+use crate::execution;
 use crate::instruction::{Class, Kind, MmaElement, Modifiers};
 use crate::parser::syntax::InstructionText;
 
@@ -27,7 +27,7 @@ impl Lowering<'_> {
             return self.error(format!("{} registers for {matrices} matrices", destinations.len()));
         }
         let address = self.address(address, state_space(&text.opcode))?;
-        let mut instruction = self.memory_instruction(exec::ldmatrix, &address, Class::LoadShared);
+        let mut instruction = self.memory_instruction(execution::ldmatrix, &address, Class::LoadShared);
         for (slot, operand) in instruction.destinations.iter_mut().zip(destinations) {
             *slot = self.register_32(operand)?;
         }
@@ -66,7 +66,8 @@ impl Lowering<'_> {
         if [d.len(), a.len(), b.len(), c.len()] != expected {
             return self.error(format!("the fragments of this mma have {expected:?} registers"));
         }
-        let mut instruction = self.instruction(exec::mma, Kind::MayFault, Class::Tensor);
+        let mut instruction =
+            self.instruction(execution::mma(element).of(self.instruction_set), Kind::MayFault, Class::Tensor);
         for (slot, operand) in instruction.sources.iter_mut().zip(a.iter().chain(b).chain(c)) {
             *slot = self.source(operand, Width::Bits32)?;
         }

@@ -2,7 +2,7 @@
 use super::instructions::state_space;
 use super::{Lowering, Result};
 use crate::data_type::{DataType, Width};
-use crate::exec;
+use crate::execution;
 use crate::instruction::{
     Access, AtomicOperation, AtomicType, Class, Handler, Instruction, Kind, Modifiers, NONE, StateSpace,
 };
@@ -72,7 +72,7 @@ impl Lowering<'_> {
             return self.error(format!("{} registers for a vector of {elements}", destinations.len()));
         }
         let address = self.address(address, state_space(&text.opcode))?;
-        let handler = exec::load(data_type.bytes());
+        let handler = execution::load(data_type.bytes());
         let mut instruction = self.memory_instruction(handler, &address, class_of(address.space, false));
         let mut access = access(&text.opcode, address.space, elements);
         access.signed = data_type.is_signed();
@@ -103,7 +103,7 @@ impl Lowering<'_> {
         let address = self.address(address, state_space(&text.opcode))?;
         let sources =
             sources.iter().map(|source| self.source(source, data_type.width())).collect::<Result<Vec<_>>>()?;
-        let handler = exec::store(data_type.bytes());
+        let handler = execution::store(data_type.bytes());
         let mut instruction = self.memory_instruction(handler, &address, class_of(address.space, true));
         instruction.sources[1..=sources.len()].copy_from_slice(&sources);
         instruction.modifiers = Modifiers::Access(access(&text.opcode, address.space, elements));
@@ -130,7 +130,7 @@ impl Lowering<'_> {
             Some(operand) => Some(self.destination(operand, data_type.width())?),
             None => None,
         };
-        let mut instruction = self.memory_instruction(exec::atomic, &address, Class::Atomic);
+        let mut instruction = self.memory_instruction(execution::atomic, &address, Class::Atomic);
         instruction.destinations[0] = destination.as_ref().map_or(NONE, |destination| destination.register);
         instruction.sources[1..3].copy_from_slice(&[b, c]);
         let access = access(&text.opcode, address.space, 1);
@@ -151,7 +151,7 @@ impl Lowering<'_> {
                 _ => return Ok(false),
             }
         }
-        let mut instruction = self.instruction(exec::fence, Kind::Arithmetic, Class::Fence);
+        let mut instruction = self.instruction(execution::fence, Kind::Arithmetic, Class::Fence);
         instruction.modifiers = Modifiers::Fence { beyond_block };
         self.emit(instruction);
         Ok(true)
@@ -161,7 +161,7 @@ impl Lowering<'_> {
         let modifiers = text.opcode.modifiers.iter().map(String::as_str).collect::<Vec<_>>();
         match (modifiers.as_slice(), text.operands.as_slice()) {
             (["async", "commit_group"], []) => {
-                let instruction = self.instruction(exec::commit_group, Kind::MayFault, Class::AsyncCopy);
+                let instruction = self.instruction(execution::commit_group, Kind::MayFault, Class::AsyncCopy);
                 self.emit(instruction);
                 Ok(true)
             }
@@ -181,7 +181,7 @@ impl Lowering<'_> {
 
     /// Waits until at most that many groups are in flight; -1 is for all copies, committed or not.
     fn wait_group(&mut self, groups: i64) -> Result<bool> {
-        let mut instruction = self.instruction(exec::wait_group, Kind::MayFault, Class::AsyncCopy);
+        let mut instruction = self.instruction(execution::wait_group, Kind::MayFault, Class::AsyncCopy);
         instruction.immediate = groups;
         self.emit(instruction);
         Ok(true)
@@ -204,7 +204,7 @@ impl Lowering<'_> {
             _ => return Ok(false),
         }
         let destination_offset = self.constant(destination.offset as u64, Width::Bits64);
-        let mut instruction = self.memory_instruction(exec::copy_async, &source, Class::AsyncCopy);
+        let mut instruction = self.memory_instruction(execution::copy_async, &source, Class::AsyncCopy);
         instruction.sources[1..5].copy_from_slice(&[destination.base, source_bytes, destination_offset, ignored]);
         instruction.modifiers = Modifiers::CopyBytes(*bytes as u8);
         self.emit(instruction);

@@ -3,7 +3,7 @@ use super::instructions::state_space;
 use super::{Lowering, RegisterClass, Result};
 use crate::arithmetic::{moves, select};
 use crate::data_type::{DataType, Width};
-use crate::exec;
+use crate::execution;
 use crate::instruction::{Class, Kind, Modifiers};
 use crate::parser::syntax::{InstructionText, Opcode, Operand};
 
@@ -70,7 +70,7 @@ impl Lowering<'_> {
         let [destination, source] = text.operands.as_slice() else { return Ok(false) };
         let source = self.source(source, Width::Bits64)?;
         let destination = self.destination(destination, Width::Bits64)?;
-        let window = exec::window(state_space(&text.opcode));
+        let window = execution::window(state_space(&text.opcode));
         if window == 0 {
             self.arithmetic(moves::copy(Width::Bits64), Class::Move, destination.register, &[source]);
         } else {
@@ -87,7 +87,7 @@ impl Lowering<'_> {
         let [destination, source] = text.operands.as_slice() else { return Ok(false) };
         let Some(destination) = self.predicate_destination(destination)? else { return Ok(false) };
         let source = self.source(source, Width::Bits64)?;
-        let mut instruction = self.instruction(exec::is_in_space, Kind::Arithmetic, Class::Integer);
+        let mut instruction = self.instruction(execution::is_in_space, Kind::Arithmetic, Class::Integer);
         instruction.destinations[0] = destination;
         instruction.sources[0] = source;
         instruction.modifiers = Modifiers::Space(state_space(&text.opcode));

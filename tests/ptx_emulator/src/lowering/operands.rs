@@ -5,7 +5,7 @@ use super::scopes::Symbol;
 use super::{Lowering, RegisterClass, Result};
 use crate::arithmetic::moves;
 use crate::data_type::Width;
-use crate::exec;
+use crate::execution;
 use crate::instruction::{CONSTANT, Class, Kind, Modifiers, NEGATED, SpecialRegister, StateSpace};
 use crate::parser::syntax::Operand;
 
@@ -137,7 +137,7 @@ impl Lowering<'_> {
                 };
                 let special_width = if special.is_wide() { Width::Bits64 } else { Width::Bits32 };
                 let register = self.new_register(special_width.into());
-                let mut instruction = self.instruction(exec::special_register, Kind::Arithmetic, Class::Move);
+                let mut instruction = self.instruction(execution::special_register, Kind::Arithmetic, Class::Move);
                 instruction.destinations[0] = register;
                 instruction.modifiers = Modifiers::SpecialRegister(special);
                 self.emit(instruction);

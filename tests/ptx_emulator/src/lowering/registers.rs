@@ -5,7 +5,7 @@ use super::block_order::reconvergent_order;
 use super::control_flow::ControlFlow;
 use super::liveness::{Liveness, reads, register_of, writes};
 use super::{Lowering, RegisterClass, Result};
-use crate::exec;
+use crate::execution;
 use crate::instruction::{Class, Instruction, Kind, Modifiers, NEGATED, NONE};
 use crate::kernel::Kernel;
 
@@ -99,7 +99,7 @@ impl OrderedCode {
                 let last = &lowering.code[graph.range(block).end - 1];
                 code.added_branches.push((code.instructions.len(), target));
                 code.instructions.push(Instruction {
-                    handler: exec::no_operation,
+                    handler: execution::no_operation,
                     kind: Kind::Branch,
                     class: Class::Control,
                     guard: NONE,

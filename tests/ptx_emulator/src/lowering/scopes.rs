@@ -3,7 +3,7 @@ use std::collections::HashMap;
 
 use super::{Lowering, RegisterClass, Result};
 use crate::data_type::{DataType, Width};
-use crate::exec::SHARED_BASE;
+use crate::execution::SHARED_BASE;
 use crate::instruction::{NEGATED, NONE, StateSpace};
 use crate::kernel::SharedVariable;
 use crate::parser::syntax::{InstructionText, Statement, Variable};
