@@ -1,18 +1,19 @@
 // attention: out = softmax(scale q K^T) V over the positions that a row sees: all up to its own, or the last `window` of them
 //   queries [rows, heads * head_dim] f32    keys, values: kv_cache.cuh    attended [rows, heads * head_dim] element type
-//   With a cap, a score s becomes cap tanh(s / cap). overflow_rows[row] becomes 1 where a finite value is beyond the element type.
+//   With a cap, a score s becomes cap tanh(s / cap). overflow_rows[row] becomes 1 where a finite result is beyond the element
+//   type.
 // grid   (splits or fewer, kv_heads or fewer, rows or fewer); block 8 warps, each with 32 of a split's 256 positions
-// bytes  keys and values of what a row sees once for each row and HEADS query heads of a group (rows of a sequence share the
-//        cache), queries and attended once; with several blocks a row also (head_dim + 2) f32 a head and split, written and read
+// bytes  keys and values of what a row sees once for each row and HEADS query heads of a group (through the cache where rows
+//        share them), queries and attended once; with several blocks a row, partial sums written and read once
 // proof  tests/cuda/attention.rs against the reference backend; same bits in any grid, batch or chunk
 //
-// A split begins at a multiple of SPLIT_TOKENS, whatever the batch. Within it each warp takes 32 positions: a lane computes the
-// score of one position, then sums some channels over the positions, ascending. The warps' sums are added in the order of their
-// positions, and the splits' too: by the one block that computes all splits of a row, or by the last one that finishes (`arrivals`
-// counts them, and is zero before and after). Both do the same arithmetic.
+// A split begins at a multiple of SPLIT_TOKENS, whatever the batch. Within it each warp takes 32 positions: a lane computes
+// the score of one position, then sums some channels over the positions, ascending. The warps' sums are added in the order of
+// their positions, and the splits' too: by the one block that computes all splits of a row, or by the last one that finishes
+// (`arrivals` counts them, and is zero before and after). Both do the same arithmetic.
 //
-// -DMAX_HEAD_DIM: 64, 128 or 256, the width of the head or the next larger one. -DHEADS: query heads of a group that one pass over
-// keys and values serves.
+// -DMAX_HEAD_DIM: 64, 128 or 256, the width of the head or the next larger one. -DHEADS: query heads of a group that one pass
+// over keys and values serves.
 #include "element.cuh"
 #include "kv_cache.cuh"
 #include "ptx.cuh"
@@ -298,8 +299,11 @@ __device__ __forceinline__ void load_queries(const Attention& a, Shared& shared,
   __syncthreads();
 }
 
-__device__ __forceinline__ void store_output(const Attention& a, const Task& task, uint32_t pass, uint32_t output, const Sum& sum) {
-  const uint64_t head = (static_cast<uint64_t>(task.row) * a.kv.kv_heads + task.kv_head) * a.group_heads + pass * HEADS + output / MAX_HEAD_DIM;
+__device__ __forceinline__ void store_output(
+  const Attention& a, const Task& task, uint32_t pass, uint32_t output, const Sum& sum
+) {
+  const uint64_t first_head = (static_cast<uint64_t>(task.row) * a.kv.kv_heads + task.kv_head) * a.group_heads;
+  const uint64_t head = first_head + pass * HEADS + output / MAX_HEAD_DIM;
   const uint64_t index = head * a.head_dim + output % MAX_HEAD_DIM;
   const float value = sum.mixed / sum.total;
   bool is_overflow;

@@ -51,11 +51,15 @@ __device__ __forceinline__ float dot_ranks(const uint16_t* b, const float* t, ui
 }
 
 // DoRA's m / n of one output at a request weight. The terms of the norm may cancel, hence f64.
-__device__ __forceinline__ float magnitude_ratio(const SlotLinear& delta, uint32_t out_features, uint32_t output, float weight) {
+__device__ __forceinline__ float magnitude_ratio(
+  const SlotLinear& delta, uint32_t out_features, uint32_t output, float weight
+) {
   const double* terms = delta.norm_terms + output;
   const double f = weight;
-  const double square = weight == 1.0f ? terms[3ull * out_features]
-                    : terms[0] + 2.0 * f * terms[out_features] + f * f * terms[2ull * out_features];
+  double square = terms[3ull * out_features];
+  if (weight != 1.0f) {
+    square = terms[0] + 2.0 * f * terms[out_features] + f * f * terms[2ull * out_features];
+  }
   return static_cast<float>(delta.magnitude[output] / sqrt(fmax(square, 0.0)));
 }
 

@@ -1,4 +1,5 @@
-// expand_activate: activated[i, :] = act(gate[i, :]) up[i, :], gate and up being a group's linears, finished as expand.cuh tells
+// expand_activate: activated[i, :] = act(gate[i, :]) up[i, :], gate and up being a group's linears finished as expand.cuh
+// tells
 //   projected [rows, 2 intermediate_size] f32    shrunk [entries, stacked rank] f32
 //   activated [rows, intermediate_size] element type    overflow_rows [rows] u32
 // grid   (blocks of 256 columns, rows or fewer); block 256, a thread for each column

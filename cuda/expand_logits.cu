@@ -1,5 +1,5 @@
-// expand_logits: logits[i, :] = cap tanh(multiplier y[i, :] / cap), y being the head, finished as expand.cuh tells; without a cap
-// (0) it is multiplier y[i, :]. argmax[i] tells the largest logit of row i and where the first such is.
+// expand_logits: logits[i, :] = cap tanh(multiplier y[i, :] / cap), y being the head finished as expand.cuh tells; without a
+// cap (0) it is multiplier y[i, :]. argmax[i] tells the largest logit of row i and where the first such is.
 //   projected [rows, vocab_size] f32    shrunk [entries, rank] f32
 //   logits [rows, stride] f32, or null where only the argmax is wanted    argmax [rows] u64, zero before, or null
 // grid   (blocks of 256 columns, rows or fewer); block 256, a thread for each column
@@ -21,9 +21,9 @@ struct ExpandLogits {
   float cap;
 };
 
-// A key that is larger for a larger logit, for a NaN above all others, and among equal ones for the lower index: the logit's order
-// in the upper half, the inverted index in the lower. No key is 0. Since the order is total, any order of comparisons finds the
-// same one.
+// A key that is larger for a larger logit, for a NaN above all others, and among equal ones for the lower index: the logit's
+// order in the upper half, the inverted index in the lower. No key is 0. Since the order is total, any order of comparisons
+// finds the same one.
 __device__ __forceinline__ uint64_t argmax_key(float logit, uint32_t index) {
   // Adding 0 makes one zero of the two.
   const uint32_t bits = __float_as_uint(logit + 0.0f);

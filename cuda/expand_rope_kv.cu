@@ -94,10 +94,13 @@ extern "C" __global__ void __launch_bounds__(MAX_HEAD_DIM) expand_rope_kv(const 
     if (channel < padded_dim) {
       const uint32_t page = tables.pages[tables.page_starts[tables.row_sequences[row]] + position / a.kv.page_tokens];
       const uint32_t slot = position % a.kv.page_tokens;
-      kv_element* place =
-        linear == 1
-          ? page_keys(a.kv, padded_dim, page, head) + (channel / KEY_CHANNELS * a.kv.page_tokens + slot) * KEY_CHANNELS + channel % KEY_CHANNELS
-          : page_values(a.kv, padded_dim, page, head) + slot * padded_dim + channel;
+      kv_element* place;
+      if (linear == 1) {
+        const uint32_t chunk = channel / KEY_CHANNELS * a.kv.page_tokens + slot;
+        place = page_keys(a.kv, padded_dim, page, head) + chunk * KEY_CHANNELS + channel % KEY_CHANNELS;
+      } else {
+        place = page_values(a.kv, padded_dim, page, head) + slot * padded_dim + channel;
+      }
       if (store_or_nan(place, x)) {
         a.kv_overflow_rows[row] = 1;
       }

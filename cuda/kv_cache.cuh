@@ -1,5 +1,5 @@
-// Layout of a layer's keys and values. A page holds `page_tokens` positions; within a page, the keys of each head, then the values of
-// each head. Heads are padded to whole chunks of 8 channels, with zeros.
+// Layout of a layer's keys and values. A page holds `page_tokens` positions; within a page, the keys of each head, then the
+// values of each head. Heads are padded to whole chunks of 8 channels, with zeros.
 //
 //   keys    [page][0][kv_head][chunk of 8 channels][position in the page][8]     lanes that own positions load whole sectors
 //   values  [page][1][kv_head][position in the page][padded head_dim]            lanes that own channels do

@@ -3,12 +3,13 @@
 //   W         [out_features, in_features] of each linear of a group, packed; A [rank, in_features] of each slot, elements
 //   projected [rows, outputs of the group] f32    t (shrunk) [entries, shrunk_stride] f32
 // grid   any number of blocks over the tiles: 32 ranks of A for a tile of entries; 32 outputs of a weight that replaces the
-//        base's for a tile of entries; 32 outputs of a linear for 8, 16, 32 or 64 rows (the kernel's variant)
+//        base's for a tile of entries; 32 outputs of a linear for TOKENS rows
 //        block 256 = 8 slices of the inputs, one warp each
 // bytes  every weight byte once for each tile of rows; x once for each tile of outputs, through L2
-// order  a sum is cut into 8 slices of whole units; within a slice units follow each other, each group of inputs is summed on
-//        its own and then scaled; the slices are added as a tree. Nothing depends on the other rows or the variant.
+// order  a sum is cut into 8 slices of whole units; within a slice units follow each other, each summed on its own (its halves,
+//        if groups have 32 inputs) and then scaled; the slices are added as a tree. Nothing depends on other rows.
 // proof  tests/cuda/linear.rs against f64; same bits for a row whatever shares the launch
+// TOKENS is 8, 16, 32 or 64: a variant of the source.
 #include "linear_multiply.cuh"
 
 
@@ -28,7 +29,7 @@ __device__ __forceinline__ void write_partial(float* partial, const Sums<N>& sum
 #pragma unroll
       for (uint32_t c = 0; c < 4; ++c) {
         const uint32_t of_token = (n * MMA_TOKENS + token + c % 2) * PARTIAL_STRIDE;
-        partial[of_token + strip * STRIP_ROWS + row + c / 2 * 8] = sums.total[strip][n][c];
+        partial[of_token + strip * STRIP_ROWS + row + c / 2 * 8] = sums.of[strip][n][c];
       }
     }
   }
@@ -50,7 +51,6 @@ __device__ __forceinline__ void read_norms(const LinearArguments& args, const Ti
 template <uint32_t N>
 __device__ __forceinline__ void write_outputs(const float* partials, const BlockState& state) {
   const Tile& tile = state.tile;
-  constexpr uint32_t TOKENS = N * MMA_TOKENS;
   const uint32_t output = threadIdx.x % WARP_LANES;
   for (uint32_t token = threadIdx.x / WARP_LANES; token < tile.tokens; token += SLICES) {
     if (output >= tile.outputs || !state.is_written[token]) continue;
@@ -68,7 +68,6 @@ __device__ __forceinline__ void write_outputs(const float* partials, const Block
 
 template <uint32_t N>
 __device__ __forceinline__ void run_linear(const LinearArguments& args) {
-  constexpr uint32_t TOKENS = N * MMA_TOKENS;
   constexpr uint32_t X_WORDS = chunk_units<N>() * N * UNIT_X_WORDS;
   extern __shared__ __align__(16) uint32_t dynamic_shared[];
   __shared__ BlockState state;
@@ -90,8 +89,7 @@ __device__ __forceinline__ void run_linear(const LinearArguments& args) {
       }
       __syncthreads();
       Sums<N> sums;
-      clear_total(sums);
-      clear_group(sums);
+      sums.clear();
       const uint32_t units = state.weight.units;
       multiply_slice<N>(sums, stages, x, args, state, warp * units / SLICES, (warp + 1) * units / SLICES);
       cp_async_wait<0>();
@@ -105,13 +103,8 @@ __device__ __forceinline__ void run_linear(const LinearArguments& args) {
   }
 }
 
-#define LINEAR_KERNEL(TOKENS, BLOCKS)                                                        \
-  extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS)                        \
-      linear_##TOKENS(const __grid_constant__ LinearArguments args) {                        \
-    run_linear<TOKENS / MMA_TOKENS>(args);                                                   \
-  }
-
-LINEAR_KERNEL(8, 2)
-LINEAR_KERNEL(16, 2)
-LINEAR_KERNEL(32, 1)
-LINEAR_KERNEL(64, 1)
+// Sums of few tokens leave registers for a second block.
+extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, TOKENS <= 16 ? 2 : 1)
+    linear(const __grid_constant__ LinearArguments args) {
+  run_linear<TOKENS / MMA_TOKENS>(args);
+}

@@ -109,17 +109,19 @@ __device__ __forceinline__ void stage_x(uint32_t* x, const LinearArguments& args
 // A step of a slice.
 struct StepCursor {
   uint32_t unit;
-  // Step within the unit.
+  // First tile of the step within its unit.
   uint32_t part;
-  // Word in a strip.
-  uint32_t word;
   uint32_t section, section_end;
   WeightSection current;
+  // Tiles and words of a step.
+  uint32_t tiles, words;
 
   __device__ __forceinline__ void enter(const Weight& weight, uint32_t index) {
     section = index;
     current = weight.sections[index];
     section_end = index + 1 < weight.section_count ? weight.sections[index + 1].first_unit : weight.units;
+    tiles = step_tiles(current.bits);
+    words = step_words(current.bits);
   }
 
   __device__ __forceinline__ void begin(const Weight& weight, uint32_t first_unit) {
@@ -127,97 +129,108 @@ struct StepCursor {
     part = 0;
     enter(weight, 0);
     while (unit >= section_end && section + 1 < weight.section_count) enter(weight, section + 1);
-    word = current.first_word + (unit - current.first_unit) * unit_words(current.bits);
   }
 
   __device__ __forceinline__ void advance(const Weight& weight) {
-    word += step_words(current.bits);
-    part += step_tiles(current.bits);
-    if (part == UNIT_TILES) {
-      part = 0;
-      unit += 1;
-      if (unit >= section_end && section + 1 < weight.section_count) enter(weight, section + 1);
-    }
+    part += tiles;
+    if (part < UNIT_TILES) return;
+    part = 0;
+    unit += 1;
+    if (unit >= section_end && section + 1 < weight.section_count) enter(weight, section + 1);
   }
 };
 
-// Words of a stage's scales: four rows of 8 pairs, of two strips and two halves of a unit.
-__device__ __forceinline__ uint32_t scale_words(const Weight& weight) {
-  return weight.scale_type == SCALES_F16 ? WARP_LANES : 2 * WARP_LANES;
-}
+// What a lane reads of the tile's strips: kept in registers.
+struct LaneWeight {
+  // The lane's place in the next step of each strip.
+  const uint32_t* codes[TILE_STRIPS];
+  // The lane's pair in the first row of its strip: lane l copies pair l % 8 of strip l / 16. Null if there is none.
+  const uint32_t* scales;
+  const uint32_t* zeros;
+  uint32_t strips;
+  uint32_t last_scale_row;
+  // Words of a stage's scales: 32 pairs, of two strips, two halves of a unit and 8 lanes each; in f16 or f32.
+  uint32_t scale_words;
+  bool has_zeros;
 
-// The pair of a lane's outputs among them.
+  __device__ __forceinline__ LaneWeight(const Weight& weight, const Tile& tile, const StepCursor& cursor) {
+    const uint32_t lane = threadIdx.x % WARP_LANES, strip = lane / 16;
+    strips = tile.strips;
+    last_scale_row = weight.scale_rows - 1;
+    scale_words = weight.scale_type == SCALES_F16 ? WARP_LANES : 2 * WARP_LANES;
+    has_zeros = weight.zeros != nullptr;
+    const uint32_t in_section = (cursor.unit - cursor.current.first_unit) * unit_words(cursor.current.bits);
+    const uint32_t first_word = cursor.current.first_word + in_section + lane * 4;
+#pragma unroll
+    for (uint32_t s = 0; s < TILE_STRIPS; ++s) {
+      codes[s] = weight.codes + static_cast<uint64_t>(tile.first_strip + s) * weight.strip_words + first_word;
+    }
+    const bool has_scales = weight.scales != nullptr && strip < strips;
+    const uint64_t pair = static_cast<uint64_t>(tile.first_strip + strip) * weight.scale_rows * 8 + lane % 8;
+    scales = has_scales ? static_cast<const uint32_t*>(weight.scales) + pair * (scale_words / WARP_LANES) : nullptr;
+    zeros = has_scales && has_zeros ? weight.zeros + pair : nullptr;
+  }
+};
+
+// The pair of a lane's outputs among those of a stage.
 __device__ __forceinline__ uint32_t scale_pair(uint32_t strip, uint32_t half) {
   return strip * 16 + half * 8 + threadIdx.x % WARP_LANES / 4;
 }
 
 // Copies a step of the tile's strips, its scales and its zeros, with all lanes of a warp.
-__device__ __forceinline__ void fetch_step(uint32_t* stage, const LinearArguments& args, const Weight& weight,
-                                           const Tile& tile, const StepCursor& cursor) {
+__device__ __forceinline__ void fetch_step(uint32_t* stage, LaneWeight& weight, const StepCursor& cursor,
+                                           uint32_t stage_code_words) {
   const uint32_t lane = threadIdx.x % WARP_LANES;
-  const uint32_t words = step_words(cursor.current.bits);
-  for (uint32_t strip = 0; strip < tile.strips; ++strip) {
-    const uint64_t first_word = static_cast<uint64_t>(tile.first_strip + strip) * weight.strip_words;
-    const uint32_t* from = weight.codes + first_word + cursor.word;
-    for (uint32_t at = lane * 4; at < words; at += WARP_LANES * 4) cp_async_16(stage + strip * words + at, from + at);
+#pragma unroll
+  for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
+    if (strip >= weight.strips) break;
+    uint32_t* to = stage + strip * cursor.words + lane * 4;
+    // A step of a strip has at most 192 words; a warp copies 128 at a time.
+    constexpr uint32_t AT_A_TIME = 4 * WARP_LANES;
+    if (lane * 4 < cursor.words) cp_async_16(to, weight.codes[strip]);
+    if (lane * 4 + AT_A_TIME < cursor.words) cp_async_16(to + AT_A_TIME, weight.codes[strip] + AT_A_TIME);
+    weight.codes[strip] += cursor.words;
   }
   if (weight.scales == nullptr) return;
-  // Lane l copies the pair l % 8 of half l / 8 % 2 of a unit, of strip l / 16.
-  const uint32_t strip = lane / 16, half = lane / 8 % 2;
-  if (strip >= tile.strips) return;
-  const uint32_t half_unit = (cursor.unit - cursor.current.first_unit) * 2 + half;
+  const uint32_t half_unit = (cursor.unit - cursor.current.first_unit) * 2 + lane / 8 % 2;
   // Inputs beyond the section's last group are padding: any scale will do.
-  const uint32_t row = min(cursor.current.first_scale_row + (half_unit >> cursor.current.scale_shift), weight.scale_rows - 1);
-  const uint64_t pair = (static_cast<uint64_t>(tile.first_strip + strip) * weight.scale_rows + row) * 8 + lane % 8;
-  uint32_t* scales = stage + args.stage_code_words;
-  if (weight.scale_type == SCALES_F16) {
-    cp_async_cached<4>(scales + lane, static_cast<const uint32_t*>(weight.scales) + pair);
+  const uint32_t row = cursor.current.first_scale_row + (half_unit >> cursor.current.scale_shift);
+  const uint64_t first_pair = min(row, weight.last_scale_row) * 8ull;
+  uint32_t* scales = stage + stage_code_words;
+  if (weight.scale_words == WARP_LANES) {
+    cp_async_cached<4>(scales + lane, weight.scales + first_pair);
   } else {
-    cp_async_cached<8>(scales + lane * 2, static_cast<const uint64_t*>(weight.scales) + pair);
+    cp_async_cached<8>(scales + lane * 2, weight.scales + first_pair * 2);
   }
-  if (weight.zeros != nullptr) {
-    cp_async_cached<4>(scales + scale_words(weight) + lane, weight.zeros + pair);
-  }
+  if (weight.zeros != nullptr) cp_async_cached<4>(scales + weight.scale_words + lane, weight.zeros + first_pair);
 }
 
 // --- sums --------------------------------------------------------------------------------------------------------------------
 
-// What a lane has summed for a slice: C operands of each strip and of each eight tokens.
+// C operands of the products of each strip with each eight tokens.
 template <uint32_t N>
 struct Sums {
-  float total[TILE_STRIPS][N][4];
-  // Of the present group of inputs, not yet scaled.
-  float group[TILE_STRIPS][N][4];
+  float of[TILE_STRIPS][N][4];
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (uint32_t n = 0; n < N; ++n) {
+#pragma unroll
+      for (uint32_t c = 0; c < 4; ++c) of[0][n][c] = of[1][n][c] = 0.0f;
+    }
+  }
 };
 
+// total += scale * sums, with the scales of a half of a unit.
 template <uint32_t N>
-__device__ __forceinline__ void clear_group(Sums<N>& sums) {
-#pragma unroll
-  for (uint32_t n = 0; n < N; ++n) {
-#pragma unroll
-    for (uint32_t c = 0; c < 4; ++c) sums.group[0][n][c] = sums.group[1][n][c] = 0.0f;
-  }
-}
-
-template <uint32_t N>
-__device__ __forceinline__ void clear_total(Sums<N>& sums) {
-#pragma unroll
-  for (uint32_t n = 0; n < N; ++n) {
-#pragma unroll
-    for (uint32_t c = 0; c < 4; ++c) sums.total[0][n][c] = sums.total[1][n][c] = 0.0f;
-  }
-}
-
-// total += scale * group, with the scales of a half of a unit.
-template <uint32_t N>
-__device__ __forceinline__ void fold_group(Sums<N>& sums, const Weight& weight, const Tile& tile, const uint32_t* scales,
-                                           uint32_t half) {
+__device__ __forceinline__ void add_scaled(Sums<N>& total, const Sums<N>& sums, const LaneWeight& weight,
+                                           const uint32_t* scales, uint32_t half) {
 #pragma unroll
   for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
-    if (strip >= tile.strips) break;
+    if (strip >= weight.strips) break;
     const uint32_t pair = scale_pair(strip, half);
     float2 scale;
-    if (weight.scale_type == SCALES_F16) {
+    if (weight.scale_words == WARP_LANES) {
       scale = to_float2(pair_of<f16>{scales[pair]});
     } else {
       scale = *reinterpret_cast<const float2*>(scales + pair * 2);
@@ -226,84 +239,127 @@ __device__ __forceinline__ void fold_group(Sums<N>& sums, const Weight& weight, 
     for (uint32_t n = 0; n < N; ++n) {
 #pragma unroll
       for (uint32_t c = 0; c < 4; ++c) {
-        sums.total[strip][n][c] = __fmaf_rn(c < 2 ? scale.x : scale.y, sums.group[strip][n][c], sums.total[strip][n][c]);
+        total.of[strip][n][c] = __fmaf_rn(c < 2 ? scale.x : scale.y, sums.of[strip][n][c], total.of[strip][n][c]);
       }
     }
   }
-  clear_group(sums);
 }
 
-// Multiplies a step of a width and adds it to the sums. `x` is the staged unit; `is_last` tells that the section or the slice
-// ends with the step's unit.
-template <uint32_t BITS, uint32_t N>
-__device__ __forceinline__ void multiply_step(Sums<N>& sums, const uint32_t* stage, const uint32_t* x,
-                                              const LinearArguments& args, const Weight& weight, const Tile& tile,
-                                              const StepCursor& cursor, bool is_last) {
-  constexpr uint32_t TILES = step_tiles(BITS);
+// Adds the product of a step of codes. Each unit is summed on its own and then scaled, or each half of one (BY_HALF) where a
+// row of scales spans no more. `x` is the staged unit.
+template <uint32_t BITS, bool BY_HALF, uint32_t N>
+__device__ __forceinline__ void multiply_codes(Sums<N>& total, const uint32_t* stage, const uint32_t* x,
+                                               const uint32_t* scales, const LaneWeight& weight, uint32_t part) {
+  constexpr uint32_t HALVES = step_tiles(BITS) / 2;
   const uint32_t lane = threadIdx.x % WARP_LANES;
-  const uint32_t* scales = stage + args.stage_code_words;
   StepWords<BITS> words[TILE_STRIPS];
   ZeroOffsets<element, BITS> offsets[TILE_STRIPS];
-  words[0].read(stage, lane);
-  if (tile.strips == TILE_STRIPS) {
-    words[1].read(stage + step_words(BITS), lane);
-  } else {
-    words[1] = words[0];
+#pragma unroll
+  for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
+    // A strip that the tile lacks is computed as the other one, and not written.
+    words[strip].read(stage + (strip < weight.strips ? strip * step_words(BITS) : 0), lane);
+    offsets[strip].set_middle();
   }
-  offsets[0].set_middle();
-  offsets[1].set_middle();
+  Sums<N> sums;
 #pragma unroll
-  for (uint32_t t = 0; t < TILES; ++t) {
-    const uint32_t in_unit = cursor.part + t;
-    if constexpr (BITS != 16) {
-      if (t % 2 == 0 && weight.zeros != nullptr) {
-        const uint32_t* zeros = scales + scale_words(weight);
-#pragma unroll
-        for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
-          if (strip < tile.strips) offsets[strip].set(to_float2(pair_of<f16>{zeros[scale_pair(strip, in_unit / 2)]}));
-        }
-      }
-    }
-    uint32_t a[TILE_STRIPS][4];
-#pragma unroll
-    for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
-      AOperand<element, BITS>::of(a[strip], words[strip], t, offsets[strip]);
-    }
-#pragma unroll
-    for (uint32_t n = 0; n < N; ++n) {
-      const uint32_t place = (in_unit / 2 * WARP_LANES + lane) * 4 + in_unit % 2 * 2;
-      const uint2 b = *reinterpret_cast<const uint2*>(x + n * UNIT_X_WORDS + place);
+  for (uint32_t h = 0; h < HALVES; ++h) {
+    const uint32_t half = HALVES == 2 ? h : part / 2;
+    if (weight.has_zeros) {
+      const uint32_t* zeros = scales + weight.scale_words;
 #pragma unroll
       for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
-        mma_m16n8k16<element>(BITS == 16 ? sums.total[strip][n] : sums.group[strip][n], a[strip], b.x, b.y);
+        if (strip < weight.strips) offsets[strip].set(to_float2(pair_of<f16>{zeros[scale_pair(strip, half)]}));
       }
     }
-    if (BITS != 16 && t % 2 == 1) {
-      const uint32_t half = in_unit / 2;
-      const uint32_t half_units = (cursor.unit - cursor.current.first_unit) * 2 + half + 1;
-      const bool ends_row = (half_units & ((1u << cursor.current.scale_shift) - 1)) == 0;
-      if (ends_row || (is_last && half == 1)) fold_group(sums, weight, tile, scales, half);
+    uint32_t a[2][TILE_STRIPS][4];
+#pragma unroll
+    for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
+      AOperand<element, BITS>::of(a[0][strip], words[strip], h * 2, offsets[strip]);
+      AOperand<element, BITS>::of(a[1][strip], words[strip], h * 2 + 1, offsets[strip]);
     }
+    if (h == 0 || BY_HALF) sums.clear();
+#pragma unroll
+    for (uint32_t n = 0; n < N; ++n) {
+      const uint4 b = *reinterpret_cast<const uint4*>(x + n * UNIT_X_WORDS + (half * WARP_LANES + lane) * 4);
+#pragma unroll
+      for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) mma_m16n8k16<element>(sums.of[strip][n], a[0][strip], b.x, b.y);
+#pragma unroll
+      for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) mma_m16n8k16<element>(sums.of[strip][n], a[1][strip], b.z, b.w);
+    }
+    if (BY_HALF || h + 1 == HALVES) add_scaled(total, sums, weight, scales, BY_HALF || HALVES == 1 ? half : 0);
+  }
+}
+
+// Adds the product of a step of floats: one tile.
+template <uint32_t N>
+__device__ __forceinline__ void multiply_floats(Sums<N>& total, const uint32_t* stage, const uint32_t* x,
+                                                const LaneWeight& weight, uint32_t part) {
+  const uint32_t lane = threadIdx.x % WARP_LANES;
+  uint32_t a[TILE_STRIPS][4];
+#pragma unroll
+  for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
+    const uint32_t* words = stage + (strip < weight.strips ? strip * step_words(16) : 0);
+    const uint4 registers = *reinterpret_cast<const uint4*>(words + lane * 4);
+    a[strip][0] = registers.x, a[strip][1] = registers.y, a[strip][2] = registers.z, a[strip][3] = registers.w;
+  }
+  const uint32_t place = (part / 2 * WARP_LANES + lane) * 4 + part % 2 * 2;
+#pragma unroll
+  for (uint32_t n = 0; n < N; ++n) {
+    const uint2 b = *reinterpret_cast<const uint2*>(x + n * UNIT_X_WORDS + place);
+#pragma unroll
+    for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) mma_m16n8k16<element>(total.of[strip][n], a[strip], b.x, b.y);
+  }
+}
+
+// Adds the product of a step.
+template <uint32_t N>
+__device__ __forceinline__ void multiply_step(Sums<N>& total, const uint32_t* stage, const uint32_t* x,
+                                              const uint32_t* scales, const LaneWeight& weight,
+                                              const StepCursor& cursor) {
+  const bool by_half = cursor.current.scale_shift == 0;
+  switch (cursor.current.bits) {
+#define WIDTH(BITS)                                                               \
+  case BITS:                                                                      \
+    if (by_half) {                                                                \
+      multiply_codes<BITS, true>(total, stage, x, scales, weight, cursor.part);   \
+    } else {                                                                      \
+      multiply_codes<BITS, false>(total, stage, x, scales, weight, cursor.part);  \
+    }                                                                             \
+    break;
+    WIDTH(2)
+    WIDTH(3)
+    WIDTH(4)
+    WIDTH(5)
+    WIDTH(6)
+#undef WIDTH
+    // A step of 8-bit codes is half a unit.
+    case 8:
+      multiply_codes<8, true>(total, stage, x, scales, weight, cursor.part);
+      break;
+    case 16:
+      multiply_floats(total, stage, x, weight, cursor.part);
+      break;
   }
 }
 
 // The sums of units begin .. end of a weight's strips, by one warp. `stages` and `x` are the warp's own.
 template <uint32_t N>
-__device__ __forceinline__ void multiply_slice(Sums<N>& sums, uint32_t* stages, uint32_t* x, const LinearArguments& args,
+__device__ __forceinline__ void multiply_slice(Sums<N>& total, uint32_t* stages, uint32_t* x, const LinearArguments& args,
                                                const BlockState& state, uint32_t begin, uint32_t end) {
-  const Weight& weight = state.weight;
-  const Tile& tile = state.tile;
   StepCursor fetched, used;
-  fetched.begin(weight, begin);
-  used.begin(weight, begin);
-#pragma unroll
-  for (uint32_t i = 0; i + 1 < STAGES; ++i) {
+  fetched.begin(state.weight, begin);
+  used = fetched;
+  LaneWeight weight(state.weight, state.tile, fetched);
+  // Fetches a step ahead; there is a group of copies for each step, which may be empty.
+  const auto fetch = [&](uint32_t slot) {
     if (fetched.unit < end) {
-      fetch_step(stages + i * args.stage_words, args, weight, tile, fetched);
-      fetched.advance(weight);
+      fetch_step(stages + slot * args.stage_words, weight, fetched, args.stage_code_words);
+      fetched.advance(state.weight);
     }
     cp_async_commit();
-  }
+  };
+#pragma unroll 1
+  for (uint32_t i = 0; i + 1 < STAGES; ++i) fetch(i);
   uint32_t slot = 0;
   for (uint32_t first = begin; first < end; first += chunk_units<N>()) {
     const uint32_t units = min(chunk_units<N>(), end - first);
@@ -318,30 +374,11 @@ __device__ __forceinline__ void multiply_slice(Sums<N>& sums, uint32_t* stages, 
       cp_async_wait<STAGES - 2>();
       // The step is there for every lane, and every lane is done with the one before, whose place is filled next.
       __syncwarp();
-      const uint32_t freed = slot == 0 ? STAGES - 1 : slot - 1;
-      if (fetched.unit < end) {
-        fetch_step(stages + freed * args.stage_words, args, weight, tile, fetched);
-        fetched.advance(weight);
-      }
-      cp_async_commit();
+      fetch(slot == 0 ? STAGES - 1 : slot - 1);
       const uint32_t* stage = stages + slot * args.stage_words;
       const uint32_t* x_unit = x + (used.unit - first) * N * UNIT_X_WORDS;
-      const bool is_last = used.unit + 1 == end || used.unit + 1 == used.section_end;
-      switch (used.current.bits) {
-#define WIDTH(BITS)                                                                         \
-  case BITS:                                                                                \
-    multiply_step<BITS, N>(sums, stage, x_unit, args, weight, tile, used, is_last);         \
-    break;
-        WIDTH(2)
-        WIDTH(3)
-        WIDTH(4)
-        WIDTH(5)
-        WIDTH(6)
-        WIDTH(8)
-        WIDTH(16)
-#undef WIDTH
-      }
-      used.advance(weight);
+      multiply_step(total, stage, x_unit, stage + args.stage_code_words, weight, used);
+      used.advance(state.weight);
       slot = slot + 1 == STAGES ? 0 : slot + 1;
     }
   }

@@ -7,8 +7,8 @@
 constexpr uint32_t SQUARES_COLUMNS = 256;
 
 // Writes `hidden[row, column]` and, once for each block of columns, the sum of their squares to
-// `sum_squares [rows, ceil(hidden_size / SQUARES_COLUMNS)]`. Every thread of a block of SQUARES_COLUMNS threads calls it, thread i
-// with the block's column i; those beyond the row write nothing.
+// `sum_squares [rows, ceil(hidden_size / SQUARES_COLUMNS)]`. Every thread of a block of SQUARES_COLUMNS threads calls it, thread
+// i with the block's column i; those beyond the row write nothing.
 __device__ __forceinline__ void store_hidden(
   float* hidden, float* sum_squares, uint32_t hidden_size, uint32_t row, uint32_t column, float value
 ) {

@@ -1,6 +1,6 @@
-// Sine and cosine of rotary angles. A position times a frequency reaches 1e6 radians and more, where the approximate instructions
-// are useless and the library's functions need local memory; here the angle is reduced in f64 and a polynomial evaluated in
-// f32. No table is needed then, and the bits are those of IEEE arithmetic on any device.
+// Sine and cosine of rotary angles. A position times a frequency reaches 1e6 radians and more, where the approximate
+// instructions are useless and the library's functions need local memory; here the angle is reduced in f64 and a polynomial
+// evaluated in f32. No table is needed then, and the bits are those of IEEE arithmetic on any device.
 #pragma once
 
 #include "element.cuh"

@@ -246,17 +246,3 @@ struct AOperand<bf16, 8> {
     }
   }
 };
-
-// Floats are what they are.
-template <class T>
-struct ZeroOffsets<T, 16> {
-  __device__ __forceinline__ void set_middle() {}
-};
-
-template <class T>
-struct AOperand<T, 16> {
-  static __device__ __forceinline__ void of(uint32_t (&a)[4], const StepWords<16>& words, uint32_t, const ZeroOffsets<T, 16>&) {
-#pragma unroll
-    for (uint32_t r = 0; r < 4; ++r) a[r] = words.low[r];
-  }
-};

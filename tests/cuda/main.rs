@@ -1,9 +1,13 @@
 //! Tests of the CUDA backend, on whatever `libcuda.so.1` the loader finds: `make test-cuda` runs them on the emulated driver.
 
+mod attention;
 mod compute;
 mod decoder;
 mod driver;
+mod embed;
+mod expand;
 mod linear;
 mod packed;
 mod repack;
+mod step;
 mod support;

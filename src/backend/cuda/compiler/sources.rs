@@ -62,7 +62,7 @@ pub static HEADERS: &[Header] = &[
 ];
 
 /// Products of packed weights.
-pub static LINEAR: KernelSource = source!("linear.cu", ELEMENT_TYPES);
+pub static LINEAR: KernelSource = source!("linear.cu", LINEAR_VARIANTS);
 /// Packing of weights.
 pub static REPACK: KernelSource = source!("repack.cu", ELEMENT_TYPES);
 /// Rows of the embedding.
@@ -80,6 +80,18 @@ pub static ATTENTION: KernelSource = source!("attention.cu", ATTENTION_VARIANTS)
 
 /// Plain operations on rows.
 pub static ROWS: KernelSource = source!("rows.cu", ONE_VARIANT);
+
+/// The variants of linear: rows that a tile has, element type.
+pub const LINEAR_VARIANTS: &[&[Define]] = &[
+    &[("TOKENS", "8")],
+    &[("TOKENS", "16")],
+    &[("TOKENS", "32")],
+    &[("TOKENS", "64")],
+    &[("TOKENS", "8"), ("ELEMENT_BF16", "1")],
+    &[("TOKENS", "16"), ("ELEMENT_BF16", "1")],
+    &[("TOKENS", "32"), ("ELEMENT_BF16", "1")],
+    &[("TOKENS", "64"), ("ELEMENT_BF16", "1")],
+];
 
 /// The variants of attention: widest head, query heads of a pass, element type of the cache.
 const ATTENTION_VARIANTS: &[&[Define]] = &[

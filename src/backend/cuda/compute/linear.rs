@@ -43,6 +43,10 @@ impl CudaCompute {
         if rows == 0 {
             return Ok(());
         }
+        if matches!(self.buffers[x].content, Content::Normed(norm) if norm.source == y) {
+            // The norm of y is taken before y changes.
+            self.plain_rows(x)?;
+        }
         let input = self.linear_input(x)?;
         if write == Write::Replace {
             // What y holds is not read again.

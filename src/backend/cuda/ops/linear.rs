@@ -1,10 +1,10 @@
 //! The products of a group: its base weights, the A's of the step's adapters and the weights that adapters replace, in one launch.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::backend::cuda::compiler::sources::LINEAR;
+use crate::backend::cuda::compiler::sources::{LINEAR, LINEAR_VARIANTS};
 use crate::backend::cuda::driver::{Arguments, Device, Kernel};
 use crate::backend::cuda::layout::{ElementType, ScaleType, Weight};
 use crate::backend::cuda::tables::GROUP_LINEARS;
@@ -84,27 +84,42 @@ pub struct LinearArguments {
     pub padding: u32,
 }
 
-/// The compiled kernels.
+/// The kernels, each compiled when it is first needed.
 pub struct LinearKernels {
+    device: Arc<Device>,
+    element: ElementType,
     /// In the order of [`VARIANT_TOKENS`].
-    kernels: [Kernel; VARIANT_TOKENS.len()],
+    kernels: [OnceLock<Kernel>; VARIANT_TOKENS.len()],
 }
 
 impl LinearKernels {
-    /// Compiles them, or takes them from the cache.
+    /// Compiles the kernel for few rows, or takes it from the cache.
     ///
     /// # Errors
     /// As [`Device::module`].
     pub fn load(device: &Arc<Device>, element: ElementType) -> Result<Self> {
-        let module = device.module(&LINEAR, element.defines())?;
-        let [k8, k16, k32, k64] = VARIANT_TOKENS.map(|tokens| module.kernel(&format!("linear_{tokens}")));
-        Ok(Self { kernels: [k8?, k16?, k32?, k64?] })
+        let kernels = Self { device: Arc::clone(device), element, kernels: Default::default() };
+        kernels.kernel(0)?;
+        Ok(kernels)
+    }
+
+    /// The kernel of one of [`VARIANT_TOKENS`].
+    fn kernel(&self, variant: usize) -> Result<&Kernel> {
+        if let Some(kernel) = self.kernels[variant].get() {
+            return Ok(kernel);
+        }
+        let of_element = match self.element {
+            ElementType::F16 => 0,
+            ElementType::Bf16 => VARIANT_TOKENS.len(),
+        };
+        let kernel = self.device.module(&LINEAR, LINEAR_VARIANTS[of_element + variant])?.kernel("linear")?;
+        Ok(self.kernels[variant].get_or_init(|| kernel))
     }
 
     /// Computes that many rows, whose step has that many tiles of entries.
     ///
     /// # Errors
-    /// As [`Kernel::launch`]; `internal` if the arguments have no linear.
+    /// As [`Kernel::launch`] and [`Device::module`]; `internal` if the arguments have no linear.
     pub fn launch(&self, arguments: &LinearArguments, rows: usize, entry_tiles: usize) -> Result<()> {
         let variant = VARIANT_TOKENS.iter().position(|&tokens| tokens >= rows).unwrap_or(VARIANT_TOKENS.len() - 1);
         self.launch_with(arguments, variant, tiles(arguments, VARIANT_TOKENS[variant], rows, entry_tiles))
@@ -134,7 +149,7 @@ impl LinearKernels {
         let shared_bytes = 4 * loop_words.max(SLICES * tokens * PARTIAL_STRIDE);
         let blocks = u32::try_from(blocks).unwrap_or(u32::MAX).min(i32::MAX as u32);
         let arguments = Arguments::of(&arguments);
-        self.kernels[variant].launch([blocks, 1, 1], BLOCK_THREADS as u32, shared_bytes as u32, &arguments)
+        self.kernel(variant)?.launch([blocks, 1, 1], BLOCK_THREADS as u32, shared_bytes as u32, &arguments)
     }
 }
 

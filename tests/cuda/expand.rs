@@ -1,0 +1,362 @@
+//! The expand kernels against their formulas in f64.
+
+use std::sync::Arc;
+
+use ::support::Rng;
+use exlora::adapter::batch::AdapterBatch;
+use exlora::backend::cuda::driver::{Device, DeviceMemory};
+use exlora::backend::cuda::layout::ElementType;
+use exlora::backend::cuda::ops::embed::SQUARES_COLUMNS;
+use exlora::backend::cuda::ops::expand::{
+    ExpandActivate, ExpandKernels, ExpandLogits, ExpandResidual, LargestLogit, Projection, activation_kind,
+    largest_logit,
+};
+use exlora::backend::{Activation, KvDType, StepRows};
+use half::{bf16, f16};
+
+use crate::step::{DeviceSlot, LinearDelta, LowRank, Routes, Step, assert_close, bits, route};
+use crate::support::{device, download, upload};
+
+/// The group's index among the model's groups; slots change nothing at the ones before it.
+const GROUP: usize = 2;
+
+/// The products of a group for some rows, what finishes them, and the same on the host.
+struct Products {
+    out_features: Vec<usize>,
+    bias: Vec<Option<Vec<f32>>>,
+    /// By slot, then by linear.
+    deltas: Vec<Vec<LinearDelta>>,
+    routes: Routes,
+    /// `[rows, outputs]`
+    projected: Vec<f32>,
+    /// `[entries, stride]`
+    shrunk: Vec<f32>,
+    stride: usize,
+}
+
+/// Products on the device.
+struct OnDevice {
+    projection: Projection,
+    step: Step,
+    _memory: Vec<DeviceMemory>,
+    _slots: Vec<DeviceSlot>,
+}
+
+impl Products {
+    /// Random products of linears for rows with those adapters: slots of three ranks, the first with B's bias, the second with
+    /// a bias of its own, the third with a magnitude; then one with a bias alone, and one without anything.
+    fn random(rng: &mut Rng, out_features: &[usize], ranks: [usize; 3], routes: Routes) -> Self {
+        let bias = |rng: &mut Rng, outputs: usize| Some(rng.normals(outputs, 1.0));
+        let mut deltas = vec![Vec::new(); 5];
+        for &outputs in out_features {
+            let low = ranks.map(|rank| LowRank::random(rng, rank, outputs));
+            let [first, second, third] = low;
+            deltas[0].push(LinearDelta { bias: None, low: Some(first.with_b_bias(rng)) });
+            deltas[1].push(LinearDelta { bias: bias(rng, outputs), low: Some(second) });
+            deltas[2].push(LinearDelta { bias: None, low: Some(third.with_magnitude(rng)) });
+            deltas[3].push(LinearDelta { bias: bias(rng, outputs), low: None });
+        }
+        let entries: usize = routes.iter().map(Vec::len).sum();
+        let stride = ranks.iter().max().map_or(0, |rank| rank * out_features.len()) + 3;
+        Self {
+            // The last linear has no bias, unless it is the only one.
+            bias: (0..out_features.len())
+                .map(|linear| if linear == 2 { None } else { bias(rng, out_features[linear]) })
+                .collect(),
+            projected: rng.normals(routes.len() * out_features.iter().sum::<usize>(), 2.0),
+            shrunk: rng.normals(entries * stride, 1.0),
+            out_features: out_features.to_vec(),
+            deltas,
+            routes,
+            stride,
+        }
+    }
+
+    /// Every kind of row: base, one adapter, mixtures in both orders, weights that are 1 and that are not.
+    fn mixed(rng: &mut Rng, out_features: &[usize], ranks: [usize; 3]) -> Self {
+        let routes = vec![
+            vec![],
+            vec![(0, 1.0)],
+            vec![(1, 0.5), (0, -2.0)],
+            vec![(2, 1.0)],
+            vec![(0, 0.75), (2, 0.25), (1, 1.0)],
+            vec![(2, 1.0), (0, 0.75)],
+            vec![(3, 1.0)],
+            vec![(3, 1.0), (1, 1.0), (3, 1.0)],
+            vec![(4, 1.0), (0, 1.0)],
+        ];
+        Self::random(rng, out_features, ranks, routes)
+    }
+
+    fn rows(&self) -> usize {
+        self.routes.len()
+    }
+
+    fn outputs(&self) -> usize {
+        self.out_features.iter().sum()
+    }
+
+    /// The row alone, with what belongs to it.
+    fn alone(&self, row: usize, batch: &AdapterBatch) -> Self {
+        // In a batch of one row, entries are sorted by slot; those of one slot keep the request's order.
+        let mut entries: Vec<usize> = batch.of_row(row).to_vec();
+        entries.sort_unstable();
+        let shrunk = entries.iter().flat_map(|&entry| self.shrunk[entry * self.stride..][..self.stride].to_vec());
+        Self {
+            out_features: self.out_features.clone(),
+            bias: self.bias.clone(),
+            deltas: self.deltas.clone(),
+            routes: vec![self.routes[row].clone()],
+            projected: self.projected[row * self.outputs()..][..self.outputs()].to_vec(),
+            shrunk: shrunk.collect(),
+            stride: self.stride,
+        }
+    }
+
+    fn upload(&self, device: &Arc<Device>, rows: &StepRows) -> OnDevice {
+        let mut slots: Vec<DeviceSlot> =
+            self.deltas.iter().map(|deltas| DeviceSlot::new(device, GROUP, deltas)).collect();
+        slots[4] = DeviceSlot::empty();
+        let step = Step::new(device, &vec![0; self.rows()], &self.routes, &slots, rows);
+        let mut memory = vec![upload(device, &self.projected), upload(device, &self.shrunk)];
+        let mut projection = Projection {
+            projected: memory[0].address(),
+            shrunk: memory[1].address(),
+            starts: Projection::starts(&self.out_features),
+            shrunk_stride: self.stride as u32,
+            group: GROUP as u32,
+            ..Projection::default()
+        };
+        for (address, bias) in projection.bias.iter_mut().zip(&self.bias) {
+            if let Some(bias) = bias {
+                memory.push(upload(device, bias));
+                *address = memory.last().map_or(0, DeviceMemory::address);
+            }
+        }
+        OnDevice { projection, step, _memory: memory, _slots: slots }
+    }
+
+    /// The finished outputs of a row, linear after linear.
+    fn finished(&self, row: usize, batch: &AdapterBatch) -> Vec<f64> {
+        let mut y = Vec::new();
+        let mut start = row * self.outputs();
+        for (linear, &outputs) in self.out_features.iter().enumerate() {
+            y.extend(
+                (0..outputs)
+                    .map(|output| self.finished_output(row, batch, linear, output, self.projected[start + output])),
+            );
+            start += outputs;
+        }
+        y
+    }
+
+    /// The definition of `Compute::linear`, with the bias outside of what a magnitude rescales.
+    fn finished_output(&self, row: usize, batch: &AdapterBatch, linear: usize, output: usize, product: f32) -> f64 {
+        let mut y = f64::from(product);
+        let mut bias = self.bias[linear].as_ref();
+        for (&(slot, weight), &entry) in self.routes[row].iter().zip(batch.of_row(row)) {
+            let Some(delta) = self.deltas[slot].get(linear) else { continue };
+            bias = delta.bias.as_ref().or(bias);
+            let Some(low) = &delta.low else { continue };
+            let before: usize =
+                self.deltas[slot][..linear].iter().flat_map(|delta| &delta.low).map(|low| low.rank).sum();
+            let t = &self.shrunk[entry * self.stride + before..][..low.rank];
+            let b = &low.b[output * low.rank..][..low.rank];
+            let product: f64 = b.iter().zip(t).map(|(b, &t)| b.to_f64() * f64::from(t)).sum();
+            let b_bias = low.b_bias.as_ref().map_or(0.0, |bias| f64::from(low.b_bias_scale) * f64::from(bias[output]));
+            let weight = f64::from(weight);
+            y += weight * (f64::from(low.scale) * product + b_bias);
+            if let Some(magnitude) = &low.magnitude {
+                let term = |i: usize| magnitude.norm_terms[i * self.out_features[linear] + output];
+                let square =
+                    if weight == 1.0 { term(3) } else { term(0) + 2.0 * weight * term(1) + weight.powi(2) * term(2) };
+                y *= f64::from(magnitude.m[output]) / square.sqrt();
+            }
+        }
+        y + bias.map_or(0.0, |bias| f64::from(bias[output]))
+    }
+}
+
+fn kernels(device: &Arc<Device>, element: ElementType) -> ExpandKernels {
+    ExpandKernels::load(device, element, KvDType::F16).expect("compiled")
+}
+
+/// Runs `expand_residual` on `hidden` with that many blocks along the rows; returns it with its sums of squares.
+fn residual(products: &Products, hidden: &[f32], factor: f32, blocks: usize) -> (Vec<f32>, Vec<f32>) {
+    let device = device();
+    let on_device = products.upload(&device, &StepRows::default());
+    let hidden = upload(&device, hidden);
+    let sums = products.rows() * products.outputs().div_ceil(SQUARES_COLUMNS);
+    let sum_squares = device.allocate(sums * 4).expect("allocated");
+    let arguments = ExpandResidual {
+        projection: on_device.projection,
+        step: on_device.step.tables,
+        hidden: hidden.address(),
+        sum_squares: sum_squares.address(),
+        hidden_size: products.outputs() as u32,
+        factor,
+    };
+    kernels(&device, ElementType::F16).residual(&arguments, blocks).expect("launched");
+    (download(&hidden), download(&sum_squares))
+}
+
+#[test]
+fn a_projection_is_added_to_the_residual_stream_with_every_delta_in_the_order_of_the_request() {
+    for (hidden_size, ranks) in [(40, [8, 5, 64]), (300, [1, 16, 33]), (257, [64, 2, 24])] {
+        let mut rng = Rng(hidden_size as u64);
+        let products = Products::mixed(&mut rng, &[hidden_size], ranks);
+        let hidden = rng.normals(products.rows() * hidden_size, 3.0);
+        let (got, sum_squares) = residual(&products, &hidden, 0.5, 4);
+        let batch = route(&products.routes);
+        for row in 0..products.rows() {
+            let of_row = row * hidden_size..(row + 1) * hidden_size;
+            let y = products.finished(row, &batch);
+            let want: Vec<f64> =
+                hidden[of_row.clone()].iter().zip(y).map(|(&hidden, y)| f64::from(hidden) + 0.5 * y).collect();
+            assert_close(&got[of_row.clone()], &want, 1e-5, &format!("row {row} of {:?}", products.routes[row]));
+            let squares: Vec<f64> = got[of_row]
+                .chunks(SQUARES_COLUMNS)
+                .map(|block| block.iter().map(|&value| f64::from(value).powi(2)).sum())
+                .collect();
+            let blocks = hidden_size.div_ceil(SQUARES_COLUMNS);
+            assert_close(&sum_squares[row * blocks..][..blocks], &squares, 1e-6, "sums of squares");
+        }
+    }
+}
+
+#[test]
+fn a_finished_row_has_the_same_bits_alone_and_in_any_batch() {
+    let mut rng = Rng(5);
+    let products = Products::mixed(&mut rng, &[300], [8, 5, 64]);
+    let hidden = rng.normals(products.rows() * 300, 3.0);
+    let (together, sum_squares) = residual(&products, &hidden, 1.0, products.rows());
+    let batch = route(&products.routes);
+    for row in 0..products.rows() {
+        let of_row = row * 300..(row + 1) * 300;
+        let (alone, sum_squares_alone) = residual(&products.alone(row, &batch), &hidden[of_row.clone()], 1.0, 1);
+        assert_eq!(bits(&together[of_row]), bits(&alone), "row {row}");
+        assert_eq!(bits(&sum_squares[row * 2..][..2]), bits(&sum_squares_alone), "row {row}");
+    }
+}
+
+/// Runs `expand_activate`; returns the bits of its results and the rows that overflowed.
+fn activate(products: &Products, element: ElementType, blocks: usize) -> (Vec<u16>, Vec<u32>) {
+    let device = device();
+    let on_device = products.upload(&device, &StepRows::default());
+    let (rows, width) = (products.rows(), products.out_features[0]);
+    let activated = device.allocate(rows * width * 2).expect("allocated");
+    let overflow_rows = upload(&device, &vec![0u32; rows]);
+    let arguments = ExpandActivate {
+        projection: on_device.projection,
+        step: on_device.step.tables,
+        activated: activated.address(),
+        overflow_rows: overflow_rows.address(),
+        intermediate_size: width as u32,
+        activation: activation_kind(Activation::Silu),
+    };
+    kernels(&device, element).activate(&arguments, blocks).expect("launched");
+    (download(&activated), download(&overflow_rows))
+}
+
+#[test]
+fn gate_and_up_are_finished_and_activated() {
+    for (element, width, tolerance) in
+        [(ElementType::F16, 40, 1e-3), (ElementType::F16, 270, 1e-3), (ElementType::Bf16, 270, 1e-2)]
+    {
+        let products = Products::mixed(&mut Rng(width as u64), &[width, width], [8, 5, 16]);
+        let (got, overflow_rows) = activate(&products, element, 2);
+        let got: Vec<f32> = match element {
+            ElementType::F16 => got.into_iter().map(|bits| f16::from_bits(bits).to_f32()).collect(),
+            ElementType::Bf16 => got.into_iter().map(|bits| bf16::from_bits(bits).to_f32()).collect(),
+        };
+        let batch = route(&products.routes);
+        for row in 0..products.rows() {
+            let y = products.finished(row, &batch);
+            let want: Vec<f64> = (0..width).map(|i| y[i] / (1.0 + (-y[i]).exp()) * y[width + i]).collect();
+            assert_close(&got[row * width..][..width], &want, tolerance, &format!("row {row}, {element:?}"));
+        }
+        assert!(overflow_rows.iter().all(|&overflowed| overflowed == 0));
+    }
+}
+
+#[test]
+fn a_row_whose_activation_overflows_is_named_and_its_value_infinite() {
+    let mut products = Products::random(&mut Rng(7), &[33, 33], [1, 1, 1], vec![vec![]; 4]);
+    products.projected.fill(1.0);
+    // 300 * 300 is beyond f16, not beyond bf16; an infinite input is no overflow of the element type.
+    products.projected[66 + 32] = 300.0;
+    products.projected[66 + 65] = 300.0;
+    products.projected[2 * 66] = f32::INFINITY;
+    products.bias = vec![None, None];
+    let (got, overflow_rows) = activate(&products, ElementType::F16, 4);
+    assert_eq!(overflow_rows, [0, 1, 0, 0]);
+    assert_eq!(got[33 + 32], f16::INFINITY.to_bits());
+    assert_eq!(got[2 * 33], f16::INFINITY.to_bits());
+    let (_, overflow_rows) = activate(&products, ElementType::Bf16, 4);
+    assert_eq!(overflow_rows, [0; 4]);
+}
+
+/// Runs `expand_logits`; returns the logits, `[rows, stride]` beginning as -7, and the largest of each row.
+fn logits(products: &Products, stride: usize, multiplier: f32, cap: f32) -> (Vec<f32>, Vec<LargestLogit>) {
+    let device = device();
+    let on_device = products.upload(&device, &StepRows::default());
+    let logits = upload(&device, &vec![-7.0f32; products.rows() * stride]);
+    let argmax = upload(&device, &vec![0u64; products.rows()]);
+    let arguments = ExpandLogits {
+        projection: on_device.projection,
+        step: on_device.step.tables,
+        logits: logits.address(),
+        argmax: argmax.address(),
+        stride: stride as u32,
+        vocab_size: products.outputs() as u32,
+        multiplier,
+        cap,
+    };
+    kernels(&device, ElementType::F16).logits(&arguments, 3).expect("launched");
+    (download(&logits), download::<u64>(&argmax).into_iter().map(largest_logit).collect())
+}
+
+#[test]
+fn logits_are_finished_and_the_largest_is_found() {
+    let (vocab, stride) = (515, 520);
+    for cap in [0.0, 4.0] {
+        let products = Products::mixed(&mut Rng(11), &[vocab], [8, 5, 16]);
+        let (got, largest) = logits(&products, stride, 0.25, cap);
+        let batch = route(&products.routes);
+        for row in 0..products.rows() {
+            let logits = &got[row * stride..][..vocab];
+            let want = products.finished(row, &batch).into_iter().map(|y| 0.25 * y);
+            let capped = want.map(|y| if cap == 0.0 { y } else { f64::from(cap) * (y / f64::from(cap)).tanh() });
+            assert_close(logits, &capped.collect::<Vec<_>>(), 1e-5, &format!("row {row}"));
+            assert!(got[row * stride + vocab..][..stride - vocab].iter().all(|&value| value == -7.0));
+            let peak = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let first = logits.iter().position(|&logit| logit == peak).expect("it is one of them");
+            assert_eq!(largest[row], LargestLogit::Token(first as u32));
+        }
+    }
+}
+
+#[test]
+fn of_equal_logits_the_first_is_the_largest_and_a_nan_is_reported() {
+    let mut products = Products::random(&mut Rng(13), &[300], [1, 1, 1], vec![vec![]; 5]);
+    products.bias = vec![None];
+    products.projected.fill(-1.0);
+    // Equal peaks in different blocks; zeros of both signs; all infinite; a NaN beside a larger infinity.
+    for (row, token, value) in [
+        (0, 299, 3.0),
+        (0, 40, 3.0),
+        (0, 41, 3.0),
+        (1, 200, -0.0),
+        (1, 270, 0.0),
+        (3, 280, f32::NAN),
+        (3, 257, f32::NAN),
+        (3, 2, f32::INFINITY),
+        (4, 299, f32::NEG_INFINITY),
+    ] {
+        products.projected[row * 300 + token] = value;
+    }
+    products.projected[600..900].fill(f32::NEG_INFINITY);
+    let (_, largest) = logits(&products, 300, 1.0, 0.0);
+    let token = LargestLogit::Token;
+    assert_eq!(largest, [token(40), token(200), token(0), LargestLogit::Nan(257), token(0)]);
+}

@@ -1,0 +1,168 @@
+//! A step's tables on the device, what its slots hold, and how results are compared.
+
+use std::sync::Arc;
+
+use ::support::Rng;
+use exlora::adapter::batch::{AdapterBatch, SlotId};
+use exlora::backend::StepRows;
+use exlora::backend::cuda::driver::{Device, DeviceMemory};
+use exlora::backend::cuda::table_builder::TableBuilder;
+use exlora::backend::cuda::tables::{GROUP_LINEARS, Slot, SlotGroup, SlotLinear};
+use half::f16;
+
+use crate::support::upload;
+
+/// Each row's adapters: index of the slot, request weight.
+pub type Routes = Vec<Vec<(usize, f32)>>;
+
+/// The tables of a step, on the device.
+pub struct Step {
+    _memory: DeviceMemory,
+    /// Address of the `StepTables`.
+    pub tables: u64,
+    /// Address of the `AttentionTables`, if positions were given.
+    pub attention: u64,
+}
+
+impl Step {
+    /// Of rows with these tokens, adapters and positions.
+    pub fn new(device: &Arc<Device>, tokens: &[u32], routes: &Routes, slots: &[DeviceSlot], rows: &StepRows) -> Self {
+        let batch = route(routes);
+        let mut builder = TableBuilder::default();
+        let slot_of = |id: SlotId| slots.get(id.0 as usize).map(|slot| slot.slot);
+        let step = builder.push_step(tokens, &batch, slot_of).expect("the routing fits");
+        let attention = builder.push_attention(rows).expect("the rows have sequences");
+        let memory = device.allocate(builder.image().len()).expect("allocated");
+        builder.set_base(memory.address());
+        memory.upload(0, builder.image().bytes()).expect("uploaded");
+        Self {
+            tables: memory.address() + step.offset as u64,
+            attention: memory.address() + attention.offset as u64,
+            _memory: memory,
+        }
+    }
+}
+
+/// The routing of rows with those adapters.
+pub fn route(routes: &Routes) -> AdapterBatch {
+    let of_row = |list: &Vec<(usize, f32)>| list.iter().map(|&(slot, weight)| (SlotId(slot as u32), weight)).collect();
+    let lists: Vec<Vec<(SlotId, f32)>> = routes.iter().map(of_row).collect();
+    let mut batch = AdapterBatch::default();
+    batch.rebuild(lists.iter().map(Vec::as_slice));
+    batch
+}
+
+/// What a slot changes at one linear.
+#[derive(Clone, Default)]
+pub struct LinearDelta {
+    pub bias: Option<Vec<f32>>,
+    pub low: Option<LowRank>,
+}
+
+/// A low-rank part, of which t = A x is known.
+#[derive(Clone)]
+pub struct LowRank {
+    pub rank: usize,
+    /// `[out_features, rank]`
+    pub b: Vec<f16>,
+    pub scale: f32,
+    pub b_bias: Option<Vec<f32>>,
+    pub b_bias_scale: f32,
+    pub magnitude: Option<Magnitude>,
+}
+
+/// DoRA's magnitude.
+#[derive(Clone)]
+pub struct Magnitude {
+    pub m: Vec<f32>,
+    /// `[4, out_features]`
+    pub norm_terms: Vec<f64>,
+}
+
+impl LowRank {
+    /// Random factors of a rank.
+    pub fn random(rng: &mut Rng, rank: usize, outputs: usize) -> Self {
+        Self {
+            rank,
+            b: rng.normals(outputs * rank, 1.0).into_iter().map(f16::from_f32).collect(),
+            scale: 0.25 + rng.below(4) as f32 * 0.5,
+            b_bias: None,
+            b_bias_scale: 0.75,
+            magnitude: None,
+        }
+    }
+
+    /// With a random bias of B.
+    pub fn with_b_bias(mut self, rng: &mut Rng) -> Self {
+        self.b_bias = Some(rng.normals(self.b.len() / self.rank, 1.0));
+        self
+    }
+
+    /// With a random magnitude. The norm at a weight of 1 is none that the other terms give, so that it matters which is used.
+    pub fn with_magnitude(mut self, rng: &mut Rng) -> Self {
+        let outputs = self.b.len() / self.rank;
+        let between = |rng: &mut Rng, low: f32, high: f32| f64::from((low + high + rng.uniform(high - low)) / 2.0);
+        let mut norm_terms: Vec<f64> = (0..outputs).map(|_| between(rng, 2.0, 4.0)).collect();
+        norm_terms.extend((0..outputs).map(|_| between(rng, -0.5, 0.5)));
+        norm_terms.extend((0..outputs).map(|_| between(rng, 0.5, 1.0)));
+        norm_terms.extend((0..outputs).map(|_| between(rng, 5.0, 6.0)));
+        self.magnitude = Some(Magnitude { m: rng.uniforms(outputs, 3.0), norm_terms });
+        self
+    }
+}
+
+/// A slot whose adapter changes the linears of one group, on the device.
+pub struct DeviceSlot {
+    _memory: Vec<DeviceMemory>,
+    slot: Slot,
+}
+
+impl DeviceSlot {
+    /// An adapter with those deltas at group `group` and none at the ones before it.
+    pub fn new(device: &Arc<Device>, group: usize, deltas: &[LinearDelta]) -> Self {
+        let mut memory = Vec::new();
+        let mut address_of = |values: DeviceMemory| {
+            memory.push(values);
+            memory.last().map_or(0, DeviceMemory::address)
+        };
+        let mut linears = [SlotLinear::default(); GROUP_LINEARS];
+        let mut rank_offset = 0;
+        for (linear, delta) in linears.iter_mut().zip(deltas) {
+            linear.bias = delta.bias.as_ref().map_or(0, |bias| address_of(upload(device, bias)));
+            let Some(low) = &delta.low else { continue };
+            linear.b = address_of(upload(device, &low.b));
+            linear.b_bias = low.b_bias.as_ref().map_or(0, |bias| address_of(upload(device, bias)));
+            if let Some(magnitude) = &low.magnitude {
+                linear.magnitude = address_of(upload(device, &magnitude.m));
+                linear.norm_terms = address_of(upload(device, &magnitude.norm_terms));
+            }
+            (linear.rank, linear.rank_offset) = (low.rank as u32, rank_offset);
+            (linear.scale, linear.b_bias_scale) = (low.scale, low.b_bias_scale);
+            rank_offset += low.rank as u32;
+        }
+        let mut groups = vec![SlotGroup::default(); group];
+        groups.push(SlotGroup { rank: rank_offset, linears, ..SlotGroup::default() });
+        let slot = Slot { groups: address_of(upload(device, &groups)), count: groups.len() as u32, segment: 0 };
+        Self { _memory: memory, slot }
+    }
+
+    /// An adapter that changes nothing, not even at group 0.
+    pub fn empty() -> Self {
+        Self { _memory: Vec::new(), slot: Slot::default() }
+    }
+}
+
+/// Fails unless `got` is `want` up to a ratio of norms.
+pub fn assert_close(got: &[f32], want: &[f64], tolerance: f64, what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let error: f64 = got.iter().zip(want).map(|(&got, want)| (f64::from(got) - want).powi(2)).sum();
+    let norm: f64 = want.iter().map(|want| want * want).sum();
+    assert!(norm > 0.0, "{what}: nothing is wanted");
+    let ratio = (error / norm).sqrt();
+    assert!(ratio < tolerance, "{what}: the norm of the error is {ratio:.2e} of what is wanted");
+}
+
+/// Bits, so that results compare exactly.
+pub fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
