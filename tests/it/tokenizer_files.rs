@@ -281,6 +281,28 @@ fn regular_expressions_end() {
     }
 }
 
+/// Attempts that take a time of the square or cube of the text's length without backtracking much.
+#[test]
+fn a_pattern_that_is_slow_on_a_long_text_is_an_error_that_names_it() {
+    let text = format!("{}c", "a".repeat(100_000));
+    for pattern in [
+        "(?:a*b|a)*[c-e]{2}",
+        "(?>(?>(?>a*)b|a)*b|a)*[c-e]{2}",
+        r"(?<x>(?>a*)b|a\g<x>|[c-e]{2})",
+        "a*?(?>a*)[d-e]",
+    ] {
+        let dir = written(&bpe("pre_tokenizer", split(regex(pattern))).to_string());
+        let tokenizer = open(dir.path()).expect("loads");
+        let began = Instant::now();
+        let error = tokenizer.encode(&text, false, true).expect_err(pattern).to_string();
+        assert!(began.elapsed() < Duration::from_secs(15), "{pattern} took {:?}", began.elapsed());
+        assert!(error.contains(pattern) && error.contains("takes more than 1.5"), "{error}");
+    }
+    let dir = written(&bpe("pre_tokenizer", split(regex("(?~b)c"))).to_string());
+    let error = open(dir.path()).err().expect("an absent operator").to_string();
+    assert!(error.contains("(?~b)c"), "{error}");
+}
+
 #[test]
 fn damaged_files_are_errors() {
     let whole = bpe("normalizer", json!({"type": "NFC"})).to_string();
@@ -407,4 +429,60 @@ proptest! {
             _ => prop_assert_eq!(ours.expect_err("an error").code(), ErrorCode::TokenizerInvalid),
         }
     }
+    /// Checkpoints in a pattern change no match.
+    #[test]
+    fn splits_of_any_pattern_are_the_librarys(text in "[abé \\n]{0,40}", pattern in patterns()) {
+        let file = bpe("pre_tokenizer", split(regex(&pattern))).to_string();
+        let Ok(oracle) = tokenizers::Tokenizer::from_bytes(&file) else { return Ok(()) };
+        let dir = written(&file);
+        let tokenizer = match open(dir.path()) {
+            Err(error) => {
+                prop_assert!(pattern.contains("(?<") && error.to_string().contains("lookbehind"), "{pattern}: {error}");
+                return Ok(());
+            }
+            Ok(tokenizer) => tokenizer,
+        };
+        match (tokenizer.encode(&text, false, true), std::panic::catch_unwind(|| oracle.encode_fast(text.as_str(), false))) {
+            (Ok(ids), Ok(Ok(expected))) => prop_assert_eq!(ids, expected.get_ids(), "{}", pattern),
+            (Ok(_), _) => prop_assert!(false, "the library refuses {pattern}"),
+            // The library lets an attempt backtrack more often.
+            (Err(error), _) => prop_assert!(error.to_string().contains("limit"), "{pattern}: {error}"),
+        }
+    }
+}
+
+/// Patterns of everything that a pattern of a tokenizer may be made of.
+fn patterns() -> impl Strategy<Value = String> {
+    let atom = prop::sample::select(vec![
+        "a",
+        "b",
+        "é",
+        " ",
+        ".",
+        r"\s",
+        r"\S",
+        r"\w",
+        r"\n",
+        "[ab]",
+        "[^b]",
+        "[^\\s[b]]",
+        r"\p{L}",
+        r"\x61",
+        r"\b",
+        "^",
+        "$",
+        r"\X",
+        "(a|b)\\1",
+    ]);
+    let quantifier = prop::sample::select(vec!["*", "+", "?", "*?", "+?", "*+", "{2}", "{0,3}", "{1,}", "{,70}"]);
+    atom.prop_map(str::to_owned).prop_recursive(4, 24, 4, move |inner| {
+        let groups = prop::sample::select(vec!["(?:", "(?>", "(?=", "(?!", "(?i:", "(?<=", "("]);
+        prop_oneof![
+            3 => prop::collection::vec(inner.clone(), 1..4).prop_map(|parts| parts.concat()),
+            2 => (inner.clone(), quantifier.clone()).prop_map(|(part, quantifier)| format!("(?:{part}){quantifier}")),
+            2 => (prop::sample::select(vec!["a", "[ab]", r"\s", "."]), quantifier.clone()).prop_map(|(a, q)| format!("{a}{q}")),
+            1 => (groups, inner.clone()).prop_map(|(group, part)| format!("{group}{part})")),
+            1 => prop::collection::vec(inner, 1..4).prop_map(|parts| format!("(?:{})", parts.join("|"))),
+        ]
+    })
 }

@@ -2,20 +2,24 @@
 //!
 //! They are Oniguruma's, as in the `tokenizers` crate, and find the same matches; but its searches may take for ever, and panic
 //! where one attempt backtracks ten million times. Here an attempt's backtracking is bounded by the length of the text, and the
-//! time of the call is checked after every few positions.
+//! time of the call is checked after every few positions and at the checkpoints within an attempt ([`with_checkpoints`]).
 
 use std::time::{Duration, Instant};
 
-use onig::{MatchParam, Regex, Region, SearchOptions};
+use onig::{Regex, Region, SearchOptions};
 use serde::Serialize;
 use tokenizers::tokenizer::pattern::Pattern;
 
+use super::checkpoints::with_checkpoints;
 use super::fault::Fault;
 use super::limits;
-use super::limits::check_time;
+use super::match_limits::match_limits;
 
 /// The longest pattern of public tokenizers has about a thousand bytes.
 const MAX_PATTERN_BYTES: usize = 16 << 10;
+
+/// How much of a pattern an error shows.
+const NAMED_CHARS: usize = 80;
 
 /// How many positions where a match may begin are tried between two checks of the time: more while that is quick, one by one
 /// once it was slow.
@@ -36,6 +40,7 @@ pub(crate) enum Needle {
     Regex {
         /// As it is written.
         pattern: String,
+        /// With checkpoints.
         #[serde(skip)]
         regex: Regex,
     },
@@ -52,8 +57,14 @@ impl Needle {
                 format!("a regular expression has {} bytes; 1 to {MAX_PATTERN_BYTES} work", pattern.len()).into()
             );
         }
-        let invalid = |error: onig::Error| format!("a regular expression is invalid: {}", error.description());
-        Ok(Self::Regex { pattern: pattern.to_owned(), regex: Regex::new(pattern).map_err(invalid)? })
+        let invalid = |error: onig::Error| about(pattern, &format!("is invalid: {}", error.description()));
+        let mut regex = Regex::new(pattern).map_err(invalid)?;
+        let written =
+            with_checkpoints(pattern).map_err(|fault| about(pattern, &format!("is not supported: {fault}")))?;
+        if let Some(written) = written {
+            regex = Regex::new(&written).map_err(invalid)?;
+        }
+        Ok(Self::Regex { pattern: pattern.to_owned(), regex })
     }
 }
 
@@ -78,7 +89,7 @@ impl Pattern for &Needle {
             Needle::Text(needle) => {
                 text.match_indices(needle).for_each(|(start, found)| add(start, start + found.len()))
             }
-            Needle::Regex { regex, .. } => each_match(regex, text, add)?,
+            Needle::Regex { regex, pattern } => each_match(&Search { regex, pattern, text }, add)?,
         }
         if end_of_last != text.len() {
             spans.push(((end_of_last, text.len()), false));
@@ -87,15 +98,29 @@ impl Pattern for &Needle {
     }
 }
 
+/// What is wrong with a regular expression, which is named.
+fn about(pattern: &str, what: &str) -> Fault {
+    let name: String = pattern.chars().take(NAMED_CHARS).collect();
+    let dots = if name.len() < pattern.len() { "…" } else { "" };
+    format!("the regular expression '{name}{dots}' {what}").into()
+}
+
+/// A regular expression and the text that it is looked for in.
+struct Search<'a> {
+    regex: &'a Regex,
+    pattern: &'a str,
+    text: &'a str,
+}
+
 /// Calls `found` with the start and end of each match, as [`Regex::find_iter`] yields them.
-fn each_match(regex: &Regex, text: &str, mut found: impl FnMut(usize, usize)) -> Result<(), Fault> {
+fn each_match(search: &Search<'_>, mut found: impl FnMut(usize, usize)) -> Result<(), Fault> {
     let mut region = Region::new();
     let (mut from, mut end_of_last) = (0, None);
-    while from <= text.len() {
-        let Some((start, end)) = search(regex, text, from, &mut region)? else { break };
+    while from <= search.text.len() {
+        let Some((start, end)) = search.first_match(from, &mut region)? else { break };
         if start == end && end_of_last == Some(end) {
             // An empty match right after a match does not count.
-            from = after(text, from);
+            from = after(search.text, from);
             continue;
         }
         (from, end_of_last) = (end, Some(end));
@@ -104,43 +129,43 @@ fn each_match(regex: &Regex, text: &str, mut found: impl FnMut(usize, usize)) ->
     Ok(())
 }
 
-/// The first match that begins at `from` or later.
-fn search(regex: &Regex, text: &str, from: usize, region: &mut Region) -> Result<Option<(usize, usize)>, Fault> {
-    let (mut start, mut window, mut is_slow) = (from, FIRST_WINDOW, false);
-    while start <= text.len() {
-        let began = Instant::now();
-        let end = if is_slow { after(text, start) } else { boundary(text, start.saturating_add(window)) };
-        region.clear();
-        let outcome = if is_slow {
-            let options = SearchOptions::SEARCH_OPTION_NONE;
-            regex.match_with_param(text, start, options, Some(&mut *region), limits_of(text))
-        } else {
-            let (last, options) = (boundary(text, end.saturating_add(OVERLAP)), SearchOptions::SEARCH_OPTION_NONE);
-            regex.search_with_param(text, start, last, options, Some(&mut *region), limits_of(text))
-        };
-        match outcome {
-            // Of two matches that begin further, the first may not have been seen.
-            Ok(Some(_)) => match region.pos(0).filter(|&(begin, _)| begin < end || end == text.len()) {
-                None => start = end,
-                found => return Ok(found),
-            },
-            Ok(None) if end >= text.len() && !is_slow => return Ok(None),
-            Ok(None) => start = end,
-            Err(error) => return limits::fail(format!("a regular expression fails on it: {}", error.description())),
+impl Search<'_> {
+    /// The first match that begins at `from` or later.
+    fn first_match(&self, from: usize, region: &mut Region) -> Result<Option<(usize, usize)>, Fault> {
+        let text = self.text;
+        let (mut start, mut window, mut is_slow) = (from, FIRST_WINDOW, false);
+        while start <= text.len() {
+            let began = Instant::now();
+            let end = if is_slow { after(text, start) } else { boundary(text, start.saturating_add(window)) };
+            region.clear();
+            let (options, param) = (SearchOptions::SEARCH_OPTION_NONE, match_limits(text));
+            let outcome = if is_slow {
+                self.regex.match_with_param(text, start, options, Some(&mut *region), param)
+            } else {
+                let last = boundary(text, end.saturating_add(OVERLAP));
+                self.regex.search_with_param(text, start, last, options, Some(&mut *region), param)
+            };
+            // Before the outcome, because an attempt that takes too long is given up.
+            if let Some(allowed) = limits::exceeded_time() {
+                return limits::fail(about(self.pattern, &format!("takes more than {allowed:?}")));
+            }
+            match outcome {
+                // Of two matches that begin further, the first may not have been seen.
+                Ok(Some(_)) => match region.pos(0).filter(|&(begin, _)| begin < end || end == text.len()) {
+                    None => start = end,
+                    found => return Ok(found),
+                },
+                Ok(None) if end >= text.len() && !is_slow => return Ok(None),
+                Ok(None) => start = end,
+                Err(error) => {
+                    return limits::fail(about(self.pattern, &format!("fails on it: {}", error.description())));
+                }
+            }
+            is_slow = began.elapsed() > SLOW;
+            window = (window * 2).min(MAX_WINDOW);
         }
-        is_slow = began.elapsed() > SLOW;
-        window = (window * 2).min(MAX_WINDOW);
-        check_time()?;
+        Ok(None)
     }
-    Ok(None)
-}
-
-fn limits_of(text: &str) -> MatchParam {
-    let retries = u32::try_from(text.len().saturating_mul(32)).unwrap_or(u32::MAX).saturating_add(100_000);
-    let mut limits = MatchParam::default();
-    limits.set_retry_limit_in_match(retries.min(10_000_000));
-    limits.set_match_stack_limit(retries);
-    limits
 }
 
 /// The first boundary of a character at `at` or after it; the end of the text if there is none.

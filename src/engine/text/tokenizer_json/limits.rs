@@ -12,7 +12,7 @@ use super::fault::Fault;
 
 /// Time that any call may take, and the time more for each byte of its input. Real tokenizers need a microsecond for a byte.
 const BASE_TIME: Duration = Duration::from_secs(1);
-const TIME_PER_BYTE: Duration = Duration::from_micros(20);
+const TIME_PER_BYTE: Duration = Duration::from_micros(5);
 
 #[derive(Clone, Copy)]
 struct Limits {
@@ -56,14 +56,14 @@ pub(super) fn with_limits<T>(
 
 /// Fails the call if it has taken too long.
 pub(super) fn check_time() -> Result<(), Fault> {
-    match LIMITS.get() {
-        Some(limits)
-            if limits.started.elapsed() > limits.allowed && cpu_time() > limits.cpu_started + limits.allowed =>
-        {
-            fail(format!("it takes more than {:?}", limits.allowed))
-        }
-        _ => Ok(()),
-    }
+    exceeded_time().map_or(Ok(()), |allowed| fail(format!("it takes more than {allowed:?}")))
+}
+
+/// The time that the call may take, if it has taken more.
+pub(super) fn exceeded_time() -> Option<Duration> {
+    let limits = LIMITS.get()?;
+    let is_late = limits.started.elapsed() > limits.allowed && cpu_time() > limits.cpu_started + limits.allowed;
+    is_late.then_some(limits.allowed)
 }
 
 /// Fails the call if a component makes a text of more bytes than its input justifies.

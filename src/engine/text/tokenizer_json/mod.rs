@@ -8,9 +8,11 @@
 mod bounded_regex;
 mod build;
 mod charsmap;
+mod checkpoints;
 mod components;
 mod fault;
 mod limits;
+mod match_limits;
 mod model;
 
 use tokenizers::{AddedToken, Decoder as _};
