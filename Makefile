@@ -21,6 +21,10 @@ export PATH        := $(CURDIR)/$(BIN):$(PATH)
 # The oracles, runners and linters of the tests, pinned; also the constraints of whatever is installed before them.
 PINS := tests/python/requirements.txt
 
+# The run-time compiler of CUDA and its disassembler, apart from the wheels that torch pins.
+CUDA_TOOLS := $(VENV)/cuda
+CUDA_PINS  := tests/cuda/requirements.txt
+
 .PHONY: help
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,10 +37,10 @@ demo: $(VENV)/.build-tools ## Build, then answer one batch: the base, three adap
 # --- Tests -------------------------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: lint test-rust test-emulator test-fuzz test-python test-benches ## What to run before a commit, quick checks first
+test: lint test-rust test-emulator test-cuda test-fuzz test-python test-benches ## What to run before a commit, quick checks first
 
 .PHONY: test-slow
-test-slow: deny test-pool test-long test-python-slow ## Full grids, long property tests and fuzzing, model checks of the thread pool
+test-slow: deny test-pool test-long test-cuda-slow test-python-slow ## Full grids, long property tests and fuzzing, model checks of the thread pool
 	$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=60
 
 .PHONY: lint
@@ -85,14 +89,32 @@ emulated-driver: ## Build the emulated CUDA driver, target/emulated_driver/libcu
 	cargo build --quiet -p exlora-emulated-driver
 	mkdir -p $(EMULATED_DRIVER)
 	cp --update --remove-destination target/debug/libexlora_emulated_driver.so $(EMULATED_DRIVER)/libcuda.so.1
+	ln -sf libcuda.so.1 $(EMULATED_DRIVER)/libcuda.so
+
+# Whatever runs on it compiles its kernels with the pinned NVRTC, and keeps them here.
+ON_EMULATED_DRIVER := LD_LIBRARY_PATH=$(EMULATED_DRIVER)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH} \
+    EXLORA_NVRTC=$(CURDIR)/$(CUDA_TOOLS)/nvidia/cu13/lib EXLORA_CACHE=$(CURDIR)/target/cuda_cache
 
 .PHONY: test-emulator
 test-emulator: $(VENV)/.lint-tools ## The emulated driver itself: its arithmetic, checks and interface
 	cargo nextest run -p exlora-ptx-emulator -p exlora-emulated-driver
 
 .PHONY: cuda-emulated
-cuda-emulated: emulated-driver ## Run a command on the emulated CUDA driver: make cuda-emulated CMD='exlora doctor'
-	LD_LIBRARY_PATH=$(EMULATED_DRIVER)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH} $(CMD)
+cuda-emulated: emulated-driver $(VENV)/.cuda-tools ## Run a command on the emulated CUDA driver: make cuda-emulated CMD='exlora doctor'
+	$(ON_EMULATED_DRIVER) $(CMD)
+
+.PHONY: test-cuda
+test-cuda: emulated-driver $(VENV)/.lint-tools $(VENV)/.cuda-tools ## The CUDA backend on the emulated driver, and the compile gate of its kernels
+	$(ON_EMULATED_DRIVER) cargo nextest run --features cli --test cuda
+
+.PHONY: test-cuda-slow
+test-cuda-slow: emulated-driver $(VENV)/.lint-tools $(VENV)/.cuda-tools ## The rest of the CUDA tests: more architectures, long property tests
+	$(ON_EMULATED_DRIVER) PROPTEST_CASES=4096 cargo nextest run --profile slow --features cli --test cuda \
+	    --run-ignored all -E 'not test(registers_are_written_to_the_table)'
+
+.PHONY: cuda-registers
+cuda-registers: $(VENV)/.lint-tools $(VENV)/.cuda-tools ## Write the registers of each kernel, tests/cuda/registers.csv, again
+	cargo nextest run --profile slow --features cli --test cuda --run-ignored all registers_are_written_to_the_table
 
 # Each property test runs sixteen times its usual number of cases.
 .PHONY: test-long
@@ -174,4 +196,9 @@ $(VENV)/.plot-tools: $(PINS) | $(VENV)/.build-tools
 
 $(VENV)/.test-tools: $(PINS) | $(VENV)/.lint-tools
 	$(PIP) --requirement $(PINS)
+	@touch $@
+
+$(VENV)/.cuda-tools: $(CUDA_PINS) | $(BIN)/python
+	rm -rf $(CUDA_TOOLS)
+	$(PIP) --no-deps --target $(CUDA_TOOLS) --requirement $(CUDA_PINS)
 	@touch $@

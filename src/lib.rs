@@ -51,13 +51,15 @@
 //! never changes.
 //!
 //! # Features
+//! - `cuda` (default): the CUDA backend, which is not finished. Nothing of CUDA is needed to build or to run the rest.
 //! - `kasa` (default): KaSA adapters, which need a singular value decomposition; without it they are refused by name.
 //! - `cli`: the command `exlora`.
-//! - `python`: the extension module `exlora._exlora`, with the two above.
+//! - `python`: the extension module `exlora._exlora`, with those above.
 //!
 //! # Safety
-//! Two modules contain `unsafe` code: `checkpoint` maps files (a file that another process truncates while it is mapped ends
-//! this process; replace model files by renaming), and `backend::cpu` uses vector instructions after run-time detection.
+//! Three modules contain `unsafe` code: `checkpoint` maps files (a file that another process truncates while it is mapped ends
+//! this process; replace model files by renaming), `backend::cpu` uses vector instructions after run-time detection, and
+//! `backend::cuda` calls NVIDIA's libraries.
 
 // The command writes to its streams; nothing else prints.
 #![warn(clippy::print_stderr, clippy::print_stdout)]

@@ -1,9 +1,12 @@
 //! Diagnostics of this build and this machine, as data: for the command `doctor`, for Python, for bug reports.
 
+mod cuda;
+
 use std::fs;
 
 use serde::Serialize;
 
+pub use self::cuda::{Card, Cuda, KernelCache, Nvrtc};
 use crate::backend::cpu;
 use crate::files::available_memory;
 
@@ -24,7 +27,7 @@ pub struct Report {
     pub memory: Memory,
     /// The kernel's setting of transparent huge pages (`always`, `madvise`, `never`), if it can be read.
     pub huge_pages: Option<String>,
-    /// NVIDIA cards.
+    /// CUDA: driver, cards, compiler.
     pub cuda: Cuda,
 }
 
@@ -48,13 +51,6 @@ pub struct Memory {
     pub available_bytes: Option<u64>,
 }
 
-/// NVIDIA cards.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Cuda {
-    /// Whether this build supports them.
-    pub built: bool,
-}
-
 /// Examines this build and this machine.
 pub fn examine() -> Report {
     let device = cpu::open(&cpu::CpuOptions::default()).and_then(|builder| builder.finish());
@@ -72,7 +68,7 @@ pub fn examine() -> Report {
         device,
         memory: Memory { total_bytes: bytes_of(&memory, "MemTotal"), available_bytes: available_memory() },
         huge_pages: fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").ok().and_then(|t| chosen(&t)),
-        cuda: Cuda { built: false },
+        cuda: cuda::examine(),
     }
 }
 

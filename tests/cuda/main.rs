@@ -1,8 +1,11 @@
 //! Tests of the CUDA backend, on whatever `libcuda.so.1` the loader finds: `make test-cuda` runs them on the emulated driver.
 
 mod attention;
+mod compile_gate;
+mod compiler;
 mod compute;
 mod decoder;
+mod doctor;
 mod driver;
 mod embed;
 mod expand;

@@ -1,16 +1,27 @@
 //! What the tests of the CUDA backend share.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytemuck::Pod;
 use exlora::backend::cuda::compiler::locate::{packages_of, set_python_paths};
 use exlora::backend::cuda::driver::{Device, DeviceMemory};
 
+/// The folder into which the Makefile installs the run-time compiler and the disassembler.
+pub fn cuda_tools() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/cuda")
+}
+
+/// Lets the compiler be found that the Makefile installed, else that of `.venv`, whether that is active or not.
+pub fn find_compiler() {
+    let mut paths = vec![cuda_tools()];
+    paths.extend(packages_of(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv")));
+    set_python_paths(paths);
+}
+
 /// The card that the tests run on.
 pub fn device() -> Arc<Device> {
-    // The compiler is that of the environment which the Makefile sets up, whether it is active or not.
-    set_python_paths(packages_of(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv")));
+    find_compiler();
     Device::open(0).unwrap_or_else(|error| panic!("{error}\n`make test-cuda` runs these tests on the emulated driver"))
 }
 

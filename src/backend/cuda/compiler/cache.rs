@@ -33,10 +33,10 @@ const MAX_ENTRY_BYTES: u64 = 64 << 20;
 pub struct Key(String);
 
 impl Key {
-    /// The key of one compilation: the source, each header, the options and the compiler's version.
+    /// The key of one compilation: the source, the headers that it includes, the options and the compiler's version.
     pub fn new(
         source: &KernelSource,
-        headers: &[Header],
+        headers: &[&Header],
         target: Target,
         options: &[String],
         version: (u32, u32),
@@ -171,8 +171,8 @@ mod tests {
     fn whatever_decides_the_code_changes_the_key() {
         const OTHER_NAME: KernelSource = KernelSource { name: "b.cu", ..SOURCE };
         const OTHER_TEXT: KernelSource = KernelSource { text: "kernel2", ..SOURCE };
-        const HEADER: &[Header] = &[Header { name: "h", text: "t" }];
-        const OTHER_HEADER: &[Header] = &[Header { name: "h", text: "u" }];
+        const HEADER: &[&Header] = &[&Header { name: "h", text: "t" }];
+        const OTHER_HEADER: &[&Header] = &[&Header { name: "h", text: "u" }];
         let option = |text: &str| vec![text.to_owned()];
         let keys = [
             key(),

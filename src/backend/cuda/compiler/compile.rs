@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use parking_lot::Mutex;
 
 use super::cache::{self, Cache, Key};
+use super::includes::included;
 use super::locate::{Candidate, NVRTC_VARIABLE, SearchPaths, candidates};
 use super::nvrtc::Nvrtc;
 use super::sources::{HEADERS, KernelSource};
@@ -101,11 +102,12 @@ impl Compiler {
     /// `cuda_compile_failed`.
     pub fn compile(&self, source: &KernelSource, defines: &[(&str, &str)], target: Target) -> Result<Image> {
         let options = target.options(defines);
-        let key = Key::new(source, HEADERS, target, &options, self.nvrtc.version());
+        let headers = included(source.text, HEADERS);
+        let key = Key::new(source, &headers, target, &options, self.nvrtc.version());
         if let Some(bytes) = self.cache.as_ref().and_then(|cache| cache.get(&key)) {
             return Ok(Image { code: target.code, bytes });
         }
-        let (bytes, log) = self.nvrtc.compile(source, HEADERS, target.code, &options)?;
+        let (bytes, log) = self.nvrtc.compile(source, &headers, target.code, &options)?;
         tracing::debug!(source = source.name, target = %target.name(), bytes = bytes.len(), %log, "compiled a kernel source");
         if let Some(cache) = &self.cache
             && let Err(error) = cache.put(&key, &bytes)
@@ -113,5 +115,13 @@ impl Compiler {
             tracing::warn!(folder = %cache.folder().display(), %error, "a compiled kernel is not cached");
         }
         Ok(Image { code: target.code, bytes })
+    }
+
+    /// The code of a source for these options, and the compiler's log; neither is cached.
+    ///
+    /// # Errors
+    /// `cuda_compile_failed`.
+    pub fn compile_with(&self, source: &KernelSource, code: Code, options: &[String]) -> Result<(Vec<u8>, String)> {
+        self.nvrtc.compile(source, &included(source.text, HEADERS), code, options)
     }
 }

@@ -5,6 +5,7 @@ pub mod locate;
 pub mod sources;
 
 mod compile;
+mod includes;
 mod nvrtc;
 mod target;
 

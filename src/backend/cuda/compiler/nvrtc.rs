@@ -130,7 +130,7 @@ impl Nvrtc {
     pub fn compile(
         &self,
         source: &KernelSource,
-        headers: &[Header],
+        headers: &[&Header],
         code: Code,
         options: &[String],
     ) -> Result<(Vec<u8>, String)> {
@@ -154,7 +154,7 @@ impl Nvrtc {
         Ok((image, log))
     }
 
-    fn create_program(&self, source: &KernelSource, headers: &[Header]) -> Result<LiveProgram<'_>> {
+    fn create_program(&self, source: &KernelSource, headers: &[&Header]) -> Result<LiveProgram<'_>> {
         let strings = c_strings([source.text, source.name])?;
         let names = c_strings(headers.iter().map(|header| header.name))?;
         let texts = c_strings(headers.iter().map(|header| header.text))?;

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
-use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+use cudarc::driver::{CudaContext, CudaStream, DriverError, sys};
 
 use super::error::{During, failed};
-use super::library::{DriverVersion, probe};
+use super::library::{DriverVersion, count, probe};
 use crate::error::{Error, ErrorCode, Result};
 
 /// The oldest cards that the kernels run on: Ampere.
@@ -49,13 +49,14 @@ impl Device {
     /// process uses exclusively.
     pub fn open(ordinal: usize) -> Result<Arc<Self>> {
         let driver_version = probe()?;
-        let count = result::device::get_count().map_err(|error| unavailable("counting the cards", error))?;
-        if !i32::try_from(ordinal).is_ok_and(|ordinal| ordinal < count) {
+        let count = count()?;
+        if ordinal >= count {
             return Err(Error::new(ErrorCode::CudaUnavailable, format!("there is no card cuda:{ordinal}"))
                 .with_found(format!("{count} {}", if count == 1 { "card" } else { "cards" }))
                 .with_hint("cards are counted from 0, after CUDA_VISIBLE_DEVICES"));
         }
-        let context = CudaContext::new(ordinal).map_err(|error| unavailable("opening the card", error))?;
+        let context = CudaContext::new(ordinal)
+            .map_err(|error| failed("opening the card", error).with_code(ErrorCode::CudaUnavailable))?;
         // SAFETY: nothing is allocated yet, and all work on the context's memory goes through one stream.
         unsafe { context.disable_event_tracking() };
         let properties = DeviceProperties::of(&context, driver_version).during("reading the card's properties")?;
@@ -115,9 +116,4 @@ impl DeviceProperties {
             total_bytes: context.total_mem()?,
         })
     }
-}
-
-/// A call that failed before the card is in use: the card is not available.
-fn unavailable(what: &str, error: DriverError) -> Error {
-    failed(what, error).with_code(ErrorCode::CudaUnavailable)
 }

@@ -89,6 +89,17 @@ pub fn probe() -> Result<DriverVersion> {
     Ok(version)
 }
 
+/// Number of visible cards.
+///
+/// # Errors
+/// As of [`probe`].
+pub fn count() -> Result<usize> {
+    probe()?;
+    let count = result::device::get_count()
+        .map_err(|error| unavailable(format!("counting the cards failed: {}", describe(error))))?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
 /// The sizes in bytes of a kernel's parameters, as the driver knows them; `None` before CUDA 12.4.
 pub(super) fn parameter_sizes(function: CUfunction) -> Option<Vec<usize>> {
     type GetParameterInfo = unsafe extern "C" fn(CUfunction, usize, *mut usize, *mut usize) -> c_int;

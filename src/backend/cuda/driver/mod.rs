@@ -11,6 +11,6 @@ mod module;
 
 pub use self::device::{Device, DeviceProperties};
 pub use self::launch::Arguments;
-pub use self::library::{DriverVersion, probe};
+pub use self::library::{DriverVersion, count, probe};
 pub use self::memory::DeviceMemory;
 pub use self::module::{Kernel, Module};
