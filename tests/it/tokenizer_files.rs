@@ -285,12 +285,9 @@ fn regular_expressions_end() {
 #[test]
 fn a_pattern_that_is_slow_on_a_long_text_is_an_error_that_names_it() {
     let text = format!("{}c", "a".repeat(100_000));
-    for pattern in [
-        "(?:a*b|a)*[c-e]{2}",
-        "(?>(?>(?>a*)b|a)*b|a)*[c-e]{2}",
-        r"(?<x>(?>a*)b|a\g<x>|[c-e]{2})",
-        "a*?(?>a*)[d-e]",
-    ] {
+    for pattern in
+        ["(?:a*b|a)*[c-e]{2}", "(?>(?>(?>a*)b|a)*b|a)*[c-e]{2}", r"(?<x>(?>a*)b|a\g<x>|[c-e]{2})", "a*?(?>a*)[d-e]"]
+    {
         let dir = written(&bpe("pre_tokenizer", split(regex(pattern))).to_string());
         let tokenizer = open(dir.path()).expect("loads");
         let began = Instant::now();

@@ -1,5 +1,10 @@
 //! The driver API, called as C programs do. The driver is one for the process: tests take turns.
-#![allow(unsafe_code, missing_docs, reason = "a test of a C interface")]
+#![allow(
+    unsafe_code,
+    missing_docs,
+    clippy::unwrap_used,
+    reason = "a test of a C interface; one that cannot set up has failed"
+)]
 
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::mem::MaybeUninit;
