@@ -1,4 +1,5 @@
 //! Rope, KV cache and attention against the reference backend's `attend`.
+#![allow(clippy::single_range_in_vec_init, reason = "a sequence is a range of positions, and some tests have one")]
 
 use std::sync::Arc;
 

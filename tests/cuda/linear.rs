@@ -385,10 +385,10 @@ fn every_variant_and_grid_gives_the_same_bits() {
     let input_rows: Vec<u32> = (0..20).collect();
     let lists = mixtures(&mut rng, 20);
     let expected = group.launch(Input::Elements, &x, &input_rows, &lists, None);
-    for variant in 0..VARIANT_TOKENS.len() {
+    for (variant, tokens) in VARIANT_TOKENS.iter().enumerate() {
         for blocks in [1, 3, 1000] {
             let found = group.launch(Input::Elements, &x, &input_rows, &lists, Some((variant, blocks)));
-            assert_eq!(found, expected, "{} tokens, {blocks} blocks", VARIANT_TOKENS[variant]);
+            assert_eq!(found, expected, "{tokens} tokens, {blocks} blocks");
         }
     }
 }
