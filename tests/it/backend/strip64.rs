@@ -27,7 +27,7 @@ fn all_groups(bits: u8) -> Vec<Vec<QuantGroup>> {
 
 /// The rows of a weight on a device: element `[output][input of the model]`.
 fn unpacked(layout: &WeightLayout, weight: &dyn QuantizedWeight) -> Vec<f32> {
-    let scales = ScaleRows::of(layout, weight).unwrap();
+    let scales = ScaleRows::of(layout, weight).expect("the scales fit");
     let first = pack_codes(layout, weight, 0..1);
     let rest = pack_codes(layout, weight, 1..layout.strips());
     let mut rows = unpack_codes(layout, &scales, 0, &first);

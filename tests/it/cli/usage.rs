@@ -85,8 +85,10 @@ fn errors_have_code_path_and_remedy() {
     assert_eq!(error.status, 2, "a negative number looks like a flag: {}", error.stderr);
     let error = exlora(&["generate", "-m", BASE, "--prompt", "a", "--top-p=2", "--json"]).error();
     assert_eq!(error["code"], "sampling_invalid");
-    let error = exlora(&["generate", "-m", BASE, "--prompt", "a", "--device", "cuda", "--json"]).error();
-    assert_eq!((&error["code"], &error["found"]), (&json!("device_unavailable"), &json!("cuda")));
+    let error = exlora(&["generate", "-m", BASE, "--prompt", "a", "--device", "tpu", "--json"]).error();
+    assert_eq!((&error["code"], &error["found"]), (&json!("device_unavailable"), &json!("tpu")));
+    let error = exlora(&["generate", "-m", BASE, "--prompt", "a", "--device", "cuda:999", "--json"]).error();
+    assert_eq!(error["code"], "cuda_unavailable");
 }
 
 #[test]
