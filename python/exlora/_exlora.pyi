@@ -2,13 +2,15 @@
 The compiled half of exlora. Use the package `exlora`.
 """
 
-from _typeshed import Incomplete, SupportsGetItem
+from _typeshed import SupportsGetItem
 from exlora.errors import ExloraError
 from exlora.types import Adapter, ContinueFinalMessage, FloatArray, JsonObjects, LogitBias, Messages, Prompt, Stop, TemplateKwargs, TokenIds
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final, SupportsFloat, SupportsIndex, final
 from typing_extensions import disjoint_base
+
+__all__ = ["PAGE_TOKENS", "__version__", "AdapterInfo", "Chunk", "Completion", "Engine", "ExLlamaV2Base", "ExLlamaV2Lora", "InFlight", "Job", "Model", "Request", "SamplingParams", "SequenceCache", "Tokenizer", "Usage", "error", "error_codes", "main", "peft_features", "read_model_config"]
 
 PAGE_TOKENS: Final[int]
 """
@@ -875,5 +877,3 @@ def read_model_config(path: str | PathLike[str]) -> dict[str, Any]:
     """
     What config.json and generation_config.json of a model folder say.
     """
-
-def __getattr__(name: str) -> Incomplete: ...

@@ -25,12 +25,10 @@ mod tokenizer;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::PathBuf;
 
 use pyo3::prelude::*;
 
 use crate::adapter::peft_support::{FeatureRow, Verdict, table};
-use crate::backend::cuda::compiler::locate::set_python_paths;
 
 /// The compiled half of exlora. Use the package `exlora`.
 #[pymodule(gil_used = false)]
@@ -70,25 +68,13 @@ mod _exlora {
     #[pymodule_export]
     #[allow(non_upper_case_globals)]
     const __version__: &str = env!("CARGO_PKG_VERSION");
-
-    #[pymodule_init]
-    fn init(module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {
-        super::tell_python_paths(module.py())
-    }
-}
-
-/// Where Python finds packages is where the run-time compiler's wheel is.
-fn tell_python_paths(py: Python<'_>) -> PyResult<()> {
-    let entries = py.import("sys")?.getattr("path")?.extract::<Vec<Bound<'_, PyAny>>>()?;
-    let paths = entries.iter().filter_map(|entry| entry.extract::<PathBuf>().ok());
-    set_python_paths(paths.filter(|path| path.is_absolute()).collect());
-    Ok(())
 }
 
 /// Runs the command line on `argv` (its first item is the program's name) and returns the exit code.
 #[pyfunction]
-fn main(py: Python<'_>, argv: Vec<OsString>) -> u8 {
-    py.detach(|| crate::cli::run(argv))
+fn main(py: Python<'_>, argv: Vec<OsString>) -> PyResult<u8> {
+    args::tell_python_paths(py)?;
+    Ok(py.detach(|| crate::cli::run(argv)))
 }
 
 /// How each PEFT feature is treated: a dict with `feature`, `verdict` (yes, refused, no effect), `code` (of the

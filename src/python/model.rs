@@ -6,6 +6,7 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use super::args;
 use super::gil::detached;
 use super::numbers::{count, optional_integer};
 use super::progress::ProgressReporter;
@@ -46,7 +47,8 @@ impl PyModel {
     ) -> PyResult<Self> {
         let threads = threads.map(|threads| count("threads", threads)).transpose()?;
         let max_seq_len = max_seq_len.map(|tokens| count("max_seq_len", tokens)).transpose()?;
-        let options = ModelOptions { device: device.parse()?, threads, max_seq_len, ..ModelOptions::default() };
+        let options =
+            ModelOptions { device: args::device(py, device)?, threads, max_seq_len, ..ModelOptions::default() };
         let reporter = ProgressReporter::new(progress)?;
         let model =
             detached(py, |python| Model::load(&path, &options, &mut |progress| reporter.report(python, progress)));
