@@ -1,7 +1,6 @@
 //! Arguments that can have several Python types: each is a Rust type that reads itself from Python.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use numpy::PyArrayDyn;
 use pyo3::exceptions::PyTypeError;
@@ -15,10 +14,8 @@ use super::errors::type_name;
 use super::exllamav2::ExLlamaV2Lora;
 use super::numbers::{float, overflow_as_invalid, token_id};
 use crate::backend::KvDType;
-use crate::backend::cuda::compiler::locate::set_python_paths;
 use crate::engine::{AdapterRef, Prompt, Stop};
 use crate::error::{Error, ErrorCode};
-use crate::model::Device;
 
 /// Token ids: a sequence of integers, or a one-dimensional array of any library with `tolist`.
 pub(super) struct TokenIds(pub Vec<u32>);
@@ -188,20 +185,6 @@ impl<'py> FromPyObject<'_, 'py> for FloatArrayArg<'py> {
         let array = numpy.call_method1("asarray", (value, numpy.getattr("float32")?));
         Ok(Self(array.map_err(|error| overflow_as_invalid(error, value.py()))?.cast_into()?))
     }
-}
-
-/// A device by its name. Where Python finds packages is where the run-time compiler of a CUDA device may be.
-pub(super) fn device(py: Python<'_>, name: &str) -> PyResult<Device> {
-    tell_python_paths(py)?;
-    Ok(name.parse()?)
-}
-
-/// Hands `sys.path` to whoever looks for NVIDIA's wheels.
-pub(super) fn tell_python_paths(py: Python<'_>) -> PyResult<()> {
-    let entries = py.import("sys")?.getattr("path")?.extract::<Vec<Bound<'_, PyAny>>>()?;
-    let paths = entries.iter().filter_map(|entry| entry.extract::<PathBuf>().ok());
-    set_python_paths(paths.filter(|path| path.is_absolute()).collect());
-    Ok(())
 }
 
 /// The element type of a KV cache, by name.

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::args::{self, MixtureArg, PromptArg, kv_dtype};
+use super::args::{MixtureArg, PromptArg, kv_dtype};
+use super::device::parse_device;
 use super::gil::{PythonCalls, detached};
 use super::job::PyJob;
 use super::model::PyModel;
@@ -78,7 +79,7 @@ impl PyEngine {
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let options = EngineOptions {
-            device: args::device(py, device)?,
+            device: parse_device(py, device)?,
             threads: threads.map(|threads| count("threads", threads)).transpose()?,
             ..options(kv_dtype, max_seq_len, kv_tokens, max_batch_size, prefill_chunk, prefix_cache, generation_config)?
         };

@@ -6,6 +6,7 @@
 
 mod args;
 mod chat;
+mod device;
 mod engine;
 mod errors;
 mod exllamav2;
@@ -73,7 +74,7 @@ mod _exlora {
 /// Runs the command line on `argv` (its first item is the program's name) and returns the exit code.
 #[pyfunction]
 fn main(py: Python<'_>, argv: Vec<OsString>) -> PyResult<u8> {
-    args::tell_python_paths(py)?;
+    device::tell_python_paths(py)?;
     Ok(py.detach(|| crate::cli::run(argv)))
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::args;
+use super::device::parse_device;
 use super::gil::detached;
 use super::numbers::{count, optional_integer};
 use super::progress::ProgressReporter;
@@ -48,7 +48,7 @@ impl PyModel {
         let threads = threads.map(|threads| count("threads", threads)).transpose()?;
         let max_seq_len = max_seq_len.map(|tokens| count("max_seq_len", tokens)).transpose()?;
         let options =
-            ModelOptions { device: args::device(py, device)?, threads, max_seq_len, ..ModelOptions::default() };
+            ModelOptions { device: parse_device(py, device)?, threads, max_seq_len, ..ModelOptions::default() };
         let reporter = ProgressReporter::new(progress)?;
         let model =
             detached(py, |python| Model::load(&path, &options, &mut |progress| reporter.report(python, progress)));
