@@ -1,11 +1,11 @@
 //! The operations of a step on the device, and what they change.
 //!
-//! Lower files first: `inputs` (what a kernel reads of a buffer), `linear`, `attention`, `trait_impl`.
+//! Lower files first: `inputs` (what a kernel reads of a buffer), `linear`, `attention`, `operations`.
 
 mod attention;
 mod inputs;
 mod linear;
-mod trait_impl;
+mod operations;
 
 use std::sync::Arc;
 
