@@ -9,6 +9,7 @@ mod doctor;
 mod driver;
 mod embed;
 mod expand;
+mod launches;
 mod linear;
 mod packed;
 mod repack;
