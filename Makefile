@@ -103,14 +103,19 @@ test-emulator: $(VENV)/.lint-tools ## The emulated driver itself: its arithmetic
 cuda-emulated: emulated-driver $(VENV)/.cuda-tools ## Run a command on the emulated CUDA driver: make cuda-emulated CMD='exlora doctor'
 	$(ON_EMULATED_DRIVER) $(CMD)
 
+# Two schedules: blocks and warps in order with copies as late as possible, then in reverse with copies at once. Where a barrier
+# or a wait is missing, one of the two runs the reader before the writer.
 .PHONY: test-cuda
 test-cuda: emulated-driver $(VENV)/.lint-tools $(VENV)/.cuda-tools ## The CUDA backend on the emulated driver, and the compile gate of its kernels
 	$(ON_EMULATED_DRIVER) cargo nextest run --features cli --test cuda
+	$(ON_EMULATED_DRIVER) EMULATED_CUDA_ORDER=reverse EMULATED_CUDA_ASYNC=eager \
+	    cargo nextest run --features cli --test cuda -E 'not test(compile_gate)'
 
 .PHONY: test-cuda-slow
 test-cuda-slow: emulated-driver $(VENV)/.lint-tools $(VENV)/.cuda-tools ## The rest of the CUDA tests: more architectures, long property tests
-	$(ON_EMULATED_DRIVER) PROPTEST_CASES=4096 cargo nextest run --profile slow --features cli --test cuda \
-	    --run-ignored all -E 'not test(registers_are_written_to_the_table)'
+	$(ON_EMULATED_DRIVER) EMULATED_CUDA_ORDER=random:1 PROPTEST_CASES=4096 \
+	    cargo nextest run --profile slow --features cli --test cuda --run-ignored all \
+	    -E 'not test(registers_are_written_to_the_table)'
 
 .PHONY: cuda-registers
 cuda-registers: $(VENV)/.lint-tools $(VENV)/.cuda-tools ## Write the registers of each kernel, tests/cuda/registers.csv, again
