@@ -275,20 +275,37 @@ __device__ __forceinline__ void multiply_codes(Sums<N>& total, const uint32_t* s
         if (strip < weight.strips) offsets[strip].set(to_float2(pair_of<f16>{zeros[scale_pair(strip, row_half)]}));
       }
     }
-    uint32_t a[2][TILE_STRIPS][4];
-#pragma unroll
-    for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
-      AOperand<element, BITS>::of(a[0][strip], words[strip], h * 2, offsets[strip]);
-      AOperand<element, BITS>::of(a[1][strip], words[strip], h * 2 + 1, offsets[strip]);
-    }
     if (h == 0 || BY_HALF) sums.clear();
+    // The half's two tiles, one after the other where 64 tokens leave too few registers for both.
+    constexpr uint32_t TOGETHER = N == 8 ? 1 : 2;
 #pragma unroll
-    for (uint32_t n = 0; n < N; ++n) {
-      const uint4 b = *reinterpret_cast<const uint4*>(x + n * UNIT_X_WORDS + (half * WARP_LANES + lane) * 4);
+    for (uint32_t first = 0; first < 2; first += TOGETHER) {
+      uint32_t a[TOGETHER][TILE_STRIPS][4];
 #pragma unroll
-      for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) mma_m16n8k16<element>(sums.of[strip][n], a[0][strip], b.x, b.y);
+      for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
 #pragma unroll
-      for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) mma_m16n8k16<element>(sums.of[strip][n], a[1][strip], b.z, b.w);
+        for (uint32_t t = 0; t < TOGETHER; ++t) {
+          AOperand<element, BITS>::of(a[t][strip], words[strip], h * 2 + first + t, offsets[strip]);
+        }
+      }
+#pragma unroll
+      for (uint32_t n = 0; n < N; ++n) {
+        // Registers of the B operand: two of each tile.
+        __align__(16) uint32_t registers[2 * TOGETHER];
+        const uint32_t* at = x + n * UNIT_X_WORDS + (half * WARP_LANES + lane) * 4 + 2 * first;
+        if constexpr (TOGETHER == 2) {
+          *reinterpret_cast<uint4*>(registers) = *reinterpret_cast<const uint4*>(at);
+        } else {
+          *reinterpret_cast<uint2*>(registers) = *reinterpret_cast<const uint2*>(at);
+        }
+#pragma unroll
+        for (uint32_t t = 0; t < TOGETHER; ++t) {
+#pragma unroll
+          for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
+            mma_m16n8k16<element>(sums.of[strip][n], a[t][strip], registers[2 * t], registers[2 * t + 1]);
+          }
+        }
+      }
     }
     if (BY_HALF || h + 1 == HALVES) add_scaled(total, sums, weight, scales, row_half);
   }

@@ -18,7 +18,6 @@ use crate::support::{cuda_tools, find_compiler};
 
 /// The architectures of `make test`; the slow profile has the others too.
 const ARCHITECTURES: [u32; 2] = [80, 90];
-const SLOW_ARCHITECTURES: [&str; 4] = ["sm_86", "sm_89", "sm_90a", "sm_100"];
 
 /// Each architecture's sources are compiled in this many tests, which run in parallel.
 const PARTS: usize = 4;
@@ -165,12 +164,21 @@ parts! {
     kernels_keep_their_values_in_registers_on_sm_90_part_4: "sm_90" 3;
 }
 
-#[test]
-#[ignore = "minutes; make test-slow"]
-fn kernels_keep_their_values_in_registers_on_the_other_architectures() {
-    for architecture in SLOW_ARCHITECTURES {
-        examine(architecture, 0, 1);
-    }
+macro_rules! other_architectures {
+    ($($test:ident: $architecture:literal;)+) => {
+        $(#[test]
+        #[ignore = "make test-slow"]
+        fn $test() {
+            examine($architecture, 0, 1);
+        })+
+    };
+}
+
+other_architectures! {
+    kernels_keep_their_values_in_registers_on_sm_86: "sm_86";
+    kernels_keep_their_values_in_registers_on_sm_89: "sm_89";
+    kernels_keep_their_values_in_registers_on_sm_90a: "sm_90a";
+    kernels_keep_their_values_in_registers_on_sm_100: "sm_100";
 }
 
 #[test]
