@@ -24,8 +24,9 @@ def preempt(engine):
 def test_events_are_records_with_logger_level_place_and_fields(quill, caplog):
     caplog.set_level(logging.DEBUG, logger="exlora")
     engine = preempting(quill)
-    [loaded] = [record for record in caplog.records if record.name == "exlora.model"]
-    assert loaded.levelno == logging.INFO
+    [device, loaded] = [record for record in caplog.records if record.name == "exlora.model"]
+    assert {device.levelno, loaded.levelno} == {logging.INFO}
+    assert device.getMessage().startswith('device "auto" is the CPU')
     assert loaded.getMessage().startswith(f"model loaded model={quill}")
     assert loaded.pathname.endswith("model/mod.rs")
     assert loaded.lineno > 1
