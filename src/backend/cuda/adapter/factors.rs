@@ -4,7 +4,7 @@ use half::f16;
 
 use crate::backend::cuda::layout::ElementType;
 use crate::error::Result;
-use crate::tensor::{DType, Tensor, zeros};
+use crate::tensor::{DType, Tensor};
 
 /// The largest magnitude of a scaled factor is below 2 to this power, half of f16's largest.
 const LARGEST_EXPONENT: i32 = 15;
@@ -25,8 +25,7 @@ impl ScaledFactor {
     /// # Errors
     /// `memory_exhausted`.
     pub(super) fn new(factor: &Tensor<'_>, element: ElementType) -> Result<Self> {
-        let mut values = zeros(factor.view().len())?;
-        factor.view().read_f32(0..factor.view().len(), &mut values);
+        let mut values = factor.view().try_to_f32()?;
         // A bf16 has the range of an f32, and an f16 is itself.
         let exponent = match (element, factor.dtype()) {
             (ElementType::Bf16, _) | (_, DType::F16) => 0,

@@ -23,9 +23,7 @@ pub(super) fn norm_terms(
     between_parts: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Vec<[f64; NORM_TERMS]>> {
     let (rank, inputs, outputs) = (low.rank(), low.a.shape()[1], low.b.shape()[0]);
-    let (mut a, mut b) = (zeros(rank * inputs)?, zeros(outputs * rank)?);
-    low.a.view().read_f32(0..rank * inputs, &mut a);
-    low.b.view().read_f32(0..outputs * rank, &mut b);
+    let (a, b) = (low.a.view().try_to_f32()?, low.b.view().try_to_f32()?);
     let scale = f64::from(low.scale);
 
     let mut terms = zeros::<[f64; NORM_TERMS]>(outputs)?;

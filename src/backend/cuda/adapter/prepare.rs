@@ -16,7 +16,7 @@ use crate::backend::cuda::tables::{NORM_TERMS, SlotGroup, SlotLinear};
 use crate::backend::cuda::weights::BaseWeights;
 use crate::backend::sorted_deltas::Sorted;
 use crate::error::{Error, ErrorCode, Result};
-use crate::tensor::{Tensor, zeros};
+use crate::tensor::Tensor;
 
 /// Bytes that are copied to the device between two calls of `between_parts`.
 const COPY_BYTES: usize = 64 << 20;
@@ -131,7 +131,7 @@ impl Builder<'_> {
     /// DoRA's terms `[4, outputs]`.
     fn norm_terms(&mut self, delta: &SiteDelta<'_>, low: &LowRank<'_>) -> Result<u64, PrepareError> {
         let weight = match &delta.weight {
-            Some(weight) => weight.view().to_f32(),
+            Some(weight) => weight.view().try_to_f32()?,
             None => self.weights.dense_weight(delta.site)?,
         };
         let terms = norm_terms(&weight, low, self.threads, self.between_parts)?;
@@ -159,8 +159,6 @@ impl Builder<'_> {
     /// A vector as f32, or 0.
     fn floats(&mut self, vector: Option<&Tensor<'_>>) -> Result<u64> {
         let Some(vector) = vector else { return Ok(0) };
-        let mut values = zeros(vector.view().len())?;
-        vector.view().read_f32(0..vector.view().len(), &mut values);
-        Ok(self.image.slice(&values))
+        Ok(self.image.slice(&vector.view().try_to_f32()?))
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::backend::cuda::driver::{Device, DeviceMemory};
 use crate::error::{Error, ErrorCode, Result};
-use crate::tensor::{TensorView, zeros};
+use crate::tensor::TensorView;
 
 /// A norm's weight `[width]`.
 pub(crate) struct Norm {
@@ -23,8 +23,7 @@ impl Norm {
         if !weight.dtype().is_float() {
             return Err(Error::new(ErrorCode::Internal, "a norm's weight must hold floats").with_found(weight.dtype()));
         }
-        let mut values = zeros(weight.len())?;
-        weight.read_f32(0..weight.len(), &mut values);
+        let values = weight.try_to_f32()?;
         let memory = device.allocate(size_of_val(&*values))?;
         memory.upload(0, bytemuck::cast_slice(&values))?;
         Ok(Self { memory, values })
