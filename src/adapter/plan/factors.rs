@@ -70,7 +70,8 @@ impl<'a> Checker<'a, '_> {
         let rank = self.rank(module, a.as_ref())?;
         // Without these fields the form of the factors is unknown.
         let form_fields = ["use_bdlora", "use_qalora", "qalora_group_size"];
-        if !form_fields.iter().any(|field| self.config().is_broken(field)) {
+        let is_form_known = !form_fields.iter().any(|field| self.config().is_broken(field));
+        if is_form_known {
             if let Some(a) = &a {
                 self.check_factor(module, a, rank, [rank.rank, form.columns_of_a(module.inputs)], 0);
             }
@@ -91,7 +92,7 @@ impl<'a> Checker<'a, '_> {
             self.has_effect |= nonzero || b_bias.is_some() || magnitude.is_some();
         }
         let scale = self.keep(scale)?;
-        if self.problems.len() > before {
+        if self.problems.len() > before || !is_form_known {
             return None;
         }
         let checked = form.check_size(module, rank.rank);

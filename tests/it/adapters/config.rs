@@ -230,6 +230,19 @@ fn consequences_of_a_reported_problem_are_not_reported_again() {
 }
 
 #[test]
+fn factors_are_not_expanded_if_the_field_that_says_how_they_are_stored_was_refused() {
+    // Fewer rows than blocks.
+    let blocks = json!({"target_modules_bd_a": ["q_proj"], "target_modules_bd_b": [], "nblocks": 3});
+    let adapter =
+        Adapter::empty().filled(Q_PROJ, "lora_A.weight", &[2, 2]).filled(Q_PROJ, "lora_B.weight", &[HIDDEN, 2]);
+    for (field, value) in [("use_qalora", json!("true")), ("qalora_group_size", json!("2"))] {
+        let error = refused(&adapter.clone().set("use_bdlora", blocks.clone()).set(field, value));
+        assert_eq!(error.code(), ErrorCode::AdapterConfigInvalid, "{error}");
+        assert!(error.message().contains(field), "{error}");
+    }
+}
+
+#[test]
 fn combinations_that_peft_refuses_are_refused() {
     let variants = [
         ("use_dora", json!(true)),

@@ -64,6 +64,15 @@ fn field() -> impl Strategy<Value = (&'static str, Value)> {
         ("rank_pattern", json!({"v_proj": 3, ".*k_proj": 1})),
         ("alpha_pattern", json!({"v_proj": 1e38})),
         ("target_parameters", json!(["mlp.experts"])),
+        ("kasa_config", json!({})),
+        // Values that are refused: what depends on them must not be computed from a guess.
+        ("use_qalora", json!("true")),
+        ("qalora_group_size", json!([])),
+        ("use_bdlora", json!({"nblocks": "3"})),
+        ("use_dora", json!("true")),
+        ("lora_bias", json!(1)),
+        ("kasa_config", json!(1)),
+        ("rank_pattern", json!({"q_proj": "4"})),
     ])
 }
 
