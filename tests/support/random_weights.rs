@@ -50,6 +50,32 @@ impl RandomCodes {
         Self { out_features, layout: QuantLayout { groups, permutation }, codes, scales, zeros, words, first_bits }
     }
 
+    /// The largest code everywhere, of scale 1, with these zeros.
+    pub fn largest(out_features: usize, groups: Vec<QuantGroup>, zero: i32) -> Self {
+        let largest = |group: &QuantGroup| vec![u8::MAX >> (8 - group.bits); group.inputs * out_features];
+        let codes: Vec<u8> = groups.iter().flat_map(largest).collect();
+        let (words, first_bits) = streams(&groups, &codes, out_features);
+        let (scales, zeros) = (vec![1.0; groups.len() * out_features], vec![zero; groups.len() * out_features]);
+        let layout = QuantLayout { groups, permutation: None };
+        Self { out_features, layout, codes, scales, zeros, words, first_bits }
+    }
+
+    /// The weights `[outputs, inputs]`, exact, in the model's order of inputs.
+    pub fn weights(&self) -> Vec<f64> {
+        let (inputs, outputs) = (self.in_features(), self.out_features);
+        let mut weights = vec![0.0; inputs * outputs];
+        let of_groups =
+            self.layout.groups.iter().enumerate().flat_map(|(group, g)| std::iter::repeat_n(group, g.inputs));
+        for (k, group) in of_groups.enumerate() {
+            let input = self.layout.permutation.as_ref().map_or(k, |order| order[k] as usize);
+            for n in 0..outputs {
+                let (code, at) = (i32::from(self.codes[k * outputs + n]), group * outputs + n);
+                weights[n * inputs + input] = f64::from(self.scales[at]) * f64::from(code - self.zeros[at]);
+            }
+        }
+        weights
+    }
+
     /// The same codes and scales with every zero in the middle of its codes, as in symmetric GPTQ and EXL2.
     pub fn symmetric(mut self) -> Self {
         for (group, zeros) in self.layout.groups.iter().zip(self.zeros.chunks_exact_mut(self.out_features)) {

@@ -1,10 +1,10 @@
-//! The CPU backend: weights stay packed in memory and are dequantized in registers, on every core.
+//! The CPU backend: weights stay packed in memory and are unpacked in registers, on every core.
 //!
 //! Lower layers first; a file uses only files of its own layer or a lower one.
 //!
 //! | folder | content |
 //! |---|---|
-//! | `kernels` | instruction sets, the vector type, and every inner loop: product of tiles, attention, norm, gate |
+//! | `kernels` | instruction sets, the vector types, and every inner loop: products of tiles, attention, norm, gate |
 //! | `runtime` | the thread pool and its gate; memory for weights, activations and KV pages |
 //! | `weights` | packing linears and embeddings, dequantizing them |
 //! | `adapter` | prepared adapters: low-rank factors, DoRA norms; routing rows to them |

@@ -1,5 +1,6 @@
 //! The backends, through their traits.
 
+mod digits;
 mod kv_overflow;
 mod parity;
 mod parity_adapters;

@@ -7,12 +7,16 @@
 
 use super::attend::{self, AttendFn, View};
 use super::dequantize::{self, DequantizeFn};
+use super::digits::{self, DigitProductFn, SplitFn};
+use super::integers::ScalarIntegers;
 use super::isa::Isa;
 use super::rowwise::{self, GateFn, NormFn};
 use super::tile::{self, ExpandFn, ProductFn, SquaresFn, Tiles, Width};
 use super::vector::{F16, F32, LANES, Scalar};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};
+#[cfg(target_arch = "x86_64")]
+use super::x86_integers::{Integers256, Integers512};
 use crate::backend::KvDType;
 
 /// Maximum rows of one product call.
@@ -21,14 +25,9 @@ pub(crate) const MAX_ROWS: usize = 8;
 /// Every kernel, for one instruction set.
 pub(crate) struct Kernels {
     pub(crate) isa: Isa,
-    /// Rows of the largest product that keeps its sums in registers.
-    rows: usize,
-    product_8x1: ProductFn,
-    product_4x1: ProductFn,
-    product_2x2: ProductFn,
-    product_2x1: ProductFn,
-    product_1x4: ProductFn,
-    product_1x1: ProductFn,
+    product: Products<ProductFn>,
+    split: SplitFn,
+    digit_product: Products<DigitProductFn>,
     squares: SquaresFn,
     dequantize: DequantizeFn,
     expand: ExpandFn,
@@ -36,6 +35,44 @@ pub(crate) struct Kernels {
     silu_gate: GateFn,
     attend_f16: AttendFn,
     attend_f32: AttendFn,
+}
+
+/// A product for each number of rows and tiles that it keeps sums in registers for.
+#[derive(Clone, Copy)]
+struct Products<F> {
+    /// Rows of the largest.
+    rows: usize,
+    of_8x1: F,
+    of_4x1: F,
+    of_2x2: F,
+    of_2x1: F,
+    of_1x4: F,
+    of_1x1: F,
+}
+
+impl<F: Copy> Products<F> {
+    /// Covers some rows and tiles: calls each product with the first row and tile that it is for.
+    #[inline]
+    fn cover(&self, rows: usize, tiles: usize, mut call: impl FnMut(F, usize, usize)) {
+        let mut row = 0;
+        while row < rows && tiles > 0 {
+            let left = (rows - row).min(self.rows);
+            let (mut tile, mut covered) = (0, 0);
+            while tile < tiles {
+                let (product, of_rows, of_tiles) = match (left, tiles - tile) {
+                    (8.., _) => (self.of_8x1, 8, 1),
+                    (4.., _) => (self.of_4x1, 4, 1),
+                    (2.., 2..) => (self.of_2x2, 2, 2),
+                    (2.., _) => (self.of_2x1, 2, 1),
+                    (_, 4..) => (self.of_1x4, 1, 4),
+                    _ => (self.of_1x1, 1, 1),
+                };
+                call(product, row, tile);
+                (tile, covered) = (tile + of_tiles, of_rows);
+            }
+            row += covered;
+        }
+    }
 }
 
 impl Kernels {
@@ -46,18 +83,22 @@ impl Kernels {
         }
         Some(match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => &avx512::KERNELS,
+            Isa::Avx512Vnni => &AVX512_VNNI,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => &avx2::KERNELS,
-            _ => &scalar::KERNELS,
+            Isa::Avx512 => &AVX512,
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => &AVX_VNNI,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => &AVX2,
+            _ => &SCALAR,
         })
     }
 
-    /// Products of `count` tiles from `tile` with at most [`MAX_ROWS`] rows: `y[t * MAX_ROWS + r]` is tile `tile + t`
+    /// Products of `count` tiles of floats from `tile` with at most [`MAX_ROWS`] rows: `y[t * MAX_ROWS + r]` is tile `tile + t`
     /// of row `r`. How tiles and rows are grouped does not change any bits.
     ///
     /// # Panics
-    /// If `y` or a row is too short, there are too many rows, or the tiles are out of bounds.
+    /// If `y` or a row is too short, there are too many rows, or the tiles are out of bounds or hold codes.
     pub(crate) fn product(
         &self,
         tiles: &Tiles<'_>,
@@ -66,37 +107,45 @@ impl Kernels {
         rows: &[&[f32]],
         y: &mut [[f32; LANES]],
     ) {
-        assert!(rows.len() <= MAX_ROWS && y.len() >= count * MAX_ROWS);
-        assert!((tile + count) * tiles.tile_bytes <= tiles.codes.len());
-        assert!((tile + count) * tiles.scale_bytes <= tiles.scales.len());
-        let mut pointers = [std::ptr::null(); MAX_ROWS];
-        for (pointer, row) in pointers.iter_mut().zip(rows) {
-            assert!(row.len() >= tiles.inputs);
-            *pointer = row.as_ptr();
-        }
-        let mut r = 0;
-        while r < rows.len() && count > 0 {
-            let left = (rows.len() - r).min(self.rows);
-            let mut t = 0;
-            while t < count {
-                let (kernel, r_step, t_step) = match (left, count - t) {
-                    (8.., _) => (self.product_8x1, 8, 1),
-                    (4.., _) => (self.product_4x1, 4, 1),
-                    (2.., 2..) => (self.product_2x2, 2, 2),
-                    (2.., _) => (self.product_2x1, 2, 1),
-                    (_, 4..) => (self.product_1x4, 1, 4),
-                    _ => (self.product_1x1, 1, 1),
-                };
-                let out = y[t * MAX_ROWS + r..].as_mut_ptr().cast::<f32>();
-                // SAFETY: the table exists only where its instruction set does. The asserts above bound tiles, rows and
-                // `y`, into which the kernel writes `r_step` vectors at each of `t_step` strides.
-                unsafe { kernel(tiles, tile + t, pointers[r..].as_ptr(), out, MAX_ROWS * LANES) };
-                t += t_step;
-                if t >= count {
-                    r += r_step;
-                }
-            }
-        }
+        let pointers = checked_rows(tiles, tile, count, rows, tiles.inputs, y);
+        assert!(tiles.is_dense());
+        self.product.cover(rows.len(), count, |kernel, r, t| {
+            let out = y[t * MAX_ROWS + r..].as_mut_ptr().cast::<f32>();
+            // SAFETY: the table exists only where its instruction set does. Tiles, rows and `y` were checked; the kernel
+            // writes as many vectors as it has rows at as many strides as it has tiles.
+            unsafe { kernel(tiles, tile + t, pointers[r..].as_ptr(), out, MAX_ROWS * LANES) };
+        });
+    }
+
+    /// As [`Kernels::product`], for codes and rows of digits, whose spans are those of the tiles.
+    ///
+    /// # Panics
+    /// As [`Kernels::product`].
+    pub(crate) fn digit_product(
+        &self,
+        tiles: &Tiles<'_>,
+        tile: usize,
+        count: usize,
+        rows: &[&[u32]],
+        y: &mut [[f32; LANES]],
+    ) {
+        let words = digits::row_words(tiles.inputs, tiles.spans.len());
+        let pointers = checked_rows(tiles, tile, count, rows, words, y);
+        self.digit_product.cover(rows.len(), count, |kernel, r, t| {
+            let out = y[t * MAX_ROWS + r..].as_mut_ptr().cast::<f32>();
+            // SAFETY: as in `product`.
+            unsafe { kernel(tiles, tile + t, pointers[r..].as_ptr(), out, MAX_ROWS * LANES) };
+        });
+    }
+
+    /// The activations of one span, of whole blocks, in digits: see `digits.rs`.
+    ///
+    /// # Panics
+    /// If the lengths do not fit each other.
+    #[inline]
+    pub(crate) fn split(&self, x: &[f32], digits: &mut [u32], of_span: &mut [u32]) {
+        // SAFETY: the table exists only where its instruction set does.
+        unsafe { (self.split)(x, digits, of_span) };
     }
 
     /// The sum of squares of each output's weights, over the inputs where `mask` is 1.
@@ -182,8 +231,28 @@ impl Kernels {
     }
 }
 
+/// Pointers to the rows of a product, all of whose arguments are checked.
+fn checked_rows<X>(
+    tiles: &Tiles<'_>,
+    tile: usize,
+    count: usize,
+    rows: &[&[X]],
+    row_len: usize,
+    y: &[[f32; LANES]],
+) -> [*const X; MAX_ROWS] {
+    assert!(rows.len() <= MAX_ROWS && y.len() >= count * MAX_ROWS);
+    assert!((tile + count) * tiles.tile_bytes <= tiles.codes.len());
+    assert!((tile + count) * tiles.scale_bytes <= tiles.scales.len());
+    let mut pointers = [std::ptr::null(); MAX_ROWS];
+    for (pointer, row) in pointers.iter_mut().zip(rows) {
+        assert!(row.len() >= row_len);
+        *pointer = row.as_ptr();
+    }
+    pointers
+}
+
 macro_rules! kernels_for {
-    ($module:ident, $vector:ty, $isa:expr, $rows:literal $(, $features:literal)?) => {
+    ($module:ident, $vector:ty, $rows:literal $(, $features:literal)?) => {
         mod $module {
             use super::*;
 
@@ -241,32 +310,103 @@ macro_rules! kernels_for {
                 unsafe { attend::attend::<$vector, F32>(view, q, scores, out) }
             }
 
-            pub(crate) static KERNELS: Kernels = Kernels {
-                isa: $isa,
+            /// The kernels, with the integers of an instruction set.
+            pub(crate) const fn with(isa: Isa, split: SplitFn, digit_product: Products<DigitProductFn>) -> Kernels {
+                Kernels {
+                    isa,
+                    product: Products {
+                        rows: $rows,
+                        of_8x1: product::<$rows, 1>,
+                        of_4x1: product::<4, 1>,
+                        of_2x2: product::<2, 2>,
+                        of_2x1: product::<2, 1>,
+                        of_1x4: product::<1, 4>,
+                        of_1x1: product::<1, 1>,
+                    },
+                    split,
+                    digit_product,
+                    squares,
+                    dequantize,
+                    expand,
+                    norm,
+                    silu_gate,
+                    attend_f16,
+                    attend_f32,
+                }
+            }
+        }
+    };
+}
+
+macro_rules! integers_for {
+    ($module:ident, $integers:ty, $rows:literal $(, $features:literal)?) => {
+        mod $module {
+            use super::*;
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn product<const R: usize, const T: usize>(
+                tiles: &Tiles<'_>,
+                tile: usize,
+                x: *const *const u32,
+                y: *mut f32,
+                stride: usize,
+            ) {
+                // SAFETY: the caller's promises, and the instruction set of this module.
+                unsafe { digits::product::<$integers, R, T>(tiles, tile, x, y, stride) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            pub(crate) unsafe fn split(x: &[f32], digits: &mut [u32], of_span: &mut [u32]) {
+                // SAFETY: as `product`.
+                unsafe { digits::split::<$integers>(x, digits, of_span) }
+            }
+
+            pub(crate) const PRODUCTS: Products<DigitProductFn> = Products {
                 rows: $rows,
-                product_8x1: product::<$rows, 1>,
-                product_4x1: product::<4, 1>,
-                product_2x2: product::<2, 2>,
-                product_2x1: product::<2, 1>,
-                product_1x4: product::<1, 4>,
-                product_1x1: product::<1, 1>,
-                squares,
-                dequantize,
-                expand,
-                norm,
-                silu_gate,
-                attend_f16,
-                attend_f32,
+                of_8x1: product::<$rows, 1>,
+                of_4x1: product::<4, 1>,
+                of_2x2: product::<2, 2>,
+                of_2x1: product::<2, 1>,
+                of_1x4: product::<1, 4>,
+                of_1x1: product::<1, 1>,
             };
         }
     };
 }
 
-kernels_for!(scalar, Scalar, Isa::Scalar, 4);
+kernels_for!(scalar, Scalar, 4);
+integers_for!(scalar_integers, ScalarIntegers, 4);
+static SCALAR: Kernels = scalar::with(Isa::Scalar, scalar_integers::split, scalar_integers::PRODUCTS);
+
 #[cfg(target_arch = "x86_64")]
-kernels_for!(avx2, Avx2, Isa::Avx2, 4, "avx2,fma,f16c");
+kernels_for!(avx2, Avx2, 4, "avx2,fma,f16c");
 #[cfg(target_arch = "x86_64")]
-kernels_for!(avx512, Avx512, Isa::Avx512, 8, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
+integers_for!(avx2_integers, Integers256<false>, 4, "avx2,fma,f16c");
+#[cfg(target_arch = "x86_64")]
+static AVX2: Kernels = avx2::with(Isa::Avx2, avx2_integers::split, avx2_integers::PRODUCTS);
+
+#[cfg(target_arch = "x86_64")]
+integers_for!(avx_vnni_integers, Integers256<true>, 4, "avx2,fma,f16c,avxvnni");
+#[cfg(target_arch = "x86_64")]
+static AVX_VNNI: Kernels = avx2::with(Isa::AvxVnni, avx_vnni_integers::split, avx_vnni_integers::PRODUCTS);
+
+#[cfg(target_arch = "x86_64")]
+kernels_for!(avx512, Avx512, 8, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
+#[cfg(target_arch = "x86_64")]
+integers_for!(avx512_integers, Integers512<false>, 4, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
+#[cfg(target_arch = "x86_64")]
+static AVX512: Kernels = avx512::with(Isa::Avx512, avx512_integers::split, avx512_integers::PRODUCTS);
+
+#[cfg(target_arch = "x86_64")]
+integers_for!(
+    avx512_vnni_integers,
+    Integers512<true>,
+    8,
+    "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"
+);
+#[cfg(target_arch = "x86_64")]
+static AVX512_VNNI: Kernels =
+    avx512::with(Isa::Avx512Vnni, avx512_vnni_integers::split, avx512_vnni_integers::PRODUCTS);
 
 #[cfg(test)]
 mod tests {

@@ -3,10 +3,14 @@
 
 pub(crate) mod attend;
 pub(crate) mod dequantize;
+pub(crate) mod digits;
 pub(crate) mod dispatch;
+pub(crate) mod integers;
 pub(crate) mod isa;
 pub(crate) mod rowwise;
 pub(crate) mod tile;
 pub(crate) mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86_integers;

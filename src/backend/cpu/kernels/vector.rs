@@ -1,4 +1,4 @@
-//! The one vector type that every kernel is written over.
+//! The one vector type that every kernel in f32 is written over.
 //!
 //! Each kernel is a generic function over [`Vector`], sixteen f32 lanes, marked `#[inline(always)]`; `dispatch.rs`
 //! compiles it once for each instruction set inside a `#[target_feature]` function, so that one source serves all of
@@ -34,9 +34,6 @@ pub(crate) trait Vector: Copy {
     /// `to` must be valid for sixteen lanes.
     unsafe fn store(self, to: *mut f32);
     unsafe fn load_line(from: *const u8) -> Self::Line;
-    /// Requests the cache line at `from` ahead of its use. Any address is allowed: nothing is read.
-    #[inline(always)]
-    fn prefetch(_from: *const u8) {}
 
     fn add(self, other: Self) -> Self;
     fn sub(self, other: Self) -> Self;

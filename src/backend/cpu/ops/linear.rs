@@ -2,8 +2,8 @@
 //!
 //! Rows whose t would be too large together are computed in blocks, one after the other.
 //!
-//! Three regions of parallel work, the first two only if there is something to do: gather the inputs of act-ordered
-//! members; shrink, the product of each adapter's stack for every (row, adapter) of the batch; then, tile by tile of outputs,
+//! Three regions of parallel work, the first two only if there is something to do: split the inputs of quantized members into
+//! digits, in their order; shrink, the product of each adapter's stack for every (row, adapter) of the batch; then, tile by tile of outputs,
 //! the product of the weight, followed by the epilogue of `epilogue.rs`; each output is written once. A row's weight is the
 //! base's or that of the adapter that replaces it, and rows of one weight are multiplied together. Threads split tiles and
 //! rows, never a sum.
@@ -23,8 +23,8 @@ use crate::backend::cpu::kernels::vector::LANES;
 use crate::backend::cpu::runtime::arena::{Arena, grow};
 use crate::backend::cpu::runtime::buffers::{Inputs, Output};
 use crate::backend::cpu::runtime::threads::{Disjoint, Pool};
-use crate::backend::cpu::weights::group::Group;
-use crate::backend::cpu::weights::pack::{DenseTiles, PADDING};
+use crate::backend::cpu::weights::group::{DigitInput, Group};
+use crate::backend::cpu::weights::pack::DenseTiles;
 use crate::error::{Error, ErrorCode, Result};
 
 /// Tiles a task computes; few rows want several at once, see `tile.rs`.
@@ -35,8 +35,8 @@ const TASKS_OF_THREAD: usize = 4;
 /// What `linear` keeps from step to step.
 #[derive(Default)]
 pub(crate) struct Scratch {
-    /// Gathered inputs `[order][row][packed input]`.
-    gathered: Vec<f32>,
+    /// `[digit input][row][word]`
+    digits: Vec<u32>,
     pub(crate) shrunk: Shrunk,
     /// All rows, then those of each weight that some adapter replaces.
     row_lists: Vec<u32>,
@@ -100,7 +100,7 @@ pub(crate) fn run(
     mut output: Output<'_>,
     scratch: &mut Scratch,
 ) -> Result<()> {
-    gather(pool, context.group, inputs, &mut scratch.gathered)?;
+    split(pool, context.kernels, context.group, inputs, &mut scratch.digits)?;
     let Context { kernels, group_index, routing, .. } = *context;
     let stack_len =
         |adapter: &Adapter| adapter.group(group_index, routing.repeat()).map_or(0, |delta| delta.stack_tiles() * LANES);
@@ -114,17 +114,14 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// Gathers the inputs once for each distinct order.
-fn gather(pool: &mut Pool, group: &Group, inputs: Inputs<'_>, gathered: &mut Vec<f32>) -> Result<()> {
+/// Splits the inputs into digits, once for each way in which members take them.
+fn split(pool: &mut Pool, kernels: &Kernels, group: &Group, inputs: Inputs<'_>, digits: &mut Vec<u32>) -> Result<()> {
     let mut start = 0;
-    for order in &group.orders {
-        let end = start + inputs.rows * order.len();
-        grow(gathered, end)?;
-        for_rows(pool, inputs.rows, order.len(), &mut gathered[start..end], order.len(), |row, out| {
-            let x = inputs.row(row);
-            for (out, &input) in out.iter_mut().zip(order) {
-                *out = if input == PADDING { 0.0 } else { x[input as usize] };
-            }
+    for input in &group.digit_inputs {
+        let (words, end) = (input.words(), start + inputs.rows * input.words());
+        grow(digits, end)?;
+        for_rows(pool, inputs.rows, words, &mut digits[start..end], words, |row, out| {
+            input.split(kernels, inputs.row(row), out);
         })?;
         start = end;
     }
@@ -208,12 +205,16 @@ impl<'a> Context<'a> {
             };
             let mut sums = [[0.0; LANES]; TASK_TILES * MAX_ROWS];
             for rows in scratch.row_lists[rows].chunks(MAX_ROWS) {
-                let mut x: [&[f32]; MAX_ROWS] = [&[]; MAX_ROWS];
-                for (x, &row) in x.iter_mut().zip(rows) {
-                    let order = linear.order.filter(|_| replaced.is_none());
-                    *x = self.input_row(order, inputs, row as usize, scratch);
+                match linear.digit_input.filter(|_| replaced.is_none()) {
+                    None => {
+                        let x = rows_of(rows, |row| inputs.row(row));
+                        self.kernels.product(&tiles, first_tile, count, &x[..rows.len()], &mut sums);
+                    }
+                    Some(input) => {
+                        let x = rows_of(rows, |row| self.digit_row(input, inputs.rows, row, &scratch.digits));
+                        self.kernels.digit_product(&tiles, first_tile, count, &x[..rows.len()], &mut sums);
+                    }
                 }
-                self.kernels.product(&tiles, first_tile, count, &x[..rows.len()], &mut sums);
                 for tile in 0..count {
                     let first = (first_tile + tile) * LANES;
                     let lanes = LANES.min(outputs - first);
@@ -232,11 +233,17 @@ impl<'a> Context<'a> {
         })
     }
 
-    /// A row of inputs, gathered by one of the group's orders.
-    fn input_row<'s>(&self, order: Option<usize>, inputs: Inputs<'s>, row: usize, scratch: &'s Scratch) -> &'s [f32] {
-        let Some(order) = order else { return inputs.row(row) };
-        let before: usize = self.group.orders[..order].iter().map(Vec::len).sum();
-        let width = self.group.orders[order].len();
-        &scratch.gathered[before * inputs.rows + row * width..][..width]
+    /// A row in digits, of one of the group's digit inputs.
+    fn digit_row<'s>(&self, input: usize, rows: usize, row: usize, digits: &'s [u32]) -> &'s [u32] {
+        let before: usize = self.group.digit_inputs[..input].iter().map(DigitInput::words).sum();
+        let words = self.group.digit_inputs[input].words();
+        &digits[before * rows + row * words..][..words]
     }
+}
+
+/// The listed rows, at most [`MAX_ROWS`].
+fn rows_of<'x, X>(rows: &[u32], row: impl Fn(usize) -> &'x [X]) -> [&'x [X]; MAX_ROWS] {
+    let mut x: [&[X]; MAX_ROWS] = [&[]; MAX_ROWS];
+    x.iter_mut().zip(rows).for_each(|(x, &i)| *x = row(i as usize));
+    x
 }

@@ -11,13 +11,13 @@ const PARALLEL_FROM: usize = 1 << 15;
 ///
 /// # Errors
 /// A task panicked.
-pub(crate) fn for_rows(
+pub(crate) fn for_rows<T: Send>(
     pool: &mut Pool,
     rows: usize,
     width: usize,
-    out: &mut [f32],
+    out: &mut [T],
     stride: usize,
-    row: impl Fn(usize, &mut [f32]) + Sync,
+    row: impl Fn(usize, &mut [T]) + Sync,
 ) -> Result<()> {
     let tasks = if rows * width < PARALLEL_FROM { 1 } else { rows.min(4 * pool.threads()) };
     let rows_of_task = rows.div_ceil(tasks).max(1);

@@ -10,11 +10,11 @@
 //! dense  [input][16 outputs] in the stored type
 //! ```
 //!
-//! One shift and mask of a line thus gives the same four inputs of every output, as bytes: which suits both a
-//! conversion to f32 and an 8-bit dot product. Scales and zeros are in a stream of their own, to keep lines aligned: 16 scales
+//! One shift and mask of a line thus gives the same four inputs of every output, as bytes: an operand of an 8-bit dot product
+//! with the activations' digits (`kernels/digits.rs`). Scales and zeros are in a stream of their own, to keep lines aligned: 16 scales
 //! and 16 zeros of a span, in f16 where that is exact (GPTQ's always are), else in f32.
 //!
-//! Groups longer than a span are split, which shortens the chains of additions; groups that are no multiple of 32 are
+//! Groups of codes longer than 128 inputs are split, so that a span's integer sums are exact in f32; groups that are no multiple of 32 are
 //! padded, and then, as with act-order, the inputs are gathered through an order in which padding reads as 0.
 
 use std::ops::Range;
@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::f16;
 
+use crate::backend::cpu::kernels::digits::SPAN_BLOCKS;
 use crate::backend::cpu::kernels::tile::{BLOCK, Span, Tiles, Width};
 use crate::backend::cpu::kernels::vector::LANES;
 use crate::backend::cpu::runtime::arena::{Arena, ArenaSlice, Part, Region, RegionLayout};
@@ -30,8 +31,8 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::quant::{QuantizedWeight, StoredWeight};
 use crate::tensor::{DType, TensorView, shape_text};
 
-/// Most blocks of a span.
-const SPAN_BLOCKS: usize = 8;
+/// Most blocks of a span of floats.
+const DENSE_SPAN_BLOCKS: usize = 8;
 /// In an order: this packed input is padding.
 pub(crate) const PADDING: u32 = u32::MAX;
 
@@ -66,6 +67,11 @@ impl Packed {
             scale_bytes: self.scale_bytes,
             wide: self.wide,
         }
+    }
+
+    /// Its spans, unless they are of floats.
+    pub(crate) fn coded_spans(&self) -> Option<&[Span]> {
+        self.spans.first().is_some_and(|span| span.width.dtype().is_none()).then_some(&*self.spans)
     }
 
     /// Whether it is stored as floats that equal these, in the same shape.
@@ -203,9 +209,9 @@ impl DenseTiles {
 }
 
 /// The spans of a dense matrix.
-fn dense_spans(in_features: usize, width: Width) -> Vec<Span> {
+pub(crate) fn dense_spans(in_features: usize, width: Width) -> Vec<Span> {
     let blocks = in_features.div_ceil(BLOCK);
-    (0..blocks).step_by(SPAN_BLOCKS).map(|b| Span { width, blocks: SPAN_BLOCKS.min(blocks - b) }).collect()
+    (0..blocks).step_by(DENSE_SPAN_BLOCKS).map(|b| Span { width, blocks: DENSE_SPAN_BLOCKS.min(blocks - b) }).collect()
 }
 
 /// Inputs of all spans, padding included.
@@ -278,7 +284,7 @@ fn pack_quantized(pool: &mut Pool, arena: &mut Arena, weight: &dyn QuantizedWeig
     let pieces = split_groups(weight)?;
     let order = order(weight, &pieces)?;
     let spans: Vec<Span> = pieces.iter().map(Piece::span).collect();
-    let wide = needs_wide_scales(pool, weight)?;
+    let wide = check_scales(pool, weight)?;
     let of_span = if wide { 2 * LANES * 4 } else { 2 * LANES * 2 };
     let (tile_bytes, scale_bytes) = (tile_bytes(&spans), spans.len() * of_span);
     let tiles = out_features.div_ceil(LANES);
@@ -362,20 +368,28 @@ fn order(weight: &dyn QuantizedWeight, pieces: &[Piece]) -> Result<Option<Vec<u3
     Ok(Some(order))
 }
 
-/// Whether some scale or zero is not exact in f16.
-fn needs_wide_scales(pool: &mut Pool, weight: &dyn QuantizedWeight) -> Result<bool> {
+/// Whether some scale is not exact in f16.
+///
+/// # Errors
+/// `internal` if a zero is not in `0..=2^bits`, on which the kernels rely.
+fn check_scales(pool: &mut Pool, weight: &dyn QuantizedWeight) -> Result<bool> {
     let out_features = weight.out_features();
-    let wide = AtomicBool::new(false);
-    pool.run(weight.layout().groups.len(), |group, _| {
+    let (wide, outside) = (AtomicBool::new(false), AtomicBool::new(false));
+    let groups = &weight.layout().groups;
+    pool.run(groups.len(), |group, _| {
         let (mut scales, mut zeros) = (vec![0.0; out_features], vec![0; out_features]);
         weight.read_scales(group, 0..out_features, &mut scales, &mut zeros);
-        let exact = |&scale: &f32| f16::from_f32(scale).to_f32() == scale;
-        // Every integer up to 2^11 is exact in f16.
-        if !scales.iter().all(exact) || !zeros.iter().all(|zero| zero.unsigned_abs() <= 1 << 11) {
+        if !scales.iter().all(|&scale| f16::from_f32(scale).to_f32() == scale) {
             wide.store(true, Ordering::Relaxed);
         }
+        if !zeros.iter().all(|zero| (0..=1 << groups[group].bits).contains(zero)) {
+            outside.store(true, Ordering::Relaxed);
+        }
     })?;
-    Ok(wide.into_inner())
+    match outside.into_inner() {
+        true => Err(Error::new(ErrorCode::Internal, "a zero of a weight is outside the range of its codes")),
+        false => Ok(wide.into_inner()),
+    }
 }
 
 /// Packs codes `[inputs, outputs]` of a span into its bit planes; `out` must be zeroed.
