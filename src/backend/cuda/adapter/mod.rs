@@ -4,6 +4,7 @@ mod factors;
 mod norm_terms;
 mod prepare;
 mod resident;
+mod stack;
 mod supported;
 
 pub(super) use self::prepare::prepare;
