@@ -4,6 +4,7 @@ use std::mem::offset_of;
 use std::sync::Arc;
 
 use super::factors::{ScaledFactor, power_of_two};
+use super::low_rank::{push_floats, push_low_rank, push_norm_terms};
 use super::norm_terms::norm_terms;
 use super::resident::Adapter;
 use super::supported::check_supported;
@@ -11,8 +12,8 @@ use crate::adapter::delta::{LowRank, SiteDelta};
 use crate::backend::PrepareError;
 use crate::backend::cuda::device_image::{DeviceImage, HasPointers};
 use crate::backend::cuda::driver::{Device, DeviceMemory};
-use crate::backend::cuda::layout::{self, ElementType, STRIP_ROWS, Weight, WeightLayout};
-use crate::backend::cuda::tables::{NORM_TERMS, SlotGroup, SlotLinear};
+use crate::backend::cuda::layout::{self, STRIP_ROWS, Weight, WeightLayout};
+use crate::backend::cuda::tables::{SlotGroup, SlotLinear};
 use crate::backend::cuda::weights::BaseWeights;
 use crate::backend::sorted_deltas::Sorted;
 use crate::error::{Error, ErrorCode, Result};
@@ -112,17 +113,10 @@ impl Builder<'_> {
             let descriptor = Weight { codes: self.strips(weight)?, ..layout.descriptor()? };
             linear.weight = self.image.push(&descriptor);
         }
-        linear.bias = self.floats(delta.bias.as_ref())?;
+        linear.bias = push_floats(&mut self.image, delta.bias.as_ref())?;
         let Some(low) = &delta.low_rank else { return Ok(linear) };
-        // B is multiplied by f32 sums, so it is f16 whatever the activations are.
-        let b = ScaledFactor::new(&low.b, ElementType::F16)?;
-        linear.b = self.image.array(b.to_f16().map(half::f16::to_bits));
-        linear.rank = low.rank() as u32;
-        linear.scale = low.scale * power_of_two(-b.exponent);
-        linear.b_bias = self.floats(low.b_bias.as_ref())?;
-        linear.b_bias_scale = low.scale;
-        if let Some(magnitude) = &low.magnitude {
-            linear.magnitude = self.floats(Some(magnitude))?;
+        linear = SlotLinear { weight: linear.weight, bias: linear.bias, ..push_low_rank(&mut self.image, low)? };
+        if low.magnitude.is_some() {
             linear.norm_terms = self.norm_terms(delta, low)?;
         }
         Ok(linear)
@@ -135,10 +129,7 @@ impl Builder<'_> {
             None => self.weights.dense_weight(delta.site)?,
         };
         let terms = norm_terms(&weight, low, self.threads, self.between_parts)?;
-        if let Some(output) = terms.iter().position(|terms| terms[3] <= 0.0 || terms[3].is_nan()) {
-            return Err(PrepareError::ZeroNorm { site: delta.site, output });
-        }
-        Ok(self.image.array((0..NORM_TERMS).flat_map(|term| terms.iter().map(move |terms| terms[term]))))
+        push_norm_terms(&mut self.image, delta.site, &terms)
     }
 
     /// A matrix as strips of the element type.
@@ -154,11 +145,5 @@ impl Builder<'_> {
             first.get_or_insert(self.image.slice(&words));
         }
         Ok(first.unwrap_or(0))
-    }
-
-    /// A vector as f32, or 0.
-    fn floats(&mut self, vector: Option<&Tensor<'_>>) -> Result<u64> {
-        let Some(vector) = vector else { return Ok(0) };
-        Ok(self.image.slice(&vector.view().try_to_f32()?))
     }
 }

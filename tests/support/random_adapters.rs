@@ -3,9 +3,9 @@
 use exlora::adapter::batch::{AdapterBatch, SlotId};
 use exlora::sites::SiteId;
 
-use support::Rng;
-use support::deltas::{Change, random_low};
-use support::harness::{FLOATS, Harness, Mixture, Tensor, route};
+use super::Rng;
+use super::deltas::{Change, random_low};
+use super::harness::{FLOATS, Harness, Mixture, Tensor, route};
 
 /// Repeats in which adapters change something; in later ones every row is a base row.
 const REPEATS: u32 = 2;
