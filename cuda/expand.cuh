@@ -12,8 +12,7 @@
 // may be more than the base's (a larger head); what has fewer, an adapter or the base's bias, changes only those.
 #pragma once
 
-#include "element.cuh"
-#include "tables.cuh"
+#include "low_rank.cuh"
 
 // A group's products for the rows of a step, and what finishes them.
 struct Projection {
@@ -33,40 +32,6 @@ struct Projection {
   // Index of the group for `slot_group`.
   uint32_t group;
 };
-
-// B t of one output: b [rank] f16 bits, t [rank].
-__device__ __forceinline__ float dot_ranks(const uint16_t* b, const float* t, uint32_t rank) {
-  float sum = 0.0f;
-  uint32_t r = 0;
-  // Rows of whole vectors begin at whole vectors where B does.
-  if (rank % 8 == 0 && reinterpret_cast<uint64_t>(b) % 16 == 0) {
-    for (; r < rank; r += 8) {
-      const uint4 packed = __ldg(reinterpret_cast<const uint4*>(b + r));
-      const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
-#pragma unroll
-      for (uint32_t i = 0; i < 4; ++i) {
-        const float2 pair = to_float2(pair_of<f16>{words[i]});
-        sum = fmaf(pair.x, t[r + 2 * i], sum);
-        sum = fmaf(pair.y, t[r + 2 * i + 1], sum);
-      }
-    }
-  }
-  for (; r < rank; ++r) {
-    sum = fmaf(to_float(f16{b[r]}), t[r], sum);
-  }
-  return sum;
-}
-
-// DoRA's m / n of one output at a request weight. The terms of the norm may cancel, hence f64.
-__device__ __forceinline__ float magnitude_ratio(const SlotLinear& delta, uint32_t output, float weight) {
-  const double* terms = delta.norm_terms + output;
-  const double f = weight;
-  double square = terms[3ull * delta.outputs];
-  if (weight != 1.0f) {
-    square = terms[0] + 2.0 * f * terms[delta.outputs] + f * f * terms[2ull * delta.outputs];
-  }
-  return static_cast<float>(delta.magnitude[output] / sqrt(fmax(square, 0.0)));
-}
 
 // Number of outputs of the group's linear `linear` for a row: of the last weight that replaces the base's, or of the base's.
 __device__ __forceinline__ uint32_t outputs_of_row(
@@ -141,14 +106,8 @@ __device__ __forceinline__ float expand_output(
       continue;
     }
     const float* t = p.shrunk + static_cast<uint64_t>(entry.entry) * p.shrunk_stride + delta.rank_offset;
-    float added = delta.scale * dot_ranks(delta.b + static_cast<uint64_t>(output) * delta.rank, t, delta.rank);
-    if (delta.b_bias != nullptr) {
-      added = fmaf(delta.b_bias_scale, delta.b_bias[output], added);
-    }
-    y = fmaf(entry.weight, added, y);
-    if (delta.magnitude != nullptr) {
-      y *= magnitude_ratio(delta, output, entry.weight);
-    }
+    const float product = dot_ranks(delta.b + static_cast<uint64_t>(output) * delta.rank, t, delta.rank);
+    y = add_low_rank(delta, product, output, entry.weight, y);
   }
   return bias == nullptr || output >= bias_outputs ? y : y + bias[output];
 }

@@ -24,13 +24,13 @@ fn open_bf16() -> Box<dyn BackendBuilder> {
 }
 
 /// The device with half-precision activations, and with bfloat16; and the norm ratio that each is allowed.
-fn devices() -> [(Device, f64); 2] {
+pub fn devices() -> [(Device, f64); 2] {
     device();
     [(Device::Other(open_f16), 1e-3), (Device::Other(open_bf16), 1e-2)]
 }
 
 /// Asserts that each row's difference is small beside the row.
-fn assert_ratio(what: &str, width: usize, found: &[f32], expected: &[f32], limit: f64) {
+pub fn assert_ratio(what: &str, width: usize, found: &[f32], expected: &[f32], limit: f64) {
     assert_eq!(found.len(), expected.len());
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
     for (row, (found, expected)) in found.chunks(width).zip(expected.chunks(width)).enumerate() {

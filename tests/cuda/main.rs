@@ -5,6 +5,8 @@ mod attention;
 mod compile_gate;
 mod compiler;
 mod compute;
+mod compute_attention;
+mod compute_steps;
 mod decoder;
 mod doctor;
 mod driver;

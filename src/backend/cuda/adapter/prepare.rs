@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 use std::sync::Arc;
 
-use super::factors::{ScaledFactor, power_of_two};
+use super::low_rank::{push_b, push_floats, push_low_rank, push_norm_terms};
 use super::norm_terms::norm_terms;
 use super::resident::Adapter;
 use super::stack::Stack;
@@ -12,8 +12,8 @@ use crate::adapter::delta::{LowRank, SiteDelta};
 use crate::backend::PrepareError;
 use crate::backend::cuda::device_image::{DeviceImage, HasPointers};
 use crate::backend::cuda::driver::{Device, DeviceMemory};
-use crate::backend::cuda::layout::{self, ElementType, STRIP_ROWS, Weight, WeightLayout};
-use crate::backend::cuda::tables::{NORM_TERMS, ROW_MASK_BITS, RowMask, SlotGroup, SlotLinear};
+use crate::backend::cuda::layout::{self, STRIP_ROWS, Weight, WeightLayout};
+use crate::backend::cuda::tables::{ROW_MASK_BITS, RowMask, SlotGroup, SlotLinear};
 use crate::backend::cuda::weights::BaseWeights;
 use crate::backend::sorted_deltas::Sorted;
 use crate::error::{Error, ErrorCode, Result};
@@ -73,13 +73,6 @@ impl HasPointers for Weight {
         &[offset_of!(Weight, codes), offset_of!(Weight, scales), offset_of!(Weight, zeros), offset_of!(Weight, order)];
 }
 
-/// B on the device.
-struct ScaledB {
-    address: u64,
-    /// What products with it are to be multiplied by, a power of two.
-    scale: f32,
-}
-
 struct Builder<'a> {
     weights: &'a BaseWeights,
     threads: usize,
@@ -115,29 +108,30 @@ impl Builder<'_> {
         stack: &mut Stack<'a>,
     ) -> Result<SlotLinear, PrepareError> {
         let outputs = delta.weight.as_ref().map_or(outputs, |weight| weight.shape()[0]);
-        let mut linear = SlotLinear { outputs: outputs as u32, ..SlotLinear::default() };
+        let mut linear = match &delta.low_rank {
+            Some(low) => push_low_rank(&mut self.image, low)?,
+            None => SlotLinear::default(),
+        };
+        linear.outputs = outputs as u32;
         if let Some(weight) = &delta.weight {
             linear.weight = self.weight(weight)?;
         }
-        linear.bias = self.floats(delta.bias.as_ref())?;
+        linear.bias = push_floats(&mut self.image, delta.bias.as_ref())?;
         if let Some(rows) = delta.rows.as_ref().filter(|rows| !rows.ids.is_empty()) {
             let stacked = stack.push(&rows.values, self.weights.element);
             linear.replaced_rows = self.image.slice(&row_masks(&rows.ids, outputs)?);
             (linear.rows_offset, linear.rows_scale) = (stacked.first, stacked.scale);
         }
         if let Some(removed) = &delta.removed {
-            let (a, b) = (stack.push(&removed.a, self.weights.element), self.b(removed)?);
+            let (a, b) = (stack.push(&removed.a, self.weights.element), push_b(&mut self.image, removed)?);
             (linear.removed_b, linear.removed_scale) = (b.address, removed.scale * b.scale * a.scale);
             (linear.removed_rank, linear.removed_offset) = (removed.rank() as u32, a.first);
         }
-        let Some(low) = &delta.low_rank else { return Ok(linear) };
-        let (a, b) = (stack.push(&low.a, self.weights.element), self.b(low)?);
-        (linear.b, linear.scale) = (b.address, low.scale * b.scale * a.scale);
-        (linear.rank, linear.rank_offset) = (low.rank() as u32, a.first);
-        linear.b_bias = self.floats(low.b_bias.as_ref())?;
-        linear.b_bias_scale = low.scale;
-        if let Some(magnitude) = &low.magnitude {
-            linear.magnitude = self.floats(Some(magnitude))?;
+        let Some(low) = delta.low_rank.as_ref() else { return Ok(linear) };
+        let a = stack.push(&low.a, self.weights.element);
+        linear.rank_offset = a.first;
+        linear.scale *= a.scale;
+        if low.magnitude.is_some() {
             linear.norm_terms = self.norm_terms(delta, low)?;
         }
         Ok(linear)
@@ -157,10 +151,7 @@ impl Builder<'_> {
             }
         }
         let terms = norm_terms(&weight, low, self.threads, self.between_parts)?;
-        if let Some(output) = terms.iter().position(|terms| terms[3] <= 0.0 || terms[3].is_nan()) {
-            return Err(PrepareError::ZeroNorm { site: delta.site, output });
-        }
-        Ok(self.image.array((0..NORM_TERMS).flat_map(|term| terms.iter().map(move |terms| terms[term]))))
+        push_norm_terms(&mut self.image, delta.site, &terms)
     }
 
     /// A weight that replaces the base's, with its descriptor.
@@ -181,12 +172,6 @@ impl Builder<'_> {
         Ok(self.image.push(&Weight { codes, ..layout.descriptor()? }))
     }
 
-    /// B in f16. It is multiplied by sums in f32, whatever the type of activations is.
-    fn b(&mut self, low: &LowRank<'_>) -> Result<ScaledB> {
-        let b = ScaledFactor::new(&low.b, ElementType::F16);
-        Ok(ScaledB { address: self.image.slice(&b.to_f16()?), scale: power_of_two(-b.exponent) })
-    }
-
     /// A matrix of which `read_row` reads a row, as strips of the element type.
     fn strips(&mut self, layout: &WeightLayout, mut read_row: impl FnMut(usize, &mut [f32])) -> Result<u64> {
         let strips = layout.out_features.div_ceil(STRIP_ROWS);
@@ -199,12 +184,6 @@ impl Builder<'_> {
             first.get_or_insert(self.image.slice(&words));
         }
         Ok(first.unwrap_or(0))
-    }
-
-    /// A vector as f32, or 0.
-    fn floats(&mut self, vector: Option<&Tensor<'_>>) -> Result<u64> {
-        let Some(vector) = vector else { return Ok(0) };
-        Ok(self.image.slice(&vector.view().try_to_f32()?))
     }
 }
 
