@@ -1,9 +1,12 @@
 //! Tests of the CUDA backend, on whatever `libcuda.so.1` the loader finds: `make test-cuda` runs them on the emulated driver.
 
+mod adapters;
 mod attention;
 mod compile_gate;
 mod compiler;
 mod compute;
+mod compute_attention;
+mod compute_steps;
 mod decoder;
 mod doctor;
 mod driver;
