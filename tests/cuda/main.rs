@@ -13,6 +13,7 @@ mod embed;
 mod expand;
 mod launches;
 mod linear;
+mod linear_loops;
 mod packed;
 mod repack;
 mod step;
