@@ -34,21 +34,19 @@ __device__ __forceinline__ float dot_ranks(const uint16_t* b, const T* t, uint32
 }
 
 // DoRA's m / n of one output at a request weight. The terms of the norm may cancel, hence f64.
-__device__ __forceinline__ float magnitude_ratio(
-  const SlotLinear& delta, uint32_t out_features, uint32_t output, float weight
-) {
+__device__ __forceinline__ float magnitude_ratio(const SlotLinear& delta, uint32_t output, float weight) {
   const double* terms = delta.norm_terms + output;
   const double f = weight;
-  double square = terms[3ull * out_features];
+  double square = terms[3ull * delta.outputs];
   if (weight != 1.0f) {
-    square = terms[0] + 2.0 * f * terms[out_features] + f * f * terms[2ull * out_features];
+    square = terms[0] + 2.0 * f * terms[delta.outputs] + f * f * terms[2ull * delta.outputs];
   }
   return static_cast<float>(delta.magnitude[output] / sqrt(fmax(square, 0.0)));
 }
 
 // Output `output` with the low-rank part of a slot, whose B t there is `product`.
 __device__ __forceinline__ float add_low_rank(
-  const SlotLinear& delta, float product, uint32_t out_features, uint32_t output, float weight, float y
+  const SlotLinear& delta, float product, uint32_t output, float weight, float y
 ) {
   float added = delta.scale * product;
   if (delta.b_bias != nullptr) {
@@ -56,7 +54,7 @@ __device__ __forceinline__ float add_low_rank(
   }
   y = fmaf(weight, added, y);
   if (delta.magnitude != nullptr) {
-    y *= magnitude_ratio(delta, out_features, output, weight);
+    y *= magnitude_ratio(delta, output, weight);
   }
   return y;
 }

@@ -217,11 +217,7 @@ impl OnDevice {
         let [inv_freq, q_norm, k_norm] = &self.constants;
         let norm = |weight: &DeviceMemory| if layer.has_norms { weight.address() } else { 0 };
         let arguments = ExpandRopeKv {
-            projection: Projection {
-                projected: projected.address(),
-                starts: Projection::starts(&outputs),
-                ..Projection::default()
-            },
+            projection: Projection { projected: projected.address(), ..Projection::of_outputs(outputs) },
             step: step.tables,
             attention: step.attention,
             kv: self.layout.layer(self.cache.address(), LAYER),

@@ -1,5 +1,6 @@
 //! Tests of the CUDA backend, on whatever `libcuda.so.1` the loader finds: `make test-cuda` runs them on the emulated driver.
 
+mod adapters;
 mod attention;
 mod compile_gate;
 mod compiler;

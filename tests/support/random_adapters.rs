@@ -65,6 +65,11 @@ fn random_change(rng: &mut Rng, site: usize, repeat: u32, place: Place) -> Chang
         }
         change.low = Some(low);
     }
+    let is_rescaled = change.low.as_ref().is_some_and(|low| low.magnitude.is_some());
+    if !is_table && !is_rescaled && rng.below(3) == 0 {
+        let (dtype, rank) = (FLOATS[rng.below(3)], 1 + rng.below(12));
+        change.removed = Some(random_low(rng, dtype, rank, outputs, inputs));
+    }
     change
 }
 

@@ -10,19 +10,35 @@ use crate::error::Result;
 use crate::sites::SiteId;
 use crate::tensor::Tensor;
 
+/// B on the device.
+pub(super) struct ScaledB {
+    pub(super) address: u64,
+    /// What products with it are to be multiplied by, a power of two.
+    pub(super) scale: f32,
+}
+
+/// B alone. It is multiplied by sums in f32, so it is f16 whatever the activations are.
+///
+/// # Errors
+/// `memory_exhausted`.
+pub(super) fn push_b(image: &mut DeviceImage, low: &LowRank<'_>) -> Result<ScaledB> {
+    let b = ScaledFactor::new(&low.b, ElementType::F16);
+    Ok(ScaledB { address: image.slice(&b.to_f16()?), scale: power_of_two(-b.exponent) })
+}
+
 /// B, its bias, scales and the magnitude; the terms of the magnitude's norms are left out.
 ///
 /// # Errors
 /// `memory_exhausted`.
 pub(super) fn push_low_rank(image: &mut DeviceImage, low: &LowRank<'_>) -> Result<SlotLinear> {
-    // B is multiplied by f32 sums, so it is f16 whatever the activations are.
-    let b = ScaledFactor::new(&low.b, ElementType::F16)?;
+    let b = push_b(image, low)?;
     Ok(SlotLinear {
-        b: image.array(b.to_f16().map(half::f16::to_bits)),
+        b: b.address,
         b_bias: push_floats(image, low.b_bias.as_ref())?,
         magnitude: push_floats(image, low.magnitude.as_ref())?,
+        outputs: low.b.shape()[0] as u32,
         rank: low.rank() as u32,
-        scale: low.scale * power_of_two(-b.exponent),
+        scale: low.scale * b.scale,
         b_bias_scale: low.scale,
         ..SlotLinear::default()
     })

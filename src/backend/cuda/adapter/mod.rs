@@ -5,6 +5,7 @@ mod low_rank;
 mod norm_terms;
 mod prepare;
 mod resident;
+mod stack;
 mod supported;
 
 pub(super) use self::prepare::prepare;
