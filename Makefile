@@ -117,6 +117,12 @@ test-cuda-slow: emulated-driver $(VENV)/.lint-tools $(VENV)/.cuda-tools ## The r
 	$(ON_EMULATED_DRIVER) EMULATED_CUDA_ORDER=random:1 PROPTEST_CASES=4096 \
 	    cargo nextest run --profile slow --features cli --test cuda --run-ignored all \
 	    -E 'not test(registers_are_written_to_the_table)'
+	$(ON_EMULATED_DRIVER) $(BIN)/python tests/mutants/mutants.py --representatives
+
+# Each bug in a copy of the test binary, or in one build of a copy of the sources (target/mutants).
+.PHONY: mutants
+mutants: emulated-driver $(VENV)/.lint-tools $(VENV)/.cuda-tools ## Plant bugs in the CUDA backend and see that its tests notice each; MUTANTS='NAME ...' for some
+	$(ON_EMULATED_DRIVER) $(BIN)/python tests/mutants/mutants.py $(MUTANTS)
 
 .PHONY: cuda-registers
 cuda-registers: $(VENV)/.lint-tools $(VENV)/.cuda-tools ## Write the registers of each kernel, tests/cuda/registers.csv, again

@@ -70,6 +70,25 @@ fn a_linear_may_replace_what_its_input_is_the_norm_of() {
 }
 
 #[test]
+fn products_that_wait_for_their_reader_keep_their_low_rank_part() {
+    let x = Rng(16).normals(2 * WIDTH, 1.0);
+    let batch = route(&[vec![(SlotId(0), 1.0)], vec![(SlotId(0), -0.5)]]);
+    assert_as_the_reference("pending", |device| {
+        let mut harness = Harness::open(device);
+        let (first, sites) = square_linear(&mut harness, 17);
+        let (second, more_sites) = square_linear(&mut harness, 18);
+        let changes = [low_rank(19), Change { site: 1, ..low_rank(20) }];
+        harness.upload(SlotId(0), &[sites, more_sites].concat(), &changes).expect("the adapter uploads");
+        let x = harness.put(WIDTH, &x);
+        let out = [(); 2].map(|()| harness.buffer(WIDTH, 2));
+        for (group, out) in [first, second].into_iter().zip(out) {
+            harness.compute().linear(group, x, 2, &batch, out, Write::Replace).expect("runs");
+        }
+        out.map(|out| harness.get(out, WIDTH, 2)).concat()
+    });
+}
+
+#[test]
 fn tables_that_outgrow_their_buffer_keep_those_that_are_there() {
     // Twelve entries of each row need more than the buffer has at first.
     let rows = 256;

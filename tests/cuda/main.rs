@@ -15,6 +15,7 @@ mod emulated;
 mod expand;
 mod launches;
 mod linear;
+mod linear_loops;
 mod memory;
 mod packed;
 mod repack;
