@@ -7,6 +7,7 @@ mod compiler;
 mod compute;
 mod compute_attention;
 mod compute_steps;
+mod compute_weights;
 mod decoder;
 mod doctor;
 mod driver;

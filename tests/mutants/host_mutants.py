@@ -4,6 +4,7 @@ from mutant import Mutant
 
 BACKEND = "src/backend/cuda/"
 ATTENTION = BACKEND + "compute/attention.rs"
+ATTENTION_LAUNCH = BACKEND + "ops/attention.rs"
 BUFFERS = BACKEND + "buffers.rs"
 COMPUTE = BACKEND + "compute/mod.rs"
 PREPARE = BACKEND + "adapter/prepare.rs"
@@ -113,6 +114,15 @@ HOST_MUTANTS = (
         tests=("compute_steps::a_slot_serves",),
     ),
     # --- linear
+    Mutant(
+        name="tables_of_the_head_name_the_first_rows",
+        kind="wrong index",
+        file=TABLES,
+        after="Some(rows) => ",
+        old="self.image.array(rows.iter().copied())",
+        new="self.image.array(0..rows.len() as u32)",
+        tests=DECODER,
+    ),
     Mutant(
         name="linear_starts_no_tile_for_the_last_ranks",
         kind="wrong grid",
@@ -249,6 +259,22 @@ HOST_MUTANTS = (
         tests=("compute_attention::",),
     ),
     Mutant(
+        name="attention_plan_lacks_the_split_at_the_windows_other_end",
+        kind="off by one at an edge",
+        file=ATTENTION_LAUNCH,
+        old="window.div_ceil(SPLIT_TOKENS) + 1",
+        new="window.div_ceil(SPLIT_TOKENS)",
+        tests=("compute_attention::",),
+    ),
+    Mutant(
+        name="attention_plan_has_room_for_one_pass",
+        kind="wrong size",
+        file=ATTENTION_LAUNCH,
+        old="self.group_heads.div_ceil(self.variant.heads)",
+        new="1",
+        tests=("attention::a_block_may_compute",),
+    ),
+    Mutant(
         name="kv_layers_share_their_pages",
         kind="wrong stride",
         file=KV_LAYOUT,
@@ -272,7 +298,15 @@ HOST_MUTANTS = (
         after="self.activations.clear();\n        ",
         old="self.flags.zero()",
         new="Ok(())",
-        tests=("compute_steps::an_overflow_of_a_step",),
+        tests=("compute_steps::an_overflow_is_reported",),
+    ),
+    Mutant(
+        name="flags_are_reported_again",
+        kind="counter not reset",
+        file=COMPUTE,
+        old="flags.iter().any(|flag| *flag != 0)",
+        new="false",
+        tests=("compute_steps::an_overflow_is_reported",),
     ),
     Mutant(
         name="flags_of_activations_and_keys_are_the_same",
@@ -332,6 +366,22 @@ HOST_MUTANTS = (
         old="scale * ba",
         new="*ba",
         tests=DELTAS,
+    ),
+    Mutant(
+        name="weights_of_adapters_are_those_of_the_base",
+        kind="wrong branch",
+        file=WEIGHTS,
+        old="self.unpack(strips, None)? != wanted",
+        new="false",
+        tests=("compute_weights::a_copy_of_the_base",),
+    ),
+    Mutant(
+        name="weights_are_unpacked_without_their_zeros",
+        kind="zero point dropped",
+        file=WEIGHTS,
+        old="self.weight.zeros != 0",
+        new="false",
+        tests=("compute_weights::the_weight_that_the_device",),
     ),
     Mutant(
         name="weights_swap_scales_and_zeros",
