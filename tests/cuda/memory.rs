@@ -136,7 +136,7 @@ fn everything_that_was_allocated_is_freed() {
 fn a_model_that_does_not_fit_is_refused_with_what_it_needs() {
     let weights_bytes = load(MODEL, &[]).stats().weights_bytes;
     let ballast = leave_free(1 << 20);
-    let error = Engine::load(fixtures().join(MODEL), options()).err().expect("it does not fit");
+    let error = Engine::load(fixtures().join(MODEL), options()).expect_err("it does not fit");
     assert_eq!(error.code(), ErrorCode::MemoryExhausted);
     let text = error.to_string();
     assert!(text.contains("the model's weights") && text.contains(&format!("{} of ", 1 << 20)), "{text}");
@@ -154,7 +154,7 @@ fn a_kv_cache_that_does_not_fit_is_refused_with_what_would() {
     let cache = |tokens| {
         Engine::from_model(engine.model().clone(), None, EngineOptions { kv_tokens: Some(tokens), ..options() })
     };
-    let error = cache(6 * 32).err().expect("it does not fit");
+    let error = cache(6 * 32).expect_err("it does not fit");
     assert_eq!(error.code(), ErrorCode::MemoryExhausted);
     assert!(error.remedy().contains("160 tokens"), "{error}");
     cache(5 * 32).expect("what is said to fit fits");
