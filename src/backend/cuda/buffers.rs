@@ -197,9 +197,10 @@ impl Scratch {
         if let Some(memory) = self.0.as_ref().filter(|memory| memory.len() >= bytes) {
             return Ok(memory.address());
         }
-        // The old memory is freed first: both may not fit.
+        // The old memory is freed first: both may not fit. Steps that grow by a row at a time allocate only now and then.
         self.0 = None;
-        let memory = device.allocate(bytes)?;
+        let step = (bytes / 8).next_power_of_two();
+        let memory = device.allocate(bytes.next_multiple_of(step))?;
         let address = memory.address();
         self.0 = Some(memory);
         Ok(address)
