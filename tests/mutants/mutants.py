@@ -188,8 +188,9 @@ def judge_all(
 def expect_passing(binary: pathlib.Path, mutants: Sequence[Mutant]) -> None:
     """Ends the run unless the tests of mutants pass without them, in every schedule."""
     tests = sorted({test for mutant in mutants for test in mutant.tests})
-    for schedule in SCHEDULES:
-        status, output = run(binary, tests, schedule, 600)
+    with concurrent.futures.ThreadPoolExecutor(len(SCHEDULES)) as executor:
+        runs = list(executor.map(lambda schedule: run(binary, tests, schedule, 900), SCHEDULES))
+    for status, output in runs:
         if status != 0:
             sys.exit(f"{output}\nmutants: the tests do not pass without a mutant")
         listed = re.findall(r"^test (\S+) \.\.\.", output, re.MULTILINE)
