@@ -103,13 +103,14 @@ test-emulator: $(VENV)/.lint-tools ## The emulated driver itself: its arithmetic
 cuda-emulated: emulated-driver $(VENV)/.cuda-tools ## Run a command on the emulated CUDA driver: make cuda-emulated CMD='exlora doctor'
 	$(ON_EMULATED_DRIVER) $(CMD)
 
-# Two schedules: blocks and warps in order with copies as late as possible, then in reverse with copies at once. Where a barrier
-# or a wait is missing, one of the two runs the reader before the writer.
+# Two schedules: blocks and warps in order with their copies as late as possible, then in reverse with these at once, but all work
+# of a stream as late as possible. Where a barrier or a wait is missing, one of the two runs the reader before the writer.
 .PHONY: test-cuda
-test-cuda: emulated-driver $(VENV)/.lint-tools $(VENV)/.cuda-tools ## The CUDA backend on the emulated driver, and the compile gate of its kernels
+test-cuda: emulated-driver develop $(VENV)/.test-tools $(VENV)/.cuda-tools ## The CUDA backend on the emulated driver, and the compile gate of its kernels
 	$(ON_EMULATED_DRIVER) cargo nextest run --features cli --test cuda
-	$(ON_EMULATED_DRIVER) EMULATED_CUDA_ORDER=reverse EMULATED_CUDA_ASYNC=eager \
+	$(ON_EMULATED_DRIVER) EMULATED_CUDA_ORDER=reverse EMULATED_CUDA_ASYNC=eager EMULATED_CUDA_STREAMS=lazy \
 	    cargo nextest run --features cli --test cuda -E 'not test(compile_gate)'
+	$(ON_EMULATED_DRIVER) $(BIN)/python -m pytest -m cuda tests/python/test_cuda.py
 
 .PHONY: test-cuda-slow
 test-cuda-slow: emulated-driver $(VENV)/.lint-tools $(VENV)/.cuda-tools ## The rest of the CUDA tests: more architectures, long property tests

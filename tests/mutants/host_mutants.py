@@ -18,6 +18,7 @@ EXPAND_LAUNCH = BACKEND + "ops/expand.rs"
 OPERATIONS = BACKEND + "compute/operations.rs"
 REPACK = BACKEND + "ops/repack.rs"
 SCALES = BACKEND + "layout/scales.rs"
+STAGING = BACKEND + "driver/staging.rs"
 STEP = BACKEND + "step.rs"
 TABLES = BACKEND + "table_builder.rs"
 WEIGHTS = BACKEND + "weights/linear.rs"
@@ -386,9 +387,26 @@ HOST_MUTANTS = (
         name="weights_swap_scales_and_zeros",
         kind="swapped arguments",
         file=WEIGHTS,
-        old="address(arrays[1])",
-        new="address(arrays[0])",
+        old="at(self.zeros, self.form.has_zeros)",
+        new="at(self.scales, self.form.has_zeros)",
         tests=("compute::", "decoder::an_asymmetric"),
+    ),
+    Mutant(
+        name="a_pinned_buffer_is_filled_while_it_is_copied",
+        kind="missing wait",
+        file=STAGING,
+        after="fn wait(&mut self) -> Result<()> {\n        if ",
+        old="self.is_in_flight",
+        new="false",
+        tests=("memory::bytes_uploaded",),
+    ),
+    Mutant(
+        name="an_adapter_is_installed_before_it_is_copied",
+        kind="missing wait",
+        file=PREPARE,
+        old="uploads.wait()?",
+        new="()",
+        tests=("memory::adapters_are_copied",),
     ),
     Mutant(
         name="scales_of_a_strip_are_in_the_order_of_outputs",

@@ -3,6 +3,8 @@
 use std::mem::offset_of;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::low_rank::{push_b, push_floats, push_low_rank, push_norm_terms};
 use super::norm_terms::norm_terms;
 use super::resident::Adapter;
@@ -11,7 +13,7 @@ use super::supported::check_supported;
 use crate::adapter::delta::{LowRank, SiteDelta};
 use crate::backend::PrepareError;
 use crate::backend::cuda::device_image::{DeviceImage, HasPointers};
-use crate::backend::cuda::driver::{Device, DeviceMemory};
+use crate::backend::cuda::driver::{Device, DeviceMemory, StagingBuffers};
 use crate::backend::cuda::layout::{self, STRIP_ROWS, Weight, WeightLayout};
 use crate::backend::cuda::tables::{ROW_MASK_BITS, RowMask, SlotGroup, SlotLinear};
 use crate::backend::cuda::weights::BaseWeights;
@@ -20,7 +22,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::tensor::{Tensor, zeros};
 
 /// Bytes that are copied to the device between two calls of `between_parts`.
-const COPY_BYTES: usize = 64 << 20;
+const COPY_BYTES: usize = 32 << 20;
 /// Strips of a weight that are packed between two calls of `between_parts`.
 const PACK_STRIPS: usize = 256;
 
@@ -31,6 +33,7 @@ const PACK_STRIPS: usize = 256;
 /// not fit its site; the device failed.
 pub(crate) fn prepare(
     weights: &BaseWeights,
+    uploads: &Mutex<StagingBuffers>,
     deltas: &[SiteDelta<'_>],
     threads: usize,
     between_parts: &mut dyn FnMut() -> Result<()>,
@@ -49,21 +52,28 @@ pub(crate) fn prepare(
     for (index, group) in groups.iter().enumerate() {
         image.write(offset + index * size_of::<SlotGroup>(), group);
     }
-    let memory = copy(&weights.device, &mut image, between_parts)?;
+    let memory = copy(&weights.device, uploads, &mut image, between_parts)?;
     Ok(Adapter::new(memory, groups))
 }
 
-/// Copies an image to memory of its own.
+/// Copies an image to memory of its own, beside the steps, and waits until it is there. From then on steps may use it: they are
+/// launched later.
 fn copy(
     device: &Arc<Device>,
+    uploads: &Mutex<StagingBuffers>,
     image: &mut DeviceImage,
     between_parts: &mut dyn FnMut() -> Result<()>,
 ) -> Result<DeviceMemory> {
-    let memory = device.allocate(image.len())?;
+    let memory = device.allocate(image.len()).map_err(|error| {
+        error.with_hint("unload an adapter that is not needed, or load the model with a smaller KV cache")
+    })?;
     image.set_base(memory.address());
     for (index, bytes) in image.bytes().chunks(COPY_BYTES).enumerate() {
         between_parts()?;
-        memory.upload(index * COPY_BYTES, bytes)?;
+        // Adapters that are prepared at the same time share the buffers, a part of one after a part of another.
+        let mut uploads = uploads.lock();
+        uploads.upload(&memory, index * COPY_BYTES, bytes)?;
+        uploads.wait()?;
     }
     Ok(memory)
 }
