@@ -73,10 +73,10 @@ KERNEL_MUTANTS = (
         name="attention_barrier_for_half_of_the_warps",
         kind="divergent barrier",
         file=ATTENTION,
-        after="// Nobody writes the next sums before all have read these.",
+        after="sum_positions(a, shared, task.view, task.kv_head, task.first_split + split);",
         old="__syncthreads();",
         new="if (threadIdx.x < 128) __syncthreads();",
-        tests=SPLITS,
+        tests=HEADS,
         check="barrier",
     ),
     Mutant(

@@ -204,6 +204,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="mutants to run, by parts of their names; all without any")
     parser.add_argument("--representatives", action="store_true", help="the few that `make test-cuda-slow` runs")
+    parser.add_argument("--only", choices=("kernels", "host"), help="those of the kernels, or those of the host code")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants that run at a time")
     parser.add_argument("--seconds", type=float, default=120, help="time for the tests of one mutant in one schedule")
     options = parser.parse_args()
@@ -213,8 +214,8 @@ def main() -> int:
             return mutant.name in REPRESENTATIVES
         return not options.names or any(name in mutant.name for name in options.names)
 
-    kernels = [mutant for mutant in KERNEL_MUTANTS if is_chosen(mutant)]
-    host = [mutant for mutant in HOST_MUTANTS if is_chosen(mutant)]
+    kernels = [mutant for mutant in KERNEL_MUTANTS if is_chosen(mutant) and options.only != "host"]
+    host = [mutant for mutant in HOST_MUTANTS if is_chosen(mutant) and options.only != "kernels"]
     (FOLDER / "binaries").mkdir(parents=True, exist_ok=True)
     link_cache()
 
