@@ -622,7 +622,7 @@ KERNEL_MUTANTS = (
         old="const AttentionTables& tables = *a.attention;",
         new="const AttentionTables& tables = *a.attention;\n  if (!is_channel) return;",
         tests=("attention::heads_of_any_width",),
-        check="exit",
+        check="barrier",
     ),
     Mutant(
         name="residual_without_its_factor",
@@ -645,8 +645,16 @@ KERNEL_MUTANTS = (
         kind="wrong stride",
         file=EXPAND_LOGITS,
         old="static_cast<uint64_t>(row) * a.stride",
-        new="static_cast<uint64_t>(row) * a.vocab_size",
+        new="static_cast<uint64_t>(row) * a.columns",
         tests=("expand::logits_are_finished",),
+    ),
+    Mutant(
+        name="logits_of_a_wider_head_are_those_of_every_row",
+        kind="wrong branch",
+        file=EXPAND_LOGITS,
+        old="column < a.columns && column < outputs_of_row(a.projection, *a.step, row, 0)",
+        new="column < a.columns",
+        tests=("expand::a_row_has_the_logits",),
     ),
     Mutant(
         name="argmax_is_stored_without_an_atomic",
