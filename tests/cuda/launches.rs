@@ -3,6 +3,7 @@
 use exlora::{Device, Engine, EngineOptions, Request};
 use support::fixtures;
 
+use crate::embedding_adapters;
 use crate::emulated::counter;
 use crate::support::device;
 
@@ -41,4 +42,16 @@ fn a_layer_has_nine_launches_whatever_adapters_its_rows_have() {
         let count = counter("launches").expect("the driver counts") - before;
         assert_eq!(count, LAUNCHES_OF_A_LAYER * LAYERS + OTHER_LAUNCHES, "batch {index}");
     }
+}
+
+#[test]
+fn adapters_of_embeddings_and_norms_take_no_launch_of_their_own() {
+    device();
+    let engine = embedding_adapters::engine(false, Device::Cuda(0));
+    let requests = embedding_adapters::requests_of_one_layer_map();
+    let requests: Vec<Request> = requests.into_iter().map(|request| request.max_new_tokens(1)).collect();
+    let Some(before) = counter("launches") else { return };
+    engine.generate(&requests).expect("the batch runs");
+    let count = counter("launches").expect("the driver counts") - before;
+    assert_eq!(count, LAUNCHES_OF_A_LAYER * embedding_adapters::LAYERS as u64 + OTHER_LAUNCHES);
 }
