@@ -4,6 +4,7 @@ use exlora::{Device, Engine, EngineOptions, Request};
 use support::fixtures;
 
 use crate::adapters;
+use crate::embedding_adapters;
 use crate::emulated::counter;
 use crate::support::device;
 
@@ -59,4 +60,16 @@ fn assert_launches(engine: &Engine, layers: u64, batches: &[Vec<Request>]) {
         let count = counter("launches").expect("the driver counts") - before;
         assert_eq!(count, LAUNCHES_OF_A_LAYER * layers + OTHER_LAUNCHES, "batch {index}");
     }
+}
+
+#[test]
+fn adapters_of_embeddings_and_norms_take_no_launch_of_their_own() {
+    device();
+    let engine = embedding_adapters::engine(false, Device::Cuda(0));
+    let requests = embedding_adapters::requests_of_one_layer_map();
+    let requests: Vec<Request> = requests.into_iter().map(|request| request.max_new_tokens(1)).collect();
+    let Some(before) = counter("launches") else { return };
+    engine.generate(&requests).expect("the batch runs");
+    let count = counter("launches").expect("the driver counts") - before;
+    assert_eq!(count, LAUNCHES_OF_A_LAYER * embedding_adapters::LAYERS as u64 + OTHER_LAUNCHES);
 }
