@@ -9,15 +9,14 @@ pub mod exl2;
 pub mod gptq;
 pub mod harness;
 pub mod model;
-pub mod random_weights;
-mod rng;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+pub use exlora::doctor::random::Rng;
+pub use exlora::doctor::random_weights;
 use half::{bf16, f16};
 use proptest::test_runner::Config as ProptestConfig;
-pub use rng::Rng;
 
 /// The folder of fixtures.
 pub fn fixtures() -> PathBuf {
