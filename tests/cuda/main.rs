@@ -1,6 +1,7 @@
 //! Tests of the CUDA backend, on whatever `libcuda.so.1` the loader finds: `make test-cuda` runs them on the emulated driver.
 
 mod attention;
+mod ceilings;
 mod compile_gate;
 mod compiler;
 mod compute;
@@ -9,6 +10,7 @@ mod doctor;
 mod driver;
 mod embed;
 mod expand;
+mod golden_vectors;
 mod launches;
 mod linear;
 mod packed;

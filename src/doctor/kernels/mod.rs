@@ -41,6 +41,7 @@ pub struct KernelCheck {
 
 /// The type in which a device holds activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only cards compute in 16 bits"))]
 enum Activations {
     F32,
     F16,
