@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FIXTURES = ["adapters", "quill-4m-gptq-4bit-g128-sym", "quill-4m-gptq-4bit-g32-asym-actorder", "quill-4m-exl2-mixed"]
+FIXTURES = ["adapters", "quill-4m-gptq-4bit-g128-sym", "quill-4m-exl2-mixed"]
 MAX_BYTES = 30 << 20
 
 

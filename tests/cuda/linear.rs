@@ -54,12 +54,13 @@ impl Adapter {
             if let Some(weight) = weight {
                 memory.push(upload(device, &[weight.weight]));
                 linear.weight = memory.last().map_or(0, DeviceMemory::address);
+                linear.outputs = weight.outputs as u32;
             }
         }
-        let rank = a.as_ref().map_or(0, |a| a.outputs as u32);
+        let stack_rows = a.as_ref().map_or(0, |a| a.outputs as u32);
         let codes = a.as_ref().map_or(0, |a| a.weight.codes);
         let mut groups = vec![SlotGroup::default(); GROUP];
-        groups.push(SlotGroup { a: codes, rank, padding: 0, linears });
+        groups.push(SlotGroup { stack: codes, stack_rows, padding: 0, linears });
         memory.push(upload(device, &groups));
         let slot = Slot { groups: memory.last().map_or(0, DeviceMemory::address), count: 3, segment: 0 };
         Self { a, replaced, slot, _memory: memory }
@@ -159,7 +160,7 @@ impl Group {
             shrunk_stride: stride as u32,
             step: tables.address() + step.offset as u64,
             group: GROUP as u32,
-            rank_tiles: stride.div_ceil(TILE_OUTPUTS) as u32,
+            stack_tiles: stride.div_ceil(TILE_OUTPUTS) as u32,
             ..LinearArguments::default()
         };
         let mut first_column = 0;

@@ -1,10 +1,13 @@
 //! Tests of the CUDA backend, on whatever `libcuda.so.1` the loader finds: `make test-cuda` runs them on the emulated driver.
 
+mod adapters;
 mod attention;
 mod ceilings;
 mod compile_gate;
 mod compiler;
 mod compute;
+mod compute_attention;
+mod compute_steps;
 mod decoder;
 mod doctor;
 mod driver;

@@ -156,6 +156,12 @@ def last_line(text: str) -> str:
     return next((line for line in reversed(text.splitlines()) if line.strip()), "nothing on stderr")[:300]
 
 
+def panic_of(text: str) -> str:
+    """The message of the first panic in a test's output."""
+    panic = re.search(r"panicked at [^\n]*\n([^\n]*)", text)
+    return panic.group(1)[:300] if panic else ""
+
+
 def environment(proof: Proof, part: Part) -> None:
     """Unpacks the wheel; tells driver, card and compiler."""
     [wheel] = HERE.glob("*.whl")
@@ -197,7 +203,7 @@ def golden_vectors(proof: Proof, part: Part) -> None:
     status, _, stderr = proof.run([str(HERE / "cuda_tests"), "--exact", name, "--nocapture"], 90)
     lines = [line for line in stderr.splitlines() if line.startswith("golden vector")]
     part.results = [{"line": line} for line in lines]
-    part.detail = lines[-1] if lines else last_line(stderr)
+    part.detail = lines[-1] if lines else panic_of(stderr) or last_line(stderr)
     deviations = [float(match) for match in re.findall(r"deviates by (\S+)", stderr)]
     if deviations:
         part.detail += f", the largest deviation is {max(deviations):.1e}"
@@ -241,8 +247,7 @@ def run_tests(proof: Proof, part: Part, names: list[str], limit: float) -> None:
         start = time.monotonic()
         status, stdout, _ = proof.run([str(HERE / "cuda_tests"), "--exact", name], min(60, left))
         verdict = {0: "passed", None: "timed out"}.get(status, "failed")
-        panic = re.search(r"panicked at [^\n]*\n([^\n]*)", stdout)
-        detail = panic.group(1)[:300] if panic and status != 0 else ""
+        detail = panic_of(stdout) if status != 0 else ""
         return {"test": name, "status": verdict, "seconds": round(time.monotonic() - start, 2), "detail": detail}
 
     # Tests of the driver look at the card's free memory, which others would change meanwhile.
@@ -258,7 +263,7 @@ def run_tests(proof: Proof, part: Part, names: list[str], limit: float) -> None:
     if counts["failed"] or counts["timed out"]:
         raise Failed(f"{part.detail}: {', '.join(counts['failed'] + counts['timed out'])}")
     if not counts["passed"]:
-        raise Failed(f"no test was run; {part.detail}")
+        raise Failed(f"no test was run: {part.detail or 'none has such a name'}")
 
 
 def bit_equality(proof: Proof, part: Part) -> None:

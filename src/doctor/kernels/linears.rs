@@ -104,6 +104,7 @@ fn adapters() -> Vec<Case> {
         adapted("DoRA", one, &[dora]),
         adapted("mixture of three", mixture, &[lora, dora, lora_with_bias]),
         adapted("replaced weight and bias", whole, &[replaced]),
+        adapted("truncated weight (KaSA)", one, &[truncated]),
     ]
 }
 
@@ -149,6 +150,11 @@ fn replaced(loading: &mut Loading<'_>, group: &Group) -> Vec<SiteDelta<'static>>
     let weight = Some(Tensor::from_f32(&[outputs, inputs], &weight));
     let bias = Some(vector(loading, group.widths[0], 1.0));
     vec![SiteDelta { weight, ..SiteDelta::at(group.sites[1]) }, SiteDelta { bias, ..loading.low_rank(group, 0, 8) }]
+}
+
+fn truncated(loading: &mut Loading<'_>, group: &Group) -> Vec<SiteDelta<'static>> {
+    let removed = loading.low_rank(group, 1, 5).low_rank;
+    vec![SiteDelta { removed, ..loading.low_rank(group, 1, 8) }]
 }
 
 fn vector(loading: &mut Loading<'_>, length: usize, scale: f32) -> Tensor<'static> {

@@ -1,7 +1,9 @@
 //! Cases of what works on rows: embedding, norm, gate, logits.
 
 use super::case::{BaseWeight, Case, Precision, base_rows, buffers, install, read, route};
+use crate::adapter::delta::{ReplacedRows, SiteDelta};
 use crate::backend::{Activation, Backend};
+use crate::tensor::Tensor;
 
 /// Width of a row: several blocks of 256 columns, the last one partly filled.
 const WIDTH: usize = 600;
@@ -53,20 +55,33 @@ fn activate() -> Case {
     })
 }
 
-/// Some rows through a head that an adapter changes.
+/// Some rows through a head that adapters change: a low-rank part, replaced rows, more outputs than the base has.
 fn logits() -> Case {
     Case::new("logits", Precision::Half, |loading| {
-        let head = loading.group(BaseWeight::Dense, WIDTH, &[333])?;
-        let adapter = [loading.low_rank(&head, 0, 8)];
+        let (vocab, added) = (333, 3);
+        let head = loading.group(BaseWeight::Dense, WIDTH, &[vocab])?;
+        let at_head = SiteDelta::at(head.sites[0]);
+        let mut rows = |rows: usize| {
+            let values = loading.rng.normals(rows * WIDTH, (WIDTH as f32).powf(-0.5));
+            Tensor::from_f32(&[rows, WIDTH], &values)
+        };
+        let (replaced, taller) = (ReplacedRows { ids: vec![0, 17, 332], values: rows(3) }, rows(vocab + added));
+        let adapters = [
+            loading.low_rank(&head, 0, 8),
+            SiteDelta { rows: Some(replaced), ..at_head.clone() },
+            SiteDelta { weight: Some(taller), ..at_head },
+        ];
         let x = loading.rng.normals(ROWS * WIDTH, 1.0);
         Ok(Box::new(move |backend: &mut Backend| {
-            install(backend, 0, &adapter)?;
-            let (compute, picked, vocab) = (&mut *backend.compute, [2, 3, 8], head.outputs());
+            for (slot, delta) in (0..).zip(&adapters) {
+                install(backend, slot, std::slice::from_ref(delta))?;
+            }
+            let (compute, picked, stride) = (&mut *backend.compute, [2, 3, 4, 5, 8], vocab + added);
             let [input] = buffers(compute, ROWS, [WIDTH])?;
             compute.write_rows(input, &x)?;
-            let mut logits = vec![0.0; picked.len() * vocab];
-            let batch = route(&[&[], &[(0, 1.0)], &[(0, 0.5)]]);
-            compute.head(head.id, input, &picked, &batch, &mut logits, vocab)?;
+            let mut logits = vec![0.0; picked.len() * stride];
+            let batch = route(&[&[], &[(0, 1.0)], &[(1, 1.0)], &[(2, 1.0)], &[(0, 0.5)]]);
+            compute.head(head.id, input, &picked, &batch, &mut logits, stride)?;
             Ok(logits)
         }))
     })

@@ -156,6 +156,11 @@ impl BaseWeights {
         self.groups[group].in_features
     }
 
+    /// Outputs of a linear of a group, or 0.
+    pub(crate) fn out_features(&self, group: usize, member: usize) -> usize {
+        self.groups[group].linears.get(member).map_or(0, Linear::out_features)
+    }
+
     /// Bytes on the device.
     pub(crate) fn bytes(&self) -> usize {
         let linears = self.groups.iter().flat_map(|group| &group.linears).map(Linear::bytes);
