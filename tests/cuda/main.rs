@@ -2,6 +2,7 @@
 
 mod adapters;
 mod attention;
+mod ceilings;
 mod compile_gate;
 mod compiler;
 mod compute;
@@ -17,6 +18,7 @@ mod embed;
 mod embedding_adapters;
 mod emulated;
 mod expand;
+mod golden_vectors;
 mod launches;
 mod linear;
 mod linear_loops;
