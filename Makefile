@@ -109,17 +109,22 @@ cuda-emulated: emulated-driver $(VENV)/.cuda-tools ## Run a command on the emula
 test-cuda: emulated-driver $(VENV)/.lint-tools $(VENV)/.cuda-tools ## The CUDA backend on the emulated driver, and the compile gate of its kernels
 	$(ON_EMULATED_DRIVER) cargo nextest run --features cli --test cuda
 	$(ON_EMULATED_DRIVER) EMULATED_CUDA_ORDER=reverse EMULATED_CUDA_ASYNC=eager \
-	    cargo nextest run --features cli --test cuda -E 'not test(compile_gate)'
+	    cargo nextest run --features cli --test cuda -E 'not test(/^(compile_gate|bytes)::/)'
 
 .PHONY: test-cuda-slow
 test-cuda-slow: emulated-driver $(VENV)/.lint-tools $(VENV)/.cuda-tools ## The rest of the CUDA tests: more architectures, long property tests
 	$(ON_EMULATED_DRIVER) EMULATED_CUDA_ORDER=random:1 PROPTEST_CASES=4096 \
 	    cargo nextest run --profile slow --features cli --test cuda --run-ignored all \
-	    -E 'not test(registers_are_written_to_the_table)'
+	    -E 'not test(written_to_the_table)'
 
 .PHONY: cuda-registers
-cuda-registers: $(VENV)/.lint-tools $(VENV)/.cuda-tools ## Write the registers of each kernel, tests/cuda/registers.csv, again
+cuda-registers: $(VENV)/.lint-tools $(VENV)/.cuda-tools ## Write tests/cuda/registers.csv and instructions.csv, what each kernel takes, again
 	cargo nextest run --profile slow --features cli --test cuda --run-ignored all registers_are_written_to_the_table
+
+.PHONY: cuda-bytes
+cuda-bytes: emulated-driver $(VENV)/.lint-tools $(VENV)/.cuda-tools ## Write tests/cuda/bytes_moved.csv, what the linears of an 8B model move, again
+	$(ON_EMULATED_DRIVER) cargo nextest run --profile slow --features cli --test cuda --run-ignored all \
+	    bytes_moved_are_written_to_the_table
 
 # Each property test runs sixteen times its usual number of cases.
 .PHONY: test-long

@@ -1,36 +1,17 @@
 //! How many kernels a step launches, as the emulated driver counts them. On a card these tests count nothing and pass.
-#![allow(unsafe_code, reason = "calls a function that only the emulated driver has")]
-
-use std::ffi::{CStr, c_char};
 
 use exlora::{Device, Engine, EngineOptions, Request};
-use libloading::os::unix::Library;
 use support::fixtures;
 
+use crate::emulator;
 use crate::support::device;
 
 /// Layers of the bundled model.
 const LAYERS: u64 = 4;
 /// linear(qkv), rope and KV, attention, linear(o), residual, linear(gate, up), activation, linear(down), residual.
-const LAUNCHES_OF_A_LAYER: u64 = 9;
+pub const LAUNCHES_OF_A_LAYER: u64 = 9;
 /// The embedding before the layers; the head and the expansion of its products after them.
 const OTHER_LAUNCHES: u64 = 3;
-
-/// Launches of this process so far; nextest gives each test a process of its own. `None` on a card.
-fn launches() -> Option<u64> {
-    type Counter = unsafe extern "C" fn(*const c_char, *const c_char, *mut u64) -> u32;
-    let (every_kernel, name): (&CStr, &CStr) = (c"", c"launches");
-    let mut count = 0;
-    // SAFETY: the driver is loaded already, so nothing is initialized again; the function, which only the emulated driver has,
-    // takes two texts and a place for a number.
-    let status = unsafe {
-        let driver = Library::new("libcuda.so.1").ok()?;
-        let counter = driver.get::<Counter>(b"emulated_cuda_counter\0").ok()?;
-        counter(every_kernel.as_ptr(), name.as_ptr(), &raw mut count)
-    };
-    assert_eq!(status, 0, "the driver counts");
-    Some(count)
-}
 
 /// A request of one step.
 fn request(tokens: u32, mixture: &[(&str, f32)]) -> Request {
@@ -55,9 +36,9 @@ fn a_layer_has_nine_launches_whatever_adapters_its_rows_have() {
         vec![request(5, &[]), request(3, &[(devil, 1.0)]), request(1, &[(jargon, 0.5), (sqlite, 0.5), (devil, 1.0)])],
     ];
     for (index, batch) in batches.iter().enumerate() {
-        let Some(before) = launches() else { return };
+        let Some(before) = emulator::counter("", "launches") else { return };
         engine.generate(batch).expect("the batch runs");
-        let count = launches().expect("the driver counts") - before;
+        let count = emulator::counter("", "launches").expect("the driver counts") - before;
         assert_eq!(count, LAUNCHES_OF_A_LAYER * LAYERS + OTHER_LAUNCHES, "batch {index}");
     }
 }
