@@ -1,6 +1,6 @@
 // expand_activate: activated[i, :] = act(gate[i, :]) up[i, :], gate and up being a group's linears finished as expand.cuh
 // tells
-//   projected [rows, 2 intermediate_size] f32    shrunk [entries, stacked rank] f32
+//   projected [rows, 2 intermediate_size] f32    shrunk [entries, stack_rows] f32
 //   activated [rows, intermediate_size] element type    overflow_rows [rows] u32
 // grid   (blocks of 256 columns, rows or fewer); block 256, a thread for each column
 // bytes  projected once, activated once, every B once for each of its rows (again from the cache)

@@ -1,6 +1,7 @@
 // expand_logits: logits[i, :] = cap tanh(multiplier y[i, :] / cap), y being the head finished as expand.cuh tells; without a
-// cap (0) it is multiplier y[i, :]. argmax[i] tells the largest logit of row i and where the first such is.
-//   projected [rows, vocab_size] f32    shrunk [entries, rank] f32
+// cap (0) it is multiplier y[i, :]. argmax[i] tells the largest logit of row i and where the first such is. A row whose adapter
+// brings a larger head has its outputs; logits that a row does not have are not written.
+//   projected [rows, columns] f32    shrunk [entries, stack_rows] f32
 //   logits [rows, stride] f32, or null where only the argmax is wanted    argmax [rows] u64, zero before, or null
 // grid   (blocks of 256 columns, rows or fewer); block 256, a thread for each column
 // bytes  projected once, logits once, every B once for each of its rows (again from the cache)
@@ -16,7 +17,8 @@ struct ExpandLogits {
   float* logits;
   uint64_t* argmax;
   uint32_t stride;
-  uint32_t vocab_size;
+  // Logits of the row that has the most.
+  uint32_t columns;
   float multiplier;
   float cap;
 };
@@ -35,7 +37,7 @@ extern "C" __global__ void __launch_bounds__(LOGITS_THREADS) expand_logits(const
   const uint32_t column = blockIdx.x * LOGITS_THREADS + threadIdx.x;
   for (uint32_t row = blockIdx.y; row < a.step->rows; row += gridDim.y) {
     uint64_t key = 0;
-    if (column < a.vocab_size) {
+    if (column < a.columns && column < outputs_of_row(a.projection, *a.step, row, 0)) {
       float logit = a.multiplier * expand_output(a.projection, *a.step, row, 0, column);
       if (a.cap != 0.0f) {
         logit = a.cap * tanhf(logit / a.cap);

@@ -1,5 +1,5 @@
 // expand_residual: hidden[i, :] += factor y[i, :], y being a group of one linear, finished as expand.cuh tells
-//   projected [rows, hidden_size] f32    shrunk [entries, stacked rank] f32    hidden [rows, hidden_size] f32
+//   projected [rows, hidden_size] f32    shrunk [entries, stack_rows] f32    hidden [rows, hidden_size] f32
 //   sum_squares [rows, ceil(hidden_size / 256)] f32
 // grid   (blocks of 256 columns, rows or fewer); block 256, a thread for each column
 // bytes  projected once, hidden read and written once, every B once for each of its rows (again from the cache)

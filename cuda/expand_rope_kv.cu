@@ -3,7 +3,7 @@
 //   q      to queries [rows, heads * head_dim] f32
 //   k, v   to the cache at the row's position; what is not finite as stored is stored as NaN, and where it was finite before,
 //          kv_overflow_rows[row] becomes 1
-//   projected [rows, (heads + 2 kv_heads) head_dim] f32    shrunk [entries, stacked rank] f32    inv_freq [rope_pairs] f32
+//   projected [rows, (heads + 2 kv_heads) head_dim] f32    shrunk [entries, stack_rows] f32    inv_freq [rope_pairs] f32
 // grid   (heads + 2 kv_heads, rows or fewer); a block for each head, a thread for each channel: head_dim in whole warps
 // bytes  projected once, queries once, keys and values once, every B once for each of its rows (again from the cache)
 // proof  tests/cuda/expand.rs against the formula in f64

@@ -1,8 +1,9 @@
-// linear: projected[i, n] = sum over k of W[n, k] x[i, k]; of the step's adapters, t[e, r] = sum over k of A[r, k] x[row(e), k]
+// linear: projected[i, n] = sum over k of W[n, k] x[i, k]; of the step's adapters, t[e, r] = sum over k of S[r, k] x[row(e), k]
 //   x         [rows, in_features] f32, with an RMS norm applied on the way, or elements
-//   W         [out_features, in_features] of each linear of a group, packed; A [rank, in_features] of each slot, elements
+//   W         [out_features, in_features] of each linear of a group, packed
+//   S         [stack_rows, in_features] of each slot, elements: its A's and replaced rows
 //   projected [rows, outputs of the group] f32    t (shrunk) [entries, shrunk_stride] f32
-// grid   any number of blocks over the tiles: 32 ranks of A for a tile of entries; 32 outputs of a weight that replaces the
+// grid   any number of blocks over the tiles: 32 rows of S for a tile of entries; 32 outputs of a weight that replaces the
 //        base's for a tile of entries; 32 outputs of a linear for TOKENS rows (8, 16, 32 or 64: a variant of the source)
 //        block 256 = 8 slices of the inputs, one warp each
 // bytes  every weight byte once for each tile of rows; x once for each tile of outputs, through L2: tests/cuda/bytes_moved.csv

@@ -43,8 +43,8 @@ struct LinearArguments {
   const StepTables* step;
   // The group, as slots count groups.
   uint32_t group;
-  // Tiles of 32 ranks of the slot with the most; 0 if no slot of the step has a low-rank part here.
-  uint32_t rank_tiles;
+  // Tiles of 32 rows of the largest stack; 0 if no slot of the step has one here.
+  uint32_t stack_tiles;
   // Tiles of 32 outputs of each linear's largest replacing weight; 0 if no slot of the step replaces it.
   uint32_t replaced_tiles[GROUP_LINEARS];
   // Bytes of a stage: the codes of a step of two strips, then their scales and zeros.
@@ -146,26 +146,26 @@ __device__ __forceinline__ bool set_entries(Tile& tile, const EntryTile& entries
   return true;
 }
 
-// A of a slot, for some of its entries. Returns false if there is nothing to do.
+// The stack of a slot, for some of its entries. Returns false if there is nothing to do.
 template <uint32_t N>
 __device__ bool find_shrink_tile(const LinearArguments& args, uint32_t index, uint32_t part, Tile& tile, BlockState& state) {
-  const uint32_t rank_tile = index % args.rank_tiles;
-  const EntryTile& entries = args.step->tiles[index / args.rank_tiles];
+  const uint32_t stack_tile = index % args.stack_tiles;
+  const EntryTile& entries = args.step->tiles[index / args.stack_tiles];
   const SlotGroup* slot = slot_group(entries.slot, args.group);
-  if (slot == nullptr || slot->a == nullptr || rank_tile >= tiles_of(slot->rank)) return false;
+  if (slot == nullptr || slot->stack == nullptr || stack_tile >= tiles_of(slot->stack_rows)) return false;
   if (!set_entries<N>(tile, entries, part)) return false;
   if (threadIdx.x == 0) {
     const uint32_t in_features = args.weights[0].in_features, units = (in_features + UNIT_INPUTS - 1) / UNIT_INPUTS;
     state.weight = Weight{};
-    state.weight.codes = static_cast<const uint32_t*>(slot->a);
+    state.weight.codes = static_cast<const uint32_t*>(slot->stack);
     state.weight.in_features = in_features;
-    state.weight.out_features = slot->rank;
+    state.weight.out_features = slot->stack_rows;
     state.weight.units = units;
     state.weight.strip_words = units * unit_words(16);
     state.weight.section_count = 1;
     state.weight.sections[0].bits = 16;
   }
-  set_outputs(tile, rank_tile, slot->rank, 0);
+  set_outputs(tile, stack_tile, slot->stack_rows, 0);
   tile.out = args.shrunk;
   tile.out_stride = args.shrunk_stride;
   if (threadIdx.x < tile.tokens) {
@@ -202,14 +202,14 @@ __device__ bool find_replaced_tile(const LinearArguments& args, uint32_t index, 
   return true;
 }
 
-// The tiles of a launch: of A's, then of replacing weights, linear after linear, then of the base's weights.
+// The tiles of a launch: of stacks, then of replacing weights, linear after linear, then of the base's weights.
 template <uint32_t N>
 struct Tiles {
   uint32_t shrink, replaced[GROUP_LINEARS], base;
 
   __device__ __forceinline__ explicit Tiles(const LinearArguments& args) {
     const uint32_t entry_tiles = args.step->entry_tiles;
-    shrink = entry_tiles * args.rank_tiles;
+    shrink = entry_tiles * args.stack_tiles;
     base = 0;
 #pragma unroll
     for (uint32_t linear = 0; linear < GROUP_LINEARS; ++linear) {

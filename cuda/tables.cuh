@@ -19,35 +19,54 @@ constexpr unsigned ENTRY_TILE = 64;
 // Linears of a group.
 constexpr unsigned GROUP_LINEARS = 3;
 
+// Which of 32 consecutive rows of a weight are replaced.
+struct RowMask {
+    // Bit i: whether row i of them is.
+    unsigned bits;
+    // Replaced rows before these 32.
+    unsigned before;
+};
+
 // What an adapter changes at one linear of a group. All zero: nothing.
 struct SlotLinear {
     // Replaces the base's weight, or null.
     const Weight* weight;
-    // [out_features] Replaces the base's bias, or null.
+    // [outputs] Replaces the base's bias, or null.
     const float* bias;
-    // B [out_features, rank] f16 bits, or null where there is no low-rank part.
+    // B [outputs, rank] f16 bits, or null where there is no low-rank part.
     const unsigned short* b;
-    // [out_features] B's bias, or null.
+    // [outputs] B's bias, or null.
     const float* b_bias;
-    // [out_features] DoRA's magnitude m, or null.
+    // [outputs] DoRA's magnitude m, or null.
     const float* magnitude;
-    // [4, out_features] |W|^2, s W.(BA), s^2 |BA|^2 and |W + s BA|^2 of each output. The square of the norm at a request weight
+    // [4, outputs] |W|^2, s W.(BA), s^2 |BA|^2 and |W + s BA|^2 of each output. The square of the norm at a request weight
     // f is t3 where f is 1, else t0 + 2 f t1 + f^2 t2.
     const double* norm_terms;
-    // Rank of this linear's low-rank part, and where its ranks begin among the group's, in t and in the stacked A.
+    // [ceil(outputs / 32)] Replaced rows of the weight, or null. Their products are in t.
+    const RowMask* replaced_rows;
+    // B [outputs, removed_rank] f16 bits of what is taken out of the weight at any request weight (KaSA), or null.
+    const unsigned short* removed_b;
+    // Outputs of the base's weight, or of the one that replaces it, which may have more.
+    unsigned outputs;
+    // Rank of the low-rank part, and where its ranks begin in t.
     unsigned rank, rank_offset;
     // Adds f (scale (B t) + b_bias_scale b_bias), f being the request weight. The two differ by a power of two: that by which A
     // and B were scaled to fit f16.
     float scale, b_bias_scale;
+    // The same of what is taken out: adds removed_scale (B t).
+    unsigned removed_rank, removed_offset;
+    float removed_scale;
+    // Where the products of the replaced rows begin in t, and the factor on them: the power of two by which the rows were scaled.
+    unsigned rows_offset;
+    float rows_scale;
 };
 
 // What an adapter changes at the linears of one group: q, k, v or gate, up or a single one.
 struct SlotGroup {
-    // The A's of the linears one below the other, [rank, in_features], stored as a dense Weight stores the element type; or
-    // null. Padding is zero.
-    const void* a;
-    // Rows of A: the sum of the linears' ranks.
-    unsigned rank;
+    // All that multiplies the group's input, one below the other: the A's of the linears and their replaced rows. [stack_rows,
+    // in_features], stored as a dense Weight stores the element type; or null. Padding is zero.
+    const void* stack;
+    unsigned stack_rows;
     unsigned padding;
     SlotLinear linears[GROUP_LINEARS];
 };

@@ -57,6 +57,12 @@ pub trait WeightLoader {
 
 /// A backend that still takes weights.
 pub trait BackendBuilder: WeightLoader {
+    /// What takes all weights once before they are loaded, only to add up their memory, on a device where they go into one
+    /// allocation. `None` where each finds its own memory. Without it too they load.
+    fn measurer(&mut self) -> Option<&mut dyn WeightLoader> {
+        None
+    }
+
     /// The backend, whose base weights never change again.
     ///
     /// # Errors
@@ -85,14 +91,31 @@ pub struct BackendMemory {
     pub adapters_bytes: usize,
     /// KV caches.
     pub kv_bytes: usize,
+    /// Of a device with memory of its own, if it tells.
+    pub device: Option<DeviceMemoryUse>,
 }
 
+/// The memory of a device at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceMemoryUse {
+    /// What the backend has allocated: weights, adapters, KV caches, and the buffers of steps.
+    pub allocated_bytes: usize,
+    /// What nobody uses, other processes included.
+    pub free_bytes: usize,
+    /// All it has.
+    pub total_bytes: usize,
+}
+
+/// Tells the memory of a device, at any time and from any thread.
+pub type DeviceMemoryProbe = Box<dyn Fn() -> Option<DeviceMemoryUse> + Send + Sync>;
+
 /// Counts the resident bytes of a backend, readable while a step computes.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct MemoryUse {
     weights: usize,
     adapters: AtomicUsize,
     kv: AtomicUsize,
+    device: Option<DeviceMemoryProbe>,
 }
 
 impl MemoryUse {
@@ -101,12 +124,18 @@ impl MemoryUse {
         Self { weights: weights_bytes, ..Self::default() }
     }
 
+    /// Of a device with memory of its own.
+    pub fn on_device(weights_bytes: usize, device: DeviceMemoryProbe) -> Self {
+        Self { weights: weights_bytes, device: Some(device), ..Self::default() }
+    }
+
     /// The counts now.
     pub fn read(&self) -> BackendMemory {
         BackendMemory {
             weights_bytes: self.weights,
             adapters_bytes: self.adapters.load(Ordering::Relaxed),
             kv_bytes: self.kv.load(Ordering::Relaxed),
+            device: self.device.as_ref().and_then(|device| device()),
         }
     }
 

@@ -56,9 +56,13 @@ pub use sampler::{Sampled, Sampler};
 pub use sampling_params::SamplingParams;
 pub use seed::random_seed;
 pub use sequence_cache::{SequenceCache, SequenceChunk};
-pub use stats::EngineStats;
+pub use stats::{DeviceStats, EngineStats};
 pub(crate) use text::AdapterTokenizer;
 pub use text::{ChatMessage, ChatOptions, Tokenizer};
+
+/// The part of a device's free memory that a KV cache takes by default, as a fraction. The rest is for activations, logits and
+/// adapters.
+const KV_SHARE: (usize, usize) = (17, 20);
 
 /// A model, a KV cache and a scheduler. Cheap to clone; clones share everything. All methods may be called from any thread.
 #[derive(Clone)]
@@ -141,7 +145,8 @@ impl Engine {
             None => default_kv_pages(&model, options, max_seq_len)?,
         };
         generation_config.check(model.config().vocab_size, max_seq_len.min(pages * PAGE_TOKENS))?;
-        let scheduler = Scheduler::new(model.create_kv(pages, options.kv_dtype)?, options)?;
+        let kv = model.create_kv(pages, options.kv_dtype).map_err(|error| with_what_fits(error, &model, options))?;
+        let scheduler = Scheduler::new(kv, options)?;
         Ok(Self {
             core: Arc::new(EngineCore::new(model, scheduler)),
             tokenizer,
@@ -333,6 +338,7 @@ impl Engine {
             rows_waiting: scheduler.rows_waiting,
             tokens_prompt: scheduler.tokens_prompt,
             tokens_generated: scheduler.tokens_generated,
+            device: DeviceStats::of(&memory),
         }
     }
 
@@ -509,7 +515,17 @@ fn default_kv_pages(model: &Model, options: &EngineOptions, max_seq_len: usize) 
         return Ok(pages_for(DEFAULT_KV_TOKENS.max(options.max_seq_len.unwrap_or(0))));
     };
     let most = options.max_rows.max(1).saturating_mul(pages_for(max_seq_len));
-    Ok(free.min(most).max(1))
+    Ok((free.saturating_mul(KV_SHARE.0) / KV_SHARE.1).min(most).max(1))
+}
+
+/// Adds to the error of a cache that is too large for a device which one is not.
+fn with_what_fits(error: Error, model: &Model, options: &EngineOptions) -> Error {
+    match model.kv_pages_in_free_memory(options.kv_dtype) {
+        Ok(Some(pages)) if error.code() == ErrorCode::MemoryExhausted => error
+            .with_subject("the KV cache")
+            .with_hint(format!("at most a cache of {} tokens fits: set kv_tokens", pages * PAGE_TOKENS)),
+        _ => error,
+    }
 }
 
 impl std::fmt::Debug for Engine {

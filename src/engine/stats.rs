@@ -1,5 +1,7 @@
 //! Counters of an engine.
 
+use crate::backend::BackendMemory;
+
 /// Counters and resident bytes of an engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct EngineStats {
@@ -27,6 +29,34 @@ pub struct EngineStats {
     pub tokens_prompt: u64,
     /// Tokens generated.
     pub tokens_generated: u64,
+    /// Of a device with memory of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceStats>,
+}
+
+/// The memory of the device that an engine runs on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct DeviceStats {
+    /// What the model has allocated beside weights, adapters and KV caches: activations, logits, tables.
+    pub buffers_bytes: usize,
+    /// What nobody uses, other processes included.
+    pub free_bytes: usize,
+    /// All it has.
+    pub total_bytes: usize,
+}
+
+impl DeviceStats {
+    /// From the counts of a backend.
+    pub(super) fn of(memory: &BackendMemory) -> Option<Self> {
+        let device = memory.device?;
+        let counted = memory.weights_bytes + memory.adapters_bytes + memory.kv_bytes;
+        Some(Self {
+            // Adapters that are just being copied are not counted as adapters yet.
+            buffers_bytes: device.allocated_bytes.saturating_sub(counted),
+            free_bytes: device.free_bytes,
+            total_bytes: device.total_bytes,
+        })
+    }
 }
 
 /// The part of [`EngineStats`] that the scheduler knows.

@@ -113,6 +113,10 @@ impl Model {
         // Before anything takes long; the size of the prepared adapter is checked again.
         let bytes = reduced.summary().bytes;
         let mut reservation = self.reaping_if_short(|| self.adapters.reserve(bytes))?;
+        // What retired slots hold may be what a device lacks for this one. A running step frees them itself.
+        if let Some(mut core) = self.core.try_lock() {
+            self.reap(&mut core);
+        }
         let resolved = reduced.resolve(|site| self.preparer.dense_weight(site), between_parts)?;
         let prepared = self.preparer.prepare(&resolved.deltas, between_parts).map_err(|error| match error {
             PrepareError::ZeroNorm { site, output } => self.zero_norm(dir, site, output),

@@ -24,7 +24,7 @@ use crate::backend::Compute;
 #[cfg(feature = "cuda")]
 use crate::backend::cuda;
 use crate::backend::{
-    AdapterPreparer, Backend, BackendBuilder, BackendMemory, KvDType, KvShape, MemoryUse, cpu, reference,
+    AdapterPreparer, Backend, BackendBuilder, BackendMemory, KvDType, KvShape, MemoryUse, WeightLoader, cpu, reference,
 };
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result, printable};
@@ -44,9 +44,6 @@ pub use survey::{ModelSurvey, survey};
 
 /// Largest number of CPU threads: more are a mistake, and each takes memory.
 pub const MAX_THREADS: usize = 1024;
-
-/// The part of a device's free memory that a KV cache takes, as a fraction.
-const KV_SHARE: (usize, usize) = (17, 20);
 
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -132,16 +129,22 @@ impl Model {
         let quant = QuantConfig::read(dir, &json)?;
         let checkpoint = Checkpoint::open(dir)?;
         let mut builder = open_backend(options)?;
-        let loader = DecoderLoader {
-            config: &config,
-            quant: quant.as_ref(),
-            checkpoint: &checkpoint,
-            weights: &mut *builder,
-            sites: SiteTable::default(),
-            progress,
-            done: 0,
+        let load = |weights: &mut dyn WeightLoader, progress: &mut dyn FnMut(Progress) -> Result<()>| {
+            DecoderLoader {
+                config: &config,
+                quant: quant.as_ref(),
+                checkpoint: &checkpoint,
+                weights,
+                sites: SiteTable::default(),
+                progress,
+                done: 0,
+            }
+            .load()
         };
-        let (weights, sites) = loader.load()?;
+        if let Some(measurer) = builder.measurer() {
+            load(measurer, &mut |measured| progress(Progress { done: 0, ..measured }))?;
+        }
+        let (weights, sites) = load(&mut *builder, progress)?;
         let Backend { description: device, memory, adapters: preparer, mut compute } = builder.finish()?;
         let decoder = Decoder::new(weights, &config, &mut *compute);
         tracing::info!(model = %printable(&dir.to_string_lossy()), device, "model loaded");
@@ -211,15 +214,14 @@ impl Model {
         KvStorage::new(&self.core, self.kv_shape(pages, dtype))
     }
 
-    /// Number of KV pages for which the device's free memory suffices, a part of it left for activations, logits and adapters.
-    /// `None` where memory is committed as it is used.
+    /// Number of KV pages that fit into the device's free memory. `None` where memory is committed as it is used.
     ///
     /// # Errors
     /// `forked_while_in_use`; the device failed.
     pub fn kv_pages_in_free_memory(&self, dtype: KvDType) -> Result<Option<usize>> {
         let free = self.core.lock()?.compute.free_bytes()?;
         let page_bytes = self.kv_shape(1, dtype).bytes().unwrap_or(usize::MAX).max(1);
-        Ok(free.map(|free| free / KV_SHARE.1 * KV_SHARE.0 / page_bytes))
+        Ok(free.map(|free| free / page_bytes))
     }
 
     fn kv_shape(&self, pages: usize, dtype: KvDType) -> KvShape {

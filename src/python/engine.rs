@@ -221,6 +221,11 @@ impl PyEngine {
         dict.set_item("rows_waiting", stats.rows_waiting)?;
         dict.set_item("tokens_prompt", stats.tokens_prompt)?;
         dict.set_item("tokens_generated", stats.tokens_generated)?;
+        if let Some(device) = stats.device {
+            dict.set_item("device_buffers_bytes", device.buffers_bytes)?;
+            dict.set_item("device_free_bytes", device.free_bytes)?;
+            dict.set_item("device_total_bytes", device.total_bytes)?;
+        }
         Ok(NamedInts(dict))
     }
 

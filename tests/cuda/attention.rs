@@ -217,11 +217,7 @@ impl OnDevice {
         let [inv_freq, q_norm, k_norm] = &self.constants;
         let norm = |weight: &DeviceMemory| if layer.has_norms { weight.address() } else { 0 };
         let arguments = ExpandRopeKv {
-            projection: Projection {
-                projected: projected.address(),
-                starts: Projection::starts(&outputs),
-                ..Projection::default()
-            },
+            projection: Projection { projected: projected.address(), ..Projection::of_outputs(outputs) },
             step: step.tables,
             attention: step.attention,
             kv: self.layout.layer(self.cache.address(), LAYER),
@@ -405,6 +401,42 @@ fn a_row_has_the_same_bits_in_any_grid_batch_and_chunk() {
         let alone = layer.rows(&[position..position + 1]);
         let attended = on_device.attend(&alone, &layer.inputs(&alone), &on_device.plan(&alone)).attended;
         assert_eq!(bits(&attended), bits(&together[row * width..][..width]), "position {position}");
+    }
+}
+
+#[test]
+fn what_is_left_of_a_sum_that_cancels_has_the_same_bits_in_any_grid() {
+    // The last value takes away all the others, so that every bit in which two orders of the sum differ is one of the result.
+    let layer = Layer { heads: 1, kv: KvDType::F32, ..long_layer() };
+    let last = 2 * SPLIT_TOKENS + 3;
+    let (before, row) = (layer.rows(&[0..last]), layer.rows(&[last..last + 1]));
+    let first_value = layer.width() - layer.head_dim;
+    let inputs = |factor: f32, last_value: &[f32]| {
+        let (mut of_before, mut of_row) = (layer.inputs(&before), layer.inputs(&row));
+        for qkv in of_before.chunks_exact_mut(layer.width()) {
+            qkv[first_value..].iter_mut().for_each(|value| *value *= factor);
+        }
+        of_row[first_value..].copy_from_slice(last_value);
+        (of_before, of_row)
+    };
+    let attend = |(of_before, of_row): &(Vec<f32>, Vec<f32>)| {
+        let mut oracle = Oracle::new(&layer);
+        oracle.attend(&before, of_before);
+        oracle.attend(&row, of_row).0
+    };
+    let weight = attend(&inputs(0.0, &[1.0; 16]))[0];
+    let others = attend(&inputs(1e4, &[0.0; 16]));
+    let (of_before, of_row) = inputs(1e4, &others.iter().map(|other| -other / weight).collect::<Vec<_>>());
+
+    let on_device = OnDevice::new(&layer);
+    on_device.attend(&before, &of_before, &on_device.plan(&before));
+    let plan = on_device.plan(&row);
+    assert_eq!(plan.grid, [3, 1, 1]);
+    let in_three = on_device.attend(&row, &of_row, &plan).attended;
+    assert!(in_three.iter().all(|left| left.abs() < 0.1), "{in_three:?}");
+    for plan in [AttentionPlan { grid: [2, 1, 1], ..plan }, AttentionPlan { grid: [1; 3], ..plan }] {
+        let again = on_device.attend(&row, &of_row, &plan).attended;
+        assert_eq!(bits(&again), bits(&in_three), "{plan:?}");
     }
 }
 

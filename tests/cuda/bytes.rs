@@ -19,7 +19,7 @@ use exlora::backend::cuda::table_builder::TableBuilder;
 use exlora::backend::cuda::tables::{GROUP_LINEARS, Slot, SlotGroup, SlotLinear};
 use exlora::quant::QuantGroup;
 
-use crate::emulator;
+use crate::emulated;
 use crate::launches::LAUNCHES_OF_A_LAYER;
 use crate::packed::{PackedWeight, groups};
 use crate::support::{device, upload};
@@ -131,7 +131,7 @@ impl Bytes {
 
     fn counted() -> Option<Self> {
         let sum = |kind: &str| {
-            let of = |name: &str| emulator::counter("linear", &format!("{kind}_{name}_bytes"));
+            let of = |name: &str| emulated::counter(&format!("{kind}_{name}_bytes"));
             Some(of("load")? + of("store")?)
         };
         Some(Self { unique: sum("unique")?, requested: sum("requested")? })
@@ -187,7 +187,8 @@ impl Group {
             let rank = RANK * shape.outputs.len();
             let a = PackedWeight::dense(&device, ElementType::F16, &mut rng, rank, shape.inputs);
             let linears = [SlotLinear::default(); GROUP_LINEARS];
-            let memory = upload(&device, &[SlotGroup { a: a.weight.codes, rank: rank as u32, padding: 0, linears }]);
+            let memory =
+                upload(&device, &[SlotGroup { stack: a.weight.codes, stack_rows: rank as u32, padding: 0, linears }]);
             (Slot { groups: memory.address(), count: 1, segment: 0 }, a, memory)
         };
         let adapters = (0..if shape.has_adapters { 8 } else { 0 }).map(adapter).collect();
@@ -230,7 +231,7 @@ impl Group {
             projected_stride: outputs as u32,
             shrunk_stride: rank as u32,
             step: tables.address() + step.offset as u64,
-            rank_tiles: rank.div_ceil(TILE_OUTPUTS) as u32,
+            stack_tiles: rank.div_ceil(TILE_OUTPUTS) as u32,
             ..LinearArguments::default()
         };
         for (index, linear) in self.linears.iter().enumerate() {
@@ -263,8 +264,8 @@ fn ideal(shape: Shape, format: &Format, rows: usize, adapters: usize) -> u64 {
 fn count_bytes() {
     // A driver has settings once it is initialized.
     device();
-    emulator::set("stats", "on");
-    emulator::set("race", "off");
+    emulated::set("stats", "on");
+    emulated::set("race", "off");
 }
 
 /// The lines of one group of linears; none on a card.

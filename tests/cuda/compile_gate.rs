@@ -112,7 +112,7 @@ fn width_of(instruction: &Instruction, source: &[&str]) -> Option<u32> {
 
 /// Instructions for a unit of weights of each width, once for a row of scales that spans more than half a unit, and once for one
 /// that does not: the shortest way from where a warp waits for a step to where it does again. That leaves out what happens once
-/// for a chunk of units (staging x) or a section, and zeros.
+/// for a chunk of units (staging x) or a section, and zeros; from 32 tokens on, a chunk is one unit, and finding it counts.
 fn main_loops(code: &Disassembly) -> BTreeMap<u32, Vec<u32>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda/linear_multiply.cuh");
     let source = fs::read_to_string(path).expect("the source is readable");
@@ -154,10 +154,11 @@ fn examine(architecture: &str, part: usize, parts: usize) -> (Registers, Instruc
             let loops = main_loops(&code);
             assert!(loops.keys().eq(&[2, 3, 4, 5, 6, 8, 16]), "{name}: {loops:?}");
             for (bits, cycles) in loops {
-                let scales = if cycles.len() == 2 { &["unit", "half"][..] } else { &["any"] };
-                assert_eq!(cycles.len(), scales.len(), "{name}, {bits} bits");
-                for (scales, count) in scales.iter().zip(cycles) {
-                    let key = [architecture.to_owned(), name_of(defines), format!("{bits:2}"), (*scales).to_owned()];
+                // The compiler may repeat a loop. Scaling by halves takes more than scaling by units.
+                let (least, most) = (cycles[0], cycles[cycles.len() - 1]);
+                let counts = if bits <= 6 { &[("unit", least), ("half", most)][..] } else { &[("any", most)] };
+                for &(scales, count) in counts {
+                    let key = [architecture.to_owned(), name_of(defines), format!("{bits:2}"), scales.to_owned()];
                     instructions.insert(key, count);
                 }
             }

@@ -6,9 +6,12 @@ use exlora::backend::cuda::layout::ElementType;
 use exlora::backend::cuda::{CudaOptions, open};
 use exlora::backend::{Activation, BackendBuilder, PrepareError, Write};
 use exlora::tensor::DType;
+use proptest::prelude::*;
 use support::Rng;
+use support::adapter_cases::LinearsCase;
 use support::deltas::{Change, random_low};
-use support::harness::{Device, FLOATS, Harness, Member, Mixture, Tensor, Weight, bits, oracle, random_member, route};
+use support::harness::{Device, Harness, Member, Mixture, Tensor, Weight, bits, oracle, random_member, route};
+use support::random_adapters::{Adapter, Place, random_adapters, random_mixtures, route_in, upload_all};
 
 use crate::support::device;
 
@@ -21,13 +24,13 @@ fn open_bf16() -> Box<dyn BackendBuilder> {
 }
 
 /// The device with half-precision activations, and with bfloat16; and the norm ratio that each is allowed.
-fn devices() -> [(Device, f64); 2] {
+pub fn devices() -> [(Device, f64); 2] {
     device();
     [(Device::Other(open_f16), 1e-3), (Device::Other(open_bf16), 1e-2)]
 }
 
 /// Asserts that each row's difference is small beside the row.
-fn assert_ratio(what: &str, width: usize, found: &[f32], expected: &[f32], limit: f64) {
+pub fn assert_ratio(what: &str, width: usize, found: &[f32], expected: &[f32], limit: f64) {
     assert_eq!(found.len(), expected.len());
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
     for (row, (found, expected)) in found.chunks(width).zip(expected.chunks(width)).enumerate() {
@@ -43,7 +46,7 @@ struct Linears {
     inputs: usize,
     outputs: usize,
     members: Vec<Member>,
-    adapters: Vec<(SlotId, Vec<Change>)>,
+    adapters: Vec<Adapter>,
     x: Vec<f32>,
     y: Vec<f32>,
     mixtures: Vec<Mixture>,
@@ -58,13 +61,9 @@ impl Linears {
         let widths: Vec<usize> = (0..1 + rng.below(3)).map(|_| 1 + rng.below(90)).collect();
         let outputs = widths.iter().sum();
         let members = widths.iter().map(|&width| random_member(rng, inputs, width)).collect();
-        let slots: Vec<SlotId> = (0..1 + rng.below(3)).map(|i| SlotId(2 * i as u32 + 1)).collect();
-        let adapters = slots.iter().map(|&slot| (slot, random_changes(rng, inputs, &widths))).collect();
-        let mut mixture = || -> Mixture {
-            const WEIGHTS: [f32; 6] = [1.0, 1.0, 0.0, 0.37, -1.0, 2.5];
-            (0..rng.below(4)).map(|_| (slots[rng.below(slots.len())], WEIGHTS[rng.below(6)])).collect()
-        };
-        let mixtures = (0..rows).map(|_| mixture()).collect();
+        let place = |&outputs: &usize| Place { inputs, outputs, is_table: false, spare_rows: 0 };
+        let adapters = random_adapters(rng, &widths.iter().map(place).collect::<Vec<_>>());
+        let mixtures = random_mixtures(rng, &adapters, rows);
         let write = if rng.below(2) == 0 { Write::Replace } else { Write::Add };
         let (x, y) = (rng.normals(rows * inputs, 1.0), rng.normals(rows * outputs, 1.0));
         Self { inputs, outputs, members, adapters, x, y, mixtures, write, repeat: rng.below(3) as u32 }
@@ -82,58 +81,17 @@ impl Linears {
     fn run(&self, device: Device) -> Vec<f32> {
         let mut harness = Harness::open(device);
         let (group, sites) = harness.group(&self.members);
-        for (slot, changes) in &self.adapters {
-            harness.upload(*slot, &sites, changes).expect("the adapter uploads");
-        }
+        upload_all(&mut harness, &sites, &self.adapters);
         let rows = self.mixtures.len();
         let (x, y) = (harness.put(self.inputs, &self.x), harness.put(self.outputs, &self.y));
-        let mut batch = route(&self.mixtures);
-        batch.set_repeat(self.repeat);
+        let batch = route_in(self.repeat, &self.mixtures);
         harness.compute().linear(group, x, rows, &batch, y, self.write).expect("the linear runs");
         harness.get(y, self.outputs, rows)
     }
 }
 
-/// What an adapter changes at some linears of a group, in some of two repeats: low-rank parts with B's bias or a magnitude,
-/// replaced weights and biases.
-fn random_changes(rng: &mut Rng, inputs: usize, widths: &[usize]) -> Vec<Change> {
-    let mut changes = Vec::new();
-    for (site, &outputs) in widths.iter().enumerate() {
-        for repeat in 0..2 {
-            let dtype = FLOATS[rng.below(3)];
-            let mut change = Change { site, repeat, ..Change::default() };
-            let some = |rng: &mut Rng, shape: &[usize], scale: f32| {
-                Tensor::new(dtype, shape, &rng.normals(shape.iter().product(), scale))
-            };
-            if rng.below(4) == 0 {
-                change.weight = Some(some(rng, &[outputs, inputs], (inputs as f32).powf(-0.5)));
-            }
-            if rng.below(3) == 0 {
-                change.bias = Some(some(rng, &[outputs], 1.0));
-            }
-            if rng.below(4) > 0 {
-                let rank = 1 + rng.below(40);
-                let mut low = random_low(rng, dtype, rank, outputs, inputs);
-                match rng.below(3) {
-                    0 => low.b_bias = Some(some(rng, &[outputs], 1.0)),
-                    1 => {
-                        let magnitude: Vec<f32> = (0..outputs).map(|_| 0.5 + rng.below(100) as f32 * 0.01).collect();
-                        low.magnitude = Some(Tensor::new(dtype, &[outputs], &magnitude));
-                    }
-                    _ => {}
-                }
-                change.low = Some(low);
-            }
-            if change.weight.is_some() || change.bias.is_some() || change.low.is_some() {
-                changes.push(change);
-            }
-        }
-    }
-    changes
-}
-
 #[test]
-fn linears_with_every_served_kind_of_delta_agree_with_the_reference() {
+fn linears_with_every_kind_of_delta_agree_with_the_reference() {
     for (seed, (inputs, rows)) in (0..).zip([(96, 5), (64, 1), (160, 17), (100, 9), (33, 3), (256, 66)]) {
         let case = Linears::random(seed, inputs, rows);
         let expected = case.run(oracle());
@@ -153,6 +111,39 @@ fn a_row_of_a_linear_has_the_same_bits_alone() {
         for row in [0, 1, rows / 2, rows - 1] {
             let among = &together[row * case.outputs..(row + 1) * case.outputs];
             assert_eq!(bits(&case.only(row).run(device)), bits(among), "seed {seed}, row {row}");
+        }
+    }
+}
+
+/// Asserts that each row has the outputs that it should have, and no others.
+fn assert_heads_agree(what: &str, case: &LinearsCase, found: &[f32], expected: &[f32], limit: f64) {
+    let rows = found.chunks(case.stride).zip(expected.chunks(case.stride));
+    for (row, (found, expected)) in rows.enumerate() {
+        let outputs = expected.iter().position(|&value| value == 7.0).unwrap_or(case.stride);
+        assert_ratio(&format!("{what}, row {row}"), outputs, &found[..outputs], &expected[..outputs], limit);
+        assert_eq!(found[outputs..], expected[outputs..], "{what}, row {row}");
+    }
+}
+
+proptest! {
+    #![proptest_config(support::cases(8))]
+
+    #[test]
+    fn heads_with_every_kind_of_delta_agree_with_the_reference(seed: u64, inputs in 32usize..200, rows in 1usize..24) {
+        let case = LinearsCase::random(seed, inputs, rows);
+        let expected = case.run(oracle());
+        let (device, limit) = devices()[seed as usize % 2];
+        assert_heads_agree(&format!("{device:?}"), &case, &case.run(device), &expected, limit);
+    }
+
+    #[test]
+    fn a_row_of_a_head_has_the_same_bits_alone(seed: u64, inputs in 32usize..200, rows in 2usize..24) {
+        let case = LinearsCase::random(seed, inputs, rows);
+        let (device, _) = devices()[0];
+        let together = case.run(device);
+        for row in [0, rows - 1] {
+            let among = &together[row * case.stride..(row + 1) * case.stride];
+            prop_assert_eq!(bits(&case.only(row).run(device)), bits(among));
         }
     }
 }
@@ -254,20 +245,37 @@ fn a_value_beyond_half_precision_names_its_row() {
 }
 
 #[test]
-fn what_is_not_computed_yet_is_refused_by_name() {
+fn a_wider_head_than_the_buffer_is_an_error() {
+    let (device, _) = devices()[0];
+    let mut harness = Harness::open(device);
+    let ones = |outputs: usize| Tensor::new(DType::F16, &[outputs, 8], &vec![1.0; outputs * 8]);
+    let (group, sites) = harness.group(&[Member { weight: Weight::Dense(ones(2)), bias: None }]);
+    let wider = Change { weight: Some(ones(3)), ..Change::default() };
+    harness.upload(SlotId(0), &sites, &[wider]).expect("the adapter uploads");
+    let (x, y) = (harness.put(8, &[1.0; 8]), harness.buffer(2, 1));
+    let batch = route(&[vec![(SlotId(0), 1.0)]]);
+    let compute = harness.compute();
+    let error = compute.head(group, x, &[0], &batch, &mut [0.0; 2], 2).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Internal);
+    let error = compute.linear(group, x, 1, &batch, y, Write::Replace).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Internal);
+    let mut logits = [0.0; 8];
+    let batch = route(&[vec![(SlotId(0), 1.0)], vec![]]);
+    compute.head(group, x, &[0, 0], &batch, &mut logits, 4).expect("the head runs");
+    assert_eq!(logits, [8.0, 8.0, 8.0, 0.0, 8.0, 8.0, 0.0, 0.0]);
+}
+
+#[test]
+fn what_is_not_computed_is_refused_by_name() {
     let (device, _) = devices()[0];
     let mut harness = Harness::open(device);
     let ones = Tensor::new(DType::F16, &[4, 8], &[1.0; 32]);
     let (_, mut sites) = harness.group(&[Member { weight: Weight::Dense(ones.clone()), bias: None }]);
     sites.push(harness.table(&ones).1);
     sites.push(harness.norm_weight(&[1.0; 8]).1);
-    let row = Tensor::new(DType::F16, &[1, 8], &[2.0; 8]);
-    let taller = Tensor::new(DType::F16, &[5, 8], &[1.0; 40]);
-    let low = random_low(&mut Rng(1), DType::F16, 2, 4, 8);
+    let beyond_f16 = Tensor::new(DType::BF16, &[4, 8], &[1e5; 32]);
     let changes = [
-        ("replaced rows", Change { rows: Some((vec![1], row)), ..Change::default() }),
-        ("KaSA", Change { removed: Some(low), ..Change::default() }),
-        ("more outputs", Change { weight: Some(taller), ..Change::default() }),
+        ("beyond the 16-bit type", Change { weight: Some(beyond_f16), ..Change::default() }),
         ("embedding", Change { site: 1, weight: Some(ones), ..Change::default() }),
         ("norm", Change { site: 2, weight: Some(Tensor::new(DType::F32, &[8], &[2.0; 8])), ..Change::default() }),
     ];

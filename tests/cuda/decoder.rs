@@ -25,7 +25,7 @@ fn on_cuda() -> EngineOptions {
 }
 
 /// A request whose prompt depends on `seed`.
-fn request(seed: u32, tokens: u32, new_tokens: usize, mixture: &[(&str, f32)]) -> Request {
+pub fn request(seed: u32, tokens: u32, new_tokens: usize, mixture: &[(&str, f32)]) -> Request {
     let ids: Vec<u32> = (0..tokens).map(|i| 3 + (seed * 7919 + i * 104_729) % 500).collect();
     let mut request = Request::new(ids).max_new_tokens(new_tokens);
     for (name, weight) in mixture {
@@ -53,7 +53,7 @@ fn mixed_batch(new_tokens: usize) -> Vec<Request> {
 }
 
 /// Compares the logits of each token, as long as the same tokens come before it.
-fn assert_close(found: &Completion, expected: &Completion, what: &str) {
+pub fn assert_close(found: &Completion, expected: &Completion, what: &str) {
     let vocab = expected.logits.len() / expected.token_ids.len();
     for (step, (found_row, row)) in found.logits.chunks(vocab).zip(expected.logits.chunks(vocab)).enumerate() {
         let scale = row.iter().fold(0f32, |largest, logit| largest.max(logit.abs()));
@@ -65,7 +65,7 @@ fn assert_close(found: &Completion, expected: &Completion, what: &str) {
     }
 }
 
-fn assert_same_bits(a: &Completion, b: &Completion, what: &str) {
+pub fn assert_same_bits(a: &Completion, b: &Completion, what: &str) {
     let bits = |completion: &Completion| completion.logits.iter().map(|logit| logit.to_bits()).collect::<Vec<_>>();
     assert_eq!(a.token_ids, b.token_ids, "{what}");
     assert!(bits(a) == bits(b), "{what}: logits differ");

@@ -21,13 +21,16 @@ use crate::support::{device, download, upload};
 const GROUP: usize = 2;
 
 /// The products of a group for some rows, what finishes them, and the same on the host.
+#[derive(Clone)]
 struct Products {
     out_features: Vec<usize>,
+    /// Values of a row of `projected`: the base's outputs, or more where an adapter brings a larger weight.
+    columns: usize,
     bias: Vec<Option<Vec<f32>>>,
     /// By slot, then by linear.
     deltas: Vec<Vec<LinearDelta>>,
     routes: Routes,
-    /// `[rows, outputs]`
+    /// `[rows, columns]`
     projected: Vec<f32>,
     /// `[entries, stride]`
     shrunk: Vec<f32>,
@@ -44,21 +47,29 @@ struct OnDevice {
 
 impl Products {
     /// Random products of linears for rows with those adapters: slots of three ranks, the first with B's bias, the second with
-    /// a bias of its own, the third with a magnitude; then one with a bias alone, and one without anything.
+    /// a bias of its own, the third with a magnitude; then one with a bias alone, one without anything, and two that replace
+    /// rows, in part the same: one takes something out of the weight besides, the other has a magnitude.
     fn random(rng: &mut Rng, out_features: &[usize], ranks: [usize; 3], routes: Routes) -> Self {
         let bias = |rng: &mut Rng, outputs: usize| Some(rng.normals(outputs, 1.0));
-        let mut deltas = vec![Vec::new(); 5];
+        let mut deltas = vec![Vec::new(); 7];
         for &outputs in out_features {
             let low = ranks.map(|rank| LowRank::random(rng, rank, outputs));
             let [first, second, third] = low;
-            deltas[0].push(LinearDelta { bias: None, low: Some(first.with_b_bias(rng)) });
-            deltas[1].push(LinearDelta { bias: bias(rng, outputs), low: Some(second) });
-            deltas[2].push(LinearDelta { bias: None, low: Some(third.with_magnitude(rng)) });
-            deltas[3].push(LinearDelta { bias: bias(rng, outputs), low: None });
+            let at = LinearDelta::at(outputs);
+            deltas[0].push(LinearDelta { low: Some(first.with_b_bias(rng)), ..at.clone() });
+            deltas[1].push(LinearDelta { bias: bias(rng, outputs), low: Some(second.clone()), ..at.clone() });
+            deltas[2].push(LinearDelta { low: Some(third.clone().with_magnitude(rng)), ..at.clone() });
+            deltas[3].push(LinearDelta { bias: bias(rng, outputs), ..at.clone() });
+            let removed = Some(LowRank::random(rng, 3, outputs));
+            let every_third = (0..outputs as u32).filter(|id| id % 3 == 1 || *id as usize == outputs - 1).collect();
+            deltas[5].push(LinearDelta { rows: every_third, removed, low: Some(second), ..at.clone() });
+            let rows = random_rows(rng, outputs);
+            deltas[6].push(LinearDelta { rows, low: Some(third.with_magnitude(rng)), ..at });
         }
         let entries: usize = routes.iter().map(Vec::len).sum();
-        let stride = ranks.iter().max().map_or(0, |rank| rank * out_features.len()) + 3;
+        let stride = longest_t(&deltas) + 3;
         Self {
+            columns: out_features.iter().sum(),
             // The last linear has no bias, unless it is the only one.
             bias: (0..out_features.len())
                 .map(|linear| if linear == 2 { None } else { bias(rng, out_features[linear]) })
@@ -84,16 +95,64 @@ impl Products {
             vec![(3, 1.0)],
             vec![(3, 1.0), (1, 1.0), (3, 1.0)],
             vec![(4, 1.0), (0, 1.0)],
+            vec![(5, 1.0)],
+            vec![(6, 1.0), (0, 0.5)],
+            vec![(0, -1.0), (6, 0.5), (5, 1.0)],
+            vec![(5, 0.25), (5, 1.0), (6, 1.0)],
         ];
         Self::random(rng, out_features, ranks, routes)
+    }
+
+    /// A head, and adapters that bring heads of their own with more outputs: one with every part that there is, one with a
+    /// magnitude; beside them one without, for the base's outputs.
+    fn with_larger_heads(rng: &mut Rng, vocab: usize) -> Self {
+        let heads = [vocab + 301, vocab, vocab + 5].map(LinearDelta::at);
+        let [mut larger, mut plain, mut rescaled] = heads;
+        (larger.brings_weight, rescaled.brings_weight) = (true, true);
+        larger.bias = Some(rng.normals(larger.outputs, 1.0));
+        larger.rows = random_rows(rng, larger.outputs);
+        larger.removed = Some(LowRank::random(rng, 4, larger.outputs));
+        larger.low = Some(LowRank::random(rng, 8, larger.outputs).with_b_bias(rng));
+        plain.rows = random_rows(rng, vocab);
+        plain.low = Some(LowRank::random(rng, 5, vocab).with_b_bias(rng));
+        rescaled.low = Some(LowRank::random(rng, 3, rescaled.outputs).with_magnitude(rng));
+        let routes: Routes = vec![
+            vec![],
+            vec![(0, 1.0)],
+            vec![(1, 0.5)],
+            vec![(2, 1.0)],
+            vec![(0, 1.0), (1, 1.0)],
+            vec![(1, 1.0), (2, 0.5)],
+            vec![(0, 1.0), (2, 1.0)],
+            vec![(2, 1.0), (0, 1.0)],
+        ];
+        let (columns, deltas) = (larger.outputs, vec![vec![larger], vec![plain], vec![rescaled]]);
+        let stride = longest_t(&deltas);
+        let entries: usize = routes.iter().map(Vec::len).sum();
+        Self {
+            out_features: vec![vocab],
+            columns,
+            bias: vec![Some(rng.normals(vocab, 1.0))],
+            projected: rng.normals(routes.len() * columns, 2.0),
+            shrunk: rng.normals(entries * stride, 1.0),
+            deltas,
+            routes,
+            stride,
+        }
     }
 
     fn rows(&self) -> usize {
         self.routes.len()
     }
 
-    fn outputs(&self) -> usize {
-        self.out_features.iter().sum()
+    /// Outputs of a linear for a row: those of the last weight that its adapters bring.
+    fn outputs_of_row(&self, row: usize, linear: usize) -> usize {
+        let deltas = self.routes[row].iter().rev().filter_map(|&(slot, _)| self.deltas[slot].get(linear));
+        deltas
+            .filter(|delta| delta.brings_weight)
+            .map(|delta| delta.outputs)
+            .next()
+            .unwrap_or(self.out_features[linear])
     }
 
     /// The row alone, with what belongs to it.
@@ -103,30 +162,32 @@ impl Products {
         entries.sort_unstable();
         let shrunk = entries.iter().flat_map(|&entry| self.shrunk[entry * self.stride..][..self.stride].to_vec());
         Self {
-            out_features: self.out_features.clone(),
-            bias: self.bias.clone(),
-            deltas: self.deltas.clone(),
             routes: vec![self.routes[row].clone()],
-            projected: self.projected[row * self.outputs()..][..self.outputs()].to_vec(),
+            projected: self.projected[row * self.columns..][..self.columns].to_vec(),
             shrunk: shrunk.collect(),
-            stride: self.stride,
+            ..self.clone()
         }
     }
 
     fn upload(&self, device: &Arc<Device>, rows: &StepRows) -> OnDevice {
         let mut slots: Vec<DeviceSlot> =
             self.deltas.iter().map(|deltas| DeviceSlot::new(device, GROUP, deltas)).collect();
-        slots[4] = DeviceSlot::empty();
+        if let Some(slot) = slots.get_mut(4) {
+            *slot = DeviceSlot::empty();
+        }
         let step = Step::new(device, &vec![0; self.rows()], &self.routes, &slots, rows);
         let mut memory = vec![upload(device, &self.projected), upload(device, &self.shrunk)];
         let mut projection = Projection {
             projected: memory[0].address(),
             shrunk: memory[1].address(),
-            starts: Projection::starts(&self.out_features),
             shrunk_stride: self.stride as u32,
             group: GROUP as u32,
-            ..Projection::default()
+            changes_weights: 1,
+            ..Projection::of_outputs(self.out_features.iter().copied())
         };
+        if self.out_features.len() == 1 {
+            projection.starts[1..].fill(self.columns as u32);
+        }
         for (address, bias) in projection.bias.iter_mut().zip(&self.bias) {
             if let Some(bias) = bias {
                 memory.push(upload(device, bias));
@@ -139,12 +200,12 @@ impl Products {
     /// The finished outputs of a row, linear after linear.
     fn finished(&self, row: usize, batch: &AdapterBatch) -> Vec<f64> {
         let mut y = Vec::new();
-        let mut start = row * self.outputs();
-        for (linear, &outputs) in self.out_features.iter().enumerate() {
-            y.extend(
-                (0..outputs)
-                    .map(|output| self.finished_output(row, batch, linear, output, self.projected[start + output])),
-            );
+        let mut start = row * self.columns;
+        for linear in 0..self.out_features.len() {
+            let outputs = self.outputs_of_row(row, linear);
+            let finished =
+                |output: usize| self.finished_output(row, batch, linear, output, self.projected[start + output]);
+            y.extend((0..outputs).map(finished));
             start += outputs;
         }
         y
@@ -152,29 +213,56 @@ impl Products {
 
     /// The definition of `Compute::linear`, with the bias outside of what a magnitude rescales.
     fn finished_output(&self, row: usize, batch: &AdapterBatch, linear: usize, output: usize, product: f32) -> f64 {
-        let mut y = f64::from(product);
-        let mut bias = self.bias[linear].as_ref();
-        for (&(slot, weight), &entry) in self.routes[row].iter().zip(batch.of_row(row)) {
-            let Some(delta) = self.deltas[slot].get(linear) else { continue };
-            bias = delta.bias.as_ref().or(bias);
-            let Some(low) = &delta.low else { continue };
-            let before: usize =
-                self.deltas[slot][..linear].iter().flat_map(|delta| &delta.low).map(|low| low.rank).sum();
-            let t = &self.shrunk[entry * self.stride + before..][..low.rank];
+        // Weight, delta and t of each of the row's adapters.
+        let deltas = self.routes[row].iter().zip(batch.of_row(row)).filter_map(|(&(slot, weight), &entry)| {
+            let delta = self.deltas[slot].get(linear)?;
+            let before: usize = self.deltas[slot][..linear].iter().map(LinearDelta::stack_rows).sum();
+            let t = &self.shrunk[entry * self.stride + before..][..delta.stack_rows()];
+            Some((weight, delta, t))
+        });
+        let times_t = |low: &LowRank, t: &[f32]| -> f64 {
             let b = &low.b[output * low.rank..][..low.rank];
-            let product: f64 = b.iter().zip(t).map(|(b, &t)| b.to_f64() * f64::from(t)).sum();
+            b.iter().zip(t).map(|(b, &t)| b.to_f64() * f64::from(t)).sum()
+        };
+        let mut y = f64::from(product);
+        for (_, delta, t) in deltas.clone() {
+            if let Ok(index) = delta.rows.binary_search(&(output as u32)) {
+                y = f64::from(delta.rows_scale * t[index]);
+            }
+        }
+        let mut bias = self.bias[linear].as_ref();
+        for (_, delta, t) in deltas.clone() {
+            bias = delta.bias.as_ref().or(bias);
+            if let Some(removed) = delta.removed.as_ref().filter(|_| output < delta.outputs) {
+                y += f64::from(removed.scale) * times_t(removed, &t[delta.rows.len()..]);
+            }
+        }
+        for (weight, delta, t) in deltas {
+            let Some(low) = delta.low.as_ref().filter(|_| output < delta.outputs) else { continue };
+            let product = times_t(low, &t[delta.stack_rows() - low.rank..]);
             let b_bias = low.b_bias.as_ref().map_or(0.0, |bias| f64::from(low.b_bias_scale) * f64::from(bias[output]));
             let weight = f64::from(weight);
             y += weight * (f64::from(low.scale) * product + b_bias);
             if let Some(magnitude) = &low.magnitude {
-                let term = |i: usize| magnitude.norm_terms[i * self.out_features[linear] + output];
+                let term = |i: usize| magnitude.norm_terms[i * delta.outputs + output];
                 let square =
                     if weight == 1.0 { term(3) } else { term(0) + 2.0 * weight * term(1) + weight.powi(2) * term(2) };
                 y *= f64::from(magnitude.m[output]) / square.sqrt();
             }
         }
-        y + bias.map_or(0.0, |bias| f64::from(bias[output]))
+        y + bias.and_then(|bias| bias.get(output)).map_or(0.0, |&bias| f64::from(bias))
     }
+}
+
+/// Some rows of a weight, ascending.
+fn random_rows(rng: &mut Rng, outputs: usize) -> Vec<u32> {
+    (0..outputs as u32).filter(|_| rng.below(5) == 0).collect()
+}
+
+/// The most values that t of one entry has.
+fn longest_t(deltas: &[Vec<LinearDelta>]) -> usize {
+    let of_slot = |linears: &Vec<LinearDelta>| linears.iter().map(LinearDelta::stack_rows).sum();
+    deltas.iter().map(of_slot).max().unwrap_or(0)
 }
 
 fn kernels(device: &Arc<Device>, element: ElementType) -> ExpandKernels {
@@ -186,14 +274,14 @@ fn residual(products: &Products, hidden: &[f32], factor: f32, blocks: usize) -> 
     let device = device();
     let on_device = products.upload(&device, &StepRows::default());
     let hidden = upload(&device, hidden);
-    let sums = products.rows() * products.outputs().div_ceil(SQUARES_COLUMNS);
+    let sums = products.rows() * products.columns.div_ceil(SQUARES_COLUMNS);
     let sum_squares = device.allocate(sums * 4).expect("allocated");
     let arguments = ExpandResidual {
         projection: on_device.projection,
         step: on_device.step.tables,
         hidden: hidden.address(),
         sum_squares: sum_squares.address(),
-        hidden_size: products.outputs() as u32,
+        hidden_size: products.columns as u32,
         factor,
     };
     kernels(&device, ElementType::F16).residual(&arguments, blocks).expect("launched");
@@ -308,7 +396,7 @@ fn logits(products: &Products, stride: usize, multiplier: f32, cap: f32) -> (Vec
         logits: logits.address(),
         argmax: argmax.address(),
         stride: stride as u32,
-        vocab_size: products.outputs() as u32,
+        columns: products.columns as u32,
         multiplier,
         cap,
     };
@@ -316,23 +404,40 @@ fn logits(products: &Products, stride: usize, multiplier: f32, cap: f32) -> (Vec
     (download(&logits), download::<u64>(&argmax).into_iter().map(largest_logit).collect())
 }
 
+/// Fails unless rows have the logits that they should have, and no others.
+fn assert_logits(products: &Products, stride: usize, cap: f32) {
+    let (got, largest) = logits(products, stride, 0.25, cap);
+    let batch = route(&products.routes);
+    for (row, got) in got.chunks_exact(stride).enumerate() {
+        let want = products.finished(row, &batch).into_iter().map(|y| 0.25 * y);
+        let capped = want.map(|y| if cap == 0.0 { y } else { f64::from(cap) * (y / f64::from(cap)).tanh() });
+        let capped: Vec<f64> = capped.collect();
+        let (logits, others) = got.split_at(capped.len());
+        assert_close(logits, &capped, 1e-5, &format!("row {row}"));
+        assert!(others.iter().all(|&value| value == -7.0));
+        let peak = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let first = logits.iter().position(|&logit| logit == peak).expect("it is one of them");
+        assert_eq!(largest[row], LargestLogit::Token(first as u32));
+    }
+}
+
 #[test]
 fn logits_are_finished_and_the_largest_is_found() {
-    let (vocab, stride) = (515, 520);
     for cap in [0.0, 4.0] {
-        let products = Products::mixed(&mut Rng(11), &[vocab], [8, 5, 16]);
-        let (got, largest) = logits(&products, stride, 0.25, cap);
-        let batch = route(&products.routes);
+        assert_logits(&Products::mixed(&mut Rng(11), &[515], [8, 5, 16]), 520, cap);
+    }
+}
+
+#[test]
+fn a_row_has_the_logits_of_the_head_that_its_adapters_bring_and_no_others() {
+    for vocab in [515, 31] {
+        let mut products = Products::with_larger_heads(&mut Rng(vocab as u64), vocab);
+        // What a row has no outputs for is not read.
         for row in 0..products.rows() {
-            let logits = &got[row * stride..][..vocab];
-            let want = products.finished(row, &batch).into_iter().map(|y| 0.25 * y);
-            let capped = want.map(|y| if cap == 0.0 { y } else { f64::from(cap) * (y / f64::from(cap)).tanh() });
-            assert_close(logits, &capped.collect::<Vec<_>>(), 1e-5, &format!("row {row}"));
-            assert!(got[row * stride + vocab..][..stride - vocab].iter().all(|&value| value == -7.0));
-            let peak = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let first = logits.iter().position(|&logit| logit == peak).expect("it is one of them");
-            assert_eq!(largest[row], LargestLogit::Token(first as u32));
+            let outputs = products.outputs_of_row(row, 0);
+            products.projected[row * products.columns..][outputs..products.columns].fill(f32::NAN);
         }
+        assert_logits(&products, products.columns + 2, 0.0);
     }
 }
 

@@ -3,7 +3,7 @@
 use exlora::{Device, Engine, EngineOptions, Request};
 use support::fixtures;
 
-use crate::emulator;
+use crate::emulated::counter;
 use crate::support::device;
 
 /// Layers of the bundled model.
@@ -36,9 +36,9 @@ fn a_layer_has_nine_launches_whatever_adapters_its_rows_have() {
         vec![request(5, &[]), request(3, &[(devil, 1.0)]), request(1, &[(jargon, 0.5), (sqlite, 0.5), (devil, 1.0)])],
     ];
     for (index, batch) in batches.iter().enumerate() {
-        let Some(before) = emulator::counter("", "launches") else { return };
+        let Some(before) = counter("launches") else { return };
         engine.generate(batch).expect("the batch runs");
-        let count = emulator::counter("", "launches").expect("the driver counts") - before;
+        let count = counter("launches").expect("the driver counts") - before;
         assert_eq!(count, LAUNCHES_OF_A_LAYER * LAYERS + OTHER_LAUNCHES, "batch {index}");
     }
 }

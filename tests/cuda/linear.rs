@@ -18,7 +18,7 @@ use half::{bf16, f16};
 use crate::packed::{PackedWeight, groups};
 use crate::support::{device, download, upload};
 
-const ELEMENTS: [ElementType; 2] = [ElementType::F16, ElementType::Bf16];
+pub const ELEMENTS: [ElementType; 2] = [ElementType::F16, ElementType::Bf16];
 const EPSILON: f32 = 1e-5;
 /// The group of the tests, among those of an adapter.
 const GROUP: usize = 2;
@@ -32,7 +32,7 @@ fn tolerance(element: ElementType) -> f64 {
 
 /// What rows of x are.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Input {
+pub enum Input {
     F32,
     Normed,
     Elements,
@@ -54,12 +54,13 @@ impl Adapter {
             if let Some(weight) = weight {
                 memory.push(upload(device, &[weight.weight]));
                 linear.weight = memory.last().map_or(0, DeviceMemory::address);
+                linear.outputs = weight.outputs as u32;
             }
         }
-        let rank = a.as_ref().map_or(0, |a| a.outputs as u32);
+        let stack_rows = a.as_ref().map_or(0, |a| a.outputs as u32);
         let codes = a.as_ref().map_or(0, |a| a.weight.codes);
         let mut groups = vec![SlotGroup::default(); GROUP];
-        groups.push(SlotGroup { a: codes, rank, padding: 0, linears });
+        groups.push(SlotGroup { stack: codes, stack_rows, padding: 0, linears });
         memory.push(upload(device, &groups));
         let slot = Slot { groups: memory.last().map_or(0, DeviceMemory::address), count: 3, segment: 0 };
         Self { a, replaced, slot, _memory: memory }
@@ -67,7 +68,7 @@ impl Adapter {
 }
 
 /// A group of linears and the adapters that may act on it.
-struct Group {
+pub struct Group {
     device: Arc<Device>,
     kernels: LinearKernels,
     element: ElementType,
@@ -78,16 +79,16 @@ struct Group {
 
 /// The result of a launch, row by row.
 #[derive(Debug, PartialEq)]
-struct Products {
+pub struct Products {
     /// Of each row, the linears' outputs.
-    projected: Vec<Vec<f32>>,
+    pub projected: Vec<Vec<f32>>,
     /// Of each row, t of each of its adapters.
     shrunk: Vec<Vec<Vec<f32>>>,
     overflowed: Vec<usize>,
 }
 
 impl Group {
-    fn new(element: ElementType, rng: &mut Rng, linears: Vec<PackedWeight>) -> Self {
+    pub fn new(element: ElementType, rng: &mut Rng, linears: Vec<PackedWeight>) -> Self {
         let device = device();
         let kernels = LinearKernels::load(&device, element).expect("compiled");
         let gamma = rng.normals(linears[0].inputs, 1.0);
@@ -106,7 +107,7 @@ impl Group {
     }
 
     /// Launches for rows `input_rows` of x `[*, inputs]`, each with its adapters; `grid` is a variant and a number of blocks.
-    fn launch(
+    pub fn launch(
         &self,
         input: Input,
         x: &[f32],
@@ -159,7 +160,7 @@ impl Group {
             shrunk_stride: stride as u32,
             step: tables.address() + step.offset as u64,
             group: GROUP as u32,
-            rank_tiles: stride.div_ceil(TILE_OUTPUTS) as u32,
+            stack_tiles: stride.div_ceil(TILE_OUTPUTS) as u32,
             ..LinearArguments::default()
         };
         let mut first_column = 0;
@@ -224,7 +225,14 @@ impl Group {
     }
 
     /// Fails unless a launch agrees with f64.
-    fn assert_right(&self, input: Input, x: &[f32], input_rows: &[u32], lists: &[Vec<usize>], what: &str) -> Products {
+    pub fn assert_right(
+        &self,
+        input: Input,
+        x: &[f32],
+        input_rows: &[u32],
+        lists: &[Vec<usize>],
+        what: &str,
+    ) -> Products {
         let products = self.launch(input, x, input_rows, lists, None);
         let (projected, shrunk) = self.expected(input, x, input_rows, lists);
         assert_close(&products.projected.concat(), &projected, tolerance(self.element), what);
@@ -250,7 +258,7 @@ fn mixtures(rng: &mut Rng, rows: usize) -> Vec<Vec<usize>> {
 
 /// Three linears of different widths, orders and numbers of outputs, and four adapters: three with A's of different ranks, two
 /// that replace weights.
-fn group_with_adapters(element: ElementType, rng: &mut Rng) -> Group {
+pub fn group_with_adapters(element: ElementType, rng: &mut Rng) -> Group {
     let device = device();
     let act_order = RandomCodes::new(rng, 96, groups(4, 160, 32), true, true);
     let symmetric = RandomCodes::new(rng, 17, groups(4, 160, 64), true, false).symmetric();
@@ -420,6 +428,6 @@ fn a_launch_without_a_linear_is_refused() {
 }
 
 /// Bits, so that results compare exactly.
-fn bits(values: &[f32]) -> Vec<u32> {
+pub fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }

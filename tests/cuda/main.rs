@@ -1,19 +1,24 @@
 //! Tests of the CUDA backend, on whatever `libcuda.so.1` the loader finds: `make test-cuda` runs them on the emulated driver.
 
+mod adapters;
 mod attention;
 mod bytes;
 mod compile_gate;
 mod compiler;
 mod compute;
+mod compute_attention;
+mod compute_steps;
 mod decoder;
 mod disassembly;
 mod doctor;
 mod driver;
 mod embed;
-mod emulator;
+mod emulated;
 mod expand;
 mod launches;
 mod linear;
+mod linear_loops;
+mod memory;
 mod packed;
 mod repack;
 mod step;

@@ -6,8 +6,9 @@ use ::support::Rng;
 use exlora::adapter::batch::{AdapterBatch, SlotId};
 use exlora::backend::StepRows;
 use exlora::backend::cuda::driver::{Device, DeviceMemory};
+use exlora::backend::cuda::layout::Weight;
 use exlora::backend::cuda::table_builder::TableBuilder;
-use exlora::backend::cuda::tables::{GROUP_LINEARS, Slot, SlotGroup, SlotLinear};
+use exlora::backend::cuda::tables::{GROUP_LINEARS, RowMask, Slot, SlotGroup, SlotLinear};
 use half::f16;
 
 use crate::support::upload;
@@ -52,11 +53,44 @@ pub fn route(routes: &Routes) -> AdapterBatch {
     batch
 }
 
-/// What a slot changes at one linear.
+/// What a slot changes at one linear. Its t has the products of the replaced rows first, then those of both low-rank parts.
 #[derive(Clone, Default)]
 pub struct LinearDelta {
+    /// Outputs of the base's weight, or of the one that the adapter brings.
+    pub outputs: usize,
+    /// Whether the adapter brings a weight.
+    pub brings_weight: bool,
     pub bias: Option<Vec<f32>>,
+    /// Ids of replaced rows, ascending, and the factor on their products.
+    pub rows: Vec<u32>,
+    pub rows_scale: f32,
+    /// What is taken out of the weight.
+    pub removed: Option<LowRank>,
     pub low: Option<LowRank>,
+}
+
+impl LinearDelta {
+    /// Nothing, at a linear of that many outputs.
+    pub fn at(outputs: usize) -> Self {
+        Self { outputs, rows_scale: 0.25, ..Self::default() }
+    }
+
+    /// Values of its t.
+    pub fn stack_rows(&self) -> usize {
+        self.rows.len() + self.removed.iter().chain(&self.low).map(|low| low.rank).sum::<usize>()
+    }
+
+    /// Which of 32 rows after the other are replaced.
+    fn row_masks(&self) -> Vec<RowMask> {
+        let within = |first: usize| self.rows.iter().filter(move |&&id| (first..first + 32).contains(&(id as usize)));
+        (0..self.outputs)
+            .step_by(32)
+            .map(|first| RowMask {
+                bits: within(first).map(|id| 1 << (id % 32)).sum(),
+                before: self.rows.iter().filter(|&&id| (id as usize) < first).count() as u32,
+            })
+            .collect()
+    }
 }
 
 /// A low-rank part, of which t = A x is known.
@@ -126,9 +160,27 @@ impl DeviceSlot {
             memory.last().map_or(0, DeviceMemory::address)
         };
         let mut linears = [SlotLinear::default(); GROUP_LINEARS];
-        let mut rank_offset = 0;
+        let mut stack_rows = 0;
         for (linear, delta) in linears.iter_mut().zip(deltas) {
+            let mut first = stack_rows as u32;
+            stack_rows += delta.stack_rows();
+            linear.outputs = delta.outputs as u32;
+            if delta.brings_weight {
+                // Kernels that expand do not read it.
+                linear.weight = address_of(upload(device, &[Weight::default()]));
+            }
             linear.bias = delta.bias.as_ref().map_or(0, |bias| address_of(upload(device, bias)));
+            if !delta.rows.is_empty() {
+                linear.replaced_rows = address_of(upload(device, &delta.row_masks()));
+                (linear.rows_offset, linear.rows_scale) = (first, delta.rows_scale);
+                first += delta.rows.len() as u32;
+            }
+            if let Some(removed) = &delta.removed {
+                linear.removed_b = address_of(upload(device, &removed.b));
+                (linear.removed_rank, linear.removed_offset) = (removed.rank as u32, first);
+                linear.removed_scale = removed.scale;
+                first += removed.rank as u32;
+            }
             let Some(low) = &delta.low else { continue };
             linear.b = address_of(upload(device, &low.b));
             linear.b_bias = low.b_bias.as_ref().map_or(0, |bias| address_of(upload(device, bias)));
@@ -136,12 +188,11 @@ impl DeviceSlot {
                 linear.magnitude = address_of(upload(device, &magnitude.m));
                 linear.norm_terms = address_of(upload(device, &magnitude.norm_terms));
             }
-            (linear.rank, linear.rank_offset) = (low.rank as u32, rank_offset);
+            (linear.rank, linear.rank_offset) = (low.rank as u32, first);
             (linear.scale, linear.b_bias_scale) = (low.scale, low.b_bias_scale);
-            rank_offset += low.rank as u32;
         }
         let mut groups = vec![SlotGroup::default(); group];
-        groups.push(SlotGroup { rank: rank_offset, linears, ..SlotGroup::default() });
+        groups.push(SlotGroup { stack_rows: stack_rows as u32, linears, ..SlotGroup::default() });
         let slot = Slot { groups: address_of(upload(device, &groups)), count: groups.len() as u32, segment: 0 };
         Self { _memory: memory, slot }
     }

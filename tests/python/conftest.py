@@ -10,6 +10,14 @@ from support.engines import Engines
 pytest_plugins = ["support.corruption"]
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leaves out what needs a CUDA device, unless `-m` asks for it."""
+    if "cuda" not in config.getoption("markexpr"):
+        left_out = [item for item in items if item.get_closest_marker("cuda")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
     """The folder of bundled models, adapters and reference values."""

@@ -2,6 +2,7 @@
 //! random numbers, GPTQ and EXL2 packing by their specifications, writers of tiny models and adapters, and a harness around
 //! a backend.
 
+pub mod adapter_cases;
 pub mod adapters;
 pub mod allocator;
 pub mod deltas;
@@ -9,6 +10,7 @@ pub mod exl2;
 pub mod gptq;
 pub mod harness;
 pub mod model;
+pub mod random_adapters;
 pub mod random_weights;
 mod rng;
 

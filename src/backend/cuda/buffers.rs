@@ -64,6 +64,8 @@ pub(super) struct PendingProjection {
     pub(super) routing: PlacedRouting,
     /// Values from one entry's t to the next.
     pub(super) shrunk_stride: usize,
+    /// Whether an adapter of the step replaces rows of a weight of the group, or takes something out of one.
+    pub(super) changes_weights: bool,
 }
 
 /// Rows of one width, in the forms in which operations have needed them so far.

@@ -3,20 +3,23 @@
 use std::sync::Arc;
 
 use super::compute::CudaCompute;
-use super::driver::Device;
+use super::driver::{Arena, Device};
 use super::kernels::Kernels;
 use super::layout::ElementType;
 use super::ops::repack::Repacker;
 use super::preparer::CudaPreparer;
-use super::weights::BaseWeights;
-use crate::backend::{Backend, BackendBuilder, EmbeddingId, GroupId, LinearSource, MemoryUse, NormId, WeightLoader};
-use crate::error::Result;
+use super::weights::{BaseWeights, Placer, WeightSizes};
+use crate::backend::{
+    Backend, BackendBuilder, DeviceMemoryProbe, DeviceMemoryUse, EmbeddingId, GroupId, LinearSource, MemoryUse, NormId,
+    WeightLoader,
+};
+use crate::error::{Error, Result};
 use crate::quant::StoredWeight;
 use crate::sites::SiteId;
 use crate::tensor::{DType, TensorView};
 
-/// Bytes of a checkpoint that go to the device at once.
-const STAGING_BYTES: usize = 64 << 20;
+/// Bytes of a checkpoint that are packed at once.
+const PART_BYTES: usize = 64 << 20;
 
 /// Options of the CUDA backend.
 #[derive(Clone, Debug, Default)]
@@ -34,21 +37,33 @@ pub struct CudaOptions {
 pub fn open(options: &CudaOptions) -> Result<Box<dyn BackendBuilder>> {
     let device = Device::open(options.ordinal)?;
     tracing::debug!(card = device.properties().name, "cuda backend opened");
-    Ok(Box::new(CudaBuilder { device, element: options.element, loading: None }))
+    Ok(Box::new(CudaBuilder { device, element: options.element, sizes: WeightSizes::default(), loading: None }))
+}
+
+/// Tells the memory of a device.
+fn memory_probe(device: &Arc<Device>) -> DeviceMemoryProbe {
+    let device = Arc::clone(device);
+    Box::new(move || {
+        let free_bytes = device.free_bytes().ok()?;
+        let total_bytes = device.properties().total_bytes;
+        Some(DeviceMemoryUse { allocated_bytes: device.allocated_bytes(), free_bytes, total_bytes })
+    })
 }
 
 /// The backend before all weights are there.
 struct CudaBuilder {
     device: Arc<Device>,
     element: Option<ElementType>,
+    /// Of the weights that will be loaded, if they were measured.
+    sizes: WeightSizes,
     /// From the first weight on, which decides the element type.
     loading: Option<Loading>,
 }
 
-/// The weights so far, and what packs them.
+/// The weights so far, and what places them.
 struct Loading {
     weights: BaseWeights,
-    repacker: Repacker,
+    placer: Placer,
 }
 
 impl CudaBuilder {
@@ -59,9 +74,16 @@ impl CudaBuilder {
             None => {
                 let stored = if dtype == DType::BF16 { ElementType::Bf16 } else { ElementType::F16 };
                 let element = self.element.unwrap_or(stored);
+                let explained = |error: Error| {
+                    error
+                        .with_subject("the model's weights")
+                        .with_hint("use a model with fewer bits for each weight, or a card with more free memory")
+                };
+                let arena = Arena::new(&self.device, self.sizes.size()).map_err(explained)?;
+                let repacker = Repacker::new(&self.device, element, PART_BYTES)?;
                 Loading {
                     weights: BaseWeights::new(Arc::clone(&self.device), element),
-                    repacker: Repacker::new(&self.device, element, STAGING_BYTES)?,
+                    placer: Placer::new(arena, repacker),
                 }
             }
         };
@@ -75,33 +97,43 @@ impl WeightLoader for CudaBuilder {
             Some(StoredWeight::Dense(view)) => view.dtype(),
             _ => DType::F16,
         };
-        let Loading { weights, repacker } = self.loading(dtype)?;
-        weights.load_linears(repacker, members)
+        let Loading { weights, placer } = self.loading(dtype)?;
+        weights.load_linears(placer, members)
     }
 
     fn load_embedding(&mut self, site: SiteId, table: TensorView<'_>) -> Result<EmbeddingId> {
-        self.loading(table.dtype())?.weights.load_embedding(site, table)
+        let Loading { weights, placer } = self.loading(table.dtype())?;
+        weights.load_embedding(placer, site, table)
     }
 
     fn load_norm(&mut self, site: SiteId, weight: TensorView<'_>) -> Result<NormId> {
-        self.loading(weight.dtype())?.weights.load_norm(site, weight)
+        let Loading { weights, placer } = self.loading(weight.dtype())?;
+        weights.load_norm(placer, site, weight)
     }
 }
 
 impl BackendBuilder for CudaBuilder {
+    fn measurer(&mut self) -> Option<&mut dyn WeightLoader> {
+        Some(&mut self.sizes)
+    }
+
     fn finish(self: Box<Self>) -> Result<Backend> {
-        let Self { device, loading, element } = *self;
+        let Self { device, loading, element, sizes } = *self;
+        // Whoever reads the weights beside the steps does not wait for what was copied before the first of them.
+        device.synchronize()?;
         let weights = match loading {
-            // The buffer through which checkpoints went is freed here.
+            // The buffers through which checkpoints went are freed here.
             Some(Loading { weights, .. }) => weights,
             None => BaseWeights::new(Arc::clone(&device), element.unwrap_or_default()),
         };
         let weights = Arc::new(weights);
         let kernels = Kernels::load(&device, weights.element)?;
-        let memory = Arc::new(MemoryUse::new(weights.bytes()));
+        // The one allocation of all weights, or those of each.
+        let weights_bytes = weights.bytes().max(sizes.size().bytes());
+        let memory = Arc::new(MemoryUse::on_device(weights_bytes, memory_probe(&device)));
         Ok(Backend {
             description: format!("cuda:{} ({})", device.properties().ordinal, device.properties().name),
-            adapters: Arc::new(CudaPreparer::new(Arc::clone(&weights))),
+            adapters: Arc::new(CudaPreparer::new(Arc::clone(&weights))?),
             compute: Box::new(CudaCompute::new(weights, kernels, Arc::clone(&memory))?),
             memory,
         })

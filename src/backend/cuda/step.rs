@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::adapter::Adapter;
-use super::driver::{Device, DeviceMemory};
+use super::driver::{Device, DeviceMemory, StagingBuffers, Stream};
 use super::table_builder::{PlacedAttention, PlacedRouting, TableBuilder};
 use super::tables::Slot;
 use crate::adapter::batch::{AdapterBatch, SlotId};
@@ -12,13 +12,18 @@ use crate::backend::{StepInputs, StepRows};
 use crate::error::{Error, ErrorCode, Result};
 
 /// Least bytes of the buffer.
-const LEAST_BYTES: usize = 64 << 10;
+const LEAST_BYTES: usize = 1 << 20;
+/// Pinned buffers through which tables go, and the bytes of each. While the card still reads those of one step, the next step's
+/// are written into another one.
+const PINNED_BUFFERS: usize = 3;
+const PINNED_BYTES: usize = 1 << 20;
 
 /// The tables of the running step, and the buffer that holds them.
 pub(super) struct Step {
     device: Arc<Device>,
     builder: TableBuilder,
     buffer: DeviceMemory,
+    pinned: StagingBuffers,
     /// Bytes of the builder that the buffer has.
     uploaded: usize,
     routings: Reused<Routing>,
@@ -62,6 +67,7 @@ impl Step {
             device: Arc::clone(device),
             builder,
             buffer,
+            pinned: StagingBuffers::new(device, Stream::Compute, PINNED_BUFFERS, PINNED_BYTES)?,
             uploaded: 0,
             routings: Reused::default(),
             attentions: Reused::default(),
@@ -157,7 +163,7 @@ impl Step {
         Ok(())
     }
 
-    /// Copies to the device what it does not have.
+    /// Copies to the device what it does not have, behind the kernels that read what the buffer held before, and does not wait.
     fn upload(&mut self) -> Result<()> {
         let needed = self.builder.image().len();
         if needed > self.buffer.len() {
@@ -165,7 +171,7 @@ impl Step {
             self.builder.set_base(self.buffer.address());
             self.uploaded = 0;
         }
-        self.buffer.upload(self.uploaded, &self.builder.image().bytes()[self.uploaded..])?;
+        self.pinned.upload(&self.buffer, self.uploaded, &self.builder.image().bytes()[self.uploaded..])?;
         self.uploaded = needed;
         Ok(())
     }

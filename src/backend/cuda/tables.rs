@@ -10,8 +10,20 @@ use super::device_image::HasPointers;
 pub const ENTRY_TILE: usize = 64;
 /// Most linears of a group.
 pub const GROUP_LINEARS: usize = 3;
+/// Rows that a [`RowMask`] tells about.
+pub const ROW_MASK_BITS: usize = 32;
 /// Values of each output in [`SlotLinear::norm_terms`].
 pub const NORM_TERMS: usize = 4;
+
+/// Which of 32 consecutive rows of a weight are replaced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct RowMask {
+    /// Bit i: whether row i of them is.
+    pub bits: u32,
+    /// Replaced rows before these 32.
+    pub before: u32,
+}
 
 /// What an adapter changes at one linear of a group. All zero: nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
@@ -19,34 +31,51 @@ pub const NORM_TERMS: usize = 4;
 pub struct SlotLinear {
     /// The weight that replaces the base's, or 0.
     pub weight: u64,
-    /// `[out_features]` f32: the bias that replaces the base's, or 0.
+    /// `[outputs]` f32: the bias that replaces the base's, or 0.
     pub bias: u64,
-    /// `B [out_features, rank]` f16, or 0 where there is no low-rank part.
+    /// `B [outputs, rank]` f16, or 0 where there is no low-rank part.
     pub b: u64,
-    /// `[out_features]` f32: B's bias, or 0.
+    /// `[outputs]` f32: B's bias, or 0.
     pub b_bias: u64,
-    /// `[out_features]` f32: DoRA's magnitude m, or 0.
+    /// `[outputs]` f32: DoRA's magnitude m, or 0.
     pub magnitude: u64,
-    /// `[4, out_features]` f64: |W|^2, s W.(BA), s^2 |BA|^2, |W + s BA|^2 of each output.
+    /// `[4, outputs]` f64: |W|^2, s W.(BA), s^2 |BA|^2, |W + s BA|^2 of each output.
     pub norm_terms: u64,
+    /// `[ceil(outputs / 32)]` [`RowMask`]s: replaced rows of the weight, or 0. Their products are in t.
+    pub replaced_rows: u64,
+    /// `B [outputs, removed_rank]` f16 of what is taken out of the weight at any request weight (KaSA), or 0.
+    pub removed_b: u64,
+    /// Outputs of the base's weight, or of the one that replaces it, which may have more.
+    pub outputs: u32,
     /// Rank of the low-rank part.
     pub rank: u32,
-    /// Where its ranks begin among those of the group.
+    /// Where its ranks begin in t.
     pub rank_offset: u32,
     /// Factor on `B t`: the adapter's scaling, without the powers of two by which A and B were scaled to fit f16.
     pub scale: f32,
     /// Factor on B's bias: the adapter's scaling.
     pub b_bias_scale: f32,
+    /// Rank of what is taken out.
+    pub removed_rank: u32,
+    /// Where its ranks begin in t.
+    pub removed_offset: u32,
+    /// Factor on its `B t`.
+    pub removed_scale: f32,
+    /// Where the products of the replaced rows begin in t.
+    pub rows_offset: u32,
+    /// Factor on them: the power of two by which the rows were scaled to fit f16.
+    pub rows_scale: f32,
 }
 
 /// What an adapter changes at the linears of one group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct SlotGroup {
-    /// The A's of the linears one below the other, `[rank, in_features]`, stored as a dense weight; or 0.
-    pub a: u64,
-    /// Rows of A: the sum of the linears' ranks.
-    pub rank: u32,
+    /// All that multiplies the group's input, one below the other: the A's of the linears and their replaced rows, `[stack_rows,
+    /// in_features]`, stored as a dense weight; or 0.
+    pub stack: u64,
+    /// Rows of it.
+    pub stack_rows: u32,
     /// Always 0.
     pub padding: u32,
     /// The linears, in the order of their outputs.
@@ -73,7 +102,7 @@ pub struct RowEntry {
     pub slot: Slot,
     /// The request weight.
     pub weight: f32,
-    /// Index of the entry: the row of `t = A x`.
+    /// Index of the entry: the row of t.
     pub entry: u32,
 }
 
@@ -135,7 +164,7 @@ pub struct AttentionTables {
 
 impl HasPointers for SlotGroup {
     const POINTERS: &'static [usize] = &{
-        let mut pointers = [offset_of!(SlotGroup, a); 1 + GROUP_LINEARS * SlotLinear::POINTERS];
+        let mut pointers = [offset_of!(SlotGroup, stack); 1 + GROUP_LINEARS * SlotLinear::POINTERS];
         let mut at = 1;
         while at < pointers.len() {
             let (linear, pointer) = ((at - 1) / SlotLinear::POINTERS, (at - 1) % SlotLinear::POINTERS);
@@ -149,7 +178,7 @@ impl HasPointers for SlotGroup {
 
 impl SlotLinear {
     /// Number of addresses, which come first.
-    const POINTERS: usize = offset_of!(SlotLinear, rank) / size_of::<u64>();
+    const POINTERS: usize = offset_of!(SlotLinear, outputs) / size_of::<u64>();
 }
 
 impl HasPointers for StepTables {
@@ -180,6 +209,7 @@ mod tests {
     #[test]
     fn structs_have_the_sizes_of_their_twins() {
         let sizes = [
+            size_of::<RowMask>(),
             size_of::<SlotLinear>(),
             size_of::<SlotGroup>(),
             size_of::<Slot>(),
@@ -188,12 +218,12 @@ mod tests {
             size_of::<StepTables>(),
             size_of::<AttentionTables>(),
         ];
-        assert_eq!(sizes, [64, 208, 16, 24, 24, 64, 40]);
+        assert_eq!(sizes, [8, 104, 328, 16, 24, 24, 64, 40]);
     }
 
     #[test]
     fn the_addresses_of_a_group_are_those_of_its_stack_and_of_its_linears() {
-        let of_linear = |linear: usize| (0..6).map(move |pointer| 16 + 64 * linear + 8 * pointer);
+        let of_linear = |linear: usize| (0..8).map(move |pointer| 16 + 104 * linear + 8 * pointer);
         let expected: Vec<usize> = std::iter::once(0).chain((0..3).flat_map(of_linear)).collect();
         assert_eq!(SlotGroup::POINTERS, expected);
     }

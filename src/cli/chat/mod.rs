@@ -255,6 +255,11 @@ impl Chat {
         note(&format!("weights        {:.1} MiB", mib(stats.weights_bytes)));
         note(&format!("adapters       {:.1} MiB in {}", mib(stats.adapters_bytes), stats.adapters_resident));
         note(&format!("KV cache       {:.1} MiB", mib(stats.kv_bytes)));
+        if let Some(device) = stats.device {
+            let [buffers, free, total] = [device.buffers_bytes, device.free_bytes, device.total_bytes].map(mib);
+            note(&format!("buffers        {buffers:.1} MiB"));
+            note(&format!("device         {free:.1} of {total:.1} MiB free"));
+        }
     }
 
     /// One question and its answer; neither is kept if answering fails.

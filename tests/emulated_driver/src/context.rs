@@ -1,6 +1,6 @@
 //! The primary context of the device, the only one there is.
 use crate::driver::{
-    CONTEXT, CURRENT_CONTEXT, Driver, Handle, Out, Result, call, call_in_context, code, put, put_if_wanted,
+    CONTEXT, CURRENT_CONTEXT, CallCounts, Driver, Handle, Out, Result, call, call_in_context, code, put, put_if_wanted,
 };
 use crate::errors::{
     CUDA_ERROR_INVALID_CONTEXT, CUDA_ERROR_INVALID_DEVICE, CUDA_ERROR_NOT_SUPPORTED, CUDA_SUCCESS, CUresult,
@@ -68,7 +68,10 @@ pub extern "C" fn cuCtxGetDevice(device: Out<i32>) -> CUresult {
 /// Waits for all work.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuCtxSynchronize() -> CUresult {
-    call_in_context(Driver::run_all_streams)
+    call_in_context(|driver| {
+        driver.calls.synchronizations += 1;
+        driver.run_all_streams()
+    })
 }
 
 /// Contexts besides the primary one are not supported.
@@ -107,6 +110,7 @@ impl Driver {
         self.messages.clear();
         self.warnings.clear();
         self.counters.clear();
+        self.calls = CallCounts::default();
         Ok(())
     }
 }

@@ -36,14 +36,22 @@ pub extern "C" fn emulated_cuda_warnings(text: Out<*const c_char>) -> CUresult {
 }
 
 /// A count by its name, over all launches of a kernel, or of all kernels if `kernel` is empty: see [`Counters::named`]. Besides,
-/// `used_bytes` and `peak_bytes` of device memory.
+/// `used_bytes` and `peak_bytes` of device memory, `pinned_bytes` of the host's, and `allocations`, `frees` and
+/// `synchronizations`: calls that allocate or free device memory, or wait.
 #[unsafe(no_mangle)]
 pub extern "C" fn emulated_cuda_counter(kernel: Text, name: Text, count: Out<u64>) -> CUresult {
     call(|driver| {
         let name = name.read()?;
         let counters = driver.counters_of(&kernel.read()?)?;
-        let memory = [("used_bytes", driver.memory.used_bytes()), ("peak_bytes", driver.memory.peak_bytes())];
-        let mut all = counters.named().chain(memory.map(|(name, count)| (name.to_string(), count)));
+        let others = [
+            ("used_bytes", driver.memory.used_bytes()),
+            ("peak_bytes", driver.memory.peak_bytes()),
+            ("pinned_bytes", driver.pinned.values().map(|layout| layout.size() as u64).sum()),
+            ("allocations", driver.calls.allocations),
+            ("frees", driver.calls.frees),
+            ("synchronizations", driver.calls.synchronizations),
+        ];
+        let mut all = counters.named().chain(others.map(|(name, count)| (name.to_string(), count)));
         put(count, all.find(|(known, _)| *known == name).ok_or(CUDA_ERROR_NOT_FOUND)?.1)
     })
 }

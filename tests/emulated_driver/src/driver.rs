@@ -71,9 +71,21 @@ pub(crate) struct Driver {
     pub(crate) last_error: String,
     pub(crate) messages: HashMap<CUresult, String>,
     pub(crate) warnings: Vec<String>,
+    pub(crate) calls: CallCounts,
     /// By kernel.
     pub(crate) counters: BTreeMap<String, Counters>,
     last_handle: Handle,
+}
+
+/// How often functions were called that a program had better not call in a hurry.
+#[derive(Default)]
+pub(crate) struct CallCounts {
+    /// Allocations of device memory that succeeded.
+    pub(crate) allocations: u64,
+    /// Device memory freed.
+    pub(crate) frees: u64,
+    /// Waits for a stream or for all work; those for an event only where it has not been reached.
+    pub(crate) synchronizations: u64,
 }
 
 static DRIVER: Mutex<Option<Driver>> = Mutex::new(None);
@@ -151,6 +163,7 @@ impl Driver {
             last_error: String::new(),
             messages: HashMap::new(),
             warnings: vec![],
+            calls: CallCounts::default(),
             counters: BTreeMap::new(),
             last_handle: 0x1000,
         })

@@ -69,7 +69,13 @@ pub extern "C" fn cuEventQuery(event: Handle) -> CUresult {
 pub extern "C" fn cuEventSynchronize(event: Handle) -> CUresult {
     call_in_context(|driver| {
         let recorded = driver.events.get(&event).ok_or(CUDA_ERROR_INVALID_HANDLE)?;
-        if recorded.reached < recorded.recorded { driver.run_stream(recorded.stream) } else { driver.check_fault() }
+        if recorded.reached == recorded.recorded {
+            return driver.check_fault();
+        }
+        // Only as far as the record: the stream goes on with what is behind it when somebody waits for that.
+        let (stream, record) = (recorded.stream, recorded.recorded);
+        driver.calls.synchronizations += 1;
+        driver.run_until(stream, event, record)
     })
 }
 

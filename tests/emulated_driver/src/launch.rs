@@ -8,7 +8,9 @@ use exlora_ptx_emulator::execution::{Configuration, run};
 use exlora_ptx_emulator::kernel::Kernel;
 
 use crate::driver::{Driver, Handle, Result, call_in_context};
-use crate::errors::{CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, CUresult, code_of};
+use crate::errors::{
+    CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_LAUNCH_FAILED, CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, CUresult, code_of,
+};
 use crate::function::DEFAULT_SHARED_BYTES;
 use crate::stream::Operation;
 
@@ -22,6 +24,10 @@ pub(crate) struct KernelLaunch {
 impl Driver {
     pub(crate) fn run_kernel(&mut self, launch: &KernelLaunch) -> Result {
         let KernelLaunch { kernel, configuration, parameters } = launch;
+        if self.settings.fail_launch.is_over() {
+            self.fault = Some(CUDA_ERROR_LAUNCH_FAILED);
+            return Err(self.error(CUDA_ERROR_LAUNCH_FAILED, format!("{}: this launch was to fail", kernel.name)));
+        }
         let outcome = run(kernel, &mut self.memory, &self.settings.execution, *configuration, parameters);
         self.counters.entry(kernel.name.clone()).or_default().add(&outcome.counters);
         outcome.warnings.into_iter().for_each(|warning| self.warn(warning));

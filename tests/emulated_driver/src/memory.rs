@@ -26,7 +26,11 @@ impl Driver {
         if bytes == 0 {
             return Err(self.error(CUDA_ERROR_INVALID_VALUE, "allocation of 0 bytes"));
         }
+        if self.settings.fail_allocation.is_over() {
+            return Err(self.error(CUDA_ERROR_OUT_OF_MEMORY, format!("{bytes} bytes: this allocation was to fail")));
+        }
         if let Some(address) = self.memory.allocate(bytes as u64, label) {
+            self.calls.allocations += 1;
             return Ok(address);
         }
         let (used, total) = (self.memory.used_bytes(), self.memory.total_bytes());
@@ -35,6 +39,7 @@ impl Driver {
 
     pub(crate) fn free(&mut self, address: CUdeviceptr) -> Result {
         if self.memory.free(address) {
+            self.calls.frees += 1;
             return Ok(());
         }
         let place = self.memory.describe(address);

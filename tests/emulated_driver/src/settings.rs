@@ -12,6 +12,8 @@
 //! | `MMA` | `exact`, `truncate8`, `truncate16` | one rounding, or as tensor cores do in blocks of so many products |
 //! | `MAX_INSTRUCTIONS` | number | instructions of warps after which a launch fails |
 //! | `STREAMS` | `now`, `lazy` | work runs when it is submitted, or when it is waited for |
+//! | `FAIL_ALLOCATION` | number, `off` | so many allocations of device memory from now on succeed, the next one fails |
+//! | `FAIL_LAUNCH` | number, `off` | the same of launches |
 //! | `QUIET` | `off`, `on` | print neither errors nor warnings |
 //! | `CC` | `8.0` .. | compute capability; at the start only, as are the following |
 //! | `SMS` | number | streaming multiprocessors |
@@ -19,7 +21,7 @@
 use exlora_ptx_emulator::execution::{AsyncCopies, MatrixSum, Order, RaceChecks, Settings as Execution};
 
 /// The settings that can be changed at any time.
-const CHANGEABLE: [&str; 11] = [
+const CHANGEABLE: [&str; 13] = [
     "order",
     "async",
     "race",
@@ -30,6 +32,8 @@ const CHANGEABLE: [&str; 11] = [
     "mma",
     "max_instructions",
     "streams",
+    "fail_allocation",
+    "fail_launch",
     "quiet",
 ];
 
@@ -39,6 +43,9 @@ pub(crate) struct Settings {
     pub(crate) execution: Execution,
     /// Work runs when it is waited for.
     pub(crate) lazy_streams: bool,
+    /// Calls that are made to fail.
+    pub(crate) fail_allocation: Countdown,
+    pub(crate) fail_launch: Countdown,
     /// Print nothing.
     pub(crate) quiet: bool,
     pub(crate) compute_capability: (u32, u32),
@@ -53,6 +60,8 @@ impl Settings {
         let mut settings = Settings {
             execution: Execution::default(),
             lazy_streams: false,
+            fail_allocation: Countdown::default(),
+            fail_launch: Countdown::default(),
             quiet: false,
             compute_capability: (8, 0),
             multiprocessors: 108,
@@ -124,6 +133,8 @@ impl Settings {
             }
             "max_instructions" => assign(&mut execution.instruction_limit, value.parse().ok()),
             "streams" => assign(&mut self.lazy_streams, find(&[("lazy", true), ("now", false)], value)),
+            "fail_allocation" => assign(&mut self.fail_allocation, Countdown::parse(value)),
+            "fail_launch" => assign(&mut self.fail_launch, Countdown::parse(value)),
             "quiet" => assign(&mut self.quiet, switch),
             _ => false,
         }
@@ -147,6 +158,31 @@ impl Settings {
     /// Most threads that a multiprocessor runs at a time.
     pub(crate) fn threads_of_multiprocessor(&self) -> u32 {
         if matches!(self.compute_capability, (8, 6 | 9) | (12, _)) { 1536 } else { 2048 }
+    }
+}
+
+/// Counts calls down to the one that fails.
+#[derive(Default)]
+pub(crate) struct Countdown(Option<u64>);
+
+impl Countdown {
+    fn parse(value: &str) -> Option<Countdown> {
+        match value {
+            "off" => Some(Countdown(None)),
+            _ => value.parse().ok().map(|count| Countdown(Some(count))),
+        }
+    }
+
+    /// Counts a call; whether it is the one that fails.
+    pub(crate) fn is_over(&mut self) -> bool {
+        match self.0 {
+            Some(0) => self.0.take().is_some(),
+            Some(count) => {
+                self.0 = Some(count - 1);
+                false
+            }
+            None => false,
+        }
     }
 }
 

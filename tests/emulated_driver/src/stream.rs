@@ -79,15 +79,27 @@ impl Driver {
     /// Runs a stream's work, and of other streams only what it waits for.
     pub(crate) fn run_stream(&mut self, stream: Handle) -> Result {
         while let Some(operation) = self.next_operation(stream) {
-            if let Operation::Wait { event, record } = operation {
-                while let Some(awaited) = self.events.get(&event).filter(|event| event.reached < record) {
-                    let other = awaited.stream;
-                    let Some(operation) = self.next_operation(other) else { break };
-                    self.execute(operation)?;
-                }
-            } else {
-                self.execute(operation)?;
-            }
+            self.execute_in_order(operation)?;
+        }
+        self.check_fault()
+    }
+
+    /// Runs an operation of a stream, and what it waits for of another one before.
+    fn execute_in_order(&mut self, operation: Operation) -> Result {
+        let Operation::Wait { event, record } = operation else { return self.execute(operation) };
+        while let Some(awaited) = self.events.get(&event).filter(|event| event.reached < record) {
+            let other = awaited.stream;
+            let Some(operation) = self.next_operation(other) else { break };
+            self.execute(operation)?;
+        }
+        Ok(())
+    }
+
+    /// Runs a stream's work up to a record of an event.
+    pub(crate) fn run_until(&mut self, stream: Handle, event: Handle, record: u64) -> Result {
+        while self.events.get(&event).is_some_and(|event| event.reached < record) {
+            let Some(operation) = self.next_operation(stream) else { break };
+            self.execute_in_order(operation)?;
         }
         self.check_fault()
     }
@@ -173,6 +185,7 @@ pub extern "C" fn cuStreamSynchronize(stream: Handle) -> CUresult {
         if !driver.streams.contains_key(&stream) {
             return Err(CUDA_ERROR_INVALID_HANDLE);
         }
+        driver.calls.synchronizations += 1;
         driver.run_stream(stream)
     })
 }

@@ -368,6 +368,50 @@ fn pinned_memory_is_read_when_the_copy_runs() {
 }
 
 #[test]
+fn waiting_for_an_event_runs_nothing_behind_it() {
+    let _turn = context();
+    let address = out(|address| cuMemAlloc_v2(address, 4));
+    let [stream, event] = [out(|stream| cuStreamCreate(stream, 0)), out(|event| cuEventCreate(event, 0))];
+    set("streams", "lazy");
+    assert_eq!(cuMemsetD32Async(address, 1, 1, stream), CUDA_SUCCESS);
+    assert_eq!(cuEventRecord(event, stream), CUDA_SUCCESS);
+    assert_eq!(cuMemsetD32Async(address, 2, 1, stream), CUDA_SUCCESS);
+    let before = counter(c"", c"synchronizations");
+    for expected in [1, 1, 2] {
+        let waited = if expected == 1 { cuEventSynchronize(event) } else { cuStreamSynchronize(stream) };
+        assert_eq!((waited, read(address, 1)), (CUDA_SUCCESS, vec![expected]));
+    }
+    // The second wait for the event found it reached.
+    assert_eq!(counter(c"", c"synchronizations") - before, 2);
+    set("streams", "now");
+    assert_eq!(cuEventDestroy_v2(event), CUDA_SUCCESS);
+    assert_eq!(cuStreamDestroy_v2(stream), CUDA_SUCCESS);
+    assert_eq!(cuMemFree_v2(address), CUDA_SUCCESS);
+}
+
+#[test]
+fn allocations_and_launches_fail_on_demand() {
+    let _turn = context();
+    let (allocations, frees) = (counter(c"", c"allocations"), counter(c"", c"frees"));
+    set("fail_allocation", "1");
+    let address = out(|address| cuMemAlloc_v2(address, 128));
+    assert_eq!(cuMemAlloc_v2(Some(&mut MaybeUninit::uninit()), 4), CUDA_ERROR_OUT_OF_MEMORY);
+    assert_eq!(cuMemFree_v2(out(|address| cuMemAlloc_v2(address, 4))), CUDA_SUCCESS);
+    assert_eq!((counter(c"", c"allocations") - allocations, counter(c"", c"frees") - frees), (2, 1));
+
+    assert_eq!(cuMemsetD8_v2(address, 0, 128), CUDA_SUCCESS);
+    let add_index = function(module(ADD_INDEX), c"add_index");
+    set("fail_launch", "1");
+    assert_eq!(launch(add_index, [1, 32, 0], 0, &[address, 32]), CUDA_SUCCESS);
+    assert_eq!(launch(add_index, [1, 32, 0], 0, &[address, 32]), CUDA_ERROR_LAUNCH_FAILED);
+    // As on a card, nothing works from then on.
+    assert_eq!(cuCtxSynchronize(), CUDA_ERROR_LAUNCH_FAILED);
+    assert_eq!(emulated_cuda_clear(), CUDA_SUCCESS);
+    assert_eq!(read(address, 2), [0, 1]);
+    assert_eq!(cuMemFree_v2(address), CUDA_SUCCESS);
+}
+
+#[test]
 fn counters_are_read_by_name() {
     let _turn = context();
     set("stats", "on");
@@ -404,6 +448,8 @@ fn settings_have_names_and_values() {
         ("mma", &["truncate8", "truncate16", "exact"]),
         ("max_instructions", &["1000", "300000000"]),
         ("streams", &["lazy", "now"]),
+        ("fail_allocation", &["3", "off"]),
+        ("fail_launch", &["3", "off"]),
         ("quiet", &["off", "on"]),
     ];
     for (name, values) in values {

@@ -1,9 +1,11 @@
 //! Adapters on the device: what a slot holds, put together on the host and copied there while steps go on.
 
 mod factors;
+mod low_rank;
 mod norm_terms;
 mod prepare;
 mod resident;
+mod stack;
 mod supported;
 
 pub(super) use self::prepare::prepare;

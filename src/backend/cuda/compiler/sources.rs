@@ -53,6 +53,7 @@ pub static HEADERS: &[Header] = &[
     header!("kv_cache.cuh"),
     header!("linear_multiply.cuh"),
     header!("linear_tiles.cuh"),
+    header!("low_rank.cuh"),
     header!("ptx.cuh"),
     header!("reduce.cuh"),
     header!("residual.cuh"),

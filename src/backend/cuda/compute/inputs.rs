@@ -148,7 +148,7 @@ impl CudaCompute {
         }
         let projected = self.plain_rows(index)?;
         let routing = self.step.routing(Rows::First(rows), &AdapterBatch::default(), &self.adapters)?;
-        let projection = Projection { projected, starts: Projection::starts(out_features), ..Projection::default() };
+        let projection = Projection { projected, ..Projection::of_outputs(out_features.iter().copied()) };
         Ok(Expandable { projection, step: self.step.address(routing.offset) })
     }
 

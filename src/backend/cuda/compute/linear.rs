@@ -11,15 +11,20 @@ use crate::backend::cuda::ops::linear::{InputType, LinearArguments, TILE_OUTPUTS
 use crate::backend::cuda::ops::rows::ExpandRows;
 use crate::backend::cuda::step::Rows;
 use crate::backend::cuda::tables::GROUP_LINEARS;
+use crate::backend::cuda::weights::Group;
+use crate::backend::cuda::weights::linear::Linear;
 use crate::error::{Error, ErrorCode, Result};
+use crate::tensor::zeros;
 
-/// The largest of what some slots have at a group.
+/// What some slots have at a group.
 #[derive(Clone, Copy, Debug, Default)]
 struct SlotSizes {
-    /// Stacked rank.
-    rank: usize,
-    /// Outputs of a weight that replaces each linear's, or 0.
+    /// Rows of the largest stack.
+    stack_rows: usize,
+    /// Outputs of the largest weight that replaces each linear's, or 0.
     replaced: [usize; GROUP_LINEARS],
+    /// Whether one of them replaces rows of a weight, or takes something out of one.
+    changes_weights: bool,
 }
 
 impl CudaCompute {
@@ -40,6 +45,12 @@ impl CudaCompute {
         }
         self.expect(x, in_features, rows)?;
         self.expect(y, out_features, rows)?;
+        let replaced = self.slots(batch, self.slot_group(group, batch)).replaced;
+        if replaced[0] > out_features {
+            return Err(Error::new(ErrorCode::Internal, "an adapter's weight has more outputs than the buffer")
+                .with_expected(out_features)
+                .with_found(replaced[0]));
+        }
         if rows == 0 {
             return Ok(());
         }
@@ -60,7 +71,7 @@ impl CudaCompute {
                 self.scratch.projected.reserve(&self.device, rows * out_features * size_of::<f32>())?
             }
         };
-        let pending = self.project(group, input, Rows::First(rows), batch, projected)?;
+        let pending = self.project(group, input, Rows::First(rows), batch, projected, out_features)?;
         if write == Write::Replace {
             self.set_content(y, Content::Projected(pending));
             return Ok(());
@@ -93,9 +104,11 @@ impl CudaCompute {
         let shape = self.weights.groups.get(group).ok_or_else(|| unknown("a group"))?;
         let (in_features, out_features, linears) = (shape.in_features, shape.out_features, shape.linears.len());
         self.expect(x, in_features, picked.iter().max().map_or(0, |&row| row as usize + 1))?;
-        if logits.len() != picked.len() * stride || stride < out_features {
+        let outputs_of_rows: Vec<usize> = (0..picked.len()).map(|row| self.outputs_of_row(group, batch, row)).collect();
+        let columns = outputs_of_rows.iter().copied().max().unwrap_or(out_features);
+        if logits.len() != picked.len() * stride || stride < columns {
             return Err(Error::new(ErrorCode::Internal, "the buffer for logits does not fit")
-                .with_expected(picked.len() * out_features)
+                .with_expected(picked.len() * columns)
                 .with_found(logits.len()));
         }
         if picked.is_empty() {
@@ -103,20 +116,20 @@ impl CudaCompute {
         }
         let input = self.linear_input(x)?;
         self.finish_pending()?;
-        let bytes = picked.len() * out_features * size_of::<f32>();
+        let bytes = picked.len() * columns * size_of::<f32>();
         let projected = self.scratch.projected.reserve(&self.device, bytes)?;
-        let pending = self.project(group, input, Rows::Picked(picked), batch, projected)?;
-        let (projection, step) = (self.projection(&pending, projected)?, self.step.address(pending.routing.offset));
+        let pending = self.project(group, input, Rows::Picked(picked), batch, projected, columns)?;
+        let (mut projection, step) = (self.projection(&pending, projected)?, self.step.address(pending.routing.offset));
         // Each thread reads its product and writes its logit in its place.
         if linears == 1 {
-            let (stride, vocab_size) = (out_features as u32, out_features as u32);
+            projection.starts[1..].fill(columns as u32);
             let expand = ExpandLogits {
                 projection,
                 step,
                 logits: projected,
                 argmax: 0,
-                stride,
-                vocab_size,
+                stride: columns as u32,
+                columns: columns as u32,
                 multiplier: 1.0,
                 cap: 0.0,
             };
@@ -125,18 +138,36 @@ impl CudaCompute {
             let expand = ExpandRows { projection, step, y: projected, ..ExpandRows::default() };
             self.kernels.rows.expand(&expand, picked.len())?;
         }
-        if stride == out_features {
+        if outputs_of_rows.iter().all(|&outputs| outputs == stride) {
             return self.scratch.projected.download(bytemuck::cast_slice_mut(logits));
         }
-        let mut packed = vec![0f32; picked.len() * out_features];
+        let mut packed = zeros::<f32>(picked.len() * columns)?;
         self.scratch.projected.download(bytemuck::cast_slice_mut(&mut packed))?;
-        for (row, packed) in logits.chunks_exact_mut(stride).zip(packed.chunks_exact(out_features)) {
-            row[..out_features].copy_from_slice(packed);
+        let rows = logits.chunks_exact_mut(stride).zip(packed.chunks_exact(columns));
+        for ((row, packed), outputs) in rows.zip(outputs_of_rows) {
+            row[..outputs].copy_from_slice(&packed[..outputs]);
         }
         Ok(())
     }
 
-    /// Launches the products of a group's weights and of the adapters' A's.
+    /// Outputs of a group for a row: those of the weight that its adapters bring, where the group is a head of one linear.
+    fn outputs_of_row(&self, group: usize, batch: &AdapterBatch, row: usize) -> usize {
+        let entries = if batch.is_base_only() { &[] } else { batch.of_row(row) };
+        let replaced = entries.iter().rev().find_map(|&entry| {
+            let slot = batch.entries()[entry].slot.0 as usize;
+            let linear = self.adapters.get(slot)?.as_ref()?.group(self.slot_group(group, batch))?.linears[0];
+            (linear.weight != 0).then_some(linear.outputs as usize)
+        });
+        let Group { linears, out_features, .. } = &self.weights.groups[group];
+        replaced.filter(|_| linears.len() == 1).unwrap_or(*out_features)
+    }
+
+    /// The index of a group as adapters count it, by repeats of its layer.
+    fn slot_group(&self, group: usize, batch: &AdapterBatch) -> usize {
+        batch.repeat() as usize * self.weights.groups.len() + group
+    }
+
+    /// Launches the products of a group's weights and of the adapters' stacks; rows of `projected` have `columns` values.
     fn project(
         &mut self,
         group: usize,
@@ -144,11 +175,12 @@ impl CudaCompute {
         rows: Rows<'_>,
         batch: &AdapterBatch,
         projected: u64,
+        columns: usize,
     ) -> Result<PendingProjection> {
         let routing = self.step.routing(rows, batch, &self.adapters)?;
-        let slot_group = batch.repeat() as usize * self.weights.groups.len() + group;
+        let slot_group = self.slot_group(group, batch);
         let slots = self.slots(batch, slot_group);
-        let shrunk = match routing.entries * slots.rank * size_of::<f32>() {
+        let shrunk = match routing.entries * slots.stack_rows * size_of::<f32>() {
             0 => 0,
             bytes => self.scratch.shrunk.reserve(&self.device, bytes)?,
         };
@@ -158,11 +190,11 @@ impl CudaCompute {
             overflow_rows: self.row_flags.activation_overflows(&self.device)?,
             projected,
             shrunk,
-            projected_stride: shape.out_features as u32,
-            shrunk_stride: slots.rank as u32,
+            projected_stride: columns as u32,
+            shrunk_stride: slots.stack_rows as u32,
             step: self.step.address(routing.offset),
             group: slot_group as u32,
-            rank_tiles: slots.rank.div_ceil(TILE_OUTPUTS) as u32,
+            stack_tiles: slots.stack_rows.div_ceil(TILE_OUTPUTS) as u32,
             replaced_tiles: slots.replaced.map(|outputs| outputs.div_ceil(TILE_OUTPUTS) as u32),
             ..LinearArguments::default()
         };
@@ -180,7 +212,8 @@ impl CudaCompute {
             }
         }
         self.kernels.linear.launch(&arguments, routing.rows, routing.entry_tiles)?;
-        Ok(PendingProjection { group, slot_group, routing, shrunk_stride: slots.rank })
+        let SlotSizes { stack_rows: shrunk_stride, changes_weights, .. } = slots;
+        Ok(PendingProjection { group, slot_group, routing, shrunk_stride, changes_weights })
     }
 
     /// What the slots that a batch names have at a group.
@@ -189,12 +222,12 @@ impl CudaCompute {
         for segment in batch.segments() {
             let adapter = self.adapters.get(segment.slot.0 as usize).and_then(Option::as_ref);
             let Some(group) = adapter.and_then(|adapter| adapter.group(slot_group)) else { continue };
-            sizes.rank = sizes.rank.max(group.rank as usize);
-            let linears = &self.weights.groups[slot_group % self.weights.groups.len()].linears;
-            for ((replaced, slot), linear) in sizes.replaced.iter_mut().zip(&group.linears).zip(linears) {
-                if slot.weight != 0 {
-                    *replaced = linear.out_features();
+            sizes.stack_rows = sizes.stack_rows.max(group.stack_rows as usize);
+            for (replaced, linear) in sizes.replaced.iter_mut().zip(&group.linears) {
+                if linear.weight != 0 {
+                    *replaced = (*replaced).max(linear.outputs as usize);
                 }
+                sizes.changes_weights |= linear.replaced_rows != 0 || linear.removed_b != 0;
             }
         }
         sizes
@@ -209,17 +242,17 @@ impl CudaCompute {
         };
         let linears = &self.weights.groups[pending.group].linears;
         let mut bias = [0; GROUP_LINEARS];
-        let mut out_features = [0; GROUP_LINEARS];
-        for (index, linear) in linears.iter().enumerate() {
-            (bias[index], out_features[index]) = (linear.bias(), linear.out_features());
+        for (bias, linear) in bias.iter_mut().zip(linears) {
+            *bias = linear.bias();
         }
         Ok(Projection {
             projected,
             shrunk,
             bias,
-            starts: Projection::starts(&out_features),
+            changes_weights: u32::from(pending.changes_weights),
             shrunk_stride: pending.shrunk_stride as u32,
             group: pending.slot_group as u32,
+            ..Projection::of_outputs(linears.iter().map(Linear::out_features))
         })
     }
 }

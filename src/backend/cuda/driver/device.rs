@@ -1,7 +1,8 @@
-//! A card that is in use: its context, its one stream, what it can do.
+//! A card that is in use: its context, its streams, what it can do.
 #![allow(unsafe_code, reason = "calls of the CUDA driver")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::{CudaContext, CudaStream, DriverError, sys};
@@ -13,11 +14,23 @@ use crate::error::{Error, ErrorCode, Result};
 /// The oldest cards that the kernels run on: Ampere.
 const OLDEST_COMPUTE_CAPABILITY: (u32, u32) = (8, 0);
 
-/// An open card: its primary context, and one stream that orders all its work.
+/// An open card: its primary context and two streams.
 #[derive(Debug)]
 pub struct Device {
-    stream: Arc<CudaStream>,
+    compute: Arc<CudaStream>,
+    copy: Arc<CudaStream>,
     properties: DeviceProperties,
+    /// Bytes of device memory allocated through this.
+    allocated: AtomicUsize,
+}
+
+/// A stream of a device. Its work is done in order, and beside that of the other one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Orders all steps, and the loading of the base's weights before them.
+    Compute,
+    /// Copies adapters while steps run. No step uses what is copied here before its copy has been waited for.
+    Copy,
 }
 
 /// What a card is and can do.
@@ -57,7 +70,7 @@ impl Device {
         }
         let context = CudaContext::new(ordinal)
             .map_err(|error| failed("opening the card", error).with_code(ErrorCode::CudaUnavailable))?;
-        // SAFETY: nothing is allocated yet, and all work on the context's memory goes through one stream.
+        // SAFETY: nothing is allocated yet, and what one stream writes is read by the other only after it has been waited for.
         unsafe { context.disable_event_tracking() };
         let properties = DeviceProperties::of(&context, driver_version).during("reading the card's properties")?;
         if properties.compute_capability < OLDEST_COMPUTE_CAPABILITY {
@@ -66,8 +79,9 @@ impl Device {
                 .with_expected(format!("{} or newer", version(OLDEST_COMPUTE_CAPABILITY)))
                 .with_found(version(properties.compute_capability)));
         }
-        let stream = context.new_stream().during("creating a stream")?;
-        Ok(Arc::new(Self { stream, properties }))
+        let compute = context.new_stream().during("creating a stream")?;
+        let copy = context.new_stream().during("creating a stream")?;
+        Ok(Arc::new(Self { compute, copy, properties, allocated: AtomicUsize::new(0) }))
     }
 
     /// What the card is and can do.
@@ -80,22 +94,48 @@ impl Device {
     /// # Errors
     /// `cuda_driver_failed`.
     pub fn free_bytes(&self) -> Result<usize> {
-        let (free, _) = self.stream.context().mem_get_info().during("asking for free memory")?;
+        let (free, _) = self.compute.context().mem_get_info().during("asking for free memory")?;
         Ok(free)
     }
 
-    /// Waits until all work is done.
+    /// Bytes of device memory that were allocated here and not freed yet.
+    pub fn allocated_bytes(&self) -> usize {
+        self.allocated.load(Ordering::Relaxed)
+    }
+
+    /// Waits until all steps are done.
     ///
     /// # Errors
     /// `cuda_driver_failed`: a kernel failed.
     pub fn synchronize(&self) -> Result<()> {
-        self.stream.synchronize().during("waiting for the card")
+        self.wait_for(Stream::Compute)
     }
 
-    /// Makes the context that of the calling thread, and returns the stream.
-    pub(super) fn bind(&self) -> Result<sys::CUstream> {
-        self.stream.context().bind_to_thread().during("choosing the card")?;
-        Ok(self.stream.cu_stream())
+    /// Waits until all work of a stream is done.
+    pub(super) fn wait_for(&self, stream: Stream) -> Result<()> {
+        self.stream(stream).synchronize().during("waiting for the card")
+    }
+
+    /// Makes the context that of the calling thread, and returns a stream.
+    pub(super) fn bind(&self, stream: Stream) -> Result<sys::CUstream> {
+        let stream = self.stream(stream);
+        stream.context().bind_to_thread().during("choosing the card")?;
+        Ok(stream.cu_stream())
+    }
+
+    pub(super) fn count_allocated(&self, bytes: usize) {
+        self.allocated.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_freed(&self, bytes: usize) {
+        self.allocated.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn stream(&self, stream: Stream) -> &CudaStream {
+        match stream {
+            Stream::Compute => &self.compute,
+            Stream::Copy => &self.copy,
+        }
     }
 }
 

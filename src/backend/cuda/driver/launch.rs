@@ -6,6 +6,7 @@ use std::ffi::c_void;
 use bytemuck::Pod;
 use cudarc::driver::result;
 
+use super::device::Stream;
 use super::error::During;
 use super::module::Kernel;
 use crate::error::{Error, ErrorCode, Result};
@@ -24,8 +25,8 @@ impl<'a> Arguments<'a> {
 }
 
 impl Kernel {
-    /// Launches `grid` blocks of `block` threads, each block with `shared_bytes` of dynamic shared memory, behind the work that
-    /// was launched before. Returns at once; what goes wrong on the card is reported by a later call.
+    /// Launches `grid` blocks of `block` threads, each block with `shared_bytes` of dynamic shared memory, behind the steps that
+    /// were launched before. Returns at once; what goes wrong on the card is reported by a later call.
     ///
     /// The kernels and their arguments are this crate's own: one that gets the address of something else than its parameter
     /// expects is a bug that the driver reports at best.
@@ -35,7 +36,7 @@ impl Kernel {
     /// can have; `cuda_driver_failed`, also where work launched before failed.
     pub fn launch(&self, grid: [u32; 3], block: u32, shared_bytes: u32, arguments: &Arguments<'_>) -> Result<()> {
         self.check(grid, block, shared_bytes, arguments)?;
-        let stream = self.device().bind()?;
+        let stream = self.device().bind(Stream::Compute)?;
         let mut parameters = [arguments.bytes.as_ptr().cast_mut().cast::<c_void>()];
         // SAFETY: the module is loaded; the parameter is as large as the kernel's and is copied before the call returns.
         unsafe {

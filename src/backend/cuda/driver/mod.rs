@@ -1,16 +1,20 @@
-//! The CUDA driver: a device with one stream, its memory, modules of kernels and their launches.
+//! The CUDA driver: a device and its streams, its memory, copies to it, modules of kernels and their launches.
 //!
-//! All work of a device is ordered by its one stream. Calls may come from any thread.
+//! One stream orders all steps, another copies adapters meanwhile. Calls may come from any thread.
 
+mod arena;
 mod device;
 mod error;
 mod launch;
 mod library;
 mod memory;
 mod module;
+mod staging;
 
-pub use self::device::{Device, DeviceProperties};
+pub use self::arena::{Arena, ArenaSize};
+pub use self::device::{Device, DeviceProperties, Stream};
 pub use self::launch::Arguments;
 pub use self::library::{DriverVersion, count, probe};
 pub use self::memory::DeviceMemory;
 pub use self::module::{Kernel, Module};
+pub use self::staging::StagingBuffers;

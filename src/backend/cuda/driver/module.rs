@@ -10,7 +10,7 @@ use cudarc::driver::{result, sys};
 
 use super::super::compiler::sources::KernelSource;
 use super::super::compiler::{Image, Target, compiler};
-use super::device::Device;
+use super::device::{Device, Stream};
 use super::error::{During, failed};
 use super::library::parameter_sizes;
 use crate::error::{Error, ErrorCode, Result};
@@ -65,7 +65,7 @@ impl Device {
 impl Module {
     /// Loads compiled code; `None` if the driver has no use for this kind of code.
     fn load(device: &Arc<Device>, source: &'static KernelSource, image: &Image) -> Result<Option<Self>> {
-        device.bind()?;
+        device.bind(Stream::Compute)?;
         // SAFETY: the image is a whole cubin, or PTX that ends with zero, and is borrowed until the call returns.
         match unsafe { result::module::load_data(image.bytes.as_ptr().cast::<c_void>()) } {
             Ok(handle) => Ok(Some(Self(Arc::new(Loaded { device: device.clone(), handle, source })))),
@@ -89,7 +89,7 @@ impl Module {
         let what = || format!("looking up kernel '{name}' of '{}'", self.0.source.name);
         let c_name =
             CString::new(name).map_err(|_| Error::new(ErrorCode::Internal, "a kernel's name has a zero byte"))?;
-        self.0.device.bind()?;
+        self.0.device.bind(Stream::Compute)?;
         // SAFETY: the module is loaded.
         let handle = unsafe { result::module::get_function(self.0.handle, c_name) }.during(what())?;
         // SAFETY: the function is that of the module, which is loaded.
@@ -124,7 +124,7 @@ impl Drop for Loaded {
         // SAFETY: the module was loaded and is unloaded once; its kernels keep it alive.
         let unloaded = self
             .device
-            .bind()
+            .bind(Stream::Compute)
             .and_then(|_| unsafe { result::module::unload(self.handle) }.during("unloading a module"));
         if let Err(error) = unloaded {
             tracing::debug!(%error, source = self.source.name, "a module is not unloaded");

@@ -28,8 +28,8 @@ mod scales;
 mod sections;
 mod unpack;
 
-pub use self::pack::{pack_codes, pack_dense};
-pub use self::scales::{ScaleRows, ScaleType};
+pub use self::pack::{pack_codes, pack_dense, pack_rows};
+pub use self::scales::{ScaleForm, ScaleRows, ScaleType};
 pub use self::sections::{PADDING, Section, WeightLayout};
 pub use self::unpack::{unpack_codes, unpack_dense};
 

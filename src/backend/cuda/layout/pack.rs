@@ -47,12 +47,27 @@ pub fn pack_dense(
     element: ElementType,
     strips: Range<usize>,
 ) -> Vec<u32> {
+    pack_rows(layout, element, strips, |output, row| {
+        let first = output * layout.in_features;
+        weight.read_f32(first..first + layout.in_features, row);
+    })
+}
+
+/// As [`pack_dense`], of a weight of which `read_row` reads the row of an output, `[in_features]`.
+///
+/// # Panics
+/// If the strips are out of bounds.
+pub fn pack_rows(
+    layout: &WeightLayout,
+    element: ElementType,
+    strips: Range<usize>,
+    mut read_row: impl FnMut(usize, &mut [f32]),
+) -> Vec<u32> {
     let mut words = vec![0; strips.len() * layout.strip_words];
     let mut row = vec![0.0; layout.in_features];
     for (strip, words) in strips.zip(words.chunks_exact_mut(layout.strip_words)) {
         for output in 0..STRIP_ROWS.min(layout.out_features - strip * STRIP_ROWS) {
-            let first = (strip * STRIP_ROWS + output) * layout.in_features;
-            weight.read_f32(first..first + layout.in_features, &mut row);
+            read_row(strip * STRIP_ROWS + output, &mut row);
             for (input, &value) in row.iter().enumerate() {
                 let words = &mut words[input / UNIT_INPUTS * unit_words(16)..];
                 put(words, [16, 0], Place::of(output, input % UNIT_INPUTS), u32::from(element.bits_of(value)));
@@ -79,6 +94,11 @@ impl ElementType {
             ElementType::F16 => f16::from_f32(value).to_bits(),
             ElementType::Bf16 => bf16::from_f32(value).to_bits(),
         }
+    }
+
+    /// Whether a finite value becomes infinite in it.
+    pub fn overflows(self, value: f32) -> bool {
+        value.is_finite() && self.value_of(self.bits_of(value)).is_infinite()
     }
 
     /// The value of these bits.

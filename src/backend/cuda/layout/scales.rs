@@ -22,6 +22,50 @@ pub enum ScaleType {
     F32 = 1,
 }
 
+impl ScaleType {
+    /// Bytes of a scale.
+    pub fn bytes(self) -> usize {
+        match self {
+            ScaleType::F16 => size_of::<f16>(),
+            ScaleType::F32 => size_of::<f32>(),
+        }
+    }
+}
+
+/// How a weight's scales and zeros are stored, which its values decide.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScaleForm {
+    /// The type of the scales.
+    pub scale_type: ScaleType,
+    /// Whether a zero differs from the middle of the codes.
+    pub has_zeros: bool,
+}
+
+impl ScaleForm {
+    /// That of a quantized weight.
+    pub fn of(layout: &WeightLayout, weight: &dyn QuantizedWeight) -> Self {
+        let outputs = layout.out_features;
+        let (mut scales, mut zeros) = (vec![0.0; outputs], vec![0; outputs]);
+        let mut form = Self::default();
+        let mut groups = layout.scale_groups.clone();
+        groups.dedup();
+        for group in groups {
+            weight.read_scales(group, 0..outputs, &mut scales, &mut zeros);
+            let middle = 1 << (weight.layout().groups[group].bits - 1);
+            if !scales.iter().all(is_f16) {
+                form.scale_type = ScaleType::F32;
+            }
+            form.has_zeros |= zeros.iter().any(|&zero| zero != middle);
+        }
+        form
+    }
+}
+
+/// Whether f16 holds a scale as it is.
+fn is_f16(scale: &f32) -> bool {
+    f16::from_f32(*scale).to_f32() == *scale
+}
+
 /// The scales and zeros of a weight, as the device stores them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScaleRows {
@@ -57,8 +101,7 @@ impl ScaleRows {
         if let Some(zero) = all_zeros.iter().find(|zero| zero.unsigned_abs() > 1 << 11) {
             return Err(Error::new(ErrorCode::Internal, "a zero point is far from every code").with_found(zero));
         }
-        let is_exact = |&scale: &f32| f16::from_f32(scale).to_f32() == scale;
-        let (scale_type, scales) = if all_scales.iter().all(is_exact) {
+        let (scale_type, scales) = if all_scales.iter().all(is_f16) {
             (ScaleType::F16, all_scales.iter().flat_map(|&scale| f16::from_f32(scale).to_le_bytes()).collect())
         } else {
             (ScaleType::F32, all_scales.iter().flat_map(|scale| scale.to_le_bytes()).collect())

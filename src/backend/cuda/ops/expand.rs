@@ -27,12 +27,16 @@ const WARP_LANES: u32 = 32;
 pub struct Projection {
     /// `[rows, outputs]` f32: W x of the group's linears, one beside the other.
     pub projected: u64,
-    /// `[entries, shrunk_stride]` f32: t = A x; 0 where no row has an adapter.
+    /// `[entries, shrunk_stride]` f32: the products of each entry's stack; 0 where no row has one.
     pub shrunk: u64,
     /// `[out_features]` f32: the base's bias of each linear, or 0.
     pub bias: [u64; GROUP_LINEARS],
     /// Where each linear's outputs begin in a row; the last is the length of a row.
     pub starts: [u32; GROUP_LINEARS + 1],
+    /// Outputs of each of the base's linears.
+    pub out_features: [u32; GROUP_LINEARS],
+    /// 1 if an adapter of the step replaces rows of a weight of the group, or takes something out of one.
+    pub changes_weights: u32,
     /// Values from one entry's t to the next.
     pub shrunk_stride: u32,
     /// Index of the group in the slots' arrays of groups.
@@ -40,13 +44,16 @@ pub struct Projection {
 }
 
 impl Projection {
-    /// [`Projection::starts`] of linears with those outputs; absent ones have none.
-    pub fn starts(out_features: &[usize]) -> [u32; GROUP_LINEARS + 1] {
-        let mut starts = [0; GROUP_LINEARS + 1];
-        for linear in 0..GROUP_LINEARS {
-            starts[linear + 1] = starts[linear] + out_features.get(linear).map_or(0, |&outputs| outputs as u32);
+    /// The sizes of linears with those outputs, at most three; the rest is 0.
+    pub fn of_outputs(outputs: impl IntoIterator<Item = usize>) -> Self {
+        let mut projection = Self::default();
+        for (out_features, outputs) in projection.out_features.iter_mut().zip(outputs) {
+            *out_features = outputs as u32;
         }
-        starts
+        for linear in 0..GROUP_LINEARS {
+            projection.starts[linear + 1] = projection.starts[linear] + projection.out_features[linear];
+        }
+        projection
     }
 }
 
@@ -107,8 +114,8 @@ pub struct ExpandLogits {
     pub argmax: u64,
     /// Values from one row's logits to the next.
     pub stride: u32,
-    /// Number of logits of a row.
-    pub vocab_size: u32,
+    /// Logits of the row that has the most.
+    pub columns: u32,
     /// Factor on the logits.
     pub multiplier: f32,
     /// Cap of the logits, or 0.
@@ -222,7 +229,7 @@ impl ExpandKernels {
     /// # Errors
     /// As [`Kernel::launch`].
     pub fn logits(&self, expand: &ExpandLogits, rows: usize) -> Result<()> {
-        let columns = expand.vocab_size.div_ceil(COLUMNS);
+        let columns = expand.columns.div_ceil(COLUMNS);
         self.logits.launch([columns, grid_rows(rows), 1], COLUMNS, 0, &Arguments::of(expand))
     }
 

@@ -1,4 +1,4 @@
-//! The products of a group: its base weights, the A's of the step's adapters and the weights that adapters replace, in one launch.
+//! The products of a group: its base weights, the stacks of the step's adapters and the weights that adapters replace, in one launch.
 
 use std::sync::{Arc, OnceLock};
 
@@ -10,7 +10,7 @@ use crate::backend::cuda::layout::{ElementType, ScaleType, Weight};
 use crate::backend::cuda::tables::GROUP_LINEARS;
 use crate::error::{Error, ErrorCode, Result};
 
-/// Outputs of a tile: of a weight or of an A.
+/// Outputs of a tile: of a weight or of a stack.
 pub const TILE_OUTPUTS: usize = 32;
 /// Rows that the variants of the kernel compute at a time.
 pub const VARIANT_TOKENS: [usize; 4] = [8, 16, 32, 64];
@@ -62,18 +62,18 @@ pub struct LinearArguments {
     pub input_type: u32,
     /// `[rows, projected_stride]` f32: `W x`, written.
     pub projected: u64,
-    /// `[entries, shrunk_stride]` f32: `A x`, written.
+    /// `[entries, shrunk_stride]` f32: the products of each entry's stack, written.
     pub shrunk: u64,
     /// Values of a row of `projected`.
     pub projected_stride: u32,
-    /// Values of an entry of `shrunk`, at least the largest rank.
+    /// Values of an entry of `shrunk`, at least the rows of the largest stack.
     pub shrunk_stride: u32,
     /// The step's [`StepTables`](crate::backend::cuda::tables::StepTables).
     pub step: u64,
     /// The group, as slots count groups.
     pub group: u32,
-    /// Tiles of [`TILE_OUTPUTS`] ranks of the slot with the most; 0 if no slot of the step has a low-rank part here.
-    pub rank_tiles: u32,
+    /// Tiles of [`TILE_OUTPUTS`] rows of the largest stack; 0 if no slot of the step has one here.
+    pub stack_tiles: u32,
     /// Tiles of outputs of each linear's largest replacing weight; 0 if no slot of the step replaces it.
     pub replaced_tiles: [u32; GROUP_LINEARS],
     /// Bytes of the codes of a step of two strips; set by the launch.
@@ -135,7 +135,7 @@ impl LinearKernels {
         if blocks == 0 {
             return Ok(());
         }
-        // A's and replacing weights have 16-bit elements.
+        // Stacks and replacing weights have 16-bit elements.
         let code_words = linears.iter().map(stage_code_words).max().unwrap_or(0).max(2 * step_words(16));
         let scale_words = linears.iter().map(stage_scale_words).max().unwrap_or(0);
         let arguments = LinearArguments {
@@ -158,7 +158,7 @@ fn tiles(arguments: &LinearArguments, tokens: usize, rows: usize, entry_tiles: u
     let outputs = |weight: &Weight| (weight.out_features as usize).div_ceil(TILE_OUTPUTS);
     let base: usize = arguments.weights.iter().take(arguments.linears as usize).map(outputs).sum();
     let replaced: u32 = arguments.replaced_tiles.iter().sum();
-    base * rows.div_ceil(tokens) + entry_tiles * (arguments.rank_tiles + replaced) as usize
+    base * rows.div_ceil(tokens) + entry_tiles * (arguments.stack_tiles + replaced) as usize
 }
 
 /// Units of x that a warp stages at a time.

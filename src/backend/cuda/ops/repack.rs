@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 
 use crate::backend::cuda::compiler::sources::REPACK;
-use crate::backend::cuda::driver::{Arguments, Device, DeviceMemory, Kernel};
+use crate::backend::cuda::driver::{Arguments, Device, DeviceMemory, Kernel, StagingBuffers, Stream};
 use crate::backend::cuda::layout::{ElementType, PADDING, STRIP_ROWS, Weight, WeightLayout};
 use crate::error::{Error, ErrorCode, Result};
 use crate::quant::{QuantizedWeight, StoredWeight};
@@ -14,6 +14,11 @@ use crate::tensor::{DType, TensorView};
 
 /// Units that a block packs at a time.
 const BLOCK_UNITS: usize = 8;
+/// Pinned buffers through which a checkpoint goes, and the bytes of each: the host fills one while another is copied.
+const PINNED_BUFFERS: usize = 2;
+const PINNED_BYTES: usize = 8 << 20;
+/// Bytes of a buffer that suffices for the inputs of nearly every weight.
+const FIRST_BITS_BYTES: usize = 256 << 10;
 /// Threads of a block.
 const BLOCK_THREADS: u32 = 32 * BLOCK_UNITS as u32;
 
@@ -53,30 +58,35 @@ pub struct RepackFloatsArguments {
     pub float_type: u32,
 }
 
-/// The compiled kernels and the buffer through which checkpoints go.
+/// The compiled kernels and the buffers through which checkpoints go.
 pub struct Repacker {
     codes: Kernel,
     floats: Kernel,
     element: ElementType,
     device: Arc<Device>,
-    staging: DeviceMemory,
+    pinned: StagingBuffers,
+    /// A part of a checkpoint that is packed.
+    part: DeviceMemory,
+    first_bits: DeviceMemory,
     has_overflow: DeviceMemory,
 }
 
 impl Repacker {
-    /// Compiles the kernels, or takes them from the cache, and allocates a buffer of that size. A strip that needs more gets a
-    /// buffer of its own.
+    /// Compiles the kernels, or takes them from the cache, and allocates a buffer of that size for parts of a checkpoint. It
+    /// grows where a strip needs more.
     ///
     /// # Errors
-    /// As [`Device::module`] and [`Device::allocate`].
-    pub fn new(device: &Arc<Device>, element: ElementType, staging_bytes: usize) -> Result<Self> {
+    /// As [`Device::module`], [`Device::allocate`] and [`StagingBuffers::new`].
+    pub fn new(device: &Arc<Device>, element: ElementType, part_bytes: usize) -> Result<Self> {
         let module = device.module(&REPACK, element.defines())?;
         Ok(Self {
             codes: module.kernel("repack_codes")?,
             floats: module.kernel("repack_floats")?,
             element,
             device: Arc::clone(device),
-            staging: device.allocate(staging_bytes)?,
+            pinned: StagingBuffers::new(device, Stream::Compute, PINNED_BUFFERS, PINNED_BYTES)?,
+            part: device.allocate(part_bytes)?,
+            first_bits: device.allocate(FIRST_BITS_BYTES)?,
             has_overflow: device.allocate(size_of::<u32>())?,
         })
     }
@@ -93,13 +103,23 @@ impl Repacker {
         }
     }
 
+    /// Copies bytes to device memory, behind what was packed before.
+    ///
+    /// # Errors
+    /// As [`StagingBuffers::upload`].
+    pub fn upload(&mut self, memory: &DeviceMemory, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.pinned.upload(memory, offset, bytes)
+    }
+
     fn repack_codes(&mut self, layout: &WeightLayout, weight: &dyn QuantizedWeight, strips: u64) -> Result<()> {
         let streams = weight.code_streams();
         let rows = streams.words.len() / streams.columns.max(1);
-        let first_bits = upload(&self.device, bytemuck::cast_slice(&first_bits(layout, weight)?))?;
+        let first_bits = first_bits(layout, weight)?;
+        grow(&self.device, &mut self.first_bits, size_of_val(&*first_bits))?;
+        self.pinned.upload(&self.first_bits, 0, bytemuck::cast_slice(&first_bits))?;
         let descriptor = layout.descriptor()?;
         let mut part_words: Vec<[u8; 4]> = Vec::new();
-        for part in parts(layout, rows * STRIP_ROWS * size_of::<u32>(), self.staging.len()) {
+        for part in parts(layout, rows * STRIP_ROWS * size_of::<u32>(), self.part.len()) {
             let outputs = outputs_of(layout, &part);
             part_words.clear();
             for row in streams.words.chunks_exact(streams.columns) {
@@ -108,15 +128,15 @@ impl Repacker {
             self.stage(part_words.as_flattened())?;
             let arguments = RepackCodesArguments {
                 weight: descriptor,
-                first_bits: first_bits.address(),
-                words: self.staging.address(),
+                first_bits: self.first_bits.address(),
+                words: self.part.address(),
                 columns: outputs.len() as u32,
                 outputs: outputs.len() as u32,
                 strips: strips + strip_offset(layout, part.start),
             };
             self.codes.launch(grid(layout, &part), BLOCK_THREADS, 0, &Arguments::of(&arguments))?;
         }
-        self.device.synchronize()
+        Ok(())
     }
 
     fn repack_floats(&mut self, layout: &WeightLayout, view: TensorView<'_>, strips: u64) -> Result<()> {
@@ -131,12 +151,12 @@ impl Repacker {
         };
         let row_bytes = layout.in_features * view.dtype().bytes();
         self.has_overflow.fill_zero()?;
-        for part in parts(layout, row_bytes * STRIP_ROWS, self.staging.len()) {
+        for part in parts(layout, row_bytes * STRIP_ROWS, self.part.len()) {
             let outputs = outputs_of(layout, &part);
             self.stage(&view.bytes()[outputs.start * row_bytes..outputs.end * row_bytes])?;
             let arguments = RepackFloatsArguments {
                 weight: layout.descriptor()?,
-                floats: self.staging.address(),
+                floats: self.part.address(),
                 strips: strips + strip_offset(layout, part.start),
                 has_overflow: self.has_overflow.address(),
                 outputs: outputs.len() as u32,
@@ -161,12 +181,10 @@ impl Repacker {
         .with_found(view.dtype()))
     }
 
-    /// Copies a part of a checkpoint to the device, when the part before is packed.
+    /// Copies a part of a checkpoint to the device, behind the kernel that packs the part before.
     fn stage(&mut self, bytes: &[u8]) -> Result<()> {
-        if bytes.len() > self.staging.len() {
-            self.staging = self.device.allocate(bytes.len())?;
-        }
-        self.staging.upload(0, bytes)
+        grow(&self.device, &mut self.part, bytes.len())?;
+        self.pinned.upload(&self.part, 0, bytes)
     }
 }
 
@@ -182,10 +200,12 @@ fn first_bits(layout: &WeightLayout, weight: &dyn QuantizedWeight) -> Result<Vec
     layout.stored_inputs.iter().map(first_bit).collect()
 }
 
-fn upload(device: &Arc<Device>, bytes: &[u8]) -> Result<DeviceMemory> {
-    let memory = device.allocate(bytes.len())?;
-    memory.upload(0, bytes)?;
-    Ok(memory)
+/// Replaces memory that is too small; what it held is lost.
+fn grow(device: &Arc<Device>, memory: &mut DeviceMemory, bytes: usize) -> Result<()> {
+    if bytes > memory.len() {
+        *memory = device.allocate(bytes.next_power_of_two())?;
+    }
+    Ok(())
 }
 
 /// Runs of strips that come from at most so many bytes, but at least one.

@@ -1,8 +1,7 @@
 //! The base's embedding tables on the device, in the type they are stored in.
 
-use std::sync::Arc;
-
-use crate::backend::cuda::driver::{Device, DeviceMemory};
+use super::placer::Placer;
+use crate::backend::cuda::driver::DeviceMemory;
 use crate::backend::cuda::ops::embed::TableType;
 use crate::error::{Error, ErrorCode, Result};
 use crate::tensor::{DType, TensorView, shape_text, zeros};
@@ -28,7 +27,7 @@ impl EmbeddingTable {
     ///
     /// # Errors
     /// `memory_exhausted`; `internal` if it is no matrix of floats; the device failed.
-    pub(super) fn load(device: &Arc<Device>, table: TensorView<'_>) -> Result<Self> {
+    pub(super) fn load(placer: &mut Placer, table: TensorView<'_>) -> Result<Self> {
         let table_type = match table.dtype() {
             DType::F16 => Some(TableType::F16),
             DType::BF16 => Some(TableType::Bf16),
@@ -39,8 +38,7 @@ impl EmbeddingTable {
             return Err(Error::new(ErrorCode::Internal, "an embedding table must be a matrix of floats")
                 .with_found(format!("{} {}", table.dtype(), shape_text(table.shape()))));
         };
-        let memory = device.allocate(table.bytes().len())?;
-        memory.upload(0, table.bytes())?;
+        let memory = placer.place(table.bytes())?;
         Ok(Self { memory, table_type, vocab, hidden, dtype: table.dtype() })
     }
 
@@ -57,7 +55,7 @@ impl EmbeddingTable {
         for start in (0..values.len()).step_by(part) {
             let count = part.min(values.len() - start);
             let (bytes, shape) = (&mut bytes[..count * self.dtype.bytes()], [count]);
-            self.memory.download(start * self.dtype.bytes(), bytes)?;
+            self.memory.download_beside_steps(start * self.dtype.bytes(), bytes)?;
             let Some(view) = TensorView::new(self.dtype, &shape, bytes) else { return Ok(false) };
             view.read_f32(0..count, &mut held[..count]);
             values.read_f32(start..start + count, &mut wanted[..count]);

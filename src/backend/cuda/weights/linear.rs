@@ -1,12 +1,13 @@
 //! One linear of the base on the device: its weight in strips, and its bias.
 
 use std::ops::Range;
-use std::sync::Arc;
 
+use super::placer::Placer;
 use crate::backend::LinearSource;
-use crate::backend::cuda::driver::{Device, DeviceMemory};
-use crate::backend::cuda::layout::{self, ElementType, STRIP_ROWS, ScaleRows, ScaleType, Weight, WeightLayout};
-use crate::backend::cuda::ops::repack::Repacker;
+use crate::backend::cuda::driver::DeviceMemory;
+use crate::backend::cuda::layout::{
+    self, ElementType, STRIP_ROWS, ScaleForm, ScaleRows, ScaleType, Weight, WeightLayout,
+};
 use crate::error::{Error, ErrorCode, Result};
 use crate::quant::StoredWeight;
 use crate::tensor::{DType, TensorView, zeros};
@@ -28,6 +29,17 @@ pub(crate) struct Linear {
     bias: Option<Bias>,
 }
 
+/// Where the arrays of a linear's weight go, in bytes: codes first, then scales, zeros and order.
+pub(super) struct LinearPlan {
+    pub(super) layout: WeightLayout,
+    form: ScaleForm,
+    /// All of them.
+    pub(super) bytes: usize,
+    scales: usize,
+    zeros: usize,
+    order: usize,
+}
+
 struct Bias {
     memory: DeviceMemory,
     /// The same, to compare adapters with.
@@ -39,25 +51,26 @@ impl Linear {
     ///
     /// # Errors
     /// `memory_exhausted`; `checkpoint_dtype_unsupported` if a value exceeds the element type; `internal` or `quant_value_invalid` if the weight contradicts itself or its bias; the device failed.
-    pub(super) fn load(
-        device: &Arc<Device>,
-        element: ElementType,
-        repacker: &mut Repacker,
-        source: &LinearSource<'_>,
-    ) -> Result<Self> {
+    pub(super) fn load(placer: &mut Placer, element: ElementType, source: &LinearSource<'_>) -> Result<Self> {
         let dtype = match &source.weight {
             StoredWeight::Dense(view) => Some(view.dtype()),
             StoredWeight::Quantized(_) => None,
         };
-        let layout = WeightLayout::of(&source.weight)?;
-        let scales = match &source.weight {
-            StoredWeight::Dense(_) => None,
-            StoredWeight::Quantized(weight) => Some(ScaleRows::of(&layout, &**weight)?),
-        };
-        let (memory, weight) = place(device, &layout, scales.as_ref())?;
-        repacker.repack(&layout, &source.weight, memory.address())?;
-        let bias = source.bias.map(|bias| Bias::load(device, bias, layout.out_features)).transpose()?;
-        Ok(Self { weight, layout, element, dtype, memory, bias })
+        let plan = LinearPlan::of(&source.weight)?;
+        let memory = placer.take(plan.bytes)?;
+        if let StoredWeight::Quantized(weight) = &source.weight {
+            let scales = ScaleRows::of(&plan.layout, &**weight)?;
+            placer.upload(&memory, plan.scales, &scales.scales)?;
+            if let Some(zeros) = &scales.zeros {
+                placer.upload(&memory, plan.zeros, bytemuck::cast_slice(zeros))?;
+            }
+        }
+        if let Some(order) = &plan.layout.order {
+            placer.upload(&memory, plan.order, bytemuck::cast_slice(order))?;
+        }
+        placer.repack(&plan.layout, &source.weight, memory.address())?;
+        let bias = source.bias.map(|bias| Bias::load(placer, bias, plan.layout.out_features)).transpose()?;
+        Ok(Self { weight: plan.weight(memory.address())?, layout: plan.layout, element, dtype, memory, bias })
     }
 
     /// Its weight, for kernels.
@@ -128,7 +141,7 @@ impl Linear {
     fn unpack(&self, strips: Range<usize>, scales: Option<&ScaleRows>) -> Result<Vec<f32>> {
         let mut words = zeros(strips.len() * self.layout.strip_words)?;
         let offset = strips.start * self.layout.strip_words * size_of::<u32>();
-        self.memory.download(offset, bytemuck::cast_slice_mut(&mut words))?;
+        self.memory.download_beside_steps(offset, bytemuck::cast_slice_mut(&mut words))?;
         Ok(match scales {
             None => layout::unpack_dense(&self.layout, self.element, strips.start, &words),
             Some(scales) => layout::unpack_codes(&self.layout, scales, strips.start, &words),
@@ -143,11 +156,11 @@ impl Linear {
         };
         let offset = |address: u64| (address - self.memory.address()) as usize;
         let mut scales = zeros(count * scale_bytes)?;
-        self.memory.download(offset(self.weight.scales), &mut scales)?;
+        self.memory.download_beside_steps(offset(self.weight.scales), &mut scales)?;
         let mut zero_points = None;
         if self.weight.zeros != 0 {
             let mut bits = zeros::<u16>(count)?;
-            self.memory.download(offset(self.weight.zeros), bytemuck::cast_slice_mut(&mut bits))?;
+            self.memory.download_beside_steps(offset(self.weight.zeros), bytemuck::cast_slice_mut(&mut bits))?;
             zero_points = Some(bits);
         }
         Ok(ScaleRows { scale_type, scales, zeros: zero_points })
@@ -155,7 +168,7 @@ impl Linear {
 }
 
 impl Bias {
-    fn load(device: &Arc<Device>, bias: TensorView<'_>, out_features: usize) -> Result<Self> {
+    fn load(placer: &mut Placer, bias: TensorView<'_>, out_features: usize) -> Result<Self> {
         if bias.len() < out_features || !bias.dtype().is_float() {
             return Err(Error::new(ErrorCode::Internal, "a bias does not fit its weight")
                 .with_expected(out_features)
@@ -163,42 +176,49 @@ impl Bias {
         }
         let mut values = zeros(out_features)?;
         bias.read_f32(0..out_features, &mut values);
-        let memory = device.allocate(size_of_val(&*values))?;
-        memory.upload(0, bytemuck::cast_slice(&values))?;
-        Ok(Self { memory, values })
+        Ok(Self { memory: placer.place(bytemuck::cast_slice(&values))?, values })
     }
 }
 
-/// Allocates a weight and copies all but its codes.
-fn place(device: &Arc<Device>, layout: &WeightLayout, scales: Option<&ScaleRows>) -> Result<(DeviceMemory, Weight)> {
-    let mut bytes = 0usize;
-    let mut take = |length: usize| {
-        let start = bytes.next_multiple_of(ALIGNMENT);
-        bytes = start + length;
-        start
-    };
-    let too_large = || Error::new(ErrorCode::MemoryExhausted, "a weight exceeds the address space");
-    let code_bytes = layout.strips().checked_mul(layout.strip_words * size_of::<u32>()).ok_or_else(too_large)?;
-    take(code_bytes);
-    let scale_bytes = scales.map_or(&[][..], |scales| &scales.scales);
-    let zero_bytes: &[u8] =
-        scales.and_then(|scales| scales.zeros.as_deref()).map_or(&[], |zeros| bytemuck::cast_slice(zeros));
-    let order_bytes: &[u8] = layout.order.as_deref().map_or(&[], |order| bytemuck::cast_slice(order));
-    let arrays = [scale_bytes, zero_bytes, order_bytes].map(|bytes| (take(bytes.len()), bytes));
-    let memory = device.allocate(bytes)?;
-    for (offset, bytes) in arrays {
-        memory.upload(offset, bytes)?;
+impl LinearPlan {
+    /// Of a stored weight.
+    ///
+    /// # Errors
+    /// `memory_exhausted` for one that exceeds the address space; `internal` or `quant_value_invalid` if it contradicts itself.
+    pub(super) fn of(weight: &StoredWeight<'_>) -> Result<Self> {
+        let layout = WeightLayout::of(weight)?;
+        let form = match weight {
+            StoredWeight::Dense(_) => ScaleForm::default(),
+            StoredWeight::Quantized(weight) => ScaleForm::of(&layout, &**weight),
+        };
+        let too_large = || Error::new(ErrorCode::MemoryExhausted, "a weight exceeds the address space");
+        let code_bytes = layout.strips().checked_mul(layout.strip_words * size_of::<u32>()).ok_or_else(too_large)?;
+        let scales = layout.strips() * layout.scale_rows() * STRIP_ROWS;
+        let mut bytes = 0usize;
+        let mut take = |length: usize| {
+            let start = bytes.next_multiple_of(ALIGNMENT);
+            bytes = start + length;
+            start
+        };
+        take(code_bytes);
+        let scales_at = take(scales * form.scale_type.bytes());
+        let zeros_at = take(if form.has_zeros { scales * size_of::<u16>() } else { 0 });
+        let order_at = take(layout.order.as_ref().map_or(0, |order| size_of_val(&**order)));
+        Ok(Self { bytes, scales: scales_at, zeros: zeros_at, order: order_at, form, layout })
     }
-    let address = |(offset, bytes): (usize, &[u8])| if bytes.is_empty() { 0 } else { memory.address() + offset as u64 };
-    let weight = Weight {
-        codes: memory.address(),
-        scales: address(arrays[0]),
-        zeros: address(arrays[1]),
-        order: address(arrays[2]),
-        scale_type: scales.map_or(0, |scales| scales.scale_type as u32),
-        ..layout.descriptor()?
-    };
-    Ok((memory, weight))
+
+    /// The weight at an address.
+    fn weight(&self, address: u64) -> Result<Weight> {
+        let at = |offset: usize, is_there: bool| if is_there { address + offset as u64 } else { 0 };
+        Ok(Weight {
+            codes: address,
+            scales: at(self.scales, self.layout.scale_rows() > 0),
+            zeros: at(self.zeros, self.form.has_zeros),
+            order: at(self.order, self.layout.order.is_some()),
+            scale_type: self.form.scale_type as u32,
+            ..self.layout.descriptor()?
+        })
+    }
 }
 
 /// Runs of strips of at most [`PART_BYTES`].

@@ -3,6 +3,8 @@
 pub(crate) mod embedding;
 pub(crate) mod linear;
 pub(crate) mod norm;
+mod placer;
+mod sizes;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,9 +12,10 @@ use std::sync::Arc;
 use self::embedding::EmbeddingTable;
 use self::linear::Linear;
 use self::norm::Norm;
+pub(crate) use self::placer::Placer;
+pub(crate) use self::sizes::WeightSizes;
 use super::driver::Device;
 use super::layout::ElementType;
-use super::ops::repack::Repacker;
 use super::tables::GROUP_LINEARS;
 use crate::backend::sorted_deltas::{PlacedSite, SitePlace};
 use crate::backend::{EmbeddingId, GroupId, LinearSource, NormId};
@@ -56,7 +59,7 @@ impl BaseWeights {
     /// # Errors
     /// `memory_exhausted`; `checkpoint_dtype_unsupported` if a value exceeds the element type; `internal` if the members contradict
     /// themselves or each other; the device failed.
-    pub(crate) fn load_linears(&mut self, repacker: &mut Repacker, members: &[LinearSource<'_>]) -> Result<GroupId> {
+    pub(crate) fn load_linears(&mut self, placer: &mut Placer, members: &[LinearSource<'_>]) -> Result<GroupId> {
         let in_features = members.first().map_or(0, |member| member.weight.in_features());
         if members.is_empty() || members.len() > GROUP_LINEARS {
             return Err(Error::new(ErrorCode::Internal, "a group has one to three linears").with_found(members.len()));
@@ -66,7 +69,7 @@ impl BaseWeights {
                 .with_expected(in_features)
                 .with_found(other.weight.in_features()));
         }
-        let mut load = |member: &LinearSource<'_>| Linear::load(&self.device, self.element, repacker, member);
+        let mut load = |member: &LinearSource<'_>| Linear::load(placer, self.element, member);
         let linears = members.iter().map(&mut load).collect::<Result<Vec<_>>>()?;
         let group = self.groups.len();
         for (member, source) in members.iter().enumerate() {
@@ -81,8 +84,13 @@ impl BaseWeights {
     ///
     /// # Errors
     /// `memory_exhausted`; `internal` if it is no matrix of floats; the device failed.
-    pub(crate) fn load_embedding(&mut self, site: SiteId, table: TensorView<'_>) -> Result<EmbeddingId> {
-        let table = EmbeddingTable::load(&self.device, table)?;
+    pub(crate) fn load_embedding(
+        &mut self,
+        placer: &mut Placer,
+        site: SiteId,
+        table: TensorView<'_>,
+    ) -> Result<EmbeddingId> {
+        let table = EmbeddingTable::load(placer, table)?;
         self.sites.insert(site, SitePlace::Embedding(self.tables.len()));
         self.tables.push(table);
         Ok(EmbeddingId(self.tables.len() as u32 - 1))
@@ -92,8 +100,8 @@ impl BaseWeights {
     ///
     /// # Errors
     /// `memory_exhausted`; `internal` if it holds no floats; the device failed.
-    pub(crate) fn load_norm(&mut self, site: SiteId, weight: TensorView<'_>) -> Result<NormId> {
-        let norm = Norm::load(&self.device, weight)?;
+    pub(crate) fn load_norm(&mut self, placer: &mut Placer, site: SiteId, weight: TensorView<'_>) -> Result<NormId> {
+        let norm = Norm::load(placer, weight)?;
         self.sites.insert(site, SitePlace::Norm(self.norms.len()));
         self.norms.push(norm);
         Ok(NormId(self.norms.len() as u32 - 1))
@@ -154,6 +162,11 @@ impl BaseWeights {
     /// Width of the input of a group.
     pub(crate) fn in_features(&self, group: usize) -> usize {
         self.groups[group].in_features
+    }
+
+    /// Outputs of a linear of a group, or 0.
+    pub(crate) fn out_features(&self, group: usize, member: usize) -> usize {
+        self.groups[group].linears.get(member).map_or(0, Linear::out_features)
     }
 
     /// Bytes on the device.

@@ -1,8 +1,7 @@
 //! Weights of norms on the device, in f32.
 
-use std::sync::Arc;
-
-use crate::backend::cuda::driver::{Device, DeviceMemory};
+use super::placer::Placer;
+use crate::backend::cuda::driver::DeviceMemory;
 use crate::error::{Error, ErrorCode, Result};
 use crate::tensor::TensorView;
 
@@ -19,14 +18,12 @@ impl Norm {
     ///
     /// # Errors
     /// `memory_exhausted`; `internal` if it holds no floats; the device failed.
-    pub(super) fn load(device: &Arc<Device>, weight: TensorView<'_>) -> Result<Self> {
+    pub(super) fn load(placer: &mut Placer, weight: TensorView<'_>) -> Result<Self> {
         if !weight.dtype().is_float() {
             return Err(Error::new(ErrorCode::Internal, "a norm's weight must hold floats").with_found(weight.dtype()));
         }
         let values = weight.try_to_f32()?;
-        let memory = device.allocate(size_of_val(&*values))?;
-        memory.upload(0, bytemuck::cast_slice(&values))?;
-        Ok(Self { memory, values })
+        Ok(Self { memory: placer.place(bytemuck::cast_slice(&values))?, values })
     }
 
     /// Number of values.

@@ -7,12 +7,12 @@ use exlora::quant::QuantGroup;
 use exlora::sites::{SiteId, SitePart};
 use exlora::tensor::DType;
 
-use super::random::{Place, random_adapters};
 use support::Rng;
 use support::deltas::{Change, Low};
 use support::harness::{
     Device, FLOATS, Harness, Member, Mixture, Tensor, Weight, assert_close, fast, isas, oracle, route,
 };
+use support::random_adapters::{Place, random_adapters};
 use support::random_weights::RandomCodes;
 
 /// With DoRA's magnitude.

@@ -10,4 +10,3 @@ mod linears;
 mod memory;
 mod norms;
 mod preparing;
-mod random;

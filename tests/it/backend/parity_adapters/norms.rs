@@ -7,10 +7,10 @@ use exlora::backend::{AttentionSpec, KvDType, KvShape, Rope, StepRows};
 use exlora::tensor::DType;
 use proptest::prelude::*;
 
-use super::random::{Adapter, random_mixtures, route_in, upload_all};
 use support::Rng;
 use support::deltas::Change;
 use support::harness::{Harness, Mixture, Tensor, bits, fast, isas, oracle, route};
+use support::random_adapters::{Adapter, random_mixtures, route_in, upload_all};
 
 proptest! {
     #![proptest_config(support::cases(32))]

@@ -3,9 +3,9 @@
 use exlora::adapter::batch::{AdapterBatch, SlotId};
 use exlora::sites::SiteId;
 
-use support::Rng;
-use support::deltas::{Change, random_low};
-use support::harness::{FLOATS, Harness, Mixture, Tensor, route};
+use super::Rng;
+use super::deltas::{Change, random_low};
+use super::harness::{FLOATS, Harness, Mixture, Tensor, route};
 
 /// Repeats in which adapters change something; in later ones every row is a base row.
 const REPEATS: u32 = 2;
@@ -64,6 +64,11 @@ fn random_change(rng: &mut Rng, site: usize, repeat: u32, place: Place) -> Chang
             low.magnitude = Some(Tensor::new(FLOATS[rng.below(3)], &[outputs], &magnitude));
         }
         change.low = Some(low);
+    }
+    let is_rescaled = change.low.as_ref().is_some_and(|low| low.magnitude.is_some());
+    if !is_table && !is_rescaled && rng.below(3) == 0 {
+        let (dtype, rank) = (FLOATS[rng.below(3)], 1 + rng.below(12));
+        change.removed = Some(random_low(rng, dtype, rank, outputs, inputs));
     }
     change
 }

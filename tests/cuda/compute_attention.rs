@@ -1,0 +1,97 @@
+//! Attention through the backend: several layers, each with its own rotation, window and norms, over several splits.
+
+use std::sync::Arc;
+
+use ::support::Rng;
+use ::support::harness::{Device, Harness, oracle};
+use exlora::adapter::batch::AdapterBatch;
+use exlora::backend::cuda::ops::attention::SPLIT_TOKENS;
+use exlora::backend::{AttentionSpec, KvDType, KvShape, Rope, StepRows};
+
+use crate::compute::{assert_ratio, devices};
+
+const HEADS: usize = 4;
+const KV_HEADS: usize = 2;
+const HEAD_DIM: usize = 16;
+/// q, k and v of a row.
+const WIDTH: usize = (HEADS + 2 * KV_HEADS) * HEAD_DIM;
+const PAGE_TOKENS: usize = 32;
+
+/// Rows of those positions of each sequence; a sequence has every second page.
+fn rows(positions: [std::ops::Range<usize>; 2]) -> StepRows {
+    let mut rows = StepRows::default();
+    for (sequence, positions) in positions.into_iter().enumerate() {
+        let pages = positions.end.div_ceil(PAGE_TOKENS) as u32;
+        rows.push(positions, (0..pages).map(|page| 2 * page + sequence as u32));
+    }
+    rows
+}
+
+/// q, k, v of rows. Every third row is so small that a norm's epsilon decides what becomes of it.
+fn inputs(rng: &mut Rng, rows: usize) -> Vec<f32> {
+    let mut qkv = rng.normals(rows * WIDTH, 1.0);
+    for row in qkv.chunks_exact_mut(WIDTH).step_by(3) {
+        row[..(HEADS + KV_HEADS) * HEAD_DIM].iter_mut().for_each(|value| *value *= 2e-3);
+    }
+    qkv
+}
+
+/// What each layer attends in each step.
+fn attend(device: Device, steps: &[StepRows], windows: [Option<usize>; 2]) -> Vec<Vec<f32>> {
+    let mut harness = Harness::open(device);
+    let [q_norm, k_norm] = [1, 2].map(|seed| harness.norm_weight(&Rng(seed).normals(HEAD_DIM, 1.0)).0);
+    let spec = |layer: usize, window, has_norms: bool| AttentionSpec {
+        layer,
+        heads: HEADS,
+        kv_heads: KV_HEADS,
+        head_dim: HEAD_DIM,
+        scale: 0.75,
+        window,
+        q_norm: has_norms.then_some(q_norm),
+        k_norm: has_norms.then_some(k_norm),
+        norm_eps: 1e-5,
+        rope: Arc::new(Rope {
+            inv_freq: (0..4 + 4 * layer).map(|pair| 0.5f32.powi((pair + layer) as i32)).collect(),
+            factor: 1.0 + 0.25 * layer as f32,
+        }),
+    };
+    let specs = [spec(0, windows[0], true), spec(1, windows[1], false)];
+    let shape = KvShape {
+        layers: 2,
+        pages: 36,
+        page_tokens: PAGE_TOKENS,
+        kv_heads: KV_HEADS,
+        head_dim: HEAD_DIM,
+        dtype: KvDType::F16,
+    };
+    let kv = harness.compute().create_kv(shape).expect("the cache is small");
+    let most = steps.iter().map(StepRows::len).max().unwrap_or(0);
+    let [qkv, out] = [WIDTH, HEADS * HEAD_DIM].map(|width| harness.buffer(width, most));
+    let mut rng = Rng(7);
+    let mut attended = Vec::new();
+    for rows in steps {
+        harness.compute().reserve_rows(rows.len()).expect("there is room");
+        for spec in &specs {
+            harness.compute().write_rows(qkv, &inputs(&mut rng, rows.len())).expect("rows fit");
+            harness.compute().attend(spec, kv, rows, &AdapterBatch::default(), qkv, out).expect("the rows attend");
+            attended.push(harness.get(out, HEADS * HEAD_DIM, rows.len()));
+        }
+    }
+    attended
+}
+
+#[test]
+fn layers_with_rotations_windows_and_norms_of_their_own_agree_with_the_reference() {
+    let end = 2 * SPLIT_TOKENS;
+    // A prompt that ends with a split, the first position of the next split, some rows beyond.
+    let steps = [rows([0..end, 0..40]), rows([end..end + 1, 40..41]), rows([end + 1..end + 4, 41..42])];
+    for windows in [[None, Some(300)], [Some(7), None]] {
+        let expected = attend(oracle(), &steps, windows);
+        for (device, limit) in devices() {
+            for (index, (found, expected)) in attend(device, &steps, windows).iter().zip(&expected).enumerate() {
+                let what = format!("{device:?}, step {}, layer {}", index / 2, index % 2);
+                assert_ratio(&what, HEADS * HEAD_DIM, found, expected, limit);
+            }
+        }
+    }
+}

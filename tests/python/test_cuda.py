@@ -1,0 +1,111 @@
+"""Every face of the package on a CUDA device, against the CPU: one tiny mixed batch each. `make test-cuda` runs these tests on
+the emulated driver; other runs leave them out.
+"""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from exlora import (
+    Engine,
+    ExLlamaV2,
+    ExLlamaV2Cache,
+    ExLlamaV2Config,
+    ExLlamaV2Lora,
+    ExLlamaV2Tokenizer,
+    UnsupportedError,
+)
+from exlora.generator import ExLlamaV2DynamicGenerator, ExLlamaV2DynamicJob, ExLlamaV2Sampler
+
+pytestmark = pytest.mark.cuda
+
+MODEL = "quill-4m-gptq-4bit-g32-asym-actorder"
+ADAPTERS = {"jargon": "jargon-lora-r8", "devil": "devil-dora-r8"}
+PROMPTS = ["A bug is", "A bug is", "The truth is"]
+MIXTURES = [None, "jargon", {"jargon": 0.5, "devil": 0.5}]
+DEVICES = ["cpu", "cuda"]
+
+
+def assert_close(found, expected):
+    """Logits of f16 activations against those of float32, as a part of the largest one."""
+    assert np.abs(np.asarray(found) - np.asarray(expected)).max() <= 5e-3 * np.abs(expected).max()
+
+
+def run(*arguments):
+    """The finished command."""
+    command = [sys.executable, "-m", "exlora", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+
+def test_an_engine_answers_a_mixed_batch_as_on_the_cpu(fixtures):
+    adapters = {name: fixtures / "adapters" / folder for name, folder in ADAPTERS.items()}
+    outputs = {}
+    for device in DEVICES:
+        engine = Engine(fixtures / MODEL, device=device, adapters=adapters, kv_tokens=256)
+        outputs[device] = engine.generate(PROMPTS, MIXTURES, max_new_tokens=2, return_logits=True)
+    stats = engine.stats()
+    assert 0 < stats["device_free_bytes"] < stats["device_total_bytes"]
+    assert stats["weights_bytes"] > 0 and stats["device_buffers_bytes"] > 0
+    for found, expected in zip(outputs["cuda"], outputs["cpu"], strict=True):
+        assert_close(found.logits[0], expected.logits[0])
+        assert found.text == expected.text
+
+
+def test_the_exllamav2_shape_answers_as_on_the_cpu(fixtures):
+    texts, logits = {}, {}
+    for device in DEVICES:
+        config = ExLlamaV2Config(str(fixtures / MODEL))
+        config.device = device
+        model = ExLlamaV2(config)
+        cache = ExLlamaV2Cache(model, max_seq_len=256, lazy=True)
+        model.load_autosplit(cache)
+        assert model.get_cache_devices()[0].startswith(device)
+        loras = [
+            ExLlamaV2Lora.from_directory(model, str(fixtures / "adapters" / folder)) for folder in ADAPTERS.values()
+        ]
+        logits[device] = model.forward(np.array([[5, 6, 7]]), loras=loras[:1])
+        generator = ExLlamaV2DynamicGenerator(model, cache, ExLlamaV2Tokenizer(config))
+        settings = ExLlamaV2Sampler.Settings.greedy()
+        for mixture in [[], [(loras[0], 1.0)], [(loras[0], 0.5), (loras[1], 0.5)]]:
+            generator.enqueue(ExLlamaV2DynamicJob(np.array([[5, 6, 7, 8]]), 2, loras=mixture, gen_settings=settings))
+        ended = {}
+        while generator.num_remaining_jobs():
+            for result in generator.iterate():
+                if result["eos"]:
+                    ended[result["serial"]] = result["new_tokens"], result["eos_reason"]
+        texts[device] = ended
+    assert_close(logits["cuda"], logits["cpu"])
+    assert texts["cuda"] == texts["cpu"] and len(texts["cpu"]) == len(MIXTURES)
+
+
+def test_the_command_answers_a_mixed_batch_as_on_the_cpu(fixtures, tmp_path):
+    lines = [{"prompt": prompt, "adapter": mixture} for prompt, mixture in zip(PROMPTS, MIXTURES, strict=True)]
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text("\n".join(map(json.dumps, lines)))
+    adapters = [f"--adapter={name}={fixtures / 'adapters' / folder}" for name, folder in ADAPTERS.items()]
+    texts = {}
+    for device in DEVICES:
+        done = run("generate", "-m", fixtures / MODEL, *adapters, "--device", device, "--kv-tokens", 256, "--ordered",
+                   "--json", "--max-new-tokens", 2, "--requests", requests)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        texts[device] = [json.loads(line)["text"] for line in done.stdout.splitlines()]
+    assert texts["cuda"] == texts["cpu"] and len(texts["cpu"]) == len(PROMPTS)
+
+
+def test_the_benchmark_runs_on_the_device(fixtures):
+    adapter = f"jargon={fixtures / 'adapters' / ADAPTERS['jargon']}"
+    done = run("--json", "bench", "-m", fixtures / MODEL, "--device", "cuda:0", "--adapter", adapter, "--prompt", 4,
+               "--decode", 1, "--rounds", 1)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "cuda:0 (" in done.stdout
+
+
+def test_a_card_that_is_not_there_is_one_line(fixtures):
+    with pytest.raises(UnsupportedError, match="no card cuda:7") as caught:
+        Engine(fixtures / MODEL, device="cuda:7")
+    assert caught.value.code == "cuda_unavailable"
+    done = run("generate", "-m", fixtures / MODEL, "--device", "cuda:7", "--prompt", "A")
+    assert done.returncode != 0 and "there is no card cuda:7" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr

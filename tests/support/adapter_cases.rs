@@ -1,0 +1,111 @@
+//! Random adapters on an embedding or on linears, and rows with mixtures of them, to be computed by any backend.
+
+use exlora::adapter::batch::SlotId;
+
+use super::Rng;
+use super::harness::{Device, FLOATS, Harness, Member, Mixture, Tensor, random_member};
+use super::random_adapters::{Adapter, Place, random_adapters, random_mixtures, route_in, upload_all};
+
+/// An embedding, adapters on it, and tokens with their mixtures.
+#[derive(Clone)]
+pub struct EmbeddingCase {
+    pub table: Tensor,
+    pub adapters: Vec<Adapter>,
+    pub tokens: Vec<u32>,
+    pub mixtures: Vec<Mixture>,
+    pub repeat: u32,
+}
+
+impl EmbeddingCase {
+    /// A random case, from one seed.
+    pub fn random(seed: u64, hidden: usize, rows: usize) -> Self {
+        let mut rng = Rng(seed);
+        let rng = &mut rng;
+        let vocab = 2 + rng.below(600);
+        let spread = (vocab as f32).powf(-0.5);
+        let table = Tensor::new(FLOATS[rng.below(3)], &[vocab, hidden], &rng.normals(vocab * hidden, spread));
+        let place = Place { inputs: vocab, outputs: hidden, is_table: true, spare_rows: 5 };
+        let adapters = random_adapters(rng, &[place]);
+        let mixtures = random_mixtures(rng, &adapters, rows);
+        let repeat = rng.below(3) as u32;
+        // The last adapter of a row that replaces the table says how many tokens there are.
+        let replaced = |&(slot, _): &(SlotId, f32)| {
+            let changes = &adapters.iter().find(|(other, _)| *other == slot)?.1;
+            Some(changes.iter().find(|change| change.repeat == repeat)?.weight.as_ref()?.shape[0])
+        };
+        let tokens_of = |mixture: &Mixture| mixture.iter().rev().find_map(replaced).unwrap_or(vocab);
+        let tokens = mixtures.iter().map(|mixture| rng.below(tokens_of(mixture)) as u32).collect();
+        Self { table, adapters, tokens, mixtures, repeat }
+    }
+
+    /// One row of it alone.
+    pub fn only(&self, row: usize) -> Self {
+        Self { tokens: vec![self.tokens[row]], mixtures: vec![self.mixtures[row].clone()], ..self.clone() }
+    }
+
+    /// The rows, `[tokens, hidden]`.
+    pub fn run(&self, device: Device) -> Vec<f32> {
+        let mut harness = Harness::open(device);
+        let hidden = self.table.shape[1];
+        let (table, site) = harness.table(&self.table);
+        upload_all(&mut harness, &[site], &self.adapters);
+        let out = harness.buffer(hidden, self.tokens.len());
+        let batch = route_in(self.repeat, &self.mixtures);
+        harness.compute().embed(table, &self.tokens, 1.25, &batch, out).expect("tokens embed");
+        harness.get(out, hidden, self.tokens.len())
+    }
+}
+
+/// A head of one linear or a group of several, adapters on it, and rows with their mixtures.
+#[derive(Clone)]
+pub struct LinearsCase {
+    pub inputs: usize,
+    /// Room for the outputs of a row.
+    pub stride: usize,
+    pub members: Vec<Member>,
+    pub adapters: Vec<Adapter>,
+    pub x: Vec<f32>,
+    pub mixtures: Vec<Mixture>,
+    pub repeat: u32,
+}
+
+impl LinearsCase {
+    /// A random case, from one seed.
+    pub fn random(seed: u64, inputs: usize, rows: usize) -> Self {
+        let mut rng = Rng(seed);
+        let rng = &mut rng;
+        let widths: Vec<usize> = (0..1 + rng.below(3)).map(|_| 1 + rng.below(70)).collect();
+        let spare_rows = if widths.len() == 1 { 20 } else { 0 };
+        let place = |&outputs: &usize| Place { inputs, outputs, is_table: false, spare_rows };
+        let members = widths.iter().map(|&width| random_member(rng, inputs, width)).collect();
+        let adapters = random_adapters(rng, &widths.iter().map(place).collect::<Vec<_>>());
+        let mixtures = random_mixtures(rng, &adapters, rows);
+        let stride = widths.iter().sum::<usize>() + spare_rows;
+        let repeat = rng.below(3) as u32;
+        Self { inputs, stride, members, adapters, x: rng.normals(rows * inputs, 1.0), mixtures, repeat }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.mixtures.len()
+    }
+
+    /// One row of it alone.
+    pub fn only(&self, row: usize) -> Self {
+        let x = self.x[row * self.inputs..(row + 1) * self.inputs].to_vec();
+        Self { x, mixtures: vec![self.mixtures[row].clone()], ..self.clone() }
+    }
+
+    /// Outputs `[rows, stride]`; what a row has no outputs for stays 7.
+    pub fn run(&self, device: Device) -> Vec<f32> {
+        let mut harness = Harness::open(device);
+        let (group, sites) = harness.group(&self.members);
+        upload_all(&mut harness, &sites, &self.adapters);
+        let x = harness.put(self.inputs, &self.x);
+        let picked: Vec<u32> = (0..self.rows() as u32).collect();
+        let mut logits = vec![7.0; self.rows() * self.stride];
+        let batch = route_in(self.repeat, &self.mixtures);
+        harness.compute().head(group, x, &picked, &batch, &mut logits, self.stride).expect("the head runs");
+        logits
+    }
+}
