@@ -426,8 +426,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention(const __grid_
           add_splits(a, task, pass);
         }
       }
-      // Nobody loads the next head's queries, or counts it, before all are done with this one.
-      __syncthreads();
     }
   }
 }

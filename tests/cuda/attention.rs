@@ -405,6 +405,23 @@ fn a_row_has_the_same_bits_in_any_grid_batch_and_chunk() {
 }
 
 #[test]
+fn a_block_may_compute_several_key_value_heads_and_rows() {
+    // Nine query heads of a group take two passes.
+    let layer = Layer { heads: 18, kv_heads: 2, ..long_layer() };
+    let end = 2 * SPLIT_TOKENS + 4;
+    let (before, rows) = (layer.rows(&[0..end - 3, 0..30]), layer.rows(&[end - 3..end, 30..32]));
+    let on_device = OnDevice::new(&layer);
+    on_device.attend(&before, &layer.inputs(&before), &on_device.plan(&before));
+    let plan = on_device.plan(&rows);
+    assert_eq!(plan.grid, [3, 2, 5]);
+    let apart = on_device.attend(&rows, &layer.inputs(&rows), &plan).attended;
+    for plan in [AttentionPlan { grid: [3, 1, 2], ..plan }, AttentionPlan { grid: [1, 2, 1], ..plan }] {
+        let again = on_device.attend(&rows, &layer.inputs(&rows), &plan).attended;
+        assert_eq!(bits(&again), bits(&apart), "{plan:?}");
+    }
+}
+
+#[test]
 fn what_is_left_of_a_sum_that_cancels_has_the_same_bits_in_any_grid() {
     // The last value takes away all the others, so that every bit in which two orders of the sum differ is one of the result.
     let layer = Layer { heads: 1, kv: KvDType::F32, ..long_layer() };

@@ -2,7 +2,7 @@
 
 use exlora::ErrorCode;
 use exlora::adapter::batch::{AdapterBatch, SlotId};
-use exlora::backend::{GroupId, Write};
+use exlora::backend::{Compute, GroupId, Write};
 use exlora::sites::SiteId;
 use exlora::tensor::DType;
 use support::Rng;
@@ -133,17 +133,24 @@ fn a_slot_serves_the_adapter_that_is_in_it_now() {
 }
 
 #[test]
-fn an_overflow_of_a_step_is_not_one_of_the_next() {
+fn an_overflow_is_reported_once_and_not_in_the_next_step() {
     let (device, _) = devices()[0];
     let mut harness = Harness::open(device);
     let (group, _) = square_linear(&mut harness, 15);
     let [x, y] = [(); 2].map(|()| harness.buffer(WIDTH, 2));
     let compute = harness.compute();
-    for value in [1e5, 1.0] {
+    let step = |compute: &mut dyn Compute, value: f32| {
         compute.reserve_rows(2).expect("there is room");
         compute.write_rows(x, &[value; 2 * WIDTH]).expect("rows fit");
         compute.linear(group, x, 2, &AdapterBatch::default(), y, Write::Replace).expect("runs");
+    };
+    // What is not taken is forgotten.
+    step(compute, 1e5);
+    for (value, reported) in [(1.0, vec![]), (1e5, vec![0, 1])] {
+        step(compute, value);
+        for reported in [reported, vec![]] {
+            assert!(compute.take_kv_overflows().expect("read").is_empty());
+            assert_eq!(compute.take_activation_overflows().expect("read"), reported);
+        }
     }
-    assert!(compute.take_kv_overflows().expect("read").is_empty());
-    assert!(compute.take_activation_overflows().expect("read").is_empty());
 }

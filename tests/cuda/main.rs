@@ -8,6 +8,7 @@ mod compiler;
 mod compute;
 mod compute_attention;
 mod compute_steps;
+mod compute_weights;
 mod decoder;
 mod disassembly;
 mod doctor;

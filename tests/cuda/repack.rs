@@ -69,6 +69,17 @@ fn floats_of_every_type_are_packed_as_on_the_host() {
     }
 }
 
+#[test]
+fn rows_of_more_units_than_a_grid_has_warps_are_packed_as_on_the_host() {
+    let (device, mut rng) = (device(), Rng(5));
+    // 516 units; the grid covers 512 at a time.
+    let inputs = 33_000;
+    let codes = RandomCodes::new(&mut rng, 16, groups(4, inputs, 128), true, false);
+    assert_same(&device, ElementType::F16, &StoredWeight::Quantized(Box::new(codes)), 1 << 20, "codes");
+    let floats = Tensor::new(DType::F16, &[2, inputs], &rng.normals(2 * inputs, 1.0));
+    assert_same(&device, ElementType::F16, &StoredWeight::Dense(floats.view()), 1 << 20, "floats");
+}
+
 fn checkpoint(tensors: &[StoredTensor]) -> Checkpoint {
     Checkpoint::from_bytes(safetensors(tensors), Path::new("memory.safetensors")).expect("a valid file")
 }

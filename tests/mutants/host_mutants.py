@@ -4,6 +4,7 @@ from mutant import Mutant
 
 BACKEND = "src/backend/cuda/"
 ATTENTION = BACKEND + "compute/attention.rs"
+ATTENTION_LAUNCH = BACKEND + "ops/attention.rs"
 BUFFERS = BACKEND + "buffers.rs"
 COMPUTE = BACKEND + "compute/mod.rs"
 PREPARE = BACKEND + "adapter/prepare.rs"
@@ -17,6 +18,7 @@ EXPAND_LAUNCH = BACKEND + "ops/expand.rs"
 OPERATIONS = BACKEND + "compute/operations.rs"
 REPACK = BACKEND + "ops/repack.rs"
 SCALES = BACKEND + "layout/scales.rs"
+STAGING = BACKEND + "driver/staging.rs"
 STEP = BACKEND + "step.rs"
 TABLES = BACKEND + "table_builder.rs"
 WEIGHTS = BACKEND + "weights/linear.rs"
@@ -112,6 +114,15 @@ HOST_MUTANTS = (
         tests=("compute_steps::a_slot_serves",),
     ),
     # --- linear
+    Mutant(
+        name="tables_of_the_head_name_the_first_rows",
+        kind="wrong index",
+        file=TABLES,
+        after="Some(rows) => ",
+        old="self.image.array(rows.iter().copied())",
+        new="self.image.array(0..rows.len() as u32)",
+        tests=DECODER,
+    ),
     Mutant(
         name="linear_starts_no_tile_for_the_last_ranks",
         kind="wrong grid",
@@ -248,6 +259,22 @@ HOST_MUTANTS = (
         tests=("compute_attention::",),
     ),
     Mutant(
+        name="attention_plan_lacks_the_split_at_the_windows_other_end",
+        kind="off by one at an edge",
+        file=ATTENTION_LAUNCH,
+        old="window.div_ceil(SPLIT_TOKENS) + 1",
+        new="window.div_ceil(SPLIT_TOKENS)",
+        tests=("compute_attention::",),
+    ),
+    Mutant(
+        name="attention_plan_has_room_for_one_pass",
+        kind="wrong size",
+        file=ATTENTION_LAUNCH,
+        old="self.group_heads.div_ceil(self.variant.heads)",
+        new="1",
+        tests=("attention::a_block_may_compute",),
+    ),
+    Mutant(
         name="kv_layers_share_their_pages",
         kind="wrong stride",
         file=KV_LAYOUT,
@@ -271,7 +298,15 @@ HOST_MUTANTS = (
         after="self.activations.clear();\n        ",
         old="self.flags.zero()",
         new="Ok(())",
-        tests=("compute_steps::an_overflow_of_a_step",),
+        tests=("compute_steps::an_overflow_is_reported",),
+    ),
+    Mutant(
+        name="flags_are_reported_again",
+        kind="counter not reset",
+        file=COMPUTE,
+        old="flags.iter().any(|flag| *flag != 0)",
+        new="false",
+        tests=("compute_steps::an_overflow_is_reported",),
     ),
     Mutant(
         name="flags_of_activations_and_keys_are_the_same",
@@ -333,12 +368,45 @@ HOST_MUTANTS = (
         tests=DELTAS,
     ),
     Mutant(
+        name="weights_of_adapters_are_those_of_the_base",
+        kind="wrong branch",
+        file=WEIGHTS,
+        old="self.unpack(strips, None)? != wanted",
+        new="false",
+        tests=("compute_weights::a_copy_of_the_base",),
+    ),
+    Mutant(
+        name="weights_are_unpacked_without_their_zeros",
+        kind="zero point dropped",
+        file=WEIGHTS,
+        old="self.weight.zeros != 0",
+        new="false",
+        tests=("compute_weights::the_weight_that_the_device",),
+    ),
+    Mutant(
         name="weights_swap_scales_and_zeros",
         kind="swapped arguments",
         file=WEIGHTS,
-        old="address(arrays[1])",
-        new="address(arrays[0])",
+        old="at(self.zeros, self.form.has_zeros)",
+        new="at(self.scales, self.form.has_zeros)",
         tests=("compute::", "decoder::an_asymmetric"),
+    ),
+    Mutant(
+        name="a_pinned_buffer_is_filled_while_it_is_copied",
+        kind="missing wait",
+        file=STAGING,
+        after="fn wait(&mut self) -> Result<()> {\n        if ",
+        old="self.is_in_flight",
+        new="false",
+        tests=("memory::bytes_uploaded",),
+    ),
+    Mutant(
+        name="an_adapter_is_installed_before_it_is_copied",
+        kind="missing wait",
+        file=PREPARE,
+        old="uploads.wait()?",
+        new="()",
+        tests=("memory::adapters_are_copied",),
     ),
     Mutant(
         name="scales_of_a_strip_are_in_the_order_of_outputs",

@@ -10,6 +10,7 @@ EXPAND_ACTIVATE = "cuda/expand_activate.cu"
 EXPAND_LOGITS = "cuda/expand_logits.cu"
 EXPAND_RESIDUAL = "cuda/expand_residual.cu"
 EXPAND_ROPE_KV = "cuda/expand_rope_kv.cu"
+KV_CACHE = "cuda/kv_cache.cuh"
 LINEAR = "cuda/linear.cu"
 LOW_RANK = "cuda/low_rank.cuh"
 MULTIPLY = "cuda/linear_multiply.cuh"
@@ -127,6 +128,30 @@ KERNEL_MUTANTS = (
         old="add(sums[i], next)",
         new="add(next, sums[i])",
         tests=("attention::what_is_left_of_a_sum",),
+    ),
+    Mutant(
+        name="attention_leaves_out_heads_beyond_its_grid",
+        kind="loop ends early",
+        file=ATTENTION,
+        old="task.kv_head += gridDim.y",
+        new="task.kv_head += a.kv.kv_heads",
+        tests=("attention::a_block_may_compute",),
+    ),
+    Mutant(
+        name="attention_begins_with_splits_before_the_window",
+        kind="off by one at an edge",
+        file=ATTENTION,
+        old="task.first_split = first / SPLIT_TOKENS;",
+        new="task.first_split = 0;",
+        tests=SPLITS,
+    ),
+    Mutant(
+        name="attention_passes_share_their_partial_sums",
+        kind="wrong stride",
+        file=ATTENTION,
+        old="* passes(a) + pass;",
+        new="* passes(a);",
+        tests=("attention::a_block_may_compute",),
     ),
     Mutant(
         name="attention_scores_without_their_factor",
@@ -416,6 +441,14 @@ KERNEL_MUTANTS = (
     ),
     # --- packing
     Mutant(
+        name="kv_pages_overlap",
+        kind="wrong stride",
+        file=KV_CACHE,
+        old="static_cast<uint64_t>(page) * 2 * kv.kv_heads",
+        new="static_cast<uint64_t>(page) * kv.kv_heads",
+        tests=HEADS,
+    ),
+    Mutant(
         name="repack_reads_a_word_beyond_the_stream",
         kind="out of bounds",
         file=REPACK,
@@ -439,6 +472,24 @@ KERNEL_MUTANTS = (
         old="output >= args.outputs) return 0;",
         new="output > args.outputs) return 0;",
         tests=("repack::codes_of_every_width",),
+    ),
+    Mutant(
+        name="repack_codes_leaves_out_units_beyond_its_grid",
+        kind="loop ends early",
+        file=REPACK,
+        after="repack_codes(const __grid_constant__ RepackCodesArguments args) {",
+        old="unit += gridDim.y * BLOCK_WARPS",
+        new="unit += weight.units",
+        tests=("repack::rows_of_more_units",),
+    ),
+    Mutant(
+        name="repack_floats_leaves_out_units_beyond_its_grid",
+        kind="loop ends early",
+        file=REPACK,
+        after="void repack_floats_of(const RepackFloatsArguments& args) {",
+        old="unit += gridDim.y * BLOCK_WARPS",
+        new="unit += weight.units",
+        tests=("repack::rows_of_more_units",),
     ),
     Mutant(
         name="repack_names_no_overflow",

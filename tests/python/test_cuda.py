@@ -1,8 +1,10 @@
-"""Every face of the package on a CUDA device, against the CPU: one tiny mixed batch each. `make test-cuda` runs these tests on
-the emulated driver; other runs leave them out.
+"""Every face of the package on a CUDA device, against the CPU: one tiny mixed batch each.
+
+`make test-cuda` runs these tests on the emulated driver; other runs leave them out.
 """
 
 import json
+import os
 import subprocess
 import sys
 
@@ -33,10 +35,10 @@ def assert_close(found, expected):
     assert np.abs(np.asarray(found) - np.asarray(expected)).max() <= 5e-3 * np.abs(expected).max()
 
 
-def run(*arguments):
+def run(*arguments, **environment):
     """The finished command."""
-    command = [sys.executable, "-m", "exlora", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    command, env = [sys.executable, "-m", "exlora", *map(str, arguments)], os.environ | environment
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=env)
 
 
 def test_an_engine_answers_a_mixed_batch_as_on_the_cpu(fixtures):
@@ -47,7 +49,8 @@ def test_an_engine_answers_a_mixed_batch_as_on_the_cpu(fixtures):
         outputs[device] = engine.generate(PROMPTS, MIXTURES, max_new_tokens=2, return_logits=True)
     stats = engine.stats()
     assert 0 < stats["device_free_bytes"] < stats["device_total_bytes"]
-    assert stats["weights_bytes"] > 0 and stats["device_buffers_bytes"] > 0
+    assert stats["weights_bytes"] > 0
+    assert stats["device_buffers_bytes"] > 0
     for found, expected in zip(outputs["cuda"], outputs["cpu"], strict=True):
         assert_close(found.logits[0], expected.logits[0])
         assert found.text == expected.text
@@ -77,7 +80,8 @@ def test_the_exllamav2_shape_answers_as_on_the_cpu(fixtures):
                     ended[result["serial"]] = result["new_tokens"], result["eos_reason"]
         texts[device] = ended
     assert_close(logits["cuda"], logits["cpu"])
-    assert texts["cuda"] == texts["cpu"] and len(texts["cpu"]) == len(MIXTURES)
+    assert texts["cuda"] == texts["cpu"]
+    assert len(texts["cpu"]) == len(MIXTURES)
 
 
 def test_the_command_answers_a_mixed_batch_as_on_the_cpu(fixtures, tmp_path):
@@ -91,7 +95,8 @@ def test_the_command_answers_a_mixed_batch_as_on_the_cpu(fixtures, tmp_path):
                    "--json", "--max-new-tokens", 2, "--requests", requests)  # fmt: skip
         assert done.returncode == 0, done.stderr
         texts[device] = [json.loads(line)["text"] for line in done.stdout.splitlines()]
-    assert texts["cuda"] == texts["cpu"] and len(texts["cpu"]) == len(PROMPTS)
+    assert texts["cuda"] == texts["cpu"]
+    assert len(texts["cpu"]) == len(PROMPTS)
 
 
 def test_the_benchmark_runs_on_the_device(fixtures):
@@ -107,5 +112,25 @@ def test_a_card_that_is_not_there_is_one_line(fixtures):
         Engine(fixtures / MODEL, device="cuda:7")
     assert caught.value.code == "cuda_unavailable"
     done = run("generate", "-m", fixtures / MODEL, "--device", "cuda:7", "--prompt", "A")
-    assert done.returncode != 0 and "there is no card cuda:7" in done.stderr
+    assert done.returncode != 0
+    assert "there is no card cuda:7" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (
+            {"EMULATED_CUDA_CC": "7.5"},
+            "too old: expected compute capability 8.0 or newer, found compute capability 7.5",
+        ),
+        ({"LD_LIBRARY_PATH": ""}, "libcuda.so.1, the library of the NVIDIA driver, was not found"),
+    ],
+)
+def test_what_cuda_lacks_is_one_line(fixtures, environment, message):
+    if "Emulated" not in run("doctor").stdout:
+        pytest.skip("this machine has what the emulated driver can be without")
+    done = run("generate", "-m", fixtures / MODEL, "--device", "cuda", "--prompt", "A", **environment)
+    assert done.returncode == 1
+    assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr

@@ -13,7 +13,11 @@ pub extern "C" fn emulated_cuda_set(name: Text, value: Text) -> CUresult {
         let (name, value) = (name.read()?, value.read()?);
         // Work that has been submitted runs under the settings of then.
         let result = driver.run_all_streams();
-        if driver.settings.set(&name, &value) { result } else { Err(CUDA_ERROR_INVALID_VALUE) }
+        if !driver.settings.set(&name, &value) {
+            return Err(CUDA_ERROR_INVALID_VALUE);
+        }
+        driver.memory.set_total_bytes(driver.settings.memory_bytes);
+        result
     })
 }
 

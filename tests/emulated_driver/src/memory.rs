@@ -131,7 +131,7 @@ pub extern "C" fn cuMemFreeAsync(address: CUdeviceptr, stream: Handle) -> CUresu
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemGetInfo_v2(free: Out<usize>, total: Out<usize>) -> CUresult {
     call_in_context(|driver| {
-        put_if_wanted(free, (driver.memory.total_bytes() - driver.memory.used_bytes()) as usize);
+        put_if_wanted(free, driver.memory.total_bytes().saturating_sub(driver.memory.used_bytes()) as usize);
         put_if_wanted(total, driver.memory.total_bytes() as usize);
         Ok(())
     })

@@ -15,13 +15,13 @@
 //! | `FAIL_ALLOCATION` | number, `off` | so many allocations of device memory from now on succeed, the next one fails |
 //! | `FAIL_LAUNCH` | number, `off` | the same of launches |
 //! | `QUIET` | `off`, `on` | print neither errors nor warnings |
-//! | `CC` | `8.0` .. | compute capability; at the start only, as are the following |
-//! | `SMS` | number | streaming multiprocessors |
 //! | `MEM_MB` | number | MiB of device memory |
+//! | `CC` | `8.0` .. | compute capability; at the start only, as is the following |
+//! | `SMS` | number | streaming multiprocessors |
 use exlora_ptx_emulator::execution::{AsyncCopies, MatrixSum, Order, RaceChecks, Settings as Execution};
 
 /// The settings that can be changed at any time.
-const CHANGEABLE: [&str; 13] = [
+const CHANGEABLE: [&str; 14] = [
     "order",
     "async",
     "race",
@@ -34,6 +34,7 @@ const CHANGEABLE: [&str; 13] = [
     "streams",
     "fail_allocation",
     "fail_launch",
+    "mem_mb",
     "quiet",
 ];
 
@@ -79,9 +80,6 @@ impl Settings {
         };
         if let Some(count) = number("SMS") {
             settings.multiprocessors = count as u32;
-        }
-        if let Some(mebibytes) = number("MEM_MB") {
-            settings.memory_bytes = mebibytes << 20;
         }
         if let Some(value) = variable("CC") {
             let parts =
@@ -135,6 +133,10 @@ impl Settings {
             "streams" => assign(&mut self.lazy_streams, find(&[("lazy", true), ("now", false)], value)),
             "fail_allocation" => assign(&mut self.fail_allocation, Countdown::parse(value)),
             "fail_launch" => assign(&mut self.fail_launch, Countdown::parse(value)),
+            "mem_mb" => {
+                let bytes = value.parse::<u64>().ok().and_then(|mebibytes| mebibytes.checked_mul(1 << 20));
+                assign(&mut self.memory_bytes, bytes)
+            }
             "quiet" => assign(&mut self.quiet, switch),
             _ => false,
         }

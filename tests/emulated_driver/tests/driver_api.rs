@@ -292,6 +292,9 @@ fn memory_is_bounded_and_counted() {
     assert_eq!(cuMemAlloc_v2(Some(&mut none), free() + 1), CUDA_ERROR_OUT_OF_MEMORY);
     assert!(last_error().contains("in use"), "{}", last_error());
     assert_eq!(cuMemAlloc_v2(Some(&mut none), 0), CUDA_ERROR_INVALID_VALUE);
+    set("mem_mb", "1");
+    assert_eq!(cuMemAlloc_v2(Some(&mut none), 1 << 20), CUDA_ERROR_OUT_OF_MEMORY);
+    set("mem_mb", "8192");
     assert_eq!(cuMemsetD8_v2(address, 1, 1001), CUDA_ERROR_INVALID_VALUE);
     assert!(last_error().contains("memset: 1001 bytes"), "{}", last_error());
     assert_eq!(cuMemFree_v2(address), CUDA_SUCCESS);
@@ -450,6 +453,7 @@ fn settings_have_names_and_values() {
         ("streams", &["lazy", "now"]),
         ("fail_allocation", &["3", "off"]),
         ("fail_launch", &["3", "off"]),
+        ("mem_mb", &["16", "8192"]),
         ("quiet", &["off", "on"]),
     ];
     for (name, values) in values {

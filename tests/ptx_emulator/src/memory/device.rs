@@ -87,7 +87,7 @@ impl DeviceMemory {
 
     /// Allocates `bytes`, or `None` if that many are not free. `label` says what for, in messages.
     pub fn allocate(&mut self, bytes: u64, label: &str) -> Option<u64> {
-        if bytes == 0 || bytes > self.total_bytes - self.used_bytes {
+        if bytes == 0 || bytes > self.total_bytes.saturating_sub(self.used_bytes) {
             return None;
         }
         let address = self.place(bytes)?;
@@ -169,6 +169,11 @@ impl DeviceMemory {
     /// Bytes that the device has.
     pub fn total_bytes(&self) -> u64 {
         self.total_bytes
+    }
+
+    /// Makes it a device with that many bytes; what is allocated stays.
+    pub fn set_total_bytes(&mut self, bytes: u64) {
+        self.total_bytes = bytes;
     }
 
     /// Gives whole pages of the mapping back to the system; they read as zero from then on.
