@@ -47,8 +47,8 @@ struct LinearArguments {
   uint32_t stack_tiles;
   // Tiles of 32 outputs of each linear's largest replacing weight; 0 if no slot of the step replaces it.
   uint32_t replaced_tiles[GROUP_LINEARS];
-  // Words of a stage: the codes of a step of two strips, then their scales and zeros.
-  uint32_t stage_code_words, stage_words;
+  // Bytes of a stage: the codes of a step of two strips, then their scales and zeros.
+  uint32_t stage_code_bytes, stage_bytes;
   uint32_t padding;
 };
 

@@ -11,7 +11,7 @@ use crate::support::device;
 /// Layers of the bundled model.
 const LAYERS: u64 = 4;
 /// linear(qkv), rope and KV, attention, linear(o), residual, linear(gate, up), activation, linear(down), residual.
-const LAUNCHES_OF_A_LAYER: u64 = 9;
+pub const LAUNCHES_OF_A_LAYER: u64 = 9;
 /// The embedding before the layers; the head and the expansion of its products after them.
 const OTHER_LAUNCHES: u64 = 3;
 

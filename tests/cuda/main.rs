@@ -2,6 +2,7 @@
 
 mod adapters;
 mod attention;
+mod bytes;
 mod ceilings;
 mod compile_gate;
 mod compiler;
@@ -12,6 +13,7 @@ mod compute_norms;
 mod compute_steps;
 mod compute_weights;
 mod decoder;
+mod disassembly;
 mod doctor;
 mod driver;
 mod embed;

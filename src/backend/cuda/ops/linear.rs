@@ -76,10 +76,10 @@ pub struct LinearArguments {
     pub stack_tiles: u32,
     /// Tiles of outputs of each linear's largest replacing weight; 0 if no slot of the step replaces it.
     pub replaced_tiles: [u32; GROUP_LINEARS],
-    /// Words of the codes of a step of two strips; set by the launch.
-    pub stage_code_words: u32,
+    /// Bytes of the codes of a step of two strips; set by the launch.
+    pub stage_code_bytes: u32,
     /// The same with their scales and zeros; set by the launch.
-    pub stage_words: u32,
+    pub stage_bytes: u32,
     /// Always 0.
     pub padding: u32,
 }
@@ -139,8 +139,8 @@ impl LinearKernels {
         let code_words = linears.iter().map(stage_code_words).max().unwrap_or(0).max(2 * step_words(16));
         let scale_words = linears.iter().map(stage_scale_words).max().unwrap_or(0);
         let arguments = LinearArguments {
-            stage_code_words: code_words as u32,
-            stage_words: (code_words + scale_words) as u32,
+            stage_code_bytes: 4 * code_words as u32,
+            stage_bytes: 4 * (code_words + scale_words) as u32,
             ..*arguments
         };
         let tokens = VARIANT_TOKENS[variant];
