@@ -189,7 +189,7 @@ impl Group {
             let linears = [SlotLinear::default(); GROUP_LINEARS];
             let memory =
                 upload(&device, &[SlotGroup { stack: a.weight.codes, stack_rows: rank as u32, padding: 0, linears }]);
-            (Slot { groups: memory.address(), count: 1, segment: 0 }, a, memory)
+            (Slot { groups: memory.address(), group_count: 1, ..Slot::default() }, a, memory)
         };
         let adapters = (0..if shape.has_adapters { 8 } else { 0 }).map(adapter).collect();
         let x = upload(&device, &vec![0u32; 8 * shape.inputs]);
@@ -239,7 +239,7 @@ impl Group {
                 (linear.weight, (index * linear.outputs) as u32);
         }
         if self.shape.is_normed {
-            (arguments.sum_squares, arguments.gamma) = (self.squares.address(), self.gamma.address());
+            (arguments.sum_squares, arguments.norm.weight) = (self.squares.address(), self.gamma.address());
         } else {
             arguments.input_type = InputType::Elements as u32;
         }
