@@ -80,14 +80,6 @@ HOST_MUTANTS = (
         tests=("compute_attention::",),
     ),
     Mutant(
-        name="tables_are_those_of_the_last_step",
-        kind="stale data",
-        file=STEP,
-        old="self.attentions.clear()",
-        new="()",
-        tests=DECODER,
-    ),
-    Mutant(
         name="tables_of_other_mixtures_serve",
         kind="stale data",
         file=STEP,
