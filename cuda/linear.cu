@@ -34,16 +34,19 @@ __device__ __forceinline__ void write_partial(float* partial, const Sums<N>& sum
   }
 }
 
-// The reciprocal root mean square of each token's row, from the sums of squares of its columns, added in order.
+// The reciprocal root mean square of each token's row, from the sums of squares of its columns, added in order; and the weight of
+// its norm.
 __device__ __forceinline__ void read_norms(const LinearArguments& args, const Tile& tile, BlockState& state) {
   if (args.sum_squares == nullptr || threadIdx.x >= tile.tokens) return;
   const uint32_t in_features = args.weights[0].in_features;
   const uint32_t blocks = (in_features + SQUARES_COLUMNS - 1) / SQUARES_COLUMNS;
-  const float* squares = args.sum_squares + static_cast<uint64_t>(state.input_row[threadIdx.x]) * blocks;
+  const uint32_t input_row = state.input_row[threadIdx.x];
+  const float* squares = args.sum_squares + static_cast<uint64_t>(input_row) * blocks;
   float sum = 0.0f;
   for (uint32_t block = 0; block < blocks; ++block) sum = __fadd_rn(sum, squares[block]);
   const float mean = __fdiv_rn(sum, static_cast<float>(in_features));
   state.reciprocal_rms[threadIdx.x] = __frcp_rn(__fsqrt_rn(__fadd_rn(mean, args.epsilon)));
+  state.norm_weight[threadIdx.x] = norm_weight(args.norm, input_row);
 }
 
 // Adds the slices' sums as a tree and writes them, with all threads of a block.

@@ -57,6 +57,8 @@ __device__ __forceinline__ void stage_x(uint32_t* x, const LinearArguments& args
   const uint32_t* order = state.weight.order;
   const bool adjacent = order == nullptr && in_features % 2 == 0;
   const bool is_normed = args.sum_squares != nullptr;
+  // Whether rows may have norms of different weights: then each brings its own.
+  const bool is_routed = args.norm.step != nullptr;
 
   uint2 inputs[UNITS];
   float2 gamma[UNITS];
@@ -66,7 +68,8 @@ __device__ __forceinline__ void stage_x(uint32_t* x, const LinearArguments& args
     inputs[u] = make_uint2(k < in_features ? k : PADDING, k + 1 < in_features ? k + 1 : PADDING);
     if (u >= units) inputs[u] = make_uint2(PADDING, PADDING);
     if (u < units && order != nullptr) inputs[u] = *reinterpret_cast<const uint2*>(order + k);
-    gamma[u] = is_normed ? read_inputs<float>(args.gamma, inputs[u], adjacent) : make_float2(1.0f, 1.0f);
+    gamma[u] = make_float2(1.0f, 1.0f);
+    if (is_normed && !is_routed) gamma[u] = read_inputs<float>(args.norm.weight, inputs[u], adjacent);
   }
   // Input 2l of a unit: tile l / 8, register l % 8 / 4 of the lane l % 4 of each token's group.
   const uint32_t place = lane / 16 * 4 * WARP_LANES + lane % 4 * 4 + lane / 8 % 2 * 2 + lane % 8 / 4;
@@ -87,6 +90,11 @@ __device__ __forceinline__ void stage_x(uint32_t* x, const LinearArguments& args
       const uint32_t token = first + i;
       if (token >= tile.tokens) break;
       const float rms = is_normed ? state.reciprocal_rms[token] : 1.0f;
+      if (is_routed) {
+        const float* weight = state.norm_weight[token];
+#pragma unroll
+        for (uint32_t u = 0; u < UNITS; ++u) gamma[u] = read_inputs<float>(weight, inputs[u], adjacent);
+      }
 #pragma unroll
       for (uint32_t u = 0; u < UNITS; ++u) {
         float2 value = values[i][u];

@@ -26,8 +26,8 @@ struct LinearArguments {
   const void* input;
   // [*, ceil(in_features / 256)] f32: sums of squares of an f32 input that is to be normed; else null.
   const float* sum_squares;
-  // [in_features] The norm's weight.
-  const float* gamma;
+  // The norm, of whose routing row i is row i of the input.
+  RoutedNorm norm;
   // [*] 1 where a normed value of the row exceeds the element type.
   uint32_t* overflow_rows;
   float epsilon;
@@ -65,11 +65,13 @@ struct Tile {
 struct BlockState {
   Tile tile;
   Weight weight;
-  // Of each token: the row of the input, its row of `out`, whether this tile writes it, the reciprocal of its root mean square.
+  // Of each token: the row of the input, its row of `out`, whether this tile writes it, the reciprocal of its root mean square,
+  // the weight of its norm.
   uint32_t input_row[MAX_TOKENS];
   uint32_t out_row[MAX_TOKENS];
   uint32_t is_written[MAX_TOKENS];
   float reciprocal_rms[MAX_TOKENS];
+  const float* norm_weight[MAX_TOKENS];
 };
 
 // --- which adapter's weight a row takes --------------------------------------------------------------------------------------

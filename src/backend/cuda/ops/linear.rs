@@ -7,7 +7,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::backend::cuda::compiler::sources::{LINEAR, LINEAR_VARIANTS};
 use crate::backend::cuda::driver::{Arguments, Device, Kernel};
 use crate::backend::cuda::layout::{ElementType, ScaleType, Weight};
-use crate::backend::cuda::tables::GROUP_LINEARS;
+use crate::backend::cuda::tables::{GROUP_LINEARS, RoutedNorm};
 use crate::error::{Error, ErrorCode, Result};
 
 /// Outputs of a tile: of a weight or of a stack.
@@ -52,8 +52,8 @@ pub struct LinearArguments {
     pub input: u64,
     /// `[*, ceil(in_features / 256)]` f32: sums of squares of an f32 input that is to be normed, or 0.
     pub sum_squares: u64,
-    /// `[in_features]` f32: the norm's weight.
-    pub gamma: u64,
+    /// The norm, of whose routing row i is row i of the input.
+    pub norm: RoutedNorm,
     /// `[*]` u32: set to 1 where a value of the row exceeds the element type, by row of the input. Only for an f32 input.
     pub overflow_rows: u64,
     /// The norm's epsilon.
