@@ -83,14 +83,6 @@ HOST_MUTANTS = (
         tests=("compute_attention::",),
     ),
     Mutant(
-        name="tables_are_those_of_the_last_step",
-        kind="stale data",
-        file=STEP,
-        old="self.attentions.clear()",
-        new="()",
-        tests=DECODER,
-    ),
-    Mutant(
         name="tables_of_other_mixtures_serve",
         kind="stale data",
         file=STEP,
@@ -229,13 +221,12 @@ HOST_MUTANTS = (
         tests=("compute_attention::",),
     ),
     Mutant(
-        name="attention_swaps_the_norms_of_queries_and_keys",
+        name="attention_norms_queries_as_keys",
         kind="swapped arguments",
         file=ATTENTION,
-        old="let q_norm = self.head_norm(spec.q_norm, spec, rows.len(), batch)?;\n"
-        "        let k_norm = self.head_norm(spec.k_norm, spec, rows.len(), batch)?;",
-        new="let k_norm = self.head_norm(spec.q_norm, spec, rows.len(), batch)?;\n"
-        "        let q_norm = self.head_norm(spec.k_norm, spec, rows.len(), batch)?;",
+        after="let q_norm = self.head_norm(",
+        old="spec.q_norm",
+        new="spec.k_norm",
         tests=("compute_attention::",),
     ),
     Mutant(
@@ -377,8 +368,8 @@ HOST_MUTANTS = (
         name="norm_terms_of_a_table_leave_out_its_replaced_rows",
         kind="term dropped",
         file=EMBEDDING,
-        old="partition_point(|&id| (id as usize) < token)",
-        new="len()",
+        old="replaced.ids.partition_point(|&id| (id as usize) < token)",
+        new="replaced.ids.len()",
         tests=("compute_embeddings::",),
     ),
     Mutant(
