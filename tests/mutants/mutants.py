@@ -94,7 +94,7 @@ def plant_in_tree(mutants: Iterable[Mutant]) -> pathlib.Path:
     for mutant in mutants:
         chosen = f'(if crate::is_mutant("{mutant.name}") {{ {mutant.new} }} else {{ {mutant.old} }})'
         files[mutant.file] = mutant.applied(files[mutant.file].decode(), chosen).encode()
-    files["src/lib.rs"] += CHOICE.encode()
+    files["src/lib.rs"] = b"#![allow(unused_parens)]\n" + files["src/lib.rs"] + CHOICE.encode()
     tree = FOLDER / "tree"
     for path in [path for path in tree.rglob("*") if path.is_file()]:
         if str(path.relative_to(tree)) not in files:
