@@ -43,7 +43,11 @@ pub(super) fn cases() -> Vec<Case> {
 /// A prompt, then a step with the next token of its sequence and the prompt of another one. Only a few rows of the first
 /// step are compared, since each of its keys and values is read by the last row.
 fn attention(name: &str, heads: Heads) -> Case {
-    Case::new(format!("rope, KV cache, attention, {name}"), Precision::Half, move |loading| {
+    let precision = match heads.kv {
+        KvDType::F16 => Precision::HalfCache,
+        KvDType::F32 => Precision::Half,
+    };
+    Case::new(format!("rope, KV cache, attention, {name}"), precision, move |loading| {
         let spec = spec(loading, heads)?;
         let Heads { heads, kv_heads, head_dim, prompt, kv, .. } = heads;
         let (out_width, kv_width) = (heads * head_dim, kv_heads * head_dim);

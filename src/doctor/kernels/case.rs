@@ -22,9 +22,11 @@ const SLOTS: u32 = 8;
 pub(super) enum Precision {
     /// Everything is computed in f32.
     Single,
-    /// Values are rounded to 16 bits once.
+    /// Activations are rounded once, to the device's type.
     Half,
-    /// Values are rounded to 16 bits by each kernel of a decoder layer.
+    /// The same, and keys and values are rounded to f16 on every device.
+    HalfCache,
+    /// Activations are rounded by each kernel of a decoder layer, keys and values to f16 on every device.
     HalfRepeatedly,
 }
 
@@ -106,6 +108,11 @@ impl Loading<'_> {
         SiteId(*self.sites - 1)
     }
 
+    /// The site of the linear, norm or table that was loaded last.
+    pub(super) fn last_site(&self) -> SiteId {
+        SiteId(*self.sites - 1)
+    }
+
     /// Linears `[width, inputs]` that read one input, with biases.
     pub(super) fn group(&mut self, weight: BaseWeight, inputs: usize, widths: &[usize]) -> Result<Group> {
         let sites: Vec<SiteId> = widths.iter().map(|_| self.site()).collect();
@@ -165,10 +172,16 @@ impl Loading<'_> {
 
     /// A low-rank delta at one of a group's linears.
     pub(super) fn low_rank(&mut self, group: &Group, member: usize, rank: usize) -> SiteDelta<'static> {
-        let (inputs, outputs) = (group.inputs, group.widths[member]);
-        let a = Tensor::from_f32(&[rank, inputs], &self.rng.normals(rank * inputs, (inputs as f32).powf(-0.5)));
+        let scale = (group.inputs as f32).powf(-0.5);
+        let low_rank = Some(self.factors([group.widths[member], group.inputs], rank, scale));
+        SiteDelta { low_rank, ..SiteDelta::at(group.sites[member]) }
+    }
+
+    /// Factors of a weight `[outputs, inputs]`; `scale` is that of A's values.
+    pub(super) fn factors(&mut self, [outputs, inputs]: [usize; 2], rank: usize, scale: f32) -> LowRank<'static> {
+        let a = Tensor::from_f32(&[rank, inputs], &self.rng.normals(rank * inputs, scale));
         let b = Tensor::from_f32(&[outputs, rank], &self.rng.normals(outputs * rank, (rank as f32).powf(-0.5)));
-        SiteDelta { low_rank: Some(LowRank::new(a, b, 0.75)), ..SiteDelta::at(group.sites[member]) }
+        LowRank::new(a, b, 0.75)
     }
 }
 

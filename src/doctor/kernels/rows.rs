@@ -1,7 +1,7 @@
-//! Cases of what works on rows: embedding, norm, gate, logits.
+//! Cases of what works on rows: embedding, norm, gate, logits, and what adapters change there.
 
 use super::case::{BaseWeight, Case, Precision, base_rows, buffers, install, read, route};
-use crate::adapter::delta::{ReplacedRows, SiteDelta};
+use crate::adapter::delta::{LowRank, ReplacedRows, SiteDelta};
 use crate::backend::{Activation, Backend};
 use crate::tensor::Tensor;
 
@@ -11,7 +11,7 @@ const WIDTH: usize = 600;
 const ROWS: usize = 9;
 
 pub(super) fn cases() -> Vec<Case> {
-    vec![embed(), norm(), activate(), logits()]
+    vec![embed(), adapted_embed(), norm(), replaced_norm(), activate(), logits()]
 }
 
 fn embed() -> Case {
@@ -28,6 +28,48 @@ fn embed() -> Case {
     })
 }
 
+/// Every kind of delta of an embedding: a low-rank part, a magnitude (DoRA), trained rows, a larger table.
+fn adapted_embed() -> Case {
+    Case::new("adapters, embedding", Precision::Half, |loading| {
+        let (vocab, added, rank) = (50, 3, 8);
+        let table = loading.table(vocab, WIDTH)?;
+        let at_table = SiteDelta::at(loading.last_site());
+        let lora = loading.factors([WIDTH, vocab], rank, 1.0);
+        let magnitude: Vec<f32> = (0..WIDTH).map(|_| 8.0 + loading.rng.uniform(0.5)).collect();
+        let magnitude = Some(Tensor::from_f32(&[WIDTH], &magnitude));
+        let dora = LowRank { magnitude, ..loading.factors([WIDTH, vocab], 5, 1.0) };
+        let mut rows = |rows: usize| Tensor::from_f32(&[rows, WIDTH], &loading.rng.normals(rows * WIDTH, 1.0));
+        let (trained, taller) = (ReplacedRows { ids: vec![0, 17, 49], values: rows(3) }, rows(vocab + added));
+        let adapters = [
+            SiteDelta { low_rank: Some(lora), ..at_table.clone() },
+            SiteDelta { low_rank: Some(dora), ..at_table.clone() },
+            SiteDelta { rows: Some(trained), ..at_table.clone() },
+            SiteDelta { weight: Some(taller), ..at_table },
+        ];
+        Ok(Box::new(move |backend: &mut Backend| {
+            for (slot, delta) in (0..).zip(&adapters) {
+                install(backend, slot, std::slice::from_ref(delta))?;
+            }
+            let compute = &mut *backend.compute;
+            let [out] = buffers(compute, ROWS, [WIDTH])?;
+            let tokens = [3, 3, 3, 17, 17, 50, 52, 49, 0];
+            let batch = route(&[
+                &[],
+                &[(0, 1.0)],
+                &[(1, 0.5)],
+                &[(2, 1.0)],
+                &[(0, 0.5), (1, 1.0)],
+                &[(3, 1.0)],
+                &[(3, 1.0)],
+                &[(2, 1.0), (0, -0.5)],
+                &[(0, 2.0)],
+            ]);
+            compute.embed(table, &tokens, 1.25, &batch, out)?;
+            read(compute, out, ROWS, WIDTH)
+        }))
+    })
+}
+
 fn norm() -> Case {
     Case::new("norm", Precision::Single, |loading| {
         let weight = loading.norm(WIDTH)?;
@@ -37,6 +79,31 @@ fn norm() -> Case {
             let [input, out] = buffers(compute, ROWS, [WIDTH; 2])?;
             compute.write_rows(input, &x)?;
             compute.norm(weight, 1e-5, input, ROWS, &base_rows(ROWS), out)?;
+            read(compute, out, ROWS, WIDTH)
+        }))
+    })
+}
+
+/// A norm whose weight two adapters replace.
+fn replaced_norm() -> Case {
+    Case::new("adapters, replaced norm", Precision::Single, |loading| {
+        let norm = loading.norm(WIDTH)?;
+        let site = loading.last_site();
+        let adapters = [(); 2].map(|()| {
+            let weight = Some(Tensor::from_f32(&[WIDTH], &loading.rng.normals(WIDTH, 1.0)));
+            SiteDelta { weight, ..SiteDelta::at(site) }
+        });
+        let x = loading.rng.normals(ROWS * WIDTH, 2.0);
+        Ok(Box::new(move |backend: &mut Backend| {
+            for (slot, delta) in (0..).zip(&adapters) {
+                install(backend, slot, std::slice::from_ref(delta))?;
+            }
+            let compute = &mut *backend.compute;
+            let [input, out] = buffers(compute, ROWS, [WIDTH; 2])?;
+            compute.write_rows(input, &x)?;
+            let (base, first, second): (&[_], &[_], &[_]) = (&[], &[(0, 1.0)], &[(1, 1.0)]);
+            let batch = route(&[base, first, second, first, base, base, second, second, first]);
+            compute.norm(norm, 1e-5, input, ROWS, &batch, out)?;
             read(compute, out, ROWS, WIDTH)
         }))
     })
