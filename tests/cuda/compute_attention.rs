@@ -93,3 +93,15 @@ fn layers_with_rotations_windows_and_norms_of_their_own_agree_with_the_reference
         }
     }
 }
+
+#[test]
+fn a_prompt_in_small_steps_has_room_for_what_blocks_of_a_row_count() {
+    // No large step came before, whose memory these steps would have.
+    let steps: Vec<StepRows> =
+        (0..SPLIT_TOKENS + 64).step_by(16).map(|first| rows([first..first + 16, first..first + 16])).collect();
+    let expected = attend(oracle(), &steps, [None, Some(300)]);
+    let (device, limit) = devices()[0];
+    for (index, (found, expected)) in attend(device, &steps, [None, Some(300)]).iter().zip(&expected).enumerate() {
+        assert_ratio(&format!("step {}, layer {}", index / 2, index % 2), HEADS * HEAD_DIM, found, expected, limit);
+    }
+}

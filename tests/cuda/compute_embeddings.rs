@@ -5,6 +5,7 @@ use exlora::ErrorCode;
 use exlora::adapter::batch::SlotId;
 use exlora::backend::PrepareError;
 use exlora::tensor::DType;
+use support::Rng;
 use support::adapter_cases::EmbeddingCase;
 use support::deltas::{Change, Low};
 use support::harness::{Harness, Tensor, bits, oracle, route};
@@ -64,4 +65,26 @@ fn a_norm_of_zero_over_the_vocabulary_is_an_error_that_names_the_channel() {
     let error = harness.upload(SlotId(0), &[site], &[change]).unwrap_err();
     assert_eq!(error, PrepareError::ZeroNorm { site, output: 1 });
     assert_eq!(harness.memory(), before);
+}
+
+#[test]
+fn a_norm_over_the_vocabulary_is_that_of_the_trained_rows() {
+    let mut rng = Rng(40);
+    let mut matrix = |rows: usize, columns: usize, scale: f32| {
+        Tensor::new(DType::F16, &[rows, columns], &rng.normals(rows * columns, scale))
+    };
+    let (table, trained) = (matrix(7, 40, 1.0), matrix(2, 40, 10.0));
+    let low = Low { a: matrix(3, 7, 1.0), b: matrix(40, 3, 1.0), scale: 0.5, b_bias: None, magnitude: None };
+    let magnitude = Some(Tensor::new(DType::F32, &[40], &[2.0; 40]));
+    let change = Change { rows: Some((vec![2, 5], trained)), ..Change::low(0, Low { magnitude, ..low }) };
+    let run = |device| {
+        let mut harness = Harness::open(device);
+        let (table, site) = harness.table(&table);
+        harness.upload(SlotId(0), &[site], std::slice::from_ref(&change)).expect("the adapter uploads");
+        let out = harness.buffer(40, 4);
+        let batch = route(&vec![vec![(SlotId(0), 1.0)]; 4]);
+        harness.compute().embed(table, &[0, 2, 5, 6], 1.0, &batch, out).expect("tokens embed");
+        harness.get(out, 40, 4)
+    };
+    assert_ratio("trained rows", 40, &run(cuda()), &run(oracle()), 1e-3);
 }
