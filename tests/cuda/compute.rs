@@ -6,7 +6,6 @@ use exlora::backend::cuda::layout::ElementType;
 use exlora::backend::cuda::{CudaOptions, open};
 use exlora::backend::{Activation, BackendBuilder, PrepareError, Write};
 use exlora::tensor::DType;
-use proptest::prelude::*;
 use support::Rng;
 use support::adapter_cases::LinearsCase;
 use support::deltas::{Change, random_low};
@@ -120,35 +119,38 @@ fn a_row_of_a_linear_has_the_same_bits_alone() {
     }
 }
 
-/// Asserts that each row has the outputs that it should have, and no others.
+/// Asserts that each row has the outputs that it should have, and no others. The ratio is that of all rows: one of few outputs may
+/// cancel, while its error is that of what was added.
 fn assert_heads_agree(what: &str, case: &LinearsCase, found: &[f32], expected: &[f32], limit: f64) {
-    let rows = found.chunks(case.stride).zip(expected.chunks(case.stride));
-    for (row, (found, expected)) in rows.enumerate() {
+    let (mut found_outputs, mut expected_outputs) = (Vec::new(), Vec::new());
+    for (row, (found, expected)) in found.chunks(case.stride).zip(expected.chunks(case.stride)).enumerate() {
         let outputs = expected.iter().position(|&value| value == 7.0).unwrap_or(case.stride);
-        assert_ratio(&format!("{what}, row {row}"), outputs, &found[..outputs], &expected[..outputs], limit);
+        found_outputs.extend_from_slice(&found[..outputs]);
+        expected_outputs.extend_from_slice(&expected[..outputs]);
         assert_eq!(found[outputs..], expected[outputs..], "{what}, row {row}");
     }
+    assert_ratio(what, expected_outputs.len(), &found_outputs, &expected_outputs, limit);
 }
 
-proptest! {
-    #![proptest_config(support::cases(8))]
-
-    #[test]
-    fn heads_with_every_kind_of_delta_agree_with_the_reference(seed: u64, inputs in 32usize..200, rows in 1usize..24) {
+#[test]
+fn heads_with_every_kind_of_delta_agree_with_the_reference() {
+    for (seed, (inputs, rows)) in (0..).zip([(96, 5), (64, 1), (160, 17), (100, 9), (33, 3), (199, 23)]) {
         let case = LinearsCase::random(seed, inputs, rows);
         let expected = case.run(oracle());
         let (device, limit) = devices()[seed as usize % 2];
-        assert_heads_agree(&format!("{device:?}"), &case, &case.run(device), &expected, limit);
+        assert_heads_agree(&format!("seed {seed}, {device:?}"), &case, &case.run(device), &expected, limit);
     }
+}
 
-    #[test]
-    fn a_row_of_a_head_has_the_same_bits_alone(seed: u64, inputs in 32usize..200, rows in 2usize..24) {
+#[test]
+fn a_row_of_a_head_has_the_same_bits_alone() {
+    for (seed, (inputs, rows)) in (10..).zip([(96, 12), (130, 23), (33, 2)]) {
         let case = LinearsCase::random(seed, inputs, rows);
         let (device, _) = devices()[0];
         let together = case.run(device);
         for row in [0, rows - 1] {
             let among = &together[row * case.stride..(row + 1) * case.stride];
-            prop_assert_eq!(bits(&case.only(row).run(device)), bits(among));
+            assert_eq!(bits(&case.only(row).run(device)), bits(among), "seed {seed}, row {row}");
         }
     }
 }
