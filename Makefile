@@ -109,14 +109,14 @@ cuda-emulated: emulated-driver $(VENV)/.cuda-tools ## Run a command on the emula
 test-cuda: emulated-driver develop $(VENV)/.test-tools $(VENV)/.cuda-tools ## The CUDA backend on the emulated driver, and the compile gate of its kernels
 	$(ON_EMULATED_DRIVER) cargo nextest run --features cli --test cuda
 	$(ON_EMULATED_DRIVER) EMULATED_CUDA_ORDER=reverse EMULATED_CUDA_ASYNC=eager EMULATED_CUDA_STREAMS=lazy \
-	    cargo nextest run --features cli --test cuda -E 'not test(compile_gate)'
+	    cargo nextest run --features cli --test cuda -E 'not test(/^(compile_gate|bytes)::/)'
 	$(ON_EMULATED_DRIVER) $(BIN)/python -m pytest -m cuda tests/python/test_cuda.py
 
 .PHONY: test-cuda-slow
-test-cuda-slow: emulated-driver $(VENV)/.lint-tools $(VENV)/.cuda-tools ## The rest of the CUDA tests: more architectures, long property tests
+test-cuda-slow: gpu-proof-dry emulated-driver $(VENV)/.lint-tools $(VENV)/.cuda-tools ## The rest of the CUDA tests: more architectures, long property tests
 	$(ON_EMULATED_DRIVER) EMULATED_CUDA_ORDER=random:1 PROPTEST_CASES=4096 \
 	    cargo nextest run --profile slow --features cli --test cuda --run-ignored all \
-	    -E 'not test(registers_are_written_to_the_table)'
+	    -E 'not test(/are_written_to_the_table/)'
 	$(ON_EMULATED_DRIVER) $(BIN)/python tests/mutants/mutants.py --representatives
 
 # Each bug in a copy of the test binary, or in one build of a copy of the sources (target/mutants).
@@ -125,8 +125,29 @@ mutants: emulated-driver $(VENV)/.lint-tools $(VENV)/.cuda-tools ## Plant bugs i
 	$(ON_EMULATED_DRIVER) $(BIN)/python tests/mutants/mutants.py $(MUTANTS)
 
 .PHONY: cuda-registers
-cuda-registers: $(VENV)/.lint-tools $(VENV)/.cuda-tools ## Write the registers of each kernel, tests/cuda/registers.csv, again
+cuda-registers: $(VENV)/.lint-tools $(VENV)/.cuda-tools ## Write tests/cuda/registers.csv and instructions.csv, what each kernel takes, again
 	cargo nextest run --profile slow --features cli --test cuda --run-ignored all registers_are_written_to_the_table
+
+.PHONY: golden-vectors
+golden-vectors: emulated-driver $(VENV)/.lint-tools $(VENV)/.cuda-tools ## Record the kernels' results, tests/cuda/golden_vectors.csv, again
+	$(ON_EMULATED_DRIVER) cargo nextest run --features cli --test cuda --run-ignored only golden_vectors_are_written
+
+.PHONY: gpu-proof
+gpu-proof: $(VENV)/.build-tools ## Build target/gpu_proof, which proves the CUDA backend on a machine with a card: bash proof.sh
+	$(BIN)/python tools/build_gpu_proof.py target/gpu_proof
+
+# The whole proof on the emulated driver, with a tiny model, few tests and an unoptimized link.
+.PHONY: gpu-proof-dry
+gpu-proof-dry: emulated-driver $(VENV)/.build-tools $(VENV)/.cuda-tools ## Run all of proof.sh on the emulated driver, in small
+	$(BIN)/python tools/build_gpu_proof.py target/gpu_proof_dry --profile dev
+	$(ON_EMULATED_DRIVER) PYTHON=$(BIN)/python PROOF_SHAPE=tiny PROOF_TESTS='^driver::|_linear_has_the_same_bits' \
+	    bash target/gpu_proof_dry/proof.sh target/gpu_proof_dry/out
+	for file in results.json kernels.csv tests.csv bench.csv log.txt; do test -s target/gpu_proof_dry/out/$$file; done
+
+.PHONY: cuda-bytes
+cuda-bytes: emulated-driver $(VENV)/.lint-tools $(VENV)/.cuda-tools ## Write tests/cuda/bytes_moved.csv, what the linears of an 8B model move, again
+	$(ON_EMULATED_DRIVER) cargo nextest run --profile slow --features cli --test cuda --run-ignored all \
+	    bytes_moved_are_written_to_the_table
 
 # Each property test runs sixteen times its usual number of cases.
 .PHONY: test-long

@@ -21,9 +21,9 @@ struct ExpandRopeKv {
   KvLayer kv;
   float* queries;
   uint32_t* kv_overflow_rows;
-  // [head_dim], or null.
-  const float* q_norm;
-  const float* k_norm;
+  // Norms over each head.
+  RoutedNorm q_norm;
+  RoutedNorm k_norm;
   const float* inv_freq;
   uint32_t heads;
   uint32_t head_dim;
@@ -68,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(MAX_HEAD_DIM) expand_rope_kv(const 
   const bool is_channel = channel < a.head_dim;
   const uint32_t linear = blockIdx.x < a.heads ? 0 : blockIdx.x < a.heads + a.kv.kv_heads ? 1 : 2;
   const uint32_t head = blockIdx.x - (linear == 0 ? 0 : a.heads + (linear - 1) * a.kv.kv_heads);
-  const float* norm = linear == 0 ? a.q_norm : linear == 1 ? a.k_norm : nullptr;
+  const RoutedNorm norm = linear == 0 ? a.q_norm : linear == 1 ? a.k_norm : RoutedNorm{};
   const uint32_t padded_dim = padded_head_dim(a.head_dim);
   const AttentionTables& tables = *a.attention;
 
@@ -78,9 +78,9 @@ extern "C" __global__ void __launch_bounds__(MAX_HEAD_DIM) expand_rope_kv(const 
     if (is_channel) {
       x = expand_output(a.projection, *a.step, row, linear, head * a.head_dim + channel);
     }
-    if (norm != nullptr) {
+    if (norm.weight != nullptr) {
       const float mean_square = block_sum(x * x) / static_cast<float>(a.head_dim);
-      x = is_channel ? norm[channel] * (x / sqrtf(mean_square + a.norm_eps)) : 0.0f;
+      x = is_channel ? norm_weight(norm, row)[channel] * (x / sqrtf(mean_square + a.norm_eps)) : 0.0f;
     }
     if (linear != 2) {
       x = rotate(a, position, channel, x);

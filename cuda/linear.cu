@@ -6,7 +6,7 @@
 // grid   any number of blocks over the tiles: 32 rows of S for a tile of entries; 32 outputs of a weight that replaces the
 //        base's for a tile of entries; 32 outputs of a linear for TOKENS rows (8, 16, 32 or 64: a variant of the source)
 //        block 256 = 8 slices of the inputs, one warp each
-// bytes  every weight byte once for each tile of rows; x once for each tile of outputs, through L2
+// bytes  every weight byte once for each tile of rows; x once for each tile of outputs, through L2: tests/cuda/bytes_moved.csv
 // order  a sum is cut into 8 slices of whole units; within a slice units follow each other, each summed on its own (its halves,
 //        if groups have 32 inputs) and then scaled; the slices are added as a tree. Nothing depends on other rows.
 // proof  tests/cuda/linear.rs against f64; same bits for a row whatever shares the launch
@@ -34,16 +34,19 @@ __device__ __forceinline__ void write_partial(float* partial, const Sums<N>& sum
   }
 }
 
-// The reciprocal root mean square of each token's row, from the sums of squares of its columns, added in order.
+// The reciprocal root mean square of each token's row, from the sums of squares of its columns, added in order; and the weight of
+// its norm.
 __device__ __forceinline__ void read_norms(const LinearArguments& args, const Tile& tile, BlockState& state) {
   if (args.sum_squares == nullptr || threadIdx.x >= tile.tokens) return;
   const uint32_t in_features = args.weights[0].in_features;
   const uint32_t blocks = (in_features + SQUARES_COLUMNS - 1) / SQUARES_COLUMNS;
-  const float* squares = args.sum_squares + static_cast<uint64_t>(state.input_row[threadIdx.x]) * blocks;
+  const uint32_t input_row = state.input_row[threadIdx.x];
+  const float* squares = args.sum_squares + static_cast<uint64_t>(input_row) * blocks;
   float sum = 0.0f;
   for (uint32_t block = 0; block < blocks; ++block) sum = __fadd_rn(sum, squares[block]);
   const float mean = __fdiv_rn(sum, static_cast<float>(in_features));
   state.reciprocal_rms[threadIdx.x] = __frcp_rn(__fsqrt_rn(__fadd_rn(mean, args.epsilon)));
+  state.norm_weight[threadIdx.x] = norm_weight(args.norm, input_row);
 }
 
 // Adds the slices' sums as a tree and writes them, with all threads of a block.
@@ -72,14 +75,14 @@ __device__ __forceinline__ void run_linear(const LinearArguments& args) {
   __shared__ BlockState state;
   const uint32_t warp = threadIdx.x / WARP_LANES, lane = threadIdx.x % WARP_LANES;
   uint32_t* x = dynamic_shared + warp * X_WORDS;
-  uint32_t* stages = dynamic_shared + SLICES * X_WORDS + warp * STAGES * args.stage_words;
+  uint32_t* stages = dynamic_shared + SLICES * X_WORDS + warp * STAGES * (args.stage_bytes / 4);
   // The partial sums take the place of x and the stages.
   float* partials = reinterpret_cast<float*>(dynamic_shared);
 
-  const Tiles<N> tiles(args);
-  for (uint32_t index = blockIdx.x; index < tiles.count(); index += gridDim.x) {
+  // Tiles are counted anew each time, which takes less than to keep their numbers in registers meanwhile.
+  for (uint32_t index = blockIdx.x; index < Tiles<N>(args).count(); index += gridDim.x) {
     Tile tile;
-    for (uint32_t part = 0; tiles.find(args, index, part, tile, state); ++part) {
+    for (uint32_t part = 0; Tiles<N>(args).find(args, index, part, tile, state); ++part) {
       if (threadIdx.x == 0) state.tile = tile;
       read_norms(args, tile, state);
       // Tokens that the tile lacks read as 0.

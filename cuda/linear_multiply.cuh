@@ -57,6 +57,8 @@ __device__ __forceinline__ void stage_x(uint32_t* x, const LinearArguments& args
   const uint32_t* order = state.weight.order;
   const bool adjacent = order == nullptr && in_features % 2 == 0;
   const bool is_normed = args.sum_squares != nullptr;
+  // Whether rows may have norms of different weights: then each brings its own.
+  const bool is_routed = args.norm.step != nullptr;
 
   uint2 inputs[UNITS];
   float2 gamma[UNITS];
@@ -66,7 +68,8 @@ __device__ __forceinline__ void stage_x(uint32_t* x, const LinearArguments& args
     inputs[u] = make_uint2(k < in_features ? k : PADDING, k + 1 < in_features ? k + 1 : PADDING);
     if (u >= units) inputs[u] = make_uint2(PADDING, PADDING);
     if (u < units && order != nullptr) inputs[u] = *reinterpret_cast<const uint2*>(order + k);
-    gamma[u] = is_normed ? read_inputs<float>(args.gamma, inputs[u], adjacent) : make_float2(1.0f, 1.0f);
+    gamma[u] = make_float2(1.0f, 1.0f);
+    if (is_normed && !is_routed) gamma[u] = read_inputs<float>(args.norm.weight, inputs[u], adjacent);
   }
   // Input 2l of a unit: tile l / 8, register l % 8 / 4 of the lane l % 4 of each token's group.
   const uint32_t place = lane / 16 * 4 * WARP_LANES + lane % 4 * 4 + lane / 8 % 2 * 2 + lane % 8 / 4;
@@ -87,6 +90,11 @@ __device__ __forceinline__ void stage_x(uint32_t* x, const LinearArguments& args
       const uint32_t token = first + i;
       if (token >= tile.tokens) break;
       const float rms = is_normed ? state.reciprocal_rms[token] : 1.0f;
+      if (is_routed) {
+        const float* weight = state.norm_weight[token];
+#pragma unroll
+        for (uint32_t u = 0; u < UNITS; ++u) gamma[u] = read_inputs<float>(weight, inputs[u], adjacent);
+      }
 #pragma unroll
       for (uint32_t u = 0; u < UNITS; ++u) {
         float2 value = values[i][u];
@@ -106,106 +114,108 @@ __device__ __forceinline__ void stage_x(uint32_t* x, const LinearArguments& args
 
 // --- weights on their way ----------------------------------------------------------------------------------------------------
 
-// A step of a slice.
-struct StepCursor {
-  uint32_t unit;
-  // First tile of the step within its unit.
-  uint32_t part;
-  uint32_t section, section_end;
-  WeightSection current;
-  // Tiles and words of a step.
-  uint32_t tiles, words;
+// The section that has a unit.
+__device__ __forceinline__ uint32_t find_section(const Weight& weight, uint32_t unit) {
+  uint32_t section = 0;
+  while (section + 1 < weight.section_count && unit >= weight.sections[section + 1].first_unit) ++section;
+  return section;
+}
 
-  __device__ __forceinline__ void enter(const Weight& weight, uint32_t index) {
-    section = index;
-    current = weight.sections[index];
-    section_end = index + 1 < weight.section_count ? weight.sections[index + 1].first_unit : weight.units;
-    tiles = step_tiles(current.bits);
-    words = step_words(current.bits);
-  }
+// The unit at which a section ends, or `end` if that comes first.
+__device__ __forceinline__ uint32_t section_end(const Weight& weight, uint32_t section, uint32_t end) {
+  return section + 1 < weight.section_count ? min(end, weight.sections[section + 1].first_unit) : end;
+}
 
-  __device__ __forceinline__ void begin(const Weight& weight, uint32_t first_unit) {
-    unit = first_unit;
-    part = 0;
-    enter(weight, 0);
-    while (unit >= section_end && section + 1 < weight.section_count) enter(weight, section + 1);
-  }
-
-  __device__ __forceinline__ void advance(const Weight& weight) {
-    part += tiles;
-    if (part < UNIT_TILES) return;
-    part = 0;
-    unit += 1;
-    if (unit >= section_end && section + 1 < weight.section_count) enter(weight, section + 1);
-  }
-};
-
-// What a lane reads of the tile's strips: kept in registers.
-struct LaneWeight {
-  // The lane's place in the first step of each strip, and the word of a strip at which the next step begins.
+// Copies the steps of a slice one after the other, with all lanes of a warp, to stages in shared memory. A stage holds a step of
+// each strip, then 32 pairs of scales, of two strips, two halves of a unit and 8 lanes each, then as many of zeros.
+struct StepFetcher {
+  // Of each strip, the lane's part of the next step. Where the tile lacks a strip, it is the other one, and not written.
   const uint32_t* codes[TILE_STRIPS];
-  uint32_t word;
-  // The lane's pair in the first row of its strip: lane l copies pair l % 8 of strip l / 16. Null if there is none.
-  const uint32_t* scales;
+  // The lane's pair in the first row of its strip: lane l copies pair l % 8 of strip l / 16. Not read of floats.
+  const char* scales;
   const uint32_t* zeros;
-  uint32_t strips;
-  uint32_t last_scale_row;
-  // Words of a stage's scales: 32 pairs, of two strips, two halves of a unit and 8 lanes each; in f16 or f32.
-  uint32_t scale_words;
+  // Bytes of a row of scales: 8 pairs of f16 or f32.
+  uint32_t row_bytes;
   bool has_zeros;
+  // The first unit of the next section; the steps that are left in this one.
+  uint32_t next_unit, steps_left;
+  // Words of a step of a strip; 0 once there are no more.
+  uint32_t words;
+  // The half of a unit of which the lane copies the scales (lane l that of index l / 8 % 2 in the step), counted from the
+  // section's first unit; what a step adds to it.
+  uint32_t half, halves_of_step;
+  // Rows of scales from the section's first one to the weight's last one.
+  uint32_t last_row;
+  uint32_t scale_shift;
 
-  __device__ __forceinline__ LaneWeight(const Weight& weight, const Tile& tile, const StepCursor& cursor) {
-    const uint32_t lane = threadIdx.x % WARP_LANES, strip = lane / 16;
-    strips = tile.strips;
-    last_scale_row = weight.scale_rows - 1;
-    scale_words = weight.scale_type == SCALES_F16 ? WARP_LANES : 2 * WARP_LANES;
-    has_zeros = weight.zeros != nullptr;
-    const uint32_t in_section = (cursor.unit - cursor.current.first_unit) * unit_words(cursor.current.bits);
-    word = cursor.current.first_word + in_section;
+  __device__ __forceinline__ StepFetcher(const Weight& weight, const Tile& tile, uint32_t begin, uint32_t end) {
+    const uint32_t lane = threadIdx.x % WARP_LANES;
+    const auto strip = [&](uint32_t s) { return tile.first_strip + min(s, tile.strips - 1); };
+    const WeightSection& first = weight.sections[find_section(weight, begin)];
+    const uint32_t word = first.first_word + (begin - first.first_unit) * unit_words(first.bits) + lane * 4;
 #pragma unroll
     for (uint32_t s = 0; s < TILE_STRIPS; ++s) {
-      codes[s] = weight.codes + static_cast<uint64_t>(tile.first_strip + s) * weight.strip_words + lane * 4;
+      codes[s] = weight.codes + static_cast<uint64_t>(strip(s)) * weight.strip_words + word;
     }
-    const bool has_scales = weight.scales != nullptr && strip < strips;
-    const uint64_t pair = static_cast<uint64_t>(tile.first_strip + strip) * weight.scale_rows * 8 + lane % 8;
-    scales = has_scales ? static_cast<const uint32_t*>(weight.scales) + pair * (scale_words / WARP_LANES) : nullptr;
-    zeros = has_scales && has_zeros ? weight.zeros + pair : nullptr;
+    row_bytes = weight.scale_type == SCALES_F16 ? 32 : 64;
+    has_zeros = weight.zeros != nullptr;
+    const uint64_t pair = static_cast<uint64_t>(strip(lane / 16)) * weight.scale_rows * 8 + lane % 8;
+    scales = static_cast<const char*>(weight.scales) + pair * (row_bytes / 8);
+    zeros = weight.zeros + pair;
+    last_row = weight.scale_rows - 1;
+    // A slice may have no units at all.
+    steps_left = half = halves_of_step = scale_shift = 0;
+    next_unit = begin;
+    enter_section(weight, end);
   }
-};
 
-// The pair of a lane's outputs among those of a stage.
-__device__ __forceinline__ uint32_t scale_pair(uint32_t strip, uint32_t half) {
-  return strip * 16 + half * 8 + threadIdx.x % WARP_LANES / 4;
-}
+  // Goes on with the section of the next unit, if that is before the end.
+  __device__ __forceinline__ void enter_section(const Weight& weight, uint32_t end) {
+    words = 0;
+    if (next_unit >= end) return;
+    const uint32_t index = find_section(weight, next_unit), first_unit = next_unit;
+    const WeightSection& section = weight.sections[index];
+    next_unit = section_end(weight, index, end);
+    words = step_words(section.bits);
+    steps_left = (next_unit - first_unit) << (section.bits == 16 ? 2 : section.bits == 8 ? 1 : 0);
+    half = (first_unit - section.first_unit) * 2 + threadIdx.x / 8 % 2;
+    halves_of_step = section.bits == 8 ? 1 : 2;
+    const uint32_t rows = last_row + 1 + section.first_scale_row - weight.scale_rows;
+    scales += rows * row_bytes;
+    zeros += rows * 8;
+    last_row -= rows;
+    scale_shift = section.scale_shift;
+  }
 
-// Copies a step of the strips, its scales and its zeros, with all lanes of a warp, to an address in shared memory.
-__device__ __forceinline__ void fetch_step(uint32_t stage, LaneWeight& weight, const StepCursor& cursor,
-                                           uint32_t stage_code_words) {
-  const uint32_t lane = threadIdx.x % WARP_LANES;
-#pragma unroll
-  for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
-    if (strip >= weight.strips) break;
-    const uint32_t* from = weight.codes[strip] + weight.word;
-    const uint32_t to = stage + (strip * cursor.words + lane * 4) * 4;
+  // Copies the next step to a stage, if there is one, and ends a group of copies, which may be empty.
+  template <bool HAS_SCALES>
+  __device__ __forceinline__ void fetch(uint32_t stage, const LinearArguments& args, const Weight& weight, uint32_t end) {
+    const uint32_t lane = threadIdx.x % WARP_LANES;
     // A step of a strip has at most 192 words; a warp copies 128 at a time.
     constexpr uint32_t AT_A_TIME = 4 * WARP_LANES;
-    if (lane * 4 < cursor.words) cp_async_16(to, from);
-    if (lane * 4 + AT_A_TIME < cursor.words) cp_async_16(to + AT_A_TIME * 4, from + AT_A_TIME);
+    const uint32_t to[TILE_STRIPS] = {stage + lane * 16, stage + lane * 16 + args.stage_code_bytes / TILE_STRIPS};
+#pragma unroll
+    for (uint32_t s = 0; s < TILE_STRIPS; ++s) {
+      cp_async_16_if(lane * 4 < words, to[s], codes[s]);
+      if (HAS_SCALES) cp_async_16_if(lane * 4 + AT_A_TIME < words, to[s] + AT_A_TIME * 4, codes[s] + AT_A_TIME);
+      codes[s] += words;
+    }
+    if (HAS_SCALES) {
+      // Inputs beyond the section's last group are padding: any scale will do.
+      const uint32_t row = min(half >> scale_shift, last_row);
+      const char* pair = scales + static_cast<uint64_t>(row) * row_bytes;
+      const bool is_f32 = row_bytes == 64;
+      const uint32_t to_scales = stage + args.stage_code_bytes + lane * (is_f32 ? 8 : 4);
+      const uint32_t to_zeros = stage + args.stage_code_bytes + WARP_LANES * (is_f32 ? 8 : 4) + lane * 4;
+      cp_async_4_if(words > 0, to_scales, pair);
+      cp_async_4_if(words > 0 && is_f32, to_scales + 4, pair + 4);
+      cp_async_4_if(words > 0 && has_zeros, to_zeros, zeros + row * 8);
+      half += halves_of_step;
+    }
+    if (--steps_left == 0) enter_section(weight, end);
+    cp_async_commit();
   }
-  weight.word += cursor.words;
-  if (weight.scales == nullptr) return;
-  const uint32_t half_unit = (cursor.unit - cursor.current.first_unit) * 2 + lane / 8 % 2;
-  // Inputs beyond the section's last group are padding: any scale will do.
-  const uint32_t row = cursor.current.first_scale_row + (half_unit >> cursor.current.scale_shift);
-  const uint32_t first_pair = min(row, weight.last_scale_row) * 8;
-  const uint32_t scales = stage + stage_code_words * 4;
-  if (weight.scale_words == WARP_LANES) {
-    cp_async_cached<4>(scales + lane * 4, weight.scales + first_pair);
-  } else {
-    cp_async_cached<8>(scales + lane * 8, weight.scales + first_pair * 2);
-  }
-  if (weight.zeros != nullptr) cp_async_cached<4>(scales + (weight.scale_words + lane) * 4, weight.zeros + first_pair);
-}
+};
 
 // --- sums --------------------------------------------------------------------------------------------------------------------
 
@@ -223,59 +233,73 @@ struct Sums {
   }
 };
 
-// total += scale * sums, with the scales of a half of a unit.
+// How a weight's scales and zeros are stored.
+struct StepFormat {
+  bool has_zeros, is_f32;
+
+  // Of a stage's scales.
+  __device__ __forceinline__ uint32_t scale_bytes() const {
+    return (is_f32 ? 8 : 4) * WARP_LANES;
+  }
+};
+
+// A lane's pair of scales or zeros of each strip: of outputs g and g + 8, for one half of a unit.
+struct Pairs {
+  float2 of[TILE_STRIPS];
+
+  // Reads those of a stage, at an address in shared memory.
+  __device__ __forceinline__ Pairs(uint32_t pairs, uint32_t half, bool is_f32) {
+    pairs += threadIdx.x % WARP_LANES / 4 * (is_f32 ? 8 : 4);
+#pragma unroll
+    for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
+      const uint32_t pair = strip * 16 + half * 8;
+      of[strip] = is_f32 ? load_shared_floats(pairs + pair * 8) : to_float2(pair_of<f16>{load_shared_4(pairs + pair * 4)});
+    }
+  }
+};
+
+// total += scale * sums
 template <uint32_t N>
-__device__ __forceinline__ void add_scaled(Sums<N>& total, const Sums<N>& sums, const LaneWeight& weight,
-                                           const uint32_t* scales, uint32_t half) {
+__device__ __forceinline__ void add_scaled(Sums<N>& total, const Sums<N>& sums, const Pairs& scales) {
 #pragma unroll
   for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
-    if (strip >= weight.strips) break;
-    const uint32_t pair = scale_pair(strip, half);
-    float2 scale;
-    if (weight.scale_words == WARP_LANES) {
-      scale = to_float2(pair_of<f16>{scales[pair]});
-    } else {
-      scale = *reinterpret_cast<const float2*>(scales + pair * 2);
-    }
 #pragma unroll
     for (uint32_t n = 0; n < N; ++n) {
 #pragma unroll
       for (uint32_t c = 0; c < 4; ++c) {
-        total.of[strip][n][c] = __fmaf_rn(c < 2 ? scale.x : scale.y, sums.of[strip][n][c], total.of[strip][n][c]);
+        const float scale = c < 2 ? scales.of[strip].x : scales.of[strip].y;
+        total.of[strip][n][c] = __fmaf_rn(scale, sums.of[strip][n][c], total.of[strip][n][c]);
       }
     }
   }
 }
 
 // Adds the product of a step of codes. Each unit is summed on its own and then scaled, or each half of one (BY_HALF) where a
-// row of scales spans no more. `x` is the staged unit.
+// row of scales spans no more. `x` is where the lane's part of the step's first tile is, and `stage` is the step's; both are
+// addresses in shared memory.
 template <uint32_t BITS, bool BY_HALF, uint32_t N>
-__device__ __forceinline__ void multiply_codes(Sums<N>& total, const uint32_t* stage, const uint32_t* x,
-                                               const uint32_t* scales, const LaneWeight& weight, uint32_t part) {
+__device__ __forceinline__ void multiply_codes(Sums<N>& total, uint32_t stage, uint32_t x, uint32_t code_bytes,
+                                               const StepFormat& format) {
   constexpr uint32_t HALVES = step_tiles(BITS) / 2;
-  const uint32_t lane = threadIdx.x % WARP_LANES;
+  const uint32_t pairs = stage + code_bytes;
   StepWords<BITS> words[TILE_STRIPS];
   ZeroOffsets<element, BITS> offsets[TILE_STRIPS];
 #pragma unroll
   for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
-    // A strip that the tile lacks is computed as the other one, and not written.
-    words[strip].read(stage + (strip < weight.strips ? strip * step_words(BITS) : 0), lane);
+    words[strip].read(stage + strip * (code_bytes / TILE_STRIPS));
     offsets[strip].set_middle();
   }
   Sums<N> sums;
 #pragma unroll
-  for (uint32_t h = 0; h < HALVES; ++h) {
-    const uint32_t half = HALVES == 2 ? h : part / 2;
+  for (uint32_t half = 0; half < HALVES; ++half) {
     // Both halves of a unit have the row of the first one, unless they are scaled on their own.
     const uint32_t row_half = BY_HALF ? half : 0;
-    if (weight.has_zeros && (BY_HALF || h == 0)) {
-      const uint32_t* zeros = scales + weight.scale_words;
+    if (format.has_zeros && (BY_HALF || half == 0)) {
+      const Pairs zeros(pairs + format.scale_bytes(), row_half, false);
 #pragma unroll
-      for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
-        if (strip < weight.strips) offsets[strip].set(to_float2(pair_of<f16>{zeros[scale_pair(strip, row_half)]}));
-      }
+      for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) offsets[strip].set(zeros.of[strip]);
     }
-    if (h == 0 || BY_HALF) sums.clear();
+    if (BY_HALF || half == 0) sums.clear();
     // The half's two tiles, one after the other where 64 tokens leave too few registers for both.
     constexpr uint32_t TOGETHER = N == 8 ? 1 : 2;
 #pragma unroll
@@ -285,106 +309,108 @@ __device__ __forceinline__ void multiply_codes(Sums<N>& total, const uint32_t* s
       for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
 #pragma unroll
         for (uint32_t t = 0; t < TOGETHER; ++t) {
-          AOperand<element, BITS>::of(a[t][strip], words[strip], h * 2 + first + t, offsets[strip]);
+          AOperand<element, BITS>::of(a[t][strip], words[strip], half * 2 + first + t, offsets[strip]);
         }
       }
 #pragma unroll
       for (uint32_t n = 0; n < N; ++n) {
         // Registers of the B operand: two of each tile.
-        __align__(16) uint32_t registers[2 * TOGETHER];
-        const uint32_t* at = x + n * UNIT_X_WORDS + (half * WARP_LANES + lane) * 4 + 2 * first;
+        uint32_t b[2 * TOGETHER];
+        const uint32_t at = x + (n * UNIT_X_WORDS + half * WARP_LANES * 4 + 2 * first) * 4;
         if constexpr (TOGETHER == 2) {
-          *reinterpret_cast<uint4*>(registers) = *reinterpret_cast<const uint4*>(at);
+          load_shared_16(b, at);
         } else {
-          *reinterpret_cast<uint2*>(registers) = *reinterpret_cast<const uint2*>(at);
+          load_shared_8(b, at);
         }
 #pragma unroll
         for (uint32_t t = 0; t < TOGETHER; ++t) {
 #pragma unroll
           for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
-            mma_m16n8k16<element>(sums.of[strip][n], a[t][strip], registers[2 * t], registers[2 * t + 1]);
+            mma_m16n8k16<element>(sums.of[strip][n], a[t][strip], b[2 * t], b[2 * t + 1]);
           }
         }
       }
     }
-    if (BY_HALF || h + 1 == HALVES) add_scaled(total, sums, weight, scales, row_half);
+    if (BY_HALF || half + 1 == HALVES) add_scaled(total, sums, Pairs(pairs, row_half, format.is_f32));
   }
 }
 
 // Adds the product of a step of floats: one tile.
 template <uint32_t N>
-__device__ __forceinline__ void multiply_floats(Sums<N>& total, const uint32_t* stage, const uint32_t* x,
-                                                const LaneWeight& weight, uint32_t part) {
-  const uint32_t lane = threadIdx.x % WARP_LANES;
+__device__ __forceinline__ void multiply_floats(Sums<N>& total, uint32_t stage, uint32_t x, uint32_t code_bytes) {
   uint32_t a[TILE_STRIPS][4];
 #pragma unroll
   for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) {
-    const uint32_t* words = stage + (strip < weight.strips ? strip * step_words(16) : 0);
-    const uint4 registers = *reinterpret_cast<const uint4*>(words + lane * 4);
-    a[strip][0] = registers.x, a[strip][1] = registers.y, a[strip][2] = registers.z, a[strip][3] = registers.w;
+    load_shared_16(a[strip], stage + strip * (code_bytes / TILE_STRIPS) + threadIdx.x % WARP_LANES * 16);
   }
-  const uint32_t place = (part / 2 * WARP_LANES + lane) * 4 + part % 2 * 2;
 #pragma unroll
   for (uint32_t n = 0; n < N; ++n) {
-    const uint2 b = *reinterpret_cast<const uint2*>(x + n * UNIT_X_WORDS + place);
+    uint32_t b[2];
+    load_shared_8(b, x + n * UNIT_X_WORDS * 4);
 #pragma unroll
-    for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) mma_m16n8k16<element>(total.of[strip][n], a[strip], b.x, b.y);
+    for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) mma_m16n8k16<element>(total.of[strip][n], a[strip], b[0], b[1]);
   }
 }
 
-// Adds the product of a step.
-template <uint32_t N>
-__device__ __forceinline__ void multiply_step(Sums<N>& total, const uint32_t* stage, const uint32_t* x,
-                                              const uint32_t* scales, const LaneWeight& weight,
-                                              const StepCursor& cursor) {
-  const bool by_half = cursor.current.scale_shift == 0;
-  switch (cursor.current.bits) {
-#define WIDTH(BITS)                                                               \
-  case BITS:                                                                      \
-    if (by_half) {                                                                \
-      multiply_codes<BITS, true>(total, stage, x, scales, weight, cursor.part);   \
-    } else {                                                                      \
-      multiply_codes<BITS, false>(total, stage, x, scales, weight, cursor.part);  \
-    }                                                                             \
-    break;
-    WIDTH(2)
-    WIDTH(3)
-    WIDTH(4)
-    WIDTH(5)
-    WIDTH(6)
-#undef WIDTH
-    // A step of 8-bit codes is half a unit.
-    case 8:
-      multiply_codes<8, true>(total, stage, x, scales, weight, cursor.part);
-      break;
-    case 16:
-      multiply_floats(total, stage, x, weight, cursor.part);
-      break;
+// A warp's stages, and what is fetched to them. All are addresses in shared memory.
+struct Ring {
+  StepFetcher fetcher;
+  // The stage in use, and the one before it, which is filled next.
+  uint32_t current, previous;
+  uint32_t begin;
+
+  __device__ __forceinline__ void advance(uint32_t stage_bytes) {
+    previous = current;
+    current += stage_bytes;
+    if (current == begin + STAGES * stage_bytes) current = begin;
   }
+};
+
+// Adds the products of some units of one width, whose x is at an address in shared memory. `end_unit` is where the slice ends.
+template <uint32_t BITS, bool BY_HALF, uint32_t N>
+__device__ __forceinline__ void multiply_units(Sums<N>& total, Ring& ring, const LinearArguments& args, const Weight& weight,
+                                               uint32_t x, uint32_t units, uint32_t end_unit) {
+  const StepFormat format = {ring.fetcher.has_zeros, ring.fetcher.row_bytes == 64};
+  x += threadIdx.x % WARP_LANES * 16;
+  const uint32_t end = x + units * N * UNIT_X_WORDS * 4;
+#pragma unroll 1
+  do {
+#pragma unroll
+    for (uint32_t tile = 0; tile < UNIT_TILES; tile += step_tiles(BITS)) {
+      cp_async_wait<STAGES - 2>();
+      // The step is there for every lane, and every lane is done with the one before, whose place is filled next.
+      __syncwarp();
+      ring.fetcher.fetch<BITS != 16>(ring.previous, args, weight, end_unit);
+      // Lanes have 16 bytes of two tiles.
+      const uint32_t x_step = x + tile / 2 * WARP_LANES * 16 + tile % 2 * 8;
+      if constexpr (BITS == 16) {
+        multiply_floats(total, ring.current, x_step, args.stage_code_bytes);
+      } else {
+        multiply_codes<BITS, BY_HALF>(total, ring.current, x_step, args.stage_code_bytes, format);
+      }
+      ring.advance(args.stage_bytes);
+    }
+    x += N * UNIT_X_WORDS * 4;
+  } while (x != end);
 }
 
 // The sums of units begin .. end of a weight's strips, by one warp. `stages` and `x` are the warp's own.
 template <uint32_t N>
 __device__ __forceinline__ void multiply_slice(Sums<N>& total, uint32_t* stages, uint32_t* x, const LinearArguments& args,
                                                const BlockState& state, uint32_t begin, uint32_t end) {
-  StepCursor fetched, used;
-  fetched.begin(state.weight, begin);
-  used = fetched;
-  LaneWeight weight(state.weight, state.tile, fetched);
-  const uint32_t stages_address = shared_address(stages);
-  // Fetches a step ahead; there is a group of copies for each step, which may be empty.
-  const auto fetch = [&](uint32_t slot) {
-    if (fetched.unit < end) {
-      fetch_step(stages_address + slot * args.stage_words * 4, weight, fetched, args.stage_code_words);
-      fetched.advance(state.weight);
-    }
-    cp_async_commit();
-  };
+  const Weight& weight = state.weight;
+  const uint32_t ring_begin = shared_address(stages), stage_bytes = args.stage_bytes;
+  Ring ring = {StepFetcher(weight, state.tile, begin, end), ring_begin, ring_begin + (STAGES - 1) * stage_bytes, ring_begin};
 #pragma unroll 1
-  for (uint32_t i = 0; i + 1 < STAGES; ++i) fetch(i);
-  uint32_t slot = 0;
+  for (uint32_t i = 0; i + 1 < STAGES; ++i) {
+    if (weight.scales == nullptr) {
+      ring.fetcher.fetch<false>(ring_begin + i * stage_bytes, args, weight, end);
+    } else {
+      ring.fetcher.fetch<true>(ring_begin + i * stage_bytes, args, weight, end);
+    }
+  }
   for (uint32_t first = begin; first < end; first += chunk_units<N>()) {
-    const uint32_t units = min(chunk_units<N>(), end - first);
+    const uint32_t units = chunk_units<N>() == 1 ? 1 : min(chunk_units<N>(), end - first);
     // Every lane has read the chunk before.
     __syncwarp();
     if (args.input_type == INPUT_ELEMENTS) {
@@ -392,16 +418,37 @@ __device__ __forceinline__ void multiply_slice(Sums<N>& total, uint32_t* stages,
     } else {
       stage_x<float, N>(x, args, state, first, units);
     }
-    while (used.unit < first + units) {
-      cp_async_wait<STAGES - 2>();
-      // The step is there for every lane, and every lane is done with the one before, whose place is filled next.
-      __syncwarp();
-      fetch(slot == 0 ? STAGES - 1 : slot - 1);
-      const uint32_t* stage = stages + slot * args.stage_words;
-      const uint32_t* x_unit = x + (used.unit - first) * N * UNIT_X_WORDS;
-      multiply_step(total, stage, x_unit, stage + args.stage_code_words, weight, used);
-      used.advance(state.weight);
-      slot = slot + 1 == STAGES ? 0 : slot + 1;
+    // The units of a section, then those of the next one.
+    for (uint32_t unit = first; unit < first + units;) {
+      const uint32_t index = find_section(weight, unit);
+      const WeightSection& section = weight.sections[index];
+      const uint32_t run = chunk_units<N>() == 1 ? 1 : section_end(weight, index, first + units) - unit;
+      const uint32_t x_run = shared_address(x) + (unit - first) * N * UNIT_X_WORDS * 4;
+      unit += run;
+      const bool by_half = section.scale_shift == 0;
+      switch (section.bits) {
+#define WIDTH(BITS)                                                                  \
+  case BITS:                                                                         \
+    if (by_half) {                                                                   \
+      multiply_units<BITS, true, N>(total, ring, args, weight, x_run, run, end);     \
+    } else {                                                                         \
+      multiply_units<BITS, false, N>(total, ring, args, weight, x_run, run, end);    \
+    }                                                                                \
+    break;
+        WIDTH(2)
+        WIDTH(3)
+        WIDTH(4)
+        WIDTH(5)
+        WIDTH(6)
+#undef WIDTH
+        // A step of 8-bit codes is half a unit.
+        case 8:
+          multiply_units<8, true, N>(total, ring, args, weight, x_run, run, end);
+          break;
+        case 16:
+          multiply_units<16, false, N>(total, ring, args, weight, x_run, run, end);
+          break;
+      }
     }
   }
 }

@@ -26,8 +26,8 @@ struct LinearArguments {
   const void* input;
   // [*, ceil(in_features / 256)] f32: sums of squares of an f32 input that is to be normed; else null.
   const float* sum_squares;
-  // [in_features] The norm's weight.
-  const float* gamma;
+  // The norm, of whose routing row i is row i of the input.
+  RoutedNorm norm;
   // [*] 1 where a normed value of the row exceeds the element type.
   uint32_t* overflow_rows;
   float epsilon;
@@ -47,8 +47,8 @@ struct LinearArguments {
   uint32_t stack_tiles;
   // Tiles of 32 outputs of each linear's largest replacing weight; 0 if no slot of the step replaces it.
   uint32_t replaced_tiles[GROUP_LINEARS];
-  // Words of a stage: the codes of a step of two strips, then their scales and zeros.
-  uint32_t stage_code_words, stage_words;
+  // Bytes of a stage: the codes of a step of two strips, then their scales and zeros.
+  uint32_t stage_code_bytes, stage_bytes;
   uint32_t padding;
 };
 
@@ -65,11 +65,13 @@ struct Tile {
 struct BlockState {
   Tile tile;
   Weight weight;
-  // Of each token: the row of the input, its row of `out`, whether this tile writes it, the reciprocal of its root mean square.
+  // Of each token: the row of the input, its row of `out`, whether this tile writes it, the reciprocal of its root mean square,
+  // the weight of its norm.
   uint32_t input_row[MAX_TOKENS];
   uint32_t out_row[MAX_TOKENS];
   uint32_t is_written[MAX_TOKENS];
   float reciprocal_rms[MAX_TOKENS];
+  const float* norm_weight[MAX_TOKENS];
 };
 
 // --- which adapter's weight a row takes --------------------------------------------------------------------------------------

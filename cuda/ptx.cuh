@@ -55,15 +55,43 @@ __device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&r)[4], const v
                : "memory");
 }
 
-// --- asynchronous copies from global to shared memory ------------------------------------------------------------------------
+// --- loads from an address in shared memory, aligned to their size ------------------------------------------------------------
 
-// 16 bytes past L1; both ends aligned to 16.
-__device__ __forceinline__ void cp_async_16(uint32_t shared_address, const void* global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address), "l"(global) : "memory");
+__device__ __forceinline__ uint32_t load_shared_4(uint32_t address) {
+  uint32_t value;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+  return value;
 }
 
-__device__ __forceinline__ void cp_async_16(void* shared, const void* global) {
-  cp_async_16(shared_address(shared), global);
+template <uint32_t WORDS>
+__device__ __forceinline__ void load_shared_8(uint32_t (&values)[WORDS], uint32_t address) {
+  static_assert(WORDS >= 2, "two words are read");
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(values[0]), "=r"(values[1]) : "r"(address) : "memory");
+}
+
+template <uint32_t WORDS>
+__device__ __forceinline__ void load_shared_16(uint32_t (&values)[WORDS], uint32_t address) {
+  static_assert(WORDS >= 4, "four words are read");
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(values[0]), "=r"(values[1]), "=r"(values[2]), "=r"(values[3])
+               : "r"(address)
+               : "memory");
+}
+
+__device__ __forceinline__ float2 load_shared_floats(uint32_t address) {
+  uint32_t words[2];
+  load_shared_8(words, address);
+  return make_float2(__uint_as_float(words[0]), __uint_as_float(words[1]));
+}
+
+// --- asynchronous copies from global to shared memory ------------------------------------------------------------------------
+
+// 16 bytes past L1, where a condition holds; both ends aligned to 16. Without a branch, so that copies follow each other.
+__device__ __forceinline__ void cp_async_16_if(bool condition, uint32_t shared_address, const void* global) {
+  asm volatile(
+      "{ .reg .pred p; setp.ne.u32 p, %2, 0; @p cp.async.cg.shared.global [%0], [%1], 16; }" ::"r"(shared_address),
+      "l"(global), "r"(static_cast<uint32_t>(condition))
+      : "memory");
 }
 
 // The first `source_bytes` (0 to 16) of 16 bytes; the rest becomes zero. With 0 the source is not read.
@@ -72,11 +100,12 @@ __device__ __forceinline__ void cp_async_16_or_zero(void* shared, const void* gl
                : "memory");
 }
 
-// 4 or 8 bytes through L1; both ends aligned to as many.
-template <int BYTES>
-__device__ __forceinline__ void cp_async_cached(uint32_t shared_address, const void* global) {
-  static_assert(BYTES == 4 || BYTES == 8, "smaller copies than 16 bytes go through L1");
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address), "l"(global), "n"(BYTES) : "memory");
+// 4 bytes through L1, where a condition holds; both ends aligned to 4.
+__device__ __forceinline__ void cp_async_4_if(bool condition, uint32_t shared_address, const void* global) {
+  asm volatile(
+      "{ .reg .pred p; setp.ne.u32 p, %2, 0; @p cp.async.ca.shared.global [%0], [%1], 4; }" ::"r"(shared_address),
+      "l"(global), "r"(static_cast<uint32_t>(condition))
+      : "memory");
 }
 
 // Ends a group of copies of this thread.

@@ -1,8 +1,9 @@
 // Plain operations on rows, for what the fused kernels do not find in the form that they read:
 //   expand_rows   y[i, :] = or += the linears of a group, finished as expand.cuh tells
 //   square_rows   sum_squares of x, as writers of the residual stream leave it
-//   norm_rows     out[i, :] = gamma x[i, :] / sqrt(mean(x[i, :]^2) + eps), the mean being that of sum_squares
-//   x, y [rows, width] f32    sum_squares [rows, ceil(width / 256)] f32    gamma [width] f32
+//   norm_rows     out[i, :] = weight x[i, :] / sqrt(mean(x[i, :]^2) + eps), the mean being that of sum_squares, the weight that of
+//                 row i's adapters
+//   x, y [rows, width] f32    sum_squares [rows, ceil(width / 256)] f32    weight [width] f32
 // grid   (blocks of 256 columns, rows or fewer); block 256, a thread for each column
 // bytes  inputs once, outputs once
 // proof  tests/cuda/compute.rs against the reference backend
@@ -54,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(SQUARES_COLUMNS) square_rows(const 
 struct NormRows {
   const float* x;
   const float* sum_squares;
-  const float* gamma;
+  RoutedNorm norm;
   float* out;
   uint32_t rows;
   uint32_t width;
@@ -74,6 +75,6 @@ extern "C" __global__ void __launch_bounds__(SQUARES_COLUMNS) norm_rows(const __
       sum += a.sum_squares[static_cast<uint64_t>(row) * blocks + block];
     }
     const uint64_t index = static_cast<uint64_t>(row) * a.width + column;
-    a.out[index] = a.gamma[column] * (a.x[index] / sqrtf(sum / static_cast<float>(a.width) + a.eps));
+    a.out[index] = norm_weight(a.norm, row)[column] * (a.x[index] / sqrtf(sum / static_cast<float>(a.width) + a.eps));
   }
 }

@@ -2,7 +2,7 @@
 //
 // A step has one upload: a buffer at a fixed address that holds a `StepTables` for its rows, one for the rows whose logits are
 // wanted, one `AttentionTables` for each KV group, and the arrays that these point to. What an adapter holds is described once,
-// by an array of `SlotGroup` in the adapter's own memory.
+// by arrays of `SlotGroup`, `SlotEmbedding` and `SlotNorm` in the adapter's own memory.
 //
 //   rows            0: sql          1: base      2: sql*0.5 + wit*0.5      3: wit
 //   entries         (0,sql) (2,sql*0.5) | (2,wit*0.5) (3,wit)            sorted by slot, then row
@@ -71,11 +71,45 @@ struct SlotGroup {
     SlotLinear linears[GROUP_LINEARS];
 };
 
-// A slot that a step names.
+// Types of FloatRows.
+constexpr unsigned FLOAT_F16 = 0, FLOAT_BF16 = 1, FLOAT_F32 = 2;
+
+// Rows of floats in the type in which they were stored.
+struct FloatRows {
+    // [rows, width] Null: nothing.
+    const void* values;
+    unsigned rows;
+    // FLOAT_F16, FLOAT_BF16 or FLOAT_F32
+    unsigned type;
+};
+
+// What an adapter changes at an embedding. All zero: nothing.
+struct SlotEmbedding {
+    // [tokens, hidden_size] Replaces the base's table.
+    FloatRows table;
+    // [row_ids, hidden_size] Rows that are replaced alone.
+    FloatRows rows;
+    // [tokens, rank] A transposed: t of each token. A token beyond it has zeros.
+    FloatRows a;
+    // [rows.rows] Tokens of the replaced rows, ascending.
+    const unsigned* row_ids;
+    // The low-rank part but for A; no more of it is used.
+    SlotLinear low_rank;
+};
+
+// What an adapter changes at a norm.
+struct SlotNorm {
+    // [width] Replaces the base's weight, or null.
+    const float* weight;
+};
+
+// A slot that a step names. Each array holds what the adapter changes at the model's groups, embeddings or norms, once for each
+// repeat of a layer that the adapter has; an array in which nothing is changed is empty.
 struct Slot {
-    // [count] The groups of the model, once for each repeat of a layer that the adapter has.
     const SlotGroup* groups;
-    unsigned count;
+    const SlotEmbedding* embeddings;
+    const SlotNorm* norms;
+    unsigned group_count, embedding_count, norm_count;
     // Index among the distinct slots of the step, ascending.
     unsigned segment;
 };
@@ -128,5 +162,33 @@ struct AttentionTables {
 
 // What a slot changes at a group, or null. `group` counts the groups of the model, and goes on for each repeat of a layer.
 __device__ __forceinline__ const SlotGroup* slot_group(const Slot& slot, unsigned group) {
-    return group < slot.count ? slot.groups + group : nullptr;
+    return group < slot.group_count ? slot.groups + group : nullptr;
+}
+
+// The same of an embedding.
+__device__ __forceinline__ const SlotEmbedding* slot_embedding(const Slot& slot, unsigned embedding) {
+    return embedding < slot.embedding_count ? slot.embeddings + embedding : nullptr;
+}
+
+// A norm of the model, for rows whose adapters may replace its weight.
+struct RoutedNorm {
+    // [width] The base's weight; null where there is no norm.
+    const float* weight;
+    // The routing of the rows that are normed, or null if no slot of it replaces the weight.
+    const StepTables* step;
+    // The norm, as slots count norms.
+    unsigned norm;
+    unsigned padding;
+};
+
+// The weight of a norm for a row: that of the last of its adapters that replaces it, else the base's.
+__device__ __forceinline__ const float* norm_weight(const RoutedNorm& routed, unsigned row) {
+    if (routed.step == nullptr) return routed.weight;
+    const StepTables& step = *routed.step;
+    for (unsigned i = step.row_starts[row + 1]; i > step.row_starts[row]; --i) {
+        const Slot& slot = step.row_entries[i - 1].slot;
+        const float* replaced = routed.norm < slot.norm_count ? slot.norms[routed.norm].weight : nullptr;
+        if (replaced != nullptr) return replaced;
+    }
+    return routed.weight;
 }

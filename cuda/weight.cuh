@@ -83,22 +83,20 @@ struct StepWords {
   uint32_t low[4];
   uint32_t high[2];
 
-  // Reads the words of `lane` from a step in shared memory.
-  __device__ __forceinline__ void read(const uint32_t* step, uint32_t lane) {
+  // Reads the lane's words of a step at an address in shared memory.
+  __device__ __forceinline__ void read(uint32_t step) {
+    const uint32_t lane = threadIdx.x % WARP_LANES;
     if constexpr (BITS == 2 || BITS == 3) {
-      const uint2 words = *reinterpret_cast<const uint2*>(step + lane * 2);
-      low[0] = words.x, low[1] = words.y;
+      load_shared_8(low, step + lane * 8);
     } else {
-      const uint4 words = *reinterpret_cast<const uint4*>(step + lane * 4);
-      low[0] = words.x, low[1] = words.y, low[2] = words.z, low[3] = words.w;
+      load_shared_16(low, step + lane * 16);
     }
     if constexpr (BITS == 3) {
-      high[0] = step[2 * WARP_LANES + lane];
+      high[0] = load_shared_4(step + 8 * WARP_LANES + lane * 4);
     } else if constexpr (BITS == 5) {
-      high[0] = step[4 * WARP_LANES + lane];
+      high[0] = load_shared_4(step + 16 * WARP_LANES + lane * 4);
     } else if constexpr (BITS == 6) {
-      const uint2 words = *reinterpret_cast<const uint2*>(step + 4 * WARP_LANES + lane * 2);
-      high[0] = words.x, high[1] = words.y;
+      load_shared_8(high, step + 16 * WARP_LANES + lane * 8);
     }
   }
 
@@ -185,36 +183,82 @@ struct AOperand {
   }
 };
 
-// 4-bit codes of odd registers stand 4 bits higher, as 1024 + 16 * code: a multiplication brings them down and saves shifts.
-template <>
-struct ZeroOffsets<f16, 4> {
-  // 1024 + zero, for output g; -(64 + zero), for output g + 8.
-  pair_of<f16> even, odd;
+// A code of p bits above the low one of an f16 reads as 1024 + 2^p code: a multiplication brings it down and saves a shift. So
+// the four registers of a tile are taken from at most two shifts of a word.
+template <uint32_t BITS>
+struct ZeroOffsets<f16, BITS> {
+  // Registers of a tile that differ in place or output; register r is like register r % REGISTERS.
+  static constexpr uint32_t REGISTERS = BITS <= 3 ? 4 : 2;
 
-  __device__ __forceinline__ void set_middle() {
-    even.bits = 0x64086408u;
-    odd.bits = 0xd480d480u;
+  // Where the code of a register stands.
+  static __device__ __forceinline__ constexpr uint32_t position(uint32_t r) {
+    return BITS <= 3 ? 2 * r : BITS <= 6 ? r % 2 * 4 : 0;
   }
 
+  // 1024 + zero where the code is at the low bit, else -(1024 / 2^p + zero).
+  pair_of<f16> of_register[REGISTERS];
+
+  __device__ __forceinline__ void set_middle() {
+    set(make_float2(0.0f, 0.0f));
+  }
+
+  // A pair of zeros, less the middle of the codes.
   __device__ __forceinline__ void set(float2 zeros) {
-    even = pair_from_floats<f16>(1032.0f + zeros.x, 1032.0f + zeros.x);
-    odd = pair_from_floats<f16>(-72.0f - zeros.y, -72.0f - zeros.y);
+#pragma unroll
+    for (uint32_t r = 0; r < REGISTERS; ++r) {
+      const float integers = static_cast<float>((1024u >> position(r)) + (1u << (BITS - 1)));
+      const float offset = integers + (r % 2 == 0 ? zeros.x : zeros.y);
+      const float value = position(r) == 0 ? offset : -offset;
+      of_register[r] = pair_from_floats<f16>(value, value);
+    }
   }
 };
 
-template <>
-struct AOperand<f16, 4> {
-  static __device__ __forceinline__ void of(uint32_t (&a)[4], const StepWords<4>& words, uint32_t tile,
-                                            const ZeroOffsets<f16, 4>& offsets) {
-    const uint32_t lower = words.low[tile], upper = lower >> 8;
-    const auto even = [&](uint32_t word) {
-      return subtract_pair(pair_of<f16>{and_or(word, 0x000f000fu, 0x64006400u)}, offsets.even).bits;
-    };
-    const auto odd = [&](uint32_t word) {
-      const pair_of<f16> sixteenth = {0x2c002c00u};
-      return fma_pair(pair_of<f16>{and_or(word, 0x00f000f0u, 0x64006400u)}, sixteenth, offsets.odd).bits;
-    };
-    a[0] = even(lower), a[1] = odd(lower), a[2] = even(upper), a[3] = odd(upper);
+template <uint32_t BITS>
+struct AOperand<f16, BITS> {
+  using Offsets = ZeroOffsets<f16, BITS>;
+
+  static __device__ __forceinline__ void of(uint32_t (&a)[4], const StepWords<BITS>& words, uint32_t tile,
+                                            const Offsets& offsets) {
+#pragma unroll
+    for (uint32_t r = 0; r < 4; ++r) {
+      const uint32_t position = Offsets::position(r);
+      uint32_t codes = and_or(low_word(words, tile, r), pair_mask(LOW_BITS) << position, IntegerPair<f16>::bits);
+      if constexpr (LOW_BITS < BITS) {
+        codes = and_or(high_word(words, tile, r, position + LOW_BITS), pair_mask(BITS - LOW_BITS) << (position + LOW_BITS), codes);
+      }
+      const pair_of<f16> offset = offsets.of_register[r % Offsets::REGISTERS];
+      // 2^-p
+      const uint32_t scale = (15 - position) << 10;
+      a[r] = position == 0 ? subtract_pair(pair_of<f16>{codes}, offset).bits
+                           : fma_pair(pair_of<f16>{codes}, pair_of<f16>{scale * 0x00010001u}, offset).bits;
+    }
+  }
+
+ private:
+  // Bits of a code in the lower plane.
+  static constexpr uint32_t LOW_BITS = BITS == 3 ? 2 : BITS == 5 || BITS == 6 ? 4 : BITS;
+
+  static __device__ __forceinline__ constexpr uint32_t pair_mask(uint32_t bits) {
+    return ((1u << bits) - 1) * 0x00010001u;
+  }
+
+  // The lower plane with the pair of a register at its position.
+  static __device__ __forceinline__ uint32_t low_word(const StepWords<BITS>& words, uint32_t tile, uint32_t r) {
+    if constexpr (LOW_BITS == 2) {
+      return words.low[tile / 2] >> (tile % 2 * 8);
+    } else if constexpr (LOW_BITS == 4) {
+      return words.low[tile] >> (r / 2 * 8);
+    } else {
+      return words.low[tile * 2 + r / 2] >> (r % 2 * 8);
+    }
+  }
+
+  // The upper plane with the pair of a register at a position.
+  static __device__ __forceinline__ uint32_t high_word(const StepWords<BITS>& words, uint32_t tile, uint32_t r, uint32_t position) {
+    const uint32_t word = words.high[BITS == 6 ? tile / 2 : 0];
+    const uint32_t from = BITS == 6 ? tile % 2 * 8 + r * 2 : tile * 4 + r;
+    return from >= position ? word >> (from - position) : word << (position - from);
   }
 };
 

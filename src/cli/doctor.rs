@@ -1,12 +1,60 @@
 //! `exlora doctor`: reports what this build and this machine support.
 
-use super::output::{print, print_json};
-use crate::doctor::{self, Card, Cuda, Report};
-use crate::error::{Result, printable};
+use clap::Args;
+use serde::Serialize;
 
-pub(super) fn run(json: bool) -> Result<()> {
+use super::output::{print, print_json};
+use crate::doctor::{self, Card, Cuda, KernelCheck, Report};
+use crate::error::{Result, printable};
+use crate::model::Device;
+
+#[derive(Args)]
+pub(super) struct DoctorArgs {
+    /// Check the kernels of a device against the reference as well: cpu, cuda or cuda:NUMBER.
+    #[arg(long, value_name = "NAME")]
+    device: Option<String>,
+}
+
+/// The report, with what a device computed.
+#[derive(Serialize)]
+struct Checked<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    kernels: &'a [KernelCheck],
+}
+
+/// Returns whether every kernel that was checked passed.
+pub(super) fn run(args: &DoctorArgs, json: bool) -> Result<bool> {
     let report = doctor::examine();
-    if json { print_json(&report) } else { print(&text(&report)) }
+    let Some(device) = &args.device else {
+        if json { print_json(&report) } else { print(&text(&report)) }?;
+        return Ok(true);
+    };
+    let device: Device = device.parse()?;
+    if !json {
+        print(&text(&report))?;
+    }
+    let mut show = |check: &KernelCheck| if json { Ok(()) } else { print(&line(check)) };
+    let checks = doctor::check_kernels(device, &mut show)?;
+    let passed = checks.iter().filter(|check| check.passed).count();
+    if json {
+        print_json(&Checked { report: &report, kernels: &checks })?;
+    } else {
+        print(&format!("{passed} of {} kernel checks passed\n", checks.len()))?;
+    }
+    Ok(passed == checks.len())
+}
+
+/// A check: its case, the error and what is allowed.
+fn line(check: &KernelCheck) -> String {
+    let KernelCheck { kernel, activations, error, tolerance, passed, failure, .. } = check;
+    let verdict = if *passed { "ok" } else { "FAILED" };
+    let error = match (error, failure) {
+        (_, Some(failure)) => printable(failure),
+        (Some(error), None) => format!("error {error:.1e}, at most {tolerance:.0e}"),
+        (None, None) => "no numbers".to_owned(),
+    };
+    format!("{verdict:<7}{kernel:<46} {activations:<5} {error}\n")
 }
 
 fn text(report: &Report) -> String {
@@ -68,6 +116,25 @@ mod tests {
         let missing = Some("libcuda.so.1 was not found".to_owned());
         assert_eq!(lines(&Cuda { built: true, missing, ..Cuda::default() }), ["cuda: libcuda.so.1 was not found"]);
         assert_eq!(lines(&Cuda::default()), ["cuda: not built in"]);
+    }
+
+    #[test]
+    fn a_check_gets_a_line_with_its_error_or_what_kept_it_from_computing() {
+        let check = KernelCheck {
+            kernel: "norm".to_owned(),
+            activations: "f16",
+            error: Some(0.000_25),
+            tolerance: 1e-3,
+            passed: true,
+            failure: None,
+            values: Vec::new(),
+        };
+        let words = |check: &KernelCheck| line(check).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(words(&check), "ok norm f16 error 2.5e-4, at most 1e-3");
+        let failed = KernelCheck { passed: false, error: None, ..check };
+        assert_eq!(words(&failed), "FAILED norm f16 no numbers");
+        let failure = Some("the device failed".to_owned());
+        assert_eq!(words(&KernelCheck { failure, ..failed }), "FAILED norm f16 the device failed");
     }
 
     #[test]

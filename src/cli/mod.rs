@@ -55,8 +55,8 @@ enum Command {
     Chat(chat::ChatArgs),
     /// Describe an adapter or model folder, and check whether it can be used.
     Inspect(inspect::InspectArgs),
-    /// Report what this build and this machine support.
-    Doctor,
+    /// Report what this build and this machine support, and check a device's kernels.
+    Doctor(doctor::DoctorArgs),
     /// Measure prefill and batched decode, with and without adapters.
     Bench(bench::BenchArgs),
     /// Print a script that completes this command in a shell.
@@ -113,7 +113,10 @@ fn run_command(cli: &Cli) -> Result<u8> {
             let is_usable = inspect::run(args, cli.json)?;
             return Ok(if is_usable { SUCCESS } else { FAILED });
         }
-        Command::Doctor => doctor::run(cli.json)?,
+        Command::Doctor(args) => {
+            let is_well = doctor::run(args, cli.json)?;
+            return Ok(if is_well { SUCCESS } else { FAILED });
+        }
         Command::Bench(args) => bench::run(args, cli.json)?,
         Command::Completions { shell } => {
             let mut script = Vec::new();

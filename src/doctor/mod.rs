@@ -1,12 +1,20 @@
 //! Diagnostics of this build and this machine, as data: for the command `doctor`, for Python, for bug reports.
 
+#[cfg(feature = "cuda")]
+mod ceilings;
 mod cuda;
+mod kernels;
+pub mod random;
+pub mod random_weights;
 
 use std::fs;
 
 use serde::Serialize;
 
+#[cfg(feature = "cuda")]
+pub use self::ceilings::{Ceilings, measure_ceilings};
 pub use self::cuda::{Card, Cuda, KernelCache, Nvrtc};
+pub use self::kernels::{KernelCheck, check_kernels};
 use crate::backend::cpu;
 use crate::files::available_memory;
 

@@ -9,7 +9,7 @@ use support::gptq::GptqSpec;
 use support::model::{Plain, TinyModel};
 
 use crate::decoder::{assert_close, assert_same_bits, request};
-use crate::support::device;
+use crate::support::find_compiler;
 
 const Q_PROJ: &str = "self_attn.q_proj";
 const DOWN_PROJ: &str = "mlp.down_proj";
@@ -83,7 +83,7 @@ fn adapters(model: &TinyModel) -> Vec<(&'static str, Folder)> {
         ("lora", writer(1).in_layers(&[Q_PROJ, DOWN_PROJ], false).write()),
         ("kasa on q", kasa(2).in_layers(&[Q_PROJ], true).write()),
         ("kasa on down", kasa(3).in_layers(&[DOWN_PROJ], true).write()),
-        ("tokens", writer(4).in_layers(&[Q_PROJ], false).head_tokens(&[0, 7, 31, 32, 95]).write()),
+        ("tokens", writer(4).in_layers(&[Q_PROJ], false).head_tokens(&[0, 7, 31, 32, 511]).write()),
         ("other tokens", writer(5).head_tokens(&[1, 8]).write()),
         ("head", writer(6).factors(HEAD, model.hidden, model.vocab, false).write()),
     ]
@@ -104,7 +104,15 @@ fn requests() -> Vec<Request> {
     (1..).zip(mixtures).map(|(seed, mixture)| request(seed, 3 + seed, 3, mixture)).collect()
 }
 
-fn engine(model: &TinyModel, device: Device) -> Engine {
+/// A tiny model whose layers are quantized.
+pub fn gptq_model() -> TinyModel {
+    let gptq = Some(GptqSpec { sym: true, ..GptqSpec::new(4, 32) });
+    TinyModel { plain: Plain::F16, vocab: 512, gptq, ..TinyModel::default() }
+}
+
+/// A model with every adapter of [`adapters`].
+pub fn engine(model: &TinyModel, device: Device) -> Engine {
+    find_compiler();
     let folder = tempfile::tempdir().expect("a folder");
     model.write(folder.path());
     let options = EngineOptions { device, max_seq_len: Some(64), kv_tokens: Some(512), ..EngineOptions::default() };
@@ -117,7 +125,6 @@ fn engine(model: &TinyModel, device: Device) -> Engine {
 
 /// Compares every row of a batch with the reference, and with the same row alone.
 fn check(model: &TinyModel) {
-    device();
     let expected = engine(model, Device::Reference).generate(&requests()).expect("the reference runs");
     let engine = engine(model, Device::Cuda(0));
     let found: Vec<Completion> = engine.generate(&requests()).expect("the device runs");
@@ -134,11 +141,10 @@ fn check(model: &TinyModel) {
 
 #[test]
 fn kasa_and_trained_tokens_of_the_head_agree_with_the_reference_on_a_gptq_model() {
-    let gptq = Some(GptqSpec { sym: true, ..GptqSpec::new(4, 32) });
-    check(&TinyModel { plain: Plain::F16, gptq, ..TinyModel::default() });
+    check(&gptq_model());
 }
 
 #[test]
 fn kasa_and_trained_tokens_of_a_tied_head_agree_with_the_reference() {
-    check(&TinyModel { plain: Plain::F16, tied: true, ..TinyModel::default() });
+    check(&TinyModel { plain: Plain::F16, vocab: 512, tied: true, ..TinyModel::default() });
 }

@@ -12,6 +12,7 @@ use exlora::backend::cuda::layout::ElementType;
 use exlora::backend::cuda::ops::attention::{Attention, AttentionKernel, AttentionPlan, SPLIT_TOKENS};
 use exlora::backend::cuda::ops::expand::{ExpandKernels, ExpandRopeKv, Projection};
 use exlora::backend::cuda::ops::kv_layout::KvLayout;
+use exlora::backend::cuda::tables::RoutedNorm;
 use exlora::backend::{AttentionSpec, Backend, BufferId, KvDType, KvId, KvShape, Rope, StepRows, reference};
 use exlora::sites::SiteId;
 use exlora::tensor::DType;
@@ -215,7 +216,10 @@ impl OnDevice {
         let kv_overflow_rows = upload(&self.device, &vec![0u32; rows.len()]);
         let outputs = [layer.heads, layer.kv_heads, layer.kv_heads].map(|heads| heads * layer.head_dim);
         let [inv_freq, q_norm, k_norm] = &self.constants;
-        let norm = |weight: &DeviceMemory| if layer.has_norms { weight.address() } else { 0 };
+        let norm = |weight: &DeviceMemory| RoutedNorm {
+            weight: if layer.has_norms { weight.address() } else { 0 },
+            ..RoutedNorm::default()
+        };
         let arguments = ExpandRopeKv {
             projection: Projection { projected: projected.address(), ..Projection::of_outputs(outputs) },
             step: step.tables,

@@ -1,12 +1,12 @@
-//! The compile gate: every kernel, compiled for each architecture, keeps its values in registers.
+//! The compile gate: every kernel, compiled for each architecture, keeps its values in registers, and the main loop of the linear
+//! kernel stays short.
 //!
 //! It needs no card. Of each kernel, the assembler says registers, stack and spills, and the disassembler shows whether local
-//! memory is used all the same. The ceilings of the registers are those of `registers.csv`; `make cuda-registers` writes them
-//! again, for a reader to judge the difference.
+//! memory is used all the same, and the instructions that a warp executes for each unit of weights. The ceilings are those of
+//! `registers.csv` and `instructions.csv`; `make cuda-registers` writes both again, for a reader to judge the difference.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::LazyLock;
 use std::{env, fs};
 
@@ -14,7 +14,8 @@ use exlora::backend::cuda::compiler::locate::SearchPaths;
 use exlora::backend::cuda::compiler::sources::{Define, KernelSource, SOURCES};
 use exlora::backend::cuda::compiler::{Code, Compiler, Target};
 
-use crate::support::{cuda_tools, find_compiler};
+use crate::disassembly::{Disassembly, Instruction};
+use crate::support::find_compiler;
 
 /// The architectures of `make test`; the slow profile has the others too.
 const ARCHITECTURES: [u32; 2] = [80, 90];
@@ -32,7 +33,16 @@ struct Usage {
 }
 
 /// Registers by architecture, source, defines and kernel.
-type Registers = BTreeMap<(String, String, String, String), u32>;
+type Registers = BTreeMap<[String; 4], u32>;
+
+/// Instructions of the linear kernel's main loop for a unit of weights, by architecture, defines, width and which inputs a row of
+/// scales spans: a unit's or a half's.
+type Instructions = BTreeMap<[String; 4], u32>;
+
+/// Weights of a unit that each lane of a warp multiplies: 2 strips of 16 outputs, 64 inputs, 32 lanes.
+const WEIGHTS_OF_LANE: u32 = 64;
+/// Most instructions for a 4-bit weight of at most 8 rows: what an H200 can issue while it reads 4-bit weights at full speed.
+const CEILING_OF_FOUR_BITS: u32 = 4 * WEIGHTS_OF_LANE;
 
 static COMPILER: LazyLock<Compiler> = LazyLock::new(|| {
     find_compiler();
@@ -54,6 +64,10 @@ fn compile(source: &KernelSource, defines: &[Define], architecture: &str) -> (Ve
     let mut options = Target { code: Code::Cubin, architecture: 80 }.options(defines);
     options[0] = format!("--gpu-architecture={architecture}");
     options.push("--ptxas-options=-v".to_owned());
+    if source.name == "linear.cu" {
+        // The lines name the widths of its loops.
+        options.push("-lineinfo".to_owned());
+    }
     COMPILER.compile_with(source, Code::Cubin, &options).unwrap_or_else(|error| panic!("{architecture}: {error}"))
 }
 
@@ -81,24 +95,51 @@ fn usages(log: &str) -> Vec<Usage> {
     found
 }
 
-/// The instructions of a cubin that access local memory.
-fn local_memory_instructions(cubin: &[u8]) -> Vec<String> {
-    let file = tempfile::NamedTempFile::new().expect("a temporary file");
-    fs::write(file.path(), cubin).expect("written");
-    let nvdisasm = cuda_tools().join("nvidia/cu13/bin/nvdisasm");
-    let output = Command::new(&nvdisasm).arg("-c").arg(file.path()).output();
-    let output = output.unwrap_or_else(|error| panic!("{}: {error}; `make test-cuda` installs it", nvdisasm.display()));
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(text.contains("EXIT"), "no instructions:\n{text}");
+/// The instructions that access local memory.
+fn local_memory_instructions(code: &Disassembly) -> Vec<&str> {
     let is_local =
-        |line: &&str| line.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == "LDL" || word == "STL");
-    text.lines().filter(is_local).map(|line| line.trim().to_owned()).collect()
+        |text: &str| text.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == "LDL" || word == "STL");
+    code.instructions.iter().map(|instruction| instruction.text.as_str()).filter(|text| is_local(text)).collect()
 }
 
-/// Compiles part `part` of all variants, checks each kernel for local memory, and returns the registers.
-fn examine(architecture: &str, part: usize, parts: usize) -> Registers {
-    let mut registers = Registers::new();
+/// The width that an instruction of the main loop belongs to: a call names it in the line that it is inlined at.
+fn width_of(instruction: &Instruction, source: &[&str]) -> Option<u32> {
+    let of_line = |line: usize| {
+        let text = source.get(line - 1)?;
+        let name = ["WIDTH(", "multiply_units<"].into_iter().find_map(|name| text.split_once(name))?;
+        name.1.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    };
+    let in_source = instruction.lines.iter().filter(|(file, _)| file == "linear_multiply.cuh");
+    in_source.filter_map(|&(_, line)| of_line(line)).next()
+}
+
+/// Instructions for a unit of weights of each width, once for a row of scales that spans more than half a unit, and once for one
+/// that does not: the shortest way from where a warp waits for a step to where it does again. That leaves out what happens once
+/// for a chunk of units (staging x) or a section, and zeros; from 32 tokens on, a chunk is one unit, and finding it counts.
+fn main_loops(code: &Disassembly) -> BTreeMap<u32, Vec<u32>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda/linear_multiply.cuh");
+    let source = fs::read_to_string(path).expect("the source is readable");
+    let source: Vec<&str> = source.lines().collect();
+    let mut loops: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    for (index, instruction) in code.instructions.iter().enumerate() {
+        if instruction.operation() == "DEPBAR.LE"
+            && let Some(bits) = width_of(instruction, &source)
+        {
+            let cycle = code.shortest_cycle(index).expect("a warp waits in a loop");
+            loops.entry(bits).or_default().push(cycle as u32);
+        }
+    }
+    for cycles in loops.values_mut() {
+        // A unit of 8 bits has two steps, one of floats four, on one way.
+        cycles.sort_unstable();
+        cycles.dedup();
+    }
+    loops
+}
+
+/// Compiles part `part` of all variants, checks each kernel for local memory, and returns the registers and the instructions.
+fn examine(architecture: &str, part: usize, parts: usize) -> (Registers, Instructions) {
+    let (mut registers, mut instructions) = (Registers::new(), Instructions::new());
     for (source, defines) in variants().skip(part).step_by(parts) {
         let name = format!("{architecture}: {} {}", source.name, name_of(defines));
         let (cubin, log) = compile(source, defines, architecture);
@@ -106,42 +147,61 @@ fn examine(architecture: &str, part: usize, parts: usize) -> Registers {
         assert!(!usages.is_empty(), "{name} has no kernels:\n{log}");
         for usage in usages {
             assert_eq!(usage.local_bytes, 0, "{name}: {} has a stack or spills:\n{log}", usage.kernel);
-            let key = (architecture.to_owned(), source.name.to_owned(), name_of(defines), usage.kernel);
+            let key = [architecture.to_owned(), source.name.to_owned(), name_of(defines), usage.kernel];
             registers.insert(key, usage.registers);
         }
-        let local = local_memory_instructions(&cubin);
+        let code = Disassembly::of(&cubin);
+        let local = local_memory_instructions(&code);
         assert!(local.is_empty(), "{name} uses local memory:\n{}", local.join("\n"));
+        if source.name == "linear.cu" {
+            let loops = main_loops(&code);
+            assert!(loops.keys().eq(&[2, 3, 4, 5, 6, 8, 16]), "{name}: {loops:?}");
+            for (bits, cycles) in loops {
+                // The compiler may repeat a loop. Scaling by halves takes more than scaling by units.
+                let (least, most) = (cycles[0], cycles[cycles.len() - 1]);
+                let counts = if bits <= 6 { &[("unit", least), ("half", most)][..] } else { &[("any", most)] };
+                for &(scales, count) in counts {
+                    let key = [architecture.to_owned(), name_of(defines), format!("{bits:2}"), scales.to_owned()];
+                    instructions.insert(key, count);
+                }
+            }
+        }
     }
-    registers
+    (registers, instructions)
 }
 
-fn table() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuda/registers.csv")
+/// A table of this folder.
+fn table(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuda").join(name)
 }
 
-/// The stored ceilings.
-fn ceilings() -> Registers {
-    let text = fs::read_to_string(table()).expect("the table is readable");
+/// The stored ceilings: four columns of text, then a number; what follows is for readers.
+fn ceilings(name: &str) -> BTreeMap<[String; 4], u32> {
+    let text = fs::read_to_string(table(name)).expect("the table is readable");
     let row = |line: &str| {
         let columns: Vec<&str> = line.split(',').collect();
-        let [architecture, source, defines, kernel, registers] = columns[..] else {
-            panic!("not five columns: {line}")
-        };
-        let key = [architecture, source, defines, kernel].map(str::to_owned);
-        (key.into(), registers.parse().expect("a number"))
+        let [a, b, c, d, number, ..] = columns[..] else { panic!("not five columns: {line}") };
+        ([a, b, c, d].map(str::to_owned), number.parse().expect("a number"))
     };
     text.lines().skip(1).map(row).collect()
 }
 
-fn check_part(architecture: &str, part: usize) {
-    let ceilings = ceilings();
-    for (kernel, registers) in examine(architecture, part, PARTS) {
-        let ceiling = ceilings.get(&kernel);
+/// Fails unless each number is at most its ceiling.
+fn assert_below(found: BTreeMap<[String; 4], u32>, name: &str) {
+    let ceilings = ceilings(name);
+    for (key, number) in found {
+        let ceiling = ceilings.get(&key);
         assert!(
-            ceiling.is_some_and(|ceiling| registers <= *ceiling),
-            "{kernel:?} has {registers} registers, its ceiling is {ceiling:?}; if that is right: make cuda-registers"
+            ceiling.is_some_and(|ceiling| number <= *ceiling),
+            "{key:?} has {number}, its ceiling in {name} is {ceiling:?}; if that is right: make cuda-registers"
         );
     }
+}
+
+fn check_part(architecture: &str, part: usize) {
+    let (registers, instructions) = examine(architecture, part, PARTS);
+    assert_below(registers, "registers.csv");
+    assert_below(instructions, "instructions.csv");
 }
 
 macro_rules! parts {
@@ -184,20 +244,38 @@ other_architectures! {
 #[test]
 #[ignore = "writes the table: make cuda-registers"]
 fn registers_are_written_to_the_table() {
-    let mut text = "architecture,source,defines,kernel,registers\n".to_owned();
+    let mut registers = "architecture,source,defines,kernel,registers\n".to_owned();
+    let mut instructions =
+        "architecture,defines,bits,scales,instructions_per_unit,instructions_per_weight\n".to_owned();
     for architecture in ARCHITECTURES {
-        for ((architecture, source, defines, kernel), registers) in examine(&format!("sm_{architecture}"), 0, 1) {
-            text.push_str(&format!("{architecture},{source},{defines},{kernel},{registers}\n"));
+        let (of_kernels, of_loops) = examine(&format!("sm_{architecture}"), 0, 1);
+        for (key, count) in of_kernels {
+            registers.push_str(&format!("{},{count}\n", key.join(",")));
+        }
+        for (key, count) in of_loops {
+            let per_weight = f64::from(count) / f64::from(WEIGHTS_OF_LANE);
+            instructions.push_str(&format!("{},{count},{per_weight:.2}\n", key.join(",")));
         }
     }
-    fs::write(table(), text).expect("the table is written");
+    fs::write(table("registers.csv"), registers).expect("the table is written");
+    fs::write(table("instructions.csv"), instructions).expect("the table is written");
 }
 
 #[test]
 fn every_ceiling_is_that_of_a_source() {
-    for (architecture, source, defines, kernel) in ceilings().into_keys() {
+    for [architecture, source, defines, kernel] in ceilings("registers.csv").into_keys() {
         let exists = variants().any(|(known, known_defines)| known.name == source && name_of(known_defines) == defines);
         assert!(exists, "{architecture},{source},{defines},{kernel} is stale: make cuda-registers");
+    }
+}
+
+#[test]
+fn four_bit_weights_of_few_rows_take_no_more_instructions_than_their_bytes_take_time() {
+    let of_four_bits = |[_, defines, bits, _]: &[String; 4]| defines.starts_with("TOKENS=8") && bits.trim() == "4";
+    let ceilings: Vec<_> = ceilings("instructions.csv").into_iter().filter(|(key, _)| of_four_bits(key)).collect();
+    assert_eq!(ceilings.len(), 8, "two architectures, two element types, two spans of scales");
+    for (key, count) in ceilings {
+        assert!(count <= CEILING_OF_FOUR_BITS, "{key:?}: {count}");
     }
 }
 
@@ -224,5 +302,5 @@ fn spills_are_noticed_in_report_and_code() {
     assert_eq!(usages.len(), 2, "{log}");
     assert_eq!((usages[0].kernel.as_str(), usages[0].local_bytes), ("kept", 0));
     assert!(usages[0].registers > 0 && usages[1].local_bytes > 0, "{usages:?}");
-    assert!(!local_memory_instructions(&cubin).is_empty());
+    assert!(!local_memory_instructions(&Disassembly::of(&cubin)).is_empty());
 }

@@ -6,7 +6,6 @@ use exlora::backend::cuda::layout::ElementType;
 use exlora::backend::cuda::{CudaOptions, open};
 use exlora::backend::{Activation, BackendBuilder, PrepareError, Write};
 use exlora::tensor::DType;
-use proptest::prelude::*;
 use support::Rng;
 use support::adapter_cases::LinearsCase;
 use support::deltas::{Change, random_low};
@@ -27,6 +26,11 @@ fn open_bf16() -> Box<dyn BackendBuilder> {
 pub fn devices() -> [(Device, f64); 2] {
     device();
     [(Device::Other(open_f16), 1e-3), (Device::Other(open_bf16), 1e-2)]
+}
+
+/// The device with half-precision activations.
+pub fn cuda() -> Device {
+    devices()[0].0
 }
 
 /// Asserts that each row's difference is small beside the row.
@@ -125,25 +129,25 @@ fn assert_heads_agree(what: &str, case: &LinearsCase, found: &[f32], expected: &
     }
 }
 
-proptest! {
-    #![proptest_config(support::cases(8))]
-
-    #[test]
-    fn heads_with_every_kind_of_delta_agree_with_the_reference(seed: u64, inputs in 32usize..200, rows in 1usize..24) {
+#[test]
+fn heads_with_every_kind_of_delta_agree_with_the_reference() {
+    for (seed, (inputs, rows)) in (0..).zip([(96, 5), (64, 1), (160, 17), (100, 9), (33, 3), (199, 23)]) {
         let case = LinearsCase::random(seed, inputs, rows);
         let expected = case.run(oracle());
         let (device, limit) = devices()[seed as usize % 2];
-        assert_heads_agree(&format!("{device:?}"), &case, &case.run(device), &expected, limit);
+        assert_heads_agree(&format!("seed {seed}, {device:?}"), &case, &case.run(device), &expected, limit);
     }
+}
 
-    #[test]
-    fn a_row_of_a_head_has_the_same_bits_alone(seed: u64, inputs in 32usize..200, rows in 2usize..24) {
+#[test]
+fn a_row_of_a_head_has_the_same_bits_alone() {
+    for (seed, (inputs, rows)) in (10..).zip([(96, 12), (130, 23), (33, 2)]) {
         let case = LinearsCase::random(seed, inputs, rows);
         let (device, _) = devices()[0];
         let together = case.run(device);
         for row in [0, rows - 1] {
             let among = &together[row * case.stride..(row + 1) * case.stride];
-            prop_assert_eq!(bits(&case.only(row).run(device)), bits(among));
+            assert_eq!(bits(&case.only(row).run(device)), bits(among), "seed {seed}, row {row}");
         }
     }
 }
@@ -266,27 +270,17 @@ fn a_wider_head_than_the_buffer_is_an_error() {
 }
 
 #[test]
-fn what_is_not_computed_is_refused_by_name() {
-    let (device, _) = devices()[0];
-    let mut harness = Harness::open(device);
+fn a_replaced_weight_beyond_the_16_bit_type_is_refused_by_name() {
+    let mut harness = Harness::open(cuda());
     let ones = Tensor::new(DType::F16, &[4, 8], &[1.0; 32]);
-    let (_, mut sites) = harness.group(&[Member { weight: Weight::Dense(ones.clone()), bias: None }]);
-    sites.push(harness.table(&ones).1);
-    sites.push(harness.norm_weight(&[1.0; 8]).1);
+    let (_, sites) = harness.group(&[Member { weight: Weight::Dense(ones), bias: None }]);
     let beyond_f16 = Tensor::new(DType::BF16, &[4, 8], &[1e5; 32]);
-    let changes = [
-        ("beyond the 16-bit type", Change { weight: Some(beyond_f16), ..Change::default() }),
-        ("embedding", Change { site: 1, weight: Some(ones), ..Change::default() }),
-        ("norm", Change { site: 2, weight: Some(Tensor::new(DType::F32, &[8], &[2.0; 8])), ..Change::default() }),
-    ];
-    for (named, change) in changes {
-        match harness.upload(SlotId(0), &sites, &[change]) {
-            Err(PrepareError::Failed(error)) => {
-                assert_eq!(error.code(), ErrorCode::AdapterFeatureUnsupported);
-                assert!(error.to_string().contains(named), "{named}: {error}");
-            }
-            other => panic!("{named}: {other:?}"),
+    match harness.upload(SlotId(0), &sites, &[Change { weight: Some(beyond_f16), ..Change::default() }]) {
+        Err(PrepareError::Failed(error)) => {
+            assert_eq!(error.code(), ErrorCode::AdapterFeatureUnsupported);
+            assert!(error.to_string().contains("beyond the 16-bit type"), "{error}");
         }
+        other => panic!("{other:?}"),
     }
 }
 

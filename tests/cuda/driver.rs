@@ -1,5 +1,7 @@
 //! The driver layer and the compiler: memory, modules, launches, and the errors of each.
 
+use std::sync::Arc;
+
 use bytemuck::{Pod, Zeroable};
 use exlora::ErrorCode;
 use exlora::backend::cuda::compiler::sources::{KernelSource, ONE_VARIANT};
@@ -29,8 +31,9 @@ struct Saxpy {
     factor: f32,
 }
 
-fn saxpy() -> Kernel {
-    device().module(&SAXPY, &[]).expect("it compiles").kernel("saxpy").expect("it is there")
+/// Its launches are in the order of the device's copies.
+fn saxpy(device: &Arc<Device>) -> Kernel {
+    device.module(&SAXPY, &[]).expect("it compiles").kernel("saxpy").expect("it is there")
 }
 
 #[test]
@@ -41,7 +44,7 @@ fn a_kernel_computes_on_uploaded_memory() {
     y.fill_zero().expect("zeroed");
     let arguments = Saxpy { x: on_device.address(), y: y.address(), length: 1000, factor: 0.5 };
     for _ in 0..2 {
-        saxpy().launch([3, 1, 1], 128, 0, &Arguments::of(&arguments)).expect("launched");
+        saxpy(&device).launch([3, 1, 1], 128, 0, &Arguments::of(&arguments)).expect("launched");
     }
     assert_eq!(download::<f32>(&y), x);
 }
@@ -101,7 +104,7 @@ fn exhausted_memory_says_what_is_needed_and_free() {
 
 #[test]
 fn a_launch_with_an_argument_of_another_size_is_refused() {
-    let kernel = saxpy();
+    let kernel = saxpy(&device());
     assert_eq!(kernel.parameter_sizes(), Some(&[size_of::<Saxpy>()][..]));
     let error = kernel.launch([1, 1, 1], 32, 0, &Arguments::of(&[0u64; 4])).expect_err("8 bytes too many");
     assert_eq!(error.code(), ErrorCode::Internal);
@@ -110,7 +113,7 @@ fn a_launch_with_an_argument_of_another_size_is_refused() {
 
 #[test]
 fn a_launch_beyond_the_limits_is_refused() {
-    let kernel = saxpy();
+    let kernel = saxpy(&device());
     let arguments = Saxpy { x: 0, y: 0, length: 0, factor: 0.0 };
     let launch = |grid, block, shared| kernel.launch(grid, block, shared, &Arguments::of(&arguments));
     launch([1, 1, 1], kernel.max_threads(), kernel.max_shared_bytes()).expect("the most that is possible");
@@ -130,7 +133,7 @@ fn a_launch_beyond_the_limits_is_refused() {
 fn a_failing_kernel_is_an_error_that_names_it() {
     let device = device();
     let arguments = Saxpy { x: 0x10, y: 0x10, length: 1, factor: 1.0 };
-    let launched = saxpy().launch([1, 1, 1], 32, 0, &Arguments::of(&arguments));
+    let launched = saxpy(&device).launch([1, 1, 1], 32, 0, &Arguments::of(&arguments));
     let error = launched.and_then(|()| device.synchronize()).expect_err("an address that is not allocated");
     assert_eq!(error.code(), ErrorCode::CudaDriverFailed);
     assert!(error.to_string().contains("CUDA_ERROR_"), "{error}");
@@ -170,7 +173,7 @@ fn a_card_that_is_not_there_is_an_error() {
 #[test]
 fn memory_and_launches_may_be_used_from_any_thread() {
     let device = device();
-    let kernel = saxpy();
+    let kernel = saxpy(&device);
     std::thread::scope(|scope| {
         for factor in 1..=4u8 {
             let (device, kernel) = (&device, &kernel);

@@ -239,16 +239,7 @@ impl Products {
         }
         for (weight, delta, t) in deltas {
             let Some(low) = delta.low.as_ref().filter(|_| output < delta.outputs) else { continue };
-            let product = times_t(low, &t[delta.stack_rows() - low.rank..]);
-            let b_bias = low.b_bias.as_ref().map_or(0.0, |bias| f64::from(low.b_bias_scale) * f64::from(bias[output]));
-            let weight = f64::from(weight);
-            y += weight * (f64::from(low.scale) * product + b_bias);
-            if let Some(magnitude) = &low.magnitude {
-                let term = |i: usize| magnitude.norm_terms[i * delta.outputs + output];
-                let square =
-                    if weight == 1.0 { term(3) } else { term(0) + 2.0 * weight * term(1) + weight.powi(2) * term(2) };
-                y *= f64::from(magnitude.m[output]) / square.sqrt();
-            }
+            y = low.apply(&t[delta.stack_rows() - low.rank..], output, weight, y);
         }
         y + bias.and_then(|bias| bias.get(output)).map_or(0.0, |&bias| f64::from(bias))
     }

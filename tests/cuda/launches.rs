@@ -3,13 +3,15 @@
 use exlora::{Device, Engine, EngineOptions, Request};
 use support::fixtures;
 
+use crate::adapters;
+use crate::embedding_adapters;
 use crate::emulated::counter;
 use crate::support::device;
 
 /// Layers of the bundled model.
 const LAYERS: u64 = 4;
 /// linear(qkv), rope and KV, attention, linear(o), residual, linear(gate, up), activation, linear(down), residual.
-const LAUNCHES_OF_A_LAYER: u64 = 9;
+pub const LAUNCHES_OF_A_LAYER: u64 = 9;
 /// The embedding before the layers; the head and the expansion of its products after them.
 const OTHER_LAUNCHES: u64 = 3;
 
@@ -35,10 +37,39 @@ fn a_layer_has_nine_launches_whatever_adapters_its_rows_have() {
         vec![request(1, &[(jargon, 1.0)])],
         vec![request(5, &[]), request(3, &[(devil, 1.0)]), request(1, &[(jargon, 0.5), (sqlite, 0.5), (devil, 1.0)])],
     ];
+    assert_launches(&engine, LAYERS, &batches);
+}
+
+#[test]
+fn a_layer_has_nine_launches_with_truncated_weights_and_replaced_rows() {
+    let model = adapters::gptq_model();
+    let engine = adapters::engine(&model, Device::Cuda(0));
+    let batches = [
+        vec![request(1, &[("tokens", 1.0)])],
+        vec![request(3, &[("kasa on q", 0.5), ("lora", 1.0)]), request(5, &[])],
+        vec![request(2, &[("kasa on down", 1.0), ("tokens", 1.0)]), request(1, &[("head", 1.0)]), request(4, &[])],
+    ];
+    assert_launches(&engine, model.layers as u64, &batches);
+}
+
+/// Fails unless each batch, of one step, has the launches that a step without adapters has.
+fn assert_launches(engine: &Engine, layers: u64, batches: &[Vec<Request>]) {
     for (index, batch) in batches.iter().enumerate() {
         let Some(before) = counter("launches") else { return };
         engine.generate(batch).expect("the batch runs");
         let count = counter("launches").expect("the driver counts") - before;
-        assert_eq!(count, LAUNCHES_OF_A_LAYER * LAYERS + OTHER_LAUNCHES, "batch {index}");
+        assert_eq!(count, LAUNCHES_OF_A_LAYER * layers + OTHER_LAUNCHES, "batch {index}");
     }
+}
+
+#[test]
+fn adapters_of_embeddings_and_norms_take_no_launch_of_their_own() {
+    device();
+    let engine = embedding_adapters::engine(false, Device::Cuda(0));
+    let requests = embedding_adapters::requests_of_one_layer_map();
+    let requests: Vec<Request> = requests.into_iter().map(|request| request.max_new_tokens(1)).collect();
+    let Some(before) = counter("launches") else { return };
+    engine.generate(&requests).expect("the batch runs");
+    let count = counter("launches").expect("the driver counts") - before;
+    assert_eq!(count, LAUNCHES_OF_A_LAYER * embedding_adapters::LAYERS as u64 + OTHER_LAUNCHES);
 }

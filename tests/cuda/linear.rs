@@ -62,7 +62,7 @@ impl Adapter {
         let mut groups = vec![SlotGroup::default(); GROUP];
         groups.push(SlotGroup { stack: codes, stack_rows, padding: 0, linears });
         memory.push(upload(device, &groups));
-        let slot = Slot { groups: memory.last().map_or(0, DeviceMemory::address), count: 3, segment: 0 };
+        let slot = Slot { groups: memory.last().map_or(0, DeviceMemory::address), group_count: 3, ..Slot::default() };
         Self { a, replaced, slot, _memory: memory }
     }
 }
@@ -173,7 +173,7 @@ impl Group {
         }
         match input {
             Input::F32 => {}
-            Input::Normed => (arguments.sum_squares, arguments.gamma) = (squares.address(), gamma.address()),
+            Input::Normed => (arguments.sum_squares, arguments.norm.weight) = (squares.address(), gamma.address()),
             Input::Elements => {
                 (arguments.input, arguments.input_type) = (x_elements.address(), InputType::Elements as u32);
             }

@@ -2,18 +2,25 @@
 
 mod adapters;
 mod attention;
+mod bytes;
+mod ceilings;
 mod compile_gate;
 mod compiler;
 mod compute;
 mod compute_attention;
+mod compute_embeddings;
+mod compute_norms;
 mod compute_steps;
 mod compute_weights;
 mod decoder;
+mod disassembly;
 mod doctor;
 mod driver;
 mod embed;
+mod embedding_adapters;
 mod emulated;
 mod expand;
+mod golden_vectors;
 mod launches;
 mod linear;
 mod linear_loops;

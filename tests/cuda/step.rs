@@ -8,7 +8,7 @@ use exlora::backend::StepRows;
 use exlora::backend::cuda::driver::{Device, DeviceMemory};
 use exlora::backend::cuda::layout::Weight;
 use exlora::backend::cuda::table_builder::TableBuilder;
-use exlora::backend::cuda::tables::{GROUP_LINEARS, RowMask, Slot, SlotGroup, SlotLinear};
+use exlora::backend::cuda::tables::{GROUP_LINEARS, RowMask, Slot, SlotEmbedding, SlotGroup, SlotLinear};
 use half::f16;
 
 use crate::support::upload;
@@ -126,6 +126,19 @@ impl LowRank {
         }
     }
 
+    /// What it makes of output `output`, which is `y` before it, given `t = A x`: in f64.
+    pub fn apply(&self, t: &[f32], output: usize, weight: f32, y: f64) -> f64 {
+        let (outputs, f) = (self.b.len() / self.rank, f64::from(weight));
+        let b = &self.b[output * self.rank..(output + 1) * self.rank];
+        let product: f64 = b.iter().zip(t).map(|(b, &t)| b.to_f64() * f64::from(t)).sum();
+        let b_bias = self.b_bias.as_ref().map_or(0.0, |b_bias| f64::from(b_bias[output]));
+        let y = y + f * (f64::from(self.scale) * product + f64::from(self.b_bias_scale) * b_bias);
+        let Some(magnitude) = &self.magnitude else { return y };
+        let term = |i: usize| magnitude.norm_terms[i * outputs + output];
+        let square = if weight == 1.0 { term(3) } else { term(0) + 2.0 * f * term(1) + f * f * term(2) };
+        y * f64::from(magnitude.m[output]) / square.sqrt()
+    }
+
     /// With a random bias of B.
     pub fn with_b_bias(mut self, rng: &mut Rng) -> Self {
         self.b_bias = Some(rng.normals(self.b.len() / self.rank, 1.0));
@@ -154,47 +167,65 @@ pub struct DeviceSlot {
 impl DeviceSlot {
     /// An adapter with those deltas at group `group` and none at the ones before it.
     pub fn new(device: &Arc<Device>, group: usize, deltas: &[LinearDelta]) -> Self {
-        let mut memory = Vec::new();
-        let mut address_of = |values: DeviceMemory| {
-            memory.push(values);
-            memory.last().map_or(0, DeviceMemory::address)
-        };
+        let mut slot = Self::empty();
         let mut linears = [SlotLinear::default(); GROUP_LINEARS];
         let mut stack_rows = 0;
         for (linear, delta) in linears.iter_mut().zip(deltas) {
             let mut first = stack_rows as u32;
             stack_rows += delta.stack_rows();
+            if let Some(low) = &delta.low {
+                *linear = slot.low_rank(device, low);
+                linear.rank_offset = (stack_rows - low.rank) as u32;
+            }
             linear.outputs = delta.outputs as u32;
             if delta.brings_weight {
                 // Kernels that expand do not read it.
-                linear.weight = address_of(upload(device, &[Weight::default()]));
+                linear.weight = slot.hold(upload(device, &[Weight::default()]));
             }
-            linear.bias = delta.bias.as_ref().map_or(0, |bias| address_of(upload(device, bias)));
+            linear.bias = delta.bias.as_ref().map_or(0, |bias| slot.hold(upload(device, bias)));
             if !delta.rows.is_empty() {
-                linear.replaced_rows = address_of(upload(device, &delta.row_masks()));
+                linear.replaced_rows = slot.hold(upload(device, &delta.row_masks()));
                 (linear.rows_offset, linear.rows_scale) = (first, delta.rows_scale);
                 first += delta.rows.len() as u32;
             }
             if let Some(removed) = &delta.removed {
-                linear.removed_b = address_of(upload(device, &removed.b));
+                linear.removed_b = slot.hold(upload(device, &removed.b));
                 (linear.removed_rank, linear.removed_offset) = (removed.rank as u32, first);
                 linear.removed_scale = removed.scale;
-                first += removed.rank as u32;
             }
-            let Some(low) = &delta.low else { continue };
-            linear.b = address_of(upload(device, &low.b));
-            linear.b_bias = low.b_bias.as_ref().map_or(0, |bias| address_of(upload(device, bias)));
-            if let Some(magnitude) = &low.magnitude {
-                linear.magnitude = address_of(upload(device, &magnitude.m));
-                linear.norm_terms = address_of(upload(device, &magnitude.norm_terms));
-            }
-            (linear.rank, linear.rank_offset) = (low.rank as u32, first);
-            (linear.scale, linear.b_bias_scale) = (low.scale, low.b_bias_scale);
         }
         let mut groups = vec![SlotGroup::default(); group];
         groups.push(SlotGroup { stack_rows: stack_rows as u32, linears, ..SlotGroup::default() });
-        let slot = Slot { groups: address_of(upload(device, &groups)), count: groups.len() as u32, segment: 0 };
-        Self { _memory: memory, slot }
+        slot.slot.groups = slot.hold(upload(device, &groups));
+        slot.slot.group_count = groups.len() as u32;
+        slot
+    }
+
+    /// Keeps memory as long as the slot, and returns its address.
+    pub fn hold(&mut self, memory: DeviceMemory) -> u64 {
+        self._memory.push(memory);
+        self._memory.last().map_or(0, DeviceMemory::address)
+    }
+
+    /// A low-rank part but for A, in memory of the slot.
+    pub fn low_rank(&mut self, device: &Arc<Device>, low: &LowRank) -> SlotLinear {
+        SlotLinear {
+            b: self.hold(upload(device, &low.b)),
+            b_bias: low.b_bias.as_ref().map_or(0, |bias| self.hold(upload(device, bias))),
+            magnitude: low.magnitude.as_ref().map_or(0, |it| self.hold(upload(device, &it.m))),
+            norm_terms: low.magnitude.as_ref().map_or(0, |it| self.hold(upload(device, &it.norm_terms))),
+            outputs: (low.b.len() / low.rank) as u32,
+            rank: low.rank as u32,
+            scale: low.scale,
+            b_bias_scale: low.b_bias_scale,
+            ..SlotLinear::default()
+        }
+    }
+
+    /// With those embeddings.
+    pub fn set_embeddings(&mut self, device: &Arc<Device>, embeddings: &[SlotEmbedding]) {
+        self.slot.embeddings = self.hold(upload(device, embeddings));
+        self.slot.embedding_count = embeddings.len() as u32;
     }
 
     /// An adapter that changes nothing, not even at group 0.

@@ -25,6 +25,11 @@ pub fn device() -> Arc<Device> {
     Device::open(0).unwrap_or_else(|error| panic!("{error}\n`make test-cuda` runs these tests on the emulated driver"))
 }
 
+/// Whether the tests run on the emulated driver.
+pub fn is_emulated() -> bool {
+    device().properties().name.starts_with("Emulated")
+}
+
 /// Device memory with these values.
 pub fn upload<T: Pod>(device: &Arc<Device>, values: &[T]) -> DeviceMemory {
     let bytes = bytemuck::cast_slice(values);

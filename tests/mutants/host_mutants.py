@@ -8,6 +8,9 @@ ATTENTION_LAUNCH = BACKEND + "ops/attention.rs"
 BUFFERS = BACKEND + "buffers.rs"
 COMPUTE = BACKEND + "compute/mod.rs"
 PREPARE = BACKEND + "adapter/prepare.rs"
+EMBEDDING = BACKEND + "adapter/embedding.rs"
+SLOT_ARRAY = BACKEND + "adapter/slot_array.rs"
+NORM = BACKEND + "compute/norm.rs"
 INPUTS = BACKEND + "compute/inputs.rs"
 KV_LAYOUT = BACKEND + "ops/kv_layout.rs"
 LINEAR = BACKEND + "compute/linear.rs"
@@ -78,14 +81,6 @@ HOST_MUTANTS = (
         old="rows.positions.iter().max().map_or(0, |&last| last as usize + 1)",
         new="rows.positions.iter().max().map_or(0, |&last| last as usize)",
         tests=("compute_attention::",),
-    ),
-    Mutant(
-        name="tables_are_those_of_the_last_step",
-        kind="stale data",
-        file=STEP,
-        old="self.attentions.clear()",
-        new="()",
-        tests=DECODER,
     ),
     Mutant(
         name="tables_of_other_mixtures_serve",
@@ -226,11 +221,12 @@ HOST_MUTANTS = (
         tests=("compute_attention::",),
     ),
     Mutant(
-        name="attention_swaps_the_norms_of_queries_and_keys",
+        name="attention_norms_queries_as_keys",
         kind="swapped arguments",
         file=ATTENTION,
-        old="(self.head_norm(spec.q_norm, spec)?, self.head_norm(spec.k_norm, spec)?)",
-        new="(self.head_norm(spec.k_norm, spec)?, self.head_norm(spec.q_norm, spec)?)",
+        after="let q_norm = self.head_norm(",
+        old="spec.q_norm",
+        new="spec.k_norm",
         tests=("compute_attention::",),
     ),
     Mutant(
@@ -363,9 +359,34 @@ HOST_MUTANTS = (
         name="norm_terms_leave_out_the_scale",
         kind="scale dropped",
         file=NORM_TERMS,
+        after="weight[output * inputs..].iter().zip(&ba) {\n            add_input(terms, w, ",
         old="scale * ba",
         new="*ba",
         tests=DELTAS,
+    ),
+    Mutant(
+        name="norm_terms_of_a_table_leave_out_its_replaced_rows",
+        kind="term dropped",
+        file=EMBEDDING,
+        old="replaced.ids.partition_point(|&id| (id as usize) < token)",
+        new="replaced.ids.len()",
+        tests=("compute_embeddings::",),
+    ),
+    Mutant(
+        name="slots_of_all_repeats_are_those_of_the_first",
+        kind="wrong offset",
+        file=SLOT_ARRAY,
+        old="repeat as usize * self.per_repeat + index",
+        new="(repeat as usize * 0) * self.per_repeat + index",
+        tests=("compute_embeddings::", "compute_norms::"),
+    ),
+    Mutant(
+        name="norms_are_never_routed",
+        kind="argument dropped",
+        file=NORM,
+        old="is_replaced.then_some(routing)",
+        new="(is_replaced && false).then_some(routing)",
+        tests=("compute_norms::",),
     ),
     Mutant(
         name="weights_of_adapters_are_those_of_the_base",

@@ -8,7 +8,6 @@ CHECKS = {
     "bounds": "out-of-bounds",
     "copy in flight": "a wait is missing",
     "deadlock": "deadlock",
-    "exit": "exit before a barrier",
     "loop": "endless loop",
     "mask": "is not in its member mask",
     "misaligned": "misaligned",

@@ -94,7 +94,7 @@ def plant_in_tree(mutants: Iterable[Mutant]) -> pathlib.Path:
     for mutant in mutants:
         chosen = f'(if crate::is_mutant("{mutant.name}") {{ {mutant.new} }} else {{ {mutant.old} }})'
         files[mutant.file] = mutant.applied(files[mutant.file].decode(), chosen).encode()
-    files["src/lib.rs"] += CHOICE.encode()
+    files["src/lib.rs"] = b"#![allow(unused_parens)]\n" + files["src/lib.rs"] + CHOICE.encode()
     tree = FOLDER / "tree"
     for path in [path for path in tree.rglob("*") if path.is_file()]:
         if str(path.relative_to(tree)) not in files:
@@ -188,8 +188,9 @@ def judge_all(
 def expect_passing(binary: pathlib.Path, mutants: Sequence[Mutant]) -> None:
     """Ends the run unless the tests of mutants pass without them, in every schedule."""
     tests = sorted({test for mutant in mutants for test in mutant.tests})
-    for schedule in SCHEDULES:
-        status, output = run(binary, tests, schedule, 600)
+    with concurrent.futures.ThreadPoolExecutor(len(SCHEDULES)) as executor:
+        runs = list(executor.map(lambda schedule: run(binary, tests, schedule, 900), SCHEDULES))
+    for status, output in runs:
         if status != 0:
             sys.exit(f"{output}\nmutants: the tests do not pass without a mutant")
         listed = re.findall(r"^test (\S+) \.\.\.", output, re.MULTILINE)
@@ -203,6 +204,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="mutants to run, by parts of their names; all without any")
     parser.add_argument("--representatives", action="store_true", help="the few that `make test-cuda-slow` runs")
+    parser.add_argument("--only", choices=("kernels", "host"), help="those of the kernels, or those of the host code")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants that run at a time")
     parser.add_argument("--seconds", type=float, default=120, help="time for the tests of one mutant in one schedule")
     options = parser.parse_args()
@@ -212,8 +214,8 @@ def main() -> int:
             return mutant.name in REPRESENTATIVES
         return not options.names or any(name in mutant.name for name in options.names)
 
-    kernels = [mutant for mutant in KERNEL_MUTANTS if is_chosen(mutant)]
-    host = [mutant for mutant in HOST_MUTANTS if is_chosen(mutant)]
+    kernels = [mutant for mutant in KERNEL_MUTANTS if is_chosen(mutant) and options.only != "host"]
+    host = [mutant for mutant in HOST_MUTANTS if is_chosen(mutant) and options.only != "kernels"]
     (FOLDER / "binaries").mkdir(parents=True, exist_ok=True)
     link_cache()
 

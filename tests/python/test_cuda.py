@@ -32,7 +32,8 @@ DEVICES = ["cpu", "cuda"]
 
 def assert_close(found, expected):
     """Logits of f16 activations against those of float32, as a part of the largest one."""
-    assert np.abs(np.asarray(found) - np.asarray(expected)).max() <= 5e-3 * np.abs(expected).max()
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert np.abs(found - expected).max() <= 5e-3 * np.abs(expected).max()
 
 
 def run(*arguments, **environment):
@@ -77,8 +78,8 @@ def test_the_exllamav2_shape_answers_as_on_the_cpu(fixtures):
         while generator.num_remaining_jobs():
             for result in generator.iterate():
                 if result["eos"]:
-                    ended[result["serial"]] = result["new_tokens"], result["eos_reason"]
-        texts[device] = ended
+                    ended[result["serial"]] = result["full_completion"], result["eos_reason"]
+        texts[device] = [ended[serial] for serial in sorted(ended)]
     assert_close(logits["cuda"], logits["cpu"])
     assert texts["cuda"] == texts["cpu"]
     assert len(texts["cpu"]) == len(MIXTURES)

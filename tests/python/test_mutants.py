@@ -34,6 +34,14 @@ def test_the_tests_of_a_mutant_exist(mutant):
         assert f"#[test]\nfn {name}" in (ROOT / "tests/cuda" / f"{module}.rs").read_text()
 
 
+@pytest.mark.parametrize("mutant", HOST_MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_mutant_of_the_host_replaces_an_expression(mutant):
+    assert f".{mutant.old}" not in (ROOT / mutant.file).read_text()
+    for expression in (mutant.old, mutant.new):
+        assert "let " not in expression
+        assert all(expression.count(a) == expression.count(b) for a, b in ["()", "[]", "{}"])
+
+
 def test_mutants_are_of_many_kinds_and_every_check_of_the_emulated_driver_finds_one():
     names = [mutant.name for mutant in MUTANTS]
     assert len(set(names)) == len(names)

@@ -11,19 +11,19 @@ pub mod gptq;
 pub mod harness;
 pub mod model;
 pub mod random_adapters;
-pub mod random_weights;
-mod rng;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+pub use exlora::doctor::random::Rng;
+pub use exlora::doctor::random_weights;
 use half::{bf16, f16};
 use proptest::test_runner::Config as ProptestConfig;
-pub use rng::Rng;
 
-/// The folder of fixtures.
+/// The folder of fixtures: the repository's, or that of `EXLORA_FIXTURES` for a test binary that was taken elsewhere.
 pub fn fixtures() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures"))
+    let of_repository = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures"));
+    std::env::var_os("EXLORA_FIXTURES").map_or_else(of_repository, PathBuf::from)
 }
 
 /// The configuration of a property test that runs `count` cases. The environment variable `PROPTEST_CASES` scales them all: a

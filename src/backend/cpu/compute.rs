@@ -13,6 +13,7 @@ use super::runtime::kv_cache::KvCache;
 use super::runtime::threads::Pool;
 use super::weights::BaseWeights;
 use crate::adapter::batch::{AdapterBatch, SlotId};
+use crate::backend::slots::Slots;
 use crate::backend::{
     Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, KvId, KvShape, MemoryUse, NormId,
     PreparedAdapter, StepRows, Write,
@@ -26,7 +27,7 @@ pub(super) struct CpuCompute {
     memory: Arc<MemoryUse>,
     buffers: Vec<Buffer>,
     kvs: Vec<Option<KvCache>>,
-    adapters: Vec<Option<Adapter>>,
+    adapters: Slots<Adapter>,
     linear_scratch: linear::Scratch,
     attention_scratch: attention::Scratch,
 }
@@ -37,10 +38,10 @@ impl CpuCompute {
         Self {
             weights,
             pool,
+            adapters: Slots::new(Arc::clone(&memory)),
             memory,
             buffers: Vec::new(),
             kvs: Vec::new(),
-            adapters: Vec::new(),
             linear_scratch: linear::Scratch::default(),
             attention_scratch: attention::Scratch::default(),
         }
@@ -101,23 +102,11 @@ impl Compute for CpuCompute {
     }
 
     fn install_adapter(&mut self, slot: SlotId, adapter: PreparedAdapter) -> Result<()> {
-        let index = slot.0 as usize;
-        if self.adapters.get(index).is_some_and(Option::is_some) {
-            return Err(Error::new(ErrorCode::Internal, format!("slot {index} is taken")));
-        }
-        let (bytes, adapter) = (adapter.bytes(), adapter.into_inner()?);
-        if self.adapters.len() <= index {
-            self.adapters.resize_with(index + 1, || None);
-        }
-        self.adapters[index] = Some(*adapter);
-        self.memory.add_adapter(bytes);
-        Ok(())
+        self.adapters.install(slot, adapter)
     }
 
     fn drop_adapter(&mut self, slot: SlotId) {
-        if let Some(adapter) = self.adapters.get_mut(slot.0 as usize).and_then(Option::take) {
-            self.memory.remove_adapter(adapter.bytes());
-        }
+        self.adapters.remove(slot);
     }
 
     fn embed(

@@ -46,11 +46,22 @@ pub(super) struct PendingNorm {
     /// The buffer whose rows are normed, which holds rows with their sums of squares.
     pub(super) source: usize,
     /// The norm.
-    pub(super) norm: usize,
+    pub(super) norm: NormRouting,
     /// Its epsilon.
     pub(super) eps: f32,
     /// Number of rows.
     pub(super) rows: usize,
+}
+
+/// A norm, and where its weight may be found for each row.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NormRouting {
+    /// The norm.
+    pub(super) norm: usize,
+    /// The norm as adapters count it, by repeats of its layer.
+    pub(super) slot_norm: usize,
+    /// Routing of the rows, if an adapter of theirs replaces the weight.
+    pub(super) routing: Option<PlacedRouting>,
 }
 
 /// Products that the next reader expands. `t = A x` is in the step's scratch, hence one such buffer at a time.
@@ -197,9 +208,10 @@ impl Scratch {
         if let Some(memory) = self.0.as_ref().filter(|memory| memory.len() >= bytes) {
             return Ok(memory.address());
         }
-        // The old memory is freed first: both may not fit.
+        // The old memory is freed first: both may not fit. Steps that grow by a row at a time allocate only now and then.
         self.0 = None;
-        let memory = device.allocate(bytes)?;
+        let step = (bytes / 8).next_power_of_two();
+        let memory = device.allocate(bytes.next_multiple_of(step))?;
         let address = memory.address();
         self.0 = Some(memory);
         Ok(address)

@@ -11,8 +11,8 @@ use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::backend::{StepInputs, StepRows};
 use crate::error::{Error, ErrorCode, Result};
 
-/// Least bytes of the buffer.
-const LEAST_BYTES: usize = 1 << 20;
+/// Least bytes of the buffer, enough for the decoding of some hundred rows.
+const LEAST_BYTES: usize = 64 << 10;
 /// Pinned buffers through which tables go, and the bytes of each. While the card still reads those of one step, the next step's
 /// are written into another one.
 const PINNED_BUFFERS: usize = 3;

@@ -202,7 +202,7 @@ mod tests {
 
     /// A slot whose address tells which it is. Slot 9 is empty.
     fn slot_of(slot: SlotId) -> Option<Slot> {
-        (slot.0 != 9).then_some(Slot { groups: 0x1000 + u64::from(slot.0), count: 7, segment: 0 })
+        (slot.0 != 9).then_some(Slot { groups: 0x1000 + u64::from(slot.0), group_count: 7, ..Slot::default() })
     }
 
     /// Reads what a kernel would.

@@ -5,6 +5,7 @@ use std::mem::offset_of;
 use bytemuck::{Pod, Zeroable};
 
 use super::device_image::HasPointers;
+use crate::tensor::DType;
 
 /// Most entries of an [`EntryTile`].
 pub const ENTRY_TILE: usize = 64;
@@ -82,14 +83,83 @@ pub struct SlotGroup {
     pub linears: [SlotLinear; GROUP_LINEARS],
 }
 
-/// A slot that a step names.
+/// Type of [`FloatRows`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum FloatType {
+    /// Half precision.
+    F16 = 0,
+    /// bfloat16.
+    Bf16 = 1,
+    /// Single precision.
+    F32 = 2,
+}
+
+impl FloatType {
+    /// Of a stored type, if it holds floats.
+    pub fn of(dtype: DType) -> Option<Self> {
+        match dtype {
+            DType::F16 => Some(FloatType::F16),
+            DType::BF16 => Some(FloatType::Bf16),
+            DType::F32 => Some(FloatType::F32),
+            _ => None,
+        }
+    }
+}
+
+/// Rows of floats in the type in which they were stored. All zero: nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct FloatRows {
+    /// `[rows, width]`, or 0.
+    pub values: u64,
+    /// Number of rows.
+    pub rows: u32,
+    /// A [`FloatType`].
+    pub float_type: u32,
+}
+
+/// What an adapter changes at an embedding. All zero: nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct SlotEmbedding {
+    /// `[tokens, hidden_size]`: replaces the base's table.
+    pub table: FloatRows,
+    /// `[row_ids, hidden_size]`: rows that are replaced alone.
+    pub rows: FloatRows,
+    /// `[tokens, rank]`: A transposed.
+    pub a: FloatRows,
+    /// `[rows.rows]` u32, ascending: tokens of the replaced rows.
+    pub row_ids: u64,
+    /// The low-rank part but for A; its other fields are 0.
+    pub low_rank: SlotLinear,
+}
+
+/// What an adapter changes at a norm. All zero: nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct SlotNorm {
+    /// `[width]` f32: the weight that replaces the base's, or 0.
+    pub weight: u64,
+}
+
+/// A slot that a step names. Each array holds what the adapter changes at the model's groups, embeddings or norms, once for each
+/// repeat of a layer that the adapter has; an array in which nothing is changed is empty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Slot {
-    /// `[count]` [`SlotGroup`]s: the groups of the model, once for each repeat of a layer that the adapter has.
+    /// `[group_count]` [`SlotGroup`]
     pub groups: u64,
+    /// `[embedding_count]` [`SlotEmbedding`]
+    pub embeddings: u64,
+    /// `[norm_count]` [`SlotNorm`]
+    pub norms: u64,
     /// Number of groups.
-    pub count: u32,
+    pub group_count: u32,
+    /// Number of embeddings.
+    pub embedding_count: u32,
+    /// Number of norms.
+    pub norm_count: u32,
     /// Index among the distinct slots of the step, ascending.
     pub segment: u32,
 }
@@ -162,6 +232,20 @@ pub struct AttentionTables {
     pub pages: u64,
 }
 
+/// A norm of the model, for rows whose adapters may replace its weight.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct RoutedNorm {
+    /// `[width]` f32: the base's weight; 0 where there is no norm.
+    pub weight: u64,
+    /// The [`StepTables`] of the rows that are normed, or 0 if no slot of it replaces the weight.
+    pub step: u64,
+    /// The norm, as slots count norms.
+    pub norm: u32,
+    /// Always 0.
+    pub padding: u32,
+}
+
 impl HasPointers for SlotGroup {
     const POINTERS: &'static [usize] = &{
         let mut pointers = [offset_of!(SlotGroup, stack); 1 + GROUP_LINEARS * SlotLinear::POINTERS];
@@ -179,6 +263,25 @@ impl HasPointers for SlotGroup {
 impl SlotLinear {
     /// Number of addresses, which come first.
     const POINTERS: usize = offset_of!(SlotLinear, outputs) / size_of::<u64>();
+}
+
+impl HasPointers for SlotEmbedding {
+    const POINTERS: &'static [usize] = &{
+        let mut pointers = [offset_of!(SlotEmbedding, row_ids); 4 + SlotLinear::POINTERS];
+        pointers[0] = offset_of!(SlotEmbedding, table) + offset_of!(FloatRows, values);
+        pointers[1] = offset_of!(SlotEmbedding, rows) + offset_of!(FloatRows, values);
+        pointers[2] = offset_of!(SlotEmbedding, a) + offset_of!(FloatRows, values);
+        let mut at = 4;
+        while at < pointers.len() {
+            pointers[at] = offset_of!(SlotEmbedding, low_rank) + (at - 4) * size_of::<u64>();
+            at += 1;
+        }
+        pointers
+    };
+}
+
+impl HasPointers for SlotNorm {
+    const POINTERS: &'static [usize] = &[offset_of!(SlotNorm, weight)];
 }
 
 impl HasPointers for StepTables {
@@ -212,13 +315,17 @@ mod tests {
             size_of::<RowMask>(),
             size_of::<SlotLinear>(),
             size_of::<SlotGroup>(),
+            size_of::<FloatRows>(),
+            size_of::<SlotEmbedding>(),
+            size_of::<SlotNorm>(),
             size_of::<Slot>(),
             size_of::<RowEntry>(),
             size_of::<EntryTile>(),
             size_of::<StepTables>(),
             size_of::<AttentionTables>(),
+            size_of::<RoutedNorm>(),
         ];
-        assert_eq!(sizes, [8, 104, 328, 16, 24, 24, 64, 40]);
+        assert_eq!(sizes, [8, 104, 328, 16, 160, 8, 40, 48, 48, 64, 40, 24]);
     }
 
     #[test]
@@ -226,5 +333,12 @@ mod tests {
         let of_linear = |linear: usize| (0..8).map(move |pointer| 16 + 104 * linear + 8 * pointer);
         let expected: Vec<usize> = std::iter::once(0).chain((0..3).flat_map(of_linear)).collect();
         assert_eq!(SlotGroup::POINTERS, expected);
+    }
+
+    #[test]
+    fn the_addresses_of_an_embedding_are_those_of_its_rows_and_of_its_low_rank_part() {
+        let of_low_rank = (0..SlotLinear::POINTERS).map(|pointer| 56 + 8 * pointer);
+        let expected: Vec<usize> = [0, 16, 32, 48].into_iter().chain(of_low_rank).collect();
+        assert_eq!(SlotEmbedding::POINTERS, expected);
     }
 }

@@ -8,6 +8,7 @@ use super::delta::{Adapter, BaseWeight, Delta};
 use super::matrix::{Matrix, dot, unknown};
 use super::weights::BaseWeights;
 use crate::adapter::batch::{AdapterBatch, SlotId};
+use crate::backend::slots::Slots;
 use crate::backend::{
     Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, KvId, KvShape, MemoryUse, NormId,
     PreparedAdapter, StepRows, Write,
@@ -22,7 +23,7 @@ pub(super) struct ReferenceCompute {
     buffers: Vec<Matrix>,
     kvs: HashMap<KvId, Cache>,
     next_kv: u32,
-    adapters: HashMap<SlotId, Adapter>,
+    adapters: Slots<Adapter>,
     kv_overflows: BTreeSet<u32>,
 }
 
@@ -40,11 +41,11 @@ impl ReferenceCompute {
     pub(super) fn new(weights: Arc<BaseWeights>, memory: Arc<MemoryUse>) -> Self {
         Self {
             weights,
+            adapters: Slots::new(Arc::clone(&memory)),
             memory,
             buffers: Vec::new(),
             kvs: HashMap::new(),
             next_kv: 0,
-            adapters: HashMap::new(),
             kv_overflows: BTreeSet::new(),
         }
     }
@@ -64,7 +65,7 @@ impl ReferenceCompute {
         let entries = if batch.is_base_only() { &[] } else { batch.of_row(row) };
         let mut deltas = Vec::new();
         for entry in entries.iter().map(|&index| batch.entries()[index]) {
-            let adapter = self.adapters.get(&entry.slot).ok_or_else(unknown)?;
+            let adapter = self.adapters.get(entry.slot.0 as usize).and_then(Option::as_ref).ok_or_else(unknown)?;
             let delta = adapter.deltas.get(&(site, batch.repeat()));
             deltas.extend(delta.map(|delta| (adapter, entry.weight, delta)));
         }
@@ -184,19 +185,11 @@ impl Compute for ReferenceCompute {
     }
 
     fn install_adapter(&mut self, slot: SlotId, adapter: PreparedAdapter) -> Result<()> {
-        if self.adapters.contains_key(&slot) {
-            return Err(unknown());
-        }
-        let adapter: Box<Adapter> = adapter.into_inner()?;
-        self.memory.add_adapter(adapter.bytes());
-        self.adapters.insert(slot, *adapter);
-        Ok(())
+        self.adapters.install(slot, adapter)
     }
 
     fn drop_adapter(&mut self, slot: SlotId) {
-        if let Some(adapter) = self.adapters.remove(&slot) {
-            self.memory.remove_adapter(adapter.bytes());
-        }
+        self.adapters.remove(slot);
     }
 
     fn embed(

@@ -9,6 +9,8 @@ mod suggestion;
 
 pub(super) use headings::INPUT_AND_OUTPUT;
 pub(super) use mixture_arg::MixtureArg;
+#[cfg(feature = "cuda")]
+pub(super) use model_args::size;
 pub(super) use model_args::{EngineArgs, ModelArgs, NamedAdapter};
 pub(super) use path_arg::{expand_home, path};
 pub(super) use sampling_args::SamplingArgs;

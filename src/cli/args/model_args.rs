@@ -113,7 +113,8 @@ fn generation_config() -> impl TypedValueParser<Value = GenerationConfigSource> 
     path().map(GenerationConfigSource::from)
 }
 
-fn size(text: &str) -> Result<usize, String> {
+/// A number of bytes, perhaps with a binary unit.
+pub(in crate::cli) fn size(text: &str) -> Result<usize, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match &text[digits.len()..] {
         "" => 1,
@@ -141,7 +142,8 @@ impl ModelArgs {
         Ok((model.map_err(|e| explained(e, &self.model))?, start.elapsed()))
     }
 
-    fn device(&self) -> Result<Device> {
+    /// The device's name, parsed.
+    pub(in crate::cli) fn device(&self) -> Result<Device> {
         self.device.parse()
     }
 

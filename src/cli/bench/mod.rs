@@ -17,11 +17,17 @@ use serde::Serialize;
 
 use self::stream::{Assignment, Stream, StreamOptions};
 use self::timing::{Speed, Variant, Workload, measure, rounded};
+#[cfg(feature = "cuda")]
+use super::args::size;
 use super::args::{MixtureArg, ModelArgs, NamedAdapter};
 use super::output::{print, print_json};
 use crate::adapter::mixture::Mixture;
 use crate::doctor;
+#[cfg(feature = "cuda")]
+use crate::doctor::Ceilings;
 use crate::error::{Error, ErrorCode, Result};
+#[cfg(feature = "cuda")]
+use crate::model::Device;
 use crate::model::Model;
 
 #[derive(Args)]
@@ -53,6 +59,10 @@ pub(super) struct BenchArgs {
     /// Rounds; medians and ranges over all of them are reported.
     #[arg(long, value_name = "N", default_value_t = 3)]
     rounds: usize,
+    /// Measure first how fast a CUDA card reads SIZE of its memory, and what a launch costs.
+    #[cfg(feature = "cuda")]
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, default_missing_value = "1GiB", value_parser = size)]
+    ceilings: Option<usize>,
 }
 
 /// The result. Speeds count the tokens of all sequences together.
@@ -79,6 +89,11 @@ struct Measurement {
     rounds: usize,
     kv_dtype: &'static str,
     prefill_chunk: usize,
+    weights_mib: f64,
+    adapters_mib: f64,
+    #[cfg(feature = "cuda")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ceilings: Option<Ceilings>,
     base: Speed,
     #[serde(skip_serializing_if = "Option::is_none")]
     lora: Option<Speed>,
@@ -96,6 +111,8 @@ pub(super) fn run(args: &BenchArgs, json: bool) -> Result<()> {
     };
     let adapters = Adapters::choose(args)?;
     check_counts(&work)?;
+    #[cfg(feature = "cuda")]
+    let ceilings = args.ceilings.map(|bytes| ceilings(args.model.device()?, bytes)).transpose()?;
     let (model, load_time) = args.model.load()?;
     check_length(&work, model.max_seq_len())?;
     let start = Instant::now();
@@ -137,6 +154,10 @@ pub(super) fn run(args: &BenchArgs, json: bool) -> Result<()> {
         rounds: work.rounds,
         kv_dtype: args.model.kv_dtype.name(),
         prefill_chunk: options.prefill_chunk,
+        weights_mib: mib(model.memory().weights_bytes as u64),
+        adapters_mib: mib(model.memory().adapters_bytes as u64),
+        #[cfg(feature = "cuda")]
+        ceilings,
         base: variants[0].speed(),
         lora: variants.get(1).map(Variant::speed),
         loadavg: doctor::load_average(),
@@ -224,6 +245,14 @@ fn check_length(work: &Workload, positions: usize) -> Result<()> {
         .with_hint("measure fewer tokens, or raise --max-seq-len"))
 }
 
+#[cfg(feature = "cuda")]
+fn ceilings(device: Device, bytes: usize) -> Result<Ceilings> {
+    match device {
+        Device::Cuda(ordinal) => doctor::measure_ceilings(ordinal, bytes),
+        _ => Err(invalid("ceilings are those of a CUDA card").with_hint("add --device cuda")),
+    }
+}
+
 fn invalid(what: &str) -> Error {
     Error::new(ErrorCode::RequestInvalid, what)
 }
@@ -244,6 +273,13 @@ fn table(m: &Measurement) -> String {
          {} rounds: medians (ranges), all sequences together\n\n",
         m.model, m.device, m.load_s, m.file_mib, m.batch, m.prompt, m.decode, m.context, m.rounds
     );
+    #[cfg(feature = "cuda")]
+    if let Some(c) = &m.ceilings {
+        out += &format!(
+            "memory is read at {:.0} GB/s; a launch takes {:.1} us, {:.1} us if waited for\n\n",
+            c.read_gb_s, c.launch_us, c.round_trip_us
+        );
+    }
     out += &format!("{:<6} {:>26} {:>26}\n", "", "prefill tokens/s", "decode tokens/s");
     let cell = |median: f64, min: f64, max: f64| format!("{median:.1} ({min:.1}..{max:.1})");
     let rows = [("base", Some(m.base)), ("lora", m.lora)];

@@ -17,7 +17,7 @@ fn help_names_the_commands_and_the_exit_status() {
       generate     Complete a prompt, or a file of requests in one batch, each with its own adapters
       chat         Chat with a model; adapters can change between turns
       inspect      Describe an adapter or model folder, and check whether it can be used
-      doctor       Report what this build and this machine support
+      doctor       Report what this build and this machine support, and check a device's kernels
       bench        Measure prefill and batched decode, with and without adapters
       completions  Print a script that completes this command in a shell
       help         Print this message or the help of the given subcommand(s)
@@ -65,6 +65,22 @@ fn doctor_reports_build_and_machine() {
     assert!(report["device"].as_str().is_some_and(|device| device.starts_with("cpu (")), "{report}");
     assert!(report["cpu"]["threads"].as_u64() >= Some(1));
     assert!(exlora(&["doctor"]).stdout.contains("device"));
+}
+
+#[test]
+fn doctor_checks_the_kernels_of_a_device() {
+    let report = exlora(&["doctor", "--device", "cpu", "--json"]).lines().remove(0);
+    let checks = report["kernels"].as_array().expect("a list");
+    assert!(report["version"].is_string() && checks.len() > 30, "{report}");
+    assert!(checks.iter().all(|check| check["passed"] == true && check["activations"] == "f32"), "{checks:?}");
+
+    let text = exlora(&["doctor", "--device", "cpu"]).stdout;
+    let last = text.lines().last().expect("a line");
+    assert_eq!(last, format!("{0} of {0} kernel checks passed", checks.len()));
+    assert!(text.contains("device ") && text.lines().filter(|line| line.starts_with("ok ")).count() == checks.len());
+
+    let error = exlora(&["doctor", "--device", "tpu", "--json"]).error();
+    assert_eq!(error["code"], "device_unavailable");
 }
 
 #[test]

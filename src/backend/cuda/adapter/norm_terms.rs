@@ -11,6 +11,8 @@ use crate::tensor::zeros;
 
 /// Multiplications of one thread between two calls of `between_parts`: a fraction of a second.
 const PART: usize = 1 << 28;
+/// Values of a table that are read between two calls of `between_parts`.
+const PART_VALUES: usize = 1 << 22;
 
 /// The terms of each output, `[outputs]`, of a weight `[outputs, inputs]`.
 ///
@@ -30,26 +32,83 @@ pub(super) fn norm_terms(
     let of_thread = (PART / (rank + 1).saturating_mul(inputs).max(1)).max(1);
     for (part, terms) in terms.chunks_mut(of_thread * threads).enumerate() {
         between_parts()?;
-        let run = terms.len().div_ceil(threads);
-        let finished = thread::scope(|scope| {
-            let mut helpers = Vec::with_capacity(threads);
-            for (index, terms) in terms.chunks_mut(run).enumerate() {
-                let first = part * of_thread * threads + index * run;
-                let (weight, a, b) = (&weight[first * inputs..], &a, &b[first * rank..]);
-                helpers.push(scope.spawn(move || sum_outputs(weight, a, b, inputs, scale, terms)));
-            }
-            // Each is joined, so that none's panic goes on.
-            let mut finished = true;
-            for helper in helpers {
-                finished &= helper.join().is_ok();
-            }
-            finished
-        });
-        if !finished {
-            return Err(Error::new(ErrorCode::Internal, "a thread that sums DoRA norms panicked"));
-        }
+        let first_of_part = part * of_thread * threads;
+        on_threads(threads, terms, |first, terms| {
+            let first = first_of_part + first;
+            sum_outputs(&weight[first * inputs..], &a, &b[first * rank..], inputs, scale, terms);
+        })?;
     }
     Ok(terms)
+}
+
+/// The terms of each column of a table `[tokens, outputs]`: at an embedding the inputs are the tokens. `read(token, rows)` gives
+/// the rows from a token on.
+///
+/// # Errors
+/// `memory_exhausted`; what `read` or `between_parts` returned; `internal` if a thread panicked.
+pub(super) fn norm_terms_of_table(
+    mut read: impl FnMut(usize, &mut [f32]) -> Result<()>,
+    low: &LowRank<'_>,
+    threads: usize,
+    between_parts: &mut dyn FnMut() -> Result<()>,
+) -> Result<Vec<[f64; NORM_TERMS]>> {
+    let (rank, tokens, outputs) = (low.rank(), low.a.shape()[1], low.b.shape()[0]);
+    let (a, b) = (low.a.view().try_to_f32()?, low.b.view().try_to_f32()?);
+    let scale = f64::from(low.scale);
+    let mut columns_of_b = zeros(b.len())?;
+    for (output, b) in b.chunks_exact(rank.max(1)).enumerate() {
+        b.iter().enumerate().for_each(|(r, &b)| columns_of_b[r * outputs + output] = b);
+    }
+
+    let mut terms = zeros::<[f64; NORM_TERMS]>(outputs)?;
+    let of_part = (PART / (rank + 1)).clamp(1, PART_VALUES).div_ceil(outputs.max(1));
+    let mut rows = zeros(of_part.min(tokens) * outputs)?;
+    for first_token in (0..tokens).step_by(of_part) {
+        between_parts()?;
+        let count = of_part.min(tokens - first_token);
+        let rows = &mut rows[..count * outputs];
+        read(first_token, rows)?;
+        on_threads(threads, &mut terms, |first, terms| {
+            let mut ba = vec![0f64; terms.len()];
+            for (token, row) in (first_token..).zip(rows.chunks_exact(outputs)) {
+                ba.fill(0.0);
+                for (r, b) in columns_of_b.chunks_exact(outputs).enumerate() {
+                    let a = f64::from(a[r * tokens + token]);
+                    ba.iter_mut().zip(&b[first..]).for_each(|(ba, &b)| *ba += a * f64::from(b));
+                }
+                for ((terms, &w), ba) in terms.iter_mut().zip(&row[first..]).zip(&ba) {
+                    add_input(terms, w, scale * ba);
+                }
+            }
+        })?;
+    }
+    Ok(terms)
+}
+
+/// Calls `sum(first, terms)` for runs of the terms, each on a thread of its own.
+fn on_threads(
+    threads: usize,
+    terms: &mut [[f64; NORM_TERMS]],
+    sum: impl Fn(usize, &mut [[f64; NORM_TERMS]]) + Sync,
+) -> Result<()> {
+    let run = terms.len().div_ceil(threads).max(1);
+    let finished = thread::scope(|scope| {
+        let mut helpers = Vec::with_capacity(threads);
+        for (index, terms) in terms.chunks_mut(run).enumerate() {
+            let sum = &sum;
+            helpers.push(scope.spawn(move || sum(index * run, terms)));
+        }
+        // Each is joined, so that none's panic goes on.
+        let mut finished = true;
+        for helper in helpers {
+            finished &= helper.join().is_ok();
+        }
+        finished
+    });
+    match finished {
+        true => Ok(()),
+        false => Err(Error::new(ErrorCode::Internal, "a thread that sums DoRA norms panicked")),
+    }
 }
 
 /// The terms of consecutive outputs, with which `weight` and `b` begin.
@@ -63,12 +122,17 @@ fn sum_outputs(weight: &[f32], a: &[f32], b: &[f32], inputs: usize, scale: f64, 
         }
         *terms = [0.0; NORM_TERMS];
         for (&w, ba) in weight[output * inputs..].iter().zip(&ba) {
-            let (w, delta) = (f64::from(w), scale * ba);
-            let total = w + delta;
-            for (sum, term) in terms.iter_mut().zip([w * w, w * delta, delta * delta, total * total]) {
-                *sum += term;
-            }
+            add_input(terms, w, scale * ba);
         }
+    }
+}
+
+/// Adds what one input contributes: its weight, and the adapter's delta of that.
+fn add_input(terms: &mut [f64; NORM_TERMS], weight: f32, delta: f64) {
+    let weight = f64::from(weight);
+    let total = weight + delta;
+    for (sum, term) in terms.iter_mut().zip([weight * weight, weight * delta, delta * delta, total * total]) {
+        *sum += term;
     }
 }
 
@@ -86,6 +150,23 @@ mod tests {
         let expected = [[5.0, 0.5, 0.25, 6.25], [10.0, 3.0, 1.0, 17.0], [16.0, 0.0, 0.25, 16.25]];
         for threads in 1..5 {
             assert_eq!(norm_terms(&weight, &low, threads, &mut || Ok(())).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn terms_of_a_table_are_those_of_its_transpose_for_any_number_of_threads() {
+        // E = [[1, 3, 0], [2, -1, 4]], of which each column is an output; the factors are those above.
+        let table = [1.0, 3.0, 0.0, 2.0, -1.0, 4.0];
+        let low =
+            LowRank::new(Tensor::from_f32(&[1, 2], &[1.0, 0.0]), Tensor::from_f32(&[3, 1], &[1.0, 2.0, -1.0]), 0.5);
+        let weight = [1.0, 2.0, 3.0, -1.0, 0.0, 4.0];
+        let expected = norm_terms(&weight, &low, 1, &mut || Ok(())).unwrap();
+        for threads in 1..5 {
+            let read = |token: usize, rows: &mut [f32]| {
+                rows.copy_from_slice(&table[token * 3..][..rows.len()]);
+                Ok(())
+            };
+            assert_eq!(norm_terms_of_table(read, &low, threads, &mut || Ok(())).unwrap(), expected);
         }
     }
 

@@ -1,21 +1,22 @@
-//! Putting an adapter together: a [`SlotGroup`] for each group that it changes, then the arrays that these point to.
+//! Putting an adapter together: what it changes at each group, embedding and norm, then the arrays that these point to.
 
 use std::mem::offset_of;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::embedding::push_embedding;
 use super::low_rank::{push_b, push_floats, push_low_rank, push_norm_terms};
 use super::norm_terms::norm_terms;
 use super::resident::Adapter;
+use super::slot_array::SlotArray;
 use super::stack::Stack;
-use super::supported::check_supported;
 use crate::adapter::delta::{LowRank, SiteDelta};
 use crate::backend::PrepareError;
 use crate::backend::cuda::device_image::{DeviceImage, HasPointers};
 use crate::backend::cuda::driver::{Device, DeviceMemory, StagingBuffers};
 use crate::backend::cuda::layout::{self, STRIP_ROWS, Weight, WeightLayout};
-use crate::backend::cuda::tables::{ROW_MASK_BITS, RowMask, SlotGroup, SlotLinear};
+use crate::backend::cuda::tables::{ROW_MASK_BITS, RowMask, SlotGroup, SlotLinear, SlotNorm};
 use crate::backend::cuda::weights::BaseWeights;
 use crate::backend::sorted_deltas::Sorted;
 use crate::error::{Error, ErrorCode, Result};
@@ -29,7 +30,7 @@ const PACK_STRIPS: usize = 256;
 /// Puts an adapter together and copies it to the device, on the caller's thread and helpers for DoRA's norms.
 ///
 /// # Errors
-/// `adapter_feature_unsupported`; `memory_exhausted`; a DoRA norm of 0; what `between_parts` returned; `internal` if a delta does
+/// `memory_exhausted`; a DoRA norm of 0; what `between_parts` returned; `internal` if a delta does
 /// not fit its site; the device failed.
 pub(crate) fn prepare(
     weights: &BaseWeights,
@@ -39,21 +40,28 @@ pub(crate) fn prepare(
     between_parts: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Adapter, PrepareError> {
     let sorted = Sorted::new(|site| weights.find(site), deltas)?;
-    check_supported(&sorted)?;
-    let repeats = sorted.groups.keys().map(|&(_, repeat)| repeat as usize + 1).max().unwrap_or(0);
-    let count = repeats * weights.group_count();
-    let mut builder = Builder { weights, threads, image: DeviceImage::default(), between_parts };
-    let mut groups = vec![SlotGroup::default(); count];
-    let offset = builder.image.reserve::<SlotGroup>(count);
-    for (&(group, repeat), members) in &sorted.groups {
-        groups[repeat as usize * weights.group_count() + group] = builder.group(group, members)?;
+    let mut image = DeviceImage::default();
+    // They come first, so that the address of an array is never 0.
+    let mut groups = SlotArray::reserve(&mut image, weights.group_count(), sorted.groups.keys().copied());
+    let mut embeddings = SlotArray::reserve(&mut image, weights.tables.len(), sorted.tables.keys().copied());
+    let mut norms = SlotArray::reserve(&mut image, weights.norms.len(), sorted.norms.keys().copied());
+
+    let mut builder = Builder { weights, threads, image, between_parts };
+    for (&place, members) in &sorted.groups {
+        let group = builder.group(place.0, members)?;
+        groups.set(&mut builder.image, place, group);
     }
     let Builder { mut image, between_parts, .. } = builder;
-    for (index, group) in groups.iter().enumerate() {
-        image.write(offset + index * size_of::<SlotGroup>(), group);
+    for (&place, delta) in &sorted.tables {
+        let embedding = push_embedding(&mut image, &weights.tables[place.0], delta, threads, between_parts)?;
+        embeddings.set(&mut image, place, embedding);
+    }
+    for (&place, weight) in &sorted.norms {
+        let weight = push_floats(&mut image, Some(weight))?;
+        norms.set(&mut image, place, SlotNorm { weight });
     }
     let memory = copy(&weights.device, uploads, &mut image, between_parts)?;
-    Ok(Adapter::new(memory, groups))
+    Ok(Adapter::new(memory, groups, embeddings, norms))
 }
 
 /// Copies an image to memory of its own, beside the steps, and waits until it is there. From then on steps may use it: they are

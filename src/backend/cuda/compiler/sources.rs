@@ -79,6 +79,9 @@ pub static EXPAND_ROPE_KV: KernelSource = source!("expand_rope_kv.cu", KV_TYPES)
 /// Paged attention.
 pub static ATTENTION: KernelSource = source!("attention.cu", ATTENTION_VARIANTS);
 
+/// What bounds every other kernel.
+pub static CEILINGS: KernelSource = source!("ceilings.cu", ONE_VARIANT);
+
 /// Plain operations on rows.
 pub static ROWS: KernelSource = source!("rows.cu", ONE_VARIANT);
 
@@ -115,5 +118,15 @@ const ATTENTION_VARIANTS: &[&[Define]] = &[
 ];
 
 /// Every source of `cuda/`.
-pub static SOURCES: &[&KernelSource] =
-    &[&ATTENTION, &EMBED, &EXPAND_ACTIVATE, &EXPAND_LOGITS, &EXPAND_RESIDUAL, &EXPAND_ROPE_KV, &LINEAR, &REPACK, &ROWS];
+pub static SOURCES: &[&KernelSource] = &[
+    &ATTENTION,
+    &CEILINGS,
+    &EMBED,
+    &EXPAND_ACTIVATE,
+    &EXPAND_LOGITS,
+    &EXPAND_RESIDUAL,
+    &EXPAND_ROPE_KV,
+    &LINEAR,
+    &REPACK,
+    &ROWS,
+];

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use super::inputs::Expandable;
 use super::{CudaCompute, unknown};
-use crate::backend::cuda::buffers::Content;
+use crate::adapter::batch::AdapterBatch;
+use crate::backend::cuda::buffers::{Content, NormRouting};
 use crate::backend::cuda::layout::ElementType;
 use crate::backend::cuda::ops::attention::Attention;
 use crate::backend::cuda::ops::expand::ExpandRopeKv;
+use crate::backend::cuda::tables::RoutedNorm;
 use crate::backend::{AttentionSpec, NormId, Rope, StepRows};
 use crate::error::{Error, ErrorCode, Result};
 
@@ -18,6 +20,7 @@ impl CudaCompute {
         spec: &AttentionSpec,
         kv: usize,
         rows: &StepRows,
+        batch: &AdapterBatch,
         qkv: usize,
         out: usize,
     ) -> Result<()> {
@@ -30,10 +33,11 @@ impl CudaCompute {
         }
         self.expect(qkv, widths.iter().sum(), rows.len())?;
         self.expect(out, widths[0], rows.len())?;
-        let (q_norm, k_norm) = (self.head_norm(spec.q_norm, spec)?, self.head_norm(spec.k_norm, spec)?);
         if rows.is_empty() {
             return Ok(());
         }
+        let q_norm = self.head_norm(spec.q_norm, spec, rows.len(), batch)?;
+        let k_norm = self.head_norm(spec.k_norm, spec, rows.len(), batch)?;
         let positions = self.step.attention(rows)?;
         let Expandable { projection, step } = self.expandable(qkv, &widths, rows.len())?;
         let tables = self.step.address(positions.offset);
@@ -46,8 +50,8 @@ impl CudaCompute {
             kv: layer,
             queries,
             kv_overflow_rows: self.row_flags.kv_overflows(&self.device)?,
-            q_norm,
-            k_norm,
+            q_norm: q_norm.map_or_else(RoutedNorm::default, |norm| self.routed_norm(norm)),
+            k_norm: k_norm.map_or_else(RoutedNorm::default, |norm| self.routed_norm(norm)),
             inv_freq,
             heads: spec.heads as u32,
             head_dim: spec.head_dim as u32,
@@ -89,16 +93,23 @@ impl CudaCompute {
         Ok(())
     }
 
-    /// The address of the weight of a norm over each head, or 0.
-    fn head_norm(&self, norm: Option<NormId>, spec: &AttentionSpec) -> Result<u64> {
-        let Some(norm) = norm else { return Ok(0) };
-        let norm = self.weights.norms.get(norm.0 as usize).ok_or_else(|| unknown("a norm"))?;
-        if norm.width() != spec.head_dim {
+    /// A norm over each head, if the model has one.
+    fn head_norm(
+        &mut self,
+        norm: Option<NormId>,
+        spec: &AttentionSpec,
+        rows: usize,
+        batch: &AdapterBatch,
+    ) -> Result<Option<NormRouting>> {
+        let Some(norm) = norm else { return Ok(None) };
+        let routing = self.route_norm(norm.0 as usize, rows, batch)?;
+        let width = self.weights.norms[routing.norm].width();
+        if width != spec.head_dim {
             return Err(Error::new(ErrorCode::Internal, "a norm's weight does not fit")
                 .with_expected(spec.head_dim)
-                .with_found(norm.width()));
+                .with_found(width));
         }
-        Ok(norm.memory.address())
+        Ok(Some(routing))
     }
 
     /// The address of a rotation's frequencies, copied to the device at their first use.

@@ -2,7 +2,7 @@
 
 use super::{CudaCompute, unknown};
 use crate::adapter::batch::AdapterBatch;
-use crate::backend::cuda::buffers::{Content, PendingNorm, PendingProjection};
+use crate::backend::cuda::buffers::{Content, NormRouting, PendingNorm, PendingProjection};
 use crate::backend::cuda::ops::expand::Projection;
 use crate::backend::cuda::ops::rows::{ExpandRows, NormRows, SquareRows};
 use crate::backend::cuda::step::Rows;
@@ -15,7 +15,7 @@ pub(super) enum LinearInput {
     /// Rows in f32.
     Rows(u64),
     /// Rows in f32, to be normed.
-    Normed { rows: u64, squares: u64, gamma: u64, eps: f32 },
+    Normed { rows: u64, squares: u64, norm: NormRouting, eps: f32 },
 }
 
 /// What the kernels that expand a group read, and the tables they read it by.
@@ -60,9 +60,8 @@ impl CudaCompute {
         match self.buffers[index].content {
             Content::Elements => Ok(LinearInput::Elements(self.buffers[index].elements(device)?)),
             Content::Normed(PendingNorm { source, norm, eps, .. }) => {
-                let gamma = self.weights.norms[norm].memory.address();
                 let source = &mut self.buffers[source];
-                Ok(LinearInput::Normed { rows: source.rows(device)?, squares: source.squares(device)?, gamma, eps })
+                Ok(LinearInput::Normed { rows: source.rows(device)?, squares: source.squares(device)?, norm, eps })
             }
             Content::Undefined | Content::Rows { .. } | Content::Projected(_) => {
                 Ok(LinearInput::Rows(self.plain_rows(index)?))
@@ -111,14 +110,14 @@ impl CudaCompute {
     }
 
     fn norm_rows(&mut self, index: usize, norm: PendingNorm) -> Result<()> {
-        let gamma = self.weights.norms[norm.norm].memory.address();
+        let routed = self.routed_norm(norm.norm);
         let source = &mut self.buffers[norm.source];
         let (x, sum_squares) = (source.rows(&self.device)?, source.squares(&self.device)?);
         let buffer = &mut self.buffers[index];
         let (out, width) = (buffer.rows(&self.device)?, buffer.width as u32);
         let (rows, eps) = (norm.rows as u32, norm.eps);
         if rows > 0 {
-            self.kernels.rows.norm(&NormRows { x, sum_squares, gamma, out, rows, width, eps, padding: 0 })?;
+            self.kernels.rows.norm(&NormRows { x, sum_squares, norm: routed, out, rows, width, eps, padding: 0 })?;
         }
         self.set_content(index, Content::Rows { has_squares: false });
         Ok(())

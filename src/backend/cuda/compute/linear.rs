@@ -206,9 +206,9 @@ impl CudaCompute {
         match input {
             LinearInput::Elements(x) => (arguments.input, arguments.input_type) = (x, InputType::Elements as u32),
             LinearInput::Rows(x) => arguments.input = x,
-            LinearInput::Normed { rows, squares, gamma, eps } => {
+            LinearInput::Normed { rows, squares, norm, eps } => {
                 (arguments.input, arguments.sum_squares) = (rows, squares);
-                (arguments.gamma, arguments.epsilon) = (gamma, eps);
+                (arguments.norm, arguments.epsilon) = (self.routed_norm(norm), eps);
             }
         }
         self.kernels.linear.launch(&arguments, routing.rows, routing.entry_tiles)?;

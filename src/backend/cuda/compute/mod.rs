@@ -1,10 +1,12 @@
 //! The operations of a step on the device, and what they change.
 //!
-//! Lower files first: `inputs` (what a kernel reads of a buffer), `linear`, `attention`, `operations`.
+//! Lower files first: `norm`, `inputs` (what a kernel reads of a buffer), `embed`, `linear`, `attention`, `operations`.
 
 mod attention;
+mod embed;
 mod inputs;
 mod linear;
+mod norm;
 mod operations;
 
 use std::sync::Arc;
@@ -16,6 +18,7 @@ use super::kernels::Kernels;
 use super::kv_cache::KvCache;
 use super::step::Step;
 use super::weights::BaseWeights;
+use crate::backend::slots::Slots;
 use crate::backend::{MemoryUse, Rope};
 use crate::error::{Error, ErrorCode, Result};
 
@@ -29,7 +32,7 @@ pub(super) struct CudaCompute {
     /// The one buffer that may hold products to be expanded with `t = A x` of the scratch.
     pending: Option<usize>,
     kvs: Vec<Option<KvCache>>,
-    adapters: Vec<Option<Adapter>>,
+    adapters: Slots<Adapter>,
     step: Step,
     scratch: StepScratch,
     row_flags: RowFlags,
@@ -115,11 +118,11 @@ impl CudaCompute {
             device,
             weights,
             kernels,
+            adapters: Slots::new(Arc::clone(&memory)),
             memory,
             buffers: Vec::new(),
             pending: None,
             kvs: Vec::new(),
-            adapters: Vec::new(),
             scratch: StepScratch::default(),
             row_flags: RowFlags::default(),
             ropes: Vec::new(),

@@ -3,17 +3,14 @@
 use super::inputs::Expandable;
 use super::{CudaCompute, unknown};
 use crate::adapter::batch::{AdapterBatch, SlotId};
-use crate::backend::cuda::adapter::Adapter;
 use crate::backend::cuda::buffers::{Buffer, Content, PendingNorm};
 use crate::backend::cuda::kv_cache::KvCache;
-use crate::backend::cuda::ops::embed::Embed;
 use crate::backend::cuda::ops::expand::{ExpandActivate, activation_kind};
-use crate::backend::cuda::step::Rows;
 use crate::backend::{
     Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, KvDType, KvId, KvShape, NormId,
     PreparedAdapter, StepInputs, StepRows, Write,
 };
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::Result;
 
 impl Compute for CudaCompute {
     fn create_buffer(&mut self, width: usize) -> BufferId {
@@ -74,25 +71,14 @@ impl Compute for CudaCompute {
     }
 
     fn install_adapter(&mut self, slot: SlotId, adapter: PreparedAdapter) -> Result<()> {
-        let index = slot.0 as usize;
-        if self.adapters.get(index).is_some_and(Option::is_some) {
-            return Err(Error::new(ErrorCode::Internal, format!("slot {index} is taken")));
-        }
-        let (bytes, adapter) = (adapter.bytes(), adapter.into_inner::<Adapter>()?);
+        self.adapters.install(slot, adapter)?;
         self.forget_step();
-        if self.adapters.len() <= index {
-            self.adapters.resize_with(index + 1, || None);
-        }
-        self.adapters[index] = Some(*adapter);
-        self.memory.add_adapter(bytes);
         Ok(())
     }
 
     fn drop_adapter(&mut self, slot: SlotId) {
         self.forget_step();
-        if let Some(adapter) = self.adapters.get_mut(slot.0 as usize).and_then(Option::take) {
-            self.memory.remove_adapter(adapter.bytes());
-        }
+        self.adapters.remove(slot);
     }
 
     fn embed(
@@ -103,35 +89,7 @@ impl Compute for CudaCompute {
         batch: &AdapterBatch,
         out: BufferId,
     ) -> Result<()> {
-        let table = self.weights.tables.get(table.0 as usize).ok_or_else(|| unknown("an embedding table"))?;
-        let (address, table_type, vocab, hidden_size) =
-            (table.memory.address(), table.table_type, table.vocab, table.hidden);
-        let out = out.0 as usize;
-        self.expect(out, hidden_size, tokens.len())?;
-        if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab) {
-            return Err(Error::new(ErrorCode::TokenOutOfRange, "a token is outside the vocabulary")
-                .with_expected(format!("below {vocab}"))
-                .with_found(token));
-        }
-        if tokens.is_empty() {
-            return Ok(());
-        }
-        let routing = self.step.routing(Rows::Tokens(tokens), batch, &self.adapters)?;
-        let step = self.step.address(routing.offset);
-        let (hidden, sum_squares) = self.rows_and_squares(out)?;
-        let embed = Embed {
-            step,
-            table: address,
-            hidden,
-            sum_squares,
-            hidden_size: hidden_size as u32,
-            table_type: table_type as u32,
-            multiplier,
-            padding: 0,
-        };
-        self.kernels.embed.launch(&embed, tokens.len())?;
-        self.set_content(out, Content::Rows { has_squares: true });
-        Ok(())
+        self.run_embed(table.0 as usize, tokens, multiplier, batch, out.0 as usize)
     }
 
     fn norm(
@@ -150,7 +108,7 @@ impl Compute for CudaCompute {
         }
         self.expect(source, width, rows)?;
         self.expect(out, width, rows)?;
-        self.step.routing(Rows::First(rows), batch, &self.adapters)?;
+        let norm = self.route_norm(norm, rows, batch)?;
         self.rows_with_squares(source, rows)?;
         self.set_content(out, Content::Normed(PendingNorm { source, norm, eps, rows }));
         Ok(())
@@ -173,11 +131,11 @@ impl Compute for CudaCompute {
         spec: &AttentionSpec,
         kv: KvId,
         rows: &StepRows,
-        _batch: &AdapterBatch,
+        batch: &AdapterBatch,
         qkv: BufferId,
         out: BufferId,
     ) -> Result<()> {
-        self.run_attention(spec, kv.0 as usize, rows, qkv.0 as usize, out.0 as usize)
+        self.run_attention(spec, kv.0 as usize, rows, batch, qkv.0 as usize, out.0 as usize)
     }
 
     fn take_kv_overflows(&mut self) -> Result<Vec<u32>> {
@@ -237,11 +195,5 @@ impl CudaCompute {
                 buffer.content = Content::Undefined;
             }
         }
-    }
-
-    /// Addresses of a buffer's rows and of their sums of squares.
-    fn rows_and_squares(&mut self, index: usize) -> Result<(u64, u64)> {
-        let buffer = &mut self.buffers[index];
-        Ok((buffer.rows(&self.device)?, buffer.squares(&self.device)?))
     }
 }

@@ -7,40 +7,29 @@ use bytemuck::{Pod, Zeroable};
 use super::grid_rows;
 use crate::backend::cuda::compiler::sources::EMBED;
 use crate::backend::cuda::driver::{Arguments, Device, Kernel};
+use crate::backend::cuda::tables::FloatRows;
 use crate::error::Result;
 
 /// Columns of the residual stream whose squares are summed together, in `sum_squares [rows, ceil(hidden_size / 256)]`.
 pub const SQUARES_COLUMNS: usize = 256;
 
-/// Element type of a table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum TableType {
-    /// Half precision.
-    F16 = 0,
-    /// bfloat16.
-    Bf16 = 1,
-    /// Single precision.
-    F32 = 2,
-}
-
 /// The argument of the kernel.
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 #[repr(C)]
 pub struct Embed {
-    /// The step's [`StepTables`](crate::backend::cuda::tables::StepTables), with tokens within the table.
+    /// The step's [`StepTables`](crate::backend::cuda::tables::StepTables), with tokens within the tables of their rows.
     pub step: u64,
-    /// `[vocab, hidden_size]` of `table_type`.
-    pub table: u64,
+    /// `[vocab, hidden_size]`
+    pub table: FloatRows,
     /// `[rows, hidden_size]` f32, written.
     pub hidden: u64,
     /// `[rows, ceil(hidden_size / 256)]` f32, written.
     pub sum_squares: u64,
     /// Width of the residual stream.
     pub hidden_size: u32,
-    /// A [`TableType`].
-    pub table_type: u32,
-    /// Factor on the table's values.
+    /// The embedding, as slots count embeddings.
+    pub embedding: u32,
+    /// Factor on the results.
     pub multiplier: f32,
     /// Always 0.
     pub padding: u32,

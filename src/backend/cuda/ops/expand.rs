@@ -12,7 +12,7 @@ use crate::backend::cuda::compiler::sources::{
 };
 use crate::backend::cuda::driver::{Arguments, Device, Kernel};
 use crate::backend::cuda::layout::ElementType;
-use crate::backend::cuda::tables::GROUP_LINEARS;
+use crate::backend::cuda::tables::{GROUP_LINEARS, RoutedNorm};
 use crate::backend::{Activation, KvDType};
 use crate::error::Result;
 
@@ -153,10 +153,10 @@ pub struct ExpandRopeKv {
     pub queries: u64,
     /// `[rows]` u32: becomes 1 where a finite key or value is beyond the cache's element type.
     pub kv_overflow_rows: u64,
-    /// `[head_dim]` f32: weight of the norm over each query head, or 0.
-    pub q_norm: u64,
-    /// `[head_dim]` f32: weight of the norm over each key head, or 0.
-    pub k_norm: u64,
+    /// The norm over each query head.
+    pub q_norm: RoutedNorm,
+    /// The norm over each key head.
+    pub k_norm: RoutedNorm,
     /// `[rope_pairs]` f32: radians per position.
     pub inv_freq: u64,
     /// Query heads.

@@ -7,7 +7,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::backend::cuda::compiler::sources::{LINEAR, LINEAR_VARIANTS};
 use crate::backend::cuda::driver::{Arguments, Device, Kernel};
 use crate::backend::cuda::layout::{ElementType, ScaleType, Weight};
-use crate::backend::cuda::tables::GROUP_LINEARS;
+use crate::backend::cuda::tables::{GROUP_LINEARS, RoutedNorm};
 use crate::error::{Error, ErrorCode, Result};
 
 /// Outputs of a tile: of a weight or of a stack.
@@ -52,8 +52,8 @@ pub struct LinearArguments {
     pub input: u64,
     /// `[*, ceil(in_features / 256)]` f32: sums of squares of an f32 input that is to be normed, or 0.
     pub sum_squares: u64,
-    /// `[in_features]` f32: the norm's weight.
-    pub gamma: u64,
+    /// The norm, of whose routing row i is row i of the input.
+    pub norm: RoutedNorm,
     /// `[*]` u32: set to 1 where a value of the row exceeds the element type, by row of the input. Only for an f32 input.
     pub overflow_rows: u64,
     /// The norm's epsilon.
@@ -76,10 +76,10 @@ pub struct LinearArguments {
     pub stack_tiles: u32,
     /// Tiles of outputs of each linear's largest replacing weight; 0 if no slot of the step replaces it.
     pub replaced_tiles: [u32; GROUP_LINEARS],
-    /// Words of the codes of a step of two strips; set by the launch.
-    pub stage_code_words: u32,
+    /// Bytes of the codes of a step of two strips; set by the launch.
+    pub stage_code_bytes: u32,
     /// The same with their scales and zeros; set by the launch.
-    pub stage_words: u32,
+    pub stage_bytes: u32,
     /// Always 0.
     pub padding: u32,
 }
@@ -139,8 +139,8 @@ impl LinearKernels {
         let code_words = linears.iter().map(stage_code_words).max().unwrap_or(0).max(2 * step_words(16));
         let scale_words = linears.iter().map(stage_scale_words).max().unwrap_or(0);
         let arguments = LinearArguments {
-            stage_code_words: code_words as u32,
-            stage_words: (code_words + scale_words) as u32,
+            stage_code_bytes: 4 * code_words as u32,
+            stage_bytes: 4 * (code_words + scale_words) as u32,
             ..*arguments
         };
         let tokens = VARIANT_TOKENS[variant];

@@ -4,6 +4,7 @@
 //! memory. Grids end with rows, and kernels loop over the rows beyond their grid.
 
 pub mod attention;
+pub mod ceilings;
 pub mod embed;
 pub mod expand;
 pub mod kv_layout;

@@ -9,6 +9,7 @@ use super::expand::Projection;
 use super::grid_rows;
 use crate::backend::cuda::compiler::sources::ROWS;
 use crate::backend::cuda::driver::{Arguments, Device, Kernel};
+use crate::backend::cuda::tables::RoutedNorm;
 use crate::error::Result;
 
 /// `y[i] = ` or `+=` a group's linears.
@@ -49,8 +50,8 @@ pub struct NormRows {
     pub x: u64,
     /// `[rows, ceil(width / 256)]` f32
     pub sum_squares: u64,
-    /// `[width]` f32
-    pub gamma: u64,
+    /// The norm.
+    pub norm: RoutedNorm,
     /// `[rows, width]` f32, written.
     pub out: u64,
     /// Number of rows.

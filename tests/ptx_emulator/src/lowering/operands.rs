@@ -6,7 +6,7 @@ use super::{Lowering, RegisterClass, Result};
 use crate::arithmetic::moves;
 use crate::data_type::Width;
 use crate::execution;
-use crate::instruction::{CONSTANT, Class, Kind, Modifiers, NEGATED, SpecialRegister, StateSpace};
+use crate::instruction::{CONSTANT, Class, Kind, Modifiers, NEGATED, NONE, SpecialRegister, StateSpace};
 use crate::parser::syntax::Operand;
 
 /// The constants of a kernel, each repeated for 32 lanes.
@@ -154,7 +154,10 @@ impl Lowering<'_> {
         }
         let resized = self.new_register(to.into());
         let handlers = if to == Width::Bits32 { moves::truncate() } else { moves::zero_extend() };
+        // A new register is written whether the instruction that reads it has a guard or not.
+        let guard = std::mem::replace(&mut self.current.guard, NONE);
         self.arithmetic(handlers, Class::Move, resized, &[register]);
+        self.current.guard = guard;
         resized
     }
 

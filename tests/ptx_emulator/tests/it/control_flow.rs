@@ -120,6 +120,13 @@ fn registers_that_may_be_read_before_they_are_written_are_warned_of() {
 }
 
 #[test]
+fn a_guarded_instruction_reads_a_narrow_address_without_a_warning() {
+    let text = ".visible .entry kernel() { .reg .b32 %r<2>; .reg .pred %p; mov.u32 %r0, %tid.x; setp.eq.u32 %p, %r0, 0;\n@%p ld.shared.u32 %r1, [%r0]; ret; }";
+    let warnings = load(InstructionSet::Baseline, text).unwrap().warnings;
+    assert!(warnings.is_empty(), "{warnings:?}");
+}
+
+#[test]
 fn registers_that_do_not_live_at_a_time_share_slots() {
     let chain = (1..100).map(|n| format!("add.u32 %r{n}, %r{}, 1;", n - 1)).collect::<String>();
     let text = format!(".visible .entry kernel() {{ .reg .b32 %r<100>; mov.u32 %r0, %tid.x; {chain} ret; }}");

@@ -1,10 +1,10 @@
-//! A quantized weight made of random numbers, in no file format: what kernels are tested and measured on.
+//! A quantized weight made of seeded random numbers, in no file format: what kernels are checked and measured on.
 
 use std::ops::Range;
 
-use exlora::quant::{BitStreams, QuantGroup, QuantLayout, QuantizedWeight};
+use crate::quant::{BitStreams, QuantGroup, QuantLayout, QuantizedWeight};
 
-use super::Rng;
+use super::random::Rng;
 
 /// Random codes, scales and zeros.
 #[derive(Clone)]

@@ -1,0 +1,110 @@
+//! Cases of attention: rotation, the KV cache, and both phases of a sequence.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::case::{BaseWeight, Case, Loading, Precision, base_rows, buffers, read};
+use crate::backend::{AttentionSpec, Backend, KvDType, KvShape, Rope, StepRows, Write};
+use crate::error::Result;
+
+/// Positions of a page.
+const PAGE_TOKENS: usize = 32;
+/// Pages of the cache.
+const PAGES: usize = 12;
+/// Width of the rows from which queries, keys and values are projected.
+const INPUTS: usize = 64;
+
+/// What a case attends with.
+#[derive(Clone, Copy)]
+struct Heads {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    window: Option<usize>,
+    is_normed: bool,
+    kv: KvDType,
+    /// Tokens of the prompt that the first step computes.
+    prompt: usize,
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let heads =
+        Heads { heads: 4, kv_heads: 1, head_dim: 64, window: None, is_normed: false, kv: KvDType::F16, prompt: 70 };
+    vec![
+        attention("64 wide", heads),
+        // Positions are cut into parts of 256.
+        attention("64 wide, long", Heads { heads: 2, prompt: 258, ..heads }),
+        attention("128 wide, window", Heads { heads: 8, kv_heads: 2, head_dim: 128, window: Some(20), ..heads }),
+        attention("64 wide, head norms", Heads { heads: 2, kv_heads: 2, is_normed: true, ..heads }),
+        attention("64 wide, f32 cache", Heads { kv: KvDType::F32, ..heads }),
+    ]
+}
+
+/// A prompt, then a step with the next token of its sequence and the prompt of another one. Only a few rows of the first
+/// step are compared, since each of its keys and values is read by the last row.
+fn attention(name: &str, heads: Heads) -> Case {
+    let precision = match heads.kv {
+        KvDType::F16 => Precision::HalfCache,
+        KvDType::F32 => Precision::Half,
+    };
+    Case::new(format!("rope, KV cache, attention, {name}"), precision, move |loading| {
+        let spec = spec(loading, heads)?;
+        let Heads { heads, kv_heads, head_dim, prompt, kv, .. } = heads;
+        let (out_width, kv_width) = (heads * head_dim, kv_heads * head_dim);
+        let qkv = loading.group(BaseWeight::Dense, INPUTS, &[out_width, kv_width, kv_width])?;
+        let second = 6;
+        let x = loading.rng.normals((prompt + second) * INPUTS, 1.0);
+        let shape = KvShape { layers: 1, pages: PAGES, page_tokens: PAGE_TOKENS, kv_heads, head_dim, dtype: kv };
+        Ok(Box::new(move |backend: &mut Backend| {
+            let compute = &mut *backend.compute;
+            let kv = compute.create_kv(shape)?;
+            let mut values = Vec::new();
+            let steps = [
+                (0..prompt, rows_of(&[(0..prompt, 0)])),
+                // The row after the prompt, and the first rows of a sequence whose page is the last.
+                (prompt..prompt + second, rows_of(&[(prompt..prompt + 1, 0), (0..second - 1, PAGES - 1)])),
+            ];
+            for (tokens, rows) in steps {
+                let count = rows.len();
+                let [input, product, out] = buffers(compute, count, [INPUTS, qkv.outputs(), out_width])?;
+                compute.write_rows(input, &x[tokens.start * INPUTS..tokens.end * INPUTS])?;
+                let batch = base_rows(count);
+                compute.linear(qkv.id, input, count, &batch, product, Write::Replace)?;
+                compute.attend(&spec, kv, &rows, &batch, product, out)?;
+                let attended = read(compute, out, count, out_width)?;
+                values.extend(&attended[count.saturating_sub(8) * out_width..]);
+            }
+            compute.drop_kv(kv);
+            Ok(values)
+        }))
+    })
+}
+
+fn spec(loading: &mut Loading<'_>, heads: Heads) -> Result<AttentionSpec> {
+    let Heads { heads, kv_heads, head_dim, window, is_normed, .. } = heads;
+    let mut norm = || is_normed.then(|| loading.norm(head_dim)).transpose();
+    let (q_norm, k_norm) = (norm()?, norm()?);
+    let inv_freq = (0..head_dim / 2).map(|i| 10_000f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
+    Ok(AttentionSpec {
+        layer: 0,
+        heads,
+        kv_heads,
+        head_dim,
+        scale: (head_dim as f32).powf(-0.5),
+        window,
+        q_norm,
+        k_norm,
+        norm_eps: 1e-6,
+        rope: Arc::new(Rope { inv_freq, factor: 1.0 }),
+    })
+}
+
+/// Rows of sequences, each with its positions and its first page; pages of a sequence are every other one, downwards.
+fn rows_of(sequences: &[(Range<usize>, usize)]) -> StepRows {
+    let mut rows = StepRows::default();
+    for (positions, first_page) in sequences {
+        let pages = positions.end.div_ceil(PAGE_TOKENS);
+        rows.push(positions.clone(), (0..pages).map(|page| ((first_page + PAGES - page) % PAGES) as u32));
+    }
+    rows
+}
