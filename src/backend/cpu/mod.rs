@@ -40,7 +40,8 @@ use crate::tensor::TensorView;
 pub struct CpuOptions {
     /// Threads that compute, the caller's included; by default, all physical cores that may be used.
     pub threads: Option<usize>,
-    /// Instruction set of the kernels; by default, the best this machine has.
+    /// Instruction set of the kernels; by default, the one that the environment variable `EXLORA_ISA` names, else the best
+    /// this machine has.
     pub isa: Option<Isa>,
 }
 
@@ -50,7 +51,7 @@ pub struct CpuOptions {
 /// `device_unavailable` if the machine lacks the instruction set asked for; `memory_exhausted` if a thread could not be
 /// started.
 pub fn open(options: &CpuOptions) -> Result<Box<dyn BackendBuilder>> {
-    let isa = options.isa.unwrap_or_else(Isa::detect);
+    let isa = options.isa.map_or_else(Isa::of_environment, Ok)?;
     let kernels = Kernels::of(isa).ok_or_else(|| {
         Error::new(ErrorCode::DeviceUnavailable, format!("this machine has no {isa}")).with_found(Isa::detect())
     })?;

@@ -1,7 +1,7 @@
 //! The terms of DoRA's norms, for each output: |W|^2, W.(BA) and |BA|^2, summed over the inputs.
 //!
-//! W is dequantized tile by tile: its squares are summed by a kernel of their own as it is packed, W A^T by the product kernel
-//! with A's rows as inputs. Both sum in f32 within a span and in f64 beyond it where that is cheap. That is good to 1e-7 of |W|^2, hence enough unless BA is
+//! W is read once, as packed: its squares by a kernel of their own, W A^T by the product kernel with A's rows as inputs. Both
+//! sum in f32 within a span and in f64 beyond it where that is cheap. That is good to 1e-7 of |W|^2, hence enough unless BA is
 //! nearly parallel to W, so that the two may cancel at some request weight. Such outputs are summed again, term by term in f64.
 //!
 //! |BA|^2 is `B (A A^T) B^T`, or summed over BA itself, a few inputs at a time, where the rank is so large that this is less
@@ -11,10 +11,10 @@ use std::ops::Range;
 
 use crate::adapter::delta::{LowRank, ReplacedRows};
 use crate::backend::cpu::kernels::dispatch::{Kernels, MAX_ROWS};
-use crate::backend::cpu::kernels::tile::{Span, Tiles, Width};
+use crate::backend::cpu::kernels::tile::Tiles;
 use crate::backend::cpu::kernels::vector::LANES;
 use crate::backend::cpu::runtime::threads::Pool;
-use crate::backend::cpu::weights::pack::{PADDING, dense_spans};
+use crate::backend::cpu::weights::pack::PADDING;
 use crate::error::{Error, ErrorCode, Result};
 use crate::tensor::zeros;
 
@@ -143,8 +143,6 @@ fn part_outputs(pool: &Pool, task: usize, per_output: usize) -> usize {
 struct Linear<'a> {
     kernels: &'a Kernels,
     tiles: &'a Tiles<'a>,
-    /// The spans of a tile of codes once it is dequantized.
-    dequantized: Vec<Span>,
     factors: &'a Factors,
     /// A `[rank, packed]`.
     a: Vec<f32>,
@@ -227,7 +225,7 @@ impl<'a> Linear<'a> {
             let from = factors.a(r);
             row.iter_mut().enumerate().for_each(|(k, a)| *a = input(k).map_or(0.0, |input| from[input]));
         }
-        Ok(Self { kernels, tiles, dequantized: dense_spans(packed, Width::F32), factors, a, mask })
+        Ok(Self { kernels, tiles, factors, a, mask })
     }
 
     /// The terms of a tile's outputs.
@@ -236,7 +234,7 @@ impl<'a> Linear<'a> {
         let mut again = [true; LANES];
         if let Some(gram) = &self.factors.gram {
             let squares = self.kernels.squares(self.tiles, tile, &self.mask);
-            let mixed = self.mixed(tile, terms.len(), &mut scratch.w);
+            let mixed = self.mixed(tile, terms.len());
             for (lane, terms) in terms.iter_mut().enumerate() {
                 let delta = self.factors.delta(gram, first + lane);
                 *terms = NormTerms::new(squares[lane], mixed[lane], delta, self.factors.scale);
@@ -249,16 +247,8 @@ impl<'a> Linear<'a> {
     }
 
     /// W.(BA) of a tile's outputs, from the products of W with A's rows.
-    fn mixed(&self, tile: usize, outputs: usize, w: &mut [f32]) -> [f64; LANES] {
+    fn mixed(&self, tile: usize, outputs: usize) -> [f64; LANES] {
         let (rank, packed) = (self.factors.rank, self.tiles.inputs);
-        let (tiles, first_tile) = match self.tiles.is_dense() {
-            true => (*self.tiles, tile),
-            false => {
-                self.kernels.dequantize(self.tiles, tile, w);
-                let (codes, tile_bytes) = (bytemuck::cast_slice(w), size_of_val(w));
-                (Tiles { codes, scales: &[], spans: &self.dequantized, tile_bytes, scale_bytes: 0, ..*self.tiles }, 0)
-            }
-        };
         let mut mixed = [0.0; LANES];
         for first in (0..rank).step_by(MAX_ROWS) {
             let count = MAX_ROWS.min(rank - first);
@@ -267,7 +257,7 @@ impl<'a> Linear<'a> {
                 *x = &self.a[(first + r) * packed..(first + r + 1) * packed];
             }
             let mut products = [[0.0; LANES]; MAX_ROWS];
-            self.kernels.product(&tiles, first_tile, 1, &x[..count], &mut products);
+            self.kernels.product(self.tiles, tile, 1, &x[..count], &mut products);
             for (lane, mixed) in mixed[..outputs].iter_mut().enumerate() {
                 let b = &self.factors.b(tile * LANES + lane)[first..first + count];
                 let terms = b.iter().zip(&products);

@@ -1,5 +1,7 @@
 //! What an adapter changes at the linears of one group, in one repeat of its layer.
 
+use std::ops::Range;
+
 use super::dora_norms;
 use super::low_rank::{Expand, with_magnitude};
 use crate::adapter::delta::{LowRank, SiteDelta};
@@ -182,6 +184,13 @@ impl LinearDelta {
         let within = ids[start..].iter().take_while(|&&id| (id as usize) < (tile + 1) * LANES);
         for (&id, &value) in within.zip(&t[rows.first + start..]) {
             y[id as usize - tile * LANES] = value;
+        }
+    }
+
+    /// Requests what the low-rank part needs for some tiles of outputs.
+    pub(crate) fn prefetch(&self, region: &Region, tiles: Range<usize>) {
+        if let Some(StackedLow { expand, .. }) = &self.low {
+            expand.prefetch(region, tiles);
         }
     }
 

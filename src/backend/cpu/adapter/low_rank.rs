@@ -4,10 +4,12 @@
 //! for each output, a = |W|^2, b = s W.(BA) and c = s^2 |BA|^2 in f64: its norm at a request's weight f is
 //! `sqrt(a + 2 f b + f^2 c)`, for any f, without W.
 
+use std::ops::Range;
+
 use super::dora_norms::NormTerms;
 use crate::adapter::delta::{LowRank, SiteDelta};
 use crate::backend::cpu::kernels::dispatch::Kernels;
-use crate::backend::cpu::kernels::tile::Width;
+use crate::backend::cpu::kernels::tile::{Width, prefetch};
 use crate::backend::cpu::kernels::vector::LANES;
 use crate::backend::cpu::runtime::arena::{Part, Region, RegionLayout};
 use crate::backend::cpu::weights::pack::interleave;
@@ -110,6 +112,13 @@ impl Expand {
             }
         }
         Ok(())
+    }
+
+    /// Requests B's values for some tiles ahead of their use: among other adapters' they are too short for the hardware's own
+    /// prefetching.
+    pub(crate) fn prefetch(&self, region: &Region, tiles: Range<usize>) {
+        let (b, bytes) = (region.part::<u8>(self.b), self.tile_bytes());
+        prefetch(&b[b.len().min(tiles.start * bytes)..b.len().min(tiles.end * bytes)]);
     }
 
     /// Applies the delta to one tile of a row's outputs, its bias not yet added.

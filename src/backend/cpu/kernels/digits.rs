@@ -1,4 +1,4 @@
-//! The product of packed codes with activations in digits: the inner loop of every quantized linear, on integers.
+//! The product of packed codes with activations in digits: the inner loop of quantized linears, on integers.
 //!
 //! The activations of a span (at most 128 inputs, the same as the codes that share a scale) become integers, multiples of one
 //! power of two, as large as three signed bytes hold. Their bytes, the *digits*, meet the codes in 8-bit dot products:
@@ -10,7 +10,7 @@
 //!                         y += (scale * step) * (65536 D_hi + (256 D_mid + D_lo))                        (f32)
 //! ```
 //!
-//! The sums are exact, so their order is free, and every instruction set gives the same bits: |code| <= 255, |zero| <= 256
+//! The sums are exact, so their order is free, and every instruction set that multiplies so gives the same bits: |code| <= 255, |zero| <= 256
 //! and |d| <= 128 over 128 inputs bound S, D and the product with zero by 2^22, far below where i32 overflows or f32 rounds.
 //! What remains is f32's rounding of few terms, none of which is fused, and that of x to 23 bits below the largest of its
 //! span: as exact as a sum in f32. Two digits would be off by 3e-5 of a row's size, a hundred times more than f32.
@@ -199,21 +199,23 @@ unsafe fn add_block<I: Integers, const BITS: usize, const R: usize, const T: usi
     digits: &[*const u32; R],
     sums: &mut [[[I; 3]; R]; T],
 ) {
-    // SAFETY: as `product`.
+    // SAFETY: as `product`; a block has eight quads.
     unsafe {
-        let mut pairs = [[[I::Pairs::zero(); 3]; R]; T];
-        add_quad::<I, BITS, 0, R, T>(blocks, digits, sums, &mut pairs);
-        add_quad::<I, BITS, 1, R, T>(blocks, digits, sums, &mut pairs);
-        add_quad::<I, BITS, 2, R, T>(blocks, digits, sums, &mut pairs);
-        add_quad::<I, BITS, 3, R, T>(blocks, digits, sums, &mut pairs);
-        add_quad::<I, BITS, 4, R, T>(blocks, digits, sums, &mut pairs);
-        add_quad::<I, BITS, 5, R, T>(blocks, digits, sums, &mut pairs);
-        add_quad::<I, BITS, 6, R, T>(blocks, digits, sums, &mut pairs);
-        add_quad::<I, BITS, 7, R, T>(blocks, digits, sums, &mut pairs);
+        if I::PAIRED_QUADS[BITS] > 0 {
+            return add_block_in_pairs::<I, BITS, R, T>(blocks, digits, sums);
+        }
+        add_quad::<I, BITS, 0, R, T>(blocks, digits, sums);
+        add_quad::<I, BITS, 1, R, T>(blocks, digits, sums);
+        add_quad::<I, BITS, 2, R, T>(blocks, digits, sums);
+        add_quad::<I, BITS, 3, R, T>(blocks, digits, sums);
+        add_quad::<I, BITS, 4, R, T>(blocks, digits, sums);
+        add_quad::<I, BITS, 5, R, T>(blocks, digits, sums);
+        add_quad::<I, BITS, 6, R, T>(blocks, digits, sums);
+        add_quad::<I, BITS, 7, R, T>(blocks, digits, sums);
     }
 }
 
-/// Adds inputs `4 Q .. 4 Q + 4` of a block; what is summed in 16 bits is widened before it could overflow.
+/// Adds inputs `4 Q .. 4 Q + 4` of a block.
 ///
 /// # Safety
 /// As [`product`].
@@ -222,11 +224,9 @@ unsafe fn add_quad<I: Integers, const BITS: usize, const Q: usize, const R: usiz
     blocks: &[*const u8; T],
     digits: &[*const u32; R],
     sums: &mut [[[I; 3]; R]; T],
-    pairs: &mut [[[I::Pairs; 3]; R]; T],
 ) {
     // SAFETY: as `product`; a block has eight quads of four words.
     unsafe {
-        let run = I::PAIRED_QUADS[BITS];
         let mut codes = [I::zero(); T];
         for t in 0..T {
             codes[t] = unpack::<I, BITS, Q>(blocks[t]);
@@ -235,14 +235,50 @@ unsafe fn add_quad<I: Integers, const BITS: usize, const Q: usize, const R: usiz
             for d in 0..3 {
                 let digit = I::splat(*digits[r].add(4 * Q + d));
                 for t in 0..T {
-                    if run == 0 {
-                        sums[t][r][d] = sums[t][r][d].dot(codes[t], digit);
-                        continue;
-                    }
-                    pairs[t][r][d] = pairs[t][r][d].add_products(codes[t], digit);
-                    if (Q + 1).is_multiple_of(run) {
-                        sums[t][r][d] = pairs[t][r][d].widen_onto(sums[t][r][d]);
-                        pairs[t][r][d] = I::Pairs::zero();
+                    sums[t][r][d] = sums[t][r][d].dot(codes[t], digit);
+                }
+            }
+        }
+    }
+}
+
+/// As [`add_block`], where products are summed in 16 bits and widened before they could overflow. The codes stay in registers
+/// for all rows and digits, so that few sums in 16 bits are alive at a time.
+///
+/// # Safety
+/// As [`product`].
+#[inline(always)]
+unsafe fn add_block_in_pairs<I: Integers, const BITS: usize, const R: usize, const T: usize>(
+    blocks: &[*const u8; T],
+    digits: &[*const u32; R],
+    sums: &mut [[[I; 3]; R]; T],
+) {
+    // SAFETY: as `product`; a block has eight quads of four words.
+    unsafe {
+        let mut codes = [[I::zero(); 8]; T];
+        for t in 0..T {
+            codes[t] = [
+                unpack::<I, BITS, 0>(blocks[t]),
+                unpack::<I, BITS, 1>(blocks[t]),
+                unpack::<I, BITS, 2>(blocks[t]),
+                unpack::<I, BITS, 3>(blocks[t]),
+                unpack::<I, BITS, 4>(blocks[t]),
+                unpack::<I, BITS, 5>(blocks[t]),
+                unpack::<I, BITS, 6>(blocks[t]),
+                unpack::<I, BITS, 7>(blocks[t]),
+            ];
+        }
+        for r in 0..R {
+            for d in 0..3 {
+                let mut pairs = [I::Pairs::zero(); T];
+                for q in 0..8 {
+                    let digit = I::splat(*digits[r].add(4 * q + d));
+                    for t in 0..T {
+                        pairs[t] = pairs[t].add_products(codes[t][q], digit);
+                        if (q + 1).is_multiple_of(I::PAIRED_QUADS[BITS]) {
+                            sums[t][r][d] = pairs[t].widen_onto(sums[t][r][d]);
+                            pairs[t] = I::Pairs::zero();
+                        }
                     }
                 }
             }
@@ -280,7 +316,7 @@ mod tests {
     /// The digits of one span, and its step.
     fn split(isa: Isa, x: &[f32]) -> Option<(Vec<u32>, Vec<f32>)> {
         let (mut digits, mut of_span) = (vec![0; x.len()], vec![0; SPAN_WORDS]);
-        Kernels::of(isa)?.split(x, &mut digits, &mut of_span);
+        Kernels::of(isa).filter(|kernels| kernels.takes_digits(&[]))?.split(x, &mut digits, &mut of_span);
         Some((digits, of_span.into_iter().map(f32::from_bits).collect()))
     }
 

@@ -8,10 +8,9 @@
 use super::attend::{self, AttendFn, View};
 use super::dequantize::{self, DequantizeFn};
 use super::digits::{self, DigitProductFn, SplitFn};
-use super::integers::ScalarIntegers;
 use super::isa::Isa;
 use super::rowwise::{self, GateFn, NormFn};
-use super::tile::{self, ExpandFn, ProductFn, SquaresFn, Tiles, Width};
+use super::tile::{self, ExpandFn, ProductFn, Span, SquaresFn, Tiles, Width};
 use super::vector::{F16, F32, LANES, Scalar};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};
@@ -26,8 +25,8 @@ pub(crate) const MAX_ROWS: usize = 8;
 pub(crate) struct Kernels {
     pub(crate) isa: Isa,
     product: Products<ProductFn>,
-    split: SplitFn,
-    digit_product: Products<DigitProductFn>,
+    /// `None` where floats are faster.
+    integers: Option<IntegerKernels>,
     squares: SquaresFn,
     dequantize: DequantizeFn,
     expand: ExpandFn,
@@ -37,12 +36,23 @@ pub(crate) struct Kernels {
     attend_f32: AttendFn,
 }
 
+/// Codes multiplied in integers.
+#[derive(Clone, Copy)]
+struct IntegerKernels {
+    split: SplitFn,
+    product: Products<DigitProductFn>,
+    /// Most bits of a code whose product is faster in integers than in floats.
+    bits: usize,
+}
+
 /// A product for each number of rows and tiles that it keeps sums in registers for.
 #[derive(Clone, Copy)]
 struct Products<F> {
     /// Rows of the largest.
     rows: usize,
     of_8x1: F,
+    /// `None` where registers lack for it.
+    of_4x2: Option<F>,
     of_4x1: F,
     of_2x2: F,
     of_2x1: F,
@@ -59,12 +69,13 @@ impl<F: Copy> Products<F> {
             let left = (rows - row).min(self.rows);
             let (mut tile, mut covered) = (0, 0);
             while tile < tiles {
-                let (product, of_rows, of_tiles) = match (left, tiles - tile) {
-                    (8.., _) => (self.of_8x1, 8, 1),
-                    (4.., _) => (self.of_4x1, 4, 1),
-                    (2.., 2..) => (self.of_2x2, 2, 2),
-                    (2.., _) => (self.of_2x1, 2, 1),
-                    (_, 4..) => (self.of_1x4, 1, 4),
+                let (product, of_rows, of_tiles) = match (left, tiles - tile, self.of_4x2) {
+                    (8.., ..) => (self.of_8x1, 8, 1),
+                    (4.., 2.., Some(of_4x2)) => (of_4x2, 4, 2),
+                    (4.., ..) => (self.of_4x1, 4, 1),
+                    (2.., 2.., _) => (self.of_2x2, 2, 2),
+                    (2.., ..) => (self.of_2x1, 2, 1),
+                    (_, 4.., _) => (self.of_1x4, 1, 4),
                     _ => (self.of_1x1, 1, 1),
                 };
                 call(product, row, tile);
@@ -94,11 +105,16 @@ impl Kernels {
         })
     }
 
-    /// Products of `count` tiles of floats from `tile` with at most [`MAX_ROWS`] rows: `y[t * MAX_ROWS + r]` is tile `tile + t`
+    /// Whether codes in such spans are multiplied in integers, by [`Kernels::digit_product`].
+    pub(crate) fn takes_digits(&self, spans: &[Span]) -> bool {
+        self.integers.is_some_and(|integers| spans.iter().all(|span| span.width.bits() <= integers.bits))
+    }
+
+    /// Products of `count` tiles from `tile` with at most [`MAX_ROWS`] rows: `y[t * MAX_ROWS + r]` is tile `tile + t`
     /// of row `r`. How tiles and rows are grouped does not change any bits.
     ///
     /// # Panics
-    /// If `y` or a row is too short, there are too many rows, or the tiles are out of bounds or hold codes.
+    /// If `y` or a row is too short, there are too many rows, or the tiles are out of bounds.
     pub(crate) fn product(
         &self,
         tiles: &Tiles<'_>,
@@ -108,7 +124,6 @@ impl Kernels {
         y: &mut [[f32; LANES]],
     ) {
         let pointers = checked_rows(tiles, tile, count, rows, tiles.inputs, y);
-        assert!(tiles.is_dense());
         self.product.cover(rows.len(), count, |kernel, r, t| {
             let out = y[t * MAX_ROWS + r..].as_mut_ptr().cast::<f32>();
             // SAFETY: the table exists only where its instruction set does. Tiles, rows and `y` were checked; the kernel
@@ -120,7 +135,7 @@ impl Kernels {
     /// As [`Kernels::product`], for codes and rows of digits, whose spans are those of the tiles.
     ///
     /// # Panics
-    /// As [`Kernels::product`].
+    /// As [`Kernels::product`], and if it [takes no digits](Kernels::takes_digits).
     pub(crate) fn digit_product(
         &self,
         tiles: &Tiles<'_>,
@@ -131,7 +146,8 @@ impl Kernels {
     ) {
         let words = digits::row_words(tiles.inputs, tiles.spans.len());
         let pointers = checked_rows(tiles, tile, count, rows, words, y);
-        self.digit_product.cover(rows.len(), count, |kernel, r, t| {
+        assert!(self.takes_digits(tiles.spans));
+        self.integers().product.cover(rows.len(), count, |kernel, r, t| {
             let out = y[t * MAX_ROWS + r..].as_mut_ptr().cast::<f32>();
             // SAFETY: as in `product`.
             unsafe { kernel(tiles, tile + t, pointers[r..].as_ptr(), out, MAX_ROWS * LANES) };
@@ -141,11 +157,18 @@ impl Kernels {
     /// The activations of one span, of whole blocks, in digits: see `digits.rs`.
     ///
     /// # Panics
-    /// If the lengths do not fit each other.
+    /// If the lengths do not fit each other, or the instruction set takes no digits.
     #[inline]
     pub(crate) fn split(&self, x: &[f32], digits: &mut [u32], of_span: &mut [u32]) {
         // SAFETY: the table exists only where its instruction set does.
-        unsafe { (self.split)(x, digits, of_span) };
+        unsafe { (self.integers().split)(x, digits, of_span) };
+    }
+
+    /// The kernels in integers.
+    #[inline]
+    fn integers(&self) -> &IntegerKernels {
+        let Some(integers) = &self.integers else { panic!("{} takes no digits", self.isa) };
+        integers
     }
 
     /// The sum of squares of each output's weights, over the inputs where `mask` is 1.
@@ -252,7 +275,7 @@ fn checked_rows<X>(
 }
 
 macro_rules! kernels_for {
-    ($module:ident, $vector:ty, $rows:literal $(, $features:literal)?) => {
+    ($module:ident, $vector:ty, $rows:literal, $of_4x2:expr $(, $features:literal)?) => {
         mod $module {
             use super::*;
 
@@ -311,20 +334,20 @@ macro_rules! kernels_for {
             }
 
             /// The kernels, with the integers of an instruction set.
-            pub(crate) const fn with(isa: Isa, split: SplitFn, digit_product: Products<DigitProductFn>) -> Kernels {
+            pub(crate) const fn with(isa: Isa, integers: Option<IntegerKernels>) -> Kernels {
                 Kernels {
                     isa,
                     product: Products {
                         rows: $rows,
                         of_8x1: product::<$rows, 1>,
+                        of_4x2: $of_4x2,
                         of_4x1: product::<4, 1>,
                         of_2x2: product::<2, 2>,
                         of_2x1: product::<2, 1>,
                         of_1x4: product::<1, 4>,
                         of_1x1: product::<1, 1>,
                     },
-                    split,
-                    digit_product,
+                    integers,
                     squares,
                     dequantize,
                     expand,
@@ -339,11 +362,11 @@ macro_rules! kernels_for {
 }
 
 macro_rules! integers_for {
-    ($module:ident, $integers:ty, $rows:literal $(, $features:literal)?) => {
+    ($module:ident, $integers:ty, $bits:literal, $rows:literal, $of_4x2:expr, $features:literal) => {
         mod $module {
             use super::*;
 
-            $(#[target_feature(enable = $features)])?
+            #[target_feature(enable = $features)]
             unsafe fn product<const R: usize, const T: usize>(
                 tiles: &Tiles<'_>,
                 tile: usize,
@@ -355,58 +378,72 @@ macro_rules! integers_for {
                 unsafe { digits::product::<$integers, R, T>(tiles, tile, x, y, stride) }
             }
 
-            $(#[target_feature(enable = $features)])?
-            pub(crate) unsafe fn split(x: &[f32], digits: &mut [u32], of_span: &mut [u32]) {
+            #[target_feature(enable = $features)]
+            unsafe fn split(x: &[f32], digits: &mut [u32], of_span: &mut [u32]) {
                 // SAFETY: as `product`.
                 unsafe { digits::split::<$integers>(x, digits, of_span) }
             }
 
-            pub(crate) const PRODUCTS: Products<DigitProductFn> = Products {
-                rows: $rows,
-                of_8x1: product::<$rows, 1>,
-                of_4x1: product::<4, 1>,
-                of_2x2: product::<2, 2>,
-                of_2x1: product::<2, 1>,
-                of_1x4: product::<1, 4>,
-                of_1x1: product::<1, 1>,
+            pub(crate) const KERNELS: IntegerKernels = IntegerKernels {
+                split,
+                product: Products {
+                    rows: $rows,
+                    of_8x1: product::<$rows, 1>,
+                    of_4x2: $of_4x2,
+                    of_4x1: product::<4, 1>,
+                    of_2x2: product::<2, 2>,
+                    of_2x1: product::<2, 1>,
+                    of_1x4: product::<1, 4>,
+                    of_1x1: product::<1, 1>,
+                },
+                bits: $bits,
             };
         }
     };
 }
 
-kernels_for!(scalar, Scalar, 4);
-integers_for!(scalar_integers, ScalarIntegers, 4);
-static SCALAR: Kernels = scalar::with(Isa::Scalar, scalar_integers::split, scalar_integers::PRODUCTS);
+kernels_for!(scalar, Scalar, 4, None);
+static SCALAR: Kernels = scalar::with(Isa::Scalar, None);
+
+// Without VNNI, products are summed in 16 bits, into which those of wide codes fit only a few times, or not at all.
 
 #[cfg(target_arch = "x86_64")]
-kernels_for!(avx2, Avx2, 4, "avx2,fma,f16c");
+kernels_for!(avx2, Avx2, 4, None, "avx2,fma,f16c");
 #[cfg(target_arch = "x86_64")]
-integers_for!(avx2_integers, Integers256<false>, 4, "avx2,fma,f16c");
+integers_for!(avx2_integers, Integers256<false>, 6, 4, None, "avx2,fma,f16c");
 #[cfg(target_arch = "x86_64")]
-static AVX2: Kernels = avx2::with(Isa::Avx2, avx2_integers::split, avx2_integers::PRODUCTS);
+static AVX2: Kernels = avx2::with(Isa::Avx2, Some(avx2_integers::KERNELS));
 
 #[cfg(target_arch = "x86_64")]
-integers_for!(avx_vnni_integers, Integers256<true>, 4, "avx2,fma,f16c,avxvnni");
+integers_for!(avx_vnni_integers, Integers256<true>, 8, 4, None, "avx2,fma,f16c,avxvnni");
 #[cfg(target_arch = "x86_64")]
-static AVX_VNNI: Kernels = avx2::with(Isa::AvxVnni, avx_vnni_integers::split, avx_vnni_integers::PRODUCTS);
+static AVX_VNNI: Kernels = avx2::with(Isa::AvxVnni, Some(avx_vnni_integers::KERNELS));
 
 #[cfg(target_arch = "x86_64")]
-kernels_for!(avx512, Avx512, 8, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
+kernels_for!(avx512, Avx512, 8, Some(product::<4, 2>), "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
 #[cfg(target_arch = "x86_64")]
-integers_for!(avx512_integers, Integers512<false>, 4, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
+integers_for!(
+    avx512_integers,
+    Integers512<false>,
+    5,
+    4,
+    Some(product::<4, 2>),
+    "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"
+);
 #[cfg(target_arch = "x86_64")]
-static AVX512: Kernels = avx512::with(Isa::Avx512, avx512_integers::split, avx512_integers::PRODUCTS);
+static AVX512: Kernels = avx512::with(Isa::Avx512, Some(avx512_integers::KERNELS));
 
 #[cfg(target_arch = "x86_64")]
 integers_for!(
     avx512_vnni_integers,
     Integers512<true>,
     8,
+    8,
+    Some(product::<4, 2>),
     "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"
 );
 #[cfg(target_arch = "x86_64")]
-static AVX512_VNNI: Kernels =
-    avx512::with(Isa::Avx512Vnni, avx512_vnni_integers::split, avx512_vnni_integers::PRODUCTS);
+static AVX512_VNNI: Kernels = avx512::with(Isa::Avx512Vnni, Some(avx512_vnni_integers::KERNELS));
 
 #[cfg(test)]
 mod tests {

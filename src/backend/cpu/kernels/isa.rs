@@ -1,6 +1,12 @@
 //! Instruction sets, chosen once at run time.
 
 use std::fmt;
+use std::str::FromStr;
+
+use crate::error::{Error, ErrorCode, Result};
+
+/// The environment variable that forces an instruction set, by the name that [`Isa`] prints.
+const VARIABLE: &str = "EXLORA_ISA";
 
 /// An instruction set the kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +57,30 @@ impl Isa {
     pub fn detect() -> Self {
         Self::ALL.into_iter().rfind(|isa| isa.is_available()).unwrap_or(Isa::Scalar)
     }
+
+    /// The one that the environment variable `EXLORA_ISA` names, else the best this machine has.
+    ///
+    /// # Errors
+    /// `device_unavailable` if the variable names none.
+    pub fn of_environment() -> Result<Self> {
+        match std::env::var(VARIABLE) {
+            Ok(name) => name.parse(),
+            Err(_) => Ok(Self::detect()),
+        }
+    }
+}
+
+impl FromStr for Isa {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|isa| isa.to_string() == name).ok_or_else(|| {
+            let names = Self::ALL.map(|isa| isa.to_string()).join(", ");
+            Error::new(ErrorCode::DeviceUnavailable, format!("{VARIABLE} names no instruction set"))
+                .with_expected(names)
+                .with_found(name)
+        })
+    }
 }
 
 impl fmt::Display for Isa {
@@ -62,5 +92,18 @@ impl fmt::Display for Isa {
             Isa::Avx512 => "avx512",
             Isa::Avx512Vnni => "avx512-vnni",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_instruction_set_has_the_name_that_it_prints() {
+        for isa in Isa::ALL {
+            assert_eq!(isa.to_string().parse::<Isa>().unwrap(), isa);
+        }
+        assert_eq!("sse9".parse::<Isa>().unwrap_err().code(), ErrorCode::DeviceUnavailable);
     }
 }

@@ -1,15 +1,17 @@
-//! Tiles, and the product of a tile of floats with a few rows: the inner loop of dense linears and adapters' factors.
+//! Tiles, and the product in f32 of a tile with a few rows: the inner loop of dense linears, of adapters' factors, and of codes
+//! that the instruction set does not multiply faster in integers (`digits.rs`).
 //!
 //! `y[t, r, n] = sum over k of W[t, n, k] x[r, k]` for T tiles of 16 outputs and R rows. Lanes are outputs, so nothing
 //! is ever summed across lanes. One (row, output) sees the same operations whatever T and R are:
 //!
 //! ```text
-//! y = 0;  for each span:  acc = 0;  for each k in stored order: acc += w[k] * x[k]     (fused)
-//!                         y += acc
+//! y = 0;  for each span:  acc = 0;  for each k in stored order: acc += (code[k] - zero) * x[k]     (fused)
+//!                         y += scale * acc                                                          (fused)
 //! ```
 //!
-//! R rows share the loading of a weight (prefill); T tiles give a single row enough independent sums to hide the latency of
-//! the multiply-add (decode). Codes are multiplied in `digits.rs`.
+//! `code - zero` is exact, so nothing cancels; dense weights take `code - zero = w` and `scale = 1`. R rows share the
+//! unpacking of a weight (prefill); T tiles give a single row enough independent sums to hide the latency of the
+//! multiply-add (decode).
 
 #![allow(unsafe_code, reason = "vector loads through pointers, inside loops that must not check bounds")]
 
@@ -99,13 +101,6 @@ pub(crate) struct Tiles<'a> {
     pub(crate) wide: bool,
 }
 
-impl Tiles<'_> {
-    /// Whether they hold plain numbers, not codes.
-    pub(crate) fn is_dense(&self) -> bool {
-        self.spans.iter().all(|span| matches!(span.width, Width::F16 | Width::Bf16 | Width::F32))
-    }
-}
-
 /// Computes tiles `tile..tile + T` for R rows: `x` points to R pointers to rows of the packed inputs' length, `y` to
 /// `[T][stride]` values of which the first `R * 16` are written.
 pub(crate) type ProductFn = unsafe fn(tiles: &Tiles<'_>, tile: usize, x: *const *const f32, y: *mut f32, stride: usize);
@@ -131,22 +126,94 @@ pub(crate) unsafe fn product<V: Vector, const R: usize, const T: usize>(
             *row = *x.add(r);
         }
         let mut blocks = [tiles.codes.as_ptr(); T];
-        for (t, block) in blocks.iter_mut().enumerate() {
-            *block = block.add((tile + t) * tiles.tile_bytes);
+        let mut scales = [tiles.scales.as_ptr(); T];
+        for t in 0..T {
+            blocks[t] = blocks[t].add((tile + t) * tiles.tile_bytes);
+            scales[t] = scales[t].add((tile + t) * tiles.scale_bytes);
         }
         let mut sums = [[V::splat(0.0); R]; T];
-        for span in tiles.spans {
-            let count = span.blocks;
-            match span.width {
-                Width::F16 => dense::<V, F16, R, T>(count, &mut blocks, &mut rows, &mut sums),
-                Width::Bf16 => dense::<V, Bf16, R, T>(count, &mut blocks, &mut rows, &mut sums),
-                Width::F32 => dense::<V, F32, R, T>(count, &mut blocks, &mut rows, &mut sums),
-                _ => {}
+        let mut spans = tiles.spans;
+        while let Some(span) = spans.first() {
+            let (count, is_dense) = (span.blocks, span.width.bits() >= 16);
+            let are_alike =
+                R * T == 1 && is_dense && spans.iter().take(ALIKE).filter(|&other| other == span).count() == ALIKE;
+            spans = &spans[if are_alike { ALIKE } else { 1 }..];
+            match (span.width, are_alike) {
+                (Width::Code2, _) => {
+                    codes::<V, 2, R, T>(count, tiles.wide, &mut blocks, &mut scales, &mut rows, &mut sums)
+                }
+                (Width::Code3, _) => {
+                    codes::<V, 3, R, T>(count, tiles.wide, &mut blocks, &mut scales, &mut rows, &mut sums)
+                }
+                (Width::Code4, _) => {
+                    codes::<V, 4, R, T>(count, tiles.wide, &mut blocks, &mut scales, &mut rows, &mut sums)
+                }
+                (Width::Code5, _) => {
+                    codes::<V, 5, R, T>(count, tiles.wide, &mut blocks, &mut scales, &mut rows, &mut sums)
+                }
+                (Width::Code6, _) => {
+                    codes::<V, 6, R, T>(count, tiles.wide, &mut blocks, &mut scales, &mut rows, &mut sums)
+                }
+                (Width::Code8, _) => {
+                    codes::<V, 8, R, T>(count, tiles.wide, &mut blocks, &mut scales, &mut rows, &mut sums)
+                }
+                (Width::F16, false) => dense::<V, F16, R, T, 1>(count, &mut blocks, &mut rows, &mut sums),
+                (Width::F16, true) => dense::<V, F16, R, T, ALIKE>(count, &mut blocks, &mut rows, &mut sums),
+                (Width::Bf16, false) => dense::<V, Bf16, R, T, 1>(count, &mut blocks, &mut rows, &mut sums),
+                (Width::Bf16, true) => dense::<V, Bf16, R, T, ALIKE>(count, &mut blocks, &mut rows, &mut sums),
+                (Width::F32, false) => dense::<V, F32, R, T, 1>(count, &mut blocks, &mut rows, &mut sums),
+                (Width::F32, true) => dense::<V, F32, R, T, ALIKE>(count, &mut blocks, &mut rows, &mut sums),
             }
         }
         for (t, sums) in sums.iter().enumerate() {
             for (r, sum) in sums.iter().enumerate() {
                 sum.store(y.add(t * stride + r * LANES));
+            }
+        }
+    }
+}
+
+/// One span of `BITS`-bit codes.
+///
+/// # Safety
+/// As [`product`].
+#[inline(always)]
+unsafe fn codes<V: Vector, const BITS: usize, const R: usize, const T: usize>(
+    count: usize,
+    wide: bool,
+    blocks: &mut [*const u8; T],
+    scales: &mut [*const u8; T],
+    rows: &mut [*const f32; R],
+    sums: &mut [[V; R]; T],
+) {
+    // SAFETY: as `product`; a coded span has 16 scales and 16 zeros of 2 or 4 bytes.
+    unsafe {
+        let mut scale = [V::splat(0.0); T];
+        let mut zero = [V::splat(0.0); T];
+        for t in 0..T {
+            (scale[t], zero[t]) = scale_and_zero(wide, &mut scales[t]);
+        }
+        let mut acc = [[V::splat(0.0); R]; T];
+        for _ in 0..count {
+            prefetch_lines::<T>(blocks, BITS);
+            quad::<V, BITS, 0, R, T>(blocks, &zero, rows, &mut acc);
+            quad::<V, BITS, 1, R, T>(blocks, &zero, rows, &mut acc);
+            quad::<V, BITS, 2, R, T>(blocks, &zero, rows, &mut acc);
+            quad::<V, BITS, 3, R, T>(blocks, &zero, rows, &mut acc);
+            quad::<V, BITS, 4, R, T>(blocks, &zero, rows, &mut acc);
+            quad::<V, BITS, 5, R, T>(blocks, &zero, rows, &mut acc);
+            quad::<V, BITS, 6, R, T>(blocks, &zero, rows, &mut acc);
+            quad::<V, BITS, 7, R, T>(blocks, &zero, rows, &mut acc);
+            for block in &mut *blocks {
+                *block = block.add(BITS * LINE);
+            }
+            for row in &mut *rows {
+                *row = row.add(BLOCK);
+            }
+        }
+        for t in 0..T {
+            for r in 0..R {
+                sums[t][r] = scale[t].mul_add(acc[t][r], sums[t][r]);
             }
         }
     }
@@ -162,16 +229,31 @@ const PREFETCH_BYTES: usize = 2048;
 /// Requests the next `lines` cache lines of each tile. Any address is allowed: nothing is read.
 #[inline(always)]
 pub(super) fn prefetch_lines<const T: usize>(blocks: &[*const u8; T], lines: usize) {
-    #[cfg(target_arch = "x86_64")]
     for block in blocks {
         for line in 0..lines {
-            let from = block.wrapping_add(PREFETCH_BYTES + line * LINE);
-            // SAFETY: part of every x86-64; nothing is read.
-            unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(from.cast()) };
+            prefetch_line(block.wrapping_add(PREFETCH_BYTES + line * LINE));
         }
     }
+}
+
+/// Requests bytes ahead of their use; of long ones the first, which the hardware's own prefetching continues.
+#[inline]
+pub(crate) fn prefetch(bytes: &[u8]) {
+    for line in bytes[..bytes.len().min(2 * PREFETCH_BYTES)].chunks(LINE) {
+        prefetch_line(line.as_ptr());
+    }
+}
+
+/// Requests the cache line at an address, whatever it is: nothing is read.
+#[inline(always)]
+fn prefetch_line(from: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: part of every x86-64; nothing is read.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(from.cast());
+    }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (blocks, lines);
+    let _ = from;
 }
 
 /// The next span's scales and zeros.
@@ -189,6 +271,31 @@ pub(super) unsafe fn scale_and_zero<V: Vector>(wide: bool, scales: &mut *const u
         } else {
             *scales = at.add(2 * 2 * LANES);
             (V::load_f16(at.cast()), V::load_f16(at.cast::<u16>().add(LANES)))
+        }
+    }
+}
+
+/// Inputs `4 Q .. 4 Q + 4` of a block: byte `b` of each 32-bit lane is input `4 Q + b`, in the same bits of each byte.
+///
+/// # Safety
+/// As [`product`].
+#[inline(always)]
+unsafe fn quad<V: Vector, const BITS: usize, const Q: usize, const R: usize, const T: usize>(
+    blocks: &[*const u8; T],
+    zero: &[V; T],
+    rows: &[*const f32; R],
+    acc: &mut [[V; R]; T],
+) {
+    for byte in 0..4 {
+        for t in 0..T {
+            // SAFETY: as `product`; rows have the block's inputs.
+            unsafe {
+                let code = unpack::<V, BITS, Q>(blocks[t], byte);
+                let weight = code.sub(zero[t]);
+                for r in 0..R {
+                    acc[t][r] = weight.mul_add(V::splat(*rows[r].add(4 * Q + byte)), acc[t][r]);
+                }
+            }
         }
     }
 }
@@ -235,12 +342,15 @@ pub(super) unsafe fn unpack_quads<V: Vector, const BITS: usize>(block: *const u8
     }
 }
 
-/// One span of plain numbers, `[input][16]`.
+/// Spans of plain numbers that a single row and tile sums side by side: one sum would wait for each of its additions.
+const ALIKE: usize = 4;
+
+/// `S` equal spans of plain numbers, `[input][16]`.
 ///
 /// # Safety
 /// As [`product`].
 #[inline(always)]
-unsafe fn dense<V: Vector, E: Element, const R: usize, const T: usize>(
+unsafe fn dense<V: Vector, E: Element, const R: usize, const T: usize, const S: usize>(
     count: usize,
     blocks: &mut [*const u8; T],
     rows: &mut [*const f32; R],
@@ -248,28 +358,35 @@ unsafe fn dense<V: Vector, E: Element, const R: usize, const T: usize>(
 ) {
     // SAFETY: as `product`.
     unsafe {
-        let mut acc = [[V::splat(0.0); R]; T];
-        for _ in 0..count * BLOCK / 4 {
-            prefetch_lines::<T>(blocks, 4 * LANES * E::BYTES / LINE);
-            for k in 0..4 {
-                for t in 0..T {
-                    let weight = E::load::<V>(blocks[t].add(k * LANES * E::BYTES));
-                    for r in 0..R {
-                        acc[t][r] = weight.mul_add(V::splat(*rows[r].add(k)), acc[t][r]);
+        let (span_inputs, input_bytes) = (count * BLOCK, LANES * E::BYTES);
+        let mut acc = [[[V::splat(0.0); R]; T]; S];
+        for first in (0..span_inputs).step_by(4) {
+            for (s, acc) in acc.iter_mut().enumerate() {
+                let input = s * span_inputs + first;
+                let blocks = blocks.map(|block| block.add(input * input_bytes));
+                prefetch_lines::<T>(&blocks, 4 * input_bytes / LINE);
+                for k in 0..4 {
+                    for t in 0..T {
+                        let weight = E::load::<V>(blocks[t].add(k * input_bytes));
+                        for r in 0..R {
+                            acc[t][r] = weight.mul_add(V::splat(*rows[r].add(input + k)), acc[t][r]);
+                        }
                     }
                 }
             }
-            for block in &mut *blocks {
-                *block = block.add(4 * LANES * E::BYTES);
-            }
-            for row in &mut *rows {
-                *row = row.add(4);
+        }
+        for acc in acc {
+            for t in 0..T {
+                for r in 0..R {
+                    sums[t][r] = sums[t][r].add(acc[t][r]);
+                }
             }
         }
-        for t in 0..T {
-            for r in 0..R {
-                sums[t][r] = sums[t][r].add(acc[t][r]);
-            }
+        for block in &mut *blocks {
+            *block = block.add(S * span_inputs * input_bytes);
+        }
+        for row in &mut *rows {
+            *row = row.add(S * span_inputs);
         }
     }
 }

@@ -298,10 +298,11 @@ impl Vector for Avx2 {
         high: Self::Line,
         high_shift: u32,
     ) -> Self {
-        let join = |low, high| unsafe {
-            let low = field(low, low_shift, LOW, 0);
-            _mm256_cvtepi32_ps(_mm256_or_si256(low, field(high, high_shift, HIGH, LOW)))
-        };
-        Self(join(low.0, high.0), join(low.1, high.1))
+        // Not in a closure, into which the intrinsics are not inlined.
+        unsafe {
+            let first = _mm256_or_si256(field(low.0, low_shift, LOW, 0), field(high.0, high_shift, HIGH, LOW));
+            let second = _mm256_or_si256(field(low.1, low_shift, LOW, 0), field(high.1, high_shift, HIGH, LOW));
+            Self(_mm256_cvtepi32_ps(first), _mm256_cvtepi32_ps(second))
+        }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Rows whose t would be too large together are computed in blocks, one after the other.
 //!
-//! Three regions of parallel work, the first two only if there is something to do: split the inputs of quantized members into
-//! digits, in their order; shrink, the product of each adapter's stack for every (row, adapter) of the batch; then, tile by tile of outputs,
+//! Three regions of parallel work, the first two only if there is something to do: write the inputs of quantized members as their
+//! product takes them, as digits and in their order; shrink, the product of each adapter's stack for every (row, adapter) of the batch; then, tile by tile of outputs,
 //! the product of the weight, followed by the epilogue of `epilogue.rs`; each output is written once. A row's weight is the
 //! base's or that of the adapter that replaces it, and rows of one weight are multiplied together. Threads split tiles and
 //! rows, never a sum.
@@ -23,7 +23,7 @@ use crate::backend::cpu::kernels::vector::LANES;
 use crate::backend::cpu::runtime::arena::{Arena, grow};
 use crate::backend::cpu::runtime::buffers::{Inputs, Output};
 use crate::backend::cpu::runtime::threads::{Disjoint, Pool};
-use crate::backend::cpu::weights::group::{DigitInput, Group};
+use crate::backend::cpu::weights::group::{Group, PackedInput};
 use crate::backend::cpu::weights::pack::DenseTiles;
 use crate::error::{Error, ErrorCode, Result};
 
@@ -35,8 +35,8 @@ const TASKS_OF_THREAD: usize = 4;
 /// What `linear` keeps from step to step.
 #[derive(Default)]
 pub(crate) struct Scratch {
-    /// `[digit input][row][word]`
-    digits: Vec<u32>,
+    /// `[packed input][row][word]`
+    packed: Vec<u32>,
     pub(crate) shrunk: Shrunk,
     /// All rows, then those of each weight that some adapter replaces.
     row_lists: Vec<u32>,
@@ -100,7 +100,7 @@ pub(crate) fn run(
     mut output: Output<'_>,
     scratch: &mut Scratch,
 ) -> Result<()> {
-    split(pool, context.kernels, context.group, inputs, &mut scratch.digits)?;
+    pack_inputs(pool, context.kernels, context.group, inputs, &mut scratch.packed)?;
     let Context { kernels, group_index, routing, .. } = *context;
     let stack_len =
         |adapter: &Adapter| adapter.group(group_index, routing.repeat()).map_or(0, |delta| delta.stack_tiles() * LANES);
@@ -114,14 +114,20 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// Splits the inputs into digits, once for each way in which members take them.
-fn split(pool: &mut Pool, kernels: &Kernels, group: &Group, inputs: Inputs<'_>, digits: &mut Vec<u32>) -> Result<()> {
+/// Writes the inputs once for each way in which quantized members take them.
+fn pack_inputs(
+    pool: &mut Pool,
+    kernels: &Kernels,
+    group: &Group,
+    inputs: Inputs<'_>,
+    packed: &mut Vec<u32>,
+) -> Result<()> {
     let mut start = 0;
-    for input in &group.digit_inputs {
+    for input in &group.packed_inputs {
         let (words, end) = (input.words(), start + inputs.rows * input.words());
-        grow(digits, end)?;
-        for_rows(pool, inputs.rows, words, &mut digits[start..end], words, |row, out| {
-            input.split(kernels, inputs.row(row), out);
+        grow(packed, end)?;
+        for_rows(pool, inputs.rows, words, &mut packed[start..end], words, |row, out| {
+            input.write(kernels, inputs.row(row), out);
         })?;
         start = end;
     }
@@ -205,26 +211,34 @@ impl<'a> Context<'a> {
             };
             let mut sums = [[0.0; LANES]; TASK_TILES * MAX_ROWS];
             for rows in scratch.row_lists[rows].chunks(MAX_ROWS) {
-                match linear.digit_input.filter(|_| replaced.is_none()) {
+                rows.iter().for_each(|&row| epilogue.prefetch(member, first_tile..first_tile + count, row as usize));
+                let packed = linear.packed_input.filter(|_| replaced.is_none());
+                let row_words = |row| packed.map_or(&[][..], |input| self.packed_row(input, inputs.rows, row, scratch));
+                match packed.map(|input| self.group.packed_inputs[input].is_digits()) {
+                    Some(true) => {
+                        let x = rows_of(rows, row_words);
+                        self.kernels.digit_product(&tiles, first_tile, count, &x[..rows.len()], &mut sums);
+                    }
+                    Some(false) => {
+                        let x = rows_of(rows, |row| bytemuck::cast_slice(row_words(row)));
+                        self.kernels.product(&tiles, first_tile, count, &x[..rows.len()], &mut sums);
+                    }
                     None => {
                         let x = rows_of(rows, |row| inputs.row(row));
                         self.kernels.product(&tiles, first_tile, count, &x[..rows.len()], &mut sums);
                     }
-                    Some(input) => {
-                        let x = rows_of(rows, |row| self.digit_row(input, inputs.rows, row, &scratch.digits));
-                        self.kernels.digit_product(&tiles, first_tile, count, &x[..rows.len()], &mut sums);
-                    }
                 }
-                for tile in 0..count {
-                    let first = (first_tile + tile) * LANES;
-                    let lanes = LANES.min(outputs - first);
-                    for (y, &row) in sums[tile * MAX_ROWS..].iter_mut().zip(rows) {
-                        epilogue.finish(linear, member, first_tile + tile, row as usize, y);
-                        let start = row as usize * stride + linear.first_output + first;
-                        // SAFETY: each row and tile belongs to one task.
-                        let out = unsafe { out.part(start..start + lanes) };
+                for (r, &row) in rows.iter().enumerate() {
+                    let row = row as usize;
+                    let sums = &mut sums[r..count * MAX_ROWS];
+                    epilogue.finish(linear, member, first_tile, row, sums);
+                    let first = first_tile * LANES;
+                    let start = row * stride + linear.first_output + first;
+                    // SAFETY: each row and tile belongs to one task.
+                    let out = unsafe { out.part(start..start + outputs.min(first + count * LANES) - first) };
+                    for (out, y) in out.chunks_mut(LANES).zip(sums.iter().step_by(MAX_ROWS)) {
                         match write {
-                            Write::Replace => out.copy_from_slice(&y[..lanes]),
+                            Write::Replace => out.copy_from_slice(&y[..out.len()]),
                             Write::Add => out.iter_mut().zip(y).for_each(|(out, y)| *out += *y),
                         }
                     }
@@ -233,11 +247,11 @@ impl<'a> Context<'a> {
         })
     }
 
-    /// A row in digits, of one of the group's digit inputs.
-    fn digit_row<'s>(&self, input: usize, rows: usize, row: usize, digits: &'s [u32]) -> &'s [u32] {
-        let before: usize = self.group.digit_inputs[..input].iter().map(DigitInput::words).sum();
-        let words = self.group.digit_inputs[input].words();
-        &digits[before * rows + row * words..][..words]
+    /// A row of one of the group's packed inputs.
+    fn packed_row<'s>(&self, input: usize, rows: usize, row: usize, scratch: &'s Scratch) -> &'s [u32] {
+        let before: usize = self.group.packed_inputs[..input].iter().map(PackedInput::words).sum();
+        let words = self.group.packed_inputs[input].words();
+        &scratch.packed[before * rows + row * words..][..words]
     }
 }
 

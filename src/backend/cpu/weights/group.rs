@@ -17,17 +17,17 @@ pub(crate) struct Group {
     pub(crate) in_features: usize,
     /// All members' outputs.
     pub(crate) out_features: usize,
-    /// Distinct ways in which the quantized members take their input.
-    pub(crate) digit_inputs: Vec<DigitInput>,
+    /// Distinct ways in which the quantized members take the group's input.
+    pub(crate) packed_inputs: Vec<PackedInput>,
 }
 
-/// How some quantized linears of a group take their input: in which order, and in which spans its digits share a step.
+/// The input of some quantized linears of a group, as their product takes it: in the packed order, as digits or as floats.
 #[derive(PartialEq, Eq)]
-pub(crate) struct DigitInput {
+pub(crate) struct PackedInput {
     /// The model's input of each packed one, or [`PADDING`]; `None` where they are the same.
     order: Option<Vec<u32>>,
-    /// Packed inputs of each span.
-    spans: Vec<usize>,
+    /// Packed inputs of each span, which share a step; `None` for floats.
+    spans: Option<Vec<usize>>,
     /// Packed inputs.
     inputs: usize,
 }
@@ -35,8 +35,8 @@ pub(crate) struct DigitInput {
 /// One linear of a group.
 pub(crate) struct Linear {
     packed: Packed,
-    /// Which of the group's digit inputs it reads; `None` for a linear of floats.
-    pub(crate) digit_input: Option<usize>,
+    /// Which of the group's packed inputs it reads; `None` where it reads the input as it is.
+    pub(crate) packed_input: Option<usize>,
     bias: Option<ArenaSlice>,
     /// Where its outputs begin among the group's.
     pub(crate) first_output: usize,
@@ -74,9 +74,14 @@ impl Group {
     ///
     /// # Errors
     /// `memory_exhausted`; `internal` if the members' inputs differ or one contradicts itself.
-    pub(crate) fn pack(pool: &mut Pool, arena: &mut Arena, sources: &[LinearSource<'_>]) -> Result<Self> {
+    pub(crate) fn pack(
+        pool: &mut Pool,
+        kernels: &Kernels,
+        arena: &mut Arena,
+        sources: &[LinearSource<'_>],
+    ) -> Result<Self> {
         let in_features = sources.first().map_or(0, |source| source.weight.in_features());
-        let mut group = Self { members: Vec::new(), in_features, out_features: 0, digit_inputs: Vec::new() };
+        let mut group = Self { members: Vec::new(), in_features, out_features: 0, packed_inputs: Vec::new() };
         for source in sources {
             let mut packed = pack(pool, arena, &source.weight)?;
             if packed.in_features != in_features {
@@ -84,10 +89,10 @@ impl Group {
                     .with_expected(in_features)
                     .with_found(packed.in_features));
             }
-            let digit_input = DigitInput::of(&mut packed).map(|input| {
-                group.digit_inputs.iter().position(|known| *known == input).unwrap_or_else(|| {
-                    group.digit_inputs.push(input);
-                    group.digit_inputs.len() - 1
+            let packed_input = PackedInput::of(kernels, &mut packed).map(|input| {
+                group.packed_inputs.iter().position(|known| *known == input).unwrap_or_else(|| {
+                    group.packed_inputs.push(input);
+                    group.packed_inputs.len() - 1
                 })
             });
             let bias = match source.bias {
@@ -104,7 +109,7 @@ impl Group {
                 None => None,
             };
             let out_features = packed.out_features;
-            group.members.push(Linear { packed, digit_input, bias, first_output: group.out_features });
+            group.members.push(Linear { packed, packed_input, bias, first_output: group.out_features });
             group.out_features += out_features;
         }
         Ok(group)
@@ -112,41 +117,63 @@ impl Group {
 
     /// The model's input of each packed input of a member, unless they are the same.
     pub(crate) fn order(&self, member: usize) -> Option<&[u32]> {
-        self.digit_inputs[self.members[member].digit_input?].order.as_deref()
+        self.packed_inputs[self.members[member].packed_input?].order.as_deref()
     }
 }
 
-impl DigitInput {
-    /// Of a packed weight, which gives up its order, unless it is one of floats.
-    fn of(packed: &mut Packed) -> Option<Self> {
-        let spans: Vec<usize> = packed.coded_spans()?.iter().map(|span| span.blocks * BLOCK).collect();
-        Some(Self { order: packed.order.take(), inputs: spans.iter().sum(), spans })
+impl PackedInput {
+    /// Of a packed weight, which gives up its order; `None` if it takes the input as it is.
+    fn of(kernels: &Kernels, packed: &mut Packed) -> Option<Self> {
+        let spans = packed.coded_spans()?;
+        let digits = kernels.takes_digits(spans);
+        let spans: Vec<usize> = spans.iter().map(|span| span.blocks * BLOCK).collect();
+        let order = packed.order.take();
+        let inputs = spans.iter().sum();
+        (digits || order.is_some()).then_some(Self { order, inputs, spans: digits.then_some(spans) })
     }
 
-    /// Words of a row in digits.
+    /// Words of a row.
     pub(crate) fn words(&self) -> usize {
-        row_words(self.inputs, self.spans.len())
+        self.spans.as_ref().map_or(self.inputs, |spans| row_words(self.inputs, spans.len()))
     }
 
-    /// Writes a row in digits; `x` is padded to whole blocks.
-    pub(crate) fn split(&self, kernels: &Kernels, x: &[f32], out: &mut [u32]) {
+    /// Whether rows are digits; else their words are floats.
+    pub(crate) fn is_digits(&self) -> bool {
+        self.spans.is_some()
+    }
+
+    /// Writes a row; `x` is padded to whole blocks.
+    pub(crate) fn write(&self, kernels: &Kernels, x: &[f32], out: &mut [u32]) {
+        match &self.spans {
+            Some(spans) => self.split(kernels, spans, x, out),
+            None => self.gather(0, x, bytemuck::cast_slice_mut(out)),
+        }
+    }
+
+    /// Writes a row as digits.
+    fn split(&self, kernels: &Kernels, spans: &[usize], x: &[f32], out: &mut [u32]) {
         let (mut digits, mut of_spans) = out.split_at_mut(self.inputs);
         let mut gathered = [0.0; SPAN_BLOCKS * BLOCK];
         let mut start = 0;
-        for &inputs in &self.spans {
+        for &inputs in spans {
             let (own_digits, other_digits) = digits.split_at_mut(inputs);
             let (of_span, of_others) = of_spans.split_at_mut(SPAN_WORDS);
-            let values = match &self.order {
+            let values = match self.order {
                 None => &x[start..start + inputs],
-                Some(order) => {
-                    for (value, &input) in gathered.iter_mut().zip(&order[start..start + inputs]) {
-                        *value = if input == PADDING { 0.0 } else { x[input as usize] };
-                    }
+                Some(_) => {
+                    self.gather(start, x, &mut gathered[..inputs]);
                     &gathered[..inputs]
                 }
             };
             kernels.split(values, own_digits, of_span);
             (digits, of_spans, start) = (other_digits, of_others, start + inputs);
+        }
+    }
+
+    /// Writes the packed inputs from `start` on, if there is an order.
+    fn gather(&self, start: usize, x: &[f32], out: &mut [f32]) {
+        for (value, &input) in out.iter_mut().zip(self.order.iter().flat_map(|order| &order[start..])) {
+            *value = if input == PADDING { 0.0 } else { x[input as usize] };
         }
     }
 }

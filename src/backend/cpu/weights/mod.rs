@@ -47,7 +47,7 @@ impl BaseWeights {
     /// # Errors
     /// `memory_exhausted`; `internal` if the members contradict themselves or each other.
     pub(crate) fn load_linears(&mut self, pool: &mut Pool, members: &[LinearSource<'_>]) -> Result<GroupId> {
-        let packed = Group::pack(pool, &mut self.arena, members)?;
+        let packed = Group::pack(pool, self.kernels, &mut self.arena, members)?;
         let group = self.groups.len();
         for (member, source) in members.iter().enumerate() {
             self.sites.insert(source.site, SitePlace::Linear { group, member });

@@ -10,8 +10,8 @@
 //! dense  [input][16 outputs] in the stored type
 //! ```
 //!
-//! One shift and mask of a line thus gives the same four inputs of every output, as bytes: an operand of an 8-bit dot product
-//! with the activations' digits (`kernels/digits.rs`). Scales and zeros are in a stream of their own, to keep lines aligned: 16 scales
+//! One shift and mask of a line thus gives the same four inputs of every output, as bytes: which suits both an 8-bit dot
+//! product with the activations' digits (`kernels/digits.rs`) and a conversion to f32. Scales and zeros are in a stream of their own, to keep lines aligned: 16 scales
 //! and 16 zeros of a span, in f16 where that is exact (GPTQ's always are), else in f32.
 //!
 //! Groups of codes longer than 128 inputs are split, so that a span's integer sums are exact in f32; groups that are no multiple of 32 are
@@ -209,7 +209,7 @@ impl DenseTiles {
 }
 
 /// The spans of a dense matrix.
-pub(crate) fn dense_spans(in_features: usize, width: Width) -> Vec<Span> {
+fn dense_spans(in_features: usize, width: Width) -> Vec<Span> {
     let blocks = in_features.div_ceil(BLOCK);
     (0..blocks).step_by(DENSE_SPAN_BLOCKS).map(|b| Span { width, blocks: DENSE_SPAN_BLOCKS.min(blocks - b) }).collect()
 }
