@@ -108,4 +108,4 @@ pub use engine::{
     Request, SamplingParams, SequenceCache, SequenceChunk, Stop, StopMatch, TokenLogprobs, Tokenizer, Usage,
 };
 pub use error::{Error, ErrorCode, ErrorKind, Result};
-pub use model::{Device, KvStorage, Model, ModelOptions, Progress};
+pub use model::{Device, HeadDType, KvStorage, Model, ModelOptions, Progress};

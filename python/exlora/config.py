@@ -15,8 +15,8 @@ class ExLlamaV2Config:
     """The contents of config.json, and settings for using the model.
 
     Settings that choose among exllamav2's GPU code paths (`no_flash_attn`, `no_xformers`, `no_sdpa`, `no_graphs`,
-    `max_attention_size`, `max_dq_size`, `fasttensors`) have no effect. exlora's own settings are `device`, `threads`
-    and `kv_dtype`.
+    `max_attention_size`, `max_dq_size`, `fasttensors`) have no effect. exlora's own settings are `device`, `threads`,
+    `head` and `kv_dtype`.
     """
 
     architecture: str
@@ -59,6 +59,7 @@ class ExLlamaV2Config:
         self.max_dq_size = 512 * 1024**2
         self.device = "auto"
         self.threads: int | None = None
+        self.head = "stored"
         self.kv_dtype = "f16"
         if model_dir is not None:
             self.prepare()

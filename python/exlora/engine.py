@@ -62,6 +62,8 @@ class Engine:
     adapters        name -> folder of a PEFT LoRA adapter
     device          "auto" (the CPU), "cpu", "cuda", "cuda:1", or "reference" (plain float32 math, slow)
     threads         CPU threads; all physical cores by default
+    head            "stored", or "int8": an output head that is not quantized is rounded to 8 bits, which decodes faster
+                    and moves logits by about 0.6 % of their size
     kv_dtype        "f16" or "f32"
     max_seq_len     longest prompt and output together, in tokens; by default config.json's, with its rope scaling
     kv_tokens       tokens the KV cache holds over all requests; 8192 by default, or max_seq_len if that is more; memory
@@ -82,6 +84,7 @@ class Engine:
         adapters: Mapping[str, str | PathLike[str]] | None = None,
         device: str = "auto",
         threads: int | None = None,
+        head: str = "stored",
         kv_dtype: str = "f16",
         max_seq_len: int | None = None,
         kv_tokens: int | None = None,
@@ -94,6 +97,7 @@ class Engine:
         self._options: dict[str, Any] = {
             "device": device,
             "threads": threads,
+            "head": head,
             "kv_dtype": kv_dtype,
             "max_seq_len": max_seq_len,
             "kv_tokens": kv_tokens,

@@ -135,6 +135,7 @@ class ExLlamaV2(_exlora.ExLlamaV2Base):
             self.config.model_dir,
             device=self.config.device,
             threads=self.config.threads,
+            head=self.config.head,
             max_seq_len=self.config.max_seq_len,
             progress=progress,
         )

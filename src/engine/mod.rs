@@ -110,6 +110,7 @@ impl Engine {
         let model_options = ModelOptions {
             device: options.device,
             threads: options.threads,
+            head: options.head,
             max_seq_len: options.max_seq_len,
             adapter_limits: options.adapter_limits,
         };

@@ -3,7 +3,7 @@
 use super::generation_config::GenerationConfigSource;
 use crate::adapter::pool::AdapterLimits;
 use crate::backend::KvDType;
-use crate::model::Device;
+use crate::model::{Device, HeadDType};
 
 /// Tokens that the KV cache of an engine holds by default.
 pub const DEFAULT_KV_TOKENS: usize = 8192;
@@ -18,6 +18,8 @@ pub struct EngineOptions {
     pub device: Device,
     /// CPU threads; all physical cores by default.
     pub threads: Option<usize>,
+    /// How the output head is kept.
+    pub head: HeadDType,
     /// Element type of cached keys and values.
     pub kv_dtype: KvDType,
     /// Longest sequence, prompt and output, in tokens. By default it is that of the model's config, stretched by its rope
@@ -46,6 +48,7 @@ impl Default for EngineOptions {
         Self {
             device: Device::Auto,
             threads: None,
+            head: HeadDType::Stored,
             kv_dtype: KvDType::F16,
             max_seq_len: None,
             kv_tokens: None,

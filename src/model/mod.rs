@@ -39,7 +39,7 @@ use decoder::Decoder;
 use loader::DecoderLoader;
 
 pub use kv_storage::KvStorage;
-pub use loader::Progress;
+pub use loader::{HeadDType, Progress};
 pub use survey::{ModelSurvey, survey};
 
 /// Largest number of CPU threads: more are a mistake, and each takes memory.
@@ -88,6 +88,8 @@ pub struct ModelOptions {
     pub threads: Option<usize>,
     /// Longest sequence, in positions; by default [`DecoderConfig::max_positions`](config::DecoderConfig::max_positions).
     pub max_seq_len: Option<usize>,
+    /// How the output head is kept.
+    pub head: HeadDType,
     /// Limits of resident adapters.
     pub adapter_limits: AdapterLimits,
 }
@@ -134,6 +136,7 @@ impl Model {
                 config: &config,
                 quant: quant.as_ref(),
                 checkpoint: &checkpoint,
+                head: options.head,
                 weights,
                 sites: SiteTable::default(),
                 progress,

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use super::config::DecoderConfig;
-use super::loader::DecoderLoader;
+use super::loader::{DecoderLoader, HeadDType};
 use crate::backend::{EmbeddingId, GroupId, LinearSource, NormId, WeightLoader};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
@@ -39,6 +39,7 @@ pub fn survey(dir: &Path) -> Result<ModelSurvey> {
         config: &config,
         quant: quant.as_ref(),
         checkpoint: &checkpoint,
+        head: HeadDType::Stored,
         weights: &mut NullBackend,
         sites: SiteTable::default(),
         progress: &mut |_| Ok(()),

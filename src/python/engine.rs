@@ -59,8 +59,8 @@ fn options(
 impl PyEngine {
     /// Loads a model folder and its tokenizer. `progress` is `True` for a bar on stderr, or a callable (done, total).
     #[new]
-    #[pyo3(signature = (model, *, device="auto", threads: "SupportsIndex | None"=None, kv_dtype="f16",
-                        max_seq_len: "SupportsIndex | None"=None, kv_tokens: "SupportsIndex | None"=None,
+    #[pyo3(signature = (model, *, device="auto", threads: "SupportsIndex | None"=None, head="stored",
+                        kv_dtype="f16", max_seq_len: "SupportsIndex | None"=None, kv_tokens: "SupportsIndex | None"=None,
                         max_batch_size: "SupportsIndex"=32, prefill_chunk: "SupportsIndex"=512, prefix_cache=true,
                         generation_config=None, progress=None))]
     #[allow(clippy::too_many_arguments)]
@@ -69,6 +69,7 @@ impl PyEngine {
         model: PathBuf,
         device: &str,
         #[pyo3(from_py_with = optional_integer)] threads: Option<i64>,
+        head: &str,
         kv_dtype: &str,
         #[pyo3(from_py_with = optional_integer)] max_seq_len: Option<i64>,
         #[pyo3(from_py_with = optional_integer)] kv_tokens: Option<i64>,
@@ -81,6 +82,7 @@ impl PyEngine {
         let options = EngineOptions {
             device: parse_device(py, device)?,
             threads: threads.map(|threads| count("threads", threads)).transpose()?,
+            head: head.parse()?,
             ..options(kv_dtype, max_seq_len, kv_tokens, max_batch_size, prefill_chunk, prefix_cache, generation_config)?
         };
         let reporter = ProgressReporter::new(progress)?;

@@ -35,20 +35,26 @@ impl PyModel {
 impl PyModel {
     /// Loads a model folder. `progress` is `True` for a bar on stderr, or a callable (done, total).
     #[new]
-    #[pyo3(signature = (path, *, device="auto", threads: "SupportsIndex | None"=None,
+    #[pyo3(signature = (path, *, device="auto", threads: "SupportsIndex | None"=None, head="stored",
                         max_seq_len: "SupportsIndex | None"=None, progress=None))]
     fn load(
         py: Python<'_>,
         path: PathBuf,
         device: &str,
         #[pyo3(from_py_with = optional_integer)] threads: Option<i64>,
+        head: &str,
         #[pyo3(from_py_with = optional_integer)] max_seq_len: Option<i64>,
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let threads = threads.map(|threads| count("threads", threads)).transpose()?;
         let max_seq_len = max_seq_len.map(|tokens| count("max_seq_len", tokens)).transpose()?;
-        let options =
-            ModelOptions { device: parse_device(py, device)?, threads, max_seq_len, ..ModelOptions::default() };
+        let options = ModelOptions {
+            device: parse_device(py, device)?,
+            threads,
+            head: head.parse()?,
+            max_seq_len,
+            ..ModelOptions::default()
+        };
         let reporter = ProgressReporter::new(progress)?;
         let model =
             detached(py, |python| Model::load(&path, &options, &mut |progress| reporter.report(python, progress)));

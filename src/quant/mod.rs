@@ -16,9 +16,11 @@ pub mod exl2;
 pub mod gptq;
 mod module_tensors;
 mod open_weight;
+mod rounded;
 mod weight;
 
 pub use self::bit_fields::BitStreams;
 pub use self::config::QuantConfig;
 pub use self::open_weight::{format_of, open_bias, open_dense, open_linear};
+pub use self::rounded::RoundedWeight;
 pub use self::weight::{QuantGroup, QuantLayout, QuantizedWeight, StoredWeight};

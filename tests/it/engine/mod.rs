@@ -1,6 +1,7 @@
 //! The engine on the bundled model: batch invariance, pages, leases, stops, threads, and errors that leave it running.
 
 mod fairness;
+mod head_dtype;
 mod many_requests;
 mod prefix_cache;
 mod sequence_cache;
