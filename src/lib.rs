@@ -105,7 +105,8 @@ pub use backend::KvDType;
 pub use engine::{
     AdapterRef, AsCompleted, CancelHandle, ChatMessage, ChatOptions, Chunk, Completion, DeviceStats, Engine,
     EngineOptions, EngineStats, Finish, FinishReason, GenerationConfig, GenerationConfigSource, Job, Logits, Prompt,
-    Request, SamplingParams, SequenceCache, SequenceChunk, Stop, StopMatch, TokenLogprobs, Tokenizer, Usage,
+    Request, SamplingParams, SequenceCache, SequenceChunk, Stop, StopMatch, TokenLogprobs, TokenProbs, Tokenizer,
+    Usage,
 };
 pub use error::{Error, ErrorCode, ErrorKind, Result};
 pub use model::{Device, HeadDType, KvStorage, Model, ModelOptions, Progress};

@@ -51,6 +51,7 @@ impl PyRequest {
         dict.set_item("stop", self.stops())?;
         dict.set_item("stop_at_eos", request.stop_at_eos)?;
         dict.set_item("logprobs", request.logprobs)?;
+        dict.set_item("probs", request.probs)?;
         dict.set_item("return_logits", request.return_logits)?;
         dict.set_item("skip_special_tokens", request.skip_special_tokens)?;
         dict.set_item("add_special_tokens", request.add_special_tokens)?;
@@ -73,7 +74,7 @@ impl PyRequest {
     #[new]
     #[pyo3(signature = (prompt, adapter=None, *, sampling=None, max_new_tokens: "SupportsIndex"=128,
                         min_new_tokens: "SupportsIndex"=0, stop=None, stop_at_eos=true, logprobs: "SupportsIndex"=0,
-                        return_logits=false, skip_special_tokens=true, add_special_tokens=true, tools=None,
+                        probs: "SupportsIndex"=0, return_logits=false, skip_special_tokens=true, add_special_tokens=true, tools=None,
                         documents=None, chat_template=None, chat_template_kwargs=None, add_generation_prompt=None,
                         continue_final_message=None, **keywords: "Any"))]
     #[allow(clippy::too_many_arguments)]
@@ -87,6 +88,7 @@ impl PyRequest {
         stop: Option<StopsArg>,
         stop_at_eos: bool,
         #[pyo3(from_py_with = integer)] logprobs: i64,
+        #[pyo3(from_py_with = integer)] probs: i64,
         return_logits: bool,
         skip_special_tokens: bool,
         add_special_tokens: bool,
@@ -107,6 +109,7 @@ impl PyRequest {
             stop: stop.unwrap_or_default().0,
             stop_at_eos,
             logprobs: count("logprobs", logprobs)?,
+            probs: count("probs", probs)?,
             return_logits,
             skip_special_tokens,
             add_special_tokens,
@@ -171,6 +174,12 @@ impl PyRequest {
     #[getter]
     fn logprobs(&self) -> usize {
         self.request.logprobs
+    }
+
+    /// Number of top probabilities for each token after penalties and filters; 0 for no probabilities.
+    #[getter]
+    fn probs(&self) -> usize {
+        self.request.probs
     }
 
     /// Whether the logits that each token was chosen from are returned.
