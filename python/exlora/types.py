@@ -126,6 +126,10 @@ class RequestKeywords(SamplingKeywords, total=False):
     stop_at_eos: PerPrompt[bool]
     logprobs: PerPrompt[int]
     return_logits: PerPrompt[bool]
+    ngram_draft: PerPrompt[bool]
+    max_ngram: PerPrompt[int]
+    num_draft_tokens: PerPrompt[int | None]
+    draft_adapters: Adapters
     skip_special_tokens: PerPrompt[bool]
     add_special_tokens: PerPrompt[bool]
     tools: JsonObjects | Sequence[JsonObjects | None] | None
@@ -155,6 +159,10 @@ class OneRequestKeywords(TypedDict, total=False):
     stop_at_eos: bool
     logprobs: int
     return_logits: bool
+    ngram_draft: bool
+    max_ngram: int
+    num_draft_tokens: int | None
+    draft_adapters: Adapter
     skip_special_tokens: bool
     add_special_tokens: bool
     tools: JsonObjects | None
