@@ -27,6 +27,7 @@ mod sequence_cache;
 mod sequence_kv;
 mod stats;
 mod text;
+mod token_mask;
 mod turns;
 
 use std::path::Path;
@@ -69,6 +70,7 @@ pub use sequence_cache::{SequenceCache, SequenceChunk};
 pub use stats::{DeviceStats, EngineStats};
 pub(crate) use text::AdapterTokenizer;
 pub use text::{ChatMessage, ChatOptions, Tokenizer};
+pub use token_mask::TokenMask;
 
 /// The part of a device's free memory that a KV cache takes by default, as a fraction. The rest is for activations, logits and
 /// adapters.

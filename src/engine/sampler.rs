@@ -1,6 +1,7 @@
 //! Choosing a token from logits.
 //!
-//! The order is fixed: repetition, frequency and presence penalties, logit bias, temperature, top-k, top-p, min-p, draw.
+//! The order is fixed: repetition, frequency and presence penalties, logit bias and mask, temperature, top-k, top-p, min-p,
+//! draw.
 //! The three filters each keep the head of one and the same ranking (larger logit first, then lower id), so each is a cut
 //! and the strictest wins; top-p counts shares of what top-k left.
 //!
@@ -11,6 +12,7 @@
 use std::cmp::Ordering;
 
 use super::sampling_params::SamplingParams;
+use super::token_mask::TokenMask;
 use crate::error::{Error, ErrorCode, Result};
 
 /// The chosen token and, if asked for, log-probabilities of the unmodified distribution.
@@ -27,7 +29,7 @@ pub struct Sampled {
 /// Chooses tokens; keeps scratch memory between calls.
 #[derive(Default)]
 pub struct Sampler {
-    /// Logits after penalties and bias, if the request has any.
+    /// Logits after penalties, bias and mask, if the request has any.
     modified: Vec<f32>,
     /// Occurrences per id; all zero between calls.
     counts: Vec<u32>,
@@ -53,23 +55,28 @@ impl Sampler {
     /// Chooses the token that follows `tokens` (prompt, then output from `prompt_len` on).
     ///
     /// The random number depends on the seed (0 if there is none) and on `tokens.len()` alone, so batching changes nothing.
-    /// `logprobs` is the number of top log-probabilities wanted, 0 for none.
+    /// `mask` has the ids that may be chosen; `None` allows all. `logprobs` is the number of top log-probabilities wanted,
+    /// 0 for none.
     ///
     /// # Errors
-    /// `sampling_invalid`: every token is forbidden, that is, has a logit of minus infinity or NaN.
+    /// `sampling_invalid`: every token is forbidden, that is, has a logit of minus infinity or NaN, or is not in the mask.
     pub fn sample(
         &mut self,
         logits: &[f32],
         params: &SamplingParams,
         tokens: &[u32],
         prompt_len: usize,
+        mask: Option<&TokenMask>,
         logprobs: usize,
     ) -> Result<Sampled> {
         let mut modified = std::mem::take(&mut self.modified);
-        let id = if params.changes_logits() {
+        let id = if params.changes_logits() || mask.is_some() {
             modified.clear();
             modified.extend_from_slice(logits);
             self.penalize(&mut modified, params, tokens, tokens.get(prompt_len..).unwrap_or_default());
+            if let Some(mask) = mask {
+                mask.apply(&mut modified);
+            }
             self.choose(&modified, params, tokens.len())
         } else {
             self.choose(logits, params, tokens.len())
@@ -260,7 +267,7 @@ mod tests {
     }
 
     fn choose(logits: &[f32], params: &SamplingParams) -> u32 {
-        Sampler::default().sample(logits, params, &[], 0, 0).expect("a token can be chosen").id
+        Sampler::default().sample(logits, params, &[], 0, None, 0).expect("a token can be chosen").id
     }
 
     /// How often each token is drawn over `n` positions.
@@ -269,7 +276,7 @@ mod tests {
         let tokens = vec![0; n];
         let mut counts = vec![0; logits.len()];
         for position in 0..n {
-            let sampled = sampler.sample(logits, params, &tokens[..position], position, 0);
+            let sampled = sampler.sample(logits, params, &tokens[..position], position, None, 0);
             counts[sampled.expect("a token can be chosen").id as usize] += 1;
         }
         counts
@@ -336,13 +343,35 @@ mod tests {
         for params in [at(0.0), at(1.0), SamplingParams { top_k: 2, top_p: 0.9, min_p: 0.1, ..at(0.7) }] {
             assert_eq!(choose(&[nan, -inf, -5.0, nan], &params), 2);
             for all_forbidden in [&[nan, -inf, nan][..], &[]] {
-                let error = Sampler::default().sample(all_forbidden, &params, &[], 0, 0).expect_err("none is possible");
+                let error =
+                    Sampler::default().sample(all_forbidden, &params, &[], 0, None, 0).expect_err("none is possible");
                 assert_eq!(error.code(), ErrorCode::SamplingInvalid);
             }
             assert_eq!(choose(&[1.0, inf, nan], &params), 1);
         }
-        let sampled = Sampler::default().sample(&[nan, 1.0, -inf], &at(0.0), &[], 0, 3).expect("chosen");
+        let sampled = Sampler::default().sample(&[nan, 1.0, -inf], &at(0.0), &[], 0, None, 3).expect("chosen");
         assert_eq!((sampled.id, sampled.logprob, sampled.top_logprobs), (1, 0.0, vec![(1, 0.0)]));
+    }
+
+    #[test]
+    fn only_ids_in_the_mask_are_chosen_and_logprobs_stay_those_of_all() {
+        let logits = [3.0, 2.0, 1.0, 0.0];
+        let mut mask = TokenMask::none(3);
+        [1, 2].iter().for_each(|&id| mask.allow(id));
+        for params in [at(0.0), at(1.0), SamplingParams { top_k: 1, ..at(1.0) }] {
+            let mut chosen = [0; 4];
+            for position in 0..200 {
+                let tokens = vec![0; position];
+                let sampled = Sampler::default().sample(&logits, &params, &tokens, 0, Some(&mask), 2).expect("chosen");
+                let free = Sampler::default().sample(&logits, &params, &tokens, 0, None, 2).expect("chosen");
+                assert_eq!(sampled.top_logprobs, free.top_logprobs);
+                chosen[sampled.id as usize] += 1;
+            }
+            assert_eq!((chosen[0], chosen[3], chosen[2] > 0), (0, 0, !params.is_greedy()));
+        }
+        let none = TokenMask::none(4);
+        let error = Sampler::default().sample(&logits, &at(0.0), &[], 0, Some(&none), 0).expect_err("none is allowed");
+        assert_eq!(error.code(), ErrorCode::SamplingInvalid);
     }
 
     #[test]
@@ -359,10 +388,10 @@ mod tests {
     fn a_draw_does_not_depend_on_earlier_samples() {
         let logits: Vec<f32> = (0..50).map(|i| (i as f32 * 0.7).sin()).collect();
         let params = SamplingParams { seed: Some(7), ..at(1.0) };
-        let fresh = Sampler::default().sample(&logits, &params, &[1, 2, 3], 1, 0).expect("chosen");
+        let fresh = Sampler::default().sample(&logits, &params, &[1, 2, 3], 1, None, 0).expect("chosen");
         let mut used = Sampler::default();
-        let _ = used.sample(&[1.0; 90], &SamplingParams { repetition_penalty: 2.0, ..at(0.3) }, &[5, 80], 0, 4);
-        assert_eq!(used.sample(&logits, &params, &[9, 9, 9], 2, 0).expect("chosen"), fresh);
+        let _ = used.sample(&[1.0; 90], &SamplingParams { repetition_penalty: 2.0, ..at(0.3) }, &[5, 80], 0, None, 4);
+        assert_eq!(used.sample(&logits, &params, &[9, 9, 9], 2, None, 0).expect("chosen"), fresh);
     }
 
     #[test]
@@ -372,7 +401,7 @@ mod tests {
             let params = SamplingParams { seed: Some(seed), ..at(1.0) };
             let mut sampler = Sampler::default();
             (0..256)
-                .map(|n| sampler.sample(&logits, &params, &vec![0; n], 0, 0).expect("chosen").id)
+                .map(|n| sampler.sample(&logits, &params, &vec![0; n], 0, None, 0).expect("chosen").id)
                 .collect::<Vec<_>>()
         };
         let first = draws(0);
@@ -428,7 +457,7 @@ mod tests {
     fn logprobs_are_of_the_unmodified_distribution() {
         let logits = [1.0f32, 3.0, 2.0, -1.0];
         let params = SamplingParams { logit_bias: vec![(0, 100.0)], ..at(0.5) };
-        let sampled = Sampler::default().sample(&logits, &params, &[], 0, 2).expect("chosen");
+        let sampled = Sampler::default().sample(&logits, &params, &[], 0, None, 2).expect("chosen");
         let sum: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
         let expected = |id: usize| (f64::from(logits[id]) - sum.ln()) as f32;
         assert_eq!(sampled.id, 0);

@@ -157,7 +157,7 @@ impl PySamplingParams {
             params.seed = Some(random_seed()?);
         }
         let (prompt_len, top) = (count("prompt_len", prompt_len)?, count("top", top)?);
-        let sampled = Sampler::default().sample(&logits, &params, &tokens.0, prompt_len, top)?;
+        let sampled = Sampler::default().sample(&logits, &params, &tokens.0, prompt_len, None, top)?;
         Ok((sampled.id, sampled.logprob, sampled.top_logprobs))
     }
 

@@ -237,7 +237,7 @@ impl DraftModel {
         let on_panic = |message: &str| Error::new(ErrorCode::Internal, format!("choosing a draft panicked: {message}"));
         let (sampler, context) = (&mut self.sampler, &self.context);
         let sampled =
-            catch_panic(on_panic, || sampler.sample(logits, &decode.sampling, context, sequence.prompt_len, 0));
+            catch_panic(on_panic, || sampler.sample(logits, &decode.sampling, context, sequence.prompt_len, None, 0));
         sampled.map(|sampled| sampled.id).inspect_err(|_| self.sampler = Sampler::default())
     }
 

@@ -419,6 +419,7 @@ fn choose(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32]) ->
             }
         }
     }
-    let sampled = sampler.sample(logits, &decode.sampling, &sequence.tokens, sequence.prompt_len, decode.logprobs)?;
+    let sampled =
+        sampler.sample(logits, &decode.sampling, &sequence.tokens, sequence.prompt_len, None, decode.logprobs)?;
     sequence.accept(sampled, returned)
 }
