@@ -286,6 +286,7 @@ PROVOKE: dict[str, Callable[[], object]] = {
     "logits_not_finite": lambda: adapter().generate("SELECT", adapters={"sql": 3e38}),
     "kv_overflow": lambda: adapter().generate("SELECT", adapters={"sql": 1e30}),
     "sampling_invalid": lambda: model().generate("SELECT", temperature=inf),
+    "hook_failed": lambda: model().generate("SELECT", post_sampling_hooks=[lambda result: result.no_such_field]),
     "setting_unsupported": lambda: exllamav2().load_tp(),
     "model_not_loaded": lambda: exllamav2().forward([[1]]),
     "device_unavailable": lambda: model(device="tpu"),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::draft::Drafts;
 use super::job_state::JobState;
 use super::output::{Chunk, Finish, FinishReason, StopMatch, TokenLogprobs, TokenProbs, Usage};
+use super::post_sampling::PostSamplingHook;
 use super::sampler::{Sampled, SamplerState, TopCounts};
 use super::sampling_params::SamplingParams;
 use super::sequence_kv::{SequenceKv, SequencePlan};
@@ -38,6 +39,7 @@ pub(super) struct DecodeState {
     pub returns_logits: bool,
     /// What the sampler keeps between tokens.
     pub sampler_state: SamplerState,
+    pub post_sampling_hooks: Vec<PostSamplingHook>,
 }
 
 /// A request in the scheduler.

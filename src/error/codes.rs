@@ -157,6 +157,8 @@ catalog! {
     TokenOutOfRange = "token_out_of_range", Invalid, "use the model's own tokenizer";
     /// A sampling setting is out of range.
     SamplingInvalid = "sampling_invalid", Invalid, "see the message";
+    /// A hook of a request raised an exception.
+    HookFailed = "hook_failed", Invalid, "see the message";
     /// The logits are not finite, so no token can be sampled.
     LogitsNotFinite = "logits_not_finite", Invalid, "use smaller adapter weights; if that does not help, the base model or an adapter is damaged";
     /// A setting of exllamav2 that exlora does not support.

@@ -7,6 +7,7 @@ use pyo3::types::PyDict;
 use super::args::{MixtureArg, PromptArg, StopsArg};
 use super::chat::{ContinueFinalMessage, JsonObjects, TemplateKwargs, chat_options, to_python};
 use super::numbers::{count, integer, optional_integer};
+use super::post_sampling::Hooks;
 use super::returns::{JsonObjectsOut, NamedMixture, NamedValues, PromptOut, StopOut, TemplateKwargsOut};
 use super::sampling_params::PySamplingParams;
 use crate::engine::{AdapterRef, Request};
@@ -18,12 +19,14 @@ pub(super) struct PyRequest {
     /// Its sampling is that of `sampling`.
     request: Request,
     sampling: PySamplingParams,
+    /// Those of `request` are made of these.
+    hooks: Hooks,
 }
 
 impl PyRequest {
     /// The request for the engine.
     pub(super) fn request(&self) -> Request {
-        self.request.clone()
+        Request { post_sampling_hooks: self.hooks.hooks(), ..self.request.clone() }
     }
 
     /// The request for several samples.
@@ -58,6 +61,7 @@ impl PyRequest {
         dict.set_item("stop_at_eos", request.stop_at_eos)?;
         dict.set_item("logprobs", request.logprobs)?;
         dict.set_item("probs", request.probs)?;
+        dict.set_item("post_sampling_hooks", self.hooks.clone())?;
         dict.set_item("return_logits", request.return_logits)?;
         dict.set_item("ngram_draft", request.ngram_draft)?;
         dict.set_item("max_ngram", request.max_ngram)?;
@@ -84,7 +88,7 @@ impl PyRequest {
     #[new]
     #[pyo3(signature = (prompt, adapter=None, *, sampling=None, max_new_tokens: "SupportsIndex"=128,
                         min_new_tokens: "SupportsIndex"=0, stop=None, stop_at_eos=true, logprobs: "SupportsIndex"=0,
-                        probs: "SupportsIndex"=0, return_logits=false, ngram_draft=false, max_ngram: "SupportsIndex"=4,
+                        probs: "SupportsIndex"=0, post_sampling_hooks=None, return_logits=false, ngram_draft=false, max_ngram: "SupportsIndex"=4,
                         num_draft_tokens: "SupportsIndex | None"=None, draft_adapters=None, skip_special_tokens=true,
                         add_special_tokens=true, tools=None,
                         documents=None, chat_template=None, chat_template_kwargs=None, add_generation_prompt=None,
@@ -101,6 +105,7 @@ impl PyRequest {
         stop_at_eos: bool,
         #[pyo3(from_py_with = integer)] logprobs: i64,
         #[pyo3(from_py_with = integer)] probs: i64,
+        post_sampling_hooks: Option<Hooks>,
         return_logits: bool,
         ngram_draft: bool,
         #[pyo3(from_py_with = integer)] max_ngram: i64,
@@ -143,7 +148,7 @@ impl PyRequest {
             ),
             ..Request::new(prompt.0)
         };
-        Ok(Self { request, sampling })
+        Ok(Self { request, sampling, hooks: post_sampling_hooks.unwrap_or_default() })
     }
 
     /// The prompt: text, token ids or chat messages.
@@ -200,6 +205,12 @@ impl PyRequest {
     #[getter]
     fn probs(&self) -> usize {
         self.request.probs
+    }
+
+    /// Callables that get a `PostSampling` for each chosen token, in this order; each may replace its `token`.
+    #[getter]
+    fn post_sampling_hooks(&self) -> Hooks {
+        self.hooks.clone()
     }
 
     /// Whether the logits that each token was chosen from are returned.

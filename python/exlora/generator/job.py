@@ -80,7 +80,7 @@ class ExLlamaV2DynamicJob:
         self.return_top_tokens = return_top_tokens
         self.return_probs = return_probs
         self._settings: dict[str, Any] = {
-            **self.gen_settings.request_settings(),
+            **self.gen_settings.request_settings(return_top_tokens),
             "min_new_tokens": min_new_tokens,
             "seed": new_seed(seed),
             "stop": stop_list(stop_conditions),

@@ -1,7 +1,6 @@
 """`ExLlamaV2Sampler`: exllamav2's sampling settings, and a sampler for logits of `forward`.
 
-The settings act in exllamav2's order, which is that of `SamplingParams`. `cfg_scale`, which asks for a pair of prompts, is
-refused.
+The settings act in exllamav2's order. `cfg_scale`, which asks for a pair of prompts, is refused.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import exlora._exlora as _exlora
 from exlora._arrays import as_numpy, to_array, token_rows
 from exlora._unsupported import refuse
 from exlora.generator._common import top_arrays
+from exlora.generator.hooks import native_hook
 
 if TYPE_CHECKING:
     from exlora.tokenizer import ExLlamaV2Tokenizer
@@ -98,8 +98,13 @@ class _Settings:
         bias[_ids(tokenizer, tokens)] = 0.0
         self.token_bias = to_array(bias)
 
-    def request_settings(self) -> dict[str, Any]:
-        """The same settings as keywords of a request."""
+    def request_settings(self, top_tokens: int = 0) -> dict[str, Any]:
+        """The same settings as keywords of a request. Hooks see the `top_tokens` most likely tokens."""
+        hooks = [native_hook(hook, top_tokens) for hook in self.post_sampling_hooks]
+        return {**self.sampling(), "post_sampling_hooks": hooks}
+
+    def sampling(self) -> dict[str, Any]:
+        """The same settings as keywords of `SamplingParams`, which have no hooks."""
         refuse("ExLlamaV2Sampler.Settings", cfg_scale=self.cfg_scale)
         return {
             **{name: getattr(self, name) for name in _SAME},
@@ -207,7 +212,7 @@ class ExLlamaV2Sampler:
         """
         del sync, kwargs
         refuse("ExLlamaV2Sampler.sample", prefix_token=prefix_token, filters=filters)
-        keywords = settings.request_settings()
+        keywords = settings.sampling()
         keywords["logit_bias"] |= dict.fromkeys(blocked_tokens or (), float("-inf"))
         values = as_numpy(logits)
         values = values.reshape(-1, values.shape[-1])

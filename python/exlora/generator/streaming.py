@@ -156,7 +156,7 @@ class ExLlamaV2StreamingGenerator:
             ngram_draft=self.speculative_ngram,
             max_ngram=self.speculative_ngram_max,
             num_draft_tokens=self.num_speculative_tokens,
-            **gen_settings.request_settings(),
+            **gen_settings.request_settings(return_top_tokens),
         )
         self._job = self._engine.submit(request)
 

@@ -85,6 +85,8 @@ pub struct Sampler {
     penalties: Penalties,
     dry: Dry,
     candidates: Candidates,
+    /// Ids of the best log-probabilities.
+    best: Vec<u32>,
 }
 
 impl Sampler {
@@ -108,13 +110,33 @@ impl Sampler {
         let chosen = self.choose(values, params, context, state, top.probs);
         self.modified = modified;
         let (id, prob, top_probs) = chosen.ok_or_else(all_forbidden)?;
-        let (logprob, top_logprobs) = if top.logprobs > 0 {
-            let Candidates { selection, ids, .. } = &mut self.candidates;
-            logprobs::logprobs(selection, ids, logits, id, top.logprobs)
-        } else {
-            (0.0, Vec::new())
-        };
+        let (logprob, top_logprobs) = self.logprobs(logits, id, top);
         Ok(Sampled { id, logprob, top_logprobs, prob, top_probs })
+    }
+
+    /// Replaces the token that was just chosen from `logits`.
+    ///
+    /// # Errors
+    /// `token_out_of_range`.
+    pub fn replace(&mut self, sampled: &mut Sampled, id: u32, logits: &[f32], top: TopCounts) -> Result<()> {
+        if id as usize >= logits.len() {
+            return Err(Error::new(ErrorCode::TokenOutOfRange, "a hook chose a token that the model does not have")
+                .with_expected(format!("an id below {}", logits.len()))
+                .with_found(id));
+        }
+        let Candidates { ids, weights, total, .. } = &self.candidates;
+        let place = ids.iter().position(|&candidate| candidate == id);
+        sampled.prob = place.map_or(0.0, |place| (weights[place] / total) as f32);
+        sampled.id = id;
+        (sampled.logprob, sampled.top_logprobs) = self.logprobs(logits, id, top);
+        Ok(())
+    }
+
+    fn logprobs(&mut self, logits: &[f32], id: u32, top: TopCounts) -> (f32, Vec<(u32, f32)>) {
+        match top.logprobs {
+            0 => (0.0, Vec::new()),
+            n => logprobs::logprobs(&mut self.candidates.selection, &mut self.best, logits, id, n),
+        }
     }
 
     /// The probabilities [vocab] that [`Sampler::sample`] draws from.

@@ -3,6 +3,7 @@
 mod fairness;
 mod many_requests;
 mod prefix_cache;
+mod sampling;
 mod sequence_cache;
 mod speculation;
 
