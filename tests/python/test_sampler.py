@@ -155,7 +155,8 @@ def test_reported_probabilities_are_those_of_the_distribution(engine):
 def test_rows_of_a_batch_are_sampled_as_alone(engine):
     settings = [{"max_new_tokens": 20, "seed": i, "temperature": 1.0} for i in range(len(SETTINGS))]
     requests = [
-        Request("Once upon a time", **{**own, **setting}) for own, setting in zip(settings, SETTINGS.values(), strict=True)
+        Request("Once upon a time", **{**own, **setting})
+        for own, setting in zip(settings, SETTINGS.values(), strict=True)
     ]
     together = engine.generate(requests)
     assert [out.token_ids for out in together] == [engine.generate(request).token_ids for request in requests]

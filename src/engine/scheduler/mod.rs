@@ -26,7 +26,7 @@ use super::draft::DraftCounts;
 use super::options::EngineOptions;
 use super::output::{FinishReason, no_memory_for_logits};
 use super::post_sampling::PostSampling;
-use super::sampler::{Context, Sampled, Sampler};
+use super::sampler::{Context, Sampled, Sampler, first_not_finite};
 use super::sequence::{Purpose, Sequence};
 use super::stats::{SchedulerStats, StepStats};
 use crate::error::{Error, ErrorCode, Result};
@@ -445,7 +445,7 @@ fn accept(
 /// Chooses the next token and sends its chunk.
 fn choose(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32]) -> Result<()> {
     let Purpose::Generate(decode) = &mut sequence.purpose else { return Ok(()) };
-    if let Some(id) = logits.iter().position(|logit| !logit.is_finite()) {
+    if let Some(id) = first_not_finite(logits) {
         let what = "the logits are not finite, so that no token can be chosen";
         return Err(Error::new(ErrorCode::LogitsNotFinite, what)
             .with_expected("finite numbers")
