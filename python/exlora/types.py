@@ -152,6 +152,10 @@ class RequestKeywords(SamplingKeywords, total=False):
     logprobs: PerPrompt[int]
     probs: PerPrompt[int]
     return_logits: PerPrompt[bool]
+    ngram_draft: PerPrompt[bool]
+    max_ngram: PerPrompt[int]
+    num_draft_tokens: PerPrompt[int | None]
+    draft_adapters: Adapters
     skip_special_tokens: PerPrompt[bool]
     add_special_tokens: PerPrompt[bool]
     tools: JsonObjects | Sequence[JsonObjects | None] | None
@@ -207,6 +211,10 @@ class OneRequestKeywords(TypedDict, total=False):
     logprobs: int
     probs: int
     return_logits: bool
+    ngram_draft: bool
+    max_ngram: int
+    num_draft_tokens: int | None
+    draft_adapters: Adapter
     skip_special_tokens: bool
     add_special_tokens: bool
     tools: JsonObjects | None
