@@ -104,8 +104,9 @@ pub use adapter::pool::{AdapterInfo, AdapterLease, AdapterLimits};
 pub use backend::KvDType;
 pub use engine::{
     AdapterRef, AsCompleted, CancelHandle, ChatMessage, ChatOptions, Chunk, Completion, DeviceStats, Engine,
-    EngineOptions, EngineStats, Finish, FinishReason, GenerationConfig, GenerationConfigSource, Job, Logits, Prompt,
-    Request, SamplingParams, SequenceCache, SequenceChunk, Stop, StopMatch, TokenLogprobs, Tokenizer, Usage,
+    EngineOptions, EngineStats, FilterTokens, Filters, Finish, FinishReason, GenerationConfig, GenerationConfigSource,
+    Grammar, Job, Logits, Prompt, Request, SamplingParams, SequenceCache, SequenceChunk, Stop, StopMatch, TokenFilter,
+    TokenLogprobs, Tokenizer, Usage,
 };
 pub use error::{Error, ErrorCode, ErrorKind, Result};
 pub use model::{Device, KvStorage, Model, ModelOptions, Progress};

@@ -77,6 +77,7 @@ class _Settings:
     xtc_probability: float = 0.0
     xtc_threshold: float = 0.1
     xtc_ignore_tokens: Any = None
+    filters: list[Any] = field(default_factory=list)
 
     @classmethod
     def greedy(cls, **kwargs: Any) -> _Settings:
@@ -85,7 +86,8 @@ class _Settings:
 
     def clone(self) -> _Settings:
         """An independent copy."""
-        return copy.deepcopy(self)
+        # Filters are the caller's objects.
+        return copy.deepcopy(self, {id(self.filters): list(self.filters)})
 
     def greedy_clone(self) -> _Settings:
         """A greedy copy with the same penalties and bias."""

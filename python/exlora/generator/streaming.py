@@ -12,6 +12,7 @@ import exlora._exlora as _exlora
 from exlora._arrays import to_array, token_row
 from exlora._unsupported import refuse, warn_unknown
 from exlora.generator._common import mixture, new_seed, open_engine, stop_list, token_array, top_arrays
+from exlora.generator.filters.base import filter_settings
 
 if TYPE_CHECKING:
     from exlora.cache import ExLlamaV2CacheBase
@@ -112,13 +113,10 @@ class ExLlamaV2StreamingGenerator:
         owner = f"{type(self).__name__}.begin_stream"
         refuse(
             owner,
-            token_healing=token_healing,
             input_mask=input_mask,
             position_offsets=position_offsets,
             input_embeddings=input_embeddings,
             banned_strings=banned_strings,
-            filters=filters,
-            filter_prefer_eos=filter_prefer_eos,
         )
         loras = kwargs.pop("lora", loras)
         warn_unknown(owner, kwargs)
@@ -136,6 +134,8 @@ class ExLlamaV2StreamingGenerator:
             logprobs=max(return_top_tokens, int(return_probabilities)),
             return_logits=return_logits,
             skip_special_tokens=not decode_special_tokens,
+            token_healing=token_healing,
+            **filter_settings(filters or gen_settings.filters, filter_prefer_eos),
             **gen_settings.request_settings(),
         )
         self._job = self._engine.submit(request)

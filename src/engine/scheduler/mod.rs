@@ -16,6 +16,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::constraint::prepare_during;
 use super::options::EngineOptions;
 use super::output::{FinishReason, no_memory_for_logits};
 use super::sampler::Sampler;
@@ -140,7 +141,13 @@ impl Scheduler {
     /// Computes `order[range]`, sequences with the same layer map. Fails those that cannot be computed on their own.
     fn compute(&mut self, model: &Model, range: Range<usize>) {
         self.fill_batch(range.clone());
-        let outcome = model.forward(&mut self.batch, &[&self.kv], &mut self.logits);
+        let (order, scheduled) = (&self.order[range.clone()], &self.scheduled_tokens);
+        let chooses =
+            |index: usize, sequence: &Sequence| order.contains(&index) && logit_rows_of(sequence, scheduled[index]) > 0;
+        let chosen_for = self.running.iter_mut().enumerate().filter(|(index, sequence)| chooses(*index, sequence));
+        let mut constraints: Vec<_> = chosen_for.filter_map(|(_, sequence)| sequence.constraint_mut()).collect();
+        let (kv, batch, logits) = (&self.kv, &mut self.batch, &mut self.logits);
+        let outcome = prepare_during(&mut constraints, || model.forward(batch, &[kv], logits));
         let Err(error) = outcome else { return self.advance(range) };
         let first = self.order[range.start];
         let tokens = &mut self.scheduled_tokens[first];
@@ -360,7 +367,7 @@ fn accept(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32], wi
 
 /// Chooses the next token and sends its chunk.
 fn choose(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32]) -> Result<()> {
-    let Purpose::Generate(decode) = &sequence.purpose else { return Ok(()) };
+    let Purpose::Generate(decode) = &mut sequence.purpose else { return Ok(()) };
     if let Some(id) = logits.iter().position(|logit| !logit.is_finite()) {
         let what = "the logits are not finite, so that no token can be chosen";
         return Err(Error::new(ErrorCode::LogitsNotFinite, what)
@@ -380,7 +387,8 @@ fn choose(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32]) ->
             }
         }
     }
-    let sampled =
-        sampler.sample(logits, &decode.sampling, &sequence.tokens, sequence.prompt_len, None, decode.logprobs)?;
+    let mask = decode.constraint.as_mut().map(|constraint| constraint.mask()).transpose()?;
+    let (tokens, prompt_len) = (&sequence.tokens, sequence.prompt_len);
+    let sampled = sampler.sample(logits, &decode.sampling, tokens, prompt_len, mask.as_ref(), decode.logprobs)?;
     sequence.accept(sampled, returned)
 }
