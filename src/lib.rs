@@ -106,7 +106,7 @@ pub use engine::{
     AdapterRef, AsCompleted, CancelHandle, ChatMessage, ChatOptions, Chunk, Completion, DeviceStats, Engine,
     EngineOptions, EngineStats, FilterTokens, Filters, Finish, FinishReason, GenerationConfig, GenerationConfigSource,
     Grammar, Job, Logits, Prompt, Request, SamplingParams, SequenceCache, SequenceChunk, Stop, StopMatch, TokenFilter,
-    TokenLogprobs, Tokenizer, Usage,
+    TokenLogprobs, TokenProbs, Tokenizer, Usage,
 };
 pub use error::{Error, ErrorCode, ErrorKind, Result};
 pub use model::{Device, KvStorage, Model, ModelOptions, Progress};

@@ -144,6 +144,9 @@ pub struct Request {
     pub stop_at_eos: bool,
     /// Number of top log-probabilities for each token; 0 for no log-probabilities.
     pub logprobs: usize,
+    /// Number of top probabilities for each token after penalties and filters, in the distribution that it was drawn from; 0
+    /// for no probabilities.
+    pub probs: usize,
     /// Whether chunks contain the logits that each token was chosen from.
     pub return_logits: bool,
     /// Whether special tokens are left out of the text.
@@ -175,12 +178,11 @@ impl Request {
         if !(1..=MAX_SAMPLES).contains(&self.n) {
             return invalid("n is out of range", format!("1 to {MAX_SAMPLES} samples"), self.n);
         }
-        if self.logprobs > vocab {
-            return invalid(
-                "logprobs asks for more tokens than the model has",
-                format!("at most {vocab}"),
-                self.logprobs,
-            );
+        for (name, tokens) in [("logprobs", self.logprobs), ("probs", self.probs)] {
+            if tokens > vocab {
+                let what = format!("{name} asks for more tokens than the model has");
+                return invalid(&what, format!("at most {vocab}"), tokens);
+            }
         }
         if self.n > 1 && !self.filters.filters.is_empty() {
             return invalid("filters know one text", "n = 1".to_owned(), self.n);
@@ -230,6 +232,7 @@ impl Request {
             stop: Vec::new(),
             stop_at_eos: true,
             logprobs: 0,
+            probs: 0,
             return_logits: false,
             skip_special_tokens: true,
             add_special_tokens: true,
@@ -294,6 +297,12 @@ impl Request {
     /// ```
     pub fn grammar(mut self, grammar: Grammar) -> Self {
         self.grammar = Some(grammar);
+        self
+    }
+
+    /// Asks for the `n` best probabilities of each token after penalties and filters.
+    pub fn probs(mut self, n: usize) -> Self {
+        self.probs = n;
         self
     }
 

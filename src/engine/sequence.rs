@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::constraint::Constraint;
 use super::job_state::JobState;
-use super::output::{Chunk, Finish, FinishReason, StopMatch, TokenLogprobs, Usage};
-use super::sampler::Sampled;
+use super::output::{Chunk, Finish, FinishReason, StopMatch, TokenLogprobs, TokenProbs, Usage};
+use super::sampler::{Sampled, SamplerState, TopCounts};
 use super::sampling_params::SamplingParams;
 use super::text::{Detokenizer, StopScan, StopStrings};
 use crate::adapter::forward_plan::ForwardPlan;
@@ -37,8 +37,10 @@ pub(super) struct DecodeState {
     pub constraint: Option<Box<Constraint>>,
     /// `None` for a model without a tokenizer.
     pub text: Option<(Detokenizer, StopStrings)>,
-    pub logprobs: usize,
+    pub top: TopCounts,
     pub returns_logits: bool,
+    /// What the sampler keeps between tokens.
+    pub sampler_state: SamplerState,
 }
 
 /// What the adapters of a request decide.
@@ -122,8 +124,11 @@ impl Sequence {
         let Purpose::Generate(decode) = &mut self.purpose else { return Ok(()) };
         self.tokens.push(sampled.id);
         let mut chunk = Chunk { token_ids: vec![sampled.id], logits, ..Chunk::default() };
-        if decode.logprobs > 0 {
+        if decode.top.logprobs > 0 {
             chunk.logprobs.push(TokenLogprobs { chosen: sampled.logprob, top: sampled.top_logprobs });
+        }
+        if decode.top.probs > 0 {
+            chunk.probs.push(TokenProbs { chosen: sampled.prob, top: sampled.top_probs });
         }
 
         let is_complete = match &mut decode.constraint {

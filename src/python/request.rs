@@ -55,6 +55,7 @@ impl PyRequest {
         dict.set_item("stop", self.stops())?;
         dict.set_item("stop_at_eos", request.stop_at_eos)?;
         dict.set_item("logprobs", request.logprobs)?;
+        dict.set_item("probs", request.probs)?;
         dict.set_item("return_logits", request.return_logits)?;
         dict.set_item("skip_special_tokens", request.skip_special_tokens)?;
         dict.set_item("add_special_tokens", request.add_special_tokens)?;
@@ -81,7 +82,7 @@ impl PyRequest {
     #[new]
     #[pyo3(signature = (prompt, adapter=None, *, sampling=None, max_new_tokens: "SupportsIndex"=128,
                         min_new_tokens: "SupportsIndex"=0, stop=None, stop_at_eos=true, logprobs: "SupportsIndex"=0,
-                        return_logits=false, skip_special_tokens=true, add_special_tokens=true, json_schema=None,
+                        probs: "SupportsIndex"=0, return_logits=false, skip_special_tokens=true, add_special_tokens=true, json_schema=None,
                         json_object=false, regex=None, grammar=None, choices=None, filters=None,
                         filter_prefer_eos=false, token_healing=false, tools=None,
                         documents=None, chat_template=None, chat_template_kwargs=None, add_generation_prompt=None,
@@ -97,6 +98,7 @@ impl PyRequest {
         stop: Option<StopsArg>,
         stop_at_eos: bool,
         #[pyo3(from_py_with = integer)] logprobs: i64,
+        #[pyo3(from_py_with = integer)] probs: i64,
         return_logits: bool,
         skip_special_tokens: bool,
         add_special_tokens: bool,
@@ -129,6 +131,7 @@ impl PyRequest {
             stop: stop.unwrap_or_default().0,
             stop_at_eos,
             logprobs: count("logprobs", logprobs)?,
+            probs: count("probs", probs)?,
             return_logits,
             skip_special_tokens,
             add_special_tokens,
@@ -193,6 +196,12 @@ impl PyRequest {
     #[getter]
     fn logprobs(&self) -> usize {
         self.request.logprobs
+    }
+
+    /// Number of top probabilities for each token after penalties and filters; 0 for no probabilities.
+    #[getter]
+    fn probs(&self) -> usize {
+        self.request.probs
     }
 
     /// Whether the logits that each token was chosen from are returned.

@@ -19,7 +19,7 @@ use std::ops::Range;
 use super::constraint::prepare_during;
 use super::options::EngineOptions;
 use super::output::{FinishReason, no_memory_for_logits};
-use super::sampler::Sampler;
+use super::sampler::{Context, Sampler};
 use super::sequence::{Purpose, Sequence};
 use super::stats::SchedulerStats;
 use crate::error::{Error, ErrorCode, Result};
@@ -389,6 +389,7 @@ fn choose(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32]) ->
     }
     let mask = decode.constraint.as_mut().map(|constraint| constraint.mask()).transpose()?;
     let (tokens, prompt_len) = (&sequence.tokens, sequence.prompt_len);
-    let sampled = sampler.sample(logits, &decode.sampling, tokens, prompt_len, mask.as_ref(), decode.logprobs)?;
+    let context = Context { tokens, prompt_len, mask: mask.as_ref(), random: None };
+    let sampled = sampler.sample(logits, &decode.sampling, context, &mut decode.sampler_state, decode.top)?;
     sequence.accept(sampled, returned)
 }

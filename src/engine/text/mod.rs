@@ -15,6 +15,7 @@ mod files;
 mod infilling;
 mod special_tokens;
 mod stop_strings;
+mod token_sets;
 mod token_trie;
 mod token_window;
 mod tokenizer;
