@@ -520,11 +520,14 @@ impl Engine {
     ) -> Result<Option<Box<Constraint>>> {
         let tokenizer = || text.tokenizer.as_ref().map_or_else(|| self.tokenizer(), Ok);
         // A special token that the request names as a stop is an end of the text like the model's own, and no part of it.
-        let is_special = |id: u32| text.tokenizer.as_ref().is_some_and(|tokenizer| tokenizer.is_special(id));
-        let stops = request.stop.iter().filter_map(|stop| match stop {
-            Stop::Token(id) if is_special(*id) => Some(*id),
-            Stop::Token(_) | Stop::Text(_) => None,
-        });
+        let special_id = |stop: &Stop| {
+            let tokenizer = text.tokenizer.as_ref()?;
+            match stop {
+                Stop::Token(id) => tokenizer.is_special(*id).then_some(*id),
+                Stop::Text(text) => tokenizer.special_id_of(text),
+            }
+        };
+        let stops = request.stop.iter().filter_map(special_id);
         let ends: Vec<u32> = eos_ids.iter().copied().chain(stops).collect();
         let (grammar, trie) = (request.grammar.as_ref(), || tokenizer()?.trie());
         Constraint::new(grammar, &request.filters, healed, trie, &ends, plan.vocab)

@@ -202,6 +202,23 @@ def test_a_filter_is_cloned(model, tokenizer):
     assert into.ids == own.ids
 
 
+def test_the_sampler_itself_takes_filters_and_a_token_to_heal(model, tokenizer):
+    pieces = tokenizer.get_id_to_piece_list()
+    logits = np.random.default_rng(3).normal(size=(1, 1, len(pieces))).astype(np.float32)
+    select = ExLlamaV2SelectFilter(model, tokenizer, ["read a row", "x"])
+    select.begin("")
+    allowed, ending = select.next()
+    for number in (0.0, 0.3, 0.6, 0.9):
+        arguments = (logits, RANDOM, np.array([[5]]), number, tokenizer)
+        token, *_, ended = ExLlamaV2Sampler.sample(*arguments, filters=[select])
+        assert int(token[0, 0]) in allowed
+        assert ended == (int(token[0, 0]) in ending)
+        prefix = tokenizer.single_id("s")
+        token, *_, ended = ExLlamaV2Sampler.sample(*arguments, prefix_token=np.array([[prefix]]))
+        assert pieces[int(token[0, 0])].startswith("s")
+        assert not ended
+
+
 # Token healing.
 
 

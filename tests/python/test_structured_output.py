@@ -5,6 +5,7 @@ import itertools
 import json
 import pickle
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -268,6 +269,8 @@ def test_the_end_token_is_allowed_only_where_the_grammar_may_end(engine):
     done = engine.generate(PROMPT, regex="ab+", **biased)
     assert (done.text, done.stop_match) == ("ab", eos)
     assert engine.generate(PROMPT, regex="a{3}", **biased).text == "aaa"
+    done = engine.generate(PROMPT, regex="ab+", **biased | {"stop": "<|im_end|>"})
+    assert (done.text, done.stop_match) == ("ab", "<|im_end|>")
 
 
 @pytest.mark.parametrize("feature", [{"json_schema": PERSON}, {"filters": True}])
@@ -331,9 +334,10 @@ EXPENSIVE = {
 
 @pytest.mark.parametrize("pattern", EXPENSIVE.values(), ids=EXPENSIVE)
 def test_an_expensive_regex_works_or_fails_in_bounded_time_and_memory(engine, pattern):
-    begin = time.perf_counter()
+    begin, memory = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     [done] = engine.generate([Request(PROMPT, regex=pattern, max_new_tokens=8)], return_errors=True)
     assert time.perf_counter() - begin < 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 1 << 20, "a GiB, in KiB"
     assert not isinstance(done, ExloraError) or done.code in ("constraint_invalid", "constraint_failed")
 
 

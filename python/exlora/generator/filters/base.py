@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from exlora.model import ExLlamaV2
     from exlora.tokenizer import ExLlamaV2Tokenizer
 
-__all__ = ["ExLlamaV2Filter", "filter_settings"]
+__all__ = ["ExLlamaV2Filter", "allowed_and_ending", "filter_settings"]
 
 
 class ExLlamaV2Filter:
@@ -71,6 +71,20 @@ class ExLlamaV2Filter:
 def filter_settings(filters: Any, prefer_eos: bool) -> dict[str, Any]:
     """Filters as keywords of a request."""
     return {"filters": [_Caller(one) for one in filters or ()], "filter_prefer_eos": bool(prefer_eos)}
+
+
+def allowed_and_ending(filters: Any, prefer_eos: bool, eos: int | None) -> tuple[set[int] | None, set[int]]:
+    """The ids that all filters allow, or `None` for all; and those that end the text."""
+    allowed: set[int] | None = None
+    ending: set[int] = set()
+    for one in filters or ():
+        own, own_ending = _Caller(one).next()
+        ending.update(own_ending or ())
+        if own is not None:
+            allowed = set(own) if allowed is None else allowed & set(own)
+    if prefer_eos and allowed is not None and eos in allowed:
+        allowed = {eos}
+    return allowed, ending
 
 
 class _Caller:
