@@ -271,8 +271,8 @@ class Engine:
         min_new_tokens       stop tokens and stop strings do not end the text before this number of new tokens
         temperature          0 is greedy decoding
         top_k, top_p, min_p  keep the k best, the nucleus, the tokens of at least a share of the best one's probability
-        top_a, tfs, typical  keep tokens by the squared probability of the best one, the head before the tail, the tokens
-                             of expected surprise
+        top_a, tfs, typical  keep tokens by the squared probability of the best one, those before the tail, those of the
+                             expected surprise
         mirostat             limits the surprise of tokens to a mean of `mirostat_tau` bits
         max_temp             dynamic temperature of what the filters left, from `min_temp` on
         temperature_last     whether the temperature acts after the filters
@@ -297,6 +297,15 @@ class Engine:
         draft_adapters       adapters of the draft model, as `adapters`
         skip_special_tokens  whether special tokens are left out of the text
         add_special_tokens   whether the tokenizer adds its own special tokens (a BOS) to a text prompt
+        json_schema          a dict or its text: the text is JSON that is valid under it; or one of the next four
+        json_object          the text is a JSON object
+        regex                the whole text matches this regular expression (Rust's syntax)
+        grammar              the text is in the language of this grammar (Lark's syntax)
+        choices              the text is one of these strings; for several prompts, as `stop`
+        filters              objects that choose the allowed tokens: `begin("")`, `next()` -> (allowed ids, ids that end
+                             the text), `feed(id)`; for several prompts, as `stop`
+        filter_prefer_eos    whether a token that ends the text is chosen as soon as the filters allow one
+        token_healing        the first new token may be any whose text begins with that of the prompt's last token
 
         For chat messages, as transformers' `apply_chat_template` takes them:
 

@@ -1,5 +1,6 @@
 //! A request: a prompt, its adapters, and how to continue it.
 
+use super::constraint::{Filters, Grammar};
 use super::post_sampling::PostSamplingHook;
 use super::sampling_params::SamplingParams;
 use super::text::{ChatMessage, ChatOptions};
@@ -175,6 +176,14 @@ pub struct Request {
     pub skip_special_tokens: bool,
     /// Whether the tokenizer adds its own special tokens (a BOS) to a text prompt.
     pub add_special_tokens: bool,
+    /// What the text must match, from its beginning to its end. Where nothing may follow, the text ends, whatever
+    /// `min_new_tokens` says.
+    pub grammar: Option<Grammar>,
+    /// The caller's own code that limits the tokens. For one sample.
+    pub filters: Filters,
+    /// Whether the last token of the prompt is taken back, and the first new token is one whose text begins with its text. The
+    /// completion's text begins after it. Not of a prompt of one token, or one that ends with a special token.
+    pub token_healing: bool,
 }
 
 impl Request {
@@ -203,6 +212,13 @@ impl Request {
         }
         if let Some(tokens) = self.num_draft_tokens.filter(|&tokens| tokens > MAX_DRAFT_TOKENS) {
             return invalid("num_draft_tokens is out of range", format!("at most {MAX_DRAFT_TOKENS}"), tokens);
+        }
+        if self.n > 1 && !self.filters.filters.is_empty() {
+            return invalid("filters know one text", "n = 1".to_owned(), self.n);
+        }
+        if self.token_healing && self.grammar.is_some() {
+            let what = "token_healing and a grammar exclude each other: a grammar begins where the prompt ends";
+            return Err(Error::new(ErrorCode::RequestInvalid, what));
         }
         self.check_stop_strings()?;
         self.sampling.check(vocab)
@@ -254,6 +270,9 @@ impl Request {
             draft_adapters: Vec::new(),
             skip_special_tokens: true,
             add_special_tokens: true,
+            grammar: None,
+            filters: Filters::default(),
+            token_healing: false,
         }
     }
 
@@ -302,6 +321,22 @@ impl Request {
     /// Adds a hook that is called with each chosen token.
     pub fn post_sampling_hook(mut self, hook: PostSamplingHook) -> Self {
         self.post_sampling_hooks.push(hook);
+        self
+    }
+
+    /// Sets what the text must match.
+    ///
+    /// ```
+    /// use exlora::{Engine, EngineOptions, Grammar, Request};
+    ///
+    /// let engine = Engine::load("tests/fixtures/quill-4m", EngineOptions::default())?;
+    /// let request = Request::new("Once upon a").grammar(Grammar::Regex("[a-z]{3} [0-9]+".to_owned())).max_new_tokens(6);
+    /// let text = &engine.generate(&[request])?[0].text;
+    /// assert!(text.as_bytes()[..3].iter().all(u8::is_ascii_lowercase));
+    /// # Ok::<(), exlora::Error>(())
+    /// ```
+    pub fn grammar(mut self, grammar: Grammar) -> Self {
+        self.grammar = Some(grammar);
         self
     }
 

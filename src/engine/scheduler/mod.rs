@@ -22,6 +22,7 @@ use std::ops::Range;
 
 use parking_lot::Mutex;
 
+use super::constraint::prepare_during;
 use super::draft::DraftCounts;
 use super::options::EngineOptions;
 use super::output::{FinishReason, no_memory_for_logits};
@@ -177,7 +178,16 @@ impl Scheduler {
     /// Computes `order[range]`, sequences with the same layer map. Fails those that cannot be computed on their own.
     fn compute(&mut self, model: &Model, range: Range<usize>) {
         self.fill_batch(range.clone());
-        let outcome = model.forward(&mut self.batch, &[&self.kv], &mut self.logits);
+        let (order, scheduled) = (&self.order[range.clone()], &self.scheduled_tokens);
+        let sequences = self.running.iter_mut().enumerate();
+        // Few sequences have a constraint, so the search through the order is rare.
+        let constrained = sequences.filter_map(|(index, sequence)| {
+            let chooses = logit_rows_of(sequence, scheduled[index]) > 0;
+            sequence.constraint_mut().filter(|_| chooses && order.contains(&index))
+        });
+        let mut constraints: Vec<_> = constrained.collect();
+        let (kv, batch, logits) = (&self.kv, &mut self.batch, &mut self.logits);
+        let outcome = prepare_during(&mut constraints, || model.forward(batch, &[kv], logits));
         let Err(error) = outcome else {
             self.stats.steps += 1;
             return self.advance(range);
@@ -330,7 +340,7 @@ impl Scheduler {
             let rows = end..end + tokens;
             end = rows.end + sequence.drafts.proposed.len();
             let results = StepResults { batch: &self.batch, rows, logits: own };
-            let list = if calls_hooks(sequence) { &mut own_tasks } else { &mut tasks };
+            let list = if calls_the_caller(sequence) { &mut own_tasks } else { &mut tasks };
             list.push((sequence, results));
         }
         let shared = Mutex::new((&mut self.pool, &mut self.stats));
@@ -356,7 +366,7 @@ impl Scheduler {
         let nanoseconds = self.order[range].iter().map(|&index| {
             let (sequence, tokens) = (&self.running[index], self.scheduled_tokens[index]);
             match &sequence.purpose {
-                Purpose::Generate(decode) if !calls_hooks(sequence) => {
+                Purpose::Generate(decode) if !calls_the_caller(sequence) => {
                     let vocab = sequence.kv.plan.vocab * logit_rows_of(sequence, tokens);
                     vocab * if decode.sampling.is_greedy() { 1 } else { 4 }
                 }
@@ -368,8 +378,10 @@ impl Scheduler {
 }
 
 /// Whether choosing its tokens calls functions of the caller, which the thread that computes the step does.
-fn calls_hooks(sequence: &Sequence) -> bool {
-    matches!(&sequence.purpose, Purpose::Generate(decode) if !decode.post_sampling_hooks.is_empty())
+fn calls_the_caller(sequence: &Sequence) -> bool {
+    let Purpose::Generate(decode) = &sequence.purpose else { return false };
+    !decode.post_sampling_hooks.is_empty()
+        || decode.constraint.as_ref().is_some_and(|constraint| constraint.has_filters())
 }
 
 /// Ends a sequence early. Should that panic, it ends with an error.
@@ -464,7 +476,9 @@ fn choose(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32]) ->
             }
         }
     }
-    let context = Context { tokens: &sequence.tokens, prompt_len: sequence.prompt_len, ..Context::default() };
+    let mask = decode.constraint.as_mut().map(|constraint| constraint.mask()).transpose()?;
+    let (tokens, prompt_len) = (&sequence.tokens, sequence.prompt_len);
+    let context = Context { tokens, prompt_len, mask: mask.as_ref(), random: None };
     let mut top = decode.top;
     if !decode.post_sampling_hooks.is_empty() {
         top.probs = top.probs.max(1);
