@@ -171,6 +171,10 @@ class RequestKeywords(SamplingKeywords, total=False):
     logprobs: PerPrompt[int]
     probs: PerPrompt[int]
     return_logits: PerPrompt[bool]
+    ngram_draft: PerPrompt[bool]
+    max_ngram: PerPrompt[int]
+    num_draft_tokens: PerPrompt[int | None]
+    draft_adapters: Adapters
     skip_special_tokens: PerPrompt[bool]
     add_special_tokens: PerPrompt[bool]
     json_schema: PerPrompt[JsonSchema | None]
@@ -234,6 +238,10 @@ class OneRequestKeywords(TypedDict, total=False):
     logprobs: int
     probs: int
     return_logits: bool
+    ngram_draft: bool
+    max_ngram: int
+    num_draft_tokens: int | None
+    draft_adapters: Adapter
     skip_special_tokens: bool
     add_special_tokens: bool
     json_schema: JsonSchema | None

@@ -109,6 +109,15 @@ pub const MAX_STOP_STRINGS: usize = 256;
 /// Largest size of a request's stop strings together, in bytes: a beginning of one may be held back and looked at again.
 pub const MAX_STOP_STRING_BYTES: usize = 16 << 10;
 
+/// Number of last tokens that a draft from the text itself looks for by default.
+pub const DEFAULT_MAX_NGRAM: usize = 4;
+
+/// Largest number of last tokens that a draft from the text itself may look for: each length takes an index of its own.
+pub const MAX_NGRAM: usize = 16;
+
+/// Largest number of tokens drafted for a step.
+pub const MAX_DRAFT_TOKENS: usize = 64;
+
 /// What ends a text before its length limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stop {
@@ -149,6 +158,17 @@ pub struct Request {
     pub probs: usize,
     /// Whether chunks contain the logits that each token was chosen from.
     pub return_logits: bool,
+    /// Whether tokens are drafted from the prompt and the output themselves (prompt lookup): what followed where the last
+    /// tokens appeared before. A draft changes no token, only the number of steps.
+    pub ngram_draft: bool,
+    /// Largest number of last tokens that such a draft looks for.
+    pub max_ngram: usize,
+    /// Largest number of tokens drafted for a step; 0 for none, by default
+    /// [`EngineOptions::num_draft_tokens`](crate::EngineOptions).
+    pub num_draft_tokens: Option<usize>,
+    /// The mixture of the draft model, of adapters loaded by
+    /// [`Engine::load_draft_adapter`](crate::Engine::load_draft_adapter); by default none.
+    pub draft_adapters: Vec<(AdapterRef, f32)>,
     /// Whether special tokens are left out of the text.
     pub skip_special_tokens: bool,
     /// Whether the tokenizer adds its own special tokens (a BOS) to a text prompt.
@@ -183,6 +203,12 @@ impl Request {
                 let what = format!("{name} asks for more tokens than the model has");
                 return invalid(&what, format!("at most {vocab}"), tokens);
             }
+        }
+        if !(1..=MAX_NGRAM).contains(&self.max_ngram) {
+            return invalid("max_ngram is out of range", format!("1 to {MAX_NGRAM} tokens"), self.max_ngram);
+        }
+        if let Some(tokens) = self.num_draft_tokens.filter(|&tokens| tokens > MAX_DRAFT_TOKENS) {
+            return invalid("num_draft_tokens is out of range", format!("at most {MAX_DRAFT_TOKENS}"), tokens);
         }
         if self.n > 1 && !self.filters.filters.is_empty() {
             return invalid("filters know one text", "n = 1".to_owned(), self.n);
@@ -234,6 +260,10 @@ impl Request {
             logprobs: 0,
             probs: 0,
             return_logits: false,
+            ngram_draft: false,
+            max_ngram: DEFAULT_MAX_NGRAM,
+            num_draft_tokens: None,
+            draft_adapters: Vec::new(),
             skip_special_tokens: true,
             add_special_tokens: true,
             grammar: None,
@@ -303,6 +333,24 @@ impl Request {
     /// Asks for the `n` best probabilities of each token after penalties and filters.
     pub fn probs(mut self, n: usize) -> Self {
         self.probs = n;
+        self
+    }
+
+    /// Drafts tokens from the prompt and the output themselves.
+    pub fn ngram_draft(mut self) -> Self {
+        self.ngram_draft = true;
+        self
+    }
+
+    /// Appends an adapter to the mixture of the draft model.
+    pub fn draft_adapter(mut self, name: impl AsRef<str>, weight: f32) -> Self {
+        self.draft_adapters.push((AdapterRef::Name(name.as_ref().to_owned()), weight));
+        self
+    }
+
+    /// Sets the largest number of tokens drafted for a step.
+    pub fn num_draft_tokens(mut self, tokens: usize) -> Self {
+        self.num_draft_tokens = Some(tokens);
         self
     }
 

@@ -137,6 +137,8 @@ catalog! {
     AdapterMixtureInvalid = "adapter_mixture_invalid", Invalid, "use them in separate requests";
     /// The adapter was loaded on a different model object.
     AdapterModelMismatch = "adapter_model_mismatch", Invalid, "load the adapter on the model that runs the request";
+    /// The draft model's tokens are not those of the model.
+    DraftModelMismatch = "draft_model_mismatch", Invalid, "use a draft model with the same tokenizer, as of the same family";
     /// The request needs a tokenizer, but the model folder has no tokenizer.json.
     TokenizerNotFound = "tokenizer_not_found", NotFound, "add tokenizer.json, or pass token ids";
     /// tokenizer.json or tokenizer_config.json is malformed.

@@ -7,7 +7,7 @@ use pyo3::types::PyDict;
 use super::args::{MixtureArg, PromptArg, StopsArg};
 use super::chat::{ContinueFinalMessage, JsonObjects, TemplateKwargs, chat_options, to_python};
 use super::grammar::{FilterObjects, JsonSchemaArg, grammar, set_keywords};
-use super::numbers::{count, integer};
+use super::numbers::{count, integer, optional_integer};
 use super::returns::{JsonObjectsOut, NamedMixture, NamedValues, PromptOut, StopOut, TemplateKwargsOut};
 use super::sampling_params::PySamplingParams;
 use crate::engine::{AdapterRef, Filters, Grammar, Request};
@@ -40,6 +40,12 @@ impl PyRequest {
         NamedMixture::new(py, &names)
     }
 
+    fn named_draft_mixture<'py>(&self, py: Python<'py>) -> PyResult<Option<NamedMixture<'py>>> {
+        let adapters = self.request.draft_adapters.iter();
+        let names: Vec<_> = adapters.map(|(adapter, weight)| (adapter.label(), *weight)).collect();
+        NamedMixture::new(py, &names)
+    }
+
     fn stops(&self) -> Vec<StopOut> {
         self.request.stop.iter().map(StopOut::from).collect()
     }
@@ -57,6 +63,10 @@ impl PyRequest {
         dict.set_item("logprobs", request.logprobs)?;
         dict.set_item("probs", request.probs)?;
         dict.set_item("return_logits", request.return_logits)?;
+        dict.set_item("ngram_draft", request.ngram_draft)?;
+        dict.set_item("max_ngram", request.max_ngram)?;
+        dict.set_item("num_draft_tokens", request.num_draft_tokens)?;
+        dict.set_item("draft_adapters", self.named_draft_mixture(py)?)?;
         dict.set_item("skip_special_tokens", request.skip_special_tokens)?;
         dict.set_item("add_special_tokens", request.add_special_tokens)?;
         set_keywords(&dict, request.grammar.as_ref())?;
@@ -82,9 +92,10 @@ impl PyRequest {
     #[new]
     #[pyo3(signature = (prompt, adapter=None, *, sampling=None, max_new_tokens: "SupportsIndex"=128,
                         min_new_tokens: "SupportsIndex"=0, stop=None, stop_at_eos=true, logprobs: "SupportsIndex"=0,
-                        probs: "SupportsIndex"=0, return_logits=false, skip_special_tokens=true, add_special_tokens=true, json_schema=None,
-                        json_object=false, regex=None, grammar=None, choices=None, filters=None,
-                        filter_prefer_eos=false, token_healing=false, tools=None,
+                        probs: "SupportsIndex"=0, return_logits=false, ngram_draft=false, max_ngram: "SupportsIndex"=4,
+                        num_draft_tokens: "SupportsIndex | None"=None, draft_adapters=None, skip_special_tokens=true,
+                        add_special_tokens=true, json_schema=None, json_object=false, regex=None, grammar=None,
+                        choices=None, filters=None, filter_prefer_eos=false, token_healing=false, tools=None,
                         documents=None, chat_template=None, chat_template_kwargs=None, add_generation_prompt=None,
                         continue_final_message=None, **keywords: "Any"))]
     #[allow(clippy::too_many_arguments)]
@@ -100,6 +111,10 @@ impl PyRequest {
         #[pyo3(from_py_with = integer)] logprobs: i64,
         #[pyo3(from_py_with = integer)] probs: i64,
         return_logits: bool,
+        ngram_draft: bool,
+        #[pyo3(from_py_with = integer)] max_ngram: i64,
+        #[pyo3(from_py_with = optional_integer)] num_draft_tokens: Option<i64>,
+        draft_adapters: Option<MixtureArg>,
         skip_special_tokens: bool,
         add_special_tokens: bool,
         json_schema: Option<JsonSchemaArg>,
@@ -133,6 +148,10 @@ impl PyRequest {
             logprobs: count("logprobs", logprobs)?,
             probs: count("probs", probs)?,
             return_logits,
+            ngram_draft,
+            max_ngram: count("max_ngram", max_ngram)?,
+            num_draft_tokens: num_draft_tokens.map(|tokens| count("num_draft_tokens", tokens)).transpose()?,
+            draft_adapters: draft_adapters.unwrap_or_default().0,
             skip_special_tokens,
             add_special_tokens,
             chat: chat_options(
@@ -208,6 +227,30 @@ impl PyRequest {
     #[getter]
     fn return_logits(&self) -> bool {
         self.request.return_logits
+    }
+
+    /// Whether tokens are drafted from the prompt and the output themselves.
+    #[getter]
+    fn ngram_draft(&self) -> bool {
+        self.request.ngram_draft
+    }
+
+    /// Largest number of last tokens that such a draft looks for.
+    #[getter]
+    fn max_ngram(&self) -> usize {
+        self.request.max_ngram
+    }
+
+    /// Largest number of tokens drafted for a step; `None`: the engine's.
+    #[getter]
+    fn num_draft_tokens(&self) -> Option<usize> {
+        self.request.num_draft_tokens
+    }
+
+    /// The mixture of the draft model, as `adapter`.
+    #[getter]
+    fn draft_adapters<'py>(&self, py: Python<'py>) -> PyResult<Option<NamedMixture<'py>>> {
+        self.named_draft_mixture(py)
     }
 
     /// Whether special tokens are left out of the text.
@@ -325,7 +368,8 @@ impl PyRequest {
 
     #[pyo3(signature = () -> "tuple[tuple[()], dict[str, object]]")]
     fn __getnewargs_ex__<'py>(&self, py: Python<'py>) -> PyResult<((), Bound<'py, PyDict>)> {
-        if self.request.adapters.iter().any(|(adapter, _)| matches!(adapter, AdapterRef::Lease(_))) {
+        let mut adapters = self.request.adapters.iter().chain(&self.request.draft_adapters);
+        if adapters.any(|(adapter, _)| matches!(adapter, AdapterRef::Lease(_))) {
             return Err(PyTypeError::new_err("a request with a loaded adapter object cannot be pickled; use a name"));
         }
         Ok(((), self.keywords(py)?))

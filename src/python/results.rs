@@ -27,6 +27,10 @@ pub(super) struct PyUsage {
     cached_tokens: usize,
     /// New tokens, including a stop token.
     completion_tokens: usize,
+    /// Drafted tokens that were chosen: of the new tokens, those that took no step of their own.
+    accepted_draft_tokens: usize,
+    /// Drafted tokens that were computed and not chosen.
+    rejected_draft_tokens: usize,
 }
 
 impl From<Usage> for PyUsage {
@@ -35,6 +39,8 @@ impl From<Usage> for PyUsage {
             prompt_tokens: usage.prompt_tokens,
             cached_tokens: usage.cached_tokens,
             completion_tokens: usage.completion_tokens,
+            accepted_draft_tokens: usage.accepted_draft_tokens,
+            rejected_draft_tokens: usage.rejected_draft_tokens,
         }
     }
 }
@@ -45,6 +51,8 @@ impl From<&PyUsage> for Usage {
             prompt_tokens: usage.prompt_tokens,
             cached_tokens: usage.cached_tokens,
             completion_tokens: usage.completion_tokens,
+            accepted_draft_tokens: usage.accepted_draft_tokens,
+            rejected_draft_tokens: usage.rejected_draft_tokens,
         }
     }
 }
@@ -55,6 +63,8 @@ impl PyUsage {
         dict.set_item("prompt_tokens", self.prompt_tokens)?;
         dict.set_item("cached_tokens", self.cached_tokens)?;
         dict.set_item("completion_tokens", self.completion_tokens)?;
+        dict.set_item("accepted_draft_tokens", self.accepted_draft_tokens)?;
+        dict.set_item("rejected_draft_tokens", self.rejected_draft_tokens)?;
         Ok(dict)
     }
 }
@@ -64,16 +74,21 @@ impl PyUsage {
     /// Made by the engine; the constructor is for tests and unpickling.
     #[new]
     #[pyo3(signature = (*, prompt_tokens: "SupportsIndex"=0, cached_tokens: "SupportsIndex"=0,
-                        completion_tokens: "SupportsIndex"=0))]
+                        completion_tokens: "SupportsIndex"=0, accepted_draft_tokens: "SupportsIndex"=0,
+                        rejected_draft_tokens: "SupportsIndex"=0))]
     fn new(
         #[pyo3(from_py_with = integer)] prompt_tokens: i64,
         #[pyo3(from_py_with = integer)] cached_tokens: i64,
         #[pyo3(from_py_with = integer)] completion_tokens: i64,
+        #[pyo3(from_py_with = integer)] accepted_draft_tokens: i64,
+        #[pyo3(from_py_with = integer)] rejected_draft_tokens: i64,
     ) -> PyResult<Self> {
         Ok(Self {
             prompt_tokens: count("prompt_tokens", prompt_tokens)?,
             cached_tokens: count("cached_tokens", cached_tokens)?,
             completion_tokens: count("completion_tokens", completion_tokens)?,
+            accepted_draft_tokens: count("accepted_draft_tokens", accepted_draft_tokens)?,
+            rejected_draft_tokens: count("rejected_draft_tokens", rejected_draft_tokens)?,
         })
     }
 
@@ -88,9 +103,17 @@ impl PyUsage {
     }
 
     fn __repr__(&self) -> String {
-        let Self { prompt_tokens, cached_tokens, completion_tokens } = self;
+        let Self { prompt_tokens, cached_tokens, completion_tokens, accepted_draft_tokens, rejected_draft_tokens } =
+            self;
+        let drafts = match accepted_draft_tokens + rejected_draft_tokens {
+            0 => String::new(),
+            _ => format!(
+                ", accepted_draft_tokens={accepted_draft_tokens}, rejected_draft_tokens={rejected_draft_tokens}"
+            ),
+        };
         format!(
-            "Usage(prompt_tokens={prompt_tokens}, cached_tokens={cached_tokens}, completion_tokens={completion_tokens})"
+            "Usage(prompt_tokens={prompt_tokens}, cached_tokens={cached_tokens}, \
+             completion_tokens={completion_tokens}{drafts})"
         )
     }
 }

@@ -37,8 +37,8 @@ class ExLlamaV2DynamicGenerator:
         max_seq_len: int | None = None,
         max_chunk_size: int | None = None,
         max_q_size: int = 8,
-        draft_model: Any = None,
-        draft_cache: Any = None,
+        draft_model: ExLlamaV2 | None = None,
+        draft_cache: ExLlamaV2CacheBase | None = None,
         num_draft_tokens: int = 4,
         use_ngram_draft: bool = False,
         max_ngram: int = 4,
@@ -48,20 +48,23 @@ class ExLlamaV2DynamicGenerator:
         filter_background_eval: bool = True,
         **kwargs: Any,
     ) -> None:
-        del max_q_size, num_draft_tokens, max_ngram, max_sampling_threads, min_sampling_threads, paged
-        del filter_background_eval
-        refuse(type(self).__name__, draft_model=draft_model, draft_cache=draft_cache, use_ngram_draft=use_ngram_draft)
+        del max_q_size, max_sampling_threads, min_sampling_threads, paged, filter_background_eval
         warn_unknown(type(self).__name__, kwargs)
         self.model = model
         self.cache = cache
         self.tokenizer = tokenizer
         self.max_seq_len = min(max_seq_len or cache.max_seq_len, model.config.max_seq_len)
         self.page_size = _exlora.PAGE_TOKENS
+        self.draft_model = draft_model
+        self.draft_cache = draft_cache
+        self.num_draft_tokens = num_draft_tokens
+        self.use_ngram_draft = use_ngram_draft
+        self.max_ngram = max_ngram
         self.pending_jobs: list[ExLlamaV2DynamicJob] = []
         self.active_jobs: list[ExLlamaV2DynamicJob] = []
         self.current_loras: list[Any] = []
         self._failed: list[tuple[ExLlamaV2DynamicJob, ExloraError]] = []
-        self._engine = open_engine(model, cache, tokenizer, max_batch_size, max_chunk_size)
+        self._engine = open_engine(model, cache, tokenizer, max_batch_size, max_chunk_size, draft_model)
         self._serial = 0
 
     def set_loras(self, loras: Any = None) -> None:
@@ -164,7 +167,10 @@ class ExLlamaV2DynamicGenerator:
 
     def _enqueue(self, job: ExLlamaV2DynamicJob) -> int:
         serial = self._serial
-        job.submit(self._engine, serial, self.current_loras, self.max_seq_len)
+        drafts = {"num_draft_tokens": self.num_draft_tokens, "max_ngram": self.max_ngram}
+        # As in exllamav2, a draft model comes first.
+        drafts["ngram_draft"] = self.use_ngram_draft and self.draft_model is None
+        job.submit(self._engine, serial, self.current_loras, self.max_seq_len, drafts)
         self._serial += 1
         self.pending_jobs.append(job)
         return serial

@@ -97,8 +97,13 @@ class ExLlamaV2DynamicJob:
         self._prefilled = -1
         self._enqueued_at = self._started_at = self._first_token_at = 0.0
 
-    def submit(self, engine: _exlora.Engine, serial: int, loras: list[Any], max_tokens: int) -> None:
-        """Queues it in an engine; prompt and output together get at most `max_tokens`. The generator calls this."""
+    def submit(
+        self, engine: _exlora.Engine, serial: int, loras: list[Any], max_tokens: int, drafts: dict[str, Any]
+    ) -> None:
+        """Queues it in an engine; prompt and output together get at most `max_tokens`. The generator calls this.
+
+        `drafts` are the generator's settings of drafts, as keywords of a request.
+        """
         if self._native is not None:
             raise _exlora.error("request_invalid", "the job was enqueued before", hint="make a new job")
         adapters = loras if self.loras is SET_LORAS else mixture(self.loras)
@@ -110,7 +115,7 @@ class ExLlamaV2DynamicJob:
                 found=f"{len(self.input_ids)} tokens",
             )
         room = min(self.max_new_tokens, max_tokens - len(self.input_ids)) + self._heals
-        request = _exlora.Request(self.input_ids, adapters, max_new_tokens=room, **self._settings)
+        request = _exlora.Request(self.input_ids, adapters, max_new_tokens=room, **self._settings, **drafts)
         self._native = engine.submit(request)
         self._tokenizer = engine.tokenizer_for(adapters)
         self.serial_number = serial
@@ -188,6 +193,8 @@ class ExLlamaV2DynamicJob:
             "time_generate": now - self._first_token_at,
             "cached_pages": usage.cached_tokens // _exlora.PAGE_TOKENS,
             "cached_tokens": usage.cached_tokens,
+            "accepted_draft_tokens": usage.accepted_draft_tokens,
+            "rejected_draft_tokens": usage.rejected_draft_tokens,
         }
         if isinstance(match, str):
             ending["eos_reason"] = "stop_string"

@@ -151,6 +151,16 @@ pub(in crate::cli) struct SamplingArgs {
     /// Number of top probabilities for each token after penalties and filters, which --json prints; 0, the default, is none.
     #[arg(long, value_name = "N")]
     probs: Option<usize>,
+    /// Draft tokens from the prompt and the output: what followed where the last tokens appeared before. Saves steps where a
+    /// text repeats itself, and changes no token; false by default.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    ngram_draft: Option<bool>,
+    /// Largest number of last tokens that --ngram-draft looks for; 4 by default.
+    #[arg(long, value_name = "N")]
+    max_ngram: Option<usize>,
+    /// Largest number of tokens drafted for a step, if any are: 4 by default, 0 for none.
+    #[arg(long, value_name = "N")]
+    num_draft_tokens: Option<usize>,
     /// Whether special tokens are left out of the text; true by default.
     #[arg(long, value_name = "BOOL")]
     skip_special_tokens: Option<bool>,
@@ -204,6 +214,9 @@ impl SamplingArgs {
         set(&mut request.stop_at_eos, self.stop_at_eos);
         set(&mut request.logprobs, self.logprobs);
         set(&mut request.probs, self.probs);
+        set(&mut request.ngram_draft, self.ngram_draft);
+        set(&mut request.max_ngram, self.max_ngram);
+        set(&mut request.num_draft_tokens, self.num_draft_tokens.map(Some));
         set(&mut request.skip_special_tokens, self.skip_special_tokens);
         set(&mut request.add_special_tokens, self.add_special_tokens);
         if self.stop.is_some() || self.stop_token_ids.is_some() {
@@ -405,6 +418,11 @@ mod tests {
             probs: _,
             skip_special_tokens: _,
             add_special_tokens: _,
+            ngram_draft: _,
+            max_ngram: _,
+            num_draft_tokens: _,
+            // --draft-use
+            draft_adapters: _,
             // json_schema, json_object, regex, grammar, choices.
             grammar: _,
             // Code of the library's caller.
@@ -417,13 +435,15 @@ mod tests {
                       repetition_range repetition_decay frequency_penalty presence_penalty penalize_prompt \
                       dry_multiplier dry_base dry_allowed_length dry_max_ngram dry_range dry_sequence_breakers \
                       logit_bias allowed_token_ids seed stop stop_at_eos logprobs probs skip_special_tokens \
-                      add_special_tokens json_schema json_object regex grammar choices token_healing";
+                      add_special_tokens ngram_draft max_ngram num_draft_tokens json_schema json_object regex grammar \
+                      choices token_healing";
         let names = SamplingArgs::names();
         let default = format!("{:?}", Request::new(""));
         for field in fields.split_whitespace() {
             assert!(names.contains(&field.replace('_', "-")), "--{field}");
             let value = match field {
                 "logit_bias" => serde_json::json!({"3": -1.5}),
+                "ngram_draft" => serde_json::json!(true),
                 "stop_at_eos" | "skip_special_tokens" | "add_special_tokens" => serde_json::json!(false),
                 "json_object" | "token_healing" => serde_json::json!(true),
                 "json_schema" => serde_json::json!({"type": "integer"}),

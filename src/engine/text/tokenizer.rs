@@ -1,6 +1,6 @@
 //! The tokenizer of a folder: text to token ids and back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -261,6 +261,20 @@ impl Tokenizer {
             && self.infilling == other.infilling
             && self.templates.equals(&other.templates)
             && (Arc::ptr_eq(&self.vocabulary, &other.vocabulary) || self.vocabulary.hash() == other.vocabulary.hash())
+    }
+
+    /// The lowest id that means another token in `other`, or is missing in one of them.
+    pub(in crate::engine) fn first_difference(&self, other: &Tokenizer) -> Option<u32> {
+        if Arc::ptr_eq(&self.vocabulary, &other.vocabulary) {
+            return None;
+        }
+        let ids = |t: &Self| t.vocabulary.inner.read().get_vocab(true);
+        let (own, others) = (ids(self), ids(other));
+        let differs = |(token, id): (&String, &u32), vocabulary: &HashMap<String, u32>| {
+            (vocabulary.get(token) != Some(id)).then_some(*id)
+        };
+        let missing_there = own.iter().filter_map(|entry| differs(entry, &others));
+        missing_there.chain(others.iter().filter_map(|entry| differs(entry, &own))).min()
     }
 
     /// Whether an id is a special token.
