@@ -266,7 +266,7 @@ mod tests {
     #[test]
     fn going_back_and_preparing_give_the_masks_of_a_text_written_once() {
         let filters = Filters { filters: vec![Arc::new(Counting::default())], prefer_eos: false };
-        let grammar = pattern("[a-z ]{2,9}(x|yz)?[0-9]{3}");
+        let grammar = pattern("[a-z ]{60,90}(x|yz)?[0-9]{3}");
         let mut once = constraint(&grammar, &filters, None);
         let mut tokens = Vec::new();
         let mut masks = Vec::new();
