@@ -636,7 +636,7 @@ def test_a_sampling_setting_without_counterpart_is_refused_by_name(generator, se
     assert caught.value.code == "setting_unsupported"
 
 
-@pytest.mark.parametrize("name", ["token_healing", "filters", "embeddings", "banned_strings"])
+@pytest.mark.parametrize("name", ["token_healing", "filters", "embeddings"])
 def test_a_job_setting_without_counterpart_is_refused_by_name(generator, name):
     with pytest.raises(ExloraError, match=name) as caught:
         generator.generate(PROMPT, 4, **{name: [["x"]]})

@@ -60,6 +60,9 @@ pub(in crate::cli) struct SamplingArgs {
     #[arg(long, value_name = "TEXT", value_parser = stop_text_arg)]
     #[serde(default, deserialize_with = "stops", serialize_with = "stops_as_list")]
     stop: Option<Vec<Stop>>,
+    /// A string that the text does not contain, in any case; may be repeated.
+    #[arg(long, value_name = "TEXT")]
+    banned_strings: Option<Vec<String>>,
     /// Stop at this token id; may be repeated.
     #[arg(long, value_name = "ID")]
     stop_token_ids: Option<Vec<u32>>,
@@ -94,6 +97,7 @@ impl SamplingArgs {
         set(&mut request.min_new_tokens, self.min_new_tokens);
         set(&mut request.n, self.n);
         set(&mut request.stop_at_eos, self.stop_at_eos);
+        set(&mut request.banned_strings, self.banned_strings.clone());
         set(&mut request.logprobs, self.logprobs);
         set(&mut request.ngram_draft, self.ngram_draft);
         set(&mut request.max_ngram, self.max_ngram);
@@ -234,6 +238,7 @@ mod tests {
                     seed: _,
                 },
             stop: _,
+            banned_strings: _,
             stop_at_eos: _,
             logprobs: _,
             skip_special_tokens: _,
@@ -245,7 +250,7 @@ mod tests {
             draft_adapters: _,
         } = Request::new("");
         let fields = "max_new_tokens min_new_tokens n temperature top_k top_p min_p repetition_penalty repetition_range \
-                      frequency_penalty presence_penalty logit_bias seed stop stop_at_eos logprobs skip_special_tokens \
+                      frequency_penalty presence_penalty logit_bias seed stop banned_strings stop_at_eos logprobs skip_special_tokens \
                       add_special_tokens ngram_draft max_ngram num_draft_tokens";
         let names = SamplingArgs::names();
         let default = format!("{:?}", Request::new(""));
@@ -253,6 +258,7 @@ mod tests {
             assert!(names.contains(&field.replace('_', "-")), "--{field}");
             let value = match field {
                 "logit_bias" => serde_json::json!({"3": -1.5}),
+                "banned_strings" => serde_json::json!(["x"]),
                 "ngram_draft" => serde_json::json!(true),
                 "stop_at_eos" | "skip_special_tokens" | "add_special_tokens" => serde_json::json!(false),
                 _ => serde_json::json!(7),

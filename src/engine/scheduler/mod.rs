@@ -227,6 +227,7 @@ impl Scheduler {
                 sequence.cached_tokens = Some(sequence.kv.computed);
                 self.stats.tokens_prompt += sequence.prompt_len as u64;
             }
+            sequence.job.set_started();
             sequence.report_progress();
             self.running.push(sequence);
         }
@@ -318,6 +319,9 @@ impl Scheduler {
             };
             let results = StepResults { batch: &self.batch, rows, logits: own };
             let accepted = catch_panic(on_panic, || accept(&mut self.sampler, sequence, results, &mut self.stats));
+            if has_gone_back(sequence) {
+                sequence.kv.go_back(&mut self.pool, &sequence.tokens, sequence.tokens.len() - 1);
+            }
             sequence.kv.publish(&mut self.pool, &sequence.tokens);
             if let Err(error) = accepted {
                 self.sampler = Sampler::default();
@@ -347,6 +351,11 @@ fn logit_rows_of(sequence: &Sequence, tokens: usize) -> usize {
         Purpose::Generate(_) if tokens > 0 && tokens == sequence.pending() => 1 + sequence.drafts.proposed.len(),
         Purpose::Generate(_) => 0,
     }
+}
+
+/// Whether a sequence has lost tokens that were computed: the one that it continues with must be chosen again.
+fn has_gone_back(sequence: &Sequence) -> bool {
+    matches!(sequence.purpose, Purpose::Generate(_)) && sequence.tokens.len() <= sequence.kv.computed
 }
 
 /// What a step computed for one sequence.
@@ -382,7 +391,7 @@ fn accept(
     stats.tokens_generated += 1;
     for (index, row) in logits.enumerate() {
         // From here on, what was drafted is computed as if it had been chosen in a step of its own.
-        if sequence.drafts.hits() <= index || sequence.job.has_ended() {
+        if sequence.drafts.hits() <= index || sequence.job.has_ended() || has_gone_back(sequence) {
             break;
         }
         let drafted_row = rows.end + index;
@@ -417,6 +426,11 @@ fn choose(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32]) ->
             if let Some(logit) = logits.get_mut(id as usize) {
                 *logit = f32::NEG_INFINITY;
             }
+        }
+    }
+    for &id in decode.banned.iter().flat_map(|banned| banned.forbidden_at(sequence.tokens.len())) {
+        if let Some(logit) = logits.get_mut(id as usize) {
+            *logit = f32::NEG_INFINITY;
         }
     }
     let sampled =
