@@ -105,7 +105,8 @@ pub use backend::KvDType;
 pub use engine::{
     AdapterRef, AsCompleted, CancelHandle, ChatMessage, ChatOptions, Chunk, Completion, DeviceStats, DraftModelSource,
     Engine, EngineOptions, EngineStats, Finish, FinishReason, GenerationConfig, GenerationConfigSource, Job, Logits,
-    Prompt, Request, SamplingParams, SequenceCache, SequenceChunk, Stop, StopMatch, TokenLogprobs, Tokenizer, Usage,
+    Prompt, Request, SamplingParams, SequenceCache, SequenceChunk, Stop, StopMatch, TokenLogprobs, TokenProbs,
+    Tokenizer, Usage,
 };
 pub use error::{Error, ErrorCode, ErrorKind, Result};
 pub use model::{Device, KvStorage, Model, ModelOptions, Progress};

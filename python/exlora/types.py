@@ -108,12 +108,37 @@ class SamplingKeywords(TypedDict, total=False):
     temperature: PerPrompt[float]
     top_k: PerPrompt[int]
     top_p: PerPrompt[float]
+    top_a: PerPrompt[float]
     min_p: PerPrompt[float]
+    tfs: PerPrompt[float]
+    typical: PerPrompt[float]
+    mirostat: PerPrompt[bool]
+    mirostat_tau: PerPrompt[float]
+    mirostat_eta: PerPrompt[float]
+    mirostat_mu: PerPrompt[float | None]
+    smoothing_factor: PerPrompt[float]
+    min_temp: PerPrompt[float]
+    max_temp: PerPrompt[float]
+    temp_exponent: PerPrompt[float]
+    temperature_last: PerPrompt[bool]
+    xtc_probability: PerPrompt[float]
+    xtc_threshold: PerPrompt[float]
+    xtc_ignore_tokens: PerPrompt[TokenIds | None]
+    skew: PerPrompt[float]
     repetition_penalty: PerPrompt[float]
     repetition_range: PerPrompt[int | None]
+    repetition_decay: PerPrompt[int]
     frequency_penalty: PerPrompt[float]
     presence_penalty: PerPrompt[float]
+    penalize_prompt: PerPrompt[bool]
+    dry_multiplier: PerPrompt[float]
+    dry_base: PerPrompt[float]
+    dry_allowed_length: PerPrompt[int]
+    dry_max_ngram: PerPrompt[int]
+    dry_range: PerPrompt[int]
+    dry_sequence_breakers: PerPrompt[TokenIds | None]
     logit_bias: PerPrompt[LogitBias]
+    allowed_token_ids: PerPrompt[TokenIds | None]
     seed: PerPrompt[int | None]
 
 
@@ -126,6 +151,7 @@ class RequestKeywords(SamplingKeywords, total=False):
     banned_strings: Sequence[str] | Sequence[Sequence[str] | None] | None
     stop_at_eos: PerPrompt[bool]
     logprobs: PerPrompt[int]
+    probs: PerPrompt[int]
     return_logits: PerPrompt[bool]
     ngram_draft: PerPrompt[bool]
     max_ngram: PerPrompt[int]
@@ -147,12 +173,37 @@ class OneRequestKeywords(TypedDict, total=False):
     temperature: float
     top_k: int
     top_p: float
+    top_a: float
     min_p: float
+    tfs: float
+    typical: float
+    mirostat: bool
+    mirostat_tau: float
+    mirostat_eta: float
+    mirostat_mu: float | None
+    smoothing_factor: float
+    min_temp: float
+    max_temp: float
+    temp_exponent: float
+    temperature_last: bool
+    xtc_probability: float
+    xtc_threshold: float
+    xtc_ignore_tokens: TokenIds | None
+    skew: float
     repetition_penalty: float
     repetition_range: int | None
+    repetition_decay: int
     frequency_penalty: float
     presence_penalty: float
+    penalize_prompt: bool
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    dry_max_ngram: int
+    dry_range: int
+    dry_sequence_breakers: TokenIds | None
     logit_bias: LogitBias
+    allowed_token_ids: TokenIds | None
     seed: int | None
     max_new_tokens: int
     min_new_tokens: int
@@ -160,6 +211,7 @@ class OneRequestKeywords(TypedDict, total=False):
     banned_strings: Sequence[str] | None
     stop_at_eos: bool
     logprobs: int
+    probs: int
     return_logits: bool
     ngram_draft: bool
     max_ngram: int

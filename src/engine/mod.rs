@@ -60,12 +60,12 @@ pub use generation_config::{GenerationConfig, GenerationConfigSource};
 pub use in_flight::{Finished, InFlight, samples_of};
 pub use job::{CancelHandle, Job};
 pub use options::{DEFAULT_DRAFT_TOKENS, DEFAULT_KV_TOKENS, DEFAULT_PREFILL_CHUNK, EngineOptions};
-pub use output::{Chunk, Completion, Finish, FinishReason, Logits, StopMatch, TokenLogprobs, Usage};
+pub use output::{Chunk, Completion, Finish, FinishReason, Logits, StopMatch, TokenLogprobs, TokenProbs, Usage};
 pub use request::{
     AdapterRef, DEFAULT_MAX_NGRAM, MAX_DRAFT_TOKENS, MAX_NGRAM, MAX_SAMPLES, MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS,
     Prompt, Request, Stop,
 };
-pub use sampler::{Sampled, Sampler};
+pub use sampler::{Context, Sampled, Sampler, SamplerState, TopCounts};
 pub use sampling_params::SamplingParams;
 pub use seed::random_seed;
 pub use sequence_cache::{SequenceCache, SequenceChunk};
@@ -540,6 +540,7 @@ impl Engine {
         stop_ids.dedup();
         stop_ids.retain(|&id| (id as usize) < plan.vocab);
         let mut stop_string_ids = Vec::new();
+        let sampler_state = SamplerState::new(&request.sampling, plan.vocab, text.tokenizer.as_deref());
         let text = match &text.tokenizer {
             Some(tokenizer) => {
                 stop_string_ids.extend(stop_texts.iter().filter_map(|stop| tokenizer.special_id_of(stop)));
@@ -563,8 +564,9 @@ impl Engine {
             stop_string_ids,
             text,
             banned,
-            logprobs: request.logprobs,
+            top: TopCounts { logprobs: request.logprobs, probs: request.probs },
             returns_logits: request.return_logits,
+            sampler_state,
         })
     }
 

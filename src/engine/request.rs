@@ -155,6 +155,9 @@ pub struct Request {
     pub stop_at_eos: bool,
     /// Number of top log-probabilities for each token; 0 for no log-probabilities.
     pub logprobs: usize,
+    /// Number of top probabilities for each token after penalties and filters, in the distribution that it was drawn from; 0
+    /// for no probabilities.
+    pub probs: usize,
     /// Whether chunks contain the logits that each token was chosen from.
     pub return_logits: bool,
     /// Whether tokens are drafted from the prompt and the output themselves (prompt lookup): what followed where the last
@@ -189,12 +192,11 @@ impl Request {
         if !(1..=MAX_SAMPLES).contains(&self.n) {
             return invalid("n is out of range", format!("1 to {MAX_SAMPLES} samples"), self.n);
         }
-        if self.logprobs > vocab {
-            return invalid(
-                "logprobs asks for more tokens than the model has",
-                format!("at most {vocab}"),
-                self.logprobs,
-            );
+        for (name, tokens) in [("logprobs", self.logprobs), ("probs", self.probs)] {
+            if tokens > vocab {
+                let what = format!("{name} asks for more tokens than the model has");
+                return invalid(&what, format!("at most {vocab}"), tokens);
+            }
         }
         if !(1..=MAX_NGRAM).contains(&self.max_ngram) {
             return invalid("max_ngram is out of range", format!("1 to {MAX_NGRAM} tokens"), self.max_ngram);
@@ -228,6 +230,7 @@ impl Request {
             banned_strings: Vec::new(),
             stop_at_eos: true,
             logprobs: 0,
+            probs: 0,
             return_logits: false,
             ngram_draft: false,
             max_ngram: DEFAULT_MAX_NGRAM,
@@ -277,6 +280,12 @@ impl Request {
     /// Adds a stop.
     pub fn stop(mut self, stop: Stop) -> Self {
         self.stop.push(stop);
+        self
+    }
+
+    /// Asks for the `n` best probabilities of each token after penalties and filters.
+    pub fn probs(mut self, n: usize) -> Self {
+        self.probs = n;
         self
     }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::banned_text::{BannedText, TextState};
 use super::draft::Drafts;
 use super::job_state::JobState;
-use super::output::{Chunk, Finish, FinishReason, StopMatch, TokenLogprobs, Usage};
-use super::sampler::Sampled;
+use super::output::{Chunk, Finish, FinishReason, StopMatch, TokenLogprobs, TokenProbs, Usage};
+use super::sampler::{Sampled, SamplerState, TopCounts};
 use super::sampling_params::SamplingParams;
 use super::sequence_kv::{SequenceKv, SequencePlan};
 use super::text::StopScan;
@@ -37,8 +37,10 @@ pub(super) struct DecodeState {
     pub text: TextState,
     /// If strings are banned.
     pub banned: Option<Box<BannedText>>,
-    pub logprobs: usize,
+    pub top: TopCounts,
     pub returns_logits: bool,
+    /// What the sampler keeps between tokens.
+    pub sampler_state: SamplerState,
 }
 
 /// A request in the scheduler.
@@ -87,8 +89,11 @@ impl Sequence {
         self.tokens.push(sampled.id);
         self.drafts.verify(sampled.id);
         let mut chunk = Chunk { token_ids: vec![sampled.id], logits, ..Chunk::default() };
-        if decode.logprobs > 0 {
+        if decode.top.logprobs > 0 {
             chunk.logprobs.push(TokenLogprobs { chosen: sampled.logprob, top: sampled.top_logprobs });
+        }
+        if decode.top.probs > 0 {
+            chunk.probs.push(TokenProbs { chosen: sampled.prob, top: sampled.top_probs });
         }
 
         let new_tokens = self.tokens.len() - self.prompt_len;
@@ -137,6 +142,7 @@ impl Sequence {
             let given_up = self.tokens.split_off(position);
             let (suppressed_text, text) = banned.go_back(position, given_up[0])?;
             decode.text = text;
+            decode.sampler_state.rewind(position - self.prompt_len);
             self.job.send(Chunk { suppressed_text, suppressed_token_ids: given_up, ..Chunk::default() });
         }
         banned.take_final().into_iter().for_each(|chunk| self.job.send(chunk));

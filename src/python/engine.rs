@@ -295,6 +295,7 @@ impl PyEngine {
         set_float("temperature", config.temperature)?;
         set_float("top_p", config.top_p)?;
         set_float("min_p", config.min_p)?;
+        set_float("typical", config.typical_p)?;
         set_float("repetition_penalty", config.repetition_penalty)?;
         let set_count = |name: &str, value: Option<usize>| value.map_or(Ok(()), |value| dict.set_item(name, value));
         set_count("top_k", config.top_k)?;

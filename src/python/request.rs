@@ -58,6 +58,7 @@ impl PyRequest {
         dict.set_item("banned_strings", &request.banned_strings)?;
         dict.set_item("stop_at_eos", request.stop_at_eos)?;
         dict.set_item("logprobs", request.logprobs)?;
+        dict.set_item("probs", request.probs)?;
         dict.set_item("return_logits", request.return_logits)?;
         dict.set_item("ngram_draft", request.ngram_draft)?;
         dict.set_item("max_ngram", request.max_ngram)?;
@@ -83,9 +84,11 @@ impl PyRequest {
     /// those of `sampling`.
     #[new]
     #[pyo3(signature = (prompt, adapter=None, *, sampling=None, max_new_tokens: "SupportsIndex"=128,
-                        min_new_tokens: "SupportsIndex"=0, stop=None, banned_strings=None, stop_at_eos=true, logprobs: "SupportsIndex"=0,
-                        return_logits=false, ngram_draft=false, max_ngram: "SupportsIndex"=4,
-                        num_draft_tokens: "SupportsIndex | None"=None, draft_adapters=None, skip_special_tokens=true, add_special_tokens=true, tools=None,
+                        min_new_tokens: "SupportsIndex"=0, stop=None, banned_strings=None, stop_at_eos=true,
+                        logprobs: "SupportsIndex"=0,
+                        probs: "SupportsIndex"=0, return_logits=false, ngram_draft=false, max_ngram: "SupportsIndex"=4,
+                        num_draft_tokens: "SupportsIndex | None"=None, draft_adapters=None, skip_special_tokens=true,
+                        add_special_tokens=true, tools=None,
                         documents=None, chat_template=None, chat_template_kwargs=None, add_generation_prompt=None,
                         continue_final_message=None, **keywords: "Any"))]
     #[allow(clippy::too_many_arguments)]
@@ -100,6 +103,7 @@ impl PyRequest {
         banned_strings: Option<Vec<String>>,
         stop_at_eos: bool,
         #[pyo3(from_py_with = integer)] logprobs: i64,
+        #[pyo3(from_py_with = integer)] probs: i64,
         return_logits: bool,
         ngram_draft: bool,
         #[pyo3(from_py_with = integer)] max_ngram: i64,
@@ -125,6 +129,7 @@ impl PyRequest {
             banned_strings: banned_strings.unwrap_or_default(),
             stop_at_eos,
             logprobs: count("logprobs", logprobs)?,
+            probs: count("probs", probs)?,
             return_logits,
             ngram_draft,
             max_ngram: count("max_ngram", max_ngram)?,
@@ -199,6 +204,12 @@ impl PyRequest {
     #[getter]
     fn logprobs(&self) -> usize {
         self.request.logprobs
+    }
+
+    /// Number of top probabilities for each token after penalties and filters; 0 for no probabilities.
+    #[getter]
+    fn probs(&self) -> usize {
+        self.request.probs
     }
 
     /// Whether the logits that each token was chosen from are returned.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -89,8 +90,19 @@ def token_array(ids: list[int]) -> Any:
     return to_array(np.array([ids], dtype=np.int64))
 
 
-def top_arrays(top: list[list[tuple[int, float]]]) -> tuple[Any, Any]:
-    """Ids and probabilities of the best tokens, [1, n, k] each."""
-    ids = np.array([[[i for i, _ in token] for token in top]], dtype=np.int64)
-    probs = np.exp(np.array([[[p for _, p in token] for token in top]], dtype=np.float32))
+def top_arrays(top: list[list[tuple[int, float]]], k: int) -> tuple[Any, Any]:
+    """Ids and probabilities of the `k` best tokens, [1, n, k] each.
+
+    Where fewer are possible, the lowest other ids follow with a probability of 0.
+    """
+    rows = [_padded(token, k) for token in top]
+    ids = np.array([[i for i, _ in row] for row in rows], dtype=np.int64).reshape(1, len(rows), k)
+    probs = np.array([[p for _, p in row] for row in rows], dtype=np.float32).reshape(1, len(rows), k)
     return to_array(ids), to_array(probs)
+
+
+def _padded(top: list[tuple[int, float]], k: int) -> list[tuple[int, float]]:
+    top = top[:k]
+    taken = {token for token, _ in top}
+    others = (token for token in itertools.count() if token not in taken)
+    return top + [(next(others), 0.0) for _ in range(k - len(top))]

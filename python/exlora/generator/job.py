@@ -6,8 +6,6 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 import exlora._exlora as _exlora
 from exlora._arrays import to_array, token_row
 from exlora._unsupported import refuse, refuse_pair, warn_unknown
@@ -34,7 +32,7 @@ class ExLlamaV2DynamicJob:
 
     `loras` is exlora's own: this job's adapters, as one adapter or an ordered list of adapters or (adapter, weight);
     `None` or an empty list is the base model. If left out, the adapters of `set_loras` when the job is enqueued.
-    `return_probs` and `return_top_tokens` give probabilities before penalties and filters.
+    `return_probs` and `return_top_tokens` give probabilities after penalties and filters.
     """
 
     def __init__(
@@ -91,7 +89,7 @@ class ExLlamaV2DynamicJob:
             "stop": stops,
             "banned_strings": list(banned_strings or []),
             "stop_at_eos": False,
-            "logprobs": max(return_top_tokens, int(return_probs)),
+            "probs": max(return_top_tokens, int(return_probs)),
             "return_logits": return_logits,
             "skip_special_tokens": not decode_special_tokens,
         }
@@ -183,10 +181,11 @@ class ExLlamaV2DynamicJob:
         if not chunk.token_ids:
             return {}
         tokens = {"token_ids": token_array(chunk.token_ids)}
-        if self.return_probs and chunk.logprobs is not None:
-            tokens["token_probs"] = to_array(np.exp(chunk.logprobs)[None])
-        if self.return_top_tokens and chunk.top_logprobs is not None:
-            tokens["top_k_tokens"], tokens["top_k_probs"] = top_arrays(chunk.top_logprobs)
+        if self.return_probs and chunk.probs is not None:
+            tokens["token_probs"] = to_array(chunk.probs[None])
+        if self.return_top_tokens and chunk.top_probs is not None:
+            top = top_arrays(chunk.top_probs, self.return_top_tokens)
+            tokens["top_k_tokens"], tokens["top_k_probs"] = top
         if chunk.logits is not None:
             tokens["logits"] = to_array(chunk.logits[None])
         return tokens

@@ -123,7 +123,7 @@ class ExLlamaV2StreamingGenerator:
     ) -> None:
         """Begins a sequence [1, n] and ends the one before.
 
-        `loras` is one adapter, or an ordered list of adapters or (adapter, weight). Probabilities are those before
+        `loras` is one adapter, or an ordered list of adapters or (adapter, weight). Probabilities are those after
         penalties and filters.
         """
         owner = f"{type(self).__name__}.begin_stream"
@@ -150,7 +150,7 @@ class ExLlamaV2StreamingGenerator:
             stop=self._stop,
             banned_strings=list(banned_strings or []),
             stop_at_eos=False,
-            logprobs=max(return_top_tokens, int(return_probabilities)),
+            probs=max(return_top_tokens, int(return_probabilities)),
             return_logits=return_logits,
             skip_special_tokens=not decode_special_tokens,
             ngram_draft=self.speculative_ngram,
@@ -190,11 +190,11 @@ class ExLlamaV2StreamingGenerator:
             "chunk_token_ids": token_array(chunk.token_ids if chunk is not None and has_tokens else []),
         }
         if self._returns_probs:
-            logprobs = chunk.logprobs if chunk is not None and has_tokens else None
-            result["probs"] = to_array(_empty(0) if logprobs is None else np.exp(logprobs)[None])
+            probs = chunk.probs if chunk is not None and has_tokens else None
+            result["probs"] = to_array(_empty(0) if probs is None else probs[None])
         if self._top_tokens:
-            top = chunk.top_logprobs if chunk is not None and has_tokens else None
-            result["top_tokens"], result["top_probs"] = top_arrays(top or [])
+            top = chunk.top_probs if chunk is not None and has_tokens else None
+            result["top_tokens"], result["top_probs"] = top_arrays(top or [], self._top_tokens)
         if self._returns_logits:
             logits = chunk.logits if chunk is not None and has_tokens else None
             result["logits"] = to_array(_empty(0, vocab) if logits is None else logits[None])

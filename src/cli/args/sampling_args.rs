@@ -34,25 +34,104 @@ pub(in crate::cli) struct SamplingArgs {
     /// Nucleus sampling: the most likely tokens up to this total probability; 1, the default, is all.
     #[arg(long, value_name = "P")]
     top_p: Option<f32>,
+    /// Drop tokens less likely than this multiple of the most likely one's squared probability; 0, the default, drops none.
+    #[arg(long, value_name = "P")]
+    top_a: Option<f32>,
     /// Drop tokens less likely than this fraction of the most likely one; 0, the default, drops none.
     #[arg(long, value_name = "P")]
     min_p: Option<f32>,
+    /// Tail-free sampling: drop what comes after this share of the curvature of the sorted probabilities; 1, the default, drops
+    /// none.
+    #[arg(long, value_name = "P")]
+    tfs: Option<f32>,
+    /// Locally typical sampling: the tokens nearest to the expected surprise, up to this total probability; 1, the default, is
+    /// all.
+    #[arg(long, value_name = "P")]
+    typical: Option<f32>,
+    /// Whether Mirostat 2.0 limits the surprise of tokens; false by default.
+    #[arg(long, value_name = "BOOL")]
+    mirostat: Option<bool>,
+    /// Mean surprise that Mirostat aims at; 1.5 by default.
+    #[arg(long, value_name = "BITS")]
+    mirostat_tau: Option<f32>,
+    /// How fast Mirostat's limit follows; 0.1 by default.
+    #[arg(long, value_name = "X")]
+    mirostat_eta: Option<f32>,
+    /// Mirostat's limit for the first token; twice --mirostat-tau by default.
+    #[arg(long, value_name = "BITS")]
+    mirostat_mu: Option<f32>,
+    /// Smoothed sampling: logits fall with the square of their distance from the best one, times X; 0, the default, is off.
+    #[arg(long, value_name = "X")]
+    smoothing_factor: Option<f32>,
+    /// Dynamic temperature: the temperature where one token is certain; 0 by default.
+    #[arg(long, value_name = "T")]
+    min_temp: Option<f32>,
+    /// Dynamic temperature: the temperature where all tokens are equally likely; off by default, and if not above --min-temp.
+    #[arg(long, value_name = "T")]
+    max_temp: Option<f32>,
+    /// Power by which dynamic temperature grows with the entropy; 1 by default.
+    #[arg(long, value_name = "X")]
+    temp_exponent: Option<f32>,
+    /// Whether the temperature acts after the filters instead of before them; false by default.
+    #[arg(long, value_name = "BOOL")]
+    temperature_last: Option<bool>,
+    /// XTC: probability that all likely tokens but the least likely of them are left out; 0, the default, is off.
+    #[arg(long, value_name = "P")]
+    xtc_probability: Option<f32>,
+    /// Probability from which on XTC takes a token for likely; 0.1 by default.
+    #[arg(long, value_name = "P")]
+    xtc_threshold: Option<f32>,
+    /// Token id that XTC never leaves out; may be repeated. By default those with line breaks, and special tokens.
+    #[arg(long, value_name = "ID")]
+    xtc_ignore_tokens: Option<Vec<u32>>,
+    /// Move draws towards less likely tokens if above 0, towards more likely ones if below; 0 by default.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    skew: Option<f32>,
     /// Penalty on tokens that occur in the prompt or the output; 1, the default, is none.
     #[arg(long, value_name = "X")]
     repetition_penalty: Option<f32>,
     /// Number of most recent tokens that the repetition penalty looks at; all by default.
     #[arg(long, value_name = "N")]
     repetition_range: Option<usize>,
+    /// Number of tokens before these over which the penalty goes back to nothing; 0 by default.
+    #[arg(long, value_name = "N")]
+    repetition_decay: Option<usize>,
     /// Penalty for each occurrence of a token in the output; 0, the default, is none.
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     frequency_penalty: Option<f32>,
     /// Penalty on tokens that occur in the output; 0, the default, is none.
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     presence_penalty: Option<f32>,
+    /// Whether frequency and presence penalty count the tokens that the repetition penalty looks at, and not the output's; false
+    /// by default.
+    #[arg(long, value_name = "BOOL")]
+    penalize_prompt: Option<bool>,
+    /// DRY: penalty on a token that would continue a repetition of --dry-allowed-length tokens; 0, the default, is none.
+    #[arg(long, value_name = "X")]
+    dry_multiplier: Option<f32>,
+    /// Factor on that penalty for each token that the repetition is longer; 1.75 by default.
+    #[arg(long, value_name = "X")]
+    dry_base: Option<f32>,
+    /// Length from which on a repetition is penalized; 2 by default.
+    #[arg(long, value_name = "N")]
+    dry_allowed_length: Option<usize>,
+    /// Length up to which repetitions are compared; 20 by default.
+    #[arg(long, value_name = "N")]
+    dry_max_ngram: Option<usize>,
+    /// Number of most recent tokens among which repetitions are looked for; 0, the default, is all.
+    #[arg(long, value_name = "N")]
+    dry_range: Option<usize>,
+    /// Token id that no repetition contains or ends with; may be repeated. By default those with punctuation, line breaks or
+    /// tabs, and special tokens.
+    #[arg(long, value_name = "ID")]
+    dry_sequence_breakers: Option<Vec<u32>>,
     /// Add BIAS to the logit of a token id; -inf forbids it. May be repeated.
     #[arg(long, value_name = "ID=BIAS", value_parser = logit_bias_arg)]
     #[serde(default, deserialize_with = "logit_bias", serialize_with = "logit_bias_as_map")]
     logit_bias: Option<Vec<(u32, f32)>>,
+    /// Choose only tokens with this id; may be repeated. All by default.
+    #[arg(long, value_name = "ID")]
+    allowed_token_ids: Option<Vec<u32>>,
     /// Random seed: the same seed gives the same text. A random one by default, which is reported.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -72,6 +151,9 @@ pub(in crate::cli) struct SamplingArgs {
     /// Number of top log-probabilities for each token, which --json prints; 0, the default, is none.
     #[arg(long, value_name = "N")]
     logprobs: Option<usize>,
+    /// Number of top probabilities for each token after penalties and filters, which --json prints; 0, the default, is none.
+    #[arg(long, value_name = "N")]
+    probs: Option<usize>,
     /// Draft tokens from the prompt and the output: what followed where the last tokens appeared before. Saves steps where a
     /// text repeats itself, and changes no token; false by default.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
@@ -99,6 +181,7 @@ impl SamplingArgs {
         set(&mut request.stop_at_eos, self.stop_at_eos);
         set(&mut request.banned_strings, self.banned_strings.clone());
         set(&mut request.logprobs, self.logprobs);
+        set(&mut request.probs, self.probs);
         set(&mut request.ngram_draft, self.ngram_draft);
         set(&mut request.max_ngram, self.max_ngram);
         set(&mut request.num_draft_tokens, self.num_draft_tokens.map(Some));
@@ -112,12 +195,37 @@ impl SamplingArgs {
         set(&mut sampling.temperature, self.temperature);
         set(&mut sampling.top_k, self.top_k);
         set(&mut sampling.top_p, self.top_p);
+        set(&mut sampling.top_a, self.top_a);
         set(&mut sampling.min_p, self.min_p);
+        set(&mut sampling.tfs, self.tfs);
+        set(&mut sampling.typical, self.typical);
+        set(&mut sampling.mirostat, self.mirostat);
+        set(&mut sampling.mirostat_tau, self.mirostat_tau);
+        set(&mut sampling.mirostat_eta, self.mirostat_eta);
+        set(&mut sampling.mirostat_mu, self.mirostat_mu.map(Some));
+        set(&mut sampling.smoothing_factor, self.smoothing_factor);
+        set(&mut sampling.min_temp, self.min_temp);
+        set(&mut sampling.max_temp, self.max_temp);
+        set(&mut sampling.temp_exponent, self.temp_exponent);
+        set(&mut sampling.temperature_last, self.temperature_last);
+        set(&mut sampling.xtc_probability, self.xtc_probability);
+        set(&mut sampling.xtc_threshold, self.xtc_threshold);
+        set(&mut sampling.xtc_ignore_tokens, self.xtc_ignore_tokens.clone().map(Some));
+        set(&mut sampling.skew, self.skew);
         set(&mut sampling.repetition_penalty, self.repetition_penalty);
         set(&mut sampling.repetition_range, self.repetition_range.map(Some));
+        set(&mut sampling.repetition_decay, self.repetition_decay);
         set(&mut sampling.frequency_penalty, self.frequency_penalty);
         set(&mut sampling.presence_penalty, self.presence_penalty);
+        set(&mut sampling.penalize_prompt, self.penalize_prompt);
+        set(&mut sampling.dry_multiplier, self.dry_multiplier);
+        set(&mut sampling.dry_base, self.dry_base);
+        set(&mut sampling.dry_allowed_length, self.dry_allowed_length);
+        set(&mut sampling.dry_max_ngram, self.dry_max_ngram);
+        set(&mut sampling.dry_range, self.dry_range);
+        set(&mut sampling.dry_sequence_breakers, self.dry_sequence_breakers.clone().map(Some));
         set(&mut sampling.logit_bias, self.logit_bias.clone());
+        set(&mut sampling.allowed_token_ids, self.allowed_token_ids.clone().map(Some));
         set(&mut sampling.seed, self.seed.map(Some));
     }
 
@@ -229,18 +337,44 @@ mod tests {
                     temperature: _,
                     top_k: _,
                     top_p: _,
+                    top_a: _,
                     min_p: _,
+                    tfs: _,
+                    typical: _,
+                    mirostat: _,
+                    mirostat_tau: _,
+                    mirostat_eta: _,
+                    mirostat_mu: _,
+                    smoothing_factor: _,
+                    min_temp: _,
+                    max_temp: _,
+                    temp_exponent: _,
+                    temperature_last: _,
+                    xtc_probability: _,
+                    xtc_threshold: _,
+                    xtc_ignore_tokens: _,
+                    skew: _,
                     repetition_penalty: _,
                     repetition_range: _,
+                    repetition_decay: _,
                     frequency_penalty: _,
                     presence_penalty: _,
+                    penalize_prompt: _,
+                    dry_multiplier: _,
+                    dry_base: _,
+                    dry_allowed_length: _,
+                    dry_max_ngram: _,
+                    dry_range: _,
+                    dry_sequence_breakers: _,
                     logit_bias: _,
+                    allowed_token_ids: _,
                     seed: _,
                 },
             stop: _,
             banned_strings: _,
             stop_at_eos: _,
             logprobs: _,
+            probs: _,
             skip_special_tokens: _,
             add_special_tokens: _,
             ngram_draft: _,
@@ -249,8 +383,12 @@ mod tests {
             // --draft-use
             draft_adapters: _,
         } = Request::new("");
-        let fields = "max_new_tokens min_new_tokens n temperature top_k top_p min_p repetition_penalty repetition_range \
-                      frequency_penalty presence_penalty logit_bias seed stop banned_strings stop_at_eos logprobs skip_special_tokens \
+        let fields = "max_new_tokens min_new_tokens n temperature top_k top_p top_a min_p tfs typical mirostat \
+                      mirostat_tau mirostat_eta mirostat_mu smoothing_factor min_temp max_temp temp_exponent \
+                      temperature_last xtc_probability xtc_threshold xtc_ignore_tokens skew repetition_penalty \
+                      repetition_range repetition_decay frequency_penalty presence_penalty penalize_prompt \
+                      dry_multiplier dry_base dry_allowed_length dry_max_ngram dry_range dry_sequence_breakers \
+                      logit_bias allowed_token_ids seed stop banned_strings stop_at_eos logprobs probs skip_special_tokens \
                       add_special_tokens ngram_draft max_ngram num_draft_tokens";
         let names = SamplingArgs::names();
         let default = format!("{:?}", Request::new(""));
@@ -261,6 +399,8 @@ mod tests {
                 "banned_strings" => serde_json::json!(["x"]),
                 "ngram_draft" => serde_json::json!(true),
                 "stop_at_eos" | "skip_special_tokens" | "add_special_tokens" => serde_json::json!(false),
+                "mirostat" | "temperature_last" | "penalize_prompt" => serde_json::json!(true),
+                "xtc_ignore_tokens" | "dry_sequence_breakers" | "allowed_token_ids" => serde_json::json!([3, 4]),
                 _ => serde_json::json!(7),
             };
             let args: SamplingArgs = serde_json::from_value(serde_json::json!({field: value})).expect(field);

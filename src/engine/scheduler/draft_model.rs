@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::prefill::{self, Prefill};
 use crate::engine::draft::{DraftSource, Drafts};
 use crate::engine::options::EngineOptions;
-use crate::engine::sampler::Sampler;
+use crate::engine::sampler::{Context, Sampler, TopCounts};
 use crate::engine::sequence::{Purpose, Sequence};
 use crate::engine::sequence_kv::SequenceKv;
 use crate::error::{Error, ErrorCode, Result};
@@ -235,9 +235,13 @@ impl DraftModel {
         let vocab = kv.plan.vocab.min(sequence.kv.plan.vocab).min(self.model.config().vocab_size);
         let logits = &self.logits[logits][..vocab];
         let on_panic = |message: &str| Error::new(ErrorCode::Internal, format!("choosing a draft panicked: {message}"));
-        let (sampler, context) = (&mut self.sampler, &self.context);
-        let sampled =
-            catch_panic(on_panic, || sampler.sample(logits, &decode.sampling, context, sequence.prompt_len, None, 0));
+        let sampler = &mut self.sampler;
+        let context = Context { tokens: &self.context, prompt_len: sequence.prompt_len, ..Context::default() };
+        // A draft may be wrong, so the sequence's own state learns nothing from it.
+        let mut state = decode.sampler_state.clone();
+        let sampled = catch_panic(on_panic, || {
+            sampler.sample(logits, &decode.sampling, context, &mut state, TopCounts::default())
+        });
         sampled.map(|sampled| sampled.id).inspect_err(|_| self.sampler = Sampler::default())
     }
 

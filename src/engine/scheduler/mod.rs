@@ -22,7 +22,7 @@ use std::ops::Range;
 use super::draft::DraftCounts;
 use super::options::EngineOptions;
 use super::output::{FinishReason, no_memory_for_logits};
-use super::sampler::Sampler;
+use super::sampler::{Context, Sampler};
 use super::sequence::{Purpose, Sequence};
 use super::stats::{SchedulerStats, StepStats};
 use crate::error::{Error, ErrorCode, Result};
@@ -408,7 +408,7 @@ fn accept(
 
 /// Chooses the next token and sends its chunk.
 fn choose(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32]) -> Result<()> {
-    let Purpose::Generate(decode) = &sequence.purpose else { return Ok(()) };
+    let Purpose::Generate(decode) = &mut sequence.purpose else { return Ok(()) };
     if let Some(id) = logits.iter().position(|logit| !logit.is_finite()) {
         let what = "the logits are not finite, so that no token can be chosen";
         return Err(Error::new(ErrorCode::LogitsNotFinite, what)
@@ -433,7 +433,7 @@ fn choose(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32]) ->
             *logit = f32::NEG_INFINITY;
         }
     }
-    let sampled =
-        sampler.sample(logits, &decode.sampling, &sequence.tokens, sequence.prompt_len, None, decode.logprobs)?;
+    let context = Context { tokens: &sequence.tokens, prompt_len: sequence.prompt_len, ..Context::default() };
+    let sampled = sampler.sample(logits, &decode.sampling, context, &mut decode.sampler_state, decode.top)?;
     sequence.accept(sampled, returned)
 }

@@ -16,6 +16,7 @@ mod files;
 mod infilling;
 mod special_tokens;
 mod stop_strings;
+mod token_sets;
 mod token_window;
 mod tokenizer;
 mod tokenizer_class;

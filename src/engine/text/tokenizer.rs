@@ -15,6 +15,7 @@ use super::decoder_kind::DecoderKind;
 use super::files::{invalid, read, read_object};
 use super::infilling::Infilling;
 use super::special_tokens::SpecialTokens;
+use super::token_sets::TokenSets;
 use super::tokenizer_class::TokenizerClass;
 use super::tokenizer_file::TokenizerFile;
 use super::tokenizer_json::{self, InnerTokenizer};
@@ -43,6 +44,7 @@ struct Vocabulary {
     /// Behind a lock because whether special tokens are recognized is state of the inner tokenizer.
     inner: RwLock<InnerTokenizer>,
     hash: OnceLock<[u8; 32]>,
+    token_sets: OnceLock<TokenSets>,
 }
 
 impl Tokenizer {
@@ -69,7 +71,11 @@ impl Tokenizer {
             vocab_size: inner.get_vocab_size(true),
             infilling: if class.fills_in() { Infilling::find(&inner, &named) } else { None },
             named,
-            vocabulary: Arc::new(Vocabulary { inner: RwLock::new(inner), hash: OnceLock::new() }),
+            vocabulary: Arc::new(Vocabulary {
+                inner: RwLock::new(inner),
+                hash: OnceLock::new(),
+                token_sets: OnceLock::new(),
+            }),
         }))
     }
 
@@ -223,6 +229,21 @@ impl Tokenizer {
     /// Whether an id is a special token.
     pub fn is_special(&self, id: u32) -> bool {
         self.spelling(id).is_some_and(|(_, is_special)| is_special)
+    }
+
+    /// Ids of tokens with punctuation, a line break or a tab, and of special tokens; sorted. The first call looks at every token.
+    pub(in crate::engine) fn punctuation_and_special_ids(&self) -> Arc<[u32]> {
+        Arc::clone(&self.token_sets().punctuation)
+    }
+
+    /// Ids of tokens with a line break, and of special tokens; sorted. The first call looks at every token.
+    pub(in crate::engine) fn newline_and_special_ids(&self) -> Arc<[u32]> {
+        Arc::clone(&self.token_sets().newline)
+    }
+
+    fn token_sets(&self) -> &TokenSets {
+        let text = |id| (!self.is_special(id)).then(|| self.piece(id).unwrap_or_default());
+        self.vocabulary.token_sets.get_or_init(|| TokenSets::of(0..self.vocab_size as u32, text))
     }
 
     /// How the decoder of this tokenizer turns tokens into text.
