@@ -104,9 +104,9 @@ pub use adapter::pool::{AdapterInfo, AdapterLease, AdapterLimits};
 pub use backend::KvDType;
 pub use engine::{
     AdapterRef, AsCompleted, CancelHandle, ChatMessage, ChatOptions, Chunk, Completion, DeviceStats, DraftModelSource,
-    Engine, EngineOptions, EngineStats, Finish, FinishReason, GenerationConfig, GenerationConfigSource, Job, Logits,
-    Prompt, Request, SamplingParams, SequenceCache, SequenceChunk, Stop, StopMatch, TokenLogprobs, TokenProbs,
-    Tokenizer, Usage,
+    Engine, EngineOptions, EngineStats, FilterTokens, Filters, Finish, FinishReason, GenerationConfig,
+    GenerationConfigSource, Grammar, Job, Logits, Prompt, Request, SamplingParams, SequenceCache, SequenceChunk, Stop,
+    StopMatch, TokenFilter, TokenLogprobs, TokenProbs, Tokenizer, Usage,
 };
 pub use error::{Error, ErrorCode, ErrorKind, Result};
 pub use model::{Device, KvStorage, Model, ModelOptions, Progress};

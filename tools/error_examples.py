@@ -43,6 +43,20 @@ Tensors = dict[str, tuple[str, list[int], bytes]]
 Change = Callable[[Tensors], object]
 
 
+class NoToken:
+    """A filter that allows nothing."""
+
+    def begin(self, prefix: str) -> None:
+        """A text begins."""
+
+    def next(self) -> tuple[list[int], list[int]]:
+        """What may follow."""
+        return [], []
+
+    def feed(self, token: int) -> None:
+        """A token was chosen."""
+
+
 # Broken files.
 
 
@@ -286,6 +300,8 @@ PROVOKE: dict[str, Callable[[], object]] = {
     "logits_not_finite": lambda: adapter().generate("SELECT", adapters={"sql": 3e38}),
     "kv_overflow": lambda: adapter().generate("SELECT", adapters={"sql": 1e30}),
     "sampling_invalid": lambda: model().generate("SELECT", temperature=inf),
+    "constraint_invalid": lambda: model().generate("SELECT", regex="(a"),
+    "constraint_failed": lambda: model().generate("SELECT", filters=[NoToken()]),
     "setting_unsupported": lambda: exllamav2().load_tp(),
     "model_not_loaded": lambda: exllamav2().forward([[1]]),
     "device_unavailable": lambda: model(device="tpu"),

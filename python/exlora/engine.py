@@ -288,6 +288,15 @@ class Engine:
         draft_adapters       adapters of the draft model, as `adapters`
         skip_special_tokens  whether special tokens are left out of the text
         add_special_tokens   whether the tokenizer adds its own special tokens (a BOS) to a text prompt
+        json_schema          a dict or its text: the text is JSON that is valid under it; or one of the next four
+        json_object          the text is a JSON object
+        regex                the whole text matches this regular expression (Rust's syntax)
+        grammar              the text is in the language of this grammar (Lark's syntax)
+        choices              the text is one of these strings; for several prompts, as `stop`
+        filters              objects that choose the allowed tokens: `begin("")`, `next()` -> (allowed ids, ids that end
+                             the text), `feed(id)`; for several prompts, as `stop`
+        filter_prefer_eos    whether a token that ends the text is chosen as soon as the filters allow one
+        token_healing        the first new token may be any whose text begins with that of the prompt's last token
 
         For chat messages, as transformers' `apply_chat_template` takes them:
 

@@ -14,8 +14,10 @@ __all__ = [
     "Adapter",
     "Adapters",
     "ContinueFinalMessage",
+    "Filter",
     "FloatArray",
     "JsonObjects",
+    "JsonSchema",
     "LogitBias",
     "Message",
     "Messages",
@@ -54,6 +56,23 @@ Messages: TypeAlias = Sequence[Message]
 
 #: Tools or documents for a chat template.
 JsonObjects: TypeAlias = Sequence[Mapping[str, Any]]
+
+#: A JSON schema: a dict, its text, or a class with pydantic's `model_json_schema`.
+JsonSchema: TypeAlias = Mapping[str, Any] | str | type
+
+
+class Filter(Protocol):
+    """The caller's own code that limits the tokens of one text."""
+
+    def begin(self, prefix: str) -> Any:
+        """A text begins; `prefix` is empty."""
+
+    def next(self) -> Any:
+        """The ids that may follow (`None`: all) and, of these, those that end the text."""
+
+    def feed(self, token: int) -> Any:
+        """A token was chosen."""
+
 
 #: Variables of a chat template by name.
 TemplateKwargs: TypeAlias = Mapping[str, Any]
@@ -159,6 +178,14 @@ class RequestKeywords(SamplingKeywords, total=False):
     draft_adapters: Adapters
     skip_special_tokens: PerPrompt[bool]
     add_special_tokens: PerPrompt[bool]
+    json_schema: PerPrompt[JsonSchema | None]
+    json_object: PerPrompt[bool]
+    regex: PerPrompt[str | None]
+    grammar: PerPrompt[str | None]
+    choices: Sequence[str] | Sequence[Sequence[str] | None] | None
+    filters: Sequence[Filter] | Sequence[Sequence[Filter] | None] | None
+    filter_prefer_eos: PerPrompt[bool]
+    token_healing: PerPrompt[bool]
     tools: JsonObjects | Sequence[JsonObjects | None] | None
     documents: JsonObjects | Sequence[JsonObjects | None] | None
     chat_template: PerPrompt[str | None]
@@ -219,6 +246,14 @@ class OneRequestKeywords(TypedDict, total=False):
     draft_adapters: Adapter
     skip_special_tokens: bool
     add_special_tokens: bool
+    json_schema: JsonSchema | None
+    json_object: bool
+    regex: str | None
+    grammar: str | None
+    choices: Sequence[str] | None
+    filters: Sequence[Filter] | None
+    filter_prefer_eos: bool
+    token_healing: bool
     tools: JsonObjects | None
     documents: JsonObjects | None
     chat_template: str | None

@@ -6,6 +6,7 @@
 
 mod as_completed;
 mod banned_text;
+mod constraint;
 mod draft;
 mod draft_source;
 mod engine_core;
@@ -41,6 +42,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::kv_cache::{PAGE_TOKENS, pages_for};
 use crate::model::{Model, ModelOptions, Progress};
 use banned_text::BannedText;
+use constraint::Constraint;
 use draft::{DraftSource, Drafts};
 use engine_core::EngineCore;
 use job_state::JobState;
@@ -54,6 +56,7 @@ use text::{Detokenizer, RequestTokenizer, StopStrings};
 use turns::Waiter;
 
 pub use as_completed::AsCompleted;
+pub use constraint::{FilterTokens, Filters, Grammar, MAX_GRAMMAR_BYTES, TokenFilter};
 pub use draft_source::DraftModelSource;
 pub use generate::{Refused, with_index};
 pub use generation_config::{GenerationConfig, GenerationConfigSource};
@@ -307,7 +310,8 @@ impl Engine {
     ///
     /// # Errors
     /// `adapter_not_found`, `adapter_weight_invalid`, `adapter_model_mismatch`, `prompt_*`, `sampling_invalid`,
-    /// `token_out_of_range`, `request_invalid` (also for more than one sample), `tokenizer_not_found`, `chat_template_*`.
+    /// `constraint_invalid`, `token_out_of_range`, `request_invalid` (also for more than one sample), `tokenizer_not_found`,
+    /// `chat_template_*`.
     pub fn submit(&self, request: Request) -> Result<Job> {
         if request.n > 1 {
             return Err(Error::new(ErrorCode::RequestInvalid, "a job has one sample")
@@ -321,7 +325,8 @@ impl Engine {
     /// Checks a request, leases its adapters, encodes its prompt and draws its seed.
     fn check(&self, request: Request) -> Result<CheckedRequest> {
         let (mixture, tokenizer) = self.lease(&request.adapters)?;
-        let tokens = self.encode(&tokenizer, &request.prompt, request.add_special_tokens, &request.chat)?;
+        let mut tokens = self.encode(&tokenizer, &request.prompt, request.add_special_tokens, &request.chat)?;
+        let healed = if request.token_healing { cut_last_token(&mut tokens, &tokenizer) } else { None };
         let plan = self.plan(&mixture, &tokens)?;
         request.check(plan.vocab)?;
         let draft = self.draft_plan(&request, &tokens)?;
@@ -331,7 +336,7 @@ impl Engine {
             None if request.sampling.is_greedy() => 0,
             None => random_seed()?,
         };
-        let decode = self.decode_state(&request, &tokens, &tokenizer, &plan)?;
+        let decode = self.decode_state(&request, &tokens, healed, &tokenizer, &plan)?;
         Ok(CheckedRequest { request, prompt: tokens.into(), mixture, plan, draft, decode, seed })
     }
 
@@ -519,6 +524,7 @@ impl Engine {
         &self,
         request: &Request,
         prompt: &[u32],
+        healed: Option<u32>,
         text: &RequestTokenizer,
         plan: &SequencePlan,
     ) -> Result<DecodeState> {
@@ -528,6 +534,7 @@ impl Engine {
             stop_ids.extend(&self.generation_config.eos_token_ids);
             stop_ids.extend(&text.eos_ids);
         }
+        let constraint = self.constraint(request, healed, text, &stop_ids, plan)?;
         let mut stop_texts = Vec::new();
         for stop in &request.stop {
             match stop {
@@ -544,7 +551,10 @@ impl Engine {
         let text = match &text.tokenizer {
             Some(tokenizer) => {
                 stop_string_ids.extend(stop_texts.iter().filter_map(|stop| tokenizer.special_id_of(stop)));
-                let detokenizer = Detokenizer::new(Arc::clone(tokenizer), request.skip_special_tokens, prompt);
+                let mut detokenizer = Detokenizer::new(Arc::clone(tokenizer), request.skip_special_tokens, prompt);
+                if let Some(healed) = healed {
+                    detokenizer = detokenizer.healing(healed)?;
+                }
                 Some((detokenizer, StopStrings::new(stop_texts)))
             }
             None if stop_texts.is_empty() && request.banned_strings.is_empty() => None,
@@ -562,6 +572,7 @@ impl Engine {
             min_new_tokens: request.min_new_tokens,
             stop_ids,
             stop_string_ids,
+            constraint,
             text,
             banned,
             top: TopCounts { logprobs: request.logprobs, probs: request.probs },
@@ -600,6 +611,30 @@ impl Engine {
         Drafts::new(source, request.num_draft_tokens.unwrap_or(self.num_draft_tokens))
     }
 
+    /// What limits the tokens of a request whose text ends with `eos_ids`.
+    fn constraint(
+        &self,
+        request: &Request,
+        healed: Option<u32>,
+        text: &RequestTokenizer,
+        eos_ids: &[u32],
+        plan: &SequencePlan,
+    ) -> Result<Option<Box<Constraint>>> {
+        let tokenizer = || text.tokenizer.as_ref().map_or_else(|| self.tokenizer(), Ok);
+        // A special token that the request names as a stop is an end of the text like the model's own, and no part of it.
+        let special_id = |stop: &Stop| {
+            let tokenizer = text.tokenizer.as_ref()?;
+            match stop {
+                Stop::Token(id) => tokenizer.is_special(*id).then_some(*id),
+                Stop::Text(text) => tokenizer.special_id_of(text),
+            }
+        };
+        let stops = request.stop.iter().filter_map(special_id);
+        let ends: Vec<u32> = eos_ids.iter().copied().chain(stops).collect();
+        let (grammar, trie) = (request.grammar.as_ref(), || tokenizer()?.trie());
+        Constraint::new(grammar, &request.filters, healed, trie, &ends, plan.vocab)
+    }
+
     fn enqueue(
         &self,
         state: Arc<JobState>,
@@ -623,6 +658,16 @@ fn sequence_plan(model: &Model, mixture: &Mixture, tokens: &[u32]) -> SequencePl
         row_cost: model.row_cost(mixture),
         vocab: mixture.head_rows(model.config().vocab_size),
     }
+}
+
+/// Cuts the last token off a prompt, for the first new token to continue it. Not one that is no text, nor the only one.
+fn cut_last_token(tokens: &mut Vec<u32>, text: &RequestTokenizer) -> Option<u32> {
+    let tokenizer = text.tokenizer.as_ref()?;
+    let has_text = |id: u32| !tokenizer.is_special(id) && tokenizer.piece(id).is_ok_and(|text| !text.is_empty());
+    if tokens.len() < 2 {
+        return None;
+    }
+    tokens.pop_if(|id| has_text(*id))
 }
 
 /// KV pages where the caller names no number of tokens: on a device of its own memory what that holds, but no more than all

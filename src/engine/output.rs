@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorCode, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FinishReason {
-    /// A stop token, a stop string, or an end-of-sequence id of the model.
+    /// A stop token, a stop string, an end-of-sequence id of the model, or the end of a grammar or filter, which is no match.
     Stop,
     /// `max_new_tokens`, the model's positions, or the end of the cache.
     Length,

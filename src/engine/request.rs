@@ -1,5 +1,6 @@
 //! A request: a prompt, its adapters, and how to continue it.
 
+use super::constraint::{Filters, Grammar};
 use super::sampling_params::SamplingParams;
 use super::text::{ChatMessage, ChatOptions};
 use crate::adapter::mixture::Mixture;
@@ -175,6 +176,14 @@ pub struct Request {
     pub skip_special_tokens: bool,
     /// Whether the tokenizer adds its own special tokens (a BOS) to a text prompt.
     pub add_special_tokens: bool,
+    /// What the text must match, from its beginning to its end. Where nothing may follow, the text ends, whatever
+    /// `min_new_tokens` says.
+    pub grammar: Option<Grammar>,
+    /// The caller's own code that limits the tokens. For one sample.
+    pub filters: Filters,
+    /// Whether the last token of the prompt is taken back, and the first new token is one whose text begins with its text. The
+    /// completion's text begins after it. Not of a prompt of one token, or one that ends with a special token.
+    pub token_healing: bool,
 }
 
 impl Request {
@@ -197,6 +206,13 @@ impl Request {
                 let what = format!("{name} asks for more tokens than the model has");
                 return invalid(&what, format!("at most {vocab}"), tokens);
             }
+        }
+        if self.n > 1 && !self.filters.filters.is_empty() {
+            return invalid("filters know one text", "n = 1".to_owned(), self.n);
+        }
+        if self.token_healing && self.grammar.is_some() {
+            let what = "token_healing and a grammar exclude each other: a grammar begins where the prompt ends";
+            return Err(Error::new(ErrorCode::RequestInvalid, what));
         }
         if !(1..=MAX_NGRAM).contains(&self.max_ngram) {
             return invalid("max_ngram is out of range", format!("1 to {MAX_NGRAM} tokens"), self.max_ngram);
@@ -238,6 +254,9 @@ impl Request {
             draft_adapters: Vec::new(),
             skip_special_tokens: true,
             add_special_tokens: true,
+            grammar: None,
+            filters: Filters::default(),
+            token_healing: false,
         }
     }
 
@@ -280,6 +299,22 @@ impl Request {
     /// Adds a stop.
     pub fn stop(mut self, stop: Stop) -> Self {
         self.stop.push(stop);
+        self
+    }
+
+    /// Sets what the text must match.
+    ///
+    /// ```
+    /// use exlora::{Engine, EngineOptions, Grammar, Request};
+    ///
+    /// let engine = Engine::load("tests/fixtures/quill-4m", EngineOptions::default())?;
+    /// let request = Request::new("Once upon a").grammar(Grammar::Regex("[a-z]{3} [0-9]+".to_owned())).max_new_tokens(6);
+    /// let text = &engine.generate(&[request])?[0].text;
+    /// assert!(text.as_bytes()[..3].iter().all(u8::is_ascii_lowercase));
+    /// # Ok::<(), exlora::Error>(())
+    /// ```
+    pub fn grammar(mut self, grammar: Grammar) -> Self {
+        self.grammar = Some(grammar);
         self
     }
 

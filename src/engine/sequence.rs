@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::banned_text::{BannedText, TextState};
+use super::constraint::Constraint;
 use super::draft::Drafts;
 use super::job_state::JobState;
 use super::output::{Chunk, Finish, FinishReason, StopMatch, TokenLogprobs, TokenProbs, Usage};
@@ -27,12 +28,14 @@ pub(super) struct DecodeState {
     pub sampling: SamplingParams,
     /// Largest number of tokens, prompt and output together.
     pub max_tokens: usize,
-    /// Before this number of new tokens, nothing but the length ends the text.
+    /// Before this number of new tokens, nothing but the length and the end of a grammar ends the text.
     pub min_new_tokens: usize,
     /// Sorted.
     pub stop_ids: Vec<u32>,
     /// Special tokens that are stop strings. Their spelling is what ends the text, so that it is the match reported.
     pub stop_string_ids: Vec<u32>,
+    /// What limits the tokens: a grammar, filters, token healing.
+    pub constraint: Option<Box<Constraint>>,
     /// `None` for a model without a tokenizer.
     pub text: TextState,
     /// If strings are banned.
@@ -69,6 +72,14 @@ impl Sequence {
         Self { job, purpose, prompt_len, tokens, kv, drafts, cached_tokens: None }
     }
 
+    /// What limits its tokens, if anything does.
+    pub(super) fn constraint_mut(&mut self) -> Option<&mut Constraint> {
+        match &mut self.purpose {
+            Purpose::Generate(decode) => decode.constraint.as_deref_mut(),
+            Purpose::PromptLogits(_) => None,
+        }
+    }
+
     /// Tokens to compute before the next one can be chosen.
     pub(super) fn pending(&self) -> usize {
         self.tokens.len() - self.kv.computed
@@ -96,6 +107,10 @@ impl Sequence {
             chunk.probs.push(TokenProbs { chosen: sampled.prob, top: sampled.top_probs });
         }
 
+        let is_complete = match &mut decode.constraint {
+            Some(constraint) => constraint.advance(sampled.id)?,
+            None => false,
+        };
         let new_tokens = self.tokens.len() - self.prompt_len;
         let may_stop = new_tokens > decode.min_new_tokens;
         let mut ended = None;
@@ -113,6 +128,9 @@ impl Sequence {
             }
             chunk.text = step.emit;
             ended = step.matched.map(|text| (FinishReason::Stop, Some(StopMatch::Text(text))));
+        }
+        if ended.is_none() && is_complete {
+            ended = Some((FinishReason::Stop, None));
         }
         if ended.is_none() && self.tokens.len() >= decode.max_tokens {
             ended = Some((FinishReason::Length, None));
@@ -143,6 +161,9 @@ impl Sequence {
             let (suppressed_text, text) = banned.go_back(position, given_up[0])?;
             decode.text = text;
             decode.sampler_state.rewind(position - self.prompt_len);
+            if let Some(constraint) = &mut decode.constraint {
+                constraint.rewind(given_up.len())?;
+            }
             self.job.send(Chunk { suppressed_text, suppressed_token_ids: given_up, ..Chunk::default() });
         }
         banned.take_final().into_iter().for_each(|chunk| self.job.send(chunk));

@@ -6,24 +6,28 @@ use pyo3::types::PyDict;
 
 use super::args::{MixtureArg, PromptArg, StopsArg};
 use super::chat::{ContinueFinalMessage, JsonObjects, TemplateKwargs, chat_options, to_python};
+use super::grammar::{FilterObjects, JsonSchemaArg, grammar, set_keywords};
 use super::numbers::{count, integer, optional_integer};
 use super::returns::{JsonObjectsOut, NamedMixture, NamedValues, PromptOut, StopOut, TemplateKwargsOut};
 use super::sampling_params::PySamplingParams;
-use crate::engine::{AdapterRef, Request};
+use crate::engine::{AdapterRef, Filters, Grammar, Request};
 
 /// A prompt and how to continue it.
 #[pyclass(frozen, eq, name = "Request", module = "exlora._exlora")]
 #[derive(Clone, PartialEq)]
 pub(super) struct PyRequest {
-    /// Its sampling is that of `sampling`.
+    /// Its sampling is that of `sampling`; it has no filters, which are in `filters`.
     request: Request,
     sampling: PySamplingParams,
+    filters: FilterObjects,
 }
 
 impl PyRequest {
     /// The request for the engine.
     pub(super) fn request(&self) -> Request {
-        self.request.clone()
+        let mut request = self.request.clone();
+        request.filters = self.filters.filters(request.filters.prefer_eos);
+        request
     }
 
     /// The request for several samples.
@@ -66,6 +70,10 @@ impl PyRequest {
         dict.set_item("draft_adapters", self.named_draft_mixture(py)?)?;
         dict.set_item("skip_special_tokens", request.skip_special_tokens)?;
         dict.set_item("add_special_tokens", request.add_special_tokens)?;
+        set_keywords(&dict, request.grammar.as_ref())?;
+        dict.set_item("filters", self.filters.objects(py))?;
+        dict.set_item("filter_prefer_eos", request.filters.prefer_eos)?;
+        dict.set_item("token_healing", request.token_healing)?;
         let chat = &request.chat;
         dict.set_item("tools", to_python(py, &chat.tools)?)?;
         dict.set_item("documents", to_python(py, &chat.documents)?)?;
@@ -88,7 +96,8 @@ impl PyRequest {
                         logprobs: "SupportsIndex"=0,
                         probs: "SupportsIndex"=0, return_logits=false, ngram_draft=false, max_ngram: "SupportsIndex"=4,
                         num_draft_tokens: "SupportsIndex | None"=None, draft_adapters=None, skip_special_tokens=true,
-                        add_special_tokens=true, tools=None,
+                                                add_special_tokens=true, json_schema=None, json_object=false, regex=None, grammar=None, choices=None,
+                        filters=None, filter_prefer_eos=false, token_healing=false, tools=None,
                         documents=None, chat_template=None, chat_template_kwargs=None, add_generation_prompt=None,
                         continue_final_message=None, **keywords: "Any"))]
     #[allow(clippy::too_many_arguments)]
@@ -111,6 +120,14 @@ impl PyRequest {
         draft_adapters: Option<MixtureArg>,
         skip_special_tokens: bool,
         add_special_tokens: bool,
+        json_schema: Option<JsonSchemaArg>,
+        json_object: bool,
+        regex: Option<String>,
+        grammar: Option<String>,
+        choices: Option<Vec<String>>,
+        filters: Option<Vec<Py<PyAny>>>,
+        filter_prefer_eos: bool,
+        token_healing: bool,
         tools: Option<JsonObjects>,
         documents: Option<JsonObjects>,
         chat_template: Option<String>,
@@ -120,7 +137,11 @@ impl PyRequest {
         keywords: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
         let sampling = PySamplingParams::with_keywords(py, sampling, keywords)?;
+        let filters = FilterObjects::new(py, filters.unwrap_or_default())?;
         let request = Request {
+            grammar: self::grammar(json_schema, json_object, regex, grammar, choices)?,
+            filters: Filters { prefer_eos: filter_prefer_eos, ..Filters::default() },
+            token_healing,
             adapters: adapter.unwrap_or_default().0,
             max_new_tokens: count("max_new_tokens", max_new_tokens)?,
             min_new_tokens: count("min_new_tokens", min_new_tokens)?,
@@ -147,7 +168,7 @@ impl PyRequest {
             ),
             ..Request::new(prompt.0)
         };
-        Ok(Self { request, sampling })
+        Ok(Self { request, sampling, filters })
     }
 
     /// The prompt: text, token ids or chat messages.
@@ -252,6 +273,66 @@ impl PyRequest {
     #[getter]
     fn add_special_tokens(&self) -> bool {
         self.request.add_special_tokens
+    }
+
+    /// The JSON schema that the text is valid under, as text.
+    #[getter]
+    fn json_schema(&self) -> Option<&str> {
+        match &self.request.grammar {
+            Some(Grammar::JsonSchema(schema)) => Some(schema),
+            _ => None,
+        }
+    }
+
+    /// Whether the text is a JSON object.
+    #[getter]
+    fn json_object(&self) -> bool {
+        self.request.grammar == Some(Grammar::JsonObject)
+    }
+
+    /// The regular expression that the whole text matches.
+    #[getter]
+    fn regex(&self) -> Option<&str> {
+        match &self.request.grammar {
+            Some(Grammar::Regex(pattern)) => Some(pattern),
+            _ => None,
+        }
+    }
+
+    /// The grammar of the text, in Lark syntax.
+    #[getter]
+    fn grammar(&self) -> Option<&str> {
+        match &self.request.grammar {
+            Some(Grammar::Lark(grammar)) => Some(grammar),
+            _ => None,
+        }
+    }
+
+    /// The strings of which the text is one.
+    #[getter]
+    fn choices(&self) -> Option<Vec<String>> {
+        match &self.request.grammar {
+            Some(Grammar::Choices(choices)) => Some(choices.clone()),
+            _ => None,
+        }
+    }
+
+    /// The objects that limit the tokens.
+    #[getter]
+    fn filters(&self, py: Python<'_>) -> Vec<Py<PyAny>> {
+        self.filters.objects(py)
+    }
+
+    /// Whether a token that ends the text is chosen as soon as the filters allow one.
+    #[getter]
+    fn filter_prefer_eos(&self) -> bool {
+        self.request.filters.prefer_eos
+    }
+
+    /// Whether the first new token may replace the last one of the prompt by one that begins with its text.
+    #[getter]
+    fn token_healing(&self) -> bool {
+        self.request.token_healing
     }
 
     /// The functions that the model may call, for its chat template.

@@ -617,12 +617,12 @@ def test_a_sampling_setting_without_counterpart_is_refused_by_name(generator):
     assert caught.value.code == "setting_unsupported"
 
 
-@pytest.mark.parametrize("name", ["token_healing", "filters", "embeddings"])
+@pytest.mark.parametrize("name", ["embeddings"])
 def test_a_job_setting_without_counterpart_is_refused_by_name(generator, name):
     with pytest.raises(ExloraError, match=name) as caught:
         generator.generate(PROMPT, 4, **{name: [["x"]]})
     assert caught.value.code == "setting_unsupported"
-    assert generator.generate(PROMPT, 1, gen_settings=GREEDY, **{name: [] if name != "token_healing" else False})
+    assert generator.generate(PROMPT, 1, gen_settings=GREEDY, **{name: []})
 
 
 def test_unknown_settings_and_compressed_caches_are_logged(generator, model, caplog):

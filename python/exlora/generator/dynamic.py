@@ -106,7 +106,7 @@ class ExLlamaV2DynamicGenerator:
         With each job's last result if `return_last_results`; `None` if `abort_event` is set. `loras` is
         exlora's own, for all prompts alike: see `ExLlamaV2DynamicJob`.
         """
-        self.refuse_filters(filters, embeddings)
+        self.refuse_embeddings(embeddings)
         loras = kwargs.pop("lora", loras)
         warn_unknown(f"{type(self).__name__}.generate", kwargs)
         prompts = prompt if isinstance(prompt, list) else [prompt]
@@ -116,6 +116,7 @@ class ExLlamaV2DynamicGenerator:
                 "request_invalid", "gen_settings has another length than the prompts",
                 expected=str(len(prompts)), found=str(len(settings)),
             )  # fmt: skip
+        filter_lists = _filters_of_prompts(filters, len(prompts), is_one=not isinstance(prompt, list))
         jobs: list[ExLlamaV2DynamicJob] = []
         for i, text in enumerate(prompts):
             refuse_pair(type(self).__name__, text)
@@ -129,6 +130,7 @@ class ExLlamaV2DynamicGenerator:
                 seed=None if seed is None else seed + i,
                 stop_conditions=stop_conditions,
                 decode_special_tokens=decode_special_tokens,
+                filters=filter_lists[i],
                 filter_prefer_eos=filter_prefer_eos,
                 token_healing=token_healing,
                 banned_strings=banned_strings,
@@ -241,8 +243,19 @@ class ExLlamaV2DynamicGenerator:
         """Forgets all cached prefixes. Never needed for correctness: adapters do not share prefixes."""
         self._engine.clear_prefix_cache()
 
-    def refuse_filters(self, filters: Any, embeddings: Any) -> None:
-        """Refuses filters and embeddings; lists of empty values, one per prompt, are accepted."""
-        for name, values in {"filters": filters, "embeddings": embeddings}.items():
-            asked = [value for value in values if value] if isinstance(values, list) else values
-            refuse(f"{type(self).__name__}.generate", **{name: asked})
+    def refuse_embeddings(self, embeddings: Any) -> None:
+        """Refuses embeddings; a list of empty values, one per prompt, is accepted."""
+        asked = [value for value in embeddings if value] if isinstance(embeddings, list) else embeddings
+        refuse(f"{type(self).__name__}.generate", embeddings=asked)
+
+
+def _filters_of_prompts(filters: Any, prompts: int, *, is_one: bool) -> list[Any]:
+    """The filters of each prompt: a list of them for one prompt, a list of such lists for several."""
+    if not filters:
+        return [None] * prompts
+    lists = [filters] if is_one else filters
+    if len(lists) != prompts or not all(one is None or isinstance(one, list) for one in lists):
+        raise _exlora.error(
+            "request_invalid", "filters has no list or None for each prompt", expected=str(prompts), found=repr(filters)
+        )
+    return list(lists)

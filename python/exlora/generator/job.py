@@ -10,6 +10,7 @@ import exlora._exlora as _exlora
 from exlora._arrays import to_array, token_row
 from exlora._unsupported import refuse, refuse_pair, warn_unknown
 from exlora.generator._common import mixture, new_seed, stop_list, token_array, top_arrays
+from exlora.generator.filters.base import filter_settings
 from exlora.generator.sampler import ExLlamaV2Sampler, _Settings
 
 __all__ = ["ExLlamaV2DynamicJob"]
@@ -59,13 +60,7 @@ class ExLlamaV2DynamicJob:
     ) -> None:
         del max_skips
         owner = type(self).__name__
-        refuse(
-            owner,
-            filters=filters,
-            filter_prefer_eos=filter_prefer_eos,
-            token_healing=token_healing,
-            embeddings=embeddings,
-        )
+        refuse(owner, embeddings=embeddings)
         refuse_pair(owner, input_ids)
         self.loras = kwargs.pop("lora", loras)
         warn_unknown(owner, kwargs)
@@ -82,6 +77,9 @@ class ExLlamaV2DynamicJob:
         self.gen_settings = gen_settings or ExLlamaV2Sampler.Settings()
         self.return_top_tokens = return_top_tokens
         self.return_probs = return_probs
+        self.filters = list(filters or self.gen_settings.filters)
+        # Of the new tokens, the one that replaces the prompt's last is not counted.
+        self._heals = bool(token_healing) and len(self.input_ids) > 1
         self._settings: dict[str, Any] = {
             **self.gen_settings.request_settings(),
             "min_new_tokens": min_new_tokens,
@@ -92,6 +90,8 @@ class ExLlamaV2DynamicJob:
             "probs": max(return_top_tokens, int(return_probs)),
             "return_logits": return_logits,
             "skip_special_tokens": not decode_special_tokens,
+            "token_healing": token_healing,
+            **filter_settings(self.filters, filter_prefer_eos),
         }
         self.serial_number: int | None = None
         self.full_completion = ""
@@ -120,7 +120,7 @@ class ExLlamaV2DynamicJob:
                 expected=f"at most {max_tokens - 1} tokens",
                 found=f"{len(self.input_ids)} tokens",
             )
-        room = min(self.max_new_tokens, max_tokens - len(self.input_ids))
+        room = min(self.max_new_tokens, max_tokens - len(self.input_ids)) + self._heals
         request = _exlora.Request(self.input_ids, adapters, max_new_tokens=room, **self._settings, **drafts)
         self._native = engine.submit(request)
         self._tokenizer = engine.tokenizer_for(adapters)
@@ -200,10 +200,10 @@ class ExLlamaV2DynamicJob:
         now = time.perf_counter()
         ending: dict[str, Any] = {
             "eos": True,
-            "eos_reason": _EOS_REASONS.get(chunk.finish_reason or "", "stop_string"),
+            "eos_reason": _EOS_REASONS.get(chunk.finish_reason or "", "end_filter"),
             "full_completion": self.full_completion,
-            "new_tokens": usage.completion_tokens,
-            "prompt_tokens": usage.prompt_tokens,
+            "new_tokens": usage.completion_tokens - self._heals,
+            "prompt_tokens": usage.prompt_tokens + self._heals,
             "time_enqueued": self._started_at - self._enqueued_at,
             "time_prefill": self._first_token_at - self._started_at,
             "time_generate": now - self._first_token_at,
@@ -213,6 +213,7 @@ class ExLlamaV2DynamicJob:
             "rejected_draft_tokens": usage.rejected_draft_tokens,
         }
         if isinstance(match, str):
+            ending["eos_reason"] = "stop_string"
             ending["eos_triggering_string"] = match
         elif match is not None:
             ending["eos_reason"] = "stop_token"

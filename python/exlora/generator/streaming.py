@@ -12,6 +12,7 @@ import exlora._exlora as _exlora
 from exlora._arrays import to_array, token_row
 from exlora._unsupported import refuse, warn_unknown
 from exlora.generator._common import mixture, new_seed, open_engine, stop_list, token_array, top_arrays
+from exlora.generator.filters.base import filter_settings
 
 if TYPE_CHECKING:
     from exlora.cache import ExLlamaV2CacheBase
@@ -129,12 +130,9 @@ class ExLlamaV2StreamingGenerator:
         owner = f"{type(self).__name__}.begin_stream"
         refuse(
             owner,
-            token_healing=token_healing,
             input_mask=input_mask,
             position_offsets=position_offsets,
             input_embeddings=input_embeddings,
-            filters=filters,
-            filter_prefer_eos=filter_prefer_eos,
         )
         loras = kwargs.pop("lora", loras)
         warn_unknown(owner, kwargs)
@@ -156,6 +154,8 @@ class ExLlamaV2StreamingGenerator:
             ngram_draft=self.speculative_ngram,
             max_ngram=self.speculative_ngram_max,
             num_draft_tokens=self.num_speculative_tokens,
+            token_healing=token_healing,
+            **filter_settings(filters or gen_settings.filters, filter_prefer_eos),
             **gen_settings.request_settings(),
         )
         self._job = self._engine.submit(request)

@@ -298,7 +298,7 @@ impl Chat {
             }
             // An answer is one sample, also where the generation config asks for several.
             request.n = 1;
-            self.sampling.apply(&mut request);
+            self.sampling.apply(&mut request)?;
             request.adapters = self.mixture.refs();
             request.draft_adapters = self.draft_mixture.refs();
             let room = request.max_new_tokens.min(context / 4);

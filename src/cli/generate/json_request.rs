@@ -56,7 +56,7 @@ fn request(mut fields: Map<String, Value>, defaults: &Request) -> Result<Request
     request.chat = chat_options(&mut fields, &request.chat)?;
     let settings: SamplingArgs = serde_path_to_error::deserialize(Value::Object(fields))
         .map_err(|e| invalid(format!("{}: {}", e.path(), e.inner())))?;
-    settings.apply(&mut request);
+    settings.apply(&mut request)?;
     Ok(request)
 }
 

@@ -19,6 +19,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::constraint::prepare_during;
 use super::draft::DraftCounts;
 use super::options::EngineOptions;
 use super::output::{FinishReason, no_memory_for_logits};
@@ -169,7 +170,13 @@ impl Scheduler {
     /// Computes `order[range]`, sequences with the same layer map. Fails those that cannot be computed on their own.
     fn compute(&mut self, model: &Model, range: Range<usize>) {
         self.fill_batch(range.clone());
-        let outcome = model.forward(&mut self.batch, &[&self.kv], &mut self.logits);
+        let (order, scheduled) = (&self.order[range.clone()], &self.scheduled_tokens);
+        let chooses =
+            |index: usize, sequence: &Sequence| order.contains(&index) && logit_rows_of(sequence, scheduled[index]) > 0;
+        let chosen_for = self.running.iter_mut().enumerate().filter(|(index, sequence)| chooses(*index, sequence));
+        let mut constraints: Vec<_> = chosen_for.filter_map(|(_, sequence)| sequence.constraint_mut()).collect();
+        let (kv, batch, logits) = (&self.kv, &mut self.batch, &mut self.logits);
+        let outcome = prepare_during(&mut constraints, || model.forward(batch, &[kv], logits));
         let Err(error) = outcome else {
             self.stats.steps += 1;
             return self.advance(range);
@@ -433,7 +440,9 @@ fn choose(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32]) ->
             *logit = f32::NEG_INFINITY;
         }
     }
-    let context = Context { tokens: &sequence.tokens, prompt_len: sequence.prompt_len, ..Context::default() };
+    let mask = decode.constraint.as_mut().map(|constraint| constraint.mask()).transpose()?;
+    let (tokens, prompt_len) = (&sequence.tokens, sequence.prompt_len);
+    let context = Context { tokens, prompt_len, mask: mask.as_ref(), random: None };
     let sampled = sampler.sample(logits, &decode.sampling, context, &mut decode.sampler_state, decode.top)?;
     sequence.accept(sampled, returned)
 }
