@@ -2,7 +2,7 @@
 //!
 //! When a banned string is complete, generation goes back to the token where it begins and forbids that token at its position.
 //! Should another banned string begin there, one more token is forbidden; what was forbidden further on belongs to the text that
-//! is given up. So a text is left out only if every other one was tried before.
+//! is given up. This is exllamav2's rule: other texts that begin with a forbidden token there are given up with it.
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -1,6 +1,8 @@
 //! A text does not contain banned strings: generation goes back to where one began, and does nothing else otherwise.
 
-use exlora::{Chunk, Completion, DraftModelSource, Engine, EngineOptions, ErrorCode, Request, SamplingParams, Stop};
+use exlora::{
+    Chunk, Completion, DraftModelSource, Engine, EngineOptions, ErrorCode, Grammar, Request, SamplingParams, Stop,
+};
 
 use super::{BASE, engine, engine_with, fixture};
 
@@ -158,6 +160,28 @@ fn a_stop_string_before_a_banned_one_ends_the_text() {
     let wanted = request().stop(Stop::Text(stop.clone())).banned_string(part(12, 10));
     let found = engine.generate(&[wanted]).expect("stops").remove(0);
     assert_eq!(found.text, free.text[..free.text.find(&stop).expect("there")]);
+}
+
+#[test]
+fn a_grammar_goes_back_with_the_text() {
+    let engine = engine();
+    let choices = ["red house", "blue horse", "a green tree"].map(str::to_owned).to_vec();
+    let wanted = Request { grammar: Some(Grammar::Choices(choices.clone())), ..request() };
+    let mut left = choices;
+    let mut banned: Vec<String> = Vec::new();
+    while !left.is_empty() {
+        for ngram_draft in [false, true] {
+            let request = Request { ngram_draft, max_ngram: 1, banned_strings: banned.clone(), ..wanted.clone() };
+            let found = engine.generate(&[request]).expect("a choice is left").remove(0).text;
+            assert!(left.contains(&found), "{found:?} is not one of {left:?}");
+        }
+        let one = Request { banned_strings: banned.clone(), ..wanted.clone() };
+        let text = engine.generate(&[one]).expect("a choice is left").remove(0).text;
+        left.retain(|choice| *choice != text);
+        banned.push(text);
+    }
+    let error = engine.generate(&[Request { banned_strings: banned, ..wanted }]).expect_err("no choice is left");
+    assert_eq!(error.code(), ErrorCode::SamplingInvalid);
 }
 
 #[test]
