@@ -96,8 +96,8 @@ impl PyRequest {
                         logprobs: "SupportsIndex"=0,
                         probs: "SupportsIndex"=0, return_logits=false, ngram_draft=false, max_ngram: "SupportsIndex"=4,
                         num_draft_tokens: "SupportsIndex | None"=None, draft_adapters=None, skip_special_tokens=true,
-                                                add_special_tokens=true, json_schema=None, json_object=false, regex=None, grammar=None, choices=None,
-                        filters=None, filter_prefer_eos=false, token_healing=false, tools=None,
+                        add_special_tokens=true, json_schema=None, json_object=false, regex=None, grammar=None,
+                        choices=None, filters=None, filter_prefer_eos=false, token_healing=false, tools=None,
                         documents=None, chat_template=None, chat_template_kwargs=None, add_generation_prompt=None,
                         continue_final_message=None, **keywords: "Any"))]
     #[allow(clippy::too_many_arguments)]

@@ -440,8 +440,8 @@ mod tests {
                       repetition_range repetition_decay frequency_penalty presence_penalty penalize_prompt \
                       dry_multiplier dry_base dry_allowed_length dry_max_ngram dry_range dry_sequence_breakers \
                       logit_bias allowed_token_ids seed stop banned_strings stop_at_eos logprobs probs skip_special_tokens \
-                      add_special_tokens json_schema json_object regex grammar choices token_healing \
-                      ngram_draft max_ngram num_draft_tokens";
+                      add_special_tokens ngram_draft max_ngram num_draft_tokens json_schema json_object regex grammar \
+                      choices token_healing";
         let names = SamplingArgs::names();
         let default = format!("{:?}", Request::new(""));
         for field in fields.split_whitespace() {

@@ -171,10 +171,13 @@ impl Scheduler {
     fn compute(&mut self, model: &Model, range: Range<usize>) {
         self.fill_batch(range.clone());
         let (order, scheduled) = (&self.order[range.clone()], &self.scheduled_tokens);
-        let chooses =
-            |index: usize, sequence: &Sequence| order.contains(&index) && logit_rows_of(sequence, scheduled[index]) > 0;
-        let chosen_for = self.running.iter_mut().enumerate().filter(|(index, sequence)| chooses(*index, sequence));
-        let mut constraints: Vec<_> = chosen_for.filter_map(|(_, sequence)| sequence.constraint_mut()).collect();
+        let sequences = self.running.iter_mut().enumerate();
+        // Few sequences have a constraint, so the search through the order is rare.
+        let constrained = sequences.filter_map(|(index, sequence)| {
+            let chooses = logit_rows_of(sequence, scheduled[index]) > 0;
+            sequence.constraint_mut().filter(|_| chooses && order.contains(&index))
+        });
+        let mut constraints: Vec<_> = constrained.collect();
         let (kv, batch, logits) = (&self.kv, &mut self.batch, &mut self.logits);
         let outcome = prepare_during(&mut constraints, || model.forward(batch, &[kv], logits));
         let Err(error) = outcome else {
