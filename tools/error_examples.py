@@ -213,7 +213,7 @@ def draft_model_with_another_vocabulary() -> object:
     copy(PLAIN, draft)
     tokenizer = json.loads((PLAIN / "tokenizer.json").read_text())
     vocab = tokenizer["model"]["vocab"]
-    one, other = (token for token, id in vocab.items() if id in (1000, 1001))
+    one, other = (token for token, number in vocab.items() if number in (1000, 1001))
     vocab[one], vocab[other] = vocab[other], vocab[one]
     write(draft / "tokenizer.json", json.dumps(tokenizer))
     return model(draft_model=draft)

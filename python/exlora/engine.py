@@ -72,8 +72,8 @@ class Engine:
     generation_config
                     "auto" makes the model folder's generation_config.json the defaults of all keywords, a path another
                     one; by default none is used except for its eos_token_id
-    draft_model     folder of a smaller model with the same tokenizer, which drafts tokens that the model verifies: faster
-                    where it guesses well, and never another token
+    draft_model     folder of a smaller model with the same tokenizer, which drafts tokens that the model verifies:
+                    faster where it guesses well, and never another token
     draft_adapters  name -> folder of a PEFT LoRA adapter for the draft model
     num_draft_tokens
                     largest number of tokens that a request drafts for a step, unless it says otherwise
@@ -286,6 +286,8 @@ class Engine:
         seed                 of the random numbers; None draws one for each prompt: see `Completion.seed`
         stop                 ids and strings that end the text, one or a list; for several prompts it is one value per
                              prompt only if it is as long as the prompts and contains nothing but lists and None
+        banned_strings       a list of strings that the text does not contain, in any case: where one is complete, the
+                             text goes back to where it began and continues otherwise; for several prompts, as `stop`
         stop_at_eos          whether the model's own end-of-sequence ids end the text
         logprobs             n >= 1 returns `logprobs` (of the chosen ids) and `top_logprobs` (of the n best)
         probs                n >= 1 returns `probs` and `top_probs`: probabilities after penalties and filters

@@ -175,6 +175,7 @@ class RequestKeywords(SamplingKeywords, total=False):
     max_new_tokens: PerPrompt[int]
     min_new_tokens: PerPrompt[int]
     stop: Stops
+    banned_strings: Sequence[str] | Sequence[Sequence[str] | None] | None
     stop_at_eos: PerPrompt[bool]
     logprobs: PerPrompt[int]
     probs: PerPrompt[int]
@@ -243,6 +244,7 @@ class OneRequestKeywords(TypedDict, total=False):
     max_new_tokens: int
     min_new_tokens: int
     stop: Stop
+    banned_strings: Sequence[str] | None
     stop_at_eos: bool
     logprobs: int
     probs: int

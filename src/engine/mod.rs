@@ -5,6 +5,7 @@
 //! loaded and unloaded while requests run, and a request keeps the adapter versions that it named.
 
 mod as_completed;
+mod banned_text;
 mod constraint;
 mod draft;
 mod draft_source;
@@ -41,6 +42,7 @@ use crate::backend::BackendMemory;
 use crate::error::{Error, ErrorCode, Result};
 use crate::kv_cache::{PAGE_TOKENS, pages_for};
 use crate::model::{Model, ModelOptions, Progress};
+use banned_text::BannedText;
 use constraint::Constraint;
 use draft::{DraftSource, Drafts};
 use engine_core::EngineCore;
@@ -557,12 +559,14 @@ impl Engine {
                 }
                 Some((detokenizer, StopStrings::new(stop_texts)))
             }
-            None if stop_texts.is_empty() => None,
+            None if stop_texts.is_empty() && request.banned_strings.is_empty() => None,
             None => {
-                let what = "stop strings need a tokenizer, and the model folder has no tokenizer.json";
+                let what =
+                    "stop strings and banned strings need a tokenizer, and the model folder has no tokenizer.json";
                 return Err(Error::new(ErrorCode::TokenizerNotFound, what).with_path(self.model().path()));
             }
         };
+        let banned = (!request.banned_strings.is_empty()).then(|| Box::new(BannedText::new(&request.banned_strings)));
         Ok(DecodeState {
             sampling: request.sampling.clone(),
             // The last token is never computed, so it needs no position.
@@ -572,6 +576,7 @@ impl Engine {
             stop_string_ids,
             constraint,
             text,
+            banned,
             top: TopCounts { logprobs: request.logprobs, probs: request.probs },
             returns_logits: request.return_logits,
             sampler_state,

@@ -63,6 +63,7 @@ impl PyRequest {
         dict.set_item("max_new_tokens", request.max_new_tokens)?;
         dict.set_item("min_new_tokens", request.min_new_tokens)?;
         dict.set_item("stop", self.stops())?;
+        dict.set_item("banned_strings", &request.banned_strings)?;
         dict.set_item("stop_at_eos", request.stop_at_eos)?;
         dict.set_item("logprobs", request.logprobs)?;
         dict.set_item("probs", request.probs)?;
@@ -96,9 +97,10 @@ impl PyRequest {
     /// those of `sampling`.
     #[new]
     #[pyo3(signature = (prompt, adapter=None, *, sampling=None, max_new_tokens: "SupportsIndex"=128,
-                        min_new_tokens: "SupportsIndex"=0, stop=None, stop_at_eos=true, logprobs: "SupportsIndex"=0,
-                        probs: "SupportsIndex"=0, post_sampling_hooks=None, return_logits=false, ngram_draft=false,
-                        max_ngram: "SupportsIndex"=4, num_draft_tokens: "SupportsIndex | None"=None, draft_adapters=None, skip_special_tokens=true,
+                        min_new_tokens: "SupportsIndex"=0, stop=None, banned_strings=None, stop_at_eos=true,
+                        logprobs: "SupportsIndex"=0, probs: "SupportsIndex"=0, post_sampling_hooks=None,
+                        return_logits=false, ngram_draft=false, max_ngram: "SupportsIndex"=4,
+                        num_draft_tokens: "SupportsIndex | None"=None, draft_adapters=None, skip_special_tokens=true,
                         add_special_tokens=true, json_schema=None, json_object=false, regex=None, grammar=None,
                         choices=None, filters=None, filter_prefer_eos=false, token_healing=false, tools=None,
                         documents=None, chat_template=None, chat_template_kwargs=None, add_generation_prompt=None,
@@ -112,6 +114,7 @@ impl PyRequest {
         #[pyo3(from_py_with = integer)] max_new_tokens: i64,
         #[pyo3(from_py_with = integer)] min_new_tokens: i64,
         stop: Option<StopsArg>,
+        banned_strings: Option<Vec<String>>,
         stop_at_eos: bool,
         #[pyo3(from_py_with = integer)] logprobs: i64,
         #[pyo3(from_py_with = integer)] probs: i64,
@@ -150,6 +153,7 @@ impl PyRequest {
             min_new_tokens: count("min_new_tokens", min_new_tokens)?,
             sampling: sampling.params(),
             stop: stop.unwrap_or_default().0,
+            banned_strings: banned_strings.unwrap_or_default(),
             stop_at_eos,
             logprobs: count("logprobs", logprobs)?,
             probs: count("probs", probs)?,
@@ -209,6 +213,12 @@ impl PyRequest {
     #[getter]
     fn stop(&self) -> Vec<StopOut> {
         self.stops()
+    }
+
+    /// Strings that the text does not contain.
+    #[getter]
+    fn banned_strings(&self) -> Vec<String> {
+        self.request.banned_strings.clone()
     }
 
     /// Whether the model's end-of-sequence ids end the text.

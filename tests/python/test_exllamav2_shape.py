@@ -699,7 +699,7 @@ def test_a_sampling_setting_without_counterpart_is_refused_by_name(generator):
     assert caught.value.code == "setting_unsupported"
 
 
-@pytest.mark.parametrize("name", ["embeddings", "banned_strings"])
+@pytest.mark.parametrize("name", ["embeddings"])
 def test_a_job_setting_without_counterpart_is_refused_by_name(generator, name):
     with pytest.raises(ExloraError, match=name) as caught:
         generator.generate(PROMPT, 4, **{name: [["x"]]})

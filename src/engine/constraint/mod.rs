@@ -177,7 +177,6 @@ impl Constraint {
     ///
     /// # Errors
     /// `constraint_failed`, and what a filter returned.
-    #[allow(dead_code)]
     pub fn rewind(&mut self, tokens: usize) -> Result<()> {
         let kept = self.tokens.len().saturating_sub(tokens);
         let first_seen = usize::from(self.healing.is_some());

@@ -245,6 +245,7 @@ impl Scheduler {
                 sequence.cached_tokens = Some(sequence.kv.computed);
                 self.stats.tokens_prompt += sequence.prompt_len as u64;
             }
+            sequence.job.set_started();
             sequence.report_progress();
             self.running.push(sequence);
         }
@@ -355,6 +356,9 @@ impl Scheduler {
                 sequence.fail(error);
             }
             let (pool, all) = &mut *shared.lock();
+            if has_gone_back(sequence) {
+                sequence.kv.go_back(pool, &sequence.tokens, sequence.tokens.len() - 1);
+            }
             sequence.kv.publish(pool, &sequence.tokens);
             all.add(stats);
         });
@@ -406,6 +410,11 @@ fn logit_rows_of(sequence: &Sequence, tokens: usize) -> usize {
     }
 }
 
+/// Whether a sequence has lost tokens that were computed: the one that it continues with must be chosen again.
+fn has_gone_back(sequence: &Sequence) -> bool {
+    matches!(sequence.purpose, Purpose::Generate(_)) && sequence.tokens.len() <= sequence.kv.computed
+}
+
 /// What a step computed for one sequence.
 struct StepResults<'a> {
     batch: &'a StepBatch,
@@ -439,7 +448,7 @@ fn accept(
     stats.tokens_generated += 1;
     for (index, row) in logits.enumerate() {
         // From here on, what was drafted is computed as if it had been chosen in a step of its own.
-        if sequence.drafts.hits() <= index || sequence.job.has_ended() {
+        if sequence.drafts.hits() <= index || sequence.job.has_ended() || has_gone_back(sequence) {
             break;
         }
         let drafted_row = rows.end + index;
@@ -474,6 +483,11 @@ fn choose(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32]) ->
             if let Some(logit) = logits.get_mut(id as usize) {
                 *logit = f32::NEG_INFINITY;
             }
+        }
+    }
+    for &id in decode.banned.iter().flat_map(|banned| banned.forbidden_at(sequence.tokens.len())) {
+        if let Some(logit) = logits.get_mut(id as usize) {
+            *logit = f32::NEG_INFINITY;
         }
     }
     let mask = decode.constraint.as_mut().map(|constraint| constraint.mask()).transpose()?;
