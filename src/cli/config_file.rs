@@ -140,7 +140,7 @@ fn values(option: &str, value: &Value) -> Result<Vec<String>> {
         Value::Array(items) => items.iter().map(text).collect(),
         // The table of a mixture, or of names and what they stand for.
         Value::Table(table) => {
-            let between = if option == "use" { '*' } else { '=' };
+            let between = if ["use", "draft-use"].contains(&option) { '*' } else { '=' };
             table.iter().map(|(name, value)| Ok(format!("{name}{between}{}", text(value)?))).collect()
         }
         one => Ok(vec![text(one)?]),

@@ -1,5 +1,6 @@
 //! A request: a prompt, its adapters, and how to continue it.
 
+use super::constraint::{Filters, Grammar};
 use super::sampling_params::SamplingParams;
 use super::text::{ChatMessage, ChatOptions};
 use crate::adapter::mixture::Mixture;
@@ -108,6 +109,15 @@ pub const MAX_STOP_STRINGS: usize = 256;
 /// Largest size of a request's stop strings together, in bytes: a beginning of one may be held back and looked at again.
 pub const MAX_STOP_STRING_BYTES: usize = 16 << 10;
 
+/// Number of last tokens that a draft from the text itself looks for by default.
+pub const DEFAULT_MAX_NGRAM: usize = 4;
+
+/// Largest number of last tokens that a draft from the text itself may look for: each length takes an index of its own.
+pub const MAX_NGRAM: usize = 16;
+
+/// Largest number of tokens drafted for a step.
+pub const MAX_DRAFT_TOKENS: usize = 64;
+
 /// What ends a text before its length limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stop {
@@ -143,12 +153,34 @@ pub struct Request {
     pub stop_at_eos: bool,
     /// Number of top log-probabilities for each token; 0 for no log-probabilities.
     pub logprobs: usize,
+    /// Number of top probabilities for each token after penalties and filters, in the distribution that it was drawn from; 0
+    /// for no probabilities.
+    pub probs: usize,
     /// Whether chunks contain the logits that each token was chosen from.
     pub return_logits: bool,
+    /// Whether tokens are drafted from the prompt and the output themselves (prompt lookup): what followed where the last
+    /// tokens appeared before. A draft changes no token, only the number of steps.
+    pub ngram_draft: bool,
+    /// Largest number of last tokens that such a draft looks for.
+    pub max_ngram: usize,
+    /// Largest number of tokens drafted for a step; 0 for none, by default
+    /// [`EngineOptions::num_draft_tokens`](crate::EngineOptions).
+    pub num_draft_tokens: Option<usize>,
+    /// The mixture of the draft model, of adapters loaded by
+    /// [`Engine::load_draft_adapter`](crate::Engine::load_draft_adapter); by default none.
+    pub draft_adapters: Vec<(AdapterRef, f32)>,
     /// Whether special tokens are left out of the text.
     pub skip_special_tokens: bool,
     /// Whether the tokenizer adds its own special tokens (a BOS) to a text prompt.
     pub add_special_tokens: bool,
+    /// What the text must match, from its beginning to its end. Where nothing may follow, the text ends, whatever
+    /// `min_new_tokens` says.
+    pub grammar: Option<Grammar>,
+    /// The caller's own code that limits the tokens. For one sample.
+    pub filters: Filters,
+    /// Whether the last token of the prompt is taken back, and the first new token is one whose text begins with its text. The
+    /// completion's text begins after it. Not of a prompt of one token, or one that ends with a special token.
+    pub token_healing: bool,
 }
 
 impl Request {
@@ -166,12 +198,24 @@ impl Request {
         if !(1..=MAX_SAMPLES).contains(&self.n) {
             return invalid("n is out of range", format!("1 to {MAX_SAMPLES} samples"), self.n);
         }
-        if self.logprobs > vocab {
-            return invalid(
-                "logprobs asks for more tokens than the model has",
-                format!("at most {vocab}"),
-                self.logprobs,
-            );
+        for (name, tokens) in [("logprobs", self.logprobs), ("probs", self.probs)] {
+            if tokens > vocab {
+                let what = format!("{name} asks for more tokens than the model has");
+                return invalid(&what, format!("at most {vocab}"), tokens);
+            }
+        }
+        if !(1..=MAX_NGRAM).contains(&self.max_ngram) {
+            return invalid("max_ngram is out of range", format!("1 to {MAX_NGRAM} tokens"), self.max_ngram);
+        }
+        if let Some(tokens) = self.num_draft_tokens.filter(|&tokens| tokens > MAX_DRAFT_TOKENS) {
+            return invalid("num_draft_tokens is out of range", format!("at most {MAX_DRAFT_TOKENS}"), tokens);
+        }
+        if self.n > 1 && !self.filters.filters.is_empty() {
+            return invalid("filters know one text", "n = 1".to_owned(), self.n);
+        }
+        if self.token_healing && self.grammar.is_some() {
+            let what = "token_healing and a grammar exclude each other: a grammar begins where the prompt ends";
+            return Err(Error::new(ErrorCode::RequestInvalid, what));
         }
         self.check_stop_strings()?;
         self.sampling.check(vocab)
@@ -214,9 +258,17 @@ impl Request {
             stop: Vec::new(),
             stop_at_eos: true,
             logprobs: 0,
+            probs: 0,
             return_logits: false,
+            ngram_draft: false,
+            max_ngram: DEFAULT_MAX_NGRAM,
+            num_draft_tokens: None,
+            draft_adapters: Vec::new(),
             skip_special_tokens: true,
             add_special_tokens: true,
+            grammar: None,
+            filters: Filters::default(),
+            token_healing: false,
         }
     }
 
@@ -259,6 +311,46 @@ impl Request {
     /// Adds a stop.
     pub fn stop(mut self, stop: Stop) -> Self {
         self.stop.push(stop);
+        self
+    }
+
+    /// Sets what the text must match.
+    ///
+    /// ```
+    /// use exlora::{Engine, EngineOptions, Grammar, Request};
+    ///
+    /// let engine = Engine::load("tests/fixtures/quill-4m", EngineOptions::default())?;
+    /// let request = Request::new("Once upon a").grammar(Grammar::Regex("[a-z]{3} [0-9]+".to_owned())).max_new_tokens(6);
+    /// let text = &engine.generate(&[request])?[0].text;
+    /// assert!(text.as_bytes()[..3].iter().all(u8::is_ascii_lowercase));
+    /// # Ok::<(), exlora::Error>(())
+    /// ```
+    pub fn grammar(mut self, grammar: Grammar) -> Self {
+        self.grammar = Some(grammar);
+        self
+    }
+
+    /// Asks for the `n` best probabilities of each token after penalties and filters.
+    pub fn probs(mut self, n: usize) -> Self {
+        self.probs = n;
+        self
+    }
+
+    /// Drafts tokens from the prompt and the output themselves.
+    pub fn ngram_draft(mut self) -> Self {
+        self.ngram_draft = true;
+        self
+    }
+
+    /// Appends an adapter to the mixture of the draft model.
+    pub fn draft_adapter(mut self, name: impl AsRef<str>, weight: f32) -> Self {
+        self.draft_adapters.push((AdapterRef::Name(name.as_ref().to_owned()), weight));
+        self
+    }
+
+    /// Sets the largest number of tokens drafted for a step.
+    pub fn num_draft_tokens(mut self, tokens: usize) -> Self {
+        self.num_draft_tokens = Some(tokens);
         self
     }
 

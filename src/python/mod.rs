@@ -11,6 +11,7 @@ mod engine;
 mod errors;
 mod exllamav2;
 mod gil;
+mod grammar;
 mod in_flight;
 mod job;
 mod logging;

@@ -6,6 +6,7 @@
 //! [`StopStrings`] looks for stop strings in that text.
 
 mod adapter_tokenizers;
+mod byte_alphabet;
 mod chat_template;
 mod clean_up;
 mod decoder_kind;
@@ -14,6 +15,8 @@ mod files;
 mod infilling;
 mod special_tokens;
 mod stop_strings;
+mod token_sets;
+mod token_trie;
 mod token_window;
 mod tokenizer;
 mod tokenizer_class;
@@ -24,4 +27,5 @@ pub use adapter_tokenizers::{AdapterTokenizer, RequestTokenizer};
 pub use chat_template::{ChatMessage, ChatOptions};
 pub use detokenizer::Detokenizer;
 pub use stop_strings::{StopScan, StopStrings};
+pub use token_trie::TokenTrie;
 pub use tokenizer::Tokenizer;

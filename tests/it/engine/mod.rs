@@ -4,6 +4,7 @@ mod fairness;
 mod many_requests;
 mod prefix_cache;
 mod sequence_cache;
+mod speculation;
 
 use std::path::PathBuf;
 
