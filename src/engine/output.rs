@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorCode, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FinishReason {
-    /// A stop token, a stop string, or an end-of-sequence id of the model.
+    /// A stop token, a stop string, an end-of-sequence id of the model, or the end of a grammar or filter, which is no match.
     Stop,
     /// `max_new_tokens`, the model's positions, or the end of the cache.
     Length,
@@ -46,6 +46,10 @@ pub struct Usage {
     pub cached_tokens: usize,
     /// New tokens, including a stop token.
     pub completion_tokens: usize,
+    /// Drafted tokens that were chosen: of the new tokens, those that took no step of their own.
+    pub accepted_draft_tokens: usize,
+    /// Drafted tokens that were computed and not chosen.
+    pub rejected_draft_tokens: usize,
 }
 
 /// Log-probabilities of one token.
@@ -79,6 +83,11 @@ pub struct Chunk {
     pub probs: Vec<TokenProbs>,
     /// The logits each of them was chosen from, `[token_ids, vocab]`, if asked for.
     pub logits: Vec<f32>,
+    /// Text that was given up because it contained a banned string. It is not part of `text`, and its tokens are not part of
+    /// `token_ids`.
+    pub suppressed_text: String,
+    /// The tokens of that text.
+    pub suppressed_token_ids: Vec<u32>,
     /// Set on the last chunk.
     pub finish: Option<Finish>,
 }
@@ -229,7 +238,7 @@ mod tests {
         done.finish.seed = 9;
         assert_eq!(
             serde_json::to_string(&done).expect("serializes"),
-            r#"{"text":"","token_ids":[5,6],"finish_reason":"cancelled","stop_match":null,"usage":{"prompt_tokens":0,"cached_tokens":0,"completion_tokens":0},"seed":9,"sample":2,"adapter":{"sql":0.3,"wit":1.0},"logprobs":null,"top_logprobs":null,"probs":null,"top_probs":null,"logits":null}"#
+            r#"{"text":"","token_ids":[5,6],"finish_reason":"cancelled","stop_match":null,"usage":{"prompt_tokens":0,"cached_tokens":0,"completion_tokens":0,"accepted_draft_tokens":0,"rejected_draft_tokens":0},"seed":9,"sample":2,"adapter":{"sql":0.3,"wit":1.0},"logprobs":null,"top_logprobs":null,"probs":null,"top_probs":null,"logits":null}"#
         );
         done.logits = vec![0.5, 1.0, 1.5, 2.0];
         done.logprobs = vec![TokenLogprobs { chosen: -0.5, top: vec![(5, -0.5)] }];

@@ -27,6 +27,10 @@ pub(super) struct PyUsage {
     cached_tokens: usize,
     /// New tokens, including a stop token.
     completion_tokens: usize,
+    /// Drafted tokens that were chosen: of the new tokens, those that took no step of their own.
+    accepted_draft_tokens: usize,
+    /// Drafted tokens that were computed and not chosen.
+    rejected_draft_tokens: usize,
 }
 
 impl From<Usage> for PyUsage {
@@ -35,6 +39,8 @@ impl From<Usage> for PyUsage {
             prompt_tokens: usage.prompt_tokens,
             cached_tokens: usage.cached_tokens,
             completion_tokens: usage.completion_tokens,
+            accepted_draft_tokens: usage.accepted_draft_tokens,
+            rejected_draft_tokens: usage.rejected_draft_tokens,
         }
     }
 }
@@ -45,6 +51,8 @@ impl From<&PyUsage> for Usage {
             prompt_tokens: usage.prompt_tokens,
             cached_tokens: usage.cached_tokens,
             completion_tokens: usage.completion_tokens,
+            accepted_draft_tokens: usage.accepted_draft_tokens,
+            rejected_draft_tokens: usage.rejected_draft_tokens,
         }
     }
 }
@@ -55,6 +63,8 @@ impl PyUsage {
         dict.set_item("prompt_tokens", self.prompt_tokens)?;
         dict.set_item("cached_tokens", self.cached_tokens)?;
         dict.set_item("completion_tokens", self.completion_tokens)?;
+        dict.set_item("accepted_draft_tokens", self.accepted_draft_tokens)?;
+        dict.set_item("rejected_draft_tokens", self.rejected_draft_tokens)?;
         Ok(dict)
     }
 }
@@ -64,16 +74,21 @@ impl PyUsage {
     /// Made by the engine; the constructor is for tests and unpickling.
     #[new]
     #[pyo3(signature = (*, prompt_tokens: "SupportsIndex"=0, cached_tokens: "SupportsIndex"=0,
-                        completion_tokens: "SupportsIndex"=0))]
+                        completion_tokens: "SupportsIndex"=0, accepted_draft_tokens: "SupportsIndex"=0,
+                        rejected_draft_tokens: "SupportsIndex"=0))]
     fn new(
         #[pyo3(from_py_with = integer)] prompt_tokens: i64,
         #[pyo3(from_py_with = integer)] cached_tokens: i64,
         #[pyo3(from_py_with = integer)] completion_tokens: i64,
+        #[pyo3(from_py_with = integer)] accepted_draft_tokens: i64,
+        #[pyo3(from_py_with = integer)] rejected_draft_tokens: i64,
     ) -> PyResult<Self> {
         Ok(Self {
             prompt_tokens: count("prompt_tokens", prompt_tokens)?,
             cached_tokens: count("cached_tokens", cached_tokens)?,
             completion_tokens: count("completion_tokens", completion_tokens)?,
+            accepted_draft_tokens: count("accepted_draft_tokens", accepted_draft_tokens)?,
+            rejected_draft_tokens: count("rejected_draft_tokens", rejected_draft_tokens)?,
         })
     }
 
@@ -88,9 +103,17 @@ impl PyUsage {
     }
 
     fn __repr__(&self) -> String {
-        let Self { prompt_tokens, cached_tokens, completion_tokens } = self;
+        let Self { prompt_tokens, cached_tokens, completion_tokens, accepted_draft_tokens, rejected_draft_tokens } =
+            self;
+        let drafts = match accepted_draft_tokens + rejected_draft_tokens {
+            0 => String::new(),
+            _ => format!(
+                ", accepted_draft_tokens={accepted_draft_tokens}, rejected_draft_tokens={rejected_draft_tokens}"
+            ),
+        };
         format!(
-            "Usage(prompt_tokens={prompt_tokens}, cached_tokens={cached_tokens}, completion_tokens={completion_tokens})"
+            "Usage(prompt_tokens={prompt_tokens}, cached_tokens={cached_tokens}, \
+             completion_tokens={completion_tokens}{drafts})"
         )
     }
 }
@@ -408,6 +431,8 @@ impl PyChunk {
         }
         dict.set_item("seed", self.seed())?;
         self.arrays.set_items(&dict, as_lists)?;
+        dict.set_item("suppressed_text", self.suppressed_text())?;
+        dict.set_item("suppressed_token_ids", self.suppressed_token_ids())?;
         Ok(dict)
     }
 }
@@ -419,7 +444,8 @@ impl PyChunk {
     #[pyo3(signature = (*, text="", token_ids=TokenIds(Vec::new()), finish_reason=None, stop_match=None, usage=None,
                         seed: "SupportsIndex | None"=None, logprobs=None,
                         top_logprobs: "list[list[tuple[int, float]]] | None"=None, probs=None,
-                        top_probs: "list[list[tuple[int, float]]] | None"=None, logits=None))]
+                        top_probs: "list[list[tuple[int, float]]] | None"=None, logits=None, suppressed_text="",
+                        suppressed_token_ids=TokenIds(Vec::new())))]
     #[allow(clippy::too_many_arguments)]
     fn py_new(
         text: &str,
@@ -433,13 +459,22 @@ impl PyChunk {
         probs: Option<FloatArrayArg<'_>>,
         #[pyo3(from_py_with = in_range)] top_probs: Option<TopTokens>,
         logits: Option<FloatArrayArg<'_>>,
+        suppressed_text: &str,
+        suppressed_token_ids: TokenIds,
     ) -> PyResult<Self> {
         let matched = self::stop_match(stop_match)?;
         let usage = usage.map(|usage| usage.get().into()).unwrap_or_default();
         let seed = seed.map_or(0, seed_bits);
         let finish = |name| Ok::<_, PyErr>(Finish { reason: self::finish_reason(name)?, matched, usage, seed });
         let finish = finish_reason.map(finish).transpose()?;
-        let chunk = Chunk { text: text.to_owned(), token_ids: token_ids.0, finish, ..Chunk::default() };
+        let chunk = Chunk {
+            text: text.to_owned(),
+            token_ids: token_ids.0,
+            suppressed_text: suppressed_text.to_owned(),
+            suppressed_token_ids: suppressed_token_ids.0,
+            finish,
+            ..Chunk::default()
+        };
         Ok(Self { chunk, arrays: Arrays::from_arguments((logprobs, top_logprobs), (probs, top_probs), logits) })
     }
 
@@ -507,6 +542,18 @@ impl PyChunk {
     #[getter]
     fn logits(&self, py: Python<'_>) -> Option<FloatArray> {
         self.arrays.logits.as_ref().map(|array| array.clone_ref(py))
+    }
+
+    /// Text that was given up because it contained a banned string; it is not part of `text`.
+    #[getter]
+    fn suppressed_text(&self) -> &str {
+        &self.chunk.suppressed_text
+    }
+
+    /// The tokens of that text.
+    #[getter]
+    fn suppressed_token_ids(&self) -> Vec<u32> {
+        self.chunk.suppressed_token_ids.clone()
     }
 
     /// All fields by name, as plain values that JSON can represent.

@@ -26,8 +26,9 @@ def open_engine(
     tokenizer: ExLlamaV2Tokenizer,
     max_batch_size: int | None = None,
     max_chunk_size: int | None = None,
+    draft_model: ExLlamaV2 | None = None,
 ) -> _exlora.Engine:
-    """An engine over a loaded model whose KV cache has the size of `cache`."""
+    """An engine over a loaded model whose KV cache has the size of `cache`, and so has that of `draft_model`."""
     return _exlora.Engine.from_model(
         model.native_model(),
         tokenizer.native,
@@ -36,6 +37,7 @@ def open_engine(
         kv_tokens=cache.max_seq_len * cache.batch_size,
         max_batch_size=max_batch_size or 32,
         prefill_chunk=max_chunk_size or model.config.max_input_len,
+        draft_model=draft_model.native_model() if draft_model is not None else None,
     )
 
 

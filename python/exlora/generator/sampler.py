@@ -1,7 +1,6 @@
 """`ExLlamaV2Sampler`: exllamav2's sampling settings, and a sampler for logits of `forward`.
 
-The settings act in exllamav2's order, which is that of `SamplingParams`. `cfg_scale`, which asks for a pair of prompts, is
-refused.
+The settings act in exllamav2's order. `cfg_scale`, which asks for a pair of prompts, is refused.
 """
 
 from __future__ import annotations
@@ -17,6 +16,9 @@ import exlora._exlora as _exlora
 from exlora._arrays import as_numpy, to_array, token_rows
 from exlora._unsupported import refuse
 from exlora.generator._common import top_arrays
+from exlora.generator.filters._pieces import Pieces
+from exlora.generator.filters.base import allowed_and_ending
+from exlora.generator.hooks import native_hook
 
 if TYPE_CHECKING:
     from exlora.tokenizer import ExLlamaV2Tokenizer
@@ -65,6 +67,7 @@ class _Settings:
     xtc_probability: float = 0.0
     xtc_threshold: float = 0.1
     xtc_ignore_tokens: Any = None
+    filters: list[Any] = field(default_factory=list)
 
     @classmethod
     def greedy(cls, **kwargs: Any) -> _Settings:
@@ -73,7 +76,8 @@ class _Settings:
 
     def clone(self) -> _Settings:
         """An independent copy."""
-        return copy.deepcopy(self)
+        # Filters are the caller's objects.
+        return copy.deepcopy(self, {id(self.filters): list(self.filters)})
 
     def greedy_clone(self) -> _Settings:
         """A greedy copy with the same penalties and bias."""
@@ -98,8 +102,13 @@ class _Settings:
         bias[_ids(tokenizer, tokens)] = 0.0
         self.token_bias = to_array(bias)
 
-    def request_settings(self) -> dict[str, Any]:
-        """The same settings as keywords of a request."""
+    def request_settings(self, top_tokens: int = 0) -> dict[str, Any]:
+        """The same settings as keywords of a request. Hooks see the `top_tokens` most likely tokens."""
+        hooks = [native_hook(hook, top_tokens) for hook in self.post_sampling_hooks]
+        return {**self.sampling(), "post_sampling_hooks": hooks}
+
+    def sampling(self) -> dict[str, Any]:
+        """The same settings as keywords of `SamplingParams`, which have no hooks."""
         refuse("ExLlamaV2Sampler.Settings", cfg_scale=self.cfg_scale)
         return {
             **{name: getattr(self, name) for name in _SAME},
@@ -158,6 +167,13 @@ _SAME = (
 )
 
 
+def _both(one: Iterable[int] | None, other: Iterable[int] | None) -> list[int] | None:
+    """The ids that both allow; `None` allows all."""
+    if one is None or other is None:
+        return _sorted(other if one is None else one)
+    return sorted(set(one) & set(other))
+
+
 def _sorted(ids: Iterable[int] | None) -> list[int] | None:
     return None if ids is None else sorted(ids)
 
@@ -202,18 +218,26 @@ class ExLlamaV2Sampler:
         """Chooses the token that follows `sequence_ids` [batch, n] from `logits` [batch, 1, vocab].
 
         Returns ids [batch, 1], ids and probabilities of the best tokens [batch, 1, k], the chosen ids' probabilities
-        [batch, 1], and False (no filter ended). Probabilities are those after penalties and filters. `random` in
-        [0, 1) decides the draw. With Mirostat, `settings.mirostat_mu` becomes the list of the rows' limits.
+        [batch, 1], and whether a filter ended. Probabilities are those after penalties and filters. `random` in
+        [0, 1) decides the draw. A `prefix_token` [batch, 1] allows only tokens whose text begins with its text. With
+        Mirostat, `settings.mirostat_mu` becomes the list of the rows' limits.
         """
         del sync, kwargs
-        refuse("ExLlamaV2Sampler.sample", prefix_token=prefix_token, filters=filters)
-        keywords = settings.request_settings()
+        keywords = settings.sampling()
+        filtered, ending = allowed_and_ending(filters, filter_prefer_eos, tokenizer.eos_token_id)
+        keywords["allowed_token_ids"] = _both(keywords.get("allowed_token_ids"), filtered)
+        prefixes = None if prefix_token is None else as_numpy(prefix_token).reshape(-1).tolist()
         keywords["logit_bias"] |= dict.fromkeys(blocked_tokens or (), float("-inf"))
         values = as_numpy(logits)
         values = values.reshape(-1, values.shape[-1])
         sampled = []
         for row, (line, ids) in enumerate(zip(values, token_rows(sequence_ids), strict=True)):
-            params = _exlora.SamplingParams(**keywords | {"mirostat_mu": _first(settings.mirostat_mu, row)})
+            own = keywords | {"mirostat_mu": _first(settings.mirostat_mu, row)}
+            if prefixes is not None:
+                pieces = Pieces.of(tokenizer)
+                continuing = pieces.beginning_with(pieces[prefixes[row]])
+                own["allowed_token_ids"] = _both(own["allowed_token_ids"], continuing)
+            params = _exlora.SamplingParams(**own)
             number = (random + row * _GOLDEN_RATIO) % 1.0
             sampled.append(params.draw(line.tolist(), ids, number, return_top_tokens, tokenizer.native))
         if settings.mirostat:
@@ -224,5 +248,5 @@ class ExLlamaV2Sampler:
             top_tokens.reshape(len(sampled), 1, return_top_tokens),
             top_probs.reshape(len(sampled), 1, return_top_tokens),
             to_array(np.array([[prob] for _, prob, _, _ in sampled], dtype=np.float32)),
-            False,
+            any(token in ending for token, _, _, _ in sampled),
         )

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use super::suggestion::did_you_mean;
-use crate::engine::{Request, Stop};
+use crate::engine::{Grammar, Request, Stop};
 use crate::error::{Error, ErrorCode, Result};
 
 /// Settings of a request by the names of its fields. What is not given keeps the request's value.
@@ -139,6 +139,9 @@ pub(in crate::cli) struct SamplingArgs {
     #[arg(long, value_name = "TEXT", value_parser = stop_text_arg)]
     #[serde(default, deserialize_with = "stops", serialize_with = "stops_as_list")]
     stop: Option<Vec<Stop>>,
+    /// A string that the text does not contain, in any case; may be repeated.
+    #[arg(long, value_name = "TEXT")]
+    banned_strings: Option<Vec<String>>,
     /// Stop at this token id; may be repeated.
     #[arg(long, value_name = "ID")]
     stop_token_ids: Option<Vec<u32>>,
@@ -151,23 +154,73 @@ pub(in crate::cli) struct SamplingArgs {
     /// Number of top probabilities for each token after penalties and filters, which --json prints; 0, the default, is none.
     #[arg(long, value_name = "N")]
     probs: Option<usize>,
+    /// Draft tokens from the prompt and the output: what followed where the last tokens appeared before. Saves steps where a
+    /// text repeats itself, and changes no token; false by default.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    ngram_draft: Option<bool>,
+    /// Largest number of last tokens that --ngram-draft looks for; 4 by default.
+    #[arg(long, value_name = "N")]
+    max_ngram: Option<usize>,
+    /// Largest number of tokens drafted for a step, if any are: 4 by default, 0 for none.
+    #[arg(long, value_name = "N")]
+    num_draft_tokens: Option<usize>,
     /// Whether special tokens are left out of the text; true by default.
     #[arg(long, value_name = "BOOL")]
     skip_special_tokens: Option<bool>,
     /// Whether the tokenizer adds its own special tokens (a BOS) to a text prompt; true by default.
     #[arg(long, value_name = "BOOL")]
     add_special_tokens: Option<bool>,
+    /// The text is JSON that is valid under this JSON schema.
+    #[arg(long, value_name = "SCHEMA")]
+    #[serde(default, deserialize_with = "json_schema")]
+    json_schema: Option<String>,
+    /// The text is a JSON object; false by default.
+    #[arg(long, value_name = "BOOL")]
+    json_object: Option<bool>,
+    /// The whole text matches this regular expression.
+    #[arg(long, value_name = "PATTERN")]
+    regex: Option<String>,
+    /// The text is in the language of this grammar, in Lark syntax.
+    #[arg(long, value_name = "LARK")]
+    grammar: Option<String>,
+    /// The text is this string, or another one that is given in the same way; may be repeated.
+    #[arg(long, value_name = "TEXT")]
+    choices: Option<Vec<String>>,
+    /// Whether the first new token may replace the last one of the prompt by one that begins with its text; false by default.
+    #[arg(long, value_name = "BOOL")]
+    token_healing: Option<bool>,
 }
 
 impl SamplingArgs {
     /// Changes what is given in a request.
-    pub(in crate::cli) fn apply(&self, request: &mut Request) {
+    ///
+    /// # Errors
+    /// `request_invalid`: several grammars are given.
+    pub(in crate::cli) fn apply(&self, request: &mut Request) -> Result<()> {
+        let grammars = [
+            self.json_schema.clone().map(Grammar::JsonSchema),
+            self.json_object.unwrap_or(false).then_some(Grammar::JsonObject),
+            self.regex.clone().map(Grammar::Regex),
+            self.grammar.clone().map(Grammar::Lark),
+            self.choices.clone().map(Grammar::Choices),
+        ];
+        if let Some(grammar) = Grammar::only(grammars.into_iter().flatten())? {
+            request.grammar = Some(grammar);
+        }
+        if self.json_object == Some(false) && request.grammar == Some(Grammar::JsonObject) {
+            request.grammar = None;
+        }
+        set(&mut request.token_healing, self.token_healing);
         set(&mut request.max_new_tokens, self.max_new_tokens);
         set(&mut request.min_new_tokens, self.min_new_tokens);
         set(&mut request.n, self.n);
         set(&mut request.stop_at_eos, self.stop_at_eos);
+        set(&mut request.banned_strings, self.banned_strings.clone());
         set(&mut request.logprobs, self.logprobs);
         set(&mut request.probs, self.probs);
+        set(&mut request.ngram_draft, self.ngram_draft);
+        set(&mut request.max_ngram, self.max_ngram);
+        set(&mut request.num_draft_tokens, self.num_draft_tokens.map(Some));
         set(&mut request.skip_special_tokens, self.skip_special_tokens);
         set(&mut request.add_special_tokens, self.add_special_tokens);
         if self.stop.is_some() || self.stop_token_ids.is_some() {
@@ -210,6 +263,7 @@ impl SamplingArgs {
         set(&mut sampling.logit_bias, self.logit_bias.clone());
         set(&mut sampling.allowed_token_ids, self.allowed_token_ids.clone().map(Some));
         set(&mut sampling.seed, self.seed.map(Some));
+        Ok(())
     }
 
     /// Gives one setting by its name, with `-` or `_`, and its value as on the command line.
@@ -272,6 +326,15 @@ fn logit_bias<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<(
 fn logit_bias_as_map<S: Serializer>(bias: &Option<Vec<(u32, f32)>>, serializer: S) -> Result<S::Ok, S::Error> {
     let bias: Option<BTreeMap<u32, f32>> = bias.as_ref().map(|bias| bias.iter().copied().collect());
     bias.serialize(serializer)
+}
+
+/// A JSON schema, or its text.
+fn json_schema<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(match Value::deserialize(deserializer)? {
+        Value::Null => None,
+        Value::String(text) => Some(text),
+        schema => Some(schema.to_string()),
+    })
 }
 
 /// A string, a token id, or a list of both.
@@ -354,26 +417,46 @@ mod tests {
                     seed: _,
                 },
             stop: _,
+            banned_strings: _,
             stop_at_eos: _,
             logprobs: _,
             probs: _,
+            // Functions.
+            post_sampling_hooks: _,
             skip_special_tokens: _,
             add_special_tokens: _,
+            ngram_draft: _,
+            max_ngram: _,
+            num_draft_tokens: _,
+            // --draft-use
+            draft_adapters: _,
+            // json_schema, json_object, regex, grammar, choices.
+            grammar: _,
+            // Code of the library's caller.
+            filters: _,
+            token_healing: _,
         } = Request::new("");
         let fields = "max_new_tokens min_new_tokens n temperature top_k top_p top_a min_p tfs typical mirostat \
                       mirostat_tau mirostat_eta mirostat_mu smoothing_factor min_temp max_temp temp_exponent \
                       temperature_last xtc_probability xtc_threshold xtc_ignore_tokens skew repetition_penalty \
                       repetition_range repetition_decay frequency_penalty presence_penalty penalize_prompt \
                       dry_multiplier dry_base dry_allowed_length dry_max_ngram dry_range dry_sequence_breakers \
-                      logit_bias allowed_token_ids seed stop stop_at_eos logprobs probs skip_special_tokens \
-                      add_special_tokens";
+                      logit_bias allowed_token_ids seed stop banned_strings stop_at_eos logprobs probs skip_special_tokens \
+                      add_special_tokens ngram_draft max_ngram num_draft_tokens json_schema json_object regex grammar \
+                      choices token_healing";
         let names = SamplingArgs::names();
         let default = format!("{:?}", Request::new(""));
         for field in fields.split_whitespace() {
             assert!(names.contains(&field.replace('_', "-")), "--{field}");
             let value = match field {
                 "logit_bias" => serde_json::json!({"3": -1.5}),
+                "banned_strings" => serde_json::json!(["x"]),
+                "ngram_draft" => serde_json::json!(true),
                 "stop_at_eos" | "skip_special_tokens" | "add_special_tokens" => serde_json::json!(false),
+                "json_object" | "token_healing" => serde_json::json!(true),
+                "json_schema" => serde_json::json!({"type": "integer"}),
+                "regex" | "grammar" => serde_json::json!("x"),
+                "choices" => serde_json::json!(["x", "y"]),
                 "mirostat" | "temperature_last" | "penalize_prompt" => serde_json::json!(true),
                 "xtc_ignore_tokens" | "dry_sequence_breakers" | "allowed_token_ids" => serde_json::json!([3, 4]),
                 _ => serde_json::json!(7),
@@ -382,9 +465,24 @@ mod tests {
             let given: Vec<String> = args.given().into_iter().map(|(name, _)| name).collect();
             assert_eq!(given, [field]);
             let mut request = Request::new("");
-            args.apply(&mut request);
+            args.apply(&mut request).expect(field);
             assert_ne!(format!("{request:?}"), default, "{field} reaches the request");
         }
+    }
+
+    #[test]
+    fn two_grammars_are_refused_and_a_schema_is_json_or_its_text() {
+        let of = |json: serde_json::Value| {
+            let args: SamplingArgs = serde_json::from_value(json).expect("settings");
+            let mut request = Request::new("");
+            args.apply(&mut request).map(|()| request.grammar)
+        };
+        let schema = Some(Grammar::JsonSchema(r#"{"type":"integer"}"#.to_owned()));
+        assert_eq!(of(serde_json::json!({"json_schema": {"type": "integer"}})).expect("one"), schema);
+        assert_eq!(of(serde_json::json!({"json_schema": r#"{"type":"integer"}"#})).expect("one"), schema);
+        assert_eq!(of(serde_json::json!({"json_object": false, "regex": null})).expect("none"), None);
+        let error = of(serde_json::json!({"regex": "a", "choices": ["b"]})).expect_err("two");
+        assert!(error.to_string().contains("regex and choices"), "{error}");
     }
 
     #[test]

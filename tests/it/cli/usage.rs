@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{BASE, exlora};
+use super::{BASE, command, exlora, finish, start};
 
 #[test]
 fn help_names_the_commands_and_the_exit_status() {
@@ -66,6 +66,15 @@ fn doctor_reports_build_and_machine() {
     assert!(report["device"].as_str().is_some_and(|device| device.starts_with("cpu (")), "{report}");
     assert!(report["cpu"]["threads"].as_u64() >= Some(1));
     assert!(exlora(&["doctor"]).stdout.contains("device"));
+}
+
+#[test]
+fn a_variable_forces_an_instruction_set() {
+    let report =
+        |isa: &str| finish(start(command().args(["doctor", "--json"]).env("EXLORA_ISA", isa))).lines().remove(0);
+    assert!(report("scalar")["device"].as_str().is_some_and(|device| device.starts_with("cpu (scalar, ")));
+    let refused = report("sse9")["device"].as_str().expect("a text").to_owned();
+    assert!(refused.contains("EXLORA_ISA") && refused.contains("sse9"), "{refused}");
 }
 
 #[test]

@@ -246,7 +246,7 @@ pub(crate) fn prefetch(bytes: &[u8]) {
 
 /// Requests the cache line at an address, whatever it is: nothing is read.
 #[inline(always)]
-fn prefetch_line(from: *const u8) {
+pub(super) fn prefetch_line(from: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: part of every x86-64; nothing is read.
     unsafe {

@@ -32,6 +32,11 @@ const TASK_TILES: usize = 4;
 /// Tasks per thread, so that one that starts late can take fewer.
 const TASKS_OF_THREAD: usize = 4;
 
+/// Inputs that a thread splits into digits, or gathers, in a nanosecond.
+const PACKED_PER_NS: usize = 2;
+/// Weights that a thread reads, or multiplies by a row, in a nanosecond.
+const WEIGHTS_PER_NS: usize = 64;
+
 /// What `linear` keeps from step to step.
 #[derive(Default)]
 pub(crate) struct Scratch {
@@ -108,8 +113,10 @@ pub(crate) fn run(
         if !routing.is_base_only() {
             shrink(pool, kernels, group_index, routing, inputs, rows.clone(), &mut scratch.shrunk)?;
         }
-        context.plan(pool.threads(), rows, output.width, scratch)?;
-        context.multiply(pool, inputs, &mut output, scratch)?;
+        let weights = context.group.in_features * context.group.out_features;
+        let threads = pool.threads_for((1 + rows.len()) * weights / WEIGHTS_PER_NS);
+        context.plan(threads, rows, output.width, scratch)?;
+        context.multiply(pool, threads, inputs, &mut output, scratch)?;
     }
     Ok(())
 }
@@ -126,7 +133,7 @@ fn pack_inputs(
     for input in &group.packed_inputs {
         let (words, end) = (input.words(), start + inputs.rows * input.words());
         grow(packed, end)?;
-        for_rows(pool, inputs.rows, words, &mut packed[start..end], words, |row, out| {
+        for_rows(pool, inputs.rows, words, PACKED_PER_NS, &mut packed[start..end], words, |row, out| {
             input.write(kernels, inputs.row(row), out);
         })?;
         start = end;
@@ -193,13 +200,20 @@ impl<'a> Context<'a> {
         Ok(())
     }
 
-    /// Product and epilogue, tile by tile.
-    fn multiply(&self, pool: &mut Pool, inputs: Inputs<'_>, output: &mut Output<'_>, scratch: &Scratch) -> Result<()> {
+    /// Product and epilogue, tile by tile, on that many threads.
+    fn multiply(
+        &self,
+        pool: &mut Pool,
+        threads: usize,
+        inputs: Inputs<'_>,
+        output: &mut Output<'_>,
+        scratch: &Scratch,
+    ) -> Result<()> {
         let epilogue = Epilogue::new(self.kernels, self.arena, self.routing, self.group_index, &scratch.shrunk);
         let (stride, write) = (output.stride, output.write);
         let out = Disjoint::new(output.y);
         let weights = &scratch.weights;
-        pool.run(weights.last().map_or(0, WeightRows::end_task), |task, _| {
+        pool.run_on(threads, weights.last().map_or(0, WeightRows::end_task), |task, _| {
             let of_task = weights.partition_point(|weight| weight.end_task() <= task);
             let &WeightRows { member, slot, .. } = &weights[of_task];
             let (first_tile, count, rows) = weights[of_task].task(task);
