@@ -220,6 +220,7 @@ unsafe fn add_block<I: Integers, const BITS: usize, const R: usize, const T: usi
 /// # Safety
 /// As [`product`].
 #[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "one index for several arrays")]
 unsafe fn add_quad<I: Integers, const BITS: usize, const Q: usize, const R: usize, const T: usize>(
     blocks: &[*const u8; T],
     digits: &[*const u32; R],
@@ -248,6 +249,7 @@ unsafe fn add_quad<I: Integers, const BITS: usize, const Q: usize, const R: usiz
 /// # Safety
 /// As [`product`].
 #[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "one index for several arrays")]
 unsafe fn add_block_in_pairs<I: Integers, const BITS: usize, const R: usize, const T: usize>(
     blocks: &[*const u8; T],
     digits: &[*const u32; R],
