@@ -206,6 +206,17 @@ bench-record: $(VENV)/.test-tools ## Measure speed against distinct adapters int
 	$(BIN)/python tools/bench_record.py
 	$(MAKE) --no-print-directory plot
 
+# The peers are kept, so that only the first time takes long. An hour of the machine alone, or less with PEER_ROUNDS=1.
+PEERS       := target/peers
+PEER_ROUNDS ?= 5
+
+.PHONY: bench-peers
+bench-peers: $(VENV)/.lint-tools ## Install other engines (12 GB) and measure them beside exlora, interleaved, into benches/record
+	cargo build --quiet --release --features cli
+	bash benches/compare/install_peers.sh $(PEERS) target/bench-models/1.1b
+	PATH=$(CURDIR)/target/release:$$PATH $(BIN)/python benches/compare/interleave.py \
+	    --model target/bench-models/1.1b --peers $(PEERS) --rounds $(PEER_ROUNDS) --record
+
 .PHONY: plot
 plot: $(VENV)/.plot-tools ## Plot the newest record to docs/distinct_adapters.svg
 	$(BIN)/python tools/bench_plot.py

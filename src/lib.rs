@@ -103,9 +103,10 @@ pub use adapter::plan::AdapterSummary;
 pub use adapter::pool::{AdapterInfo, AdapterLease, AdapterLimits};
 pub use backend::KvDType;
 pub use engine::{
-    AdapterRef, AsCompleted, CancelHandle, ChatMessage, ChatOptions, Chunk, Completion, DeviceStats, Engine,
-    EngineOptions, EngineStats, Finish, FinishReason, GenerationConfig, GenerationConfigSource, Job, Logits, Prompt,
-    Request, SamplingParams, SequenceCache, SequenceChunk, Stop, StopMatch, TokenLogprobs, Tokenizer, Usage,
+    AdapterRef, AsCompleted, CancelHandle, ChatMessage, ChatOptions, Chunk, Completion, DeviceStats, DraftModelSource,
+    Engine, EngineOptions, EngineStats, FilterTokens, Filters, Finish, FinishReason, GenerationConfig,
+    GenerationConfigSource, Grammar, Job, Logits, PostSampling, PostSamplingHook, Prompt, Request, SamplingParams,
+    SequenceCache, SequenceChunk, Stop, StopMatch, TokenFilter, TokenLogprobs, TokenProbs, Tokenizer, Usage,
 };
 pub use error::{Error, ErrorCode, ErrorKind, Result};
 pub use model::{Device, KvStorage, Model, ModelOptions, Progress};

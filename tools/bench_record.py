@@ -57,6 +57,12 @@ def counts(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def cpu_name(exlora: object) -> str:
+    """The processor's name, from `exlora doctor`."""
+    doctor = json.loads(output_of(exlora, "doctor", "--json"))
+    return doctor["cpu"]["name"] or doctor["platform"]
+
+
 def slug(cpu: str) -> str:
     """A processor's name as a folder name: `AMD EPYC 9R14` is `amd-epyc-9r14`."""
     return re.sub("[^a-z0-9]+", "-", re.sub(r"\(r\)|\(tm\)| cpu|@.*", "", cpu.lower())).strip("-")
@@ -221,11 +227,10 @@ def main() -> None:
     load = os.getloadavg()[0]
     if load > 0.5:
         print(f"the machine is busy (load {load:.1f}); the record will say so", file=sys.stderr)
-    doctor = json.loads(output_of(options.exlora, "doctor", "--json"))
+    cpu = cpu_name(options.exlora)
     report = json.loads(output_of(options.exlora, "inspect", model, "--json"))
     runs = measure(options, model, adapter)
 
-    cpu = doctor["cpu"]["name"] or doctor["platform"]
     threads = re.search(r"(\d+) threads?", runs[0]["device"])
     common = {
         "commit": commit(),

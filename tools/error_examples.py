@@ -43,6 +43,20 @@ Tensors = dict[str, tuple[str, list[int], bytes]]
 Change = Callable[[Tensors], object]
 
 
+class NoToken:
+    """A filter that allows nothing."""
+
+    def begin(self, prefix: str) -> None:
+        """A text begins."""
+
+    def next(self) -> tuple[list[int], list[int]]:
+        """What may follow."""
+        return [], []
+
+    def feed(self, token: int) -> None:
+        """A token was chosen."""
+
+
 # Broken files.
 
 
@@ -194,6 +208,17 @@ def adapter_of_a_different_model() -> object:
     return mine.forward([[1]], loras=ExLlamaV2Lora.from_directory(yours, str(ADAPTER)))
 
 
+def draft_model_with_another_vocabulary() -> object:
+    draft = pathlib.Path("models/draft")
+    copy(PLAIN, draft)
+    tokenizer = json.loads((PLAIN / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    one, other = (token for token, number in vocab.items() if number in (1000, 1001))
+    vocab[one], vocab[other] = vocab[other], vocab[one]
+    write(draft / "tokenizer.json", json.dumps(tokenizer))
+    return model(draft_model=draft)
+
+
 def missing_requests_file() -> object:
     """Only the command reads such a file; the last line on stderr is the error."""
     command = [sys.executable, "-m", "exlora", "generate", "-m", str(PLAIN), "--requests", "requests.jsonl"]
@@ -263,6 +288,7 @@ PROVOKE: dict[str, Callable[[], object]] = {
     "adapter_weight_invalid": lambda: adapter(with_norm).generate("SELECT", adapters={"sql": 0.5}),
     "adapter_mixture_invalid": norm_replaced_twice,
     "adapter_model_mismatch": adapter_of_a_different_model,
+    "draft_model_mismatch": draft_model_with_another_vocabulary,
     "tokenizer_not_found": lambda: model(files={"tokenizer.json": None}).generate("SELECT"),
     "tokenizer_invalid": lambda: model(files={"tokenizer.json": "[]"}),
     "chat_template_not_found": lambda: model(files={"tokenizer_config.json": "{}"}).generate(CHAT),
@@ -274,6 +300,9 @@ PROVOKE: dict[str, Callable[[], object]] = {
     "logits_not_finite": lambda: adapter().generate("SELECT", adapters={"sql": 3e38}),
     "kv_overflow": lambda: adapter().generate("SELECT", adapters={"sql": 1e30}),
     "sampling_invalid": lambda: model().generate("SELECT", temperature=inf),
+    "constraint_invalid": lambda: model().generate("SELECT", regex="(a"),
+    "constraint_failed": lambda: model().generate("SELECT", filters=[NoToken()]),
+    "hook_failed": lambda: model().generate("SELECT", post_sampling_hooks=[lambda result: result.no_such_field]),
     "setting_unsupported": lambda: exllamav2().load_tp(),
     "model_not_loaded": lambda: exllamav2().forward([[1]]),
     "device_unavailable": lambda: model(device="tpu"),

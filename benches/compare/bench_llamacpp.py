@@ -1,106 +1,109 @@
 #!/usr/bin/env python3
 """One measurement of llama.cpp on the CPU through llama-cpp-python's low-level binding: one JSON line.
 
-  bench_llamacpp.py MODEL.gguf [--lora LORA.gguf] [--threads 2] [--prompt 512] [--decode 64] [--no-repack]
+  bench_llamacpp.py MODEL.gguf [--adapter LORA.gguf] [--batch 8 --distinct-adapters 8]
+  bench_llamacpp.py MODEL.gguf --quantize Q4_0 OUT.gguf
 
-With --lora it measures base and adapter alternately in the same process, so that their ratio is paired.
-Run it in a fresh process for each measurement: peak RSS is the process's.
+Its adapters belong to a context, not to a sequence: sequences of different adapters are decoded one adapter after the
+other, as llama.cpp's own server does.
 """
 
-import argparse
 import ctypes
-import os
 import random
 import time
 
-from timing import line, measured  # beside this file
+import llama_cpp as llama
+import numpy as np
+from timing import measured, options, random_tokens, report  # beside this file
+
+MICRO_BATCH = 512
+
+
+class Context:
+    """A model with its adapters and a context for the sequences of one batch."""
+
+    def __init__(self, chosen):
+        start = time.perf_counter()
+        self.model = llama.llama_model_load_from_file(str(chosen.model).encode(), llama.llama_model_default_params())
+        params = llama.llama_context_default_params()
+        params.n_ctx = chosen.batch * (chosen.prompt + chosen.decode + 64)
+        params.n_batch = params.n_ubatch = max(MICRO_BATCH, chosen.batch)
+        params.n_seq_max = chosen.batch
+        params.n_threads = params.n_threads_batch = chosen.threads
+        self.context = llama.llama_init_from_model(self.model, params)
+        self.load_s = time.perf_counter() - start
+        start = time.perf_counter()
+        wanted = chosen.distinct_adapters if chosen.adapter else 0
+        self.adapters = [llama.llama_adapter_lora_init(self.model, str(chosen.adapter).encode()) for _ in range(wanted)]
+        self.lora_load_s = time.perf_counter() - start if wanted else None
+        self.vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self.model))
+        self.batch = llama.llama_batch_init(max(MICRO_BATCH, chosen.batch), 0, 1)
+        self.draw = random.Random(0)
+
+    def use(self, adapter):
+        if adapter is None:
+            code = llama.llama_set_adapters_lora(self.context, None, 0, None)
+        else:
+            one = (llama.llama_adapter_lora_p_ctypes * 1)(self.adapters[adapter])
+            code = llama.llama_set_adapters_lora(self.context, one, 1, (ctypes.c_float * 1)(1.0))
+        if code != 0:
+            raise SystemExit(f"llama_set_adapters_lora gave {code}")
+
+    def decode(self, items):
+        """Each item is (token, position, sequence, whether its logits are wanted)."""
+        for i, (token, position, sequence, wanted) in enumerate(items):
+            self.batch.token[i], self.batch.pos[i], self.batch.logits[i] = token, position, wanted
+            self.batch.n_seq_id[i], self.batch.seq_id[i][0] = 1, sequence
+        self.batch.n_tokens = len(items)
+        code = llama.llama_decode(self.context, self.batch)
+        if code != 0:
+            raise SystemExit(f"llama_decode gave {code}")
+
+    def run(self, assignment, prompt, decode):
+        llama.llama_memory_clear(llama.llama_get_memory(self.context), True)
+        groups = {}
+        for sequence, adapter in enumerate(assignment):
+            groups.setdefault(adapter, []).append(sequence)
+        start = time.perf_counter()
+        for adapter, sequences in groups.items():
+            self.use(adapter)
+            tokens = {s: random_tokens(prompt, self.vocab, self.draw) for s in sequences}
+            items = [(tokens[s][p], p, s, p == prompt - 1) for s in sequences for p in range(prompt)]
+            for i in range(0, len(items), MICRO_BATCH):
+                self.decode(items[i : i + MICRO_BATCH])
+        llama.llama_get_logits(self.context)
+        prompts = time.perf_counter() - start
+        start = time.perf_counter()
+        for step in range(decode):
+            for adapter, sequences in groups.items():
+                if len(groups) > 1:
+                    self.use(adapter)
+                self.decode([(*random_tokens(1, self.vocab, self.draw), prompt + step, s, True) for s in sequences])
+                for i in range(len(sequences)):  # a greedy choice, as exlora makes
+                    row = llama.llama_get_logits_ith(self.context, i)
+                    np.ctypeslib.as_array(row, (self.vocab,)).argmax()
+        return prompts, (time.perf_counter() - start) / decode
+
+
+def quantize(source, kind, out):
+    params = llama.llama_model_quantize_default_params()
+    params.ftype = getattr(llama, "LLAMA_FTYPE_MOSTLY_" + kind)
+    if llama.llama_model_quantize(str(source).encode(), out.encode(), ctypes.byref(params)) != 0:
+        raise SystemExit(f"quantizing to {kind} failed")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--lora")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--decode", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--no-repack", action="store_true")
-    parser.add_argument("--logits", help="write the float32 logits of tokens 1..16 here (.npy), and stop")
-    options = parser.parse_args()
-    import llama_cpp as L
-
-    quiet = L.llama_log_callback(lambda *_: None)
-    L.llama_log_set(quiet, None)
-    L.llama_backend_init()
-    start = time.perf_counter()
-    mp = L.llama_model_default_params()
-    mp.use_extra_bufts = not options.no_repack
-    model = L.llama_model_load_from_file(options.model.encode(), mp)
-    cp = L.llama_context_default_params()
-    cp.n_ctx, cp.n_batch, cp.n_ubatch = options.prompt + 2 * options.decode + 64, 512, 512
-    cp.n_threads = cp.n_threads_batch = options.threads
-    ctx = L.llama_init_from_model(model, cp)
-    load_s = time.perf_counter() - start
-    vocab = L.llama_vocab_n_tokens(L.llama_model_get_vocab(model))
-    lora_s, adapter = None, None
-    if options.lora:
-        start = time.perf_counter()
-        adapter = L.llama_adapter_lora_init(model, options.lora.encode())
-        lora_s = time.perf_counter() - start
-
-    def use(lora):
-        if lora:
-            code = L.llama_set_adapters_lora(
-                ctx, (L.llama_adapter_lora_p_ctypes * 1)(adapter), 1, (ctypes.c_float * 1)(1.0)
-            )
-        else:
-            code = L.llama_set_adapters_lora(ctx, None, 0, None)
-        assert code == 0
-
-    def feed(tokens):
-        array = (L.llama_token * len(tokens))(*tokens)
-        assert L.llama_decode(ctx, L.llama_batch_get_one(array, len(tokens))) == 0
-
-    if options.logits:
-        import numpy as np
-
-        use(bool(options.lora))
-        feed(list(range(1, 17)))
-        np.save(options.logits, np.ctypeslib.as_array(L.llama_get_logits_ith(ctx, -1), (vocab,)).copy())
+    parser = options(__doc__)
+    parser.add_argument("--quantize", nargs=2, metavar=("TYPE", "OUT"), help="quantize the model, and stop")
+    chosen = parser.parse_args()
+    quiet = llama.llama_log_callback(lambda *_: None)
+    llama.llama_log_set(quiet, None)
+    llama.llama_backend_init()
+    if chosen.quantize:
+        quantize(chosen.model, *chosen.quantize)
         return
-
-    draw = random.Random(0)
-    prompt = [draw.randrange(3, vocab) for _ in range(options.prompt)]
-
-    def step(_):
-        feed([draw.randrange(3, vocab)])
-        L.llama_get_logits_ith(ctx, -1)
-
-    def clear():
-        L.llama_memory_clear(L.llama_get_memory(ctx), True)
-
-    line(
-        {
-            "engine": "llama.cpp",
-            "model": os.path.basename(options.model),
-            "threads": options.threads,
-            "repack": not options.no_repack,
-            "file_mib": round(os.path.getsize(options.model) / 2**20, 1),
-            "load_s": load_s,
-            "lora_load_s": lora_s,
-        },
-        measured(
-            use,
-            clear,
-            lambda n: feed(prompt[:n]),
-            step,
-            options.prompt,
-            options.decode,
-            bool(options.lora),
-            options.rounds,
-        ),
-    )
-    os._exit(0)
+    context = Context(chosen)
+    report("llama.cpp", chosen, context.load_s, context.lora_load_s, measured(context.run, chosen))
 
 
 if __name__ == "__main__":

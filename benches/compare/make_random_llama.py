@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """Makes one randomly initialized Llama model in every format that the other CPU engines load.
 
-  make_random_llama.py OUT --shape 1.1b [--rank 16] [--sym] [--quantize Q4_0,Q4_K_M,Q8_0]
+  make_random_llama.py OUT --shape 1.1b [--rank 16] [--sym] [--no-gguf]
 
-Needs numpy, torch, safetensors; `gguf` for the GGUF files; `llama_cpp` for --quantize.
+Needs numpy, torch, safetensors; `gguf` for the GGUF files.
 Writes under OUT:
   hf-bf16/           config.json, model.safetensors (bf16), tokenizer.json (one word per token: t0 t1 ...)
   gptq-4bit-g128/    the same linears rounded to nearest: qweight/qzeros/scales/g_idx, v1 zero points
   hf-dequant-bf16/   the GPTQ copy dequantized (--dequant): the reference for the GPTQ copy's logits
   lora-r16/          a PEFT adapter on all seven linears (adapter_config.json, adapter_model.safetensors)
-  model-bf16.gguf    lora-r16.gguf    model-<TYPE>.gguf for each --quantize
+  model-bf16.gguf    lora-r16.gguf
 """
 
 import argparse
@@ -287,21 +287,6 @@ def finish(file):
     file.close()
 
 
-def quantize(source, out, kinds):
-    import ctypes
-
-    import llama_cpp
-
-    for kind in kinds:
-        how = llama_cpp.llama_model_quantize_default_params()
-        how.ftype = getattr(llama_cpp, "LLAMA_FTYPE_MOSTLY_" + kind)
-        how.nthread = 2
-        if llama_cpp.llama_model_quantize(
-            str(source).encode(), str(out / f"model-{kind}.gguf").encode(), ctypes.byref(how)
-        ):
-            raise SystemExit(f"quantizing to {kind} failed")
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
@@ -312,7 +297,6 @@ def main():
     parser.add_argument("--sym", action="store_true", help="zero point fixed at 8 (default: asymmetric)")
     parser.add_argument("--dequant", action="store_true")
     parser.add_argument("--no-gguf", action="store_true")
-    parser.add_argument("--quantize", default="", metavar="Q4_0,Q4_K_M,...")
     options = parser.parse_args()
     torch.set_num_threads(2)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -327,8 +311,6 @@ def main():
     if not options.no_gguf:
         write_gguf(options.out / "model-bf16.gguf", weights, options.shape)
         write_gguf_lora(options.out / f"lora-r{options.rank}.gguf", lora, options.rank, options.shape)
-        if options.quantize:
-            quantize(options.out / "model-bf16.gguf", options.out, options.quantize.split(","))
     sizes = {
         str(p.relative_to(options.out)): round(p.stat().st_size / 2**20, 1)
         for p in sorted(options.out.rglob("*"))

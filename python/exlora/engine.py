@@ -72,6 +72,11 @@ class Engine:
     generation_config
                     "auto" makes the model folder's generation_config.json the defaults of all keywords, a path another
                     one; by default none is used except for its eos_token_id
+    draft_model     folder of a smaller model with the same tokenizer, which drafts tokens that the model verifies:
+                    faster where it guesses well, and never another token
+    draft_adapters  name -> folder of a PEFT LoRA adapter for the draft model
+    num_draft_tokens
+                    largest number of tokens that a request drafts for a step, unless it says otherwise
     progress        True for a bar on stderr, or a callable (modules done, modules in total)
     """
 
@@ -89,6 +94,9 @@ class Engine:
         prefill_chunk: int = 512,
         prefix_cache: bool = True,
         generation_config: str | PathLike[str] | None = None,
+        draft_model: str | PathLike[str] | None = None,
+        draft_adapters: Mapping[str, str | PathLike[str]] | None = None,
+        num_draft_tokens: int = 4,
         progress: bool | Callable[[int, int], object] | None = None,
     ) -> None:
         self._options: dict[str, Any] = {
@@ -101,10 +109,13 @@ class Engine:
             "prefill_chunk": prefill_chunk,
             "prefix_cache": prefix_cache,
             "generation_config": generation_config,
+            "draft_model": draft_model,
+            "num_draft_tokens": num_draft_tokens,
         }
-        if adapters is not None and not isinstance(adapters, Mapping):
-            expected = "a mapping of name to folder, as in {'sql': 'adapters/sql'}"
-            raise TypeError(f"adapters is {expected}, not {type(adapters).__name__}")
+        for name, folders in (("adapters", adapters), ("draft_adapters", draft_adapters)):
+            if folders is not None and not isinstance(folders, Mapping):
+                expected = "a mapping of name to folder, as in {'sql': 'adapters/sql'}"
+                raise TypeError(f"{name} is {expected}, not {type(folders).__name__}")
         self._path = model
         engine = _exlora.Engine(model, progress=progress, **self._options)
         self._running: tuple[_exlora.Engine, Stepper] | None = (engine, Stepper(engine))
@@ -112,6 +123,8 @@ class Engine:
         self._default_n: int | None = self._defaults.pop("n", None)
         for name, path in (adapters or {}).items():
             self.load_adapter(name, path)
+        for name, path in (draft_adapters or {}).items():
+            self.load_draft_adapter(name, path)
 
     @overload
     def generate(
@@ -258,17 +271,43 @@ class Engine:
         min_new_tokens       stop tokens and stop strings do not end the text before this number of new tokens
         temperature          0 is greedy decoding
         top_k, top_p, min_p  keep the k best, the nucleus, the tokens of at least a share of the best one's probability
+        top_a, tfs, typical  keep tokens by the squared probability of the best one, those before the tail, those of the
+                             expected surprise
+        mirostat             limits the surprise of tokens to a mean of `mirostat_tau` bits
+        max_temp             dynamic temperature of what the filters left, from `min_temp` on
+        temperature_last     whether the temperature acts after the filters
+        xtc_probability      of leaving out all tokens above `xtc_threshold` but the least likely of them
+        smoothing_factor     and skew: see `SamplingParams`, which has all settings
         repetition_penalty   on tokens of prompt and output, the last `repetition_range` of them if that is given
         frequency_penalty    and presence_penalty: on tokens of the output
+        dry_multiplier       penalty on tokens that would continue a repetition
         logit_bias           id -> value added to its logit; -inf forbids it
+        allowed_token_ids    the only ids that can be chosen
         seed                 of the random numbers; None draws one for each prompt: see `Completion.seed`
         stop                 ids and strings that end the text, one or a list; for several prompts it is one value per
                              prompt only if it is as long as the prompts and contains nothing but lists and None
+        banned_strings       a list of strings that the text does not contain, in any case: where one is complete, the
+                             text goes back to where it began and continues otherwise; for several prompts, as `stop`
         stop_at_eos          whether the model's own end-of-sequence ids end the text
         logprobs             n >= 1 returns `logprobs` (of the chosen ids) and `top_logprobs` (of the n best)
+        probs                n >= 1 returns `probs` and `top_probs`: probabilities after penalties and filters
+        post_sampling_hooks  callables that get a `PostSampling` for each chosen token, and may replace it
         return_logits        whether to return the logits that each token was chosen from
+        ngram_draft          whether tokens are drafted from prompt and output: what followed where the last tokens, up
+                             to `max_ngram` of them, appeared before. Drafts change no token, only the number of steps
+        num_draft_tokens     largest number of tokens drafted for a step, 0 for none; None is the engine's
+        draft_adapters       adapters of the draft model, as `adapters`
         skip_special_tokens  whether special tokens are left out of the text
         add_special_tokens   whether the tokenizer adds its own special tokens (a BOS) to a text prompt
+        json_schema          a dict or its text: the text is JSON that is valid under it; or one of the next four
+        json_object          the text is a JSON object
+        regex                the whole text matches this regular expression (Rust's syntax)
+        grammar              the text is in the language of this grammar (Lark's syntax)
+        choices              the text is one of these strings; for several prompts, as `stop`
+        filters              objects that choose the allowed tokens: `begin("")`, `next()` -> (allowed ids, ids that end
+                             the text), `feed(id)`; for several prompts, as `stop`
+        filter_prefer_eos    whether a token that ends the text is chosen as soon as the filters allow one
+        token_healing        the first new token may be any whose text begins with that of the prompt's last token
 
         For chat messages, as transformers' `apply_chat_template` takes them:
 
@@ -395,6 +434,18 @@ class Engine:
         """The loaded adapters, sorted by name. Never waits for a step."""
         return self._native.adapters()
 
+    def load_draft_adapter(self, name: str, path: str | PathLike[str]) -> AdapterInfo:
+        """Loads an adapter of the draft model, for the `draft_adapters` of requests. As `load_adapter` otherwise."""
+        return self._native.load_draft_adapter(name, path)
+
+    def unload_draft_adapter(self, name: str) -> None:
+        """Unloads an adapter of the draft model, as `unload_adapter`."""
+        self._native.unload_draft_adapter(name)
+
+    def draft_adapters(self) -> list[AdapterInfo]:
+        """The loaded adapters of the draft model, sorted by name."""
+        return self._native.draft_adapters()
+
     def stats(self) -> dict[str, int]:
         """Counters and resident bytes. Never waits for a step: while one runs, the counters are as before it."""
         return self._native.stats()
@@ -442,8 +493,9 @@ class Engine:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        adapters = {info.name: info.path for info in self.adapters()}
-        return _open, (self._path, {**self._options, "adapters": adapters})
+        loaded = {"adapters": self.adapters(), "draft_adapters": self.draft_adapters()}
+        folders = {name: {info.name: info.path for info in infos} for name, infos in loaded.items()}
+        return _open, (self._path, {**self._options, **folders})
 
     def __repr__(self) -> str:
         if self._running is None:

@@ -8,19 +8,23 @@ from typing import Any, Protocol, TypeAlias, TypedDict, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from exlora._exlora import ExLlamaV2Lora
+from exlora._exlora import ExLlamaV2Lora, PostSampling
 
 __all__ = [
     "Adapter",
     "Adapters",
     "ContinueFinalMessage",
+    "Filter",
     "FloatArray",
     "JsonObjects",
+    "JsonSchema",
     "LogitBias",
     "Message",
     "Messages",
     "OneRequestKeywords",
     "PerPrompt",
+    "PostSamplingHook",
+    "PostSamplingHooks",
     "Progress",
     "Prompt",
     "RequestKeywords",
@@ -54,6 +58,23 @@ Messages: TypeAlias = Sequence[Message]
 
 #: Tools or documents for a chat template.
 JsonObjects: TypeAlias = Sequence[Mapping[str, Any]]
+
+#: A JSON schema: a dict, its text, or a class with pydantic's `model_json_schema`.
+JsonSchema: TypeAlias = Mapping[str, Any] | str | type
+
+
+class Filter(Protocol):
+    """The caller's own code that limits the tokens of one text."""
+
+    def begin(self, prefix: str) -> Any:
+        """A text begins; `prefix` is empty."""
+
+    def next(self) -> Any:
+        """The ids that may follow (`None`: all) and, of these, those that end the text."""
+
+    def feed(self, token: int) -> Any:
+        """A token was chosen."""
+
 
 #: Variables of a chat template by name.
 TemplateKwargs: TypeAlias = Mapping[str, Any]
@@ -94,6 +115,12 @@ Stops: TypeAlias = int | str | Sequence[int | str | Sequence[int | str] | None] 
 #: Values added to the logits of single token ids.
 LogitBias: TypeAlias = Mapping[int, float] | None
 
+#: Called with each chosen token, which it may replace.
+PostSamplingHook: TypeAlias = Callable[[PostSampling], object]
+
+#: Called in this order.
+PostSamplingHooks: TypeAlias = Sequence[PostSamplingHook]
+
 #: One value for all prompts, or, where several prompts are given, a list with one value per prompt.
 PerPrompt: TypeAlias = T | Sequence[T]
 
@@ -108,12 +135,37 @@ class SamplingKeywords(TypedDict, total=False):
     temperature: PerPrompt[float]
     top_k: PerPrompt[int]
     top_p: PerPrompt[float]
+    top_a: PerPrompt[float]
     min_p: PerPrompt[float]
+    tfs: PerPrompt[float]
+    typical: PerPrompt[float]
+    mirostat: PerPrompt[bool]
+    mirostat_tau: PerPrompt[float]
+    mirostat_eta: PerPrompt[float]
+    mirostat_mu: PerPrompt[float | None]
+    smoothing_factor: PerPrompt[float]
+    min_temp: PerPrompt[float]
+    max_temp: PerPrompt[float]
+    temp_exponent: PerPrompt[float]
+    temperature_last: PerPrompt[bool]
+    xtc_probability: PerPrompt[float]
+    xtc_threshold: PerPrompt[float]
+    xtc_ignore_tokens: PerPrompt[TokenIds | None]
+    skew: PerPrompt[float]
     repetition_penalty: PerPrompt[float]
     repetition_range: PerPrompt[int | None]
+    repetition_decay: PerPrompt[int]
     frequency_penalty: PerPrompt[float]
     presence_penalty: PerPrompt[float]
+    penalize_prompt: PerPrompt[bool]
+    dry_multiplier: PerPrompt[float]
+    dry_base: PerPrompt[float]
+    dry_allowed_length: PerPrompt[int]
+    dry_max_ngram: PerPrompt[int]
+    dry_range: PerPrompt[int]
+    dry_sequence_breakers: PerPrompt[TokenIds | None]
     logit_bias: PerPrompt[LogitBias]
+    allowed_token_ids: PerPrompt[TokenIds | None]
     seed: PerPrompt[int | None]
 
 
@@ -123,11 +175,26 @@ class RequestKeywords(SamplingKeywords, total=False):
     max_new_tokens: PerPrompt[int]
     min_new_tokens: PerPrompt[int]
     stop: Stops
+    banned_strings: Sequence[str] | Sequence[Sequence[str] | None] | None
     stop_at_eos: PerPrompt[bool]
     logprobs: PerPrompt[int]
+    probs: PerPrompt[int]
+    post_sampling_hooks: PostSamplingHooks | Sequence[PostSamplingHooks] | None
     return_logits: PerPrompt[bool]
+    ngram_draft: PerPrompt[bool]
+    max_ngram: PerPrompt[int]
+    num_draft_tokens: PerPrompt[int | None]
+    draft_adapters: Adapters
     skip_special_tokens: PerPrompt[bool]
     add_special_tokens: PerPrompt[bool]
+    json_schema: PerPrompt[JsonSchema | None]
+    json_object: PerPrompt[bool]
+    regex: PerPrompt[str | None]
+    grammar: PerPrompt[str | None]
+    choices: Sequence[str] | Sequence[Sequence[str] | None] | None
+    filters: Sequence[Filter] | Sequence[Sequence[Filter] | None] | None
+    filter_prefer_eos: PerPrompt[bool]
+    token_healing: PerPrompt[bool]
     tools: JsonObjects | Sequence[JsonObjects | None] | None
     documents: JsonObjects | Sequence[JsonObjects | None] | None
     chat_template: PerPrompt[str | None]
@@ -142,21 +209,61 @@ class OneRequestKeywords(TypedDict, total=False):
     temperature: float
     top_k: int
     top_p: float
+    top_a: float
     min_p: float
+    tfs: float
+    typical: float
+    mirostat: bool
+    mirostat_tau: float
+    mirostat_eta: float
+    mirostat_mu: float | None
+    smoothing_factor: float
+    min_temp: float
+    max_temp: float
+    temp_exponent: float
+    temperature_last: bool
+    xtc_probability: float
+    xtc_threshold: float
+    xtc_ignore_tokens: TokenIds | None
+    skew: float
     repetition_penalty: float
     repetition_range: int | None
+    repetition_decay: int
     frequency_penalty: float
     presence_penalty: float
+    penalize_prompt: bool
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    dry_max_ngram: int
+    dry_range: int
+    dry_sequence_breakers: TokenIds | None
     logit_bias: LogitBias
+    allowed_token_ids: TokenIds | None
     seed: int | None
     max_new_tokens: int
     min_new_tokens: int
     stop: Stop
+    banned_strings: Sequence[str] | None
     stop_at_eos: bool
     logprobs: int
+    probs: int
+    post_sampling_hooks: PostSamplingHooks | None
     return_logits: bool
+    ngram_draft: bool
+    max_ngram: int
+    num_draft_tokens: int | None
+    draft_adapters: Adapter
     skip_special_tokens: bool
     add_special_tokens: bool
+    json_schema: JsonSchema | None
+    json_object: bool
+    regex: str | None
+    grammar: str | None
+    choices: Sequence[str] | None
+    filters: Sequence[Filter] | None
+    filter_prefer_eos: bool
+    token_healing: bool
     tools: JsonObjects | None
     documents: JsonObjects | None
     chat_template: str | None

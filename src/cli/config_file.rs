@@ -140,7 +140,7 @@ fn values(option: &str, value: &Value) -> Result<Vec<String>> {
         Value::Array(items) => items.iter().map(text).collect(),
         // The table of a mixture, or of names and what they stand for.
         Value::Table(table) => {
-            let between = if option == "use" { '*' } else { '=' };
+            let between = if ["use", "draft-use"].contains(&option) { '*' } else { '=' };
             table.iter().map(|(name, value)| Ok(format!("{name}{between}{}", text(value)?))).collect()
         }
         one => Ok(vec![text(one)?]),
@@ -204,6 +204,10 @@ mod tests {
         assert_eq!(value(toml, "exlora chat -m x", "adapters"), "sql=a/b tone=c");
         assert_eq!(value(toml, "exlora chat -m x", "mixture"), "sql*0.5 tone*1");
         assert_eq!(value(toml, "exlora chat -m x", "prefix_cache"), "false");
+        let toml = "draft_model = 'd'\ndraft_adapter = { wit = 'w' }\ndraft_use = { wit = 0.5 }\nngram_draft = true";
+        assert_eq!(value(toml, "exlora chat -m x", "draft_adapters"), "wit=w");
+        assert_eq!(value(toml, "exlora chat -m x", "draft_mixture"), "wit*0.5");
+        assert_eq!(value(toml, "exlora generate -m x", "ngram_draft"), "true");
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub struct GenerationConfig {
     pub top_p: Option<f32>,
     /// Keep tokens of at least this share of the best one's probability.
     pub min_p: Option<f32>,
+    /// Keep the tokens nearest to the expected surprise that have this probability together.
+    pub typical_p: Option<f32>,
     /// Penalty on tokens seen in prompt or output.
     pub repetition_penalty: Option<f32>,
     /// Largest number of new tokens.
@@ -105,7 +107,6 @@ const UNSUPPORTED: &[(&str, Neutral)] = &[
     ("sequence_bias", Neutral::Off),
     ("token_healing", Neutral::Off),
     ("top_h", Neutral::Never),
-    ("typical_p", Neutral::At(1.0)),
     ("watermarking_config", Neutral::Off),
 ];
 
@@ -156,6 +157,7 @@ impl GenerationConfig {
             top_k: settings.count("top_k")?,
             top_p: settings.float("top_p")?,
             min_p: settings.float("min_p")?,
+            typical_p: settings.float("typical_p")?,
             repetition_penalty: settings.float("repetition_penalty")?,
             max_length: settings.count("max_length")?.filter(|_| max_new_tokens.is_none()),
             max_new_tokens,
@@ -174,6 +176,7 @@ impl GenerationConfig {
         set(&mut sampling.top_k, self.top_k);
         set(&mut sampling.top_p, self.top_p);
         set(&mut sampling.min_p, self.min_p);
+        set(&mut sampling.typical, self.typical_p);
         set(&mut sampling.repetition_penalty, self.repetition_penalty);
         sampling.logit_bias.extend(self.suppressed_tokens.iter().map(|&token| (token, f32::NEG_INFINITY)));
         set(&mut request.max_new_tokens, self.new_tokens());
@@ -316,13 +319,14 @@ mod tests {
     fn a_request_begins_with_the_settings_of_the_file() {
         let request = request(json!({
             "do_sample": true, "temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.05, "repetition_penalty": 1.1,
+            "typical_p": 0.7,
             "max_new_tokens": 32, "min_new_tokens": 2, "suppress_tokens": [5], "bad_words_ids": [[7], [2]],
             "eos_token_id": [2], "stop_strings": "end", "pad_token_id": 0, "transformers_version": "5.0.0", "num_beams": 1,
             "num_return_sequences": 3
         }));
         let sampling = &request.sampling;
         assert_eq!((sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p), (0.6, 0.9, 20, 0.05));
-        assert_eq!(sampling.repetition_penalty, 1.1);
+        assert_eq!((sampling.typical, sampling.repetition_penalty), (0.7, 1.1));
         assert_eq!(sampling.logit_bias, [(5, f32::NEG_INFINITY), (7, f32::NEG_INFINITY)]);
         assert_eq!((request.max_new_tokens, request.min_new_tokens, request.n), (32, 2, 3));
         assert_eq!(request.stop, [Stop::Text("end".into())]);

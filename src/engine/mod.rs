@@ -5,6 +5,10 @@
 //! loaded and unloaded while requests run, and a request keeps the adapter versions that it named.
 
 mod as_completed;
+mod banned_text;
+mod constraint;
+mod draft;
+mod draft_source;
 mod engine_core;
 #[cfg(test)]
 mod faulty_compute;
@@ -15,6 +19,7 @@ mod job;
 mod job_state;
 mod options;
 mod output;
+mod post_sampling;
 mod request;
 mod sampler;
 mod sampling_params;
@@ -22,8 +27,10 @@ mod scheduler;
 mod seed;
 mod sequence;
 mod sequence_cache;
+mod sequence_kv;
 mod stats;
 mod text;
+mod token_mask;
 mod turns;
 
 use std::path::Path;
@@ -31,35 +38,47 @@ use std::sync::Arc;
 
 use crate::adapter::mixture::Mixture;
 use crate::adapter::pool::AdapterInfo;
+use crate::backend::BackendMemory;
 use crate::error::{Error, ErrorCode, Result};
 use crate::kv_cache::{PAGE_TOKENS, pages_for};
 use crate::model::batch::StepLimits;
 use crate::model::{Model, ModelOptions, Progress};
+use banned_text::BannedText;
+use constraint::Constraint;
+use draft::{DraftSource, Drafts};
 use engine_core::EngineCore;
 use job_state::JobState;
 use output::no_memory_for_logits;
 use request::lease_all;
-use scheduler::Scheduler;
+use scheduler::{DraftModel, Scheduler};
 use seed::sample_seed;
-use sequence::{DecodeState, Purpose, Sequence, SequencePlan};
+use sequence::{DecodeState, Purpose, Sequence};
+use sequence_kv::SequencePlan;
 use text::{Detokenizer, RequestTokenizer, StopStrings};
 use turns::Waiter;
 
 pub use as_completed::AsCompleted;
+pub use constraint::{FilterTokens, Filters, Grammar, MAX_GRAMMAR_BYTES, TokenFilter};
+pub use draft_source::DraftModelSource;
 pub use generate::{Refused, with_index};
 pub use generation_config::{GenerationConfig, GenerationConfigSource};
 pub use in_flight::{Finished, InFlight, samples_of};
 pub use job::{CancelHandle, Job};
-pub use options::{DEFAULT_KV_TOKENS, DEFAULT_PREFILL_CHUNK, EngineOptions};
-pub use output::{Chunk, Completion, Finish, FinishReason, Logits, StopMatch, TokenLogprobs, Usage};
-pub use request::{AdapterRef, MAX_SAMPLES, MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, Prompt, Request, Stop};
-pub use sampler::{Sampled, Sampler};
+pub use options::{DEFAULT_DRAFT_TOKENS, DEFAULT_KV_TOKENS, DEFAULT_PREFILL_CHUNK, EngineOptions};
+pub use output::{Chunk, Completion, Finish, FinishReason, Logits, StopMatch, TokenLogprobs, TokenProbs, Usage};
+pub use post_sampling::{PostSampling, PostSamplingHook};
+pub use request::{
+    AdapterRef, DEFAULT_MAX_NGRAM, MAX_DRAFT_TOKENS, MAX_NGRAM, MAX_SAMPLES, MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS,
+    Prompt, Request, Stop,
+};
+pub use sampler::{Context, Sampled, Sampler, SamplerState, TopCounts};
 pub use sampling_params::SamplingParams;
 pub use seed::random_seed;
 pub use sequence_cache::{SequenceCache, SequenceChunk};
 pub use stats::{DeviceStats, EngineStats};
 pub(crate) use text::AdapterTokenizer;
 pub use text::{ChatMessage, ChatOptions, Tokenizer};
+pub use token_mask::TokenMask;
 
 /// The part of a device's free memory that a KV cache takes by default, as a fraction. The rest is for adapters, and for the
 /// buffers of steps that are larger with them.
@@ -76,6 +95,10 @@ pub struct Engine {
     generation_config: Arc<GenerationConfig>,
     /// Requests that run at once.
     max_rows: usize,
+    /// The model that drafts, if there is one.
+    draft_model: Option<Arc<Model>>,
+    /// Largest number of tokens drafted for a step, where the request doesn't say.
+    num_draft_tokens: usize,
 }
 
 /// A request that can run: checked, its prompt encoded, its adapters leased, its seed drawn. Each sample is started from it.
@@ -84,6 +107,8 @@ pub struct CheckedRequest {
     prompt: Arc<[u32]>,
     mixture: Mixture,
     plan: SequencePlan,
+    /// What the draft model computes for it, if it uses that.
+    draft: Option<(Mixture, SequencePlan)>,
     /// That of the first sample, before its first token.
     decode: DecodeState,
     seed: u64,
@@ -108,17 +133,12 @@ impl Engine {
         progress: &mut dyn FnMut(Progress) -> Result<()>,
     ) -> Result<Self> {
         let dir = model.as_ref();
-        let model_options = ModelOptions {
-            device: options.device,
-            threads: options.threads,
-            max_seq_len: options.max_seq_len,
-            adapter_limits: options.adapter_limits,
-        };
+        let model_options = options.model_options();
         // An unusable one is reported before the model takes its time to load.
         let generation_config = GenerationConfig::read(options.generation_config.as_ref(), dir)?;
         let model = Model::load(dir, &model_options, progress)?;
         let tokenizer = Tokenizer::open(dir)?.map(Arc::new);
-        Self::with_generation_config(model, tokenizer, &options, generation_config)
+        Self::with_generation_config(model, tokenizer, &options, generation_config, progress)
     }
 
     /// An engine with its own KV cache over a loaded model, which other engines may share.
@@ -128,7 +148,7 @@ impl Engine {
     /// `checkpoint_not_found`, `model_config_invalid`, `sampling_invalid`, `request_invalid` or `setting_unsupported`.
     pub fn from_model(model: Arc<Model>, tokenizer: Option<Arc<Tokenizer>>, options: EngineOptions) -> Result<Self> {
         let generation_config = GenerationConfig::read(options.generation_config.as_ref(), model.path())?;
-        Self::with_generation_config(model, tokenizer, &options, generation_config)
+        Self::with_generation_config(model, tokenizer, &options, generation_config, &mut |_| Ok(()))
     }
 
     fn with_generation_config(
@@ -136,24 +156,35 @@ impl Engine {
         tokenizer: Option<Arc<Tokenizer>>,
         options: &EngineOptions,
         generation_config: GenerationConfig,
+        progress: &mut dyn FnMut(Progress) -> Result<()>,
     ) -> Result<Self> {
         let max_seq_len = match options.max_seq_len {
             Some(asked) => model.config().max_seq_len(Some(asked))?,
             None => model.max_seq_len(),
+        };
+        let draft_model = match &options.draft_model {
+            None => None,
+            Some(source) => {
+                let model_options = ModelOptions { max_seq_len: None, ..options.model_options() };
+                Some(source.open(&model, tokenizer.as_deref(), &model_options, progress)?)
+            }
         };
         let limits = StepLimits {
             sequences: options.max_rows.max(1),
             prompt_tokens: options.prefill_chunk.max(1),
             max_seq_len: options.kv_tokens.map_or(max_seq_len, |tokens| max_seq_len.min(tokens.max(1))),
         };
-        model.reserve_steps(&limits, options.kv_dtype)?;
+        for model in std::iter::once(&model).chain(&draft_model) {
+            model.reserve_steps(&limits, options.kv_dtype)?;
+        }
         let pages = match options.kv_tokens {
             Some(tokens) => pages_for(tokens.max(1)),
-            None => default_kv_pages(&model, options, max_seq_len)?,
+            None => default_kv_pages(&model, draft_model.as_deref(), options, max_seq_len)?,
         };
         generation_config.check(model.config().vocab_size, max_seq_len.min(pages * PAGE_TOKENS))?;
         let kv = model.create_kv(pages, options.kv_dtype).map_err(|error| with_what_fits(error, &model, options))?;
-        let scheduler = Scheduler::new(kv, options)?;
+        let drafting = draft_model.clone().map(|model| DraftModel::new(model, pages, options)).transpose()?;
+        let scheduler = Scheduler::new(kv, drafting, options)?;
         Ok(Self {
             core: Arc::new(EngineCore::new(model, scheduler)),
             tokenizer,
@@ -161,6 +192,8 @@ impl Engine {
             kv_pages: pages,
             generation_config: Arc::new(generation_config),
             max_rows: options.max_rows.max(1),
+            draft_model,
+            num_draft_tokens: options.num_draft_tokens.min(MAX_DRAFT_TOKENS),
         })
     }
 
@@ -243,11 +276,53 @@ impl Engine {
         self.model().adapters().list()
     }
 
+    /// The model that drafts tokens, if the engine was opened with one.
+    pub fn draft_model(&self) -> Option<&Arc<Model>> {
+        self.draft_model.as_ref()
+    }
+
+    /// As [`Engine::load_adapter`], for the draft model: adapters of [`Request::draft_adapters`].
+    ///
+    /// # Errors
+    /// As [`Engine::load_adapter`]; `request_invalid`: there is no draft model.
+    pub fn load_draft_adapter(&self, name: &str, dir: impl AsRef<Path>) -> Result<AdapterInfo> {
+        self.load_draft_adapter_with(name, dir, &mut || Ok(()))
+    }
+
+    /// As [`Engine::load_draft_adapter`]; an error from `between_parts` (Ctrl-C) ends the loading.
+    ///
+    /// # Errors
+    /// As [`Engine::load_draft_adapter`], and what `between_parts` returned.
+    pub fn load_draft_adapter_with(
+        &self,
+        name: &str,
+        dir: impl AsRef<Path>,
+        between_parts: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<AdapterInfo> {
+        self.expect_draft_model()?.load_adapter_with(name, dir.as_ref(), between_parts)
+    }
+
+    /// As [`Engine::unload_adapter`], for the draft model.
+    ///
+    /// # Errors
+    /// `adapter_not_found`; `request_invalid`: there is no draft model.
+    pub fn unload_draft_adapter(&self, name: &str) -> Result<()> {
+        self.expect_draft_model()?.unload_adapter(name)
+    }
+
+    fn expect_draft_model(&self) -> Result<&Arc<Model>> {
+        self.draft_model.as_ref().ok_or_else(|| {
+            Error::new(ErrorCode::RequestInvalid, "the engine has no draft model")
+                .with_hint("open the engine with draft_model")
+        })
+    }
+
     /// Checks a request, leases its adapters and queues it. Never waits for a step.
     ///
     /// # Errors
     /// `adapter_not_found`, `adapter_weight_invalid`, `adapter_model_mismatch`, `prompt_*`, `sampling_invalid`,
-    /// `token_out_of_range`, `request_invalid` (also for more than one sample), `tokenizer_not_found`, `chat_template_*`.
+    /// `constraint_invalid`, `token_out_of_range`, `request_invalid` (also for more than one sample), `tokenizer_not_found`,
+    /// `chat_template_*`.
     pub fn submit(&self, request: Request) -> Result<Job> {
         if request.n > 1 {
             return Err(Error::new(ErrorCode::RequestInvalid, "a job has one sample")
@@ -261,17 +336,19 @@ impl Engine {
     /// Checks a request, leases its adapters, encodes its prompt and draws its seed.
     fn check(&self, request: Request) -> Result<CheckedRequest> {
         let (mixture, tokenizer) = self.lease(&request.adapters)?;
-        let tokens = self.encode(&tokenizer, &request.prompt, request.add_special_tokens, &request.chat)?;
+        let mut tokens = self.encode(&tokenizer, &request.prompt, request.add_special_tokens, &request.chat)?;
+        let healed = if request.token_healing { cut_last_token(&mut tokens, &tokenizer) } else { None };
         let plan = self.plan(&mixture, &tokens)?;
         request.check(plan.vocab)?;
+        let draft = self.draft_plan(&request, &tokens)?;
         let seed = match request.sampling.seed {
             Some(seed) => seed,
             // It draws nothing, and equal requests have equal results.
             None if request.sampling.is_greedy() => 0,
             None => random_seed()?,
         };
-        let decode = self.decode_state(&request, &tokens, &tokenizer, &plan)?;
-        Ok(CheckedRequest { request, prompt: tokens.into(), mixture, plan, decode, seed })
+        let decode = self.decode_state(&request, &tokens, healed, &tokenizer, &plan)?;
+        Ok(CheckedRequest { request, prompt: tokens.into(), mixture, plan, draft, decode, seed })
     }
 
     /// Queues a sample of a request, whose output `waiter` waits for.
@@ -279,9 +356,12 @@ impl Engine {
         let seed = sample_seed(checked.seed, sample);
         let mut decode = checked.decode.clone();
         decode.sampling.seed = Some(seed);
-        let state = self.core.new_job(checked.mixture.clone().into_leases(), waiter);
+        let mut leases = checked.mixture.clone().into_leases();
+        leases.extend(checked.draft.iter().flat_map(|(mixture, _)| mixture.clone().into_leases()));
+        let state = self.core.new_job(leases, waiter);
         let (prompt, plan) = (Arc::clone(&checked.prompt), checked.plan.clone());
-        self.enqueue(state, prompt, plan, Purpose::Generate(Box::new(decode)), seed)
+        let drafts = self.drafts(checked);
+        self.enqueue(state, prompt, plan, Purpose::Generate(Box::new(decode)), drafts, seed)
     }
 
     /// Computes one step for all requests; `false` if there was nothing to do.
@@ -320,7 +400,7 @@ impl Engine {
         let size = tokens_len.checked_mul(vocab).ok_or_else(no_memory_for_logits)?;
         values.try_reserve_exact(size).map_err(|_| no_memory_for_logits())?;
         let state = self.core.new_job(mixture.into_leases(), &Arc::default());
-        let mut job = self.enqueue(state, tokens.into(), plan, Purpose::PromptLogits(values), 0);
+        let mut job = self.enqueue(state, tokens.into(), plan, Purpose::PromptLogits(values), Drafts::off(), 0);
         let mut values = Vec::new();
         while let Some(chunk) = job.next_chunk_with(between_steps)? {
             values = chunk.logits;
@@ -331,20 +411,25 @@ impl Engine {
     /// Counters and resident bytes. Never waits for a step: while one runs, what the scheduler counts is as it was before.
     pub fn stats(&self) -> EngineStats {
         let scheduler = self.core.stats();
-        let (memory, adapters) = (self.model().memory(), self.model().adapters());
+        let memory = self.model().memory();
+        let models = || std::iter::once(self.model()).chain(&self.draft_model);
+        let bytes = |of: fn(&BackendMemory) -> usize| models().map(|model| of(&model.memory())).sum();
         EngineStats {
-            weights_bytes: memory.weights_bytes,
-            adapters_bytes: memory.adapters_bytes,
-            adapters_resident: adapters.resident(),
-            leases: adapters.leases(),
-            kv_bytes: memory.kv_bytes,
+            weights_bytes: bytes(|memory| memory.weights_bytes),
+            adapters_bytes: bytes(|memory| memory.adapters_bytes),
+            adapters_resident: models().map(|model| model.adapters().resident()).sum(),
+            leases: models().map(|model| model.adapters().leases()).sum(),
+            kv_bytes: bytes(|memory| memory.kv_bytes),
             kv_pages_total: scheduler.kv_pages_total,
             kv_pages_free: scheduler.kv_pages_free,
             prefix_pages: scheduler.prefix_pages,
             rows_running: scheduler.rows_running,
             rows_waiting: scheduler.rows_waiting,
-            tokens_prompt: scheduler.tokens_prompt,
-            tokens_generated: scheduler.tokens_generated,
+            tokens_prompt: scheduler.steps.tokens_prompt,
+            tokens_generated: scheduler.steps.tokens_generated,
+            steps: scheduler.steps.steps,
+            accepted_draft_tokens: scheduler.steps.accepted_draft_tokens,
+            rejected_draft_tokens: scheduler.steps.rejected_draft_tokens,
             device: DeviceStats::of(&memory),
         }
     }
@@ -409,12 +494,7 @@ impl Engine {
     fn plan(&self, mixture: &Mixture, tokens: &[u32]) -> Result<SequencePlan> {
         let model = self.model();
         mixture.check_tokens(tokens, model.config().vocab_size)?;
-        let plan = SequencePlan {
-            forward: mixture.forward_plan(tokens),
-            kv_groups: model.kv_groups_of(mixture.layers()),
-            row_cost: model.row_cost(mixture),
-            vocab: mixture.head_rows(model.config().vocab_size),
-        };
+        let plan = sequence_plan(model, mixture, tokens);
         self.check_length(tokens.len(), &plan)?;
         Ok(plan)
     }
@@ -455,6 +535,7 @@ impl Engine {
         &self,
         request: &Request,
         prompt: &[u32],
+        healed: Option<u32>,
         text: &RequestTokenizer,
         plan: &SequencePlan,
     ) -> Result<DecodeState> {
@@ -464,6 +545,7 @@ impl Engine {
             stop_ids.extend(&self.generation_config.eos_token_ids);
             stop_ids.extend(&text.eos_ids);
         }
+        let constraint = self.constraint(request, healed, text, &stop_ids, plan)?;
         let mut stop_texts = Vec::new();
         for stop in &request.stop {
             match stop {
@@ -476,18 +558,24 @@ impl Engine {
         stop_ids.dedup();
         stop_ids.retain(|&id| (id as usize) < plan.vocab);
         let mut stop_string_ids = Vec::new();
+        let sampler_state = SamplerState::new(&request.sampling, plan.vocab, text.tokenizer.as_deref());
         let text = match &text.tokenizer {
             Some(tokenizer) => {
                 stop_string_ids.extend(stop_texts.iter().filter_map(|stop| tokenizer.special_id_of(stop)));
-                let detokenizer = Detokenizer::new(Arc::clone(tokenizer), request.skip_special_tokens, prompt);
+                let mut detokenizer = Detokenizer::new(Arc::clone(tokenizer), request.skip_special_tokens, prompt);
+                if let Some(healed) = healed {
+                    detokenizer = detokenizer.healing(healed)?;
+                }
                 Some((detokenizer, StopStrings::new(stop_texts)))
             }
-            None if stop_texts.is_empty() => None,
+            None if stop_texts.is_empty() && request.banned_strings.is_empty() => None,
             None => {
-                let what = "stop strings need a tokenizer, and the model folder has no tokenizer.json";
+                let what =
+                    "stop strings and banned strings need a tokenizer, and the model folder has no tokenizer.json";
                 return Err(Error::new(ErrorCode::TokenizerNotFound, what).with_path(self.model().path()));
             }
         };
+        let banned = (!request.banned_strings.is_empty()).then(|| Box::new(BannedText::new(&request.banned_strings)));
         Ok(DecodeState {
             sampling: request.sampling.clone(),
             // The last token is never computed, so it needs no position.
@@ -495,10 +583,68 @@ impl Engine {
             min_new_tokens: request.min_new_tokens,
             stop_ids,
             stop_string_ids,
+            constraint,
             text,
-            logprobs: request.logprobs,
+            banned,
+            top: TopCounts { logprobs: request.logprobs, probs: request.probs },
             returns_logits: request.return_logits,
+            sampler_state,
+            post_sampling_hooks: request.post_sampling_hooks.clone(),
         })
+    }
+
+    /// What the draft model computes for a request. `None` if it drafts nothing, or otherwise.
+    fn draft_plan(&self, request: &Request, tokens: &[u32]) -> Result<Option<(Mixture, SequencePlan)>> {
+        let Some(model) = &self.draft_model else {
+            if request.draft_adapters.is_empty() {
+                return Ok(None);
+            }
+            let what = "draft_adapters are those of a draft model, and the engine has none";
+            return Err(Error::new(ErrorCode::RequestInvalid, what).with_hint("open the engine with draft_model"));
+        };
+        let mixture = lease_all(&request.draft_adapters, model)?;
+        // Tokens that an adapter has added may be unknown to it.
+        let is_off = request.ngram_draft || request.num_draft_tokens == Some(0);
+        if is_off || mixture.check_tokens(tokens, model.config().vocab_size).is_err() {
+            return Ok(None);
+        }
+        let plan = sequence_plan(model, &mixture, tokens);
+        Ok(Some((mixture, plan)))
+    }
+
+    /// What a sample of a request drafts.
+    fn drafts(&self, checked: &CheckedRequest) -> Drafts {
+        let request = &checked.request;
+        let source = match &checked.draft {
+            _ if request.ngram_draft => DraftSource::ngram(request.max_ngram),
+            Some((_, plan)) => DraftSource::model(plan.clone()),
+            None => DraftSource::Off,
+        };
+        Drafts::new(source, request.num_draft_tokens.unwrap_or(self.num_draft_tokens))
+    }
+
+    /// What limits the tokens of a request whose text ends with `eos_ids`.
+    fn constraint(
+        &self,
+        request: &Request,
+        healed: Option<u32>,
+        text: &RequestTokenizer,
+        eos_ids: &[u32],
+        plan: &SequencePlan,
+    ) -> Result<Option<Box<Constraint>>> {
+        let tokenizer = || text.tokenizer.as_ref().map_or_else(|| self.tokenizer(), Ok);
+        // A special token that the request names as a stop is an end of the text like the model's own, and no part of it.
+        let special_id = |stop: &Stop| {
+            let tokenizer = text.tokenizer.as_ref()?;
+            match stop {
+                Stop::Token(id) => tokenizer.is_special(*id).then_some(*id),
+                Stop::Text(text) => tokenizer.special_id_of(text),
+            }
+        };
+        let stops = request.stop.iter().filter_map(special_id);
+        let ends: Vec<u32> = eos_ids.iter().copied().chain(stops).collect();
+        let (grammar, trie) = (request.grammar.as_ref(), || tokenizer()?.trie());
+        Constraint::new(grammar, &request.filters, healed, trie, &ends, plan.vocab)
     }
 
     fn enqueue(
@@ -507,21 +653,50 @@ impl Engine {
         prompt: Arc<[u32]>,
         plan: SequencePlan,
         purpose: Purpose,
+        drafts: Drafts,
         seed: u64,
     ) -> Job {
-        let sequence = Sequence::new(Arc::clone(&state), purpose, prompt.to_vec(), plan);
+        let sequence = Sequence::new(Arc::clone(&state), purpose, prompt.to_vec(), plan, drafts);
         self.core.submit(sequence);
         Job::new(Arc::clone(&self.core), state, prompt, seed)
     }
 }
 
+/// What the adapters of a request decide about the sequence that begins with `tokens`.
+fn sequence_plan(model: &Model, mixture: &Mixture, tokens: &[u32]) -> SequencePlan {
+    SequencePlan {
+        forward: mixture.forward_plan(tokens),
+        kv_groups: model.kv_groups_of(mixture.layers()),
+        row_cost: model.row_cost(mixture),
+        vocab: mixture.head_rows(model.config().vocab_size),
+    }
+}
+
+/// Cuts the last token off a prompt, for the first new token to continue it. Not one that is no text, nor the only one.
+fn cut_last_token(tokens: &mut Vec<u32>, text: &RequestTokenizer) -> Option<u32> {
+    let tokenizer = text.tokenizer.as_ref()?;
+    let has_text = |id: u32| !tokenizer.is_special(id) && tokenizer.piece(id).is_ok_and(|text| !text.is_empty());
+    if tokens.len() < 2 {
+        return None;
+    }
+    tokens.pop_if(|id| has_text(*id))
+}
+
 /// KV pages where the caller names no number of tokens: on a device of its own memory what that holds, but no more than all
-/// rows at their longest need.
-fn default_kv_pages(model: &Model, options: &EngineOptions, max_seq_len: usize) -> Result<usize> {
+/// rows at their longest need. A draft model gets as many pages of its own.
+fn default_kv_pages(
+    model: &Model,
+    draft_model: Option<&Model>,
+    options: &EngineOptions,
+    max_seq_len: usize,
+) -> Result<usize> {
     let Some(free) = model.kv_pages_in_free_memory(options.kv_dtype)? else {
         return Ok(pages_for(DEFAULT_KV_TOKENS.max(options.max_seq_len.unwrap_or(0))));
     };
     let most = options.max_rows.max(1).saturating_mul(pages_for(max_seq_len));
+    let page_bytes = |model: &Model| model.kv_page_bytes(options.kv_dtype) as f64;
+    let own_share = page_bytes(model) / (page_bytes(model) + draft_model.map_or(0.0, page_bytes));
+    let free = (free as f64 * own_share) as usize;
     Ok((free.saturating_mul(KV_SHARE.0) / KV_SHARE.1).min(most).max(1))
 }
 

@@ -1,15 +1,19 @@
 //! Options of an engine and their defaults.
 
+use super::draft_source::DraftModelSource;
 use super::generation_config::GenerationConfigSource;
 use crate::adapter::pool::AdapterLimits;
 use crate::backend::KvDType;
-use crate::model::Device;
+use crate::model::{Device, ModelOptions};
 
 /// Tokens that the KV cache of an engine holds by default.
 pub const DEFAULT_KV_TOKENS: usize = 8192;
 
 /// Largest number of prompt tokens in one step by default.
 pub const DEFAULT_PREFILL_CHUNK: usize = 512;
+
+/// Largest number of tokens drafted for a step by default.
+pub const DEFAULT_DRAFT_TOKENS: usize = 4;
 
 /// Options of [`Engine::load`](crate::Engine::load).
 #[derive(Clone, Debug)]
@@ -37,6 +41,11 @@ pub struct EngineOptions {
     /// Where the defaults of [`Engine::request`](crate::Engine::request) come from; by default they are those of
     /// [`Request::new`](crate::Request::new).
     pub generation_config: Option<GenerationConfigSource>,
+    /// A smaller model with the same tokenizer, which drafts tokens for requests that don't draft from their own text. A draft
+    /// changes no token, only the number of steps. It runs where the model does, with as many adapters of its own.
+    pub draft_model: Option<DraftModelSource>,
+    /// Largest number of tokens that a request drafts for a step, unless it says otherwise.
+    pub num_draft_tokens: usize,
     /// Limits on resident adapters.
     pub adapter_limits: AdapterLimits,
 }
@@ -53,7 +62,21 @@ impl Default for EngineOptions {
             prefill_chunk: DEFAULT_PREFILL_CHUNK,
             prefix_cache: true,
             generation_config: None,
+            draft_model: None,
+            num_draft_tokens: DEFAULT_DRAFT_TOKENS,
             adapter_limits: AdapterLimits::default(),
+        }
+    }
+}
+
+impl EngineOptions {
+    /// The options of a model that they load.
+    pub(super) fn model_options(&self) -> ModelOptions {
+        ModelOptions {
+            device: self.device,
+            threads: self.threads,
+            max_seq_len: self.max_seq_len,
+            adapter_limits: self.adapter_limits,
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorCode, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FinishReason {
-    /// A stop token, a stop string, or an end-of-sequence id of the model.
+    /// A stop token, a stop string, an end-of-sequence id of the model, or the end of a grammar or filter, which is no match.
     Stop,
     /// `max_new_tokens`, the model's positions, or the end of the cache.
     Length,
@@ -46,6 +46,10 @@ pub struct Usage {
     pub cached_tokens: usize,
     /// New tokens, including a stop token.
     pub completion_tokens: usize,
+    /// Drafted tokens that were chosen: of the new tokens, those that took no step of their own.
+    pub accepted_draft_tokens: usize,
+    /// Drafted tokens that were computed and not chosen.
+    pub rejected_draft_tokens: usize,
 }
 
 /// Log-probabilities of one token.
@@ -54,6 +58,15 @@ pub struct TokenLogprobs {
     /// Log-probability of the chosen id.
     pub chosen: f32,
     /// The n most likely ids, best first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Probabilities of one token after penalties and filters, in the distribution that it was drawn from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenProbs {
+    /// Probability of the chosen id.
+    pub chosen: f32,
+    /// The n most likely ids, best first; where filters left fewer, the best of the others with a probability of 0.
     pub top: Vec<(u32, f32)>,
 }
 
@@ -66,8 +79,15 @@ pub struct Chunk {
     pub token_ids: Vec<u32>,
     /// Their log-probabilities, if asked for.
     pub logprobs: Vec<TokenLogprobs>,
+    /// Their probabilities after penalties and filters, if asked for.
+    pub probs: Vec<TokenProbs>,
     /// The logits each of them was chosen from, `[token_ids, vocab]`, if asked for.
     pub logits: Vec<f32>,
+    /// Text that was given up because it contained a banned string. It is not part of `text`, and its tokens are not part of
+    /// `token_ids`.
+    pub suppressed_text: String,
+    /// The tokens of that text.
+    pub suppressed_token_ids: Vec<u32>,
     /// Set on the last chunk.
     pub finish: Option<Finish>,
 }
@@ -102,6 +122,8 @@ pub struct Completion {
     pub adapter: Vec<(String, f32)>,
     /// Log-probabilities of each token, if asked for.
     pub logprobs: Vec<TokenLogprobs>,
+    /// Probabilities of each token after penalties and filters, if asked for.
+    pub probs: Vec<TokenProbs>,
     /// Logits of each token, `[token_ids, vocab]`, if asked for.
     pub logits: Vec<f32>,
 }
@@ -116,6 +138,7 @@ impl Completion {
             sample,
             adapter,
             logprobs: Vec::new(),
+            probs: Vec::new(),
             logits: Vec::new(),
         }
     }
@@ -128,6 +151,7 @@ impl Completion {
         self.text += &chunk.text;
         self.token_ids.extend(chunk.token_ids);
         self.logprobs.extend(chunk.logprobs);
+        self.probs.extend(chunk.probs);
         self.logits.try_reserve(chunk.logits.len()).map_err(|_| no_memory_for_logits())?;
         self.logits.extend(chunk.logits);
         if let Some(finish) = chunk.finish {
@@ -139,13 +163,12 @@ impl Completion {
 
 impl Serialize for Completion {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let logprobs = (!self.logprobs.is_empty()).then_some(&self.logprobs);
-        let chosen: Option<Vec<f32>> = logprobs.map(|tokens| tokens.iter().map(|token| token.chosen).collect());
-        let top: Option<Vec<&[(u32, f32)]>> =
-            logprobs.map(|tokens| tokens.iter().map(|token| &token.top[..]).collect());
+        fn asked_for<T, U>(tokens: &[T], value: impl Fn(&T) -> U) -> Option<Vec<U>> {
+            (!tokens.is_empty()).then(|| tokens.iter().map(value).collect())
+        }
         let vocab = (self.logits.len() / self.token_ids.len().max(1)).max(1);
         let logits: Option<Vec<&[f32]>> = (!self.logits.is_empty()).then(|| self.logits.chunks(vocab).collect());
-        let mut fields = serializer.serialize_struct("Completion", 11)?;
+        let mut fields = serializer.serialize_struct("Completion", 13)?;
         fields.serialize_field("text", &self.text)?;
         fields.serialize_field("token_ids", &self.token_ids)?;
         fields.serialize_field("finish_reason", self.finish.reason.as_str())?;
@@ -154,8 +177,10 @@ impl Serialize for Completion {
         fields.serialize_field("seed", &self.finish.seed)?;
         fields.serialize_field("sample", &self.sample)?;
         fields.serialize_field("adapter", &SerializedMixture(&self.adapter))?;
-        fields.serialize_field("logprobs", &chosen)?;
-        fields.serialize_field("top_logprobs", &top)?;
+        fields.serialize_field("logprobs", &asked_for(&self.logprobs, |token| token.chosen))?;
+        fields.serialize_field("top_logprobs", &asked_for(&self.logprobs, |token| token.top.clone()))?;
+        fields.serialize_field("probs", &asked_for(&self.probs, |token| token.chosen))?;
+        fields.serialize_field("top_probs", &asked_for(&self.probs, |token| token.top.clone()))?;
         fields.serialize_field("logits", &logits)?;
         fields.end()
     }
@@ -213,14 +238,15 @@ mod tests {
         done.finish.seed = 9;
         assert_eq!(
             serde_json::to_string(&done).expect("serializes"),
-            r#"{"text":"","token_ids":[5,6],"finish_reason":"cancelled","stop_match":null,"usage":{"prompt_tokens":0,"cached_tokens":0,"completion_tokens":0},"seed":9,"sample":2,"adapter":{"sql":0.3,"wit":1.0},"logprobs":null,"top_logprobs":null,"logits":null}"#
+            r#"{"text":"","token_ids":[5,6],"finish_reason":"cancelled","stop_match":null,"usage":{"prompt_tokens":0,"cached_tokens":0,"completion_tokens":0,"accepted_draft_tokens":0,"rejected_draft_tokens":0},"seed":9,"sample":2,"adapter":{"sql":0.3,"wit":1.0},"logprobs":null,"top_logprobs":null,"probs":null,"top_probs":null,"logits":null}"#
         );
         done.logits = vec![0.5, 1.0, 1.5, 2.0];
         done.logprobs = vec![TokenLogprobs { chosen: -0.5, top: vec![(5, -0.5)] }];
+        done.probs = vec![TokenProbs { chosen: 0.75, top: vec![(5, 0.75), (6, 0.25)] }];
         done.adapter = vec![("sql".into(), 1.0)];
         done.finish.matched = Some(StopMatch::Token(6));
         let text = serde_json::to_string(&done).expect("serializes");
-        let end = r#""adapter":"sql","logprobs":[-0.5],"top_logprobs":[[[5,-0.5]]],"logits":[[0.5,1.0],[1.5,2.0]]}"#;
+        let end = r#""adapter":"sql","logprobs":[-0.5],"top_logprobs":[[[5,-0.5]]],"probs":[0.75],"top_probs":[[[5,0.75],[6,0.25]]],"logits":[[0.5,1.0],[1.5,2.0]]}"#;
         assert!(text.contains(r#""stop_match":6,"#) && text.ends_with(end), "{text}");
     }
 

@@ -1,5 +1,7 @@
 //! A request: a prompt, its adapters, and how to continue it.
 
+use super::constraint::{Filters, Grammar};
+use super::post_sampling::PostSamplingHook;
 use super::sampling_params::SamplingParams;
 use super::text::{ChatMessage, ChatOptions};
 use crate::adapter::mixture::Mixture;
@@ -108,6 +110,15 @@ pub const MAX_STOP_STRINGS: usize = 256;
 /// Largest size of a request's stop strings together, in bytes: a beginning of one may be held back and looked at again.
 pub const MAX_STOP_STRING_BYTES: usize = 16 << 10;
 
+/// Number of last tokens that a draft from the text itself looks for by default.
+pub const DEFAULT_MAX_NGRAM: usize = 4;
+
+/// Largest number of last tokens that a draft from the text itself may look for: each length takes an index of its own.
+pub const MAX_NGRAM: usize = 16;
+
+/// Largest number of tokens drafted for a step.
+pub const MAX_DRAFT_TOKENS: usize = 64;
+
 /// What ends a text before its length limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stop {
@@ -139,16 +150,43 @@ pub struct Request {
     /// What ends the text, besides the model's own end-of-sequence ids: any token ids, and at most 256 strings, which may
     /// have 16 KiB together.
     pub stop: Vec<Stop>,
+    /// Strings that the text does not contain, in any case: at most 256, which may have 16 KiB together. Where one is complete,
+    /// generation goes back to the token where it began and chooses another one.
+    pub banned_strings: Vec<String>,
     /// Whether the model's end-of-sequence ids (config.json, generation_config.json) end the text.
     pub stop_at_eos: bool,
     /// Number of top log-probabilities for each token; 0 for no log-probabilities.
     pub logprobs: usize,
+    /// Number of top probabilities for each token after penalties and filters, in the distribution that it was drawn from; 0
+    /// for no probabilities.
+    pub probs: usize,
+    /// Called with each chosen token, in this order; each may replace it.
+    pub post_sampling_hooks: Vec<PostSamplingHook>,
     /// Whether chunks contain the logits that each token was chosen from.
     pub return_logits: bool,
+    /// Whether tokens are drafted from the prompt and the output themselves (prompt lookup): what followed where the last
+    /// tokens appeared before. A draft changes no token, only the number of steps.
+    pub ngram_draft: bool,
+    /// Largest number of last tokens that such a draft looks for.
+    pub max_ngram: usize,
+    /// Largest number of tokens drafted for a step; 0 for none, by default
+    /// [`EngineOptions::num_draft_tokens`](crate::EngineOptions).
+    pub num_draft_tokens: Option<usize>,
+    /// The mixture of the draft model, of adapters loaded by
+    /// [`Engine::load_draft_adapter`](crate::Engine::load_draft_adapter); by default none.
+    pub draft_adapters: Vec<(AdapterRef, f32)>,
     /// Whether special tokens are left out of the text.
     pub skip_special_tokens: bool,
     /// Whether the tokenizer adds its own special tokens (a BOS) to a text prompt.
     pub add_special_tokens: bool,
+    /// What the text must match, from its beginning to its end. Where nothing may follow, the text ends, whatever
+    /// `min_new_tokens` says.
+    pub grammar: Option<Grammar>,
+    /// The caller's own code that limits the tokens. For one sample.
+    pub filters: Filters,
+    /// Whether the last token of the prompt is taken back, and the first new token is one whose text begins with its text. The
+    /// completion's text begins after it. Not of a prompt of one token, or one that ends with a special token.
+    pub token_healing: bool,
 }
 
 impl Request {
@@ -166,39 +204,35 @@ impl Request {
         if !(1..=MAX_SAMPLES).contains(&self.n) {
             return invalid("n is out of range", format!("1 to {MAX_SAMPLES} samples"), self.n);
         }
-        if self.logprobs > vocab {
-            return invalid(
-                "logprobs asks for more tokens than the model has",
-                format!("at most {vocab}"),
-                self.logprobs,
-            );
+        for (name, tokens) in [("logprobs", self.logprobs), ("probs", self.probs)] {
+            if tokens > vocab {
+                let what = format!("{name} asks for more tokens than the model has");
+                return invalid(&what, format!("at most {vocab}"), tokens);
+            }
         }
-        self.check_stop_strings()?;
+        if self.n > 1 && !self.filters.filters.is_empty() {
+            return invalid("filters know one text", "n = 1".to_owned(), self.n);
+        }
+        if self.token_healing && self.grammar.is_some() {
+            let what = "token_healing and a grammar exclude each other: a grammar begins where the prompt ends";
+            return Err(Error::new(ErrorCode::RequestInvalid, what));
+        }
+        if !(1..=MAX_NGRAM).contains(&self.max_ngram) {
+            return invalid("max_ngram is out of range", format!("1 to {MAX_NGRAM} tokens"), self.max_ngram);
+        }
+        if let Some(tokens) = self.num_draft_tokens.filter(|&tokens| tokens > MAX_DRAFT_TOKENS) {
+            return invalid("num_draft_tokens is out of range", format!("at most {MAX_DRAFT_TOKENS}"), tokens);
+        }
+        check_strings("stop string", self.stop_strings())?;
+        check_strings("banned string", self.banned_strings.iter().map(String::as_str))?;
         self.sampling.check(vocab)
     }
 
-    fn check_stop_strings(&self) -> Result<()> {
-        let strings = self.stop.iter().filter_map(|stop| match stop {
-            Stop::Text(text) => Some(text.len()),
+    fn stop_strings(&self) -> impl Iterator<Item = &str> {
+        self.stop.iter().filter_map(|stop| match stop {
+            Stop::Text(text) => Some(text.as_str()),
             Stop::Token(_) => None,
-        });
-        let (mut number, mut bytes) = (0, 0_usize);
-        for length in strings {
-            if length == 0 {
-                return Err(Error::new(ErrorCode::RequestInvalid, "a stop string is empty"));
-            }
-            (number, bytes) = (number + 1, bytes.saturating_add(length));
-        }
-        let too_much = |what: &str, most: usize, found: usize| {
-            Err(Error::new(ErrorCode::RequestInvalid, what).with_expected(format!("at most {most}")).with_found(found))
-        };
-        if number > MAX_STOP_STRINGS {
-            return too_much("the request has too many stop strings", MAX_STOP_STRINGS, number);
-        }
-        if bytes > MAX_STOP_STRING_BYTES {
-            return too_much("the stop strings have too many bytes together", MAX_STOP_STRING_BYTES, bytes);
-        }
-        Ok(())
+        })
     }
 
     /// A greedy request for at most 128 new tokens from the base model.
@@ -212,11 +246,21 @@ impl Request {
             n: 1,
             sampling: SamplingParams::default(),
             stop: Vec::new(),
+            banned_strings: Vec::new(),
             stop_at_eos: true,
             logprobs: 0,
+            probs: 0,
+            post_sampling_hooks: Vec::new(),
             return_logits: false,
+            ngram_draft: false,
+            max_ngram: DEFAULT_MAX_NGRAM,
+            num_draft_tokens: None,
+            draft_adapters: Vec::new(),
             skip_special_tokens: true,
             add_special_tokens: true,
+            grammar: None,
+            filters: Filters::default(),
+            token_healing: false,
         }
     }
 
@@ -262,11 +306,84 @@ impl Request {
         self
     }
 
+    /// Adds a hook that is called with each chosen token.
+    pub fn post_sampling_hook(mut self, hook: PostSamplingHook) -> Self {
+        self.post_sampling_hooks.push(hook);
+        self
+    }
+
+    /// Sets what the text must match.
+    ///
+    /// ```
+    /// use exlora::{Engine, EngineOptions, Grammar, Request};
+    ///
+    /// let engine = Engine::load("tests/fixtures/quill-4m", EngineOptions::default())?;
+    /// let request = Request::new("Once upon a").grammar(Grammar::Regex("[a-z]{3} [0-9]+".to_owned())).max_new_tokens(6);
+    /// let text = &engine.generate(&[request])?[0].text;
+    /// assert!(text.as_bytes()[..3].iter().all(u8::is_ascii_lowercase));
+    /// # Ok::<(), exlora::Error>(())
+    /// ```
+    pub fn grammar(mut self, grammar: Grammar) -> Self {
+        self.grammar = Some(grammar);
+        self
+    }
+
+    /// Asks for the `n` best probabilities of each token after penalties and filters.
+    pub fn probs(mut self, n: usize) -> Self {
+        self.probs = n;
+        self
+    }
+
+    /// Drafts tokens from the prompt and the output themselves.
+    pub fn ngram_draft(mut self) -> Self {
+        self.ngram_draft = true;
+        self
+    }
+
+    /// Appends an adapter to the mixture of the draft model.
+    pub fn draft_adapter(mut self, name: impl AsRef<str>, weight: f32) -> Self {
+        self.draft_adapters.push((AdapterRef::Name(name.as_ref().to_owned()), weight));
+        self
+    }
+
+    /// Sets the largest number of tokens drafted for a step.
+    pub fn num_draft_tokens(mut self, tokens: usize) -> Self {
+        self.num_draft_tokens = Some(tokens);
+        self
+    }
+
+    /// Adds a string that the text does not contain.
+    pub fn banned_string(mut self, string: impl Into<String>) -> Self {
+        self.banned_strings.push(string.into());
+        self
+    }
+
     /// Asks for the `n` best log-probabilities of each token.
     pub fn logprobs(mut self, n: usize) -> Self {
         self.logprobs = n;
         self
     }
+}
+
+/// Checks the strings that a request looks for in its text: each looks at every byte.
+fn check_strings<'a>(what: &str, strings: impl Iterator<Item = &'a str>) -> Result<()> {
+    let (mut number, mut bytes) = (0, 0_usize);
+    for string in strings {
+        if string.is_empty() {
+            return Err(Error::new(ErrorCode::RequestInvalid, format!("a {what} is empty")));
+        }
+        (number, bytes) = (number + 1, bytes.saturating_add(string.len()));
+    }
+    let too_much = |what: String, most: usize, found: usize| {
+        Err(Error::new(ErrorCode::RequestInvalid, what).with_expected(format!("at most {most}")).with_found(found))
+    };
+    if number > MAX_STOP_STRINGS {
+        return too_much(format!("the request has too many {what}s"), MAX_STOP_STRINGS, number);
+    }
+    if bytes > MAX_STOP_STRING_BYTES {
+        return too_much(format!("the {what}s have too many bytes together"), MAX_STOP_STRING_BYTES, bytes);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
+use super::banned_text::{BannedText, TextState};
+use super::constraint::Constraint;
+use super::draft::Drafts;
 use super::job_state::JobState;
-use super::output::{Chunk, Finish, FinishReason, StopMatch, TokenLogprobs, Usage};
-use super::sampler::Sampled;
+use super::output::{Chunk, Finish, FinishReason, StopMatch, TokenLogprobs, TokenProbs, Usage};
+use super::post_sampling::PostSamplingHook;
+use super::sampler::{Sampled, SamplerState, TopCounts};
 use super::sampling_params::SamplingParams;
-use super::text::{Detokenizer, StopScan, StopStrings};
-use crate::adapter::forward_plan::ForwardPlan;
+use super::sequence_kv::{SequenceKv, SequencePlan};
+use super::text::StopScan;
 use crate::error::{Error, ErrorCode, Result};
-use crate::kv_cache::{PAGE_TOKENS, PrefixKey, pages_for};
 
 /// What a sequence is for.
 pub(super) enum Purpose {
@@ -26,29 +29,23 @@ pub(super) struct DecodeState {
     pub sampling: SamplingParams,
     /// Largest number of tokens, prompt and output together.
     pub max_tokens: usize,
-    /// Before this number of new tokens, nothing but the length ends the text.
+    /// Before this number of new tokens, nothing but the length and the end of a grammar ends the text.
     pub min_new_tokens: usize,
     /// Sorted.
     pub stop_ids: Vec<u32>,
     /// Special tokens that are stop strings. Their spelling is what ends the text, so that it is the match reported.
     pub stop_string_ids: Vec<u32>,
+    /// What limits the tokens: a grammar, filters, token healing.
+    pub constraint: Option<Box<Constraint>>,
     /// `None` for a model without a tokenizer.
-    pub text: Option<(Detokenizer, StopStrings)>,
-    pub logprobs: usize,
+    pub text: TextState,
+    /// If strings are banned.
+    pub banned: Option<Box<BannedText>>,
+    pub top: TopCounts,
     pub returns_logits: bool,
-}
-
-/// What the adapters of a request decide.
-#[derive(Clone)]
-pub(super) struct SequencePlan {
-    /// Everything that its keys and values depend on, besides its tokens.
-    pub forward: ForwardPlan,
-    /// Number of KV groups: more than one if the layer map is longer than the base.
-    pub kv_groups: usize,
-    /// What a row costs, in rows of the base; grows with its adapters.
-    pub row_cost: usize,
-    /// Number of logits.
-    pub vocab: usize,
+    /// What the sampler keeps between tokens.
+    pub sampler_state: SamplerState,
+    pub post_sampling_hooks: Vec<PostSamplingHook>,
 }
 
 /// A request in the scheduler.
@@ -58,63 +55,64 @@ pub(super) struct Sequence {
     /// Prompt, then output.
     pub tokens: Vec<u32>,
     pub prompt_len: usize,
-    pub plan: SequencePlan,
-    /// Tokens whose keys and values are in `pages`.
-    pub computed: usize,
-    pub pages: Vec<u32>,
-    /// Number of leading pages (of each KV group) that were published or reused, and the key of their prefix.
-    pub published: usize,
-    pub key: PrefixKey,
+    /// What is computed of them. Tokens that are verified count once they were chosen.
+    pub kv: SequenceKv,
+    pub drafts: Drafts,
     /// Prompt tokens found in the prefix cache when it was first admitted; `None` before.
     pub cached_tokens: Option<usize>,
 }
 
 impl Sequence {
-    pub(super) fn new(job: Arc<JobState>, purpose: Purpose, tokens: Vec<u32>, plan: SequencePlan) -> Self {
-        Self {
-            job,
-            purpose,
-            prompt_len: tokens.len(),
-            tokens,
-            plan,
-            computed: 0,
-            pages: Vec::new(),
-            published: 0,
-            key: PrefixKey::EMPTY,
-            cached_tokens: None,
+    pub(super) fn new(
+        job: Arc<JobState>,
+        purpose: Purpose,
+        tokens: Vec<u32>,
+        plan: SequencePlan,
+        drafts: Drafts,
+    ) -> Self {
+        let (prompt_len, kv) = (tokens.len(), SequenceKv::new(plan));
+        Self { job, purpose, prompt_len, tokens, kv, drafts, cached_tokens: None }
+    }
+
+    /// What limits its tokens, if anything does.
+    pub(super) fn constraint_mut(&mut self) -> Option<&mut Constraint> {
+        match &mut self.purpose {
+            Purpose::Generate(decode) => decode.constraint.as_deref_mut(),
+            Purpose::PromptLogits(_) => None,
         }
-    }
-
-    /// Number of pages that `tokens` of its tokens need.
-    pub(super) fn pages_for(&self, tokens: usize) -> usize {
-        pages_for(tokens) * self.plan.kv_groups
-    }
-
-    /// The key of its prefix that ends with a page, given the key before it.
-    pub(super) fn extend_key(&self, key: &PrefixKey, page: usize) -> PrefixKey {
-        let first = page * PAGE_TOKENS;
-        key.extend(&self.plan.forward.page(&self.tokens[first..first + PAGE_TOKENS], first))
     }
 
     /// Tokens to compute before the next one can be chosen.
     pub(super) fn pending(&self) -> usize {
-        self.tokens.len() - self.computed
+        self.tokens.len() - self.kv.computed
     }
 
     /// Reports to the job how much of its prompt is in the cache.
     pub(super) fn report_progress(&self) {
-        self.job.set_prefilled(self.computed.min(self.prompt_len));
+        self.job.set_prefilled(self.kv.computed.min(self.prompt_len));
     }
 
-    /// Appends a chosen token, sends its chunk (with `logits`), and ends the text if that was its last.
+    /// Appends a chosen token, sends its chunk (with `logits`) unless it is held back, and ends the text if that was its last.
+    /// If the text then contains a banned string, the sequence goes back: it has fewer tokens than are computed.
     pub(super) fn accept(&mut self, sampled: Sampled, logits: Vec<f32>) -> Result<()> {
         let Purpose::Generate(decode) = &mut self.purpose else { return Ok(()) };
+        if let Some(banned) = &mut decode.banned {
+            banned.hold(self.tokens.len(), &decode.text);
+        }
         self.tokens.push(sampled.id);
+        self.drafts.verify(sampled.id);
         let mut chunk = Chunk { token_ids: vec![sampled.id], logits, ..Chunk::default() };
-        if decode.logprobs > 0 {
+        if decode.top.logprobs > 0 {
             chunk.logprobs.push(TokenLogprobs { chosen: sampled.logprob, top: sampled.top_logprobs });
         }
+        if decode.top.probs > 0 {
+            chunk.probs.push(TokenProbs { chosen: sampled.prob, top: sampled.top_probs });
+        }
 
+        let is_complete = match &mut decode.constraint {
+            Some(constraint) => constraint.advance(sampled.id)?,
+            None => false,
+        };
         let new_tokens = self.tokens.len() - self.prompt_len;
         let may_stop = new_tokens > decode.min_new_tokens;
         let mut ended = None;
@@ -122,6 +120,9 @@ impl Sequence {
             ended = Some((FinishReason::Stop, Some(StopMatch::Token(sampled.id))));
         } else if let Some((detokenizer, stops)) = &mut decode.text {
             let piece = detokenizer.push(sampled.id)?;
+            if let Some(banned) = &mut decode.banned {
+                banned.read(&piece);
+            }
             let mut step = stops.push_hidden(&piece.special, may_stop);
             if step.matched.is_none() {
                 let text = stops.push(&piece.text, may_stop);
@@ -130,13 +131,13 @@ impl Sequence {
             chunk.text = step.emit;
             ended = step.matched.map(|text| (FinishReason::Stop, Some(StopMatch::Text(text))));
         }
+        if ended.is_none() && is_complete {
+            ended = Some((FinishReason::Stop, None));
+        }
         if ended.is_none() && self.tokens.len() >= decode.max_tokens {
             ended = Some((FinishReason::Length, None));
         }
-        let Some((mut reason, mut matched)) = ended else {
-            self.job.send(chunk);
-            return Ok(());
-        };
+        let Some((mut reason, mut matched)) = ended else { return self.send(chunk) };
         if let (Some((detokenizer, stops)), false) = (&mut decode.text, matches!(matched, Some(StopMatch::Text(_)))) {
             // The rest of the text may complete a stop string.
             let step = stops.push(&detokenizer.finish()?, may_stop);
@@ -147,7 +148,27 @@ impl Sequence {
             }
         }
         chunk.finish = Some(self.finish(reason, matched));
-        self.job.send(chunk);
+        self.send(chunk)
+    }
+
+    /// Sends the chunk of the last token as soon as it is final, or goes back to where a banned string begins.
+    fn send(&mut self, chunk: Chunk) -> Result<()> {
+        let Purpose::Generate(decode) = &mut self.purpose else { return Ok(()) };
+        let Some(banned) = &mut decode.banned else {
+            self.job.send(chunk);
+            return Ok(());
+        };
+        if let Some(position) = banned.complete(chunk) {
+            let given_up = self.tokens.split_off(position);
+            let (suppressed_text, text) = banned.go_back(position, given_up[0])?;
+            decode.text = text;
+            decode.sampler_state.rewind(position - self.prompt_len);
+            if let Some(constraint) = &mut decode.constraint {
+                constraint.rewind(given_up.len())?;
+            }
+            self.job.send(Chunk { suppressed_text, suppressed_token_ids: given_up, ..Chunk::default() });
+        }
+        banned.take_final().into_iter().for_each(|chunk| self.job.send(chunk));
         Ok(())
     }
 
@@ -155,7 +176,7 @@ impl Sequence {
     pub(super) fn accept_prompt_logits(&mut self, row: &[f32]) {
         let Purpose::PromptLogits(collected) = &mut self.purpose else { return };
         collected.extend_from_slice(row);
-        if collected.len() == self.tokens.len() * self.plan.vocab {
+        if collected.len() == self.tokens.len() * self.kv.plan.vocab {
             let logits = std::mem::take(collected);
             let finish = Some(self.finish(FinishReason::Length, None));
             self.job.send(Chunk { logits, finish, ..Chunk::default() });
@@ -165,6 +186,11 @@ impl Sequence {
     /// Ends it early: cancelled, or out of cache.
     pub(super) fn end(&mut self, reason: FinishReason) {
         let mut chunk = Chunk { finish: Some(self.finish(reason, None)), ..Chunk::default() };
+        if let Purpose::Generate(decode) = &mut self.purpose
+            && let Some(banned) = &mut decode.banned
+        {
+            banned.take_all().into_iter().for_each(|chunk| self.job.send(chunk));
+        }
         if let Purpose::Generate(decode) = &mut self.purpose
             && let Some((detokenizer, stops)) = &mut decode.text
             && let Ok(tail) = detokenizer.finish()
@@ -180,10 +206,13 @@ impl Sequence {
     }
 
     fn finish(&self, reason: FinishReason, matched: Option<StopMatch>) -> Finish {
+        let drafts = self.drafts.counts();
         let usage = Usage {
             prompt_tokens: self.prompt_len,
             cached_tokens: self.cached_tokens.unwrap_or(0),
             completion_tokens: self.tokens.len() - self.prompt_len,
+            accepted_draft_tokens: drafts.accepted,
+            rejected_draft_tokens: drafts.rejected,
         };
         let seed = match &self.purpose {
             Purpose::Generate(decode) => decode.sampling.seed.unwrap_or_default(),

@@ -2,7 +2,7 @@
 
 use crate::backend::BackendMemory;
 
-/// Counters and resident bytes of an engine.
+/// Counters and resident bytes of an engine, those of a draft model included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct EngineStats {
     /// Packed weights.
@@ -29,6 +29,12 @@ pub struct EngineStats {
     pub tokens_prompt: u64,
     /// Tokens generated.
     pub tokens_generated: u64,
+    /// Forward passes of the model.
+    pub steps: u64,
+    /// Drafted tokens that were chosen: of the generated tokens, those that took no step of their own.
+    pub accepted_draft_tokens: u64,
+    /// Drafted tokens that were computed and not chosen.
+    pub rejected_draft_tokens: u64,
     /// Of a device with memory of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<DeviceStats>,
@@ -67,6 +73,26 @@ pub(super) struct SchedulerStats {
     pub prefix_pages: usize,
     pub rows_running: usize,
     pub rows_waiting: usize,
+    pub steps: StepStats,
+}
+
+/// What the steps of a scheduler did.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct StepStats {
     pub tokens_prompt: u64,
     pub tokens_generated: u64,
+    pub steps: u64,
+    pub accepted_draft_tokens: u64,
+    pub rejected_draft_tokens: u64,
+}
+
+impl StepStats {
+    /// Adds what was counted elsewhere.
+    pub(super) fn add(&mut self, other: Self) {
+        self.tokens_prompt += other.tokens_prompt;
+        self.tokens_generated += other.tokens_generated;
+        self.steps += other.steps;
+        self.accepted_draft_tokens += other.accepted_draft_tokens;
+        self.rejected_draft_tokens += other.rejected_draft_tokens;
+    }
 }

@@ -137,6 +137,8 @@ catalog! {
     AdapterMixtureInvalid = "adapter_mixture_invalid", Invalid, "use them in separate requests";
     /// The adapter was loaded on a different model object.
     AdapterModelMismatch = "adapter_model_mismatch", Invalid, "load the adapter on the model that runs the request";
+    /// The draft model's tokens are not those of the model.
+    DraftModelMismatch = "draft_model_mismatch", Invalid, "use a draft model with the same tokenizer, as of the same family";
     /// The request needs a tokenizer, but the model folder has no tokenizer.json.
     TokenizerNotFound = "tokenizer_not_found", NotFound, "add tokenizer.json, or pass token ids";
     /// tokenizer.json or tokenizer_config.json is malformed.
@@ -155,6 +157,12 @@ catalog! {
     TokenOutOfRange = "token_out_of_range", Invalid, "use the model's own tokenizer";
     /// A sampling setting is out of range.
     SamplingInvalid = "sampling_invalid", Invalid, "see the message";
+    /// A grammar of a request cannot be understood, is not supported, or is too expensive.
+    ConstraintInvalid = "constraint_invalid", Invalid, "see docs/structured-output.md for what a grammar may contain";
+    /// A grammar or filter of a request allows no token, or failed while the text was generated.
+    ConstraintFailed = "constraint_failed", Invalid, "see the message";
+    /// A hook of a request raised an exception.
+    HookFailed = "hook_failed", Invalid, "see the message";
     /// The logits are not finite, so no token can be sampled.
     LogitsNotFinite = "logits_not_finite", Invalid, "use smaller adapter weights; if that does not help, the base model or an adapter is damaged";
     /// A setting of exllamav2 that exlora does not support.

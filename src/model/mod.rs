@@ -248,8 +248,12 @@ impl Model {
     /// `forked_while_in_use`; the device failed.
     pub fn kv_pages_in_free_memory(&self, dtype: KvDType) -> Result<Option<usize>> {
         let free = self.core.lock()?.compute.free_bytes()?;
-        let page_bytes = self.kv_shape(1, dtype).bytes().unwrap_or(usize::MAX).max(1);
-        Ok(free.map(|free| free / page_bytes))
+        Ok(free.map(|free| free / self.kv_page_bytes(dtype)))
+    }
+
+    /// Bytes of a KV page of this model, over all layers.
+    pub(crate) fn kv_page_bytes(&self, dtype: KvDType) -> usize {
+        self.kv_shape(1, dtype).bytes().unwrap_or(usize::MAX).max(1)
     }
 
     fn kv_shape(&self, pages: usize, dtype: KvDType) -> KvShape {

@@ -17,7 +17,7 @@ use super::request::PyRequest;
 use super::results::{PyAdapterInfo, ResultOut};
 use super::returns::{Floats, NamedInts, NamedValues};
 use super::tokenizer::PyTokenizer;
-use crate::engine::{Engine, EngineOptions, GenerationConfigSource, Request, with_index};
+use crate::engine::{DraftModelSource, Engine, EngineOptions, GenerationConfigSource, Request, with_index};
 use crate::error::Result;
 use crate::model::Progress;
 
@@ -34,6 +34,7 @@ impl PyEngine {
 }
 
 /// Options that both constructors share.
+#[allow(clippy::too_many_arguments)]
 fn options(
     kv_dtype_name: &str,
     max_seq_len: Option<i64>,
@@ -42,6 +43,8 @@ fn options(
     prefill_chunk: i64,
     prefix_cache: bool,
     generation_config: Option<PathBuf>,
+    draft_model: Option<DraftModelSource>,
+    num_draft_tokens: i64,
 ) -> PyResult<EngineOptions> {
     Ok(EngineOptions {
         kv_dtype: kv_dtype(kv_dtype_name)?,
@@ -51,6 +54,8 @@ fn options(
         prefill_chunk: count("prefill_chunk", prefill_chunk)?,
         prefix_cache,
         generation_config: generation_config.map(GenerationConfigSource::from),
+        draft_model,
+        num_draft_tokens: count("num_draft_tokens", num_draft_tokens)?,
         ..EngineOptions::default()
     })
 }
@@ -62,7 +67,7 @@ impl PyEngine {
     #[pyo3(signature = (model, *, device="auto", threads: "SupportsIndex | None"=None, kv_dtype="f16",
                         max_seq_len: "SupportsIndex | None"=None, kv_tokens: "SupportsIndex | None"=None,
                         max_batch_size: "SupportsIndex"=32, prefill_chunk: "SupportsIndex"=512, prefix_cache=true,
-                        generation_config=None, progress=None))]
+                        generation_config=None, draft_model=None, num_draft_tokens: "SupportsIndex"=4, progress=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -76,12 +81,25 @@ impl PyEngine {
         #[pyo3(from_py_with = integer)] prefill_chunk: i64,
         prefix_cache: bool,
         generation_config: Option<PathBuf>,
+        draft_model: Option<PathBuf>,
+        #[pyo3(from_py_with = integer)] num_draft_tokens: i64,
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
+        let shared = options(
+            kv_dtype,
+            max_seq_len,
+            kv_tokens,
+            max_batch_size,
+            prefill_chunk,
+            prefix_cache,
+            generation_config,
+            draft_model.map(DraftModelSource::from),
+            num_draft_tokens,
+        )?;
         let options = EngineOptions {
             device: parse_device(py, device)?,
             threads: threads.map(|threads| count("threads", threads)).transpose()?,
-            ..options(kv_dtype, max_seq_len, kv_tokens, max_batch_size, prefill_chunk, prefix_cache, generation_config)?
+            ..shared
         };
         let reporter = ProgressReporter::new(progress)?;
         let engine = detached(py, |python| {
@@ -91,11 +109,12 @@ impl PyEngine {
         Ok(Self { engine: engine? })
     }
 
-    /// An engine with its own KV cache over a loaded model.
+    /// An engine with its own KV cache over a loaded model; `draft_model` is loaded too.
     #[staticmethod]
     #[pyo3(signature = (model, tokenizer=None, *, kv_dtype="f16", max_seq_len: "SupportsIndex | None"=None,
                         kv_tokens: "SupportsIndex | None"=None, max_batch_size: "SupportsIndex"=32,
-                        prefill_chunk: "SupportsIndex"=512, prefix_cache=true, generation_config=None))]
+                        prefill_chunk: "SupportsIndex"=512, prefix_cache=true, generation_config=None,
+                        draft_model=None, num_draft_tokens: "SupportsIndex"=4))]
     #[allow(clippy::too_many_arguments)]
     fn from_model(
         py: Python<'_>,
@@ -108,9 +127,20 @@ impl PyEngine {
         #[pyo3(from_py_with = integer)] prefill_chunk: i64,
         prefix_cache: bool,
         generation_config: Option<PathBuf>,
+        draft_model: Option<&Bound<'_, PyModel>>,
+        #[pyo3(from_py_with = integer)] num_draft_tokens: i64,
     ) -> PyResult<Self> {
-        let options =
-            options(kv_dtype, max_seq_len, kv_tokens, max_batch_size, prefill_chunk, prefix_cache, generation_config)?;
+        let options = options(
+            kv_dtype,
+            max_seq_len,
+            kv_tokens,
+            max_batch_size,
+            prefill_chunk,
+            prefix_cache,
+            generation_config,
+            draft_model.map(|model| DraftModelSource::Loaded(model.get().model())),
+            num_draft_tokens,
+        )?;
         let model = model.get().model();
         let tokenizer = tokenizer.map(|tokenizer| tokenizer.get().tokenizer());
         Ok(Self { engine: detached(py, |_| Engine::from_model(model, tokenizer, options))? })
@@ -205,6 +235,24 @@ impl PyEngine {
         py.detach(|| self.engine.adapters()).into_iter().map(PyAdapterInfo::from).collect()
     }
 
+    /// Loads an adapter of the draft model under a name, or replaces the adapter of that name.
+    fn load_draft_adapter(&self, py: Python<'_>, name: &str, path: PathBuf) -> PyResult<PyAdapterInfo> {
+        let load =
+            |python: &mut PythonCalls| self.engine.load_draft_adapter_with(name, path, &mut || python.check_signals());
+        Ok(detached(py, load)?.into())
+    }
+
+    /// Removes the name of an adapter of the draft model.
+    fn unload_draft_adapter(&self, py: Python<'_>, name: &str) -> PyResult<()> {
+        detached(py, |_| self.engine.unload_draft_adapter(name))
+    }
+
+    /// The named adapters of the draft model, sorted by name.
+    fn draft_adapters(&self, py: Python<'_>) -> Vec<PyAdapterInfo> {
+        let list = || self.engine.draft_model().map_or_else(Vec::new, |model| model.adapters().list());
+        py.detach(list).into_iter().map(PyAdapterInfo::from).collect()
+    }
+
     /// Counters and resident bytes. Never waits for a step.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<NamedInts<'py>> {
         let stats = py.detach(|| self.engine.stats());
@@ -221,6 +269,9 @@ impl PyEngine {
         dict.set_item("rows_waiting", stats.rows_waiting)?;
         dict.set_item("tokens_prompt", stats.tokens_prompt)?;
         dict.set_item("tokens_generated", stats.tokens_generated)?;
+        dict.set_item("steps", stats.steps)?;
+        dict.set_item("accepted_draft_tokens", stats.accepted_draft_tokens)?;
+        dict.set_item("rejected_draft_tokens", stats.rejected_draft_tokens)?;
         if let Some(device) = stats.device {
             dict.set_item("device_buffers_bytes", device.buffers_bytes)?;
             dict.set_item("device_free_bytes", device.free_bytes)?;
@@ -244,6 +295,7 @@ impl PyEngine {
         set_float("temperature", config.temperature)?;
         set_float("top_p", config.top_p)?;
         set_float("min_p", config.min_p)?;
+        set_float("typical", config.typical_p)?;
         set_float("repetition_penalty", config.repetition_penalty)?;
         let set_count = |name: &str, value: Option<usize>| value.map_or(Ok(()), |value| dict.set_item(name, value));
         set_count("top_k", config.top_k)?;

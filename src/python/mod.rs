@@ -11,11 +11,13 @@ mod engine;
 mod errors;
 mod exllamav2;
 mod gil;
+mod grammar;
 mod in_flight;
 mod job;
 mod logging;
 mod model;
 mod numbers;
+mod post_sampling;
 mod progress;
 mod request;
 mod results;
@@ -50,6 +52,8 @@ mod _exlora {
     use super::model::{PyModel, read_model_config};
     #[pymodule_export]
     use super::peft_features;
+    #[pymodule_export]
+    use super::post_sampling::PyPostSampling;
     #[pymodule_export]
     use super::request::PyRequest;
     #[pymodule_export]

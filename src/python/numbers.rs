@@ -31,6 +31,11 @@ pub(super) fn float(value: &Bound<'_, PyAny>) -> PyResult<f64> {
     }
 }
 
+/// A float or `None`.
+pub(super) fn optional_float(value: &Bound<'_, PyAny>) -> PyResult<Option<f64>> {
+    if value.is_none() { Ok(None) } else { float(value).map(Some) }
+}
+
 /// A seed or `None`: an integer of 64 bits, signed or unsigned.
 pub(super) fn optional_seed(value: &Bound<'_, PyAny>) -> PyResult<Option<i128>> {
     if value.is_none() {

@@ -6,24 +6,32 @@ use pyo3::types::PyDict;
 
 use super::args::{MixtureArg, PromptArg, StopsArg};
 use super::chat::{ContinueFinalMessage, JsonObjects, TemplateKwargs, chat_options, to_python};
-use super::numbers::{count, integer};
+use super::grammar::{FilterObjects, JsonSchemaArg, grammar, set_keywords};
+use super::numbers::{count, integer, optional_integer};
+use super::post_sampling::Hooks;
 use super::returns::{JsonObjectsOut, NamedMixture, NamedValues, PromptOut, StopOut, TemplateKwargsOut};
 use super::sampling_params::PySamplingParams;
-use crate::engine::{AdapterRef, Request};
+use crate::engine::{AdapterRef, Filters, Grammar, Request};
 
 /// A prompt and how to continue it.
 #[pyclass(frozen, eq, name = "Request", module = "exlora._exlora")]
 #[derive(Clone, PartialEq)]
 pub(super) struct PyRequest {
-    /// Its sampling is that of `sampling`.
+    /// Its sampling is that of `sampling`; it has no filters, which are in `filters`.
     request: Request,
     sampling: PySamplingParams,
+    /// Those of `request` are made of these.
+    hooks: Hooks,
+    filters: FilterObjects,
 }
 
 impl PyRequest {
     /// The request for the engine.
     pub(super) fn request(&self) -> Request {
-        self.request.clone()
+        let mut request = self.request.clone();
+        request.filters = self.filters.filters(request.filters.prefer_eos);
+        request.post_sampling_hooks = self.hooks.hooks();
+        request
     }
 
     /// The request for several samples.
@@ -33,6 +41,12 @@ impl PyRequest {
 
     fn named_mixture<'py>(&self, py: Python<'py>) -> PyResult<Option<NamedMixture<'py>>> {
         let names: Vec<_> = self.request.adapters.iter().map(|(adapter, weight)| (adapter.label(), *weight)).collect();
+        NamedMixture::new(py, &names)
+    }
+
+    fn named_draft_mixture<'py>(&self, py: Python<'py>) -> PyResult<Option<NamedMixture<'py>>> {
+        let adapters = self.request.draft_adapters.iter();
+        let names: Vec<_> = adapters.map(|(adapter, weight)| (adapter.label(), *weight)).collect();
         NamedMixture::new(py, &names)
     }
 
@@ -49,11 +63,22 @@ impl PyRequest {
         dict.set_item("max_new_tokens", request.max_new_tokens)?;
         dict.set_item("min_new_tokens", request.min_new_tokens)?;
         dict.set_item("stop", self.stops())?;
+        dict.set_item("banned_strings", &request.banned_strings)?;
         dict.set_item("stop_at_eos", request.stop_at_eos)?;
         dict.set_item("logprobs", request.logprobs)?;
+        dict.set_item("probs", request.probs)?;
+        dict.set_item("post_sampling_hooks", self.hooks.clone())?;
         dict.set_item("return_logits", request.return_logits)?;
+        dict.set_item("ngram_draft", request.ngram_draft)?;
+        dict.set_item("max_ngram", request.max_ngram)?;
+        dict.set_item("num_draft_tokens", request.num_draft_tokens)?;
+        dict.set_item("draft_adapters", self.named_draft_mixture(py)?)?;
         dict.set_item("skip_special_tokens", request.skip_special_tokens)?;
         dict.set_item("add_special_tokens", request.add_special_tokens)?;
+        set_keywords(&dict, request.grammar.as_ref())?;
+        dict.set_item("filters", self.filters.objects(py))?;
+        dict.set_item("filter_prefer_eos", request.filters.prefer_eos)?;
+        dict.set_item("token_healing", request.token_healing)?;
         let chat = &request.chat;
         dict.set_item("tools", to_python(py, &chat.tools)?)?;
         dict.set_item("documents", to_python(py, &chat.documents)?)?;
@@ -72,8 +97,12 @@ impl PyRequest {
     /// those of `sampling`.
     #[new]
     #[pyo3(signature = (prompt, adapter=None, *, sampling=None, max_new_tokens: "SupportsIndex"=128,
-                        min_new_tokens: "SupportsIndex"=0, stop=None, stop_at_eos=true, logprobs: "SupportsIndex"=0,
-                        return_logits=false, skip_special_tokens=true, add_special_tokens=true, tools=None,
+                        min_new_tokens: "SupportsIndex"=0, stop=None, banned_strings=None, stop_at_eos=true,
+                        logprobs: "SupportsIndex"=0, probs: "SupportsIndex"=0, post_sampling_hooks=None,
+                        return_logits=false, ngram_draft=false, max_ngram: "SupportsIndex"=4,
+                        num_draft_tokens: "SupportsIndex | None"=None, draft_adapters=None, skip_special_tokens=true,
+                        add_special_tokens=true, json_schema=None, json_object=false, regex=None, grammar=None,
+                        choices=None, filters=None, filter_prefer_eos=false, token_healing=false, tools=None,
                         documents=None, chat_template=None, chat_template_kwargs=None, add_generation_prompt=None,
                         continue_final_message=None, **keywords: "Any"))]
     #[allow(clippy::too_many_arguments)]
@@ -85,11 +114,26 @@ impl PyRequest {
         #[pyo3(from_py_with = integer)] max_new_tokens: i64,
         #[pyo3(from_py_with = integer)] min_new_tokens: i64,
         stop: Option<StopsArg>,
+        banned_strings: Option<Vec<String>>,
         stop_at_eos: bool,
         #[pyo3(from_py_with = integer)] logprobs: i64,
+        #[pyo3(from_py_with = integer)] probs: i64,
+        post_sampling_hooks: Option<Hooks>,
         return_logits: bool,
+        ngram_draft: bool,
+        #[pyo3(from_py_with = integer)] max_ngram: i64,
+        #[pyo3(from_py_with = optional_integer)] num_draft_tokens: Option<i64>,
+        draft_adapters: Option<MixtureArg>,
         skip_special_tokens: bool,
         add_special_tokens: bool,
+        json_schema: Option<JsonSchemaArg>,
+        json_object: bool,
+        regex: Option<String>,
+        grammar: Option<String>,
+        choices: Option<Vec<String>>,
+        filters: Option<Vec<Py<PyAny>>>,
+        filter_prefer_eos: bool,
+        token_healing: bool,
         tools: Option<JsonObjects>,
         documents: Option<JsonObjects>,
         chat_template: Option<String>,
@@ -99,15 +143,25 @@ impl PyRequest {
         keywords: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
         let sampling = PySamplingParams::with_keywords(py, sampling, keywords)?;
+        let filters = FilterObjects::new(py, filters.unwrap_or_default())?;
         let request = Request {
+            grammar: self::grammar(json_schema, json_object, regex, grammar, choices)?,
+            filters: Filters { prefer_eos: filter_prefer_eos, ..Filters::default() },
+            token_healing,
             adapters: adapter.unwrap_or_default().0,
             max_new_tokens: count("max_new_tokens", max_new_tokens)?,
             min_new_tokens: count("min_new_tokens", min_new_tokens)?,
             sampling: sampling.params(),
             stop: stop.unwrap_or_default().0,
+            banned_strings: banned_strings.unwrap_or_default(),
             stop_at_eos,
             logprobs: count("logprobs", logprobs)?,
+            probs: count("probs", probs)?,
             return_logits,
+            ngram_draft,
+            max_ngram: count("max_ngram", max_ngram)?,
+            num_draft_tokens: num_draft_tokens.map(|tokens| count("num_draft_tokens", tokens)).transpose()?,
+            draft_adapters: draft_adapters.unwrap_or_default().0,
             skip_special_tokens,
             add_special_tokens,
             chat: chat_options(
@@ -120,7 +174,7 @@ impl PyRequest {
             ),
             ..Request::new(prompt.0)
         };
-        Ok(Self { request, sampling })
+        Ok(Self { request, sampling, hooks: post_sampling_hooks.unwrap_or_default(), filters })
     }
 
     /// The prompt: text, token ids or chat messages.
@@ -161,6 +215,12 @@ impl PyRequest {
         self.stops()
     }
 
+    /// Strings that the text does not contain.
+    #[getter]
+    fn banned_strings(&self) -> Vec<String> {
+        self.request.banned_strings.clone()
+    }
+
     /// Whether the model's end-of-sequence ids end the text.
     #[getter]
     fn stop_at_eos(&self) -> bool {
@@ -173,10 +233,46 @@ impl PyRequest {
         self.request.logprobs
     }
 
+    /// Number of top probabilities for each token after penalties and filters; 0 for no probabilities.
+    #[getter]
+    fn probs(&self) -> usize {
+        self.request.probs
+    }
+
+    /// Callables that get a `PostSampling` for each chosen token, in this order; each may replace its `token`.
+    #[getter]
+    fn post_sampling_hooks(&self) -> Hooks {
+        self.hooks.clone()
+    }
+
     /// Whether the logits that each token was chosen from are returned.
     #[getter]
     fn return_logits(&self) -> bool {
         self.request.return_logits
+    }
+
+    /// Whether tokens are drafted from the prompt and the output themselves.
+    #[getter]
+    fn ngram_draft(&self) -> bool {
+        self.request.ngram_draft
+    }
+
+    /// Largest number of last tokens that such a draft looks for.
+    #[getter]
+    fn max_ngram(&self) -> usize {
+        self.request.max_ngram
+    }
+
+    /// Largest number of tokens drafted for a step; `None`: the engine's.
+    #[getter]
+    fn num_draft_tokens(&self) -> Option<usize> {
+        self.request.num_draft_tokens
+    }
+
+    /// The mixture of the draft model, as `adapter`.
+    #[getter]
+    fn draft_adapters<'py>(&self, py: Python<'py>) -> PyResult<Option<NamedMixture<'py>>> {
+        self.named_draft_mixture(py)
     }
 
     /// Whether special tokens are left out of the text.
@@ -189,6 +285,66 @@ impl PyRequest {
     #[getter]
     fn add_special_tokens(&self) -> bool {
         self.request.add_special_tokens
+    }
+
+    /// The JSON schema that the text is valid under, as text.
+    #[getter]
+    fn json_schema(&self) -> Option<&str> {
+        match &self.request.grammar {
+            Some(Grammar::JsonSchema(schema)) => Some(schema),
+            _ => None,
+        }
+    }
+
+    /// Whether the text is a JSON object.
+    #[getter]
+    fn json_object(&self) -> bool {
+        self.request.grammar == Some(Grammar::JsonObject)
+    }
+
+    /// The regular expression that the whole text matches.
+    #[getter]
+    fn regex(&self) -> Option<&str> {
+        match &self.request.grammar {
+            Some(Grammar::Regex(pattern)) => Some(pattern),
+            _ => None,
+        }
+    }
+
+    /// The grammar of the text, in Lark syntax.
+    #[getter]
+    fn grammar(&self) -> Option<&str> {
+        match &self.request.grammar {
+            Some(Grammar::Lark(grammar)) => Some(grammar),
+            _ => None,
+        }
+    }
+
+    /// The strings of which the text is one.
+    #[getter]
+    fn choices(&self) -> Option<Vec<String>> {
+        match &self.request.grammar {
+            Some(Grammar::Choices(choices)) => Some(choices.clone()),
+            _ => None,
+        }
+    }
+
+    /// The objects that limit the tokens.
+    #[getter]
+    fn filters(&self, py: Python<'_>) -> Vec<Py<PyAny>> {
+        self.filters.objects(py)
+    }
+
+    /// Whether a token that ends the text is chosen as soon as the filters allow one.
+    #[getter]
+    fn filter_prefer_eos(&self) -> bool {
+        self.request.filters.prefer_eos
+    }
+
+    /// Whether the first new token may replace the last one of the prompt by one that begins with its text.
+    #[getter]
+    fn token_healing(&self) -> bool {
+        self.request.token_healing
     }
 
     /// The functions that the model may call, for its chat template.
@@ -234,7 +390,8 @@ impl PyRequest {
 
     #[pyo3(signature = () -> "tuple[tuple[()], dict[str, object]]")]
     fn __getnewargs_ex__<'py>(&self, py: Python<'py>) -> PyResult<((), Bound<'py, PyDict>)> {
-        if self.request.adapters.iter().any(|(adapter, _)| matches!(adapter, AdapterRef::Lease(_))) {
+        let mut adapters = self.request.adapters.iter().chain(&self.request.draft_adapters);
+        if adapters.any(|(adapter, _)| matches!(adapter, AdapterRef::Lease(_))) {
             return Err(PyTypeError::new_err("a request with a loaded adapter object cannot be pickled; use a name"));
         }
         Ok(((), self.keywords(py)?))

@@ -9,11 +9,13 @@ use super::errors::Exception;
 use super::numbers::{count, in_range, integer, optional_seed, seed_bits};
 use super::returns::{FloatArray, Floats, NamedInts, NamedMixture, NamedValues, StopOut};
 use crate::adapter::pool::AdapterInfo;
-use crate::engine::{AdapterRef, Chunk, Completion, Finish, FinishReason, Stop, StopMatch, TokenLogprobs, Usage};
+use crate::engine::{
+    AdapterRef, Chunk, Completion, Finish, FinishReason, Stop, StopMatch, TokenLogprobs, TokenProbs, Usage,
+};
 use crate::error::Error;
 
 /// The most likely (id, log-probability) of each token, best first.
-type TopLogprobs = Vec<Vec<(u32, f32)>>;
+type TopTokens = Vec<Vec<(u32, f32)>>;
 
 /// Token counts of a request.
 #[pyclass(frozen, get_all, eq, hash, name = "Usage", module = "exlora._exlora")]
@@ -25,6 +27,10 @@ pub(super) struct PyUsage {
     cached_tokens: usize,
     /// New tokens, including a stop token.
     completion_tokens: usize,
+    /// Drafted tokens that were chosen: of the new tokens, those that took no step of their own.
+    accepted_draft_tokens: usize,
+    /// Drafted tokens that were computed and not chosen.
+    rejected_draft_tokens: usize,
 }
 
 impl From<Usage> for PyUsage {
@@ -33,6 +39,8 @@ impl From<Usage> for PyUsage {
             prompt_tokens: usage.prompt_tokens,
             cached_tokens: usage.cached_tokens,
             completion_tokens: usage.completion_tokens,
+            accepted_draft_tokens: usage.accepted_draft_tokens,
+            rejected_draft_tokens: usage.rejected_draft_tokens,
         }
     }
 }
@@ -43,6 +51,8 @@ impl From<&PyUsage> for Usage {
             prompt_tokens: usage.prompt_tokens,
             cached_tokens: usage.cached_tokens,
             completion_tokens: usage.completion_tokens,
+            accepted_draft_tokens: usage.accepted_draft_tokens,
+            rejected_draft_tokens: usage.rejected_draft_tokens,
         }
     }
 }
@@ -53,6 +63,8 @@ impl PyUsage {
         dict.set_item("prompt_tokens", self.prompt_tokens)?;
         dict.set_item("cached_tokens", self.cached_tokens)?;
         dict.set_item("completion_tokens", self.completion_tokens)?;
+        dict.set_item("accepted_draft_tokens", self.accepted_draft_tokens)?;
+        dict.set_item("rejected_draft_tokens", self.rejected_draft_tokens)?;
         Ok(dict)
     }
 }
@@ -62,16 +74,21 @@ impl PyUsage {
     /// Made by the engine; the constructor is for tests and unpickling.
     #[new]
     #[pyo3(signature = (*, prompt_tokens: "SupportsIndex"=0, cached_tokens: "SupportsIndex"=0,
-                        completion_tokens: "SupportsIndex"=0))]
+                        completion_tokens: "SupportsIndex"=0, accepted_draft_tokens: "SupportsIndex"=0,
+                        rejected_draft_tokens: "SupportsIndex"=0))]
     fn new(
         #[pyo3(from_py_with = integer)] prompt_tokens: i64,
         #[pyo3(from_py_with = integer)] cached_tokens: i64,
         #[pyo3(from_py_with = integer)] completion_tokens: i64,
+        #[pyo3(from_py_with = integer)] accepted_draft_tokens: i64,
+        #[pyo3(from_py_with = integer)] rejected_draft_tokens: i64,
     ) -> PyResult<Self> {
         Ok(Self {
             prompt_tokens: count("prompt_tokens", prompt_tokens)?,
             cached_tokens: count("cached_tokens", cached_tokens)?,
             completion_tokens: count("completion_tokens", completion_tokens)?,
+            accepted_draft_tokens: count("accepted_draft_tokens", accepted_draft_tokens)?,
+            rejected_draft_tokens: count("rejected_draft_tokens", rejected_draft_tokens)?,
         })
     }
 
@@ -86,28 +103,49 @@ impl PyUsage {
     }
 
     fn __repr__(&self) -> String {
-        let Self { prompt_tokens, cached_tokens, completion_tokens } = self;
+        let Self { prompt_tokens, cached_tokens, completion_tokens, accepted_draft_tokens, rejected_draft_tokens } =
+            self;
+        let drafts = match accepted_draft_tokens + rejected_draft_tokens {
+            0 => String::new(),
+            _ => format!(
+                ", accepted_draft_tokens={accepted_draft_tokens}, rejected_draft_tokens={rejected_draft_tokens}"
+            ),
+        };
         format!(
-            "Usage(prompt_tokens={prompt_tokens}, cached_tokens={cached_tokens}, completion_tokens={completion_tokens})"
+            "Usage(prompt_tokens={prompt_tokens}, cached_tokens={cached_tokens}, \
+             completion_tokens={completion_tokens}{drafts})"
         )
     }
 }
 
-/// The arrays of a completion or chunk; `None` where they were not asked for.
+/// What is reported of the tokens of a completion or chunk; `None` where it was not asked for.
 #[derive(Default)]
 struct Arrays {
     logprobs: Option<FloatArray>,
-    top_logprobs: Option<TopLogprobs>,
+    top_logprobs: Option<TopTokens>,
+    probs: Option<FloatArray>,
+    top_probs: Option<TopTokens>,
     logits: Option<FloatArray>,
 }
 
 impl Arrays {
-    fn new(py: Python<'_>, logprobs: Vec<TokenLogprobs>, logits: Vec<f32>, tokens: usize) -> PyResult<Self> {
+    fn new(
+        py: Python<'_>,
+        logprobs: Vec<TokenLogprobs>,
+        probs: Vec<TokenProbs>,
+        logits: Vec<f32>,
+        tokens: usize,
+    ) -> PyResult<Self> {
         let mut arrays = Self::default();
         if !logprobs.is_empty() {
             let values = logprobs.iter().map(|token| token.chosen).collect();
             arrays.logprobs = Some(FloatArray::new(py, Floats { values, columns: None })?);
             arrays.top_logprobs = Some(logprobs.into_iter().map(|token| token.top).collect());
+        }
+        if !probs.is_empty() {
+            let values = probs.iter().map(|token| token.chosen).collect();
+            arrays.probs = Some(FloatArray::new(py, Floats { values, columns: None })?);
+            arrays.top_probs = Some(probs.into_iter().map(|token| token.top).collect());
         }
         if !logits.is_empty() {
             let columns = Some(logits.len() / tokens.max(1));
@@ -117,12 +155,12 @@ impl Arrays {
     }
 
     fn from_arguments(
-        logprobs: Option<FloatArrayArg<'_>>,
-        top_logprobs: Option<TopLogprobs>,
+        (logprobs, top_logprobs): (Option<FloatArrayArg<'_>>, Option<TopTokens>),
+        (probs, top_probs): (Option<FloatArrayArg<'_>>, Option<TopTokens>),
         logits: Option<FloatArrayArg<'_>>,
     ) -> Self {
         let array = |array: Option<FloatArrayArg<'_>>| array.map(|array| array.0.into());
-        Self { logprobs: array(logprobs), top_logprobs, logits: array(logits) }
+        Self { logprobs: array(logprobs), top_logprobs, probs: array(probs), top_probs, logits: array(logits) }
     }
 
     /// Adds the arrays to a dict, as arrays or, if `as_lists`, as lists of floats.
@@ -133,8 +171,10 @@ impl Arrays {
             array => dict.set_item(name, array.as_ref().map(|array| array.clone_ref(py))),
         };
         set("logprobs", &self.logprobs)?;
+        set("probs", &self.probs)?;
         set("logits", &self.logits)?;
-        dict.set_item("top_logprobs", &self.top_logprobs)
+        dict.set_item("top_logprobs", &self.top_logprobs)?;
+        dict.set_item("top_probs", &self.top_probs)
     }
 }
 
@@ -162,15 +202,16 @@ fn quoted(text: Option<&str>) -> String {
 /// A finished request.
 #[pyclass(frozen, name = "Completion", module = "exlora._exlora")]
 pub(super) struct PyCompletion {
-    /// Without logprobs and logits, which are in `arrays`.
+    /// Without logprobs, probs and logits, which are in `arrays`.
     completion: Completion,
     arrays: Arrays,
 }
 
 impl PyCompletion {
     pub(super) fn new(py: Python<'_>, mut completion: Completion) -> PyResult<Self> {
-        let (logprobs, logits) = (std::mem::take(&mut completion.logprobs), std::mem::take(&mut completion.logits));
-        let arrays = Arrays::new(py, logprobs, logits, completion.token_ids.len())?;
+        let (logprobs, probs) = (std::mem::take(&mut completion.logprobs), std::mem::take(&mut completion.probs));
+        let arrays =
+            Arrays::new(py, logprobs, probs, std::mem::take(&mut completion.logits), completion.token_ids.len())?;
         Ok(Self { completion, arrays })
     }
 
@@ -201,7 +242,8 @@ impl PyCompletion {
     #[new]
     #[pyo3(signature = (*, text="", token_ids=TokenIds(Vec::new()), finish_reason="stop", stop_match=None, usage=None,
                         seed: "SupportsIndex | None"=None, sample: "SupportsIndex"=0, adapter=None, logprobs=None,
-                        top_logprobs: "list[list[tuple[int, float]]] | None"=None, logits=None))]
+                        top_logprobs: "list[list[tuple[int, float]]] | None"=None, probs=None,
+                        top_probs: "list[list[tuple[int, float]]] | None"=None, logits=None))]
     #[allow(clippy::too_many_arguments)]
     fn py_new(
         text: &str,
@@ -213,7 +255,9 @@ impl PyCompletion {
         #[pyo3(from_py_with = integer)] sample: i64,
         adapter: Option<MixtureArg>,
         logprobs: Option<FloatArrayArg<'_>>,
-        #[pyo3(from_py_with = in_range)] top_logprobs: Option<TopLogprobs>,
+        #[pyo3(from_py_with = in_range)] top_logprobs: Option<TopTokens>,
+        probs: Option<FloatArrayArg<'_>>,
+        #[pyo3(from_py_with = in_range)] top_probs: Option<TopTokens>,
         logits: Option<FloatArrayArg<'_>>,
     ) -> PyResult<Self> {
         let finish = Finish {
@@ -230,9 +274,10 @@ impl PyCompletion {
             sample: count("sample", sample)?,
             adapter: adapter.unwrap_or_default().0.into_iter().map(name).collect(),
             logprobs: Vec::new(),
+            probs: Vec::new(),
             logits: Vec::new(),
         };
-        Ok(Self { completion, arrays: Arrays::from_arguments(logprobs, top_logprobs, logits) })
+        Ok(Self { completion, arrays: Arrays::from_arguments((logprobs, top_logprobs), (probs, top_probs), logits) })
     }
 
     /// The new text, without the prompt and the stop.
@@ -292,8 +337,20 @@ impl PyCompletion {
 
     /// For each token, the most likely (id, log-probability), best first; `None` unless asked for.
     #[getter]
-    fn top_logprobs(&self) -> Option<TopLogprobs> {
+    fn top_logprobs(&self) -> Option<TopTokens> {
         self.arrays.top_logprobs.clone()
+    }
+
+    /// Probability of each chosen id after penalties and filters, float32 [tokens]; `None` unless asked for.
+    #[getter]
+    fn probs(&self, py: Python<'_>) -> Option<FloatArray> {
+        self.arrays.probs.as_ref().map(|array| array.clone_ref(py))
+    }
+
+    /// For each token, the most likely (id, probability) after penalties and filters, best first; `None` unless asked for.
+    #[getter]
+    fn top_probs(&self) -> Option<TopTokens> {
+        self.arrays.top_probs.clone()
     }
 
     /// The logits each token was chosen from, float32 [tokens, vocab]; `None` unless asked for.
@@ -349,15 +406,15 @@ impl<'py> ResultOut<'py> {
 /// A piece of a running request: usually one token and the text it completed.
 #[pyclass(frozen, name = "Chunk", module = "exlora._exlora")]
 pub(super) struct PyChunk {
-    /// Without logprobs and logits, which are in `arrays`.
+    /// Without logprobs, probs and logits, which are in `arrays`.
     chunk: Chunk,
     arrays: Arrays,
 }
 
 impl PyChunk {
     pub(super) fn new(py: Python<'_>, mut chunk: Chunk) -> PyResult<Self> {
-        let (logprobs, logits) = (std::mem::take(&mut chunk.logprobs), std::mem::take(&mut chunk.logits));
-        let arrays = Arrays::new(py, logprobs, logits, chunk.token_ids.len())?;
+        let (logprobs, probs) = (std::mem::take(&mut chunk.logprobs), std::mem::take(&mut chunk.probs));
+        let arrays = Arrays::new(py, logprobs, probs, std::mem::take(&mut chunk.logits), chunk.token_ids.len())?;
         Ok(Self { chunk, arrays })
     }
 
@@ -374,6 +431,8 @@ impl PyChunk {
         }
         dict.set_item("seed", self.seed())?;
         self.arrays.set_items(&dict, as_lists)?;
+        dict.set_item("suppressed_text", self.suppressed_text())?;
+        dict.set_item("suppressed_token_ids", self.suppressed_token_ids())?;
         Ok(dict)
     }
 }
@@ -384,7 +443,9 @@ impl PyChunk {
     #[new]
     #[pyo3(signature = (*, text="", token_ids=TokenIds(Vec::new()), finish_reason=None, stop_match=None, usage=None,
                         seed: "SupportsIndex | None"=None, logprobs=None,
-                        top_logprobs: "list[list[tuple[int, float]]] | None"=None, logits=None))]
+                        top_logprobs: "list[list[tuple[int, float]]] | None"=None, probs=None,
+                        top_probs: "list[list[tuple[int, float]]] | None"=None, logits=None, suppressed_text="",
+                        suppressed_token_ids=TokenIds(Vec::new())))]
     #[allow(clippy::too_many_arguments)]
     fn py_new(
         text: &str,
@@ -394,16 +455,27 @@ impl PyChunk {
         usage: Option<&Bound<'_, PyUsage>>,
         #[pyo3(from_py_with = optional_seed)] seed: Option<i128>,
         logprobs: Option<FloatArrayArg<'_>>,
-        #[pyo3(from_py_with = in_range)] top_logprobs: Option<TopLogprobs>,
+        #[pyo3(from_py_with = in_range)] top_logprobs: Option<TopTokens>,
+        probs: Option<FloatArrayArg<'_>>,
+        #[pyo3(from_py_with = in_range)] top_probs: Option<TopTokens>,
         logits: Option<FloatArrayArg<'_>>,
+        suppressed_text: &str,
+        suppressed_token_ids: TokenIds,
     ) -> PyResult<Self> {
         let matched = self::stop_match(stop_match)?;
         let usage = usage.map(|usage| usage.get().into()).unwrap_or_default();
         let seed = seed.map_or(0, seed_bits);
         let finish = |name| Ok::<_, PyErr>(Finish { reason: self::finish_reason(name)?, matched, usage, seed });
         let finish = finish_reason.map(finish).transpose()?;
-        let chunk = Chunk { text: text.to_owned(), token_ids: token_ids.0, finish, ..Chunk::default() };
-        Ok(Self { chunk, arrays: Arrays::from_arguments(logprobs, top_logprobs, logits) })
+        let chunk = Chunk {
+            text: text.to_owned(),
+            token_ids: token_ids.0,
+            suppressed_text: suppressed_text.to_owned(),
+            suppressed_token_ids: suppressed_token_ids.0,
+            finish,
+            ..Chunk::default()
+        };
+        Ok(Self { chunk, arrays: Arrays::from_arguments((logprobs, top_logprobs), (probs, top_probs), logits) })
     }
 
     /// New text. The texts of all chunks joined are the text of the completion.
@@ -450,14 +522,38 @@ impl PyChunk {
 
     /// For each token, the most likely (id, log-probability), best first; `None` unless asked for.
     #[getter]
-    fn top_logprobs(&self) -> Option<TopLogprobs> {
+    fn top_logprobs(&self) -> Option<TopTokens> {
         self.arrays.top_logprobs.clone()
+    }
+
+    /// Probability of each chosen id after penalties and filters, float32 [tokens]; `None` unless asked for.
+    #[getter]
+    fn probs(&self, py: Python<'_>) -> Option<FloatArray> {
+        self.arrays.probs.as_ref().map(|array| array.clone_ref(py))
+    }
+
+    /// For each token, the most likely (id, probability) after penalties and filters, best first; `None` unless asked for.
+    #[getter]
+    fn top_probs(&self) -> Option<TopTokens> {
+        self.arrays.top_probs.clone()
     }
 
     /// The logits each token was chosen from, float32 [tokens, vocab]; `None` unless asked for.
     #[getter]
     fn logits(&self, py: Python<'_>) -> Option<FloatArray> {
         self.arrays.logits.as_ref().map(|array| array.clone_ref(py))
+    }
+
+    /// Text that was given up because it contained a banned string; it is not part of `text`.
+    #[getter]
+    fn suppressed_text(&self) -> &str {
+        &self.chunk.suppressed_text
+    }
+
+    /// The tokens of that text.
+    #[getter]
+    fn suppressed_token_ids(&self) -> Vec<u32> {
+        self.chunk.suppressed_token_ids.clone()
     }
 
     /// All fields by name, as plain values that JSON can represent.

@@ -63,6 +63,11 @@ impl PyTokenizer {
         Ok(self.tokenizer.piece(id)?)
     }
 
+    /// The bytes that a token adds in the middle of a text, which may be a part of a character; `None` for special tokens.
+    fn piece_bytes(&self, py: Python<'_>, id: u32) -> PyResult<Option<Vec<u8>>> {
+        Ok(py.detach(|| self.tokenizer.piece_bytes(id))?)
+    }
+
     /// Whether an id is a special token.
     fn is_special(&self, id: u32) -> bool {
         self.tokenizer.is_special(id)

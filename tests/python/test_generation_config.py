@@ -114,7 +114,7 @@ def test_what_a_request_sets_precedes_the_file(model, tmp_path):
     "settings",
     [
         {"num_beams": 4},
-        {"typical_p": 0.9},
+        {"eta_cutoff": 0.1},
         {"no_repeat_ngram_size": 3},
         {"begin_suppress_tokens": [1]},
         {"bad_words_ids": [[1, 2]]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,9 @@ def open_engine(
     tokenizer: ExLlamaV2Tokenizer,
     max_batch_size: int | None = None,
     max_chunk_size: int | None = None,
+    draft_model: ExLlamaV2 | None = None,
 ) -> _exlora.Engine:
-    """An engine over a loaded model whose KV cache has the size of `cache`."""
+    """An engine over a loaded model whose KV cache has the size of `cache`, and so has that of `draft_model`."""
     return _exlora.Engine.from_model(
         model.native_model(),
         tokenizer.native,
@@ -35,6 +37,7 @@ def open_engine(
         kv_tokens=cache.max_seq_len * cache.batch_size,
         max_batch_size=max_batch_size or 32,
         prefill_chunk=max_chunk_size or model.config.max_input_len,
+        draft_model=draft_model.native_model() if draft_model is not None else None,
     )
 
 
@@ -87,8 +90,19 @@ def token_array(ids: list[int]) -> Any:
     return to_array(np.array([ids], dtype=np.int64))
 
 
-def top_arrays(top: list[list[tuple[int, float]]]) -> tuple[Any, Any]:
-    """Ids and probabilities of the best tokens, [1, n, k] each."""
-    ids = np.array([[[i for i, _ in token] for token in top]], dtype=np.int64)
-    probs = np.exp(np.array([[[p for _, p in token] for token in top]], dtype=np.float32))
+def top_arrays(top: list[list[tuple[int, float]]], k: int) -> tuple[Any, Any]:
+    """Ids and probabilities of the `k` best tokens, [1, n, k] each.
+
+    Where fewer are possible, the lowest other ids follow with a probability of 0.
+    """
+    rows = [_padded(token, k) for token in top]
+    ids = np.array([[i for i, _ in row] for row in rows], dtype=np.int64).reshape(1, len(rows), k)
+    probs = np.array([[p for _, p in row] for row in rows], dtype=np.float32).reshape(1, len(rows), k)
     return to_array(ids), to_array(probs)
+
+
+def _padded(top: list[tuple[int, float]], k: int) -> list[tuple[int, float]]:
+    top = top[:k]
+    taken = {token for token, _ in top}
+    others = (token for token in itertools.count() if token not in taken)
+    return top + [(next(others), 0.0) for _ in range(k - len(top))]

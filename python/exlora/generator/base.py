@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import exlora._exlora as _exlora
 from exlora._unsupported import refuse, refuse_pair, warn_unknown
 from exlora.generator._common import mixture, new_seed, open_engine, prompt_ids
+from exlora.generator.filters.base import ExLlamaV2Filter, filter_settings
 
 if TYPE_CHECKING:
     from exlora.cache import ExLlamaV2CacheBase
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from exlora.model import ExLlamaV2
     from exlora.tokenizer import ExLlamaV2Tokenizer
 
-__all__ = ["ExLlamaV2BaseGenerator"]
+__all__ = ["ExLlamaV2BaseGenerator", "ExLlamaV2Filter"]
 
 
 class ExLlamaV2BaseGenerator:
@@ -57,22 +58,21 @@ class ExLlamaV2BaseGenerator:
         """Prompt and continuation (the continuation alone if `completion_only`); a list for a list of prompts.
 
         `loras` is one adapter or an ordered list of adapters or (adapter, weight). `stop_token` -1 is the tokenizer's
-        EOS, `None` none. A prompt too long for the cache loses its beginning. `abort_event` ends all texts at once.
+        EOS, `None` none. `filters` limit the tokens; of several prompts, each has clones of them. With `token_healing`,
+        the first new token replaces the prompt's last one by one that begins with its text. A prompt too long for the
+        cache loses its beginning. `abort_event` ends all texts at once.
         """
-        refuse(
-            f"{type(self).__name__}.generate_simple",
-            token_healing=token_healing,
-            input_embeddings=input_embeddings,
-            filters=filters,
-            filter_prefer_eos=filter_prefer_eos,
-        )
+        refuse(f"{type(self).__name__}.generate_simple", input_embeddings=input_embeddings)
         loras = kwargs.pop("lora", loras)
         warn_unknown(f"{type(self).__name__}.generate_simple", kwargs)
         prompts = prompt if isinstance(prompt, list) else [prompt]
         eos = self.tokenizer.eos_token_id if stop_token == -1 else stop_token
         first_seed, room = new_seed(seed), self.cache.max_seq_len - num_tokens
         heads, jobs = [], []
+        filters = filters or gen_settings.filters
         for i, text in enumerate(prompts):
+            # A filter follows one text.
+            own_filters = filters if len(prompts) == 1 else [one.clone() for one in filters]
             refuse_pair(f"{type(self).__name__}.generate_simple", text)
             ids, tokenizer = prompt_ids(
                 self._engine, self.tokenizer, mixture(loras), text, add_bos, encode_special_tokens
@@ -84,11 +84,13 @@ class ExLlamaV2BaseGenerator:
             request = _exlora.Request(
                 ids,
                 mixture(loras),
-                max_new_tokens=num_tokens,
+                max_new_tokens=num_tokens + bool(token_healing),
                 seed=(first_seed + i) % 2**63,
                 stop=eos,
                 stop_at_eos=False,
                 skip_special_tokens=not decode_special_tokens,
+                token_healing=token_healing,
+                **filter_settings(own_filters, filter_prefer_eos),
                 **gen_settings.request_settings(),
             )
             jobs.append(self._engine.submit(request))

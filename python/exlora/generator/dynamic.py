@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import exlora._exlora as _exlora
@@ -37,8 +38,8 @@ class ExLlamaV2DynamicGenerator:
         max_seq_len: int | None = None,
         max_chunk_size: int | None = None,
         max_q_size: int = 8,
-        draft_model: Any = None,
-        draft_cache: Any = None,
+        draft_model: ExLlamaV2 | None = None,
+        draft_cache: ExLlamaV2CacheBase | None = None,
         num_draft_tokens: int = 4,
         use_ngram_draft: bool = False,
         max_ngram: int = 4,
@@ -48,20 +49,27 @@ class ExLlamaV2DynamicGenerator:
         filter_background_eval: bool = True,
         **kwargs: Any,
     ) -> None:
-        del max_q_size, num_draft_tokens, max_ngram, max_sampling_threads, min_sampling_threads, paged
-        del filter_background_eval
-        refuse(type(self).__name__, draft_model=draft_model, draft_cache=draft_cache, use_ngram_draft=use_ngram_draft)
+        del max_q_size, max_sampling_threads, min_sampling_threads, paged, filter_background_eval
         warn_unknown(type(self).__name__, kwargs)
         self.model = model
         self.cache = cache
         self.tokenizer = tokenizer
         self.max_seq_len = min(max_seq_len or cache.max_seq_len, model.config.max_seq_len)
         self.page_size = _exlora.PAGE_TOKENS
+        self.draft_model = draft_model
+        self.draft_cache = draft_cache
+        self.num_draft_tokens = num_draft_tokens
+        self.use_ngram_draft = use_ngram_draft
+        self.max_ngram = max_ngram
+        self.max_batch_size = max_batch_size or 32
+        self.max_total_tokens = cache.max_seq_len
+        #: Of the lists of jobs: a thread may iterate while another one enqueues.
+        self._lock = threading.Lock()
         self.pending_jobs: list[ExLlamaV2DynamicJob] = []
         self.active_jobs: list[ExLlamaV2DynamicJob] = []
         self.current_loras: list[Any] = []
         self._failed: list[tuple[ExLlamaV2DynamicJob, ExloraError]] = []
-        self._engine = open_engine(model, cache, tokenizer, max_batch_size, max_chunk_size)
+        self._engine = open_engine(model, cache, tokenizer, max_batch_size, max_chunk_size, draft_model)
         self._serial = 0
 
     def set_loras(self, loras: Any = None) -> None:
@@ -98,7 +106,7 @@ class ExLlamaV2DynamicGenerator:
         With each job's last result if `return_last_results`; `None` if `abort_event` is set. `loras` is
         exlora's own, for all prompts alike: see `ExLlamaV2DynamicJob`.
         """
-        self.refuse_filters(filters, embeddings)
+        self.refuse_embeddings(embeddings)
         loras = kwargs.pop("lora", loras)
         warn_unknown(f"{type(self).__name__}.generate", kwargs)
         prompts = prompt if isinstance(prompt, list) else [prompt]
@@ -108,6 +116,7 @@ class ExLlamaV2DynamicGenerator:
                 "request_invalid", "gen_settings has another length than the prompts",
                 expected=str(len(prompts)), found=str(len(settings)),
             )  # fmt: skip
+        filter_lists = _filters_of_prompts(filters, len(prompts), is_one=not isinstance(prompt, list))
         jobs: list[ExLlamaV2DynamicJob] = []
         for i, text in enumerate(prompts):
             refuse_pair(type(self).__name__, text)
@@ -121,6 +130,7 @@ class ExLlamaV2DynamicGenerator:
                 seed=None if seed is None else seed + i,
                 stop_conditions=stop_conditions,
                 decode_special_tokens=decode_special_tokens,
+                filters=filter_lists[i],
                 filter_prefer_eos=filter_prefer_eos,
                 token_healing=token_healing,
                 banned_strings=banned_strings,
@@ -162,9 +172,13 @@ class ExLlamaV2DynamicGenerator:
 
     def _enqueue(self, job: ExLlamaV2DynamicJob) -> int:
         serial = self._serial
-        job.submit(self._engine, serial, self.current_loras, self.max_seq_len)
+        drafts = {"num_draft_tokens": self.num_draft_tokens, "max_ngram": self.max_ngram}
+        # As in exllamav2, a draft model comes first.
+        drafts["ngram_draft"] = self.use_ngram_draft and self.draft_model is None
+        job.submit(self._engine, serial, self.current_loras, self.max_seq_len, drafts)
         self._serial += 1
-        self.pending_jobs.append(job)
+        with self._lock:
+            self.pending_jobs.append(job)
         return serial
 
     def iterate(self) -> list[dict[str, Any]]:
@@ -183,30 +197,33 @@ class ExLlamaV2DynamicGenerator:
 
     def advance(self) -> tuple[list[dict[str, Any]], list[tuple[ExLlamaV2DynamicJob, ExloraError]]]:
         """Computes one step for all jobs: their results, and the jobs that failed with their errors. See `iterate`."""
-        results = [job.started() for job in self.pending_jobs]
-        self.active_jobs += self.pending_jobs
-        self.pending_jobs = []
-        if self.active_jobs:
+        now = time.perf_counter()
+        if self.pending_jobs or self.active_jobs:
             with contextlib.suppress(ExloraError):  # then every job has that error
                 self._engine.step()
+        with self._lock:
+            started = [job for job in self.pending_jobs if job.has_started]
+            self.pending_jobs = [job for job in self.pending_jobs if job not in started]
+            self.active_jobs += started
+            active = list(self.active_jobs)
+        results = [job.started(now) for job in started]
         failed: list[tuple[ExLlamaV2DynamicJob, ExloraError]] = []
-        running = []
-        for job in self.active_jobs:
+        for job in active:
             try:
                 results += job.collect()
             except ExloraError as error:
                 failed.append((job, error))
-                continue
-            if not job.is_finished:
-                running.append(job)
-        self.active_jobs = running
+        ended = {job for job, _ in failed} | {job for job in active if job.is_finished}
+        with self._lock:
+            self.active_jobs = [job for job in self.active_jobs if job not in ended]
         return results, failed
 
     def cancel(self, job: ExLlamaV2DynamicJob) -> None:
         """Ends a job; it has no further results."""
         job.cancel()
-        self.pending_jobs = [other for other in self.pending_jobs if other is not job]
-        self.active_jobs = [other for other in self.active_jobs if other is not job]
+        with self._lock:
+            self.pending_jobs = [other for other in self.pending_jobs if other is not job]
+            self.active_jobs = [other for other in self.active_jobs if other is not job]
         self._failed = [(other, error) for other, error in self._failed if other is not job]
 
     def clear_queue(self) -> None:
@@ -226,8 +243,19 @@ class ExLlamaV2DynamicGenerator:
         """Forgets all cached prefixes. Never needed for correctness: adapters do not share prefixes."""
         self._engine.clear_prefix_cache()
 
-    def refuse_filters(self, filters: Any, embeddings: Any) -> None:
-        """Refuses filters and embeddings; lists of empty values, one per prompt, are accepted."""
-        for name, values in {"filters": filters, "embeddings": embeddings}.items():
-            asked = [value for value in values if value] if isinstance(values, list) else values
-            refuse(f"{type(self).__name__}.generate", **{name: asked})
+    def refuse_embeddings(self, embeddings: Any) -> None:
+        """Refuses embeddings; a list of empty values, one per prompt, is accepted."""
+        asked = [value for value in embeddings if value] if isinstance(embeddings, list) else embeddings
+        refuse(f"{type(self).__name__}.generate", embeddings=asked)
+
+
+def _filters_of_prompts(filters: Any, prompts: int, *, is_one: bool) -> list[Any]:
+    """The filters of each prompt: a list of them for one prompt, a list of such lists for several."""
+    if not filters:
+        return [None] * prompts
+    lists = [filters] if is_one else filters
+    if len(lists) != prompts or not all(one is None or isinstance(one, list) for one in lists):
+        raise _exlora.error(
+            "request_invalid", "filters has no list or None for each prompt", expected=str(prompts), found=repr(filters)
+        )
+    return list(lists)

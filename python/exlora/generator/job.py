@@ -6,12 +6,11 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 import exlora._exlora as _exlora
 from exlora._arrays import to_array, token_row
 from exlora._unsupported import refuse, refuse_pair, warn_unknown
 from exlora.generator._common import mixture, new_seed, stop_list, token_array, top_arrays
+from exlora.generator.filters.base import filter_settings
 from exlora.generator.sampler import ExLlamaV2Sampler, _Settings
 
 __all__ = ["ExLlamaV2DynamicJob"]
@@ -34,7 +33,7 @@ class ExLlamaV2DynamicJob:
 
     `loras` is exlora's own: this job's adapters, as one adapter or an ordered list of adapters or (adapter, weight);
     `None` or an empty list is the base model. If left out, the adapters of `set_loras` when the job is enqueued.
-    `return_probs` and `return_top_tokens` give probabilities before penalties and filters.
+    `return_probs` and `return_top_tokens` give probabilities after penalties and filters.
     """
 
     def __init__(
@@ -61,14 +60,7 @@ class ExLlamaV2DynamicJob:
     ) -> None:
         del max_skips
         owner = type(self).__name__
-        refuse(
-            owner,
-            filters=filters,
-            filter_prefer_eos=filter_prefer_eos,
-            token_healing=token_healing,
-            banned_strings=banned_strings,
-            embeddings=embeddings,
-        )
+        refuse(owner, embeddings=embeddings)
         refuse_pair(owner, input_ids)
         self.loras = kwargs.pop("lora", loras)
         warn_unknown(owner, kwargs)
@@ -78,30 +70,46 @@ class ExLlamaV2DynamicJob:
         self.input_ids = token_row(input_ids)
         self.identifier = identifier
         self.max_new_tokens = max_new_tokens
+        self.min_new_tokens = min_new_tokens
+        stops = stop_list(stop_conditions)
+        self.stop_tokens = {stop for stop in stops if isinstance(stop, int)}
+        self.stop_strings = {stop for stop in stops if isinstance(stop, str)}
         self.gen_settings = gen_settings or ExLlamaV2Sampler.Settings()
         self.return_top_tokens = return_top_tokens
         self.return_probs = return_probs
+        self.filters = list(filters or self.gen_settings.filters)
+        # Of the new tokens, the one that replaces the prompt's last is not counted.
+        self._heals = bool(token_healing) and len(self.input_ids) > 1
         self._settings: dict[str, Any] = {
-            **self.gen_settings.request_settings(),
+            **self.gen_settings.request_settings(return_top_tokens),
             "min_new_tokens": min_new_tokens,
             "seed": new_seed(seed),
-            "stop": stop_list(stop_conditions),
+            "stop": stops,
+            "banned_strings": list(banned_strings or []),
             "stop_at_eos": False,
-            "logprobs": max(return_top_tokens, int(return_probs)),
+            "probs": max(return_top_tokens, int(return_probs)),
             "return_logits": return_logits,
             "skip_special_tokens": not decode_special_tokens,
+            "token_healing": token_healing,
+            **filter_settings(self.filters, filter_prefer_eos),
         }
         self.serial_number: int | None = None
         self.full_completion = ""
         self.new_tokens = 0
+        self.cached_pages = self.cached_tokens = 0
         self.is_finished = False
         self._tokenizer: _exlora.Tokenizer | None = None
         self._native: _exlora.Job | None = None
         self._prefilled = -1
         self._enqueued_at = self._started_at = self._first_token_at = 0.0
 
-    def submit(self, engine: _exlora.Engine, serial: int, loras: list[Any], max_tokens: int) -> None:
-        """Queues it in an engine; prompt and output together get at most `max_tokens`. The generator calls this."""
+    def submit(
+        self, engine: _exlora.Engine, serial: int, loras: list[Any], max_tokens: int, drafts: dict[str, Any]
+    ) -> None:
+        """Queues it in an engine; prompt and output together get at most `max_tokens`. The generator calls this.
+
+        `drafts` are the generator's settings of drafts, as keywords of a request.
+        """
         if self._native is not None:
             raise _exlora.error("request_invalid", "the job was enqueued before", hint="make a new job")
         adapters = loras if self.loras is SET_LORAS else mixture(self.loras)
@@ -112,8 +120,8 @@ class ExLlamaV2DynamicJob:
                 expected=f"at most {max_tokens - 1} tokens",
                 found=f"{len(self.input_ids)} tokens",
             )
-        room = min(self.max_new_tokens, max_tokens - len(self.input_ids))
-        request = _exlora.Request(self.input_ids, adapters, max_new_tokens=room, **self._settings)
+        room = min(self.max_new_tokens, max_tokens - len(self.input_ids)) + self._heals
+        request = _exlora.Request(self.input_ids, adapters, max_new_tokens=room, **self._settings, **drafts)
         self._native = engine.submit(request)
         self._tokenizer = engine.tokenizer_for(adapters)
         self.serial_number = serial
@@ -125,9 +133,14 @@ class ExLlamaV2DynamicJob:
             self._native.close()
         self.is_finished = True
 
-    def started(self) -> dict[str, Any]:
-        """Its first result."""
-        self._started_at = self._first_token_at = time.perf_counter()
+    @property
+    def has_started(self) -> bool:
+        """Whether it runs, or has ended; before that it waits for others."""
+        return self._native is not None and self._native.has_started
+
+    def started(self, when: float) -> dict[str, Any]:
+        """Its first result, if it started at that time."""
+        self._started_at = self._first_token_at = max(when, self._enqueued_at)
         return self._result("started")
 
     def collect(self) -> list[dict[str, Any]]:
@@ -150,6 +163,9 @@ class ExLlamaV2DynamicJob:
         result = self._result("streaming")
         if chunk.text:
             result["text"] = chunk.text
+        if chunk.suppressed_token_ids:
+            result["suppressed_text"] = chunk.suppressed_text
+            result["suppressed_tokens"] = token_array(chunk.suppressed_token_ids)
         # The token that ends the text is not part of it.
         ends_by_stop = chunk.stop_match is not None
         tokens = self._token_results(chunk)
@@ -165,10 +181,11 @@ class ExLlamaV2DynamicJob:
         if not chunk.token_ids:
             return {}
         tokens = {"token_ids": token_array(chunk.token_ids)}
-        if self.return_probs and chunk.logprobs is not None:
-            tokens["token_probs"] = to_array(np.exp(chunk.logprobs)[None])
-        if self.return_top_tokens and chunk.top_logprobs is not None:
-            tokens["top_k_tokens"], tokens["top_k_probs"] = top_arrays(chunk.top_logprobs)
+        if self.return_probs and chunk.probs is not None:
+            tokens["token_probs"] = to_array(chunk.probs[None])
+        if self.return_top_tokens and chunk.top_probs is not None:
+            top = top_arrays(chunk.top_probs, self.return_top_tokens)
+            tokens["top_k_tokens"], tokens["top_k_probs"] = top
         if chunk.logits is not None:
             tokens["logits"] = to_array(chunk.logits[None])
         return tokens
@@ -178,20 +195,25 @@ class ExLlamaV2DynamicJob:
         assert usage is not None, "a last chunk has its usage"
         assert self._tokenizer is not None, "a job reports after it was submitted"
         self.is_finished = True
+        self.cached_tokens = usage.cached_tokens
+        self.cached_pages = usage.cached_tokens // _exlora.PAGE_TOKENS
         now = time.perf_counter()
         ending: dict[str, Any] = {
             "eos": True,
-            "eos_reason": _EOS_REASONS.get(chunk.finish_reason or "", "stop_string"),
+            "eos_reason": _EOS_REASONS.get(chunk.finish_reason or "", "end_filter"),
             "full_completion": self.full_completion,
-            "new_tokens": usage.completion_tokens,
-            "prompt_tokens": usage.prompt_tokens,
+            "new_tokens": usage.completion_tokens - self._heals,
+            "prompt_tokens": usage.prompt_tokens + self._heals,
             "time_enqueued": self._started_at - self._enqueued_at,
             "time_prefill": self._first_token_at - self._started_at,
             "time_generate": now - self._first_token_at,
-            "cached_pages": usage.cached_tokens // _exlora.PAGE_TOKENS,
-            "cached_tokens": usage.cached_tokens,
+            "cached_pages": self.cached_pages,
+            "cached_tokens": self.cached_tokens,
+            "accepted_draft_tokens": usage.accepted_draft_tokens,
+            "rejected_draft_tokens": usage.rejected_draft_tokens,
         }
         if isinstance(match, str):
+            ending["eos_reason"] = "stop_string"
             ending["eos_triggering_string"] = match
         elif match is not None:
             ending["eos_reason"] = "stop_token"

@@ -1,7 +1,6 @@
 """`ExLlamaV2Sampler`: exllamav2's sampling settings, and a sampler for logits of `forward`.
 
-The order is penalties, token bias, temperature, top-k, top-p, min-p. Frequency and presence penalties count the tokens
-of the output. Settings of exllamav2 without a counterpart are accepted while they are off and refused when on.
+The settings act in exllamav2's order. `cfg_scale`, which asks for a pair of prompts, is refused.
 """
 
 from __future__ import annotations
@@ -16,27 +15,18 @@ import numpy as np
 import exlora._exlora as _exlora
 from exlora._arrays import as_numpy, to_array, token_rows
 from exlora._unsupported import refuse
+from exlora.generator._common import top_arrays
+from exlora.generator.filters._pieces import Pieces
+from exlora.generator.filters.base import allowed_and_ending
+from exlora.generator.hooks import native_hook
 
 if TYPE_CHECKING:
     from exlora.tokenizer import ExLlamaV2Tokenizer
 
 __all__ = ["ExLlamaV2Sampler"]
 
-#: Settings that are off at these values and have no counterpart here.
-_OFF: dict[str, tuple[Any, ...]] = {
-    "token_repetition_decay": (0,),
-    "smoothing_factor": (0,),
-    "max_temp": (0,),
-    "temperature_last": (False,),
-    "top_a": (0,),
-    "tfs": (0, 1),
-    "typical": (0, 1),
-    "skew": (0,),
-    "mirostat": (False,),
-    "cfg_scale": (None,),
-    "dry_multiplier": (0,),
-    "xtc_probability": (0,),
-}
+#: Added to the random number of each further row of logits, modulo 1.
+_GOLDEN_RATIO = 0.6180339887498949
 
 
 @dataclass
@@ -64,7 +54,7 @@ class _Settings:
     mirostat: bool = False
     mirostat_tau: float = 1.5
     mirostat_eta: float = 0.1
-    mirostat_mu: float | None = None
+    mirostat_mu: float | list[float | None] | None = None
     token_bias: Any = None
     cfg_scale: float | None = None
     post_sampling_hooks: list[Any] = field(default_factory=list)
@@ -77,6 +67,7 @@ class _Settings:
     xtc_probability: float = 0.0
     xtc_threshold: float = 0.1
     xtc_ignore_tokens: Any = None
+    filters: list[Any] = field(default_factory=list)
 
     @classmethod
     def greedy(cls, **kwargs: Any) -> _Settings:
@@ -85,7 +76,8 @@ class _Settings:
 
     def clone(self) -> _Settings:
         """An independent copy."""
-        return copy.deepcopy(self)
+        # Filters are the caller's objects.
+        return copy.deepcopy(self, {id(self.filters): list(self.filters)})
 
     def greedy_clone(self) -> _Settings:
         """A greedy copy with the same penalties and bias."""
@@ -110,28 +102,86 @@ class _Settings:
         bias[_ids(tokenizer, tokens)] = 0.0
         self.token_bias = to_array(bias)
 
-    def request_settings(self) -> dict[str, Any]:
-        """The same settings as keywords of a request. Settings without a counterpart are refused."""
-        on = {name: getattr(self, name) for name, off in _OFF.items() if getattr(self, name) not in off}
-        refuse("ExLlamaV2Sampler.Settings", **on, post_sampling_hooks=self.post_sampling_hooks)
+    def request_settings(self, top_tokens: int = 0) -> dict[str, Any]:
+        """The same settings as keywords of a request. Hooks see the `top_tokens` most likely tokens."""
+        hooks = [native_hook(hook, top_tokens) for hook in self.post_sampling_hooks]
+        return {**self.sampling(), "post_sampling_hooks": hooks}
+
+    def sampling(self) -> dict[str, Any]:
+        """The same settings as keywords of `SamplingParams`, which have no hooks."""
+        refuse("ExLlamaV2Sampler.Settings", cfg_scale=self.cfg_scale)
         return {
+            **{name: getattr(self, name) for name in _SAME},
             "temperature": 0.0 if self.temperature < 0.01 else self.temperature,
-            "top_k": self.top_k,
-            "top_p": self.top_p,
-            "min_p": self.min_p,
             "repetition_penalty": self.token_repetition_penalty,
             "repetition_range": None if self.token_repetition_range < 0 else self.token_repetition_range,
+            "repetition_decay": self.token_repetition_decay,
             "frequency_penalty": self.token_frequency_penalty,
             "presence_penalty": self.token_presence_penalty,
-            "logit_bias": self._logit_bias(),
+            "penalize_prompt": True,
+            "mirostat_mu": _first(self.mirostat_mu),
+            "dry_sequence_breakers": _sorted(self.dry_sequence_breakers),
+            "xtc_ignore_tokens": _sorted(self.xtc_ignore_tokens),
+            **self._token_bias(),
         }
 
-    def _logit_bias(self) -> dict[int, float]:
+    def _token_bias(self) -> dict[str, Any]:
+        """The bias of single tokens, and the allowed ones where most are forbidden."""
         if self.token_bias is None:
-            return {}
+            return {"logit_bias": {}}
         bias = as_numpy(self.token_bias).reshape(-1)
+        is_forbidden = np.isneginf(bias)
+        allowed = None
+        if 2 * is_forbidden.sum() > len(bias):
+            allowed = np.flatnonzero(~is_forbidden).tolist()
+            bias = np.where(is_forbidden, 0, bias)
         ids = np.flatnonzero(bias)
-        return dict(zip(ids.tolist(), bias[ids].tolist(), strict=True))
+        values = dict(zip(ids.tolist(), bias[ids].tolist(), strict=True))
+        return {"logit_bias": values, "allowed_token_ids": allowed}
+
+
+#: Settings of the same name and meaning in `SamplingParams`.
+_SAME = (
+    "top_k",
+    "top_p",
+    "top_a",
+    "min_p",
+    "tfs",
+    "typical",
+    "mirostat",
+    "mirostat_tau",
+    "mirostat_eta",
+    "smoothing_factor",
+    "min_temp",
+    "max_temp",
+    "temp_exponent",
+    "temperature_last",
+    "xtc_probability",
+    "xtc_threshold",
+    "skew",
+    "dry_multiplier",
+    "dry_base",
+    "dry_allowed_length",
+    "dry_max_ngram",
+    "dry_range",
+)
+
+
+def _both(one: Iterable[int] | None, other: Iterable[int] | None) -> list[int] | None:
+    """The ids that both allow; `None` allows all."""
+    if one is None or other is None:
+        return _sorted(other if one is None else one)
+    return sorted(set(one) & set(other))
+
+
+def _sorted(ids: Iterable[int] | None) -> list[int] | None:
+    return None if ids is None else sorted(ids)
+
+
+def _first(limits: Any, row: int = 0) -> float | None:
+    """Mirostat's limit of a row, where `limits` is one for all rows or a list; `None` and 0 stand for the default."""
+    limit = limits[row] if isinstance(limits, list | tuple) and row < len(limits) else limits
+    return None if isinstance(limit, list | tuple) else limit or None
 
 
 def _ids(tokenizer: ExLlamaV2Tokenizer, tokens: Iterable[int | str]) -> list[int]:
@@ -168,25 +218,35 @@ class ExLlamaV2Sampler:
         """Chooses the token that follows `sequence_ids` [batch, n] from `logits` [batch, 1, vocab].
 
         Returns ids [batch, 1], ids and probabilities of the best tokens [batch, 1, k], the chosen ids' probabilities
-        [batch, 1], and False (no filter ended). Probabilities are those before penalties and filters. `random` in
-        [0, 1) decides the draw.
+        [batch, 1], and whether a filter ended. Probabilities are those after penalties and filters. `random` in
+        [0, 1) decides the draw. A `prefix_token` [batch, 1] allows only tokens whose text begins with its text. With
+        Mirostat, `settings.mirostat_mu` becomes the list of the rows' limits.
         """
-        del tokenizer, sync, kwargs
-        refuse("ExLlamaV2Sampler.sample", prefix_token=prefix_token, filters=filters)
-        keywords = settings.request_settings()
+        del sync, kwargs
+        keywords = settings.sampling()
+        filtered, ending = allowed_and_ending(filters, filter_prefer_eos, tokenizer.eos_token_id)
+        keywords["allowed_token_ids"] = _both(keywords.get("allowed_token_ids"), filtered)
+        prefixes = None if prefix_token is None else as_numpy(prefix_token).reshape(-1).tolist()
         keywords["logit_bias"] |= dict.fromkeys(blocked_tokens or (), float("-inf"))
-        params = _exlora.SamplingParams(seed=int(random * 2**62), **keywords)
         values = as_numpy(logits)
         values = values.reshape(-1, values.shape[-1])
-        sampled = [
-            params.sample(line.tolist(), row, top=max(1, return_top_tokens))
-            for line, row in zip(values, token_rows(sequence_ids), strict=True)
-        ]
-        best = [top[:return_top_tokens] for _, _, top in sampled]
+        sampled = []
+        for row, (line, ids) in enumerate(zip(values, token_rows(sequence_ids), strict=True)):
+            own = keywords | {"mirostat_mu": _first(settings.mirostat_mu, row)}
+            if prefixes is not None:
+                pieces = Pieces.of(tokenizer)
+                continuing = pieces.beginning_with(pieces[prefixes[row]])
+                own["allowed_token_ids"] = _both(own["allowed_token_ids"], continuing)
+            params = _exlora.SamplingParams(**own)
+            number = (random + row * _GOLDEN_RATIO) % 1.0
+            sampled.append(params.draw(line.tolist(), ids, number, return_top_tokens, tokenizer.native))
+        if settings.mirostat:
+            settings.mirostat_mu = [limit for _, _, _, limit in sampled]
+        top_tokens, top_probs = top_arrays([top for _, _, top, _ in sampled], return_top_tokens)
         return (
-            to_array(np.array([[token] for token, _, _ in sampled], dtype=np.int64)),
-            to_array(np.array([[[i for i, _ in top]] for top in best], dtype=np.int64)),
-            to_array(np.exp(np.array([[[p for _, p in top]] for top in best], dtype=np.float32))),
-            to_array(np.exp(np.array([[logprob] for _, logprob, _ in sampled], dtype=np.float32))),
-            False,
+            to_array(np.array([[token] for token, _, _, _ in sampled], dtype=np.int64)),
+            top_tokens.reshape(len(sampled), 1, return_top_tokens),
+            top_probs.reshape(len(sampled), 1, return_top_tokens),
+            to_array(np.array([[prob] for _, prob, _, _ in sampled], dtype=np.float32)),
+            any(token in ending for token, _, _, _ in sampled),
         )

@@ -12,6 +12,7 @@ import exlora._exlora as _exlora
 from exlora._arrays import to_array, token_row
 from exlora._unsupported import refuse, warn_unknown
 from exlora.generator._common import mixture, new_seed, open_engine, stop_list, token_array, top_arrays
+from exlora.generator.filters.base import filter_settings
 
 if TYPE_CHECKING:
     from exlora.cache import ExLlamaV2CacheBase
@@ -33,22 +34,27 @@ class ExLlamaV2StreamingGenerator:
         model: ExLlamaV2,
         cache: ExLlamaV2CacheBase,
         tokenizer: ExLlamaV2Tokenizer,
-        draft_model: Any = None,
-        draft_cache: Any = None,
+        draft_model: ExLlamaV2 | None = None,
+        draft_cache: ExLlamaV2CacheBase | None = None,
         num_speculative_tokens: int = 5,
     ) -> None:
-        del num_speculative_tokens
-        refuse(type(self).__name__, draft_model=draft_model, draft_cache=draft_cache)
+        self.draft_model = draft_model
+        self.draft_cache = draft_cache
+        self.num_speculative_tokens = num_speculative_tokens
+        #: Whether streams begun from now on draft from their own text, and the longest n-gram that is looked up.
+        self.speculative_ngram = False
+        self.speculative_ngram_max = 5
         self.model = model
         self.cache = cache
         self.tokenizer = tokenizer
         self._stop = stop_list([tokenizer.eos_token_id])
-        self._engine = open_engine(model, cache, tokenizer, max_batch_size=1)
+        self._engine = open_engine(model, cache, tokenizer, max_batch_size=1, draft_model=draft_model)
         self._job: _exlora.Job | None = None
         self._abort_event: threading.Event | None = None
         self._returns_probs = self._returns_logits = False
         self._top_tokens = 0
         self._seed: int | None = None
+        self.reset_sd_stats()
 
     def warmup(self) -> None:
         """Generates a few tokens, so that the first real prompt is not slower."""
@@ -57,6 +63,18 @@ class ExLlamaV2StreamingGenerator:
     def set_stop_conditions(self, stop_conditions: int | str | Iterable[int | str | None] | None) -> None:
         """Sets the ids and strings that end streams begun from now on; by default the tokenizer's EOS."""
         self._stop = stop_list(stop_conditions)
+
+    def get_sd_stats(self) -> tuple[float, float, int, int, int]:
+        """Of all streams so far: accepted drafts per token, and per draft; tokens, drafts, accepted drafts."""
+        stats = {name: count - self._stats[name] for name, count in self._engine.stats().items() if name in self._stats}
+        tokens, accepted = stats["tokens_generated"], stats["accepted_draft_tokens"]
+        drafts = accepted + stats["rejected_draft_tokens"]
+        return accepted / max(tokens, 1), accepted / max(drafts, 1), tokens, drafts, accepted
+
+    def reset_sd_stats(self) -> None:
+        """Counts from now on."""
+        names = ("tokens_generated", "accepted_draft_tokens", "rejected_draft_tokens")
+        self._stats = {name: self._engine.stats()[name] for name in names}
 
     def set_seed(self, seed: int | None) -> None:
         """Sets the seed of streams begun from now on; `None` is a random seed for each. exlora's own."""
@@ -106,19 +124,15 @@ class ExLlamaV2StreamingGenerator:
     ) -> None:
         """Begins a sequence [1, n] and ends the one before.
 
-        `loras` is one adapter, or an ordered list of adapters or (adapter, weight). Probabilities are those before
+        `loras` is one adapter, or an ordered list of adapters or (adapter, weight). Probabilities are those after
         penalties and filters.
         """
         owner = f"{type(self).__name__}.begin_stream"
         refuse(
             owner,
-            token_healing=token_healing,
             input_mask=input_mask,
             position_offsets=position_offsets,
             input_embeddings=input_embeddings,
-            banned_strings=banned_strings,
-            filters=filters,
-            filter_prefer_eos=filter_prefer_eos,
         )
         loras = kwargs.pop("lora", loras)
         warn_unknown(owner, kwargs)
@@ -132,11 +146,17 @@ class ExLlamaV2StreamingGenerator:
             max_new_tokens=self._engine.max_tokens,
             seed=new_seed(self._seed),
             stop=self._stop,
+            banned_strings=list(banned_strings or []),
             stop_at_eos=False,
-            logprobs=max(return_top_tokens, int(return_probabilities)),
+            probs=max(return_top_tokens, int(return_probabilities)),
             return_logits=return_logits,
             skip_special_tokens=not decode_special_tokens,
-            **gen_settings.request_settings(),
+            ngram_draft=self.speculative_ngram,
+            max_ngram=self.speculative_ngram_max,
+            num_draft_tokens=self.num_speculative_tokens,
+            token_healing=token_healing,
+            **filter_settings(filters or gen_settings.filters, filter_prefer_eos),
+            **gen_settings.request_settings(return_top_tokens),
         )
         self._job = self._engine.submit(request)
 
@@ -149,7 +169,7 @@ class ExLlamaV2StreamingGenerator:
         return tuple(values)
 
     def stream_ex(self, ban_tokens: Any = None, **kwargs: Any) -> dict[str, Any]:
-        """The next piece: `chunk`, `eos`, `chunk_token_ids` [1, n].
+        """The next piece: `chunk`, `eos`, `chunk_token_ids` [1, n]; without tokens where banned text was given up.
 
         Where asked for: `probs` [1, n], `top_tokens` and `top_probs` [1, n, k], `logits` [1, n, vocab]. The token that
         ends the text is not in it.
@@ -170,11 +190,11 @@ class ExLlamaV2StreamingGenerator:
             "chunk_token_ids": token_array(chunk.token_ids if chunk is not None and has_tokens else []),
         }
         if self._returns_probs:
-            logprobs = chunk.logprobs if chunk is not None and has_tokens else None
-            result["probs"] = to_array(_empty(0) if logprobs is None else np.exp(logprobs)[None])
+            probs = chunk.probs if chunk is not None and has_tokens else None
+            result["probs"] = to_array(_empty(0) if probs is None else probs[None])
         if self._top_tokens:
-            top = chunk.top_logprobs if chunk is not None and has_tokens else None
-            result["top_tokens"], result["top_probs"] = top_arrays(top or [])
+            top = chunk.top_probs if chunk is not None and has_tokens else None
+            result["top_tokens"], result["top_probs"] = top_arrays(top or [], self._top_tokens)
         if self._returns_logits:
             logits = chunk.logits if chunk is not None and has_tokens else None
             result["logits"] = to_array(_empty(0, vocab) if logits is None else logits[None])

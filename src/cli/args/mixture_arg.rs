@@ -17,6 +17,11 @@ impl MixtureArg {
         Self(request.adapters.iter().map(|(adapter, weight)| (adapter.label(), *weight)).collect())
     }
 
+    /// Several of them, joined in order.
+    pub(in crate::cli) fn joined(mixtures: &[Self]) -> Self {
+        Self(mixtures.iter().flat_map(|mixture| mixture.0.clone()).collect())
+    }
+
     /// The adapters as a request names them.
     pub(in crate::cli) fn refs(&self) -> Vec<(AdapterRef, f32)> {
         self.0.iter().map(|(name, weight)| (AdapterRef::Name(name.clone()), *weight)).collect()

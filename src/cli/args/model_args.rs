@@ -14,7 +14,7 @@ use super::mixture_arg::MixtureArg;
 use super::path_arg::{expand_home, path};
 use crate::adapter::pool::{AdapterInfo, AdapterLimits};
 use crate::backend::KvDType;
-use crate::engine::{Engine, EngineOptions, GenerationConfigSource};
+use crate::engine::{DraftModelSource, Engine, EngineOptions, GenerationConfigSource};
 use crate::error::{Error, ErrorCode, Result};
 use crate::model::{Device, Model, ModelOptions, Progress};
 
@@ -69,6 +69,15 @@ pub(in crate::cli) struct EngineArgs {
     /// Whether prompts reuse what the cache holds of their beginnings.
     #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, help_heading = "Engine")]
     prefix_cache: bool,
+    /// Smaller model with the same tokenizer: it drafts tokens, which the model verifies several at a time. Changes no token.
+    #[arg(long, value_name = "DIR", value_parser = path(), value_hint = ValueHint::DirPath, help_heading = "Drafts")]
+    draft_model: Option<PathBuf>,
+    /// Load an adapter folder for the draft model under a name; may be repeated.
+    #[arg(long = "draft-adapter", value_name = "NAME=DIR", requires = "draft_model", help_heading = "Drafts")]
+    draft_adapters: Vec<NamedAdapter>,
+    /// Adapter or mixture of the draft model, as --use.
+    #[arg(long = "draft-use", value_name = "MIXTURE", requires = "draft_model", help_heading = "Drafts")]
+    draft_mixture: Vec<MixtureArg>,
 }
 
 /// `NAME=DIR`.
@@ -82,6 +91,11 @@ impl NamedAdapter {
     /// Loads it under its name, or replaces the adapter of that name.
     pub(in crate::cli) fn load(&self, engine: &Engine) -> Result<AdapterInfo> {
         engine.load_adapter(&self.name, &self.dir).map_err(|e| explained(e, &self.dir))
+    }
+
+    /// As [`NamedAdapter::load`], for the draft model.
+    fn load_for_drafts(&self, engine: &Engine) -> Result<AdapterInfo> {
+        engine.load_draft_adapter(&self.name, &self.dir).map_err(|e| explained(e, &self.dir))
     }
 }
 
@@ -179,7 +193,7 @@ impl EngineArgs {
     /// Loads the model and its adapters; also returns the time it took.
     pub(in crate::cli) fn load(&self) -> Result<(Engine, Duration)> {
         let start = Instant::now();
-        if let Some(name) = duplicate_name(&self.adapters) {
+        if let Some(name) = duplicate_name(&self.adapters).or_else(|| duplicate_name(&self.draft_adapters)) {
             return Err(Error::new(ErrorCode::RequestInvalid, format!("two adapters have the name '{name}'")));
         }
         let options = EngineOptions {
@@ -193,17 +207,25 @@ impl EngineArgs {
             prefill_chunk: self.model.prefill_chunk,
             prefix_cache: self.prefix_cache,
             adapter_limits: self.model.adapter_limits(),
+            draft_model: self.draft_model.clone().map(DraftModelSource::from),
+            ..EngineOptions::default()
         };
         let bar = LoadBar::new();
         let engine = Engine::load_with_progress(&self.model.model, options, &mut |progress| bar.show(progress))
             .map_err(|e| explained(e, &self.model.model))?;
         self.adapters.iter().try_for_each(|adapter| adapter.load(&engine).map(drop))?;
+        self.draft_adapters.iter().try_for_each(|adapter| adapter.load_for_drafts(&engine).map(drop))?;
         Ok((engine, start.elapsed()))
     }
 
     /// The mixture of `--use`.
     pub(in crate::cli) fn mixture(&self) -> MixtureArg {
-        MixtureArg(self.mixture.iter().flat_map(|mixture| mixture.0.clone()).collect())
+        MixtureArg::joined(&self.mixture)
+    }
+
+    /// The mixture of `--draft-use`.
+    pub(in crate::cli) fn draft_mixture(&self) -> MixtureArg {
+        MixtureArg::joined(&self.draft_mixture)
     }
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use super::suggestion::did_you_mean;
-use crate::engine::{Request, Stop};
+use crate::engine::{Grammar, Request, Stop};
 use crate::error::{Error, ErrorCode, Result};
 
 /// Settings of a request by the names of its fields. What is not given keeps the request's value.
@@ -34,25 +34,104 @@ pub(in crate::cli) struct SamplingArgs {
     /// Nucleus sampling: the most likely tokens up to this total probability; 1, the default, is all.
     #[arg(long, value_name = "P")]
     top_p: Option<f32>,
+    /// Drop tokens less likely than this multiple of the most likely one's squared probability; 0, the default, drops none.
+    #[arg(long, value_name = "P")]
+    top_a: Option<f32>,
     /// Drop tokens less likely than this fraction of the most likely one; 0, the default, drops none.
     #[arg(long, value_name = "P")]
     min_p: Option<f32>,
+    /// Tail-free sampling: drop what comes after this share of the curvature of the sorted probabilities; 1, the default, drops
+    /// none.
+    #[arg(long, value_name = "P")]
+    tfs: Option<f32>,
+    /// Locally typical sampling: the tokens nearest to the expected surprise, up to this total probability; 1, the default, is
+    /// all.
+    #[arg(long, value_name = "P")]
+    typical: Option<f32>,
+    /// Whether Mirostat 2.0 limits the surprise of tokens; false by default.
+    #[arg(long, value_name = "BOOL")]
+    mirostat: Option<bool>,
+    /// Mean surprise that Mirostat aims at; 1.5 by default.
+    #[arg(long, value_name = "BITS")]
+    mirostat_tau: Option<f32>,
+    /// How fast Mirostat's limit follows; 0.1 by default.
+    #[arg(long, value_name = "X")]
+    mirostat_eta: Option<f32>,
+    /// Mirostat's limit for the first token; twice --mirostat-tau by default.
+    #[arg(long, value_name = "BITS")]
+    mirostat_mu: Option<f32>,
+    /// Smoothed sampling: logits fall with the square of their distance from the best one, times X; 0, the default, is off.
+    #[arg(long, value_name = "X")]
+    smoothing_factor: Option<f32>,
+    /// Dynamic temperature: the temperature where one token is certain; 0 by default.
+    #[arg(long, value_name = "T")]
+    min_temp: Option<f32>,
+    /// Dynamic temperature: the temperature where all tokens are equally likely; off by default, and if not above --min-temp.
+    #[arg(long, value_name = "T")]
+    max_temp: Option<f32>,
+    /// Power by which dynamic temperature grows with the entropy; 1 by default.
+    #[arg(long, value_name = "X")]
+    temp_exponent: Option<f32>,
+    /// Whether the temperature acts after the filters instead of before them; false by default.
+    #[arg(long, value_name = "BOOL")]
+    temperature_last: Option<bool>,
+    /// XTC: probability that all likely tokens but the least likely of them are left out; 0, the default, is off.
+    #[arg(long, value_name = "P")]
+    xtc_probability: Option<f32>,
+    /// Probability from which on XTC takes a token for likely; 0.1 by default.
+    #[arg(long, value_name = "P")]
+    xtc_threshold: Option<f32>,
+    /// Token id that XTC never leaves out; may be repeated. By default those with line breaks, and special tokens.
+    #[arg(long, value_name = "ID")]
+    xtc_ignore_tokens: Option<Vec<u32>>,
+    /// Move draws towards less likely tokens if above 0, towards more likely ones if below; 0 by default.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    skew: Option<f32>,
     /// Penalty on tokens that occur in the prompt or the output; 1, the default, is none.
     #[arg(long, value_name = "X")]
     repetition_penalty: Option<f32>,
     /// Number of most recent tokens that the repetition penalty looks at; all by default.
     #[arg(long, value_name = "N")]
     repetition_range: Option<usize>,
+    /// Number of tokens before these over which the penalty goes back to nothing; 0 by default.
+    #[arg(long, value_name = "N")]
+    repetition_decay: Option<usize>,
     /// Penalty for each occurrence of a token in the output; 0, the default, is none.
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     frequency_penalty: Option<f32>,
     /// Penalty on tokens that occur in the output; 0, the default, is none.
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     presence_penalty: Option<f32>,
+    /// Whether frequency and presence penalty count the tokens that the repetition penalty looks at, and not the output's; false
+    /// by default.
+    #[arg(long, value_name = "BOOL")]
+    penalize_prompt: Option<bool>,
+    /// DRY: penalty on a token that would continue a repetition of --dry-allowed-length tokens; 0, the default, is none.
+    #[arg(long, value_name = "X")]
+    dry_multiplier: Option<f32>,
+    /// Factor on that penalty for each token that the repetition is longer; 1.75 by default.
+    #[arg(long, value_name = "X")]
+    dry_base: Option<f32>,
+    /// Length from which on a repetition is penalized; 2 by default.
+    #[arg(long, value_name = "N")]
+    dry_allowed_length: Option<usize>,
+    /// Length up to which repetitions are compared; 20 by default.
+    #[arg(long, value_name = "N")]
+    dry_max_ngram: Option<usize>,
+    /// Number of most recent tokens among which repetitions are looked for; 0, the default, is all.
+    #[arg(long, value_name = "N")]
+    dry_range: Option<usize>,
+    /// Token id that no repetition contains or ends with; may be repeated. By default those with punctuation, line breaks or
+    /// tabs, and special tokens.
+    #[arg(long, value_name = "ID")]
+    dry_sequence_breakers: Option<Vec<u32>>,
     /// Add BIAS to the logit of a token id; -inf forbids it. May be repeated.
     #[arg(long, value_name = "ID=BIAS", value_parser = logit_bias_arg)]
     #[serde(default, deserialize_with = "logit_bias", serialize_with = "logit_bias_as_map")]
     logit_bias: Option<Vec<(u32, f32)>>,
+    /// Choose only tokens with this id; may be repeated. All by default.
+    #[arg(long, value_name = "ID")]
+    allowed_token_ids: Option<Vec<u32>>,
     /// Random seed: the same seed gives the same text. A random one by default, which is reported.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -60,6 +139,9 @@ pub(in crate::cli) struct SamplingArgs {
     #[arg(long, value_name = "TEXT", value_parser = stop_text_arg)]
     #[serde(default, deserialize_with = "stops", serialize_with = "stops_as_list")]
     stop: Option<Vec<Stop>>,
+    /// A string that the text does not contain, in any case; may be repeated.
+    #[arg(long, value_name = "TEXT")]
+    banned_strings: Option<Vec<String>>,
     /// Stop at this token id; may be repeated.
     #[arg(long, value_name = "ID")]
     stop_token_ids: Option<Vec<u32>>,
@@ -69,22 +151,76 @@ pub(in crate::cli) struct SamplingArgs {
     /// Number of top log-probabilities for each token, which --json prints; 0, the default, is none.
     #[arg(long, value_name = "N")]
     logprobs: Option<usize>,
+    /// Number of top probabilities for each token after penalties and filters, which --json prints; 0, the default, is none.
+    #[arg(long, value_name = "N")]
+    probs: Option<usize>,
+    /// Draft tokens from the prompt and the output: what followed where the last tokens appeared before. Saves steps where a
+    /// text repeats itself, and changes no token; false by default.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    ngram_draft: Option<bool>,
+    /// Largest number of last tokens that --ngram-draft looks for; 4 by default.
+    #[arg(long, value_name = "N")]
+    max_ngram: Option<usize>,
+    /// Largest number of tokens drafted for a step, if any are: 4 by default, 0 for none.
+    #[arg(long, value_name = "N")]
+    num_draft_tokens: Option<usize>,
     /// Whether special tokens are left out of the text; true by default.
     #[arg(long, value_name = "BOOL")]
     skip_special_tokens: Option<bool>,
     /// Whether the tokenizer adds its own special tokens (a BOS) to a text prompt; true by default.
     #[arg(long, value_name = "BOOL")]
     add_special_tokens: Option<bool>,
+    /// The text is JSON that is valid under this JSON schema.
+    #[arg(long, value_name = "SCHEMA")]
+    #[serde(default, deserialize_with = "json_schema")]
+    json_schema: Option<String>,
+    /// The text is a JSON object; false by default.
+    #[arg(long, value_name = "BOOL")]
+    json_object: Option<bool>,
+    /// The whole text matches this regular expression.
+    #[arg(long, value_name = "PATTERN")]
+    regex: Option<String>,
+    /// The text is in the language of this grammar, in Lark syntax.
+    #[arg(long, value_name = "LARK")]
+    grammar: Option<String>,
+    /// The text is this string, or another one that is given in the same way; may be repeated.
+    #[arg(long, value_name = "TEXT")]
+    choices: Option<Vec<String>>,
+    /// Whether the first new token may replace the last one of the prompt by one that begins with its text; false by default.
+    #[arg(long, value_name = "BOOL")]
+    token_healing: Option<bool>,
 }
 
 impl SamplingArgs {
     /// Changes what is given in a request.
-    pub(in crate::cli) fn apply(&self, request: &mut Request) {
+    ///
+    /// # Errors
+    /// `request_invalid`: several grammars are given.
+    pub(in crate::cli) fn apply(&self, request: &mut Request) -> Result<()> {
+        let grammars = [
+            self.json_schema.clone().map(Grammar::JsonSchema),
+            self.json_object.unwrap_or(false).then_some(Grammar::JsonObject),
+            self.regex.clone().map(Grammar::Regex),
+            self.grammar.clone().map(Grammar::Lark),
+            self.choices.clone().map(Grammar::Choices),
+        ];
+        if let Some(grammar) = Grammar::only(grammars.into_iter().flatten())? {
+            request.grammar = Some(grammar);
+        }
+        if self.json_object == Some(false) && request.grammar == Some(Grammar::JsonObject) {
+            request.grammar = None;
+        }
+        set(&mut request.token_healing, self.token_healing);
         set(&mut request.max_new_tokens, self.max_new_tokens);
         set(&mut request.min_new_tokens, self.min_new_tokens);
         set(&mut request.n, self.n);
         set(&mut request.stop_at_eos, self.stop_at_eos);
+        set(&mut request.banned_strings, self.banned_strings.clone());
         set(&mut request.logprobs, self.logprobs);
+        set(&mut request.probs, self.probs);
+        set(&mut request.ngram_draft, self.ngram_draft);
+        set(&mut request.max_ngram, self.max_ngram);
+        set(&mut request.num_draft_tokens, self.num_draft_tokens.map(Some));
         set(&mut request.skip_special_tokens, self.skip_special_tokens);
         set(&mut request.add_special_tokens, self.add_special_tokens);
         if self.stop.is_some() || self.stop_token_ids.is_some() {
@@ -95,13 +231,39 @@ impl SamplingArgs {
         set(&mut sampling.temperature, self.temperature);
         set(&mut sampling.top_k, self.top_k);
         set(&mut sampling.top_p, self.top_p);
+        set(&mut sampling.top_a, self.top_a);
         set(&mut sampling.min_p, self.min_p);
+        set(&mut sampling.tfs, self.tfs);
+        set(&mut sampling.typical, self.typical);
+        set(&mut sampling.mirostat, self.mirostat);
+        set(&mut sampling.mirostat_tau, self.mirostat_tau);
+        set(&mut sampling.mirostat_eta, self.mirostat_eta);
+        set(&mut sampling.mirostat_mu, self.mirostat_mu.map(Some));
+        set(&mut sampling.smoothing_factor, self.smoothing_factor);
+        set(&mut sampling.min_temp, self.min_temp);
+        set(&mut sampling.max_temp, self.max_temp);
+        set(&mut sampling.temp_exponent, self.temp_exponent);
+        set(&mut sampling.temperature_last, self.temperature_last);
+        set(&mut sampling.xtc_probability, self.xtc_probability);
+        set(&mut sampling.xtc_threshold, self.xtc_threshold);
+        set(&mut sampling.xtc_ignore_tokens, self.xtc_ignore_tokens.clone().map(Some));
+        set(&mut sampling.skew, self.skew);
         set(&mut sampling.repetition_penalty, self.repetition_penalty);
         set(&mut sampling.repetition_range, self.repetition_range.map(Some));
+        set(&mut sampling.repetition_decay, self.repetition_decay);
         set(&mut sampling.frequency_penalty, self.frequency_penalty);
         set(&mut sampling.presence_penalty, self.presence_penalty);
+        set(&mut sampling.penalize_prompt, self.penalize_prompt);
+        set(&mut sampling.dry_multiplier, self.dry_multiplier);
+        set(&mut sampling.dry_base, self.dry_base);
+        set(&mut sampling.dry_allowed_length, self.dry_allowed_length);
+        set(&mut sampling.dry_max_ngram, self.dry_max_ngram);
+        set(&mut sampling.dry_range, self.dry_range);
+        set(&mut sampling.dry_sequence_breakers, self.dry_sequence_breakers.clone().map(Some));
         set(&mut sampling.logit_bias, self.logit_bias.clone());
+        set(&mut sampling.allowed_token_ids, self.allowed_token_ids.clone().map(Some));
         set(&mut sampling.seed, self.seed.map(Some));
+        Ok(())
     }
 
     /// Gives one setting by its name, with `-` or `_`, and its value as on the command line.
@@ -166,6 +328,15 @@ fn logit_bias_as_map<S: Serializer>(bias: &Option<Vec<(u32, f32)>>, serializer: 
     bias.serialize(serializer)
 }
 
+/// A JSON schema, or its text.
+fn json_schema<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(match Value::deserialize(deserializer)? {
+        Value::Null => None,
+        Value::String(text) => Some(text),
+        schema => Some(schema.to_string()),
+    })
+}
+
 /// A string, a token id, or a list of both.
 fn stops<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Stop>>, D::Error> {
     let stop = |value: &Value| match value {
@@ -212,39 +383,106 @@ mod tests {
                     temperature: _,
                     top_k: _,
                     top_p: _,
+                    top_a: _,
                     min_p: _,
+                    tfs: _,
+                    typical: _,
+                    mirostat: _,
+                    mirostat_tau: _,
+                    mirostat_eta: _,
+                    mirostat_mu: _,
+                    smoothing_factor: _,
+                    min_temp: _,
+                    max_temp: _,
+                    temp_exponent: _,
+                    temperature_last: _,
+                    xtc_probability: _,
+                    xtc_threshold: _,
+                    xtc_ignore_tokens: _,
+                    skew: _,
                     repetition_penalty: _,
                     repetition_range: _,
+                    repetition_decay: _,
                     frequency_penalty: _,
                     presence_penalty: _,
+                    penalize_prompt: _,
+                    dry_multiplier: _,
+                    dry_base: _,
+                    dry_allowed_length: _,
+                    dry_max_ngram: _,
+                    dry_range: _,
+                    dry_sequence_breakers: _,
                     logit_bias: _,
+                    allowed_token_ids: _,
                     seed: _,
                 },
             stop: _,
+            banned_strings: _,
             stop_at_eos: _,
             logprobs: _,
+            probs: _,
+            // Functions.
+            post_sampling_hooks: _,
             skip_special_tokens: _,
             add_special_tokens: _,
+            ngram_draft: _,
+            max_ngram: _,
+            num_draft_tokens: _,
+            // --draft-use
+            draft_adapters: _,
+            // json_schema, json_object, regex, grammar, choices.
+            grammar: _,
+            // Code of the library's caller.
+            filters: _,
+            token_healing: _,
         } = Request::new("");
-        let fields = "max_new_tokens min_new_tokens n temperature top_k top_p min_p repetition_penalty repetition_range \
-                      frequency_penalty presence_penalty logit_bias seed stop stop_at_eos logprobs skip_special_tokens \
-                      add_special_tokens";
+        let fields = "max_new_tokens min_new_tokens n temperature top_k top_p top_a min_p tfs typical mirostat \
+                      mirostat_tau mirostat_eta mirostat_mu smoothing_factor min_temp max_temp temp_exponent \
+                      temperature_last xtc_probability xtc_threshold xtc_ignore_tokens skew repetition_penalty \
+                      repetition_range repetition_decay frequency_penalty presence_penalty penalize_prompt \
+                      dry_multiplier dry_base dry_allowed_length dry_max_ngram dry_range dry_sequence_breakers \
+                      logit_bias allowed_token_ids seed stop banned_strings stop_at_eos logprobs probs skip_special_tokens \
+                      add_special_tokens ngram_draft max_ngram num_draft_tokens json_schema json_object regex grammar \
+                      choices token_healing";
         let names = SamplingArgs::names();
         let default = format!("{:?}", Request::new(""));
         for field in fields.split_whitespace() {
             assert!(names.contains(&field.replace('_', "-")), "--{field}");
             let value = match field {
                 "logit_bias" => serde_json::json!({"3": -1.5}),
+                "banned_strings" => serde_json::json!(["x"]),
+                "ngram_draft" => serde_json::json!(true),
                 "stop_at_eos" | "skip_special_tokens" | "add_special_tokens" => serde_json::json!(false),
+                "json_object" | "token_healing" => serde_json::json!(true),
+                "json_schema" => serde_json::json!({"type": "integer"}),
+                "regex" | "grammar" => serde_json::json!("x"),
+                "choices" => serde_json::json!(["x", "y"]),
+                "mirostat" | "temperature_last" | "penalize_prompt" => serde_json::json!(true),
+                "xtc_ignore_tokens" | "dry_sequence_breakers" | "allowed_token_ids" => serde_json::json!([3, 4]),
                 _ => serde_json::json!(7),
             };
             let args: SamplingArgs = serde_json::from_value(serde_json::json!({field: value})).expect(field);
             let given: Vec<String> = args.given().into_iter().map(|(name, _)| name).collect();
             assert_eq!(given, [field]);
             let mut request = Request::new("");
-            args.apply(&mut request);
+            args.apply(&mut request).expect(field);
             assert_ne!(format!("{request:?}"), default, "{field} reaches the request");
         }
+    }
+
+    #[test]
+    fn two_grammars_are_refused_and_a_schema_is_json_or_its_text() {
+        let of = |json: serde_json::Value| {
+            let args: SamplingArgs = serde_json::from_value(json).expect("settings");
+            let mut request = Request::new("");
+            args.apply(&mut request).map(|()| request.grammar)
+        };
+        let schema = Some(Grammar::JsonSchema(r#"{"type":"integer"}"#.to_owned()));
+        assert_eq!(of(serde_json::json!({"json_schema": {"type": "integer"}})).expect("one"), schema);
+        assert_eq!(of(serde_json::json!({"json_schema": r#"{"type":"integer"}"#})).expect("one"), schema);
+        assert_eq!(of(serde_json::json!({"json_object": false, "regex": null})).expect("none"), None);
+        let error = of(serde_json::json!({"regex": "a", "choices": ["b"]})).expect_err("two");
+        assert!(error.to_string().contains("regex and choices"), "{error}");
     }
 
     #[test]

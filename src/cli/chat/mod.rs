@@ -53,6 +53,7 @@ pub(super) fn run(args: &ChatArgs, json: bool) -> Result<()> {
         changed: BTreeMap::new(),
         conversation: Conversation::new(args.system.clone()),
         mixture: MixtureArg::default(),
+        draft_mixture: args.engine.draft_mixture(),
         last: None,
         // From a pipe there is no talk to keep.
         interrupt: if lines.is_terminal() { Interrupt::catch()? } else { Interrupt::not_caught() },
@@ -74,6 +75,8 @@ struct Chat {
     interrupt: Interrupt,
     conversation: Conversation,
     mixture: MixtureArg,
+    /// Of the draft model.
+    draft_mixture: MixtureArg,
     /// The command line's settings, and what `/set` changed in them.
     initial: SamplingArgs,
     changed: BTreeMap<String, String>,
@@ -245,7 +248,7 @@ impl Chat {
         let (seen, left_out) = self.conversation.counts();
         note(&format!("turns          {seen}, {left_out} left out of the context"));
         if let Some((usage, seconds)) = self.last {
-            let Usage { prompt_tokens, cached_tokens, completion_tokens } = usage;
+            let Usage { prompt_tokens, cached_tokens, completion_tokens, .. } = usage;
             note(&format!(
                 "last answer    {prompt_tokens} prompt tokens ({cached_tokens} cached), {completion_tokens} new tokens \
                  in {seconds:.2} s"
@@ -295,8 +298,9 @@ impl Chat {
             }
             // An answer is one sample, also where the generation config asks for several.
             request.n = 1;
-            self.sampling.apply(&mut request);
+            self.sampling.apply(&mut request)?;
             request.adapters = self.mixture.refs();
+            request.draft_adapters = self.draft_mixture.refs();
             let room = request.max_new_tokens.min(context / 4);
             match self.engine.submit(request) {
                 Ok(job) if job.prompt_tokens().len() + room <= context => return Ok(job),

@@ -11,7 +11,7 @@ use crate::engine::{ChatMessage, ChatOptions, Prompt, Request};
 use crate::error::{Error, ErrorCode, Result};
 
 /// What a line may have besides the settings of [`SamplingArgs`].
-const OWN_KEYS: [&str; 4] = ["prompt", "adapter", "id", "custom_id"];
+const OWN_KEYS: [&str; 5] = ["prompt", "adapter", "draft_adapters", "id", "custom_id"];
 
 /// Which of them say how a chat is rendered.
 const CHAT_KEYS: [&str; 6] =
@@ -48,12 +48,15 @@ fn request(mut fields: Map<String, Value>, defaults: &Request) -> Result<Request
     let given = fields.remove("prompt").ok_or_else(|| invalid("missing field `prompt`".to_owned()))?;
     request.prompt = prompt(given)?;
     if let Some(adapter) = fields.remove("adapter") {
-        request.adapters = mixture(&adapter)?.refs();
+        request.adapters = mixture("adapter", &adapter)?.refs();
+    }
+    if let Some(adapters) = fields.remove("draft_adapters") {
+        request.draft_adapters = mixture("draft_adapters", &adapters)?.refs();
     }
     request.chat = chat_options(&mut fields, &request.chat)?;
     let settings: SamplingArgs = serde_path_to_error::deserialize(Value::Object(fields))
         .map_err(|e| invalid(format!("{}: {}", e.path(), e.inner())))?;
-    settings.apply(&mut request);
+    settings.apply(&mut request)?;
     Ok(request)
 }
 
@@ -101,7 +104,7 @@ fn chat_options(fields: &mut Map<String, Value>, defaults: &ChatOptions) -> Resu
 }
 
 /// A name, `{name: weight}` in order, a list of such pairs, or null for the base.
-fn mixture(value: &Value) -> Result<MixtureArg> {
+fn mixture(key: &str, value: &Value) -> Result<MixtureArg> {
     let weight = |weight: &Value| weight.as_f64().map(|weight| weight as f32);
     let parts: Option<Vec<(String, f32)>> = match value {
         Value::Null => Some(Vec::new()),
@@ -116,8 +119,8 @@ fn mixture(value: &Value) -> Result<MixtureArg> {
         }
         _ => None,
     };
-    let expected = "adapter must be a name, an object of names and weights, or null";
-    parts.map(MixtureArg).ok_or_else(|| invalid(expected.to_owned()))
+    let expected = || invalid(format!("{key} must be a name, an object of names and weights, or null"));
+    parts.map(MixtureArg).ok_or_else(expected)
 }
 
 fn invalid(what: String) -> Error {

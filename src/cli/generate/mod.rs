@@ -72,8 +72,9 @@ pub(super) fn run(args: &GenerateArgs, json: bool) -> Result<u8> {
     let (engine, load_time) = args.engine.load()?;
     note(&format!("loaded in {:.2} s: {}", load_time.as_secs_f64(), engine.model().describe_device()));
     let mut request = engine.request(prompt.unwrap_or_default());
-    args.sampling.apply(&mut request);
+    args.sampling.apply(&mut request)?;
     request.adapters = args.engine.mixture().refs();
+    request.draft_adapters = args.engine.draft_mixture().refs();
     match &args.input.requests {
         Some(source) => batch::run(&engine, source, &args.batch, &request, json),
         None => single::run(&engine, request, json),

@@ -56,14 +56,23 @@ fn stream(engine: &Engine, request: Request, interrupt: &Interrupt) -> Result<()
         let decode = start.elapsed().as_secs_f64() - prefill;
         let seed = if is_random { format!("; seed {}", job.seed()) } else { String::new() };
         note(&format!(
-            "{} prompt tokens ({} cached) in {prefill:.2} s; {new_tokens} new tokens, {:.1} tokens/s; ended by {}{seed}",
+            "{} prompt tokens ({} cached) in {prefill:.2} s; {new_tokens} new tokens, {:.1} tokens/s{}; ended by {}{seed}",
             usage.prompt_tokens,
             usage.cached_tokens,
             if decode > 0.0 { (new_tokens - first) as f64 / decode } else { 0.0 },
+            drafts(&usage),
             reason.as_str(),
         ));
     }
     outcome
+}
+
+/// How many drafted tokens were accepted, if any were drafted.
+fn drafts(usage: &Usage) -> String {
+    match usage.accepted_draft_tokens + usage.rejected_draft_tokens {
+        0 => String::new(),
+        drafted => format!("; {} of {drafted} drafted tokens accepted", usage.accepted_draft_tokens),
+    }
 }
 
 /// Prints each sample as it completes.

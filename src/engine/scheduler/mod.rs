@@ -1,7 +1,8 @@
 //! Continuous batching: which sequences are in the next step, with how many tokens, on which pages.
 //!
 //! Running sequences are kept in the order of admission. Each step computes one token of every decoding sequence, and prompt
-//! tokens of the others until the step's budget is used up (chunked prefill, `prefill.rs`). When pages run out, the sequence
+//! tokens of the others until the step's budget is used up (chunked prefill, `prefill.rs`); what is left of it verifies drafted
+//! tokens (`speculation.rs`). When pages run out, the sequence
 //! admitted last is preempted: it releases its pages and starts over later, and because of batch invariance it arrives at the
 //! same tokens.
 //!
@@ -9,24 +10,34 @@
 //! also by a panic. If a forward pass fails, its sequences are tried in halves, down to the one that cannot be computed: the
 //! others get the same bits.
 
+mod draft_model;
+mod parallel;
 mod prefill;
+mod speculation;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use parking_lot::Mutex;
+
+use super::constraint::prepare_during;
+use super::draft::DraftCounts;
 use super::options::EngineOptions;
 use super::output::{FinishReason, no_memory_for_logits};
-use super::sampler::Sampler;
+use super::post_sampling::PostSampling;
+use super::sampler::{Context, Sampled, Sampler, first_not_finite};
 use super::sequence::{Purpose, Sequence};
-use super::stats::SchedulerStats;
+use super::stats::{SchedulerStats, StepStats};
 use crate::error::{Error, ErrorCode, Result};
 use crate::guard::catch_panic;
-use crate::kv_cache::{PAGE_TOKENS, PagePool, PrefixKey};
+use crate::kv_cache::PagePool;
 use crate::model::batch::{SequenceRows, StepBatch};
 use crate::model::{KvStorage, Model};
 use prefill::Prefill;
+
+pub(super) use draft_model::DraftModel;
 
 /// The sequences of an engine and the pages they use.
 pub(super) struct Scheduler {
@@ -35,39 +46,49 @@ pub(super) struct Scheduler {
     running: Vec<Sequence>,
     pool: PagePool,
     kv: KvStorage,
+    draft_model: Option<DraftModel>,
     max_rows: usize,
     prefill_chunk: usize,
-    sampler: Sampler,
-    /// Number of tokens of each running sequence in this step.
+    /// One for each thread that chose tokens so far.
+    samplers: Vec<Sampler>,
+    /// Most threads that choose tokens.
+    threads: usize,
+    /// Number of tokens of each running sequence in this step, without its drafts.
     scheduled_tokens: Vec<usize>,
     prefills: Vec<Prefill>,
+    /// Most tokens that each running sequence may draft in this step.
+    draft_limits: Vec<usize>,
     /// Indices of the running sequences that are in this step, those with the same layer map together.
     order: Vec<usize>,
     batch: StepBatch,
+    /// The tokens of a sequence's rows that end with drafted ones.
+    drafted_rows: Vec<u32>,
     logits: Vec<f32>,
-    tokens_prompt: u64,
-    tokens_generated: u64,
+    stats: StepStats,
 }
 
 impl Scheduler {
     /// # Errors
     /// `memory_exhausted`.
-    pub(super) fn new(kv: KvStorage, options: &EngineOptions) -> Result<Self> {
+    pub(super) fn new(kv: KvStorage, draft_model: Option<DraftModel>, options: &EngineOptions) -> Result<Self> {
         Ok(Self {
             waiting: BTreeMap::new(),
             running: Vec::new(),
             pool: PagePool::new(kv.shape().pages, options.prefix_cache)?,
             kv,
+            draft_model,
             max_rows: options.max_rows.max(1),
             prefill_chunk: options.prefill_chunk.max(1),
-            sampler: Sampler::default(),
+            samplers: Vec::new(),
+            threads: parallel::most_threads(options.threads),
             scheduled_tokens: Vec::new(),
             prefills: Vec::new(),
+            draft_limits: Vec::new(),
             order: Vec::new(),
             batch: StepBatch::default(),
+            drafted_rows: Vec::new(),
             logits: Vec::new(),
-            tokens_prompt: 0,
-            tokens_generated: 0,
+            stats: StepStats::default(),
         })
     }
 
@@ -78,8 +99,7 @@ impl Scheduler {
             prefix_pages: self.pool.prefix_pages(),
             rows_running: self.running.len(),
             rows_waiting: self.waiting.len(),
-            tokens_prompt: self.tokens_prompt,
-            tokens_generated: self.tokens_generated,
+            steps: self.stats,
         }
     }
 
@@ -90,6 +110,9 @@ impl Scheduler {
     /// Forgets every cached prefix.
     pub(super) fn clear_prefixes(&mut self) {
         self.pool.clear_prefixes();
+        if let Some(draft_model) = &mut self.draft_model {
+            draft_model.clear_prefixes();
+        }
     }
 
     /// Ends the sequence of a cancelled job, if it has not ended yet.
@@ -97,7 +120,7 @@ impl Scheduler {
         let running = |sequences: &[Sequence]| sequences.iter().position(|sequence| sequence.job.number() == job);
         let sequence = self.waiting.remove(&job);
         if let Some(mut sequence) = sequence.or_else(|| Some(self.running.remove(running(&self.running)?))) {
-            self.pool.release(sequence.pages.drain(..));
+            self.release(&mut sequence);
             end(&mut sequence, FinishReason::Cancelled);
         }
     }
@@ -109,7 +132,18 @@ impl Scheduler {
             sequence.fail(error.clone());
         }
         self.pool.reset();
-        self.sampler = Sampler::default();
+        if let Some(draft_model) = &mut self.draft_model {
+            draft_model.reset();
+        }
+        self.samplers.clear();
+    }
+
+    /// Returns all pages of a sequence, which starts over if it runs again.
+    fn release(&mut self, sequence: &mut Sequence) {
+        sequence.kv.release(&mut self.pool);
+        if let Some(draft_model) = &mut self.draft_model {
+            draft_model.release(&mut sequence.drafts);
+        }
     }
 
     /// Computes one step; `false` if there was nothing to do.
@@ -119,6 +153,7 @@ impl Scheduler {
         if self.running.is_empty() {
             return false;
         }
+        self.draft();
         self.order_by_layer_map();
         let mut start = 0;
         while start < self.order.len() {
@@ -126,29 +161,48 @@ impl Scheduler {
             self.compute(model, start..end);
             start = end;
         }
-        let pool = &mut self.pool;
-        self.running.retain_mut(|sequence| {
+        let mut running = std::mem::take(&mut self.running);
+        running.retain_mut(|sequence| {
             let runs = !sequence.job.has_ended();
-            if !runs {
-                pool.release(sequence.pages.drain(..));
+            if runs {
+                sequence.kv.release_beyond(&mut self.pool, sequence.tokens.len());
+            } else {
+                self.release(sequence);
             }
             runs
         });
+        self.running = running;
         true
     }
 
     /// Computes `order[range]`, sequences with the same layer map. Fails those that cannot be computed on their own.
     fn compute(&mut self, model: &Model, range: Range<usize>) {
         self.fill_batch(range.clone());
-        let outcome = model.forward(&mut self.batch, &[&self.kv], &mut self.logits);
-        let Err(error) = outcome else { return self.advance(range) };
+        let (order, scheduled) = (&self.order[range.clone()], &self.scheduled_tokens);
+        let sequences = self.running.iter_mut().enumerate();
+        // Few sequences have a constraint, so the search through the order is rare.
+        let constrained = sequences.filter_map(|(index, sequence)| {
+            let chooses = logit_rows_of(sequence, scheduled[index]) > 0;
+            sequence.constraint_mut().filter(|_| chooses && order.contains(&index))
+        });
+        let mut constraints: Vec<_> = constrained.collect();
+        let (kv, batch, logits) = (&self.kv, &mut self.batch, &mut self.logits);
+        let outcome = prepare_during(&mut constraints, || model.forward(batch, &[kv], logits));
+        let Err(error) = outcome else {
+            self.stats.steps += 1;
+            return self.advance(range);
+        };
         let first = self.order[range.start];
-        let tokens = &mut self.scheduled_tokens[first];
+        let (tokens, drafted) = (&mut self.scheduled_tokens[first], &mut self.running[first].drafts.proposed);
         if range.len() > 1 {
             tracing::debug!(sequences = range.len(), %error, "a step failed: its sequences are tried in halves");
             let middle = range.start + range.len() / 2;
             self.compute(model, range.start..middle);
             self.compute(model, middle..range.end);
+        } else if !drafted.is_empty() {
+            // Whatever it is: a sequence does not fail for what it only may continue with.
+            drafted.clear();
+            self.compute(model, range);
         } else if error.code() == ErrorCode::MemoryExhausted && *tokens > 1 {
             *tokens /= 2;
             self.compute(model, range);
@@ -162,13 +216,13 @@ impl Scheduler {
         self.order.clear();
         self.order.extend((0..self.running.len()).filter(|&index| self.scheduled_tokens[index] > 0));
         // No two keys are equal, so the unstable sort, which needs no buffer, keeps the order of admission.
-        let key = |&index: &usize| (&self.running[index].plan.forward.layer_map, index);
+        let key = |&index: &usize| (&self.running[index].kv.plan.forward.layer_map, index);
         self.order.sort_unstable_by(|a, b| key(a).cmp(&key(b)));
     }
 
     /// Number of sequences in `order` from `start` on with the same layer map.
     fn same_layer_map(&self, start: usize) -> usize {
-        let layer_map = |index: usize| &self.running[index].plan.forward.layer_map;
+        let layer_map = |index: usize| &self.running[index].kv.plan.forward.layer_map;
         let first = layer_map(self.order[start]);
         self.order[start..].iter().take_while(|&&index| layer_map(index) == first).count()
     }
@@ -177,27 +231,21 @@ impl Scheduler {
     fn admit(&mut self) {
         while self.running.len() < self.max_rows {
             let Some((_, mut sequence)) = self.waiting.pop_first() else { return };
-            let (tokens, kv_groups) = (sequence.tokens.len(), sequence.plan.kv_groups);
             // The logits of all positions need all positions computed.
-            let (pages, key) = match sequence.purpose {
-                Purpose::Generate(_) => {
-                    self.pool.find_prefix(tokens, kv_groups, |key, page| sequence.extend_key(key, page))
-                }
-                Purpose::PromptLogits(_) => (Vec::new(), PrefixKey::EMPTY),
-            };
+            if matches!(sequence.purpose, Purpose::Generate(_)) {
+                sequence.kv.find_prefix(&mut self.pool, &sequence.tokens);
+            }
             // One spare page for each running sequence, or the new one would soon be preempted.
-            let wanted = sequence.pages_for(tokens) - pages.len() + self.running.len();
-            if wanted > self.pool.free() && !self.running.is_empty() {
-                self.pool.release(pages);
+            let missing = sequence.kv.pages_for(sequence.tokens.len()) - sequence.kv.pages.len();
+            if missing + self.running.len() > self.pool.free() && !self.running.is_empty() {
+                sequence.kv.release(&mut self.pool);
                 return self.queue(sequence);
             }
-            sequence.published = pages.len() / kv_groups;
-            sequence.computed = sequence.published * PAGE_TOKENS;
-            (sequence.pages, sequence.key) = (pages, key);
             if sequence.cached_tokens.is_none() {
-                sequence.cached_tokens = Some(sequence.computed);
-                self.tokens_prompt += sequence.prompt_len as u64;
+                sequence.cached_tokens = Some(sequence.kv.computed);
+                self.stats.tokens_prompt += sequence.prompt_len as u64;
             }
+            sequence.job.set_started();
             sequence.report_progress();
             self.running.push(sequence);
         }
@@ -222,7 +270,7 @@ impl Scheduler {
         self.prefills.clear();
         for (index, sequence) in self.running.iter().enumerate().filter(|(_, sequence)| sequence.pending() > 1) {
             self.scheduled_tokens[index] = 0;
-            let (pending, row_cost) = (sequence.pending(), sequence.plan.row_cost);
+            let (pending, row_cost) = (sequence.pending(), sequence.kv.plan.row_cost);
             self.prefills.push(Prefill { index, pending, row_cost });
         }
         prefill::share(self.prefill_chunk, &mut self.prefills, |index, tokens| self.scheduled_tokens[index] += tokens);
@@ -230,21 +278,16 @@ impl Scheduler {
 
     /// Allocates the pages of the scheduled tokens; `false` if there are not enough.
     fn allocate_pages(&mut self) -> bool {
-        for (sequence, &tokens) in self.running.iter_mut().zip(&self.scheduled_tokens) {
-            let pages = sequence.pages_for(sequence.computed + tokens);
-            while sequence.pages.len() < pages {
-                let Some(page) = self.pool.allocate() else { return false };
-                sequence.pages.push(page);
-            }
-        }
-        true
+        let pool = &mut self.pool;
+        let allocate =
+            |(sequence, &tokens): (&mut Sequence, &usize)| sequence.kv.allocate(pool, sequence.kv.computed + tokens);
+        self.running.iter_mut().zip(&self.scheduled_tokens).all(allocate)
     }
 
     fn preempt_last(&mut self) {
         let Some(mut sequence) = self.running.pop() else { return };
         tracing::debug!(tokens = sequence.tokens.len(), "out of KV pages: a sequence is preempted");
-        self.pool.release(sequence.pages.drain(..));
-        sequence.computed = 0;
+        self.release(&mut sequence);
         if let Purpose::PromptLogits(collected) = &mut sequence.purpose {
             collected.clear();
         }
@@ -261,52 +304,88 @@ impl Scheduler {
         let scheduled = &self.scheduled_tokens;
         let sequences = || self.order[range.clone()].iter().map(|&index| (&self.running[index], scheduled[index]));
         let Some((first, _)) = sequences().next() else { return };
-        let logit_width = sequences().map(|(sequence, _)| sequence.plan.vocab).max().unwrap_or(0);
-        self.batch.begin(first.plan.forward.layer_map.as_ref(), first.plan.kv_groups, logit_width);
-        for (sequence, tokens) in sequences() {
-            let positions = sequence.computed..sequence.computed + tokens;
-            let rows = SequenceRows {
-                tokens: &sequence.tokens[positions.clone()],
-                position: positions.start,
-                pages: &sequence.pages,
-                logits: logit_rows_of(sequence, tokens),
-            };
-            self.batch.push_sequence(rows, sequence.plan.forward.spans.over(positions));
+        let logit_width = sequences().map(|(sequence, _)| sequence.kv.plan.vocab).max().unwrap_or(0);
+        self.batch.begin(first.kv.plan.forward.layer_map.as_ref(), first.kv.plan.kv_groups, logit_width);
+        for (sequence, scheduled) in sequences() {
+            let (start, drafted) = (sequence.kv.computed, &sequence.drafts.proposed);
+            let mut tokens = &sequence.tokens[start..start + scheduled];
+            if !drafted.is_empty() {
+                self.drafted_rows.clear();
+                self.drafted_rows.extend(tokens.iter().chain(drafted));
+                tokens = &self.drafted_rows;
+            }
+            let logits = logit_rows_of(sequence, scheduled);
+            let rows = SequenceRows { tokens, position: start, pages: &sequence.kv.pages, logits };
+            self.batch.push_sequence(rows, sequence.kv.plan.forward.spans.over(start..start + tokens.len()));
         }
         self.batch.finish();
     }
 
     /// Processes the results of `order[range]`: publishes full pages, chooses tokens, collects logits.
     fn advance(&mut self, range: Range<usize>) {
+        let threads = self.sampling_threads(range.clone());
+        self.samplers.resize_with(threads.max(self.samplers.len()), Sampler::default);
+        let (mut own_tasks, mut tasks) = (Vec::new(), Vec::new());
         let width = self.batch.logit_width();
         let mut logits = &mut self.logits[..];
         let mut end = 0;
-        for &index in &self.order[range] {
-            let (sequence, tokens) = (&mut self.running[index], self.scheduled_tokens[index]);
+        // Those with the same layer map are in the order of the running sequences.
+        let mut indices = self.order[range].iter().peekable();
+        for (index, sequence) in self.running.iter_mut().enumerate() {
+            if indices.next_if_eq(&&index).is_none() {
+                continue;
+            }
+            let tokens = self.scheduled_tokens[index];
             let (own, rest) = std::mem::take(&mut logits).split_at_mut(logit_rows_of(sequence, tokens) * width);
             logits = rest;
             let rows = end..end + tokens;
-            end = rows.end;
-            if let Err(error) = self.batch.check_overflows(rows) {
-                sequence.fail(error);
-                continue;
-            }
-            sequence.computed += tokens;
-            sequence.report_progress();
-            publish_full_pages(&mut self.pool, sequence);
+            end = rows.end + sequence.drafts.proposed.len();
+            let results = StepResults { batch: &self.batch, rows, logits: own };
+            let list = if calls_the_caller(sequence) { &mut own_tasks } else { &mut tasks };
+            list.push((sequence, results));
+        }
+        let shared = Mutex::new((&mut self.pool, &mut self.stats));
+        parallel::for_each(own_tasks, tasks, &mut self.samplers[..threads], |sampler, (sequence, results)| {
             let on_panic = |message: &str| {
                 Error::new(ErrorCode::Internal, format!("choosing a token or decoding its text panicked: {message}"))
             };
-            let accepted = catch_panic(on_panic, || accept(&mut self.sampler, sequence, own, width));
-            match accepted {
-                Ok(chosen) => self.tokens_generated += u64::from(chosen),
-                Err(error) => {
-                    self.sampler = Sampler::default();
-                    sequence.fail(error);
-                }
+            let mut stats = StepStats::default();
+            let accepted = catch_panic(on_panic, || accept(sampler, sequence, results, &mut stats));
+            if let Err(error) = accepted {
+                *sampler = Sampler::default();
+                sequence.fail(error);
             }
-        }
+            let (pool, all) = &mut *shared.lock();
+            if has_gone_back(sequence) {
+                sequence.kv.go_back(pool, &sequence.tokens, sequence.tokens.len() - 1);
+            }
+            sequence.kv.publish(pool, &sequence.tokens);
+            all.add(stats);
+        });
     }
+
+    /// Number of threads that the tokens of `order[range]` are worth.
+    fn sampling_threads(&self, range: Range<usize>) -> usize {
+        let most = self.threads.min(range.len());
+        let nanoseconds = self.order[range].iter().map(|&index| {
+            let (sequence, tokens) = (&self.running[index], self.scheduled_tokens[index]);
+            match &sequence.purpose {
+                Purpose::Generate(decode) if !calls_the_caller(sequence) => {
+                    let vocab = sequence.kv.plan.vocab * logit_rows_of(sequence, tokens);
+                    vocab * if decode.sampling.is_greedy() { 1 } else { 4 }
+                }
+                _ => 0,
+            }
+        });
+        parallel::threads_for(nanoseconds.sum(), most)
+    }
+}
+
+/// Whether choosing its tokens calls functions of the caller, which the thread that computes the step does.
+fn calls_the_caller(sequence: &Sequence) -> bool {
+    let Purpose::Generate(decode) = &sequence.purpose else { return false };
+    !decode.post_sampling_hooks.is_empty()
+        || decode.constraint.as_ref().is_some_and(|constraint| constraint.has_filters())
 }
 
 /// Ends a sequence early. Should that panic, it ends with an error.
@@ -322,46 +401,72 @@ fn end(sequence: &mut Sequence, reason: FinishReason) {
     }
 }
 
-/// Number of rows whose logits a sequence needs: all of its `tokens` scheduled rows, or the last one if it is the last
-/// pending token.
+/// Number of rows whose logits a sequence needs: all of its `tokens` scheduled rows, or from that of the last pending token on.
 fn logit_rows_of(sequence: &Sequence, tokens: usize) -> usize {
     match sequence.purpose {
         Purpose::PromptLogits(_) => tokens,
-        Purpose::Generate(_) => usize::from(tokens > 0 && tokens == sequence.pending()),
+        Purpose::Generate(_) if tokens > 0 && tokens == sequence.pending() => 1 + sequence.drafts.proposed.len(),
+        Purpose::Generate(_) => 0,
     }
 }
 
-fn publish_full_pages(pool: &mut PagePool, sequence: &mut Sequence) {
-    let kv_groups = sequence.plan.kv_groups;
-    while (sequence.published + 1) * PAGE_TOKENS <= sequence.computed {
-        sequence.key = sequence.extend_key(&sequence.key, sequence.published);
-        let first = sequence.published * kv_groups;
-        for (group, &page) in sequence.pages[first..first + kv_groups].iter().enumerate() {
-            pool.publish(page, sequence.key, group);
-        }
-        sequence.published += 1;
-    }
+/// Whether a sequence has lost tokens that were computed: the one that it continues with must be chosen again.
+fn has_gone_back(sequence: &Sequence) -> bool {
+    matches!(sequence.purpose, Purpose::Generate(_)) && sequence.tokens.len() <= sequence.kv.computed
 }
 
-/// Processes the rows of logits of one sequence, `width` apart; whether a token was chosen.
-fn accept(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32], width: usize) -> Result<bool> {
-    let vocab = sequence.plan.vocab;
-    for row in logits.chunks_exact_mut(width).map(|row| &mut row[..vocab]) {
-        match sequence.purpose {
-            Purpose::PromptLogits(_) => sequence.accept_prompt_logits(row),
-            Purpose::Generate(_) => {
-                choose(sampler, sequence, row)?;
-                return Ok(true);
-            }
-        }
+/// What a step computed for one sequence.
+struct StepResults<'a> {
+    batch: &'a StepBatch,
+    /// The rows of its own tokens. Those of its drafts follow.
+    rows: Range<usize>,
+    /// Of the rows that need them.
+    logits: &'a mut [f32],
+}
+
+/// Processes what a step computed for one sequence: collects logits, or chooses tokens for as long as the next row is that of
+/// the token just chosen.
+fn accept(
+    sampler: &mut Sampler,
+    sequence: &mut Sequence,
+    results: StepResults<'_>,
+    stats: &mut StepStats,
+) -> Result<()> {
+    let StepResults { batch, rows, logits } = results;
+    batch.check_overflows(rows.clone())?;
+    sequence.kv.computed += rows.len();
+    sequence.report_progress();
+    let (width, vocab) = (batch.logit_width(), sequence.kv.plan.vocab);
+    let mut logits = logits.chunks_exact_mut(width).map(|row| &mut row[..vocab]);
+    if let Purpose::PromptLogits(_) = sequence.purpose {
+        logits.for_each(|row| sequence.accept_prompt_logits(row));
+        return Ok(());
     }
-    Ok(false)
+    let Some(row) = logits.next() else { return Ok(()) };
+    sequence.drafts.begin_verification();
+    choose(sampler, sequence, row)?;
+    stats.tokens_generated += 1;
+    for (index, row) in logits.enumerate() {
+        // From here on, what was drafted is computed as if it had been chosen in a step of its own.
+        if sequence.drafts.hits() <= index || sequence.job.has_ended() || has_gone_back(sequence) {
+            break;
+        }
+        let drafted_row = rows.end + index;
+        batch.check_overflows(drafted_row..drafted_row + 1)?;
+        sequence.kv.computed += 1;
+        choose(sampler, sequence, row)?;
+        stats.tokens_generated += 1;
+    }
+    let DraftCounts { accepted, rejected } = sequence.drafts.end_verification();
+    stats.accepted_draft_tokens += accepted as u64;
+    stats.rejected_draft_tokens += rejected as u64;
+    Ok(())
 }
 
 /// Chooses the next token and sends its chunk.
 fn choose(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32]) -> Result<()> {
-    let Purpose::Generate(decode) = &sequence.purpose else { return Ok(()) };
-    if let Some(id) = logits.iter().position(|logit| !logit.is_finite()) {
+    let Purpose::Generate(decode) = &mut sequence.purpose else { return Ok(()) };
+    if let Some(id) = first_not_finite(logits) {
         let what = "the logits are not finite, so that no token can be chosen";
         return Err(Error::new(ErrorCode::LogitsNotFinite, what)
             .with_expected("finite numbers")
@@ -380,6 +485,27 @@ fn choose(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32]) ->
             }
         }
     }
-    let sampled = sampler.sample(logits, &decode.sampling, &sequence.tokens, sequence.prompt_len, decode.logprobs)?;
+    for &id in decode.banned.iter().flat_map(|banned| banned.forbidden_at(sequence.tokens.len())) {
+        if let Some(logit) = logits.get_mut(id as usize) {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+    let mask = decode.constraint.as_mut().map(|constraint| constraint.mask()).transpose()?;
+    let (tokens, prompt_len) = (&sequence.tokens, sequence.prompt_len);
+    let context = Context { tokens, prompt_len, mask: mask.as_ref(), random: None };
+    let mut top = decode.top;
+    if !decode.post_sampling_hooks.is_empty() {
+        top.probs = top.probs.max(1);
+    }
+    let mut sampled = sampler.sample(logits, &decode.sampling, context, &mut decode.sampler_state, top)?;
+    for hook in &decode.post_sampling_hooks {
+        let Sampled { id: token, prob, ref top_probs, .. } = sampled;
+        let mut chosen = PostSampling { token, prob, top_probs, logits };
+        hook.call(&mut chosen)?;
+        if chosen.token != token {
+            let replacement = chosen.token;
+            sampler.replace(&mut sampled, replacement, logits, top)?;
+        }
+    }
     sequence.accept(sampled, returned)
 }

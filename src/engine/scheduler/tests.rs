@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use crate::engine::draft::Drafts;
 use crate::engine::faulty_compute::{FAIL, FaultyCompute, PANIC};
 use crate::engine::job::Job;
 use crate::engine::sequence::{Purpose, Sequence};
 use crate::engine::{Engine, EngineOptions};
 use crate::error::{ErrorCode, Result};
-use crate::{Completion, FinishReason, Request};
+use crate::{Completion, DraftModelSource, FinishReason, Request};
 
 fn fixture(name: &str) -> String {
     format!("{}/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"))
@@ -132,7 +133,7 @@ fn submit_broken(engine: &Engine, break_it: impl FnOnce(&mut Sequence)) -> Job {
     let checked = engine.check(request(vec![5, 6, 7])).expect("valid");
     let state = engine.core.new_job(checked.mixture.into_leases(), &Arc::default());
     let purpose = Purpose::Generate(Box::new(checked.decode));
-    let mut sequence = Sequence::new(Arc::clone(&state), purpose, checked.prompt.to_vec(), checked.plan);
+    let mut sequence = Sequence::new(Arc::clone(&state), purpose, checked.prompt.to_vec(), checked.plan, Drafts::off());
     break_it(&mut sequence);
     engine.core.submit(sequence);
     Job::new(Arc::clone(&engine.core), state, checked.prompt, 0)
@@ -160,7 +161,7 @@ fn a_panic_of_the_scheduler_ends_every_request_and_leaves_an_engine_that_works()
     let expected = engine.generate(&innocents()).expect("ok");
     let mut jobs = submit(&engine, &innocents());
     // Pages are counted in KV groups.
-    let mut broken = submit_broken(&engine, |sequence| sequence.plan.kv_groups = 0);
+    let mut broken = submit_broken(&engine, |sequence| sequence.kv.plan.kv_groups = 0);
     let said = engine.step().expect_err("it panics");
     assert!(said.message().contains("the scheduler panicked"), "{said}");
     for job in jobs.iter_mut().chain([&mut broken]) {
@@ -202,4 +203,42 @@ fn a_cancelled_request_ends_whether_it_waits_or_runs() {
         assert_eq!(last.expect("finished").reason, FinishReason::Cancelled);
     }
     assert_idle(&engine);
+}
+
+/// An engine that drafts with the model itself, whose steps fail where a test wants them to.
+fn faulty_draft_engine(max_rows: usize) -> Engine {
+    let draft = faulty_engine(max_rows).model().clone();
+    engine_with(EngineOptions { draft_model: Some(DraftModelSource::Loaded(draft)), ..EngineOptions::default() })
+}
+
+#[test]
+fn a_request_whose_drafts_fail_goes_on_without() {
+    for token in [PANIC, FAIL] {
+        let engine = faulty_draft_engine(512);
+        let mut requests = innocents();
+        requests.insert(2, request(vec![5, 6, token]));
+        let expected = sound_engine().generate(&requests).expect("no drafts");
+        let found = engine.generate(&requests).expect("no request fails");
+        for (index, (expected, found)) in expected.iter().zip(&found).enumerate() {
+            assert_eq!((&expected.token_ids, &expected.logits), (&found.token_ids, &found.logits));
+            let usage = found.finish.usage;
+            assert_eq!(usage.accepted_draft_tokens + usage.rejected_draft_tokens > 0, index != 2, "request {index}");
+        }
+        assert_idle(&engine);
+    }
+}
+
+#[test]
+fn a_request_does_not_fail_for_tokens_that_are_drafted() {
+    // What follows 5, 6 is drafted, and cannot be computed.
+    for token in [PANIC, FAIL] {
+        let prompt = vec![5, 6, token, 9, 5, 6];
+        let engine = sound_engine();
+        let mut job = engine.submit(Request { ngram_draft: true, ..request(prompt) }).expect("submitted");
+        // The prompt is computed before steps fail.
+        let first = job.next_chunk().expect("no error").expect("a chunk");
+        engine.model().wrap_compute(|inner| Box::new(FaultyCompute { inner, max_rows: 512 }));
+        let rest = complete(&mut job).expect("only drafts fail");
+        assert_eq!(first.token_ids.len() + rest.token_ids.len(), 6);
+    }
 }

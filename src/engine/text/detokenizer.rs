@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use super::byte_alphabet::push_bytes;
 use super::clean_up::CleanUp;
 use super::decoder_kind::DecoderKind;
 use super::token_window::TokenWindow;
@@ -60,6 +61,18 @@ impl Detokenizer {
         }
         this.prompt_tail = this.tail().unwrap_or_default();
         this
+    }
+
+    /// The same for a prompt whose text ended with one more token, `healed`, before its tokens were cut: the text that follows
+    /// repeats the token's, which is not emitted again.
+    ///
+    /// # Errors
+    /// `tokenizer_invalid`: the tokenizer failed on the id.
+    pub fn healing(mut self, healed: u32) -> Result<Self> {
+        let mut ahead = self.clone();
+        ahead.prompt_tail.clear();
+        self.prompt_tail = ahead.push(healed)?.text + &ahead.finish()?;
+        Ok(self)
     }
 
     /// What this id adds to the text: nothing if the tokenizer does not have it, for vocabularies are padded.
@@ -150,33 +163,6 @@ impl Detokenizer {
     }
 }
 
-/// Appends the bytes that a byte-level token spells; a token outside the alphabet (an added one) spells itself.
-fn push_bytes(token: &str, bytes: &mut Vec<u8>) {
-    let start = bytes.len();
-    for c in token.chars() {
-        match byte_of(c) {
-            Some(byte) => bytes.push(byte),
-            None => {
-                bytes.truncate(start);
-                bytes.extend_from_slice(token.as_bytes());
-                return;
-            }
-        }
-    }
-}
-
-/// The byte for a character of GPT-2's alphabet: printable Latin-1 characters are themselves, the other 68 bytes follow
-/// in order from U+0100. Source: `bytes_to_unicode` in OpenAI's GPT-2 encoder.
-fn byte_of(c: char) -> Option<u8> {
-    match u32::from(c) {
-        code @ (0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF) => u8::try_from(code).ok(),
-        code @ 0x100..=0x120 => u8::try_from(code - 0x100).ok(),
-        code @ 0x121..=0x142 => u8::try_from(code - 0x121 + 0x7F).ok(),
-        0x143 => Some(0xAD),
-        _ => None,
-    }
-}
-
 /// Takes whole characters off the front; invalid bytes become U+FFFD, as in `String::from_utf8_lossy`.
 fn take_characters(pending: &mut Vec<u8>) -> String {
     let mut out = String::new();
@@ -198,6 +184,7 @@ fn take_characters(pending: &mut Vec<u8>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::byte_alphabet::byte_of;
     use super::super::tokenizer::tests::tokenizer;
     use super::*;
     use proptest::prelude::*;
@@ -291,13 +278,6 @@ mod tests {
             .map(|id| stream.push(id).expect("decodes").text)
             .collect();
         assert_eq!(pieces, ["a", "", "", "€", "", "\u{fffd} the"]);
-    }
-
-    #[test]
-    fn the_alphabet_is_a_bijection_of_all_bytes() {
-        let mut bytes: Vec<u8> = (0..0x1000).filter_map(char::from_u32).filter_map(byte_of).collect();
-        bytes.sort_unstable();
-        assert_eq!(bytes, (0..=255).collect::<Vec<u8>>());
     }
 
     #[test]

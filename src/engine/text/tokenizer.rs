@@ -1,6 +1,6 @@
 //! The tokenizer of a folder: text to token ids and back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -9,12 +9,16 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 use tokenizers::{Model as _, ModelWrapper};
 
+use super::byte_alphabet::push_bytes;
 use super::chat_template::{ChatMessage, ChatOptions, ChatTemplates};
 use super::clean_up::CleanUp;
 use super::decoder_kind::DecoderKind;
 use super::files::{invalid, read, read_object};
 use super::infilling::Infilling;
 use super::special_tokens::SpecialTokens;
+use super::token_sets::TokenSets;
+use super::token_trie::{TokenText, TokenTrie};
+use super::token_window::TokenWindow;
 use super::tokenizer_class::TokenizerClass;
 use super::tokenizer_file::TokenizerFile;
 use super::tokenizer_json::{self, InnerTokenizer};
@@ -43,6 +47,8 @@ struct Vocabulary {
     /// Behind a lock because whether special tokens are recognized is state of the inner tokenizer.
     inner: RwLock<InnerTokenizer>,
     hash: OnceLock<[u8; 32]>,
+    token_sets: OnceLock<TokenSets>,
+    trie: OnceLock<Arc<TokenTrie>>,
 }
 
 impl Tokenizer {
@@ -69,7 +75,12 @@ impl Tokenizer {
             vocab_size: inner.get_vocab_size(true),
             infilling: if class.fills_in() { Infilling::find(&inner, &named) } else { None },
             named,
-            vocabulary: Arc::new(Vocabulary { inner: RwLock::new(inner), hash: OnceLock::new() }),
+            vocabulary: Arc::new(Vocabulary {
+                inner: RwLock::new(inner),
+                hash: OnceLock::new(),
+                token_sets: OnceLock::new(),
+                trie: OnceLock::new(),
+            }),
         }))
     }
 
@@ -123,12 +134,58 @@ impl Tokenizer {
     /// # Errors
     /// `tokenizer_invalid`: its decoder failed.
     pub fn piece(&self, id: u32) -> Result<String> {
-        const BEFORE: &str = "a";
         let inner = self.vocabulary.inner.read();
-        let Some(token) = spelling(&inner, id) else { return Ok(String::new()) };
-        let before = tokenizer_json::decode(&inner, vec![BEFORE.to_owned()])?;
-        let both = tokenizer_json::decode(&inner, vec![BEFORE.to_owned(), token])?;
-        Ok(both.strip_prefix(&before).map_or_else(|| both.clone(), str::to_owned))
+        match spelling(&inner, id) {
+            Some(token) => piece(&inner, token, &text_before(&inner)?),
+            None => Ok(String::new()),
+        }
+    }
+
+    /// The bytes that a token adds in the middle of a text, which may be a part of a character; `None` for special tokens.
+    ///
+    /// # Errors
+    /// `tokenizer_invalid`: its decoder failed.
+    pub fn piece_bytes(&self, id: u32) -> Result<Option<Vec<u8>>> {
+        Ok(self.trie()?.bytes_of(id).map(<[u8]>::to_vec))
+    }
+
+    /// The tokens by their bytes. Made at the first call, once for a vocabulary.
+    ///
+    /// # Errors
+    /// `tokenizer_invalid`: its decoder failed.
+    pub(in crate::engine) fn trie(&self) -> Result<Arc<TokenTrie>> {
+        if let Some(trie) = self.vocabulary.trie.get() {
+            return Ok(Arc::clone(trie));
+        }
+        let trie = TokenTrie::new(self.token_texts()?)?;
+        Ok(Arc::clone(self.vocabulary.trie.get_or_init(|| trie)))
+    }
+
+    /// The text of every id. Ids far beyond the number of tokens have none, so that no file decides about memory.
+    fn token_texts(&self) -> Result<Vec<TokenText>> {
+        let inner = self.vocabulary.inner.read();
+        let before = text_before(&inner)?;
+        let ids = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        let text_of = |id: u32| {
+            let Some(token) = spelling(&inner, id).filter(|token| !token.is_empty()) else { return TokenText::None };
+            if inner.get_added_vocabulary().is_special_token(&token) {
+                return TokenText::Special(token);
+            }
+            match self.decoder_kind {
+                DecoderKind::Bytes => {
+                    let mut bytes = Vec::new();
+                    push_bytes(&token, &mut bytes);
+                    TokenText::Bytes(bytes)
+                }
+                DecoderKind::Window { byte_fallback, .. } => {
+                    let byte = TokenWindow::byte_of_token(&token).filter(|_| byte_fallback);
+                    let bytes =
+                        byte.map_or_else(|| piece(&inner, token, &before).map(Vec::from), |byte| Ok(vec![byte]));
+                    bytes.map_or(TokenText::None, TokenText::Bytes)
+                }
+            }
+        };
+        Ok((0..ids.min(4 * self.vocab_size + 1024) as u32).map(text_of).collect())
     }
 
     /// Renders a chat with one of the model's templates, or with the one that `options` contain.
@@ -206,9 +263,38 @@ impl Tokenizer {
             && (Arc::ptr_eq(&self.vocabulary, &other.vocabulary) || self.vocabulary.hash() == other.vocabulary.hash())
     }
 
+    /// The lowest id that means another token in `other`, or is missing in one of them.
+    pub(in crate::engine) fn first_difference(&self, other: &Tokenizer) -> Option<u32> {
+        if Arc::ptr_eq(&self.vocabulary, &other.vocabulary) {
+            return None;
+        }
+        let ids = |t: &Self| t.vocabulary.inner.read().get_vocab(true);
+        let (own, others) = (ids(self), ids(other));
+        let differs = |(token, id): (&String, &u32), vocabulary: &HashMap<String, u32>| {
+            (vocabulary.get(token) != Some(id)).then_some(*id)
+        };
+        let missing_there = own.iter().filter_map(|entry| differs(entry, &others));
+        missing_there.chain(others.iter().filter_map(|entry| differs(entry, &own))).min()
+    }
+
     /// Whether an id is a special token.
     pub fn is_special(&self, id: u32) -> bool {
         self.spelling(id).is_some_and(|(_, is_special)| is_special)
+    }
+
+    /// Ids of tokens with punctuation, a line break or a tab, and of special tokens; sorted. The first call looks at every token.
+    pub(in crate::engine) fn punctuation_and_special_ids(&self) -> Arc<[u32]> {
+        Arc::clone(&self.token_sets().punctuation)
+    }
+
+    /// Ids of tokens with a line break, and of special tokens; sorted. The first call looks at every token.
+    pub(in crate::engine) fn newline_and_special_ids(&self) -> Arc<[u32]> {
+        Arc::clone(&self.token_sets().newline)
+    }
+
+    fn token_sets(&self) -> &TokenSets {
+        let text = |id| (!self.is_special(id)).then(|| self.piece(id).unwrap_or_default());
+        self.vocabulary.token_sets.get_or_init(|| TokenSets::of(0..self.vocab_size as u32, text))
     }
 
     /// How the decoder of this tokenizer turns tokens into text.
@@ -306,6 +392,19 @@ fn class_of(dir: &Path, config: &Map<String, Value>, json: &str) -> TokenizerCla
     let in_model = |name: &str| model.get(name).and_then(Value::as_str);
     let declared = config.get("tokenizer_class").and_then(Value::as_str).or_else(|| in_model("tokenizer_class"));
     TokenizerClass::of(in_model("model_type").unwrap_or_default(), declared, config, json)
+}
+
+/// What a piece of a text is decoded behind, so that it is not at the beginning.
+const BEFORE: &str = "a";
+
+fn text_before(inner: &InnerTokenizer) -> Result<String> {
+    tokenizer_json::decode(inner, vec![BEFORE.to_owned()])
+}
+
+/// The text that a token adds behind [`BEFORE`], whose text is `before`.
+fn piece(inner: &InnerTokenizer, token: String, before: &str) -> Result<String> {
+    let both = tokenizer_json::decode(inner, vec![BEFORE.to_owned(), token])?;
+    Ok(both.strip_prefix(before).map_or_else(|| both.clone(), str::to_owned))
 }
 
 /// The token that the decoder sees for an id.
@@ -428,6 +527,41 @@ pub(super) mod tests {
         let t = tokenizer(decoder, &["▁of", "of"], json!({}));
         let pieces = [0, 1, 9].map(|id| t.piece(id).expect("decodes"));
         assert_eq!(pieces, [" of", "of", ""]);
+    }
+
+    #[test]
+    fn the_trie_has_the_bytes_of_every_token_also_of_parts_of_characters() {
+        let tokens = ["▁", "▁the", "cat", "<0xE2>", "<0x20>", "<0xZZ>", "", "日"];
+        let llama2 = json!({"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]});
+        let bytes = |t: &Tokenizer| {
+            let trie = t.trie().expect("indexes");
+            (0..trie.end_of_text()).map(|id| trie.bytes_of(id).map(<[u8]>::to_vec)).collect::<Vec<_>>()
+        };
+        let some = |text: &[u8]| Some(text.to_vec());
+        let t = tokenizer(llama2, &tokens, json!({}));
+        let expected = [
+            some(b" "),
+            some(b" the"),
+            some(b"cat"),
+            some(b"\xE2"),
+            some(b" "),
+            some(b"<0xZZ>"),
+            None,
+            some("日".as_bytes()),
+            None,
+            None,
+        ];
+        assert_eq!(bytes(&t), expected);
+        assert_eq!(t.trie().expect("indexes").beginning_with(b" ").collect::<Vec<_>>(), [0, 1, 4]);
+        assert!(Arc::ptr_eq(&t.trie().expect("indexes"), &t.trie().expect("indexes")));
+        let byte_level =
+            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+        let t = tokenizer(byte_level, &["Ġthe", "âĤ", "¬Ġ", "Ċ", "日"], json!({}));
+        let expected =
+            [some(b" the"), some(b"\xE2\x82"), some(b"\xAC "), some(b"\n"), some("日".as_bytes()), None, None];
+        assert_eq!(bytes(&t), expected);
     }
 
     #[test]

@@ -74,7 +74,7 @@ fn write(spec: &Spec, seed: u64, model: &TinyModel) -> Folder {
 }
 
 /// A tiny model with every adapter of [`specs`].
-fn model() -> &'static Arc<Model> {
+pub(super) fn model() -> &'static Arc<Model> {
     static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
     MODEL.get_or_init(|| {
         let tiny = TinyModel { layers: LAYERS, ..TinyModel::default() };
@@ -90,16 +90,16 @@ fn model() -> &'static Arc<Model> {
     })
 }
 
-fn engine(prefix_cache: bool) -> Engine {
+pub(super) fn engine(prefix_cache: bool) -> Engine {
     let options = EngineOptions { prefix_cache, kv_tokens: Some(4096), ..EngineOptions::default() };
     Engine::from_model(Arc::clone(model()), None, options).expect("an engine")
 }
 
 /// Adapters by index in [`specs`], with weights.
-type Mixture = Vec<(usize, f32)>;
+pub(super) type Mixture = Vec<(usize, f32)>;
 
 /// All mixtures of one or two adapters with equal layer maps, in both orders, and the base.
-fn mixtures() -> Vec<Mixture> {
+pub(super) fn mixtures() -> Vec<Mixture> {
     let specs = specs();
     let mut mixtures = vec![vec![]];
     for (one, spec) in specs.iter().enumerate() {
@@ -111,7 +111,7 @@ fn mixtures() -> Vec<Mixture> {
 }
 
 /// Prompts that share beginnings, with invocations at several places.
-fn prompts() -> Vec<Vec<u32>> {
+pub(super) fn prompts() -> Vec<Vec<u32>> {
     let text = |count: usize| (0..count as u32).map(|i| 9 + (i * 7 + 11) % 80).collect::<Vec<u32>>();
     let invoked = |count: usize, positions: &[usize]| {
         let mut text = text(count);
@@ -131,7 +131,7 @@ fn prompts() -> Vec<Vec<u32>> {
     ]
 }
 
-fn request(prompt: &[u32], mixture: &Mixture) -> Request {
+pub(super) fn request(prompt: &[u32], mixture: &Mixture) -> Request {
     let specs = specs();
     let mut request = Request::new(prompt.to_vec()).max_new_tokens(2);
     for &(adapter, weight) in mixture {
