@@ -265,6 +265,15 @@ pub trait Compute: Send {
         self.reserve_rows(inputs.tokens.len())
     }
 
+    /// Allocates all that a step needs, so that one no larger allocates nothing, on a device that would otherwise do so during
+    /// the step. `dry_run` calls the operations of the step, which then allocate and compute nothing; elsewhere it is not called.
+    ///
+    /// # Errors
+    /// `memory_exhausted`; what `dry_run` returned; the device failed.
+    fn reserve_step(&mut self, _dry_run: &mut dyn FnMut(&mut dyn Compute) -> Result<()>) -> Result<()> {
+        Ok(())
+    }
+
     /// Begins a step: makes every buffer hold at least that many rows, whose contents are undefined afterwards.
     ///
     /// # Errors

@@ -41,6 +41,7 @@ use crate::adapter::pool::AdapterInfo;
 use crate::backend::BackendMemory;
 use crate::error::{Error, ErrorCode, Result};
 use crate::kv_cache::{PAGE_TOKENS, pages_for};
+use crate::model::batch::StepLimits;
 use crate::model::{Model, ModelOptions, Progress};
 use banned_text::BannedText;
 use constraint::Constraint;
@@ -79,8 +80,8 @@ pub(crate) use text::AdapterTokenizer;
 pub use text::{ChatMessage, ChatOptions, Tokenizer};
 pub use token_mask::TokenMask;
 
-/// The part of a device's free memory that a KV cache takes by default, as a fraction. The rest is for activations, logits and
-/// adapters.
+/// The part of a device's free memory that a KV cache takes by default, as a fraction. The rest is for adapters, and for the
+/// buffers of steps that are larger with them.
 const KV_SHARE: (usize, usize) = (17, 20);
 
 /// A model, a KV cache and a scheduler. Cheap to clone; clones share everything. All methods may be called from any thread.
@@ -168,6 +169,14 @@ impl Engine {
                 Some(source.open(&model, tokenizer.as_deref(), &model_options, progress)?)
             }
         };
+        let limits = StepLimits {
+            sequences: options.max_rows.max(1),
+            prompt_tokens: options.prefill_chunk.max(1),
+            max_seq_len: options.kv_tokens.map_or(max_seq_len, |tokens| max_seq_len.min(tokens.max(1))),
+        };
+        for model in std::iter::once(&model).chain(&draft_model) {
+            model.reserve_steps(&limits, options.kv_dtype)?;
+        }
         let pages = match options.kv_tokens {
             Some(tokens) => pages_for(tokens.max(1)),
             None => default_kv_pages(&model, draft_model.as_deref(), options, max_seq_len)?,

@@ -19,6 +19,7 @@ use half::f16;
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::backend::StepRows;
 use crate::error::{Error, ErrorCode, Result};
+use crate::kv_cache::pages_for;
 
 /// Consecutive tokens of one sequence that a step computes.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +33,17 @@ pub struct SequenceRows<'a> {
     pub pages: &'a [u32],
     /// Number of rows, counted from the last one, whose logits are needed.
     pub logits: usize,
+}
+
+/// How large the steps of an engine become.
+#[derive(Clone, Copy, Debug)]
+pub struct StepLimits {
+    /// Sequences of a step, each of which wants the logits of one row.
+    pub sequences: usize,
+    /// Prompt tokens of a step, beside one token of each sequence.
+    pub prompt_tokens: usize,
+    /// Positions of a sequence.
+    pub max_seq_len: usize,
 }
 
 /// The rows of one step. All of them run the base's layers in the same order.
@@ -95,6 +107,25 @@ impl StepBatch {
         debug_assert_eq!(self.entry_ends.len(), self.tokens.len(), "each row has one list of adapters");
         let end = self.tokens.len();
         self.logit_rows.extend((end - rows.logits..end).map(|row| row as u32));
+    }
+
+    /// The largest step of the base within some limits. Its rows are the last ones of their sequences, and all pages are page 0.
+    pub(super) fn largest(limits: &StepLimits, vocab: usize) -> Self {
+        let positions = limits.max_seq_len.max(1);
+        let pages = vec![0; pages_for(positions)];
+        let mut batch = Self::default();
+        batch.begin(None, 1, vocab);
+        let mut prompt_tokens = limits.prompt_tokens;
+        for _ in 0..limits.sequences.max(1) {
+            let rows = (1 + prompt_tokens).min(positions);
+            prompt_tokens -= rows - 1;
+            let tokens = vec![0; rows];
+            let rows_of_sequence =
+                SequenceRows { tokens: &tokens, position: positions - rows, pages: &pages, logits: 1 };
+            batch.push_sequence(rows_of_sequence, std::iter::repeat_n(&[][..], rows));
+        }
+        batch.finish();
+        batch
     }
 
     /// Groups the rows by adapter. Required after the last sequence, before the step is computed.
@@ -188,6 +219,20 @@ mod tests {
         let tables: Vec<_> = batch.kv_groups.iter().map(|group| group.block_tables[0].clone()).collect();
         assert_eq!(tables, [[10, 11], [20, 21]]);
         assert!(batch.logit_rows.is_empty());
+    }
+
+    #[test]
+    fn the_largest_step_has_the_last_rows_of_as_many_sequences_as_its_prompt_tokens_need() {
+        let batch = StepBatch::largest(&StepLimits { sequences: 3, prompt_tokens: 60, max_seq_len: 40 }, 100);
+        let places = &batch.kv_groups[0];
+        assert_eq!((batch.len(), batch.logit_width()), (63, 100));
+        assert_eq!([0, 39, 40, 61, 62].map(|row| places.positions[row]), [0, 39, 18, 39, 39]);
+        assert_eq!([39, 40, 62].map(|row| places.sequences[row]), [0, 1, 2]);
+        assert_eq!(places.block_tables, [vec![0; 2], vec![0; 2], vec![0; 2]]);
+        assert_eq!(batch.logit_rows, [39, 61, 62]);
+        // No more than the sequences can have.
+        let batch = StepBatch::largest(&StepLimits { sequences: 1, prompt_tokens: 60, max_seq_len: 40 }, 100);
+        assert_eq!(batch.len(), 40);
     }
 
     #[test]

@@ -19,12 +19,11 @@ use std::sync::Arc;
 use self::core::Core;
 use crate::adapter::mixture::Mixture;
 use crate::adapter::pool::{AdapterLimits, AdapterPool};
-#[cfg(test)]
-use crate::backend::Compute;
 #[cfg(feature = "cuda")]
 use crate::backend::cuda;
 use crate::backend::{
-    AdapterPreparer, Backend, BackendBuilder, BackendMemory, KvDType, KvShape, MemoryUse, WeightLoader, cpu, reference,
+    AdapterPreparer, Backend, BackendBuilder, BackendMemory, Compute, KvDType, KvShape, MemoryUse, WeightLoader, cpu,
+    reference,
 };
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result, printable};
@@ -33,7 +32,8 @@ use crate::guard::catch_panic;
 use crate::kv_cache::PAGE_TOKENS;
 use crate::quant::QuantConfig;
 use crate::sites::SiteTable;
-use batch::StepBatch;
+use crate::tensor::zeros;
+use batch::{StepBatch, StepLimits};
 use config::DecoderConfig;
 use decoder::Decoder;
 use loader::DecoderLoader;
@@ -207,6 +207,34 @@ impl Model {
     /// The resident adapters.
     pub fn adapters(&self) -> &AdapterPool {
         &self.adapters
+    }
+
+    /// Allocates all that steps of the base need within these limits, where the device would do so during the first large ones.
+    ///
+    /// # Errors
+    /// `memory_exhausted`; the device failed.
+    pub fn reserve_steps(&self, limits: &StepLimits, dtype: KvDType) -> Result<()> {
+        let mut core = self.core.lock()?;
+        let Core { compute, decoder, .. } = &mut *core;
+        let (page, vocab) = (self.kv_shape(1, dtype), self.config.vocab_size);
+        let mut dry_run = |compute: &mut dyn Compute| {
+            let kv = compute.create_kv(page)?;
+            // Prompts, and decoding alone, which may take other kernels.
+            let steps = [*limits, StepLimits { prompt_tokens: 0, ..*limits }];
+            let done = steps.iter().try_for_each(|limits| {
+                let mut batch = StepBatch::largest(limits, vocab);
+                let mut logits = zeros(batch.logit_rows.len().saturating_mul(vocab))?;
+                decoder.forward(compute, &mut batch, &[kv], &mut logits)
+            });
+            compute.drop_kv(kv);
+            done
+        };
+        compute.reserve_step(&mut dry_run).map_err(|error| match error.code() {
+            ErrorCode::MemoryExhausted => error
+                .with_subject("the buffers of steps")
+                .with_hint("set a smaller prefill_chunk, max_rows or max_seq_len, or use a card with more free memory"),
+            _ => error,
+        })
     }
 
     /// Storage for KV pages of this model.

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use ::support::Rng;
-use ::support::harness::{Device, Harness, oracle};
+use ::support::harness::{Device, Harness, Member, Tensor, Weight, oracle};
 use exlora::adapter::batch::AdapterBatch;
 use exlora::backend::cuda::ops::attention::SPLIT_TOKENS;
-use exlora::backend::{AttentionSpec, KvDType, KvShape, Rope, StepRows};
+use exlora::backend::{AttentionSpec, KvDType, KvShape, Rope, StepRows, Write};
+use exlora::tensor::DType;
 
 use crate::compute::{assert_ratio, devices};
 
@@ -104,4 +105,49 @@ fn a_prompt_in_small_steps_has_room_for_what_blocks_of_a_row_count() {
     for (index, (found, expected)) in attend(device, &steps, [None, Some(300)]).iter().zip(&expected).enumerate() {
         assert_ratio(&format!("step {}, layer {}", index / 2, index % 2), HEADS * HEAD_DIM, found, expected, limit);
     }
+}
+
+#[test]
+fn a_step_at_the_positions_of_the_one_before_finds_its_tables_where_they_are_now() {
+    // In the second step other tables come first, so that those of the same rows lie elsewhere.
+    let rows = rows([0..3, 0..2]);
+    let run = |device: Device| {
+        let mut harness = Harness::open(device);
+        let weight = Tensor::new(DType::F16, &[WIDTH, WIDTH], &Rng(3).normals(WIDTH * WIDTH, 0.1));
+        let (group, _) = harness.group(&[Member { weight: Weight::Dense(weight), bias: None }]);
+        let spec = AttentionSpec {
+            layer: 0,
+            heads: HEADS,
+            kv_heads: KV_HEADS,
+            head_dim: HEAD_DIM,
+            scale: 0.75,
+            window: None,
+            q_norm: None,
+            k_norm: None,
+            norm_eps: 1e-5,
+            rope: Arc::new(Rope { inv_freq: vec![0.5, 0.25], factor: 1.0 }),
+        };
+        let (layers, pages) = (1, 4);
+        let (kv_heads, head_dim) = (KV_HEADS, HEAD_DIM);
+        let shape = KvShape { layers, pages, page_tokens: PAGE_TOKENS, kv_heads, head_dim, dtype: KvDType::F16 };
+        let kv = harness.compute().create_kv(shape).expect("the cache is small");
+        let x = harness.buffer(WIDTH, rows.len());
+        let [qkv, out] = [WIDTH, HEADS * HEAD_DIM].map(|width| harness.buffer(width, rows.len()));
+        let base = AdapterBatch::default();
+        let mut attended = Vec::new();
+        for projects in [false, true] {
+            let compute = harness.compute();
+            compute.reserve_rows(rows.len()).expect("there is room");
+            compute.write_rows(x, &Rng(4).normals(rows.len() * WIDTH, 1.0)).expect("rows fit");
+            compute.write_rows(qkv, &Rng(5).normals(rows.len() * WIDTH, 1.0)).expect("rows fit");
+            if projects {
+                compute.linear(group, x, rows.len(), &base, qkv, Write::Replace).expect("the linear runs");
+            }
+            compute.attend(&spec, kv, &rows, &base, qkv, out).expect("the rows attend");
+            attended.extend(harness.get(out, HEADS * HEAD_DIM, rows.len()));
+        }
+        attended
+    };
+    let (device, limit) = devices()[0];
+    assert_ratio("attended", HEADS * HEAD_DIM, &run(device), &run(oracle()), limit);
 }

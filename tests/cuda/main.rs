@@ -13,6 +13,7 @@ mod compute_norms;
 mod compute_steps;
 mod compute_weights;
 mod decoder;
+mod devices;
 mod disassembly;
 mod doctor;
 mod driver;

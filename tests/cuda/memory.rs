@@ -67,8 +67,8 @@ fn bytes_uploaded_one_after_another_do_not_overwrite_each_other() {
 
 #[test]
 fn the_number_of_allocations_does_not_depend_on_the_number_of_weights() {
-    // Buffers of the steps, what loading needs for itself, the cache, the weights.
-    const MOST: u64 = 16;
+    // Buffers of all steps, what loading and the dry run need for themselves, the cache, the weights.
+    const MOST: u64 = 24;
     for model in ["quill-4m", "quill-4m-gptq-4bit-g128-sym", MODEL, "quill-4m-exl2-mixed"] {
         device();
         let Some(before) = counter("allocations") else { return };
@@ -94,6 +94,35 @@ fn steps_no_larger_than_earlier_ones_allocate_nothing_and_wait_only_for_their_re
     assert_eq!((after[0] - allocations, after[1] - frees), (0, 0));
     // Two batches of two steps, each of which waits for the overflows and for the logits.
     assert_eq!(after[2] - synchronizations, 2 * 2 * 2);
+}
+
+#[test]
+fn no_step_allocates_after_the_engine_and_its_adapters_are_loaded() {
+    const SQLITE: &str = "sqlite-rslora-r16";
+    let engine = load(MODEL, &[JARGON, DEVIL, SQLITE]);
+    let counts = || Some((counter("allocations")?, counter("frees")?));
+    let Some(before) = counts() else { return };
+    let mixtures: [&[(&str, f32)]; 6] = [
+        &[],
+        &[(JARGON, 1.0)],
+        &[(SQLITE, 0.5), (DEVIL, -0.25)],
+        &[(DEVIL, 1.0), (JARGON, 0.25), (SQLITE, 0.5), (DEVIL, 0.125)],
+        &[(SQLITE, 1.0)],
+        &[(JARGON, 0.5), (JARGON, 0.5)],
+    ];
+    // One row, then more at once, with prompts of several lengths and every mixture.
+    for (round, requests) in [1, 8, 3, 8].into_iter().enumerate() {
+        let batch: Vec<Request> = (0..requests)
+            .map(|index| {
+                let tokens = 1 + (index * 7 + 5 * round) % 20;
+                let request = request((index + 100 * round) as u32, tokens as u32, None);
+                let mixture = mixtures[(index + round) % mixtures.len()].iter();
+                mixture.fold(request, |request, &(name, weight)| request.adapter(name, weight))
+            })
+            .collect();
+        engine.generate(&batch).expect("the batch runs");
+        assert_eq!(counts(), Some(before), "allocations and frees in round {round}");
+    }
 }
 
 #[test]

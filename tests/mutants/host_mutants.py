@@ -91,6 +91,14 @@ HOST_MUTANTS = (
         tests=("compute::a_chain_in_an_order",),
     ),
     Mutant(
+        name="tables_of_the_last_step_serve_the_same_positions",
+        kind="stale data",
+        file=STEP,
+        old="self.attentions.clear()",
+        new="()",
+        tests=("compute_attention::a_step_at_the_positions",),
+    ),
+    Mutant(
         name="tables_are_not_uploaded_again_to_a_larger_buffer",
         kind="stale data",
         file=STEP,

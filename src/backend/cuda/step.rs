@@ -26,6 +26,8 @@ pub(super) struct Step {
     pinned: StagingBuffers,
     /// Bytes of the builder that the buffer has.
     uploaded: usize,
+    /// Most bytes of a step's tables so far.
+    largest: usize,
     routings: Reused<Routing>,
     attentions: Reused<Attention>,
 }
@@ -69,6 +71,7 @@ impl Step {
             buffer,
             pinned: StagingBuffers::new(device, Stream::Compute, PINNED_BUFFERS, PINNED_BYTES)?,
             uploaded: 0,
+            largest: 0,
             routings: Reused::default(),
             attentions: Reused::default(),
         })
@@ -80,6 +83,15 @@ impl Step {
         self.uploaded = 0;
         self.routings.clear();
         self.attentions.clear();
+    }
+
+    /// Makes room for the tables of the last step with that many entries of adapters besides, twice: of its rows, and of those
+    /// whose logits are wanted.
+    ///
+    /// # Errors
+    /// `memory_exhausted`.
+    pub(super) fn reserve_entries(&mut self, entries: usize) -> Result<()> {
+        self.reserve(self.largest + 2 * entries * TableBuilder::ENTRY_BYTES)
     }
 
     /// Uploads all tables of a step.
@@ -163,14 +175,21 @@ impl Step {
         Ok(())
     }
 
-    /// Copies to the device what it does not have, behind the kernels that read what the buffer held before, and does not wait.
-    fn upload(&mut self) -> Result<()> {
-        let needed = self.builder.image().len();
-        if needed > self.buffer.len() {
-            self.buffer = self.device.allocate(needed.next_power_of_two())?;
+    /// Makes the buffer at least that long. What it held is uploaded again.
+    fn reserve(&mut self, bytes: usize) -> Result<()> {
+        if bytes > self.buffer.len() {
+            self.buffer = self.device.allocate(bytes.next_power_of_two())?;
             self.builder.set_base(self.buffer.address());
             self.uploaded = 0;
         }
+        Ok(())
+    }
+
+    /// Copies to the device what it does not have, behind the kernels that read what the buffer held before, and does not wait.
+    fn upload(&mut self) -> Result<()> {
+        let needed = self.builder.image().len();
+        self.largest = self.largest.max(needed);
+        self.reserve(needed)?;
         self.pinned.upload(&self.buffer, self.uploaded, &self.builder.image().bytes()[self.uploaded..])?;
         self.uploaded = needed;
         Ok(())

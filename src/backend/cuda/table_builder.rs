@@ -42,6 +42,9 @@ pub struct PlacedAttention {
 }
 
 impl TableBuilder {
+    /// Most bytes that an entry of a routing takes, with a tile of its own.
+    pub const ENTRY_BYTES: usize = size_of::<RowEntry>() + size_of::<u32>() + size_of::<EntryTile>();
+
     /// Begins a step.
     pub fn clear(&mut self) {
         self.image.clear();

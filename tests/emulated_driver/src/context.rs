@@ -1,27 +1,23 @@
-//! The primary context of the device, the only one there is.
+//! The primary contexts of the devices, the only ones there are.
 use crate::driver::{
-    CONTEXT, CURRENT_CONTEXT, CallCounts, Driver, Handle, Out, Result, call, call_in_context, code, put, put_if_wanted,
+    CURRENT_CONTEXT, CallCounts, Driver, Handle, Out, Result, call_in_context, call_on, code, current_device, put,
+    put_if_wanted, set_current_context,
 };
-use crate::errors::{
-    CUDA_ERROR_INVALID_CONTEXT, CUDA_ERROR_INVALID_DEVICE, CUDA_ERROR_NOT_SUPPORTED, CUDA_SUCCESS, CUresult,
-};
+use crate::errors::{CUDA_ERROR_INVALID_CONTEXT, CUDA_ERROR_NOT_SUPPORTED, CUDA_SUCCESS, CUresult};
 
-/// Retains the primary context.
+/// Retains a device's primary context.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuDevicePrimaryCtxRetain(context: Out<Handle>, device: i32) -> CUresult {
-    call(|driver| {
-        if device != 0 {
-            return Err(CUDA_ERROR_INVALID_DEVICE);
-        }
+    call_on(device, |driver| {
         driver.context_references += 1;
-        put(context, CONTEXT)
+        put(context, driver.context)
     })
 }
 
-/// Releases the primary context. With the last release everything in it goes, its fault too.
+/// Releases a device's primary context. With the last release everything in it goes, its fault too.
 #[unsafe(no_mangle)]
-pub extern "C" fn cuDevicePrimaryCtxRelease_v2(_device: i32) -> CUresult {
-    call(|driver| {
+pub extern "C" fn cuDevicePrimaryCtxRelease_v2(device: i32) -> CUresult {
+    call_on(device, |driver| {
         driver.context_references = driver.context_references.checked_sub(1).ok_or(CUDA_ERROR_INVALID_CONTEXT)?;
         if driver.context_references == 0 {
             let result = driver.run_all_streams();
@@ -32,10 +28,10 @@ pub extern "C" fn cuDevicePrimaryCtxRelease_v2(_device: i32) -> CUresult {
     })
 }
 
-/// Whether the primary context is retained.
+/// Whether a device's primary context is retained.
 #[unsafe(no_mangle)]
-pub extern "C" fn cuDevicePrimaryCtxGetState(_device: i32, flags: Out<u32>, active: Out<i32>) -> CUresult {
-    call(|driver| {
+pub extern "C" fn cuDevicePrimaryCtxGetState(device: i32, flags: Out<u32>, active: Out<i32>) -> CUresult {
+    call_on(device, |driver| {
         put_if_wanted(flags, 0);
         put(active, i32::from(driver.context_references > 0))
     })
@@ -44,13 +40,7 @@ pub extern "C" fn cuDevicePrimaryCtxGetState(_device: i32, flags: Out<u32>, acti
 /// Makes a context current in this thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuCtxSetCurrent(context: Handle) -> CUresult {
-    call(|driver| {
-        if context != 0 && (context != CONTEXT || driver.context_references == 0) {
-            return Err(CUDA_ERROR_INVALID_CONTEXT);
-        }
-        CURRENT_CONTEXT.set(context);
-        Ok(())
-    })
+    code(set_current_context(context))
 }
 
 /// The context that is current in this thread, or null.
@@ -62,7 +52,7 @@ pub extern "C" fn cuCtxGetCurrent(context: Out<Handle>) -> CUresult {
 /// The device of the current context.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuCtxGetDevice(device: Out<i32>) -> CUresult {
-    call_in_context(|_| put(device, 0))
+    call_in_context(|_| put(device, current_device() as i32))
 }
 
 /// Waits for all work.

@@ -1,15 +1,16 @@
-//! Functions beyond the CUDA API, found by name in the library: settings, errors, counters.
+//! Functions beyond the CUDA API, found by name in the library: settings of all devices; errors and counters of the one whose
+//! context is current in the calling thread, or of the first one.
 use std::ffi::c_char;
 
 use exlora_ptx_emulator::counters::Counters;
 
-use crate::driver::{Driver, Out, Result, Text, call, put};
+use crate::driver::{Driver, Out, Result, Text, call, call_on_each, put};
 use crate::errors::{CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_NOT_FOUND, CUresult, permanent};
 
 /// Changes a setting, by its name in lower case: see [`crate::settings`].
 #[unsafe(no_mangle)]
 pub extern "C" fn emulated_cuda_set(name: Text, value: Text) -> CUresult {
-    call(|driver| {
+    call_on_each(|driver| {
         let (name, value) = (name.read()?, value.read()?);
         // Work that has been submitted runs under the settings of then.
         let result = driver.run_all_streams();
@@ -24,7 +25,7 @@ pub extern "C" fn emulated_cuda_set(name: Text, value: Text) -> CUresult {
 /// Forgets errors, warnings and counts, and mends the context. Memory keeps its contents.
 #[unsafe(no_mangle)]
 pub extern "C" fn emulated_cuda_clear() -> CUresult {
-    call(Driver::clear)
+    call_on_each(Driver::clear)
 }
 
 /// The last error in full, or an empty text.

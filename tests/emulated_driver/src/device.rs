@@ -1,8 +1,8 @@
-//! The device and its attributes.
+//! Devices and their attributes. A device's handle is its number.
 use std::ffi::c_char;
 
-use crate::driver::{Out, call, code, initialize, put};
-use crate::errors::{CUDA_ERROR_INVALID_DEVICE, CUDA_ERROR_INVALID_VALUE, CUresult};
+use crate::driver::{Out, call_on, code, device_count, initialize, put};
+use crate::errors::{CUDA_ERROR_INVALID_VALUE, CUresult};
 
 /// The version of CUDA that the driver plays: 13.0, whose NVRTC the project pins.
 const DRIVER_VERSION: i32 = 13_000;
@@ -20,16 +20,16 @@ pub extern "C" fn cuDriverGetVersion(version: Out<i32>) -> CUresult {
     code(put(version, DRIVER_VERSION))
 }
 
-/// There is one device.
+/// Number of devices.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuDeviceGetCount(count: Out<i32>) -> CUresult {
-    code(put(count, 1))
+    code(device_count().and_then(|devices| put(count, devices as i32)))
 }
 
-/// The device's handle.
+/// A device's handle.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuDeviceGet(device: Out<i32>, ordinal: i32) -> CUresult {
-    code(if ordinal == 0 { put(device, 0) } else { Err(CUDA_ERROR_INVALID_DEVICE) })
+    call_on(ordinal, |_| put(device, ordinal))
 }
 
 /// The device's name, cut to `len` bytes with the zero at the end.
@@ -51,20 +51,22 @@ pub unsafe extern "C" fn cuDeviceGetName(name: *mut c_char, len: i32, _device: i
 
 /// The device's identity.
 #[unsafe(no_mangle)]
-pub extern "C" fn cuDeviceGetUuid_v2(uuid: Out<[u8; 16]>, _device: i32) -> CUresult {
-    code(put(uuid, *b"emulated-cuda-00"))
+pub extern "C" fn cuDeviceGetUuid_v2(uuid: Out<[u8; 16]>, device: i32) -> CUresult {
+    let mut bytes = *b"emulated-cuda-00";
+    bytes[15] += device as u8;
+    call_on(device, |_| put(uuid, bytes))
 }
 
 /// Bytes of device memory.
 #[unsafe(no_mangle)]
-pub extern "C" fn cuDeviceTotalMem_v2(bytes: Out<usize>, _device: i32) -> CUresult {
-    call(|driver| put(bytes, driver.memory.total_bytes() as usize))
+pub extern "C" fn cuDeviceTotalMem_v2(bytes: Out<usize>, device: i32) -> CUresult {
+    call_on(device, |driver| put(bytes, driver.memory.total_bytes() as usize))
 }
 
 /// An attribute by its number in cuda.h; 0 for what the device does not have.
 #[unsafe(no_mangle)]
-pub extern "C" fn cuDeviceGetAttribute(value: Out<i32>, attribute: u32, _device: i32) -> CUresult {
-    call(|driver| {
+pub extern "C" fn cuDeviceGetAttribute(value: Out<i32>, attribute: u32, device: i32) -> CUresult {
+    call_on(device, |driver| {
         let settings = &driver.settings;
         let (major, minor) = settings.compute_capability;
         let found = match attribute {

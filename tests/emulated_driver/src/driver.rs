@@ -1,4 +1,4 @@
-//! The state of the driver, which all functions share.
+//! The state of the driver, which all functions share. Devices share nothing, so each has a state of its own.
 use std::alloc::Layout;
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
@@ -11,8 +11,8 @@ use exlora_ptx_emulator::memory::DeviceMemory;
 
 use crate::cubin::CubinKernel;
 use crate::errors::{
-    CUDA_ERROR_INVALID_CONTEXT, CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_NOT_INITIALIZED, CUDA_SUCCESS, CUresult, name,
-    text,
+    CUDA_ERROR_INVALID_CONTEXT, CUDA_ERROR_INVALID_DEVICE, CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_NOT_INITIALIZED,
+    CUDA_SUCCESS, CUresult, name, text,
 };
 use crate::event::Event;
 use crate::function::Function;
@@ -48,11 +48,13 @@ impl Text {
     }
 }
 
-/// The only context: the primary one of the only device.
-pub(crate) const CONTEXT: Handle = 0xc0de_0000;
+/// The primary context of the first device; those of the others follow, one handle after another.
+const FIRST_CONTEXT: Handle = 0xc0de_0000;
 
-/// The state of the driver.
+/// The state of the driver for one device, and for its primary context, the only one of the device.
 pub(crate) struct Driver {
+    /// The handle of its context.
+    pub(crate) context: Handle,
     pub(crate) settings: Settings,
     pub(crate) memory: DeviceMemory,
     /// How often the context has been retained.
@@ -88,15 +90,21 @@ pub(crate) struct CallCounts {
     pub(crate) synchronizations: u64,
 }
 
-static DRIVER: Mutex<Option<Driver>> = Mutex::new(None);
+/// A driver for each device; none before `cuInit`.
+static DRIVERS: Mutex<Vec<Driver>> = Mutex::new(Vec::new());
 
 thread_local! {
     /// The context that is current in this thread, or 0.
     pub(crate) static CURRENT_CONTEXT: Cell<Handle> = const { Cell::new(0) };
 }
 
-fn lock() -> MutexGuard<'static, Option<Driver>> {
-    DRIVER.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock() -> MutexGuard<'static, Vec<Driver>> {
+    DRIVERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The device whose context is current in this thread, or the first one.
+pub(crate) fn current_device() -> usize {
+    CURRENT_CONTEXT.get().saturating_sub(FIRST_CONTEXT)
 }
 
 /// The code that a C caller gets.
@@ -104,9 +112,41 @@ pub(crate) fn code(result: Result) -> CUresult {
     result.err().unwrap_or(CUDA_SUCCESS)
 }
 
-/// Calls the driver, which must have been initialized.
+/// Calls the driver of the current device, or of the first one. It must have been initialized.
 pub(crate) fn call(function: impl FnOnce(&mut Driver) -> Result) -> CUresult {
-    code(lock().as_mut().ok_or(CUDA_ERROR_NOT_INITIALIZED).and_then(function))
+    code(lock().get_mut(current_device()).ok_or(CUDA_ERROR_NOT_INITIALIZED).and_then(function))
+}
+
+/// Calls the driver of a device, by its number.
+pub(crate) fn call_on(device: i32, function: impl FnOnce(&mut Driver) -> Result) -> CUresult {
+    let mut drivers = lock();
+    if drivers.is_empty() {
+        return CUDA_ERROR_NOT_INITIALIZED;
+    }
+    let driver = usize::try_from(device).ok().and_then(|device| drivers.get_mut(device));
+    code(driver.ok_or(CUDA_ERROR_INVALID_DEVICE).and_then(function))
+}
+
+/// Calls the driver of every device.
+pub(crate) fn call_on_each(function: impl FnMut(&mut Driver) -> Result) -> CUresult {
+    let mut drivers = lock();
+    code(if drivers.is_empty() { Err(CUDA_ERROR_NOT_INITIALIZED) } else { drivers.iter_mut().try_for_each(function) })
+}
+
+/// Makes a context current in this thread; 0 is none.
+pub(crate) fn set_current_context(context: Handle) -> Result {
+    let is_retained = |driver: &Driver| driver.context == context && driver.context_references > 0;
+    if context != 0 && !lock().iter().any(is_retained) {
+        return Err(CUDA_ERROR_INVALID_CONTEXT);
+    }
+    CURRENT_CONTEXT.set(context);
+    Ok(())
+}
+
+/// Number of devices.
+pub(crate) fn device_count() -> Result<usize> {
+    let count = lock().len();
+    if count == 0 { Err(CUDA_ERROR_NOT_INITIALIZED) } else { Ok(count) }
 }
 
 /// Calls the driver within the context that is current in this thread.
@@ -116,9 +156,9 @@ pub(crate) fn call_in_context(function: impl FnOnce(&mut Driver) -> Result) -> C
 
 /// Starts the driver, if it has not been started.
 pub(crate) fn initialize() -> Result {
-    let mut driver = lock();
-    if driver.is_none() {
-        *driver = Some(Driver::new()?);
+    let mut drivers = lock();
+    if drivers.is_empty() {
+        *drivers = (0..Settings::devices()).map(Driver::new).collect::<Result<_>>()?;
     }
     Ok(())
 }
@@ -138,17 +178,19 @@ pub(crate) fn put_if_wanted<T>(out: Out<T>, value: T) {
 
 /// The last error of a code in full.
 pub(crate) fn last_message(code: CUresult) -> Option<String> {
-    lock().as_ref().and_then(|driver| driver.messages.get(&code).cloned())
+    lock().get(current_device()).and_then(|driver| driver.messages.get(&code).cloned())
 }
 
 impl Driver {
-    fn new() -> Result<Driver> {
+    /// That of a device, by its number.
+    fn new(device: usize) -> Result<Driver> {
         let settings = Settings::from_environment();
         let memory = DeviceMemory::new(settings.memory_bytes).map_err(|message| {
             eprintln!("emulated CUDA driver: {message}");
             crate::errors::CUDA_ERROR_OUT_OF_MEMORY
         })?;
         Ok(Driver {
+            context: FIRST_CONTEXT + device,
             settings,
             memory,
             context_references: 0,
@@ -165,7 +207,8 @@ impl Driver {
             warnings: vec![],
             calls: CallCounts::default(),
             counters: BTreeMap::new(),
-            last_handle: 0x1000,
+            // No handle of a device is one of another.
+            last_handle: 0x1000 + (device << 32),
         })
     }
 

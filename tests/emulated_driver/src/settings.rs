@@ -18,6 +18,7 @@
 //! | `MEM_MB` | number | MiB of device memory |
 //! | `CC` | `8.0` .. | compute capability; at the start only, as is the following |
 //! | `SMS` | number | streaming multiprocessors |
+//! | `DEVICES` | 1 to 8 | devices, all alike |
 use exlora_ptx_emulator::execution::{AsyncCopies, MatrixSum, Order, RaceChecks, Settings as Execution};
 
 /// The settings that can be changed at any time.
@@ -55,7 +56,19 @@ pub(crate) struct Settings {
     pub(crate) memory_bytes: u64,
 }
 
+/// Most devices, each of which reserves address space.
+const MAX_DEVICES: usize = 8;
+
 impl Settings {
+    /// Number of devices, as the environment says; 1 by default.
+    pub(crate) fn devices() -> usize {
+        let Ok(value) = std::env::var("EMULATED_CUDA_DEVICES") else { return 1 };
+        value.parse().ok().filter(|count| (1..=MAX_DEVICES).contains(count)).unwrap_or_else(|| {
+            report("DEVICES", &value);
+            1
+        })
+    }
+
     /// The defaults, changed as the environment says. A value that is not known is reported and left out.
     pub(crate) fn from_environment() -> Settings {
         let mut settings = Settings {

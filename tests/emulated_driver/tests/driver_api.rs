@@ -500,3 +500,13 @@ fn nothing_works_without_a_context() {
     assert_eq!(out(|value| cuCtxGetCurrent(value)), 0);
     assert_eq!(cuCtxSetCurrent(0xbad), CUDA_ERROR_INVALID_CONTEXT);
 }
+
+#[test]
+fn there_is_one_device_unless_the_environment_says_so() {
+    let _turn = context();
+    assert_eq!(out(|count| cuDeviceGetCount(count)), 1);
+    let mut device = MaybeUninit::uninit();
+    assert_eq!(cuDeviceGet(Some(&mut device), 1), CUDA_ERROR_INVALID_DEVICE);
+    let mut context = MaybeUninit::uninit();
+    assert_eq!(cuDevicePrimaryCtxRetain(Some(&mut context), -1), CUDA_ERROR_INVALID_DEVICE);
+}

@@ -48,6 +48,11 @@ impl Adapter {
         self.groups.get(index)
     }
 
+    /// Rows of its largest stack.
+    pub(crate) fn largest_stack(&self) -> usize {
+        self.groups.iter().map(|group| group.stack_rows as usize).max().unwrap_or(0)
+    }
+
     /// Size of the vocabulary, if it replaces the table of an embedding, counted in the same way.
     pub(crate) fn tokens(&self, index: usize) -> Option<usize> {
         self.embeddings.get(index).filter(|embedding| embedding.table.values != 0).map(|it| it.table.rows as usize)

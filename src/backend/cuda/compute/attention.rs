@@ -65,7 +65,12 @@ impl CudaCompute {
         let group_heads = spec.heads / spec.kv_heads;
         let kernel = self.kernels.attention(spec.head_dim, group_heads, dtype)?;
         let plan = kernel.plan(rows.len(), spec.kv_heads, positions.longest, spec.window);
-        let partials = match plan.partial_bytes {
+        // A dry run stands for all steps with fewer rows too, which may have more partial sums.
+        let partial_bytes = match self.device.is_dry_run() {
+            true => kernel.most_partial_bytes(rows.len(), spec.kv_heads, positions.longest, spec.window),
+            false => plan.partial_bytes,
+        };
+        let partials = match partial_bytes {
             0 => 0,
             bytes => self.scratch.partials.reserve(&self.device, bytes)?,
         };

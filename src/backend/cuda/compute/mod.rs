@@ -74,6 +74,11 @@ impl RowFlags {
         self.flags.zero()
     }
 
+    /// Rows of the largest step so far.
+    fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// Where kernels report keys and values beyond the type of their cache.
     fn kv_overflows(&mut self, device: &Arc<Device>) -> Result<u64> {
         self.flags.reserve(device, 2 * self.capacity * size_of::<u32>())

@@ -1,8 +1,11 @@
 //! [`Compute`]: each operation looks up what its ids name.
 
+use std::sync::Arc;
+
 use super::inputs::Expandable;
 use super::{CudaCompute, unknown};
 use crate::adapter::batch::{AdapterBatch, SlotId};
+use crate::backend::cuda::adapter::Adapter;
 use crate::backend::cuda::buffers::{Buffer, Content, PendingNorm};
 use crate::backend::cuda::kv_cache::KvCache;
 use crate::backend::cuda::ops::expand::{ExpandActivate, activation_kind};
@@ -11,6 +14,11 @@ use crate::backend::{
     PreparedAdapter, StepInputs, StepRows, Write,
 };
 use crate::error::Result;
+
+/// Adapters of a row for which memory is reserved; larger mixtures allocate more when they are first seen.
+const RESERVED_ENTRIES: usize = 4;
+/// Most bytes of `t = A x` that are reserved before a step needs them.
+const MAX_RESERVED_SHRUNK: usize = 64 << 20;
 
 impl Compute for CudaCompute {
     fn create_buffer(&mut self, width: usize) -> BufferId {
@@ -21,6 +29,16 @@ impl Compute for CudaCompute {
     fn begin_step(&mut self, inputs: &StepInputs<'_>) -> Result<()> {
         self.reserve_rows(inputs.tokens.len())?;
         self.step.announce(inputs, &self.adapters)
+    }
+
+    fn reserve_step(&mut self, dry_run: &mut dyn FnMut(&mut dyn Compute) -> Result<()>) -> Result<()> {
+        let device = Arc::clone(&self.device);
+        let launches_nothing = device.dry_run();
+        let done = dry_run(self);
+        drop(launches_nothing);
+        self.forget_step();
+        done?;
+        self.step.reserve_entries(self.row_flags.capacity() * RESERVED_ENTRIES)
     }
 
     fn reserve_rows(&mut self, rows: usize) -> Result<()> {
@@ -71,8 +89,13 @@ impl Compute for CudaCompute {
     }
 
     fn install_adapter(&mut self, slot: SlotId, adapter: PreparedAdapter) -> Result<()> {
-        self.adapters.install(slot, adapter)?;
         self.forget_step();
+        self.adapters.install(slot, adapter)?;
+        let stack_rows = self.adapters[slot.0 as usize].as_ref().map_or(0, Adapter::largest_stack);
+        if let Err(error) = self.reserve_shrunk(stack_rows) {
+            self.adapters.remove(slot);
+            return Err(error);
+        }
         Ok(())
     }
 
@@ -186,6 +209,16 @@ impl Compute for CudaCompute {
 }
 
 impl CudaCompute {
+    /// Reserves `t = A x` for an adapter on every row that was reserved, alone or in a mixture, so that its first step allocates
+    /// nothing. Very large ranks are left to the steps that have them.
+    fn reserve_shrunk(&mut self, stack_rows: usize) -> Result<()> {
+        let entries = self.row_flags.capacity() * RESERVED_ENTRIES;
+        match (entries * stack_rows * size_of::<f32>()).min(MAX_RESERVED_SHRUNK) {
+            0 => Ok(()),
+            bytes => self.scratch.shrunk.reserve(&self.device, bytes).map(drop),
+        }
+    }
+
     /// Forgets the tables of the last step, and with them what waits to be finished by them.
     fn forget_step(&mut self) {
         self.step.clear();

@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "calls of the CUDA driver")]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::{CudaContext, CudaStream, DriverError, sys};
@@ -22,6 +22,17 @@ pub struct Device {
     properties: DeviceProperties,
     /// Bytes of device memory allocated through this.
     allocated: AtomicUsize,
+    is_dry_run: AtomicBool,
+}
+
+/// While it lives, kernels of the device are not launched.
+#[must_use]
+pub struct DryRun<'a>(&'a Device);
+
+impl Drop for DryRun<'_> {
+    fn drop(&mut self) {
+        self.0.is_dry_run.store(false, Ordering::Relaxed);
+    }
 }
 
 /// A stream of a device. Its work is done in order, and beside that of the other one.
@@ -81,7 +92,8 @@ impl Device {
         }
         let compute = context.new_stream().during("creating a stream")?;
         let copy = context.new_stream().during("creating a stream")?;
-        Ok(Arc::new(Self { compute, copy, properties, allocated: AtomicUsize::new(0) }))
+        let (allocated, is_dry_run) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Ok(Arc::new(Self { compute, copy, properties, allocated, is_dry_run }))
     }
 
     /// What the card is and can do.
@@ -101,6 +113,17 @@ impl Device {
     /// Bytes of device memory that were allocated here and not freed yet.
     pub fn allocated_bytes(&self) -> usize {
         self.allocated.load(Ordering::Relaxed)
+    }
+
+    /// Begins a dry run: launches are checked, kernels are compiled, but nothing is launched.
+    pub fn dry_run(&self) -> DryRun<'_> {
+        self.is_dry_run.store(true, Ordering::Relaxed);
+        DryRun(self)
+    }
+
+    /// Whether this is a dry run, after which memory that kernels should have written is undefined.
+    pub fn is_dry_run(&self) -> bool {
+        self.is_dry_run.load(Ordering::Relaxed)
     }
 
     /// Waits until all steps are done.

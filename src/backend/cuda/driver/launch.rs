@@ -26,7 +26,8 @@ impl<'a> Arguments<'a> {
 
 impl Kernel {
     /// Launches `grid` blocks of `block` threads, each block with `shared_bytes` of dynamic shared memory, behind the steps that
-    /// were launched before. Returns at once; what goes wrong on the card is reported by a later call.
+    /// were launched before. Returns at once; what goes wrong on the card is reported by a later call. In a dry run nothing is
+    /// launched.
     ///
     /// The kernels and their arguments are this crate's own: one that gets the address of something else than its parameter
     /// expects is a bug that the driver reports at best.
@@ -36,6 +37,9 @@ impl Kernel {
     /// can have; `cuda_driver_failed`, also where work launched before failed.
     pub fn launch(&self, grid: [u32; 3], block: u32, shared_bytes: u32, arguments: &Arguments<'_>) -> Result<()> {
         self.check(grid, block, shared_bytes, arguments)?;
+        if self.device().is_dry_run() {
+            return Ok(());
+        }
         let stream = self.device().bind(Stream::Compute)?;
         let mut parameters = [arguments.bytes.as_ptr().cast_mut().cast::<c_void>()];
         // SAFETY: the module is loaded; the parameter is as large as the kernel's and is copied before the call returns.

@@ -12,7 +12,7 @@ mod module;
 mod staging;
 
 pub use self::arena::{Arena, ArenaSize};
-pub use self::device::{Device, DeviceProperties, Stream};
+pub use self::device::{Device, DeviceProperties, DryRun, Stream};
 pub use self::launch::Arguments;
 pub use self::library::{DriverVersion, count, probe};
 pub use self::memory::DeviceMemory;

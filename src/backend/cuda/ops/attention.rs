@@ -118,6 +118,13 @@ impl Variant {
     }
 }
 
+/// Splits of a row that sees so many positions, or with a window only so many of them.
+fn splits(longest: usize, window: Option<usize>) -> usize {
+    let splits = longest.div_ceil(SPLIT_TOKENS).max(1);
+    // A window that is no multiple of splits touches one more at each end.
+    window.map_or(splits, |window| splits.min(window.div_ceil(SPLIT_TOKENS) + 1))
+}
+
 impl AttentionKernel {
     /// Compiles it, or takes it from the cache, for heads of up to [`MAX_HEAD_DIM`](super::kv_layout::MAX_HEAD_DIM) channels.
     ///
@@ -134,10 +141,8 @@ impl AttentionKernel {
     /// only that many of them.
     pub fn plan(&self, rows: usize, kv_heads: usize, longest: usize, window: Option<usize>) -> AttentionPlan {
         let tasks = rows * kv_heads;
-        let splits = longest.div_ceil(SPLIT_TOKENS).max(1);
-        // A window that is no multiple of splits touches one more at each end.
-        let splits = window.map_or(splits, |window| splits.min(window.div_ceil(SPLIT_TOKENS) + 1));
-        let partial_bytes = tasks * self.group_heads.div_ceil(self.variant.heads) * splits * self.variant.pass_bytes();
+        let splits = splits(longest, window);
+        let partial_bytes = tasks * splits * self.split_bytes();
         let is_busy = tasks >= BUSY_BLOCKS * self.multiprocessors;
         let rows = grid_rows(rows);
         if splits == 1 || is_busy || partial_bytes > MAX_PARTIAL_BYTES {
@@ -146,6 +151,22 @@ impl AttentionKernel {
             let grid = [splits as u32, grid_rows(kv_heads), rows];
             AttentionPlan { grid, partial_splits: splits as u32, partial_bytes }
         }
+    }
+
+    /// Most bytes of the partial sums of any plan for at most that many rows, none of which sees more than `longest` positions.
+    pub fn most_partial_bytes(&self, rows: usize, kv_heads: usize, longest: usize, window: Option<usize>) -> usize {
+        match splits(longest, window) {
+            1 => 0,
+            splits => {
+                let tasks = (rows * kv_heads).min(BUSY_BLOCKS * self.multiprocessors);
+                (tasks * splits * self.split_bytes()).min(MAX_PARTIAL_BYTES)
+            }
+        }
+    }
+
+    /// Bytes of the partial sums of a split, of all heads that share a key/value head.
+    fn split_bytes(&self) -> usize {
+        self.group_heads.div_ceil(self.variant.heads) * self.variant.pass_bytes()
     }
 
     /// Computes the rows of a plan.
