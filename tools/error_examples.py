@@ -213,7 +213,7 @@ def draft_model_with_another_vocabulary() -> object:
     copy(PLAIN, draft)
     tokenizer = json.loads((PLAIN / "tokenizer.json").read_text())
     vocab = tokenizer["model"]["vocab"]
-    one, other = (token for token, id in vocab.items() if id in (1000, 1001))
+    one, other = (token for token, number in vocab.items() if number in (1000, 1001))
     vocab[one], vocab[other] = vocab[other], vocab[one]
     write(draft / "tokenizer.json", json.dumps(tokenizer))
     return model(draft_model=draft)
@@ -302,6 +302,7 @@ PROVOKE: dict[str, Callable[[], object]] = {
     "sampling_invalid": lambda: model().generate("SELECT", temperature=inf),
     "constraint_invalid": lambda: model().generate("SELECT", regex="(a"),
     "constraint_failed": lambda: model().generate("SELECT", filters=[NoToken()]),
+    "hook_failed": lambda: model().generate("SELECT", post_sampling_hooks=[lambda result: result.no_such_field]),
     "setting_unsupported": lambda: exllamav2().load_tp(),
     "model_not_loaded": lambda: exllamav2().forward([[1]]),
     "device_unavailable": lambda: model(device="tpu"),

@@ -204,6 +204,10 @@ mod tests {
         assert_eq!(value(toml, "exlora chat -m x", "adapters"), "sql=a/b tone=c");
         assert_eq!(value(toml, "exlora chat -m x", "mixture"), "sql*0.5 tone*1");
         assert_eq!(value(toml, "exlora chat -m x", "prefix_cache"), "false");
+        let toml = "draft_model = 'd'\ndraft_adapter = { wit = 'w' }\ndraft_use = { wit = 0.5 }\nngram_draft = true";
+        assert_eq!(value(toml, "exlora chat -m x", "draft_adapters"), "wit=w");
+        assert_eq!(value(toml, "exlora chat -m x", "draft_mixture"), "wit*0.5");
+        assert_eq!(value(toml, "exlora generate -m x", "ngram_draft"), "true");
     }
 
     #[test]

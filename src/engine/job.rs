@@ -64,6 +64,11 @@ impl Job {
         self.state.is_finished()
     }
 
+    /// Whether the request runs, or has ended; before that it waits for others.
+    pub fn has_started(&self) -> bool {
+        self.state.has_started()
+    }
+
     /// Prompt tokens whose keys and values are in the cache, and the number of prompt tokens.
     pub fn prefill_progress(&self) -> (usize, usize) {
         (self.state.prefilled(), self.prompt.len())

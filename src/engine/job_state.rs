@@ -33,6 +33,8 @@ pub(super) struct JobState {
     /// Woken when there is output.
     waiter: Arc<Waiter>,
     is_cancelled: AtomicBool,
+    /// Whether it has run.
+    has_started: AtomicBool,
     /// Prompt tokens whose keys and values are in the cache.
     prefilled: AtomicUsize,
 }
@@ -60,6 +62,7 @@ impl JobState {
             cancelled: Arc::clone(cancelled),
             mailbox: Mutex::new(Mailbox { leases, ..Mailbox::default() }),
             is_cancelled: AtomicBool::new(false),
+            has_started: AtomicBool::new(false),
             prefilled: AtomicUsize::new(0),
         })
     }
@@ -109,6 +112,15 @@ impl JobState {
         if !self.is_cancelled.swap(true, Ordering::AcqRel) {
             self.cancelled.0.lock().push(self.number);
         }
+    }
+
+    /// Whether it runs, or has ended.
+    pub(super) fn has_started(&self) -> bool {
+        self.has_started.load(Ordering::Acquire) || self.has_ended()
+    }
+
+    pub(super) fn set_started(&self) {
+        self.has_started.store(true, Ordering::Release);
     }
 
     pub(super) fn prefilled(&self) -> usize {

@@ -5,6 +5,7 @@
 //! loaded and unloaded while requests run, and a request keeps the adapter versions that it named.
 
 mod as_completed;
+mod banned_text;
 mod constraint;
 mod draft;
 mod draft_source;
@@ -18,6 +19,7 @@ mod job;
 mod job_state;
 mod options;
 mod output;
+mod post_sampling;
 mod request;
 mod sampler;
 mod sampling_params;
@@ -40,6 +42,7 @@ use crate::backend::BackendMemory;
 use crate::error::{Error, ErrorCode, Result};
 use crate::kv_cache::{PAGE_TOKENS, pages_for};
 use crate::model::{Model, ModelOptions, Progress};
+use banned_text::BannedText;
 use constraint::Constraint;
 use draft::{DraftSource, Drafts};
 use engine_core::EngineCore;
@@ -62,6 +65,7 @@ pub use in_flight::{Finished, InFlight, samples_of};
 pub use job::{CancelHandle, Job};
 pub use options::{DEFAULT_DRAFT_TOKENS, DEFAULT_KV_TOKENS, DEFAULT_PREFILL_CHUNK, EngineOptions};
 pub use output::{Chunk, Completion, Finish, FinishReason, Logits, StopMatch, TokenLogprobs, TokenProbs, Usage};
+pub use post_sampling::{PostSampling, PostSamplingHook};
 pub use request::{
     AdapterRef, DEFAULT_MAX_NGRAM, MAX_DRAFT_TOKENS, MAX_NGRAM, MAX_SAMPLES, MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS,
     Prompt, Request, Stop,
@@ -555,12 +559,14 @@ impl Engine {
                 }
                 Some((detokenizer, StopStrings::new(stop_texts)))
             }
-            None if stop_texts.is_empty() => None,
+            None if stop_texts.is_empty() && request.banned_strings.is_empty() => None,
             None => {
-                let what = "stop strings need a tokenizer, and the model folder has no tokenizer.json";
+                let what =
+                    "stop strings and banned strings need a tokenizer, and the model folder has no tokenizer.json";
                 return Err(Error::new(ErrorCode::TokenizerNotFound, what).with_path(self.model().path()));
             }
         };
+        let banned = (!request.banned_strings.is_empty()).then(|| Box::new(BannedText::new(&request.banned_strings)));
         Ok(DecodeState {
             sampling: request.sampling.clone(),
             // The last token is never computed, so it needs no position.
@@ -570,9 +576,11 @@ impl Engine {
             stop_string_ids,
             constraint,
             text,
+            banned,
             top: TopCounts { logprobs: request.logprobs, probs: request.probs },
             returns_logits: request.return_logits,
             sampler_state,
+            post_sampling_hooks: request.post_sampling_hooks.clone(),
         })
     }
 

@@ -83,6 +83,11 @@ pub struct Chunk {
     pub probs: Vec<TokenProbs>,
     /// The logits each of them was chosen from, `[token_ids, vocab]`, if asked for.
     pub logits: Vec<f32>,
+    /// Text that was given up because it contained a banned string. It is not part of `text`, and its tokens are not part of
+    /// `token_ids`.
+    pub suppressed_text: String,
+    /// The tokens of that text.
+    pub suppressed_token_ids: Vec<u32>,
     /// Set on the last chunk.
     pub finish: Option<Finish>,
 }

@@ -1,6 +1,7 @@
 //! A request: a prompt, its adapters, and how to continue it.
 
 use super::constraint::{Filters, Grammar};
+use super::post_sampling::PostSamplingHook;
 use super::sampling_params::SamplingParams;
 use super::text::{ChatMessage, ChatOptions};
 use crate::adapter::mixture::Mixture;
@@ -149,6 +150,9 @@ pub struct Request {
     /// What ends the text, besides the model's own end-of-sequence ids: any token ids, and at most 256 strings, which may
     /// have 16 KiB together.
     pub stop: Vec<Stop>,
+    /// Strings that the text does not contain, in any case: at most 256, which may have 16 KiB together. Where one is complete,
+    /// generation goes back to the token where it began and chooses another one.
+    pub banned_strings: Vec<String>,
     /// Whether the model's end-of-sequence ids (config.json, generation_config.json) end the text.
     pub stop_at_eos: bool,
     /// Number of top log-probabilities for each token; 0 for no log-probabilities.
@@ -156,6 +160,8 @@ pub struct Request {
     /// Number of top probabilities for each token after penalties and filters, in the distribution that it was drawn from; 0
     /// for no probabilities.
     pub probs: usize,
+    /// Called with each chosen token, in this order; each may replace it.
+    pub post_sampling_hooks: Vec<PostSamplingHook>,
     /// Whether chunks contain the logits that each token was chosen from.
     pub return_logits: bool,
     /// Whether tokens are drafted from the prompt and the output themselves (prompt lookup): what followed where the last
@@ -204,12 +210,6 @@ impl Request {
                 return invalid(&what, format!("at most {vocab}"), tokens);
             }
         }
-        if !(1..=MAX_NGRAM).contains(&self.max_ngram) {
-            return invalid("max_ngram is out of range", format!("1 to {MAX_NGRAM} tokens"), self.max_ngram);
-        }
-        if let Some(tokens) = self.num_draft_tokens.filter(|&tokens| tokens > MAX_DRAFT_TOKENS) {
-            return invalid("num_draft_tokens is out of range", format!("at most {MAX_DRAFT_TOKENS}"), tokens);
-        }
         if self.n > 1 && !self.filters.filters.is_empty() {
             return invalid("filters know one text", "n = 1".to_owned(), self.n);
         }
@@ -217,32 +217,22 @@ impl Request {
             let what = "token_healing and a grammar exclude each other: a grammar begins where the prompt ends";
             return Err(Error::new(ErrorCode::RequestInvalid, what));
         }
-        self.check_stop_strings()?;
+        if !(1..=MAX_NGRAM).contains(&self.max_ngram) {
+            return invalid("max_ngram is out of range", format!("1 to {MAX_NGRAM} tokens"), self.max_ngram);
+        }
+        if let Some(tokens) = self.num_draft_tokens.filter(|&tokens| tokens > MAX_DRAFT_TOKENS) {
+            return invalid("num_draft_tokens is out of range", format!("at most {MAX_DRAFT_TOKENS}"), tokens);
+        }
+        check_strings("stop string", self.stop_strings())?;
+        check_strings("banned string", self.banned_strings.iter().map(String::as_str))?;
         self.sampling.check(vocab)
     }
 
-    fn check_stop_strings(&self) -> Result<()> {
-        let strings = self.stop.iter().filter_map(|stop| match stop {
-            Stop::Text(text) => Some(text.len()),
+    fn stop_strings(&self) -> impl Iterator<Item = &str> {
+        self.stop.iter().filter_map(|stop| match stop {
+            Stop::Text(text) => Some(text.as_str()),
             Stop::Token(_) => None,
-        });
-        let (mut number, mut bytes) = (0, 0_usize);
-        for length in strings {
-            if length == 0 {
-                return Err(Error::new(ErrorCode::RequestInvalid, "a stop string is empty"));
-            }
-            (number, bytes) = (number + 1, bytes.saturating_add(length));
-        }
-        let too_much = |what: &str, most: usize, found: usize| {
-            Err(Error::new(ErrorCode::RequestInvalid, what).with_expected(format!("at most {most}")).with_found(found))
-        };
-        if number > MAX_STOP_STRINGS {
-            return too_much("the request has too many stop strings", MAX_STOP_STRINGS, number);
-        }
-        if bytes > MAX_STOP_STRING_BYTES {
-            return too_much("the stop strings have too many bytes together", MAX_STOP_STRING_BYTES, bytes);
-        }
-        Ok(())
+        })
     }
 
     /// A greedy request for at most 128 new tokens from the base model.
@@ -256,9 +246,11 @@ impl Request {
             n: 1,
             sampling: SamplingParams::default(),
             stop: Vec::new(),
+            banned_strings: Vec::new(),
             stop_at_eos: true,
             logprobs: 0,
             probs: 0,
+            post_sampling_hooks: Vec::new(),
             return_logits: false,
             ngram_draft: false,
             max_ngram: DEFAULT_MAX_NGRAM,
@@ -314,6 +306,12 @@ impl Request {
         self
     }
 
+    /// Adds a hook that is called with each chosen token.
+    pub fn post_sampling_hook(mut self, hook: PostSamplingHook) -> Self {
+        self.post_sampling_hooks.push(hook);
+        self
+    }
+
     /// Sets what the text must match.
     ///
     /// ```
@@ -354,11 +352,38 @@ impl Request {
         self
     }
 
+    /// Adds a string that the text does not contain.
+    pub fn banned_string(mut self, string: impl Into<String>) -> Self {
+        self.banned_strings.push(string.into());
+        self
+    }
+
     /// Asks for the `n` best log-probabilities of each token.
     pub fn logprobs(mut self, n: usize) -> Self {
         self.logprobs = n;
         self
     }
+}
+
+/// Checks the strings that a request looks for in its text: each looks at every byte.
+fn check_strings<'a>(what: &str, strings: impl Iterator<Item = &'a str>) -> Result<()> {
+    let (mut number, mut bytes) = (0, 0_usize);
+    for string in strings {
+        if string.is_empty() {
+            return Err(Error::new(ErrorCode::RequestInvalid, format!("a {what} is empty")));
+        }
+        (number, bytes) = (number + 1, bytes.saturating_add(string.len()));
+    }
+    let too_much = |what: String, most: usize, found: usize| {
+        Err(Error::new(ErrorCode::RequestInvalid, what).with_expected(format!("at most {most}")).with_found(found))
+    };
+    if number > MAX_STOP_STRINGS {
+        return too_much(format!("the request has too many {what}s"), MAX_STOP_STRINGS, number);
+    }
+    if bytes > MAX_STOP_STRING_BYTES {
+        return too_much(format!("the {what}s have too many bytes together"), MAX_STOP_STRING_BYTES, bytes);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

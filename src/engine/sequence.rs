@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
+use super::banned_text::{BannedText, TextState};
 use super::constraint::Constraint;
 use super::draft::Drafts;
 use super::job_state::JobState;
 use super::output::{Chunk, Finish, FinishReason, StopMatch, TokenLogprobs, TokenProbs, Usage};
+use super::post_sampling::PostSamplingHook;
 use super::sampler::{Sampled, SamplerState, TopCounts};
 use super::sampling_params::SamplingParams;
 use super::sequence_kv::{SequenceKv, SequencePlan};
-use super::text::{Detokenizer, StopScan, StopStrings};
+use super::text::StopScan;
 use crate::error::{Error, ErrorCode, Result};
 
 /// What a sequence is for.
@@ -36,11 +38,14 @@ pub(super) struct DecodeState {
     /// What limits the tokens: a grammar, filters, token healing.
     pub constraint: Option<Box<Constraint>>,
     /// `None` for a model without a tokenizer.
-    pub text: Option<(Detokenizer, StopStrings)>,
+    pub text: TextState,
+    /// If strings are banned.
+    pub banned: Option<Box<BannedText>>,
     pub top: TopCounts,
     pub returns_logits: bool,
     /// What the sampler keeps between tokens.
     pub sampler_state: SamplerState,
+    pub post_sampling_hooks: Vec<PostSamplingHook>,
 }
 
 /// A request in the scheduler.
@@ -87,9 +92,13 @@ impl Sequence {
         self.job.set_prefilled(self.kv.computed.min(self.prompt_len));
     }
 
-    /// Appends a chosen token, sends its chunk (with `logits`), and ends the text if that was its last.
+    /// Appends a chosen token, sends its chunk (with `logits`) unless it is held back, and ends the text if that was its last.
+    /// If the text then contains a banned string, the sequence goes back: it has fewer tokens than are computed.
     pub(super) fn accept(&mut self, sampled: Sampled, logits: Vec<f32>) -> Result<()> {
         let Purpose::Generate(decode) = &mut self.purpose else { return Ok(()) };
+        if let Some(banned) = &mut decode.banned {
+            banned.hold(self.tokens.len(), &decode.text);
+        }
         self.tokens.push(sampled.id);
         self.drafts.verify(sampled.id);
         let mut chunk = Chunk { token_ids: vec![sampled.id], logits, ..Chunk::default() };
@@ -111,6 +120,9 @@ impl Sequence {
             ended = Some((FinishReason::Stop, Some(StopMatch::Token(sampled.id))));
         } else if let Some((detokenizer, stops)) = &mut decode.text {
             let piece = detokenizer.push(sampled.id)?;
+            if let Some(banned) = &mut decode.banned {
+                banned.read(&piece);
+            }
             let mut step = stops.push_hidden(&piece.special, may_stop);
             if step.matched.is_none() {
                 let text = stops.push(&piece.text, may_stop);
@@ -125,10 +137,7 @@ impl Sequence {
         if ended.is_none() && self.tokens.len() >= decode.max_tokens {
             ended = Some((FinishReason::Length, None));
         }
-        let Some((mut reason, mut matched)) = ended else {
-            self.job.send(chunk);
-            return Ok(());
-        };
+        let Some((mut reason, mut matched)) = ended else { return self.send(chunk) };
         if let (Some((detokenizer, stops)), false) = (&mut decode.text, matches!(matched, Some(StopMatch::Text(_)))) {
             // The rest of the text may complete a stop string.
             let step = stops.push(&detokenizer.finish()?, may_stop);
@@ -139,7 +148,27 @@ impl Sequence {
             }
         }
         chunk.finish = Some(self.finish(reason, matched));
-        self.job.send(chunk);
+        self.send(chunk)
+    }
+
+    /// Sends the chunk of the last token as soon as it is final, or goes back to where a banned string begins.
+    fn send(&mut self, chunk: Chunk) -> Result<()> {
+        let Purpose::Generate(decode) = &mut self.purpose else { return Ok(()) };
+        let Some(banned) = &mut decode.banned else {
+            self.job.send(chunk);
+            return Ok(());
+        };
+        if let Some(position) = banned.complete(chunk) {
+            let given_up = self.tokens.split_off(position);
+            let (suppressed_text, text) = banned.go_back(position, given_up[0])?;
+            decode.text = text;
+            decode.sampler_state.rewind(position - self.prompt_len);
+            if let Some(constraint) = &mut decode.constraint {
+                constraint.rewind(given_up.len())?;
+            }
+            self.job.send(Chunk { suppressed_text, suppressed_token_ids: given_up, ..Chunk::default() });
+        }
+        banned.take_final().into_iter().for_each(|chunk| self.job.send(chunk));
         Ok(())
     }
 
@@ -157,6 +186,11 @@ impl Sequence {
     /// Ends it early: cancelled, or out of cache.
     pub(super) fn end(&mut self, reason: FinishReason) {
         let mut chunk = Chunk { finish: Some(self.finish(reason, None)), ..Chunk::default() };
+        if let Purpose::Generate(decode) = &mut self.purpose
+            && let Some(banned) = &mut decode.banned
+        {
+            banned.take_all().into_iter().for_each(|chunk| self.job.send(chunk));
+        }
         if let Purpose::Generate(decode) = &mut self.purpose
             && let Some((detokenizer, stops)) = &mut decode.text
             && let Ok(tail) = detokenizer.finish()

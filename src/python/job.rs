@@ -68,6 +68,12 @@ impl PyJob {
         self.with(py, Job::is_finished).unwrap_or(true)
     }
 
+    /// Whether the request runs, or has ended; before that it waits for others.
+    #[getter]
+    fn has_started(&self, py: Python<'_>) -> bool {
+        self.with(py, Job::has_started).unwrap_or(true)
+    }
+
     /// Prompt tokens whose keys and values are in the cache, and the number of prompt tokens.
     #[getter]
     fn prefill_progress(&self, py: Python<'_>) -> (usize, usize) {

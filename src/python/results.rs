@@ -431,6 +431,8 @@ impl PyChunk {
         }
         dict.set_item("seed", self.seed())?;
         self.arrays.set_items(&dict, as_lists)?;
+        dict.set_item("suppressed_text", self.suppressed_text())?;
+        dict.set_item("suppressed_token_ids", self.suppressed_token_ids())?;
         Ok(dict)
     }
 }
@@ -442,7 +444,8 @@ impl PyChunk {
     #[pyo3(signature = (*, text="", token_ids=TokenIds(Vec::new()), finish_reason=None, stop_match=None, usage=None,
                         seed: "SupportsIndex | None"=None, logprobs=None,
                         top_logprobs: "list[list[tuple[int, float]]] | None"=None, probs=None,
-                        top_probs: "list[list[tuple[int, float]]] | None"=None, logits=None))]
+                        top_probs: "list[list[tuple[int, float]]] | None"=None, logits=None, suppressed_text="",
+                        suppressed_token_ids=TokenIds(Vec::new())))]
     #[allow(clippy::too_many_arguments)]
     fn py_new(
         text: &str,
@@ -456,13 +459,22 @@ impl PyChunk {
         probs: Option<FloatArrayArg<'_>>,
         #[pyo3(from_py_with = in_range)] top_probs: Option<TopTokens>,
         logits: Option<FloatArrayArg<'_>>,
+        suppressed_text: &str,
+        suppressed_token_ids: TokenIds,
     ) -> PyResult<Self> {
         let matched = self::stop_match(stop_match)?;
         let usage = usage.map(|usage| usage.get().into()).unwrap_or_default();
         let seed = seed.map_or(0, seed_bits);
         let finish = |name| Ok::<_, PyErr>(Finish { reason: self::finish_reason(name)?, matched, usage, seed });
         let finish = finish_reason.map(finish).transpose()?;
-        let chunk = Chunk { text: text.to_owned(), token_ids: token_ids.0, finish, ..Chunk::default() };
+        let chunk = Chunk {
+            text: text.to_owned(),
+            token_ids: token_ids.0,
+            suppressed_text: suppressed_text.to_owned(),
+            suppressed_token_ids: suppressed_token_ids.0,
+            finish,
+            ..Chunk::default()
+        };
         Ok(Self { chunk, arrays: Arrays::from_arguments((logprobs, top_logprobs), (probs, top_probs), logits) })
     }
 
@@ -530,6 +542,18 @@ impl PyChunk {
     #[getter]
     fn logits(&self, py: Python<'_>) -> Option<FloatArray> {
         self.arrays.logits.as_ref().map(|array| array.clone_ref(py))
+    }
+
+    /// Text that was given up because it contained a banned string; it is not part of `text`.
+    #[getter]
+    fn suppressed_text(&self) -> &str {
+        &self.chunk.suppressed_text
+    }
+
+    /// The tokens of that text.
+    #[getter]
+    fn suppressed_token_ids(&self) -> Vec<u32> {
+        self.chunk.suppressed_token_ids.clone()
     }
 
     /// All fields by name, as plain values that JSON can represent.

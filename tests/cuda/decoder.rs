@@ -1,7 +1,7 @@
 //! Whole models on the device, through the engine: against the reference backend, and bit for bit against themselves in other
 //! batches, chunks and caches.
 
-use exlora::{Completion, Device, Engine, EngineOptions, KvDType, Request};
+use exlora::{Completion, Device, DraftModelSource, Engine, EngineOptions, KvDType, Request};
 use support::fixtures;
 
 use crate::support::device;
@@ -139,6 +139,33 @@ fn cached_prefixes_and_preemption_change_no_bits() {
     let [first, second] = [(); 2].map(|()| caching.generate(std::slice::from_ref(&long)).expect("runs").remove(0));
     assert_eq!((first.finish.usage.cached_tokens, second.finish.usage.cached_tokens), (0, 32));
     assert_same_bits(&second, &first, "with a cached prefix");
+}
+
+#[test]
+fn drafts_change_no_bits() {
+    const MODEL: &str = "quill-4m";
+    let prompt: Vec<u32> = (0..12).map(|i| 40 + i % 3).collect();
+    let mixtures = [&[][..], &[(JARGON, 0.5)], &[(DEVIL, 1.0), (SQLITE, 0.5)]];
+    let of = |mixture: &&[(&str, f32)]| Request { prompt: prompt.clone().into(), ..request(1, 1, 6, mixture) };
+    let requests: Vec<Request> = mixtures.iter().map(of).collect();
+    let expected = engine(MODEL, on_cuda()).generate(&requests).expect("without drafts");
+    let drafting: Vec<Request> =
+        requests.iter().map(|request| Request { ngram_draft: true, max_ngram: 2, ..request.clone() }).collect();
+    let draft_model = Some(DraftModelSource::Path(fixtures().join(MODEL)));
+    let with_model = engine(MODEL, EngineOptions { draft_model, ..on_cuda() });
+    let counts = [&drafting, &requests].map(|requests| {
+        let found = with_model.generate(requests).expect("with drafts");
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_same_bits(found, expected, "with drafts");
+        }
+        let usage = || found.iter().map(|completion| completion.finish.usage);
+        (
+            usage().map(|usage| usage.accepted_draft_tokens).sum::<usize>(),
+            usage().map(|usage| usage.rejected_draft_tokens).sum::<usize>(),
+        )
+    });
+    let [of_the_text, of_the_model] = counts;
+    assert!(of_the_text.0 + of_the_text.1 > 0 && of_the_model.0 > 0, "{counts:?}");
 }
 
 #[test]

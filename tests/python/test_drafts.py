@@ -109,7 +109,7 @@ def test_a_draft_model_with_another_vocabulary_is_refused_with_the_first_differe
         (tmp_path / file.name).symlink_to(file)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     vocab = tokenizer["model"]["vocab"]
-    one, other = (token for token, id in vocab.items() if id in (1000, 1001))
+    one, other = (token for token, number in vocab.items() if number in (1000, 1001))
     vocab[one], vocab[other] = vocab[other], vocab[one]
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
@@ -162,7 +162,16 @@ def test_exllamav2s_generators_draft_and_count(exllamav2):
 def test_the_command_drafts(folder, adapters, tmp_path):
     def command(*options, request=None):
         (tmp_path / "requests.jsonl").write_text(json.dumps(request or {"prompt": PROMPT}))
-        arguments = ["generate", "-m", folder, "--requests", tmp_path / "requests.jsonl", "--max-new-tokens", "20", *options]
+        arguments = [
+            "generate",
+            "-m",
+            folder,
+            "--requests",
+            tmp_path / "requests.jsonl",
+            "--max-new-tokens",
+            "20",
+            *options,
+        ]
         run = [sys.executable, "-m", "exlora", *map(str, arguments)]
         return json.loads(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
 

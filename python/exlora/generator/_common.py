@@ -28,7 +28,7 @@ def open_engine(
     max_chunk_size: int | None = None,
     draft_model: ExLlamaV2 | None = None,
 ) -> _exlora.Engine:
-    """An engine over a loaded model whose KV cache has the size of `cache`; that of `draft_model` has as many tokens."""
+    """An engine over a loaded model whose KV cache has the size of `cache`, and so has that of `draft_model`."""
     return _exlora.Engine.from_model(
         model.native_model(),
         tokenizer.native,

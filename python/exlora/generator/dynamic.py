@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import exlora._exlora as _exlora
@@ -60,6 +61,10 @@ class ExLlamaV2DynamicGenerator:
         self.num_draft_tokens = num_draft_tokens
         self.use_ngram_draft = use_ngram_draft
         self.max_ngram = max_ngram
+        self.max_batch_size = max_batch_size or 32
+        self.max_total_tokens = cache.max_seq_len
+        #: Of the lists of jobs: a thread may iterate while another one enqueues.
+        self._lock = threading.Lock()
         self.pending_jobs: list[ExLlamaV2DynamicJob] = []
         self.active_jobs: list[ExLlamaV2DynamicJob] = []
         self.current_loras: list[Any] = []
@@ -172,7 +177,8 @@ class ExLlamaV2DynamicGenerator:
         drafts["ngram_draft"] = self.use_ngram_draft and self.draft_model is None
         job.submit(self._engine, serial, self.current_loras, self.max_seq_len, drafts)
         self._serial += 1
-        self.pending_jobs.append(job)
+        with self._lock:
+            self.pending_jobs.append(job)
         return serial
 
     def iterate(self) -> list[dict[str, Any]]:
@@ -191,30 +197,33 @@ class ExLlamaV2DynamicGenerator:
 
     def advance(self) -> tuple[list[dict[str, Any]], list[tuple[ExLlamaV2DynamicJob, ExloraError]]]:
         """Computes one step for all jobs: their results, and the jobs that failed with their errors. See `iterate`."""
-        results = [job.started() for job in self.pending_jobs]
-        self.active_jobs += self.pending_jobs
-        self.pending_jobs = []
-        if self.active_jobs:
+        now = time.perf_counter()
+        if self.pending_jobs or self.active_jobs:
             with contextlib.suppress(ExloraError):  # then every job has that error
                 self._engine.step()
+        with self._lock:
+            started = [job for job in self.pending_jobs if job.has_started]
+            self.pending_jobs = [job for job in self.pending_jobs if job not in started]
+            self.active_jobs += started
+            active = list(self.active_jobs)
+        results = [job.started(now) for job in started]
         failed: list[tuple[ExLlamaV2DynamicJob, ExloraError]] = []
-        running = []
-        for job in self.active_jobs:
+        for job in active:
             try:
                 results += job.collect()
             except ExloraError as error:
                 failed.append((job, error))
-                continue
-            if not job.is_finished:
-                running.append(job)
-        self.active_jobs = running
+        ended = {job for job, _ in failed} | {job for job in active if job.is_finished}
+        with self._lock:
+            self.active_jobs = [job for job in self.active_jobs if job not in ended]
         return results, failed
 
     def cancel(self, job: ExLlamaV2DynamicJob) -> None:
         """Ends a job; it has no further results."""
         job.cancel()
-        self.pending_jobs = [other for other in self.pending_jobs if other is not job]
-        self.active_jobs = [other for other in self.active_jobs if other is not job]
+        with self._lock:
+            self.pending_jobs = [other for other in self.pending_jobs if other is not job]
+            self.active_jobs = [other for other in self.active_jobs if other is not job]
         self._failed = [(other, error) for other, error in self._failed if other is not job]
 
     def clear_queue(self) -> None:

@@ -60,7 +60,7 @@ class ExLlamaV2DynamicJob:
     ) -> None:
         del max_skips
         owner = type(self).__name__
-        refuse(owner, banned_strings=banned_strings, embeddings=embeddings)
+        refuse(owner, embeddings=embeddings)
         refuse_pair(owner, input_ids)
         self.loras = kwargs.pop("lora", loras)
         warn_unknown(owner, kwargs)
@@ -70,6 +70,10 @@ class ExLlamaV2DynamicJob:
         self.input_ids = token_row(input_ids)
         self.identifier = identifier
         self.max_new_tokens = max_new_tokens
+        self.min_new_tokens = min_new_tokens
+        stops = stop_list(stop_conditions)
+        self.stop_tokens = {stop for stop in stops if isinstance(stop, int)}
+        self.stop_strings = {stop for stop in stops if isinstance(stop, str)}
         self.gen_settings = gen_settings or ExLlamaV2Sampler.Settings()
         self.return_top_tokens = return_top_tokens
         self.return_probs = return_probs
@@ -77,10 +81,11 @@ class ExLlamaV2DynamicJob:
         # Of the new tokens, the one that replaces the prompt's last is not counted.
         self._heals = bool(token_healing) and len(self.input_ids) > 1
         self._settings: dict[str, Any] = {
-            **self.gen_settings.request_settings(),
+            **self.gen_settings.request_settings(return_top_tokens),
             "min_new_tokens": min_new_tokens,
             "seed": new_seed(seed),
-            "stop": stop_list(stop_conditions),
+            "stop": stops,
+            "banned_strings": list(banned_strings or []),
             "stop_at_eos": False,
             "probs": max(return_top_tokens, int(return_probs)),
             "return_logits": return_logits,
@@ -91,6 +96,7 @@ class ExLlamaV2DynamicJob:
         self.serial_number: int | None = None
         self.full_completion = ""
         self.new_tokens = 0
+        self.cached_pages = self.cached_tokens = 0
         self.is_finished = False
         self._tokenizer: _exlora.Tokenizer | None = None
         self._native: _exlora.Job | None = None
@@ -127,9 +133,14 @@ class ExLlamaV2DynamicJob:
             self._native.close()
         self.is_finished = True
 
-    def started(self) -> dict[str, Any]:
-        """Its first result."""
-        self._started_at = self._first_token_at = time.perf_counter()
+    @property
+    def has_started(self) -> bool:
+        """Whether it runs, or has ended; before that it waits for others."""
+        return self._native is not None and self._native.has_started
+
+    def started(self, when: float) -> dict[str, Any]:
+        """Its first result, if it started at that time."""
+        self._started_at = self._first_token_at = max(when, self._enqueued_at)
         return self._result("started")
 
     def collect(self) -> list[dict[str, Any]]:
@@ -152,6 +163,9 @@ class ExLlamaV2DynamicJob:
         result = self._result("streaming")
         if chunk.text:
             result["text"] = chunk.text
+        if chunk.suppressed_token_ids:
+            result["suppressed_text"] = chunk.suppressed_text
+            result["suppressed_tokens"] = token_array(chunk.suppressed_token_ids)
         # The token that ends the text is not part of it.
         ends_by_stop = chunk.stop_match is not None
         tokens = self._token_results(chunk)
@@ -181,6 +195,8 @@ class ExLlamaV2DynamicJob:
         assert usage is not None, "a last chunk has its usage"
         assert self._tokenizer is not None, "a job reports after it was submitted"
         self.is_finished = True
+        self.cached_tokens = usage.cached_tokens
+        self.cached_pages = usage.cached_tokens // _exlora.PAGE_TOKENS
         now = time.perf_counter()
         ending: dict[str, Any] = {
             "eos": True,
@@ -191,8 +207,8 @@ class ExLlamaV2DynamicJob:
             "time_enqueued": self._started_at - self._enqueued_at,
             "time_prefill": self._first_token_at - self._started_at,
             "time_generate": now - self._first_token_at,
-            "cached_pages": usage.cached_tokens // _exlora.PAGE_TOKENS,
-            "cached_tokens": usage.cached_tokens,
+            "cached_pages": self.cached_pages,
+            "cached_tokens": self.cached_tokens,
             "accepted_draft_tokens": usage.accepted_draft_tokens,
             "rejected_draft_tokens": usage.rejected_draft_tokens,
         }

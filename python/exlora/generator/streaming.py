@@ -41,7 +41,7 @@ class ExLlamaV2StreamingGenerator:
         self.draft_model = draft_model
         self.draft_cache = draft_cache
         self.num_speculative_tokens = num_speculative_tokens
-        #: Whether streams begun from now on draft from their own text, with n-grams of up to `speculative_ngram_max` tokens.
+        #: Whether streams begun from now on draft from their own text, and the longest n-gram that is looked up.
         self.speculative_ngram = False
         self.speculative_ngram_max = 5
         self.model = model
@@ -133,7 +133,6 @@ class ExLlamaV2StreamingGenerator:
             input_mask=input_mask,
             position_offsets=position_offsets,
             input_embeddings=input_embeddings,
-            banned_strings=banned_strings,
         )
         loras = kwargs.pop("lora", loras)
         warn_unknown(owner, kwargs)
@@ -147,6 +146,7 @@ class ExLlamaV2StreamingGenerator:
             max_new_tokens=self._engine.max_tokens,
             seed=new_seed(self._seed),
             stop=self._stop,
+            banned_strings=list(banned_strings or []),
             stop_at_eos=False,
             probs=max(return_top_tokens, int(return_probabilities)),
             return_logits=return_logits,
@@ -156,7 +156,7 @@ class ExLlamaV2StreamingGenerator:
             num_draft_tokens=self.num_speculative_tokens,
             token_healing=token_healing,
             **filter_settings(filters or gen_settings.filters, filter_prefer_eos),
-            **gen_settings.request_settings(),
+            **gen_settings.request_settings(return_top_tokens),
         )
         self._job = self._engine.submit(request)
 
@@ -169,7 +169,7 @@ class ExLlamaV2StreamingGenerator:
         return tuple(values)
 
     def stream_ex(self, ban_tokens: Any = None, **kwargs: Any) -> dict[str, Any]:
-        """The next piece: `chunk`, `eos`, `chunk_token_ids` [1, n].
+        """The next piece: `chunk`, `eos`, `chunk_token_ids` [1, n]; without tokens where banned text was given up.
 
         Where asked for: `probs` [1, n], `top_tokens` and `top_probs` [1, n, k], `logits` [1, n, vocab]. The token that
         ends the text is not in it.

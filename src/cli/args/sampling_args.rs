@@ -139,6 +139,9 @@ pub(in crate::cli) struct SamplingArgs {
     #[arg(long, value_name = "TEXT", value_parser = stop_text_arg)]
     #[serde(default, deserialize_with = "stops", serialize_with = "stops_as_list")]
     stop: Option<Vec<Stop>>,
+    /// A string that the text does not contain, in any case; may be repeated.
+    #[arg(long, value_name = "TEXT")]
+    banned_strings: Option<Vec<String>>,
     /// Stop at this token id; may be repeated.
     #[arg(long, value_name = "ID")]
     stop_token_ids: Option<Vec<u32>>,
@@ -212,6 +215,7 @@ impl SamplingArgs {
         set(&mut request.min_new_tokens, self.min_new_tokens);
         set(&mut request.n, self.n);
         set(&mut request.stop_at_eos, self.stop_at_eos);
+        set(&mut request.banned_strings, self.banned_strings.clone());
         set(&mut request.logprobs, self.logprobs);
         set(&mut request.probs, self.probs);
         set(&mut request.ngram_draft, self.ngram_draft);
@@ -413,9 +417,12 @@ mod tests {
                     seed: _,
                 },
             stop: _,
+            banned_strings: _,
             stop_at_eos: _,
             logprobs: _,
             probs: _,
+            // Functions.
+            post_sampling_hooks: _,
             skip_special_tokens: _,
             add_special_tokens: _,
             ngram_draft: _,
@@ -434,7 +441,7 @@ mod tests {
                       temperature_last xtc_probability xtc_threshold xtc_ignore_tokens skew repetition_penalty \
                       repetition_range repetition_decay frequency_penalty presence_penalty penalize_prompt \
                       dry_multiplier dry_base dry_allowed_length dry_max_ngram dry_range dry_sequence_breakers \
-                      logit_bias allowed_token_ids seed stop stop_at_eos logprobs probs skip_special_tokens \
+                      logit_bias allowed_token_ids seed stop banned_strings stop_at_eos logprobs probs skip_special_tokens \
                       add_special_tokens ngram_draft max_ngram num_draft_tokens json_schema json_object regex grammar \
                       choices token_healing";
         let names = SamplingArgs::names();
@@ -443,6 +450,7 @@ mod tests {
             assert!(names.contains(&field.replace('_', "-")), "--{field}");
             let value = match field {
                 "logit_bias" => serde_json::json!({"3": -1.5}),
+                "banned_strings" => serde_json::json!(["x"]),
                 "ngram_draft" => serde_json::json!(true),
                 "stop_at_eos" | "skip_special_tokens" | "add_special_tokens" => serde_json::json!(false),
                 "json_object" | "token_healing" => serde_json::json!(true),

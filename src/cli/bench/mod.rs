@@ -5,6 +5,7 @@
 //! row of a prompt and for every decoded token, as requests need them. Decode runs after a context of the stated length,
 //! with all sequences of the batch in each step.
 
+mod drafts;
 mod stream;
 mod timing;
 
@@ -15,6 +16,7 @@ use std::time::Instant;
 use clap::Args;
 use serde::Serialize;
 
+use self::drafts::{DraftArgs, DraftSpeed};
 use self::stream::{Assignment, Stream, StreamOptions};
 use self::timing::{Speed, Variant, Workload, measure, rounded};
 #[cfg(feature = "cuda")]
@@ -59,6 +61,8 @@ pub(super) struct BenchArgs {
     /// Rounds; medians and ranges over all of them are reported.
     #[arg(long, value_name = "N", default_value_t = 3)]
     rounds: usize,
+    #[command(flatten)]
+    drafts: DraftArgs,
     /// Measure first how fast a CUDA card reads SIZE of its memory, and what a launch costs.
     #[cfg(feature = "cuda")]
     #[arg(long, value_name = "SIZE", num_args = 0..=1, default_missing_value = "1GiB", value_parser = size)]
@@ -97,6 +101,8 @@ struct Measurement {
     base: Speed,
     #[serde(skip_serializing_if = "Option::is_none")]
     lora: Option<Speed>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drafts: Option<DraftSpeed>,
     loadavg: Option<f64>,
     peak_rss_mib: Option<f64>,
 }
@@ -133,6 +139,7 @@ pub(super) fn run(args: &BenchArgs, json: bool) -> Result<()> {
     };
     let mut stream = Stream::new(&model, kv_groups, &options)?;
     measure(&work, &mut stream, &mut variants)?;
+    let drafts = args.drafts.measure(&args.model, &model, &adapters.mixtures(), &work)?;
 
     let name = args.model.model.file_name().unwrap_or(args.model.model.as_os_str());
     let measurement = Measurement {
@@ -160,6 +167,7 @@ pub(super) fn run(args: &BenchArgs, json: bool) -> Result<()> {
         ceilings,
         base: variants[0].speed(),
         lora: variants.get(1).map(Variant::speed),
+        drafts,
         loadavg: doctor::load_average(),
         peak_rss_mib: doctor::peak_resident_bytes().map(mib),
     };
@@ -188,6 +196,14 @@ impl Adapters {
                 .with_found(count));
         }
         Ok(Self { named: repeated(given, count), mixture: None })
+    }
+
+    /// The mixture of each sequence in turn, by name; none for the base.
+    fn mixtures(&self) -> Vec<MixtureArg> {
+        match &self.mixture {
+            Some(mixture) => vec![mixture.clone()],
+            None => self.named.iter().map(|one| MixtureArg(vec![(one.name.clone(), 1.0)])).collect(),
+        }
     }
 
     /// How many different adapters act in a step.
@@ -288,7 +304,7 @@ fn table(m: &Measurement) -> String {
         let decode = cell(speed.decode_tps, speed.decode_tps_min, speed.decode_tps_max);
         out += &format!("{name:<6} {prefill:>26} {decode:>26}\n");
     }
-    out
+    out + &m.drafts.as_ref().map(DraftSpeed::table).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -109,15 +109,15 @@ pub(super) fn measure(work: &Workload, stream: &mut Stream<'_>, variants: &mut [
     Ok(())
 }
 
-struct Spread {
-    median: f64,
-    min: f64,
-    max: f64,
+pub(super) struct Spread {
+    pub median: f64,
+    pub min: f64,
+    pub max: f64,
 }
 
 impl Spread {
     /// The median is the upper of the two middle values, as in the other engines' benchmarks.
-    fn of(values: &[f64]) -> Self {
+    pub(super) fn of(values: &[f64]) -> Self {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
         let at = |index: usize| sorted.get(index).copied().map_or(0.0, |value| rounded(value, 2));

@@ -79,6 +79,11 @@ impl Constraint {
         })))
     }
 
+    /// Whether it calls functions of the caller.
+    pub fn has_filters(&self) -> bool {
+        !self.filters.filters.is_empty()
+    }
+
     /// Whether the next token is the first and continues the prompt's last one, which neither grammar nor filters see.
     fn is_healing(&self) -> bool {
         self.healing.is_some() && self.tokens.is_empty()
@@ -172,7 +177,6 @@ impl Constraint {
     ///
     /// # Errors
     /// `constraint_failed`, and what a filter returned.
-    #[allow(dead_code)]
     pub fn rewind(&mut self, tokens: usize) -> Result<()> {
         let kept = self.tokens.len().saturating_sub(tokens);
         let first_seen = usize::from(self.healing.is_some());

@@ -8,6 +8,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::automaton::Automaton;
+
 /// The result of pushing one piece of text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StopScan {
@@ -30,47 +32,6 @@ pub struct StopStrings {
     hidden: Vec<Range<usize>>,
 }
 
-#[derive(Debug)]
-struct Automaton {
-    stop: String,
-    /// `borders[i]`: length of the longest proper prefix of `stop[..=i]` that is also its suffix.
-    borders: Vec<usize>,
-}
-
-impl Automaton {
-    fn new(stop: String) -> Self {
-        let bytes = stop.as_bytes();
-        let mut borders = vec![0; bytes.len()];
-        for i in 1..bytes.len() {
-            borders[i] = advance(bytes, &borders, borders[i - 1], bytes[i]);
-        }
-        Self { stop, borders }
-    }
-
-    /// Advances `state` by one byte; whether that completes the stop string.
-    fn push(&self, state: &mut usize, byte: u8) -> bool {
-        // It may have been completed when it was not allowed to end the text.
-        *state = advance(self.stop.as_bytes(), &self.borders, self.held(*state), byte);
-        *state == self.stop.len()
-    }
-
-    /// Length of the longest beginning of `stop`, but not all of it, that ends the text so far.
-    fn held(&self, state: usize) -> usize {
-        if state == self.stop.len() { self.borders[state - 1] } else { state }
-    }
-}
-
-/// The state after `byte`; `state` is shorter than `stop`.
-fn advance(stop: &[u8], borders: &[usize], mut state: usize, byte: u8) -> usize {
-    while stop[state] != byte {
-        if state == 0 {
-            return 0;
-        }
-        state = borders[state - 1];
-    }
-    state + 1
-}
-
 impl StopStrings {
     /// Looks for these strings. Empty ones are ignored: they would match before the first byte.
     pub fn new(stops: Vec<String>) -> Self {
@@ -86,8 +47,8 @@ impl StopStrings {
         for (i, &byte) in text.as_bytes().iter().enumerate() {
             let mut longest: Option<&str> = None;
             for (automaton, state) in self.automata.iter().zip(&mut self.states) {
-                if automaton.push(state, byte) && longest.is_none_or(|other| automaton.stop.len() > other.len()) {
-                    longest = Some(&automaton.stop);
+                if automaton.push(state, byte) && longest.is_none_or(|other| automaton.len() > other.len()) {
+                    longest = Some(automaton.string());
                 }
             }
             if may_stop && let Some(stop) = longest.map(str::to_owned) {

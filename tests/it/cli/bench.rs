@@ -28,6 +28,26 @@ fn bench_measures_base_and_adapter_interleaved() {
     assert_eq!(error["code"], "prompt_too_long");
 }
 
+#[test]
+fn bench_measures_generation_with_and_without_drafts() {
+    let short = ["bench", "-m", BASE, "--threads", "2", "--prompt", "5", "--decode", "16", "--rounds", "2"];
+    for (draft, source) in [(&["--ngram-draft"][..], "ngram"), (&["--draft-model", BASE], "model")] {
+        let line = exlora(&[&short[..], draft, &["--batch", "2", "--json"]].concat()).lines().remove(0);
+        let drafts = &line["drafts"];
+        assert_eq!((&drafts["source"], &drafts["num_draft_tokens"]), (&json!(source), &json!(4)));
+        for speed in ["tps", "tps_without", "tokens_per_step"] {
+            assert!(drafts[speed].as_f64() > Some(0.0), "{line}");
+        }
+        if source == "model" {
+            assert_eq!(drafts["rejected_draft_tokens"], 0);
+            // The first step yields one token, and each after that five.
+            assert_eq!((&drafts["accepted_draft_tokens"], &drafts["tokens_per_step"]), (&json!(48), &json!(4.0)));
+        }
+        let table = exlora(&[&short[..], draft].concat()).stdout;
+        assert!(table.contains("without drafts") && table.contains("of the drafted tokens accepted"), "{table}");
+    }
+}
+
 /// `bench` on short prompts, with both adapters.
 fn bench(more: &[&str]) -> Outcome {
     let (sql, wit) = (format!("sql={SQL}"), format!("wit={WIT}"));

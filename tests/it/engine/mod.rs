@@ -1,8 +1,10 @@
 //! The engine on the bundled model: batch invariance, pages, leases, stops, threads, and errors that leave it running.
 
+mod banned_strings;
 mod fairness;
 mod many_requests;
 mod prefix_cache;
+mod sampling;
 mod sequence_cache;
 mod speculation;
 
