@@ -236,6 +236,15 @@ def test_in_a_mixed_batch_each_is_bit_equal_to_alone(engine):
     assert alone[2][0] in ("one", "two", "three")
 
 
+def test_drafts_change_nothing(engine):
+    """Several tokens are verified in a step: the grammar goes along with each."""
+    rows = [{"json_schema": PERSON}, {"regex": "(ab|cd){30}", "adapter": "sql"}, {"filters": [Letters(engine, "ab")]}]
+    requests = [Request(PROMPT, max_new_tokens=60, **row) for row in rows]
+    drafted = engine.generate([Request(PROMPT, max_new_tokens=60, ngram_draft=True, **row) for row in rows])
+    assert [outcome(done) for done in drafted] == [outcome(done) for done in engine.generate(requests)]
+    assert sum(done.usage.accepted_draft_tokens for done in drafted) > 10
+
+
 def test_preemption_changes_nothing(fixtures, engine):
     requests = [
         Request([5, 6, 7 + i], regex="[a-z ]{150}", seed=i, temperature=1.0, max_new_tokens=90) for i in range(4)
@@ -269,7 +278,7 @@ def test_the_end_token_is_allowed_only_where_the_grammar_may_end(engine):
     done = engine.generate(PROMPT, regex="ab+", **biased)
     assert (done.text, done.stop_match) == ("ab", eos)
     assert engine.generate(PROMPT, regex="a{3}", **biased).text == "aaa"
-    done = engine.generate(PROMPT, regex="ab+", **biased | {"stop": "<|im_end|>"})
+    done = engine.generate(PROMPT, regex="ab+", **biased | {"stop": "<|im_end|>", "stop_at_eos": False})
     assert (done.text, done.stop_match) == ("ab", "<|im_end|>")
 
 
@@ -379,7 +388,7 @@ def test_the_command_and_its_json_lines_take_grammars(fixtures, tmp_path):
     ]
     requests = tmp_path / "requests.jsonl"
     requests.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    out = subprocess.run([*command, "--requests", str(requests)], capture_output=True, text=True)
+    out = subprocess.run([*command, "--requests", str(requests), "--json"], capture_output=True, text=True)
     results = sorted((json.loads(line) for line in out.stdout.splitlines()), key=lambda result: result["index"])
     assert json.loads(results[0]["text"]) == [1, 2]
     assert re.fullmatch("[0-9]{4}", results[1]["text"])

@@ -37,7 +37,7 @@ impl GrammarMatcher {
     /// # Errors
     /// `constraint_invalid`: it cannot be understood, is too expensive, or matches nothing but the empty text.
     pub fn new(grammar: &Grammar, trie: Arc<TokenTrie>) -> Result<Self> {
-        let grammar_error = |message: &str| grammar.invalid(&format!("cannot be used: {}", first_line(message)));
+        let grammar_error = |message: &str| grammar.invalid(&format!("cannot be used: {}", one_line(message)));
         let matcher = guarded(grammar_error, || {
             let parser = trie.factory().create_parser(grammar.to_llguidance()?);
             let matcher = Matcher::new(parser);
@@ -92,13 +92,37 @@ impl GrammarMatcher {
 }
 
 fn failed(message: &str) -> Error {
-    let what = format!("the grammar allows no token: {}", first_line(message));
+    let what = format!("the grammar allows no token: {}", one_line(message));
     Error::new(ErrorCode::ConstraintFailed, what).with_hint(
         "the vocabulary may have no token for a character that the grammar asks for, or the grammar is too ambiguous",
     )
 }
 
-/// The message without the stack trace that llguidance appends.
-fn first_line(message: &str) -> &str {
-    message.lines().find(|line| !line.trim().is_empty()).unwrap_or("no message").trim()
+/// Longest message of llguidance that is repeated, in characters: it may contain all of a grammar.
+const MAX_MESSAGE: usize = 300;
+
+/// The message on one line, without the stack trace and the state of the parser that llguidance appends.
+fn one_line(message: &str) -> String {
+    let text = message.split("\n<").next().unwrap_or_default();
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let line = words.join(" ");
+    match line.char_indices().nth(MAX_MESSAGE) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_one_line_without_a_stack_trace() {
+        assert_eq!(
+            one_line("regex parse error:\n    (a\n    ^\nerror: unclosed group"),
+            "regex parse error: (a ^ error: unclosed group"
+        );
+        assert_eq!(one_line("panic: no\n<backtrace>\n   0: f\n</backtrace>"), "panic: no");
+        assert_eq!(one_line(&"é".repeat(400)).chars().count(), MAX_MESSAGE + 1);
+    }
 }
