@@ -105,8 +105,8 @@ pub use backend::KvDType;
 pub use engine::{
     AdapterRef, AsCompleted, CancelHandle, ChatMessage, ChatOptions, Chunk, Completion, DeviceStats, DraftModelSource,
     Engine, EngineOptions, EngineStats, FilterTokens, Filters, Finish, FinishReason, GenerationConfig,
-    GenerationConfigSource, Grammar, Job, Logits, Prompt, Request, SamplingParams, SequenceCache, SequenceChunk, Stop,
-    StopMatch, TokenFilter, TokenLogprobs, TokenProbs, Tokenizer, Usage,
+    GenerationConfigSource, Grammar, Job, Logits, PostSampling, PostSamplingHook, Prompt, Request, SamplingParams,
+    SequenceCache, SequenceChunk, Stop, StopMatch, TokenFilter, TokenLogprobs, TokenProbs, Tokenizer, Usage,
 };
 pub use error::{Error, ErrorCode, ErrorKind, Result};
 pub use model::{Device, KvStorage, Model, ModelOptions, Progress};

@@ -302,6 +302,7 @@ PROVOKE: dict[str, Callable[[], object]] = {
     "sampling_invalid": lambda: model().generate("SELECT", temperature=inf),
     "constraint_invalid": lambda: model().generate("SELECT", regex="(a"),
     "constraint_failed": lambda: model().generate("SELECT", filters=[NoToken()]),
+    "hook_failed": lambda: model().generate("SELECT", post_sampling_hooks=[lambda result: result.no_such_field]),
     "setting_unsupported": lambda: exllamav2().load_tp(),
     "model_not_loaded": lambda: exllamav2().forward([[1]]),
     "device_unavailable": lambda: model(device="tpu"),

@@ -112,7 +112,7 @@ def _is_id(item: Any) -> bool:
 def _is_column(name: str, value: Any, n: int | None) -> bool:
     """Whether it is a list with one value per prompt."""
     is_list = isinstance(value, list | tuple) or bool(getattr(value, "ndim", 0))
-    if name in ("stop", "banned_strings", "choices", "filters", "tools", "documents"):
+    if name in ("stop", "banned_strings", "choices", "filters", "post_sampling_hooks", "tools", "documents"):
         # Such a list is usually one value.
         return is_list and len(value) == n and all(item is None or isinstance(item, list | tuple) for item in value)
     return is_list

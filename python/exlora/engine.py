@@ -271,9 +271,18 @@ class Engine:
         min_new_tokens       stop tokens and stop strings do not end the text before this number of new tokens
         temperature          0 is greedy decoding
         top_k, top_p, min_p  keep the k best, the nucleus, the tokens of at least a share of the best one's probability
+        top_a, tfs, typical  keep tokens by the squared probability of the best one, those before the tail, those of the
+                             expected surprise
+        mirostat             limits the surprise of tokens to a mean of `mirostat_tau` bits
+        max_temp             dynamic temperature of what the filters left, from `min_temp` on
+        temperature_last     whether the temperature acts after the filters
+        xtc_probability      of leaving out all tokens above `xtc_threshold` but the least likely of them
+        smoothing_factor     and skew: see `SamplingParams`, which has all settings
         repetition_penalty   on tokens of prompt and output, the last `repetition_range` of them if that is given
         frequency_penalty    and presence_penalty: on tokens of the output
+        dry_multiplier       penalty on tokens that would continue a repetition
         logit_bias           id -> value added to its logit; -inf forbids it
+        allowed_token_ids    the only ids that can be chosen
         seed                 of the random numbers; None draws one for each prompt: see `Completion.seed`
         stop                 ids and strings that end the text, one or a list; for several prompts it is one value per
                              prompt only if it is as long as the prompts and contains nothing but lists and None
@@ -281,6 +290,8 @@ class Engine:
                              text goes back to where it began and continues otherwise; for several prompts, as `stop`
         stop_at_eos          whether the model's own end-of-sequence ids end the text
         logprobs             n >= 1 returns `logprobs` (of the chosen ids) and `top_logprobs` (of the n best)
+        probs                n >= 1 returns `probs` and `top_probs`: probabilities after penalties and filters
+        post_sampling_hooks  callables that get a `PostSampling` for each chosen token, and may replace it
         return_logits        whether to return the logits that each token was chosen from
         ngram_draft          whether tokens are drafted from prompt and output: what followed where the last tokens, up
                              to `max_ngram` of them, appeared before. Drafts change no token, only the number of steps

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias, TypedDict, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from exlora._exlora import ExLlamaV2Lora
+from exlora._exlora import ExLlamaV2Lora, PostSampling
 
 __all__ = [
     "Adapter",
@@ -23,6 +23,8 @@ __all__ = [
     "Messages",
     "OneRequestKeywords",
     "PerPrompt",
+    "PostSamplingHook",
+    "PostSamplingHooks",
     "Progress",
     "Prompt",
     "RequestKeywords",
@@ -113,6 +115,12 @@ Stops: TypeAlias = int | str | Sequence[int | str | Sequence[int | str] | None] 
 #: Values added to the logits of single token ids.
 LogitBias: TypeAlias = Mapping[int, float] | None
 
+#: Called with each chosen token, which it may replace.
+PostSamplingHook: TypeAlias = Callable[[PostSampling], object]
+
+#: Called in this order.
+PostSamplingHooks: TypeAlias = Sequence[PostSamplingHook]
+
 #: One value for all prompts, or, where several prompts are given, a list with one value per prompt.
 PerPrompt: TypeAlias = T | Sequence[T]
 
@@ -171,6 +179,7 @@ class RequestKeywords(SamplingKeywords, total=False):
     stop_at_eos: PerPrompt[bool]
     logprobs: PerPrompt[int]
     probs: PerPrompt[int]
+    post_sampling_hooks: PostSamplingHooks | Sequence[PostSamplingHooks] | None
     return_logits: PerPrompt[bool]
     ngram_draft: PerPrompt[bool]
     max_ngram: PerPrompt[int]
@@ -239,6 +248,7 @@ class OneRequestKeywords(TypedDict, total=False):
     stop_at_eos: bool
     logprobs: int
     probs: int
+    post_sampling_hooks: PostSamplingHooks | None
     return_logits: bool
     ngram_draft: bool
     max_ngram: int

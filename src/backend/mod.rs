@@ -31,6 +31,7 @@ pub use self::types::{
 };
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::adapter::delta::SiteDelta;
+use crate::checkpoint::TensorOnDisk;
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::{SiteId, SitePart};
 use crate::tensor::TensorView;
@@ -48,6 +49,20 @@ pub trait WeightLoader {
     /// # Errors
     /// `memory_exhausted`.
     fn load_embedding(&mut self, site: SiteId, table: TensorView<'_>) -> Result<EmbeddingId>;
+
+    /// As [`WeightLoader::load_embedding`], of a table that stays readable in its file: a backend may read rows there instead of
+    /// keeping them.
+    ///
+    /// # Errors
+    /// `memory_exhausted`.
+    fn load_embedding_on_disk(
+        &mut self,
+        site: SiteId,
+        table: TensorView<'_>,
+        _on_disk: TensorOnDisk,
+    ) -> Result<EmbeddingId> {
+        self.load_embedding(site, table)
+    }
 
     /// Takes a norm's weight `[width]`; adapters find it at `site`.
     ///
@@ -298,7 +313,8 @@ pub trait Compute: Send {
     /// input.
     ///
     /// # Errors
-    /// `token_out_of_range`, where a row's adapter has more tokens than the base only beyond those; the device failed.
+    /// `token_out_of_range`, where a row's adapter has more tokens than the base only beyond those; `checkpoint_unreadable` or
+    /// `checkpoint_truncated` if rows are read from a file that was changed in place since; the device failed.
     fn embed(
         &mut self,
         table: EmbeddingId,

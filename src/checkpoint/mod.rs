@@ -9,17 +9,21 @@
 
 mod header;
 mod missing;
+mod on_disk;
 mod shards;
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use memmap2::{Mmap, UncheckedAdvice};
 use sha2::{Digest, Sha256};
 
 use self::header::{LENGTH_BYTES, MAX_TENSORS, TensorInfo};
 pub(crate) use self::missing::with_path_hint;
+use self::on_disk::OpenFile;
+pub use self::on_disk::TensorOnDisk;
 use crate::error::{Error, ErrorCode, Result, printable};
 use crate::files::{open_regular, read_until, unreadable};
 use crate::tensor::TensorView;
@@ -43,7 +47,8 @@ struct StoredFile {
 
 #[derive(Debug)]
 enum FileBytes {
-    Mapped(Mmap),
+    /// A map, and the file that it is of.
+    Mapped(Mmap, Arc<OpenFile>),
     Owned(Vec<u8>),
 }
 
@@ -52,7 +57,7 @@ impl std::ops::Deref for FileBytes {
 
     fn deref(&self) -> &[u8] {
         match self {
-            FileBytes::Mapped(map) => map,
+            FileBytes::Mapped(map, _) => map,
             FileBytes::Owned(bytes) => bytes,
         }
     }
@@ -64,7 +69,7 @@ impl Checkpoint {
     ///
     /// # Safety of the map
     /// The files must not change while they are mapped, that is as long as the `Checkpoint` lives (a model drops its own once
-    /// it is loaded). If another process truncates a mapped file, this process ends with SIGBUS; if it overwrites one in
+    /// it is loaded; what it reads later, see [`TensorOnDisk`], is not mapped). If another process truncates a mapped file, this process ends with SIGBUS; if it overwrites one in
     /// place, old and new weights are mixed. Replace model files by writing new ones and renaming. Adapters are not mapped,
     /// see [`Checkpoint::read_file`].
     ///
@@ -85,7 +90,8 @@ impl Checkpoint {
             let map = unsafe { Mmap::map(&file) }.map_err(|error| unreadable(&path, &error))?;
             let json = header::json_length(&map, map.len() as u64, &path)?;
             let tensors = header::read(&map[LENGTH_BYTES..LENGTH_BYTES + json], map.len() as u64, &path)?;
-            checkpoint.add(path, FileBytes::Mapped(map), tensors)?;
+            let file = Arc::new(OpenFile::new(file, &path)?);
+            checkpoint.add(path, FileBytes::Mapped(map, file), tensors)?;
         }
         for (tensor, file) in &shards.expected {
             let path = checkpoint.path_of(tensor);
@@ -187,6 +193,18 @@ impl Checkpoint {
             .ok_or_else(|| Error::new(ErrorCode::Internal, "a checked tensor has the wrong size").with_tensor(name))
     }
 
+    /// A tensor's bytes in its file, for reading parts of it after the `Checkpoint` is gone. `None` if there is no such tensor or
+    /// its file is not mapped.
+    pub fn on_disk(&self, name: &str) -> Option<TensorOnDisk> {
+        let (info, file) = &self.tensors[*self.by_name.get(name)?];
+        match &self.files[*file].bytes {
+            FileBytes::Mapped(_, file) => {
+                Some(TensorOnDisk::new(Arc::clone(file), info.range.start as u64, info.range.len()))
+            }
+            FileBytes::Owned(_) => None,
+        }
+    }
+
     /// Whether a tensor of that name exists, readable or not.
     pub fn contains(&self, name: &str) -> bool {
         self.by_name.contains_key(name)
@@ -225,7 +243,7 @@ impl Checkpoint {
     /// Returns the mapped pages read so far to the kernel; reading them again fetches them from the file.
     pub fn release(&self) {
         for file in &self.files {
-            if let FileBytes::Mapped(map) = &file.bytes {
+            if let FileBytes::Mapped(map, _) = &file.bytes {
                 // SAFETY: pages of a read-only file map are never dirty, so dropping them loses nothing: a later read through
                 // any borrow faults the same bytes in again.
                 #[expect(unsafe_code, reason = "advice that drops pages is unsafe")]

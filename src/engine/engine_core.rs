@@ -8,6 +8,7 @@
 //! Of the threads that wait for output, one computes steps while the others sleep until a step has produced theirs, or until
 //! it is their turn (`turns.rs`).
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,6 +29,39 @@ use crate::model::Model;
 
 /// A thread that waits for output returns to its caller this often, which then looks for Ctrl-C.
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
+
+thread_local! {
+    /// Whether this thread computes a step, so that it would wait for itself.
+    static IN_STEP: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Marks this thread as computing a step.
+struct InStep;
+
+impl InStep {
+    fn begin() -> Self {
+        IN_STEP.set(true);
+        Self
+    }
+
+    /// # Errors
+    /// `request_invalid`: this thread computes a step.
+    fn refuse() -> Result<()> {
+        if IN_STEP.get() {
+            let what = "an engine was asked to compute by a function that a step calls";
+            return Err(
+                Error::new(ErrorCode::RequestInvalid, what).with_hint("submit the request, and wait for it later")
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Drop for InStep {
+    fn drop(&mut self) {
+        IN_STEP.set(false);
+    }
+}
 
 /// A model and the scheduler of one engine, shared by the engine's clones and its jobs.
 pub(super) struct EngineCore {
@@ -76,7 +110,7 @@ impl EngineCore {
     ///
     /// # Errors
     /// `internal`: the scheduler panicked. All sequences ended with that error, and the next ones find it as new.
-    /// `forked_while_in_use`.
+    /// `forked_while_in_use`, `request_invalid`: called by a step.
     pub(super) fn step(&self) -> Result<bool> {
         let mut scheduler = self.lock()?;
         let outcome = self.step_locked(&mut scheduler);
@@ -90,7 +124,7 @@ impl EngineCore {
     /// `waiter` is that of the jobs whose output makes it ready.
     ///
     /// # Errors
-    /// `forked_while_in_use`.
+    /// `forked_while_in_use`, `request_invalid`: called by a step.
     pub(super) fn step_unless(&self, waiter: &Arc<Waiter>, is_ready: impl Fn() -> bool) -> Result<()> {
         self.step_unless_within(LONGEST_WAIT, waiter, is_ready)
     }
@@ -113,6 +147,7 @@ impl EngineCore {
         waiter: &Arc<Waiter>,
         is_ready: &impl Fn() -> bool,
     ) -> Result<Option<MutexGuard<'_, Scheduler>>> {
+        InStep::refuse()?;
         if let Some(scheduler) = self.try_lock() {
             return Ok(Some(scheduler));
         }
@@ -141,6 +176,7 @@ impl EngineCore {
 
     fn step_locked(&self, scheduler: &mut Scheduler) -> Result<bool> {
         let on_panic = |message: &str| Error::new(ErrorCode::Internal, format!("the scheduler panicked: {message}"));
+        let _in_step = InStep::begin();
         catch_panic(on_panic, || Ok(scheduler.step(&self.model))).inspect_err(|error| {
             tracing::error!(%error, "every request ends");
             scheduler.reset(error);
@@ -182,6 +218,7 @@ impl EngineCore {
     }
 
     fn lock(&self) -> Result<MutexGuard<'_, Scheduler>> {
+        InStep::refuse()?;
         let mut scheduler = self.scheduler.lock()?;
         self.update(&mut scheduler);
         Ok(scheduler)

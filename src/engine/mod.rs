@@ -19,6 +19,7 @@ mod job;
 mod job_state;
 mod options;
 mod output;
+mod post_sampling;
 mod request;
 mod sampler;
 mod sampling_params;
@@ -64,6 +65,7 @@ pub use in_flight::{Finished, InFlight, samples_of};
 pub use job::{CancelHandle, Job};
 pub use options::{DEFAULT_DRAFT_TOKENS, DEFAULT_KV_TOKENS, DEFAULT_PREFILL_CHUNK, EngineOptions};
 pub use output::{Chunk, Completion, Finish, FinishReason, Logits, StopMatch, TokenLogprobs, TokenProbs, Usage};
+pub use post_sampling::{PostSampling, PostSamplingHook};
 pub use request::{
     AdapterRef, DEFAULT_MAX_NGRAM, MAX_DRAFT_TOKENS, MAX_NGRAM, MAX_SAMPLES, MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS,
     Prompt, Request, Stop,
@@ -578,6 +580,7 @@ impl Engine {
             top: TopCounts { logprobs: request.logprobs, probs: request.probs },
             returns_logits: request.return_logits,
             sampler_state,
+            post_sampling_hooks: request.post_sampling_hooks.clone(),
         })
     }
 

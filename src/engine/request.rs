@@ -1,6 +1,7 @@
 //! A request: a prompt, its adapters, and how to continue it.
 
 use super::constraint::{Filters, Grammar};
+use super::post_sampling::PostSamplingHook;
 use super::sampling_params::SamplingParams;
 use super::text::{ChatMessage, ChatOptions};
 use crate::adapter::mixture::Mixture;
@@ -159,6 +160,8 @@ pub struct Request {
     /// Number of top probabilities for each token after penalties and filters, in the distribution that it was drawn from; 0
     /// for no probabilities.
     pub probs: usize,
+    /// Called with each chosen token, in this order; each may replace it.
+    pub post_sampling_hooks: Vec<PostSamplingHook>,
     /// Whether chunks contain the logits that each token was chosen from.
     pub return_logits: bool,
     /// Whether tokens are drafted from the prompt and the output themselves (prompt lookup): what followed where the last
@@ -247,6 +250,7 @@ impl Request {
             stop_at_eos: true,
             logprobs: 0,
             probs: 0,
+            post_sampling_hooks: Vec::new(),
             return_logits: false,
             ngram_draft: false,
             max_ngram: DEFAULT_MAX_NGRAM,
@@ -299,6 +303,12 @@ impl Request {
     /// Adds a stop.
     pub fn stop(mut self, stop: Stop) -> Self {
         self.stop.push(stop);
+        self
+    }
+
+    /// Adds a hook that is called with each chosen token.
+    pub fn post_sampling_hook(mut self, hook: PostSamplingHook) -> Self {
+        self.post_sampling_hooks.push(hook);
         self
     }
 

@@ -7,6 +7,7 @@ use super::constraint::Constraint;
 use super::draft::Drafts;
 use super::job_state::JobState;
 use super::output::{Chunk, Finish, FinishReason, StopMatch, TokenLogprobs, TokenProbs, Usage};
+use super::post_sampling::PostSamplingHook;
 use super::sampler::{Sampled, SamplerState, TopCounts};
 use super::sampling_params::SamplingParams;
 use super::sequence_kv::{SequenceKv, SequencePlan};
@@ -44,6 +45,7 @@ pub(super) struct DecodeState {
     pub returns_logits: bool,
     /// What the sampler keeps between tokens.
     pub sampler_state: SamplerState,
+    pub post_sampling_hooks: Vec<PostSamplingHook>,
 }
 
 /// A request in the scheduler.

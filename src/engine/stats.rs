@@ -85,3 +85,14 @@ pub(super) struct StepStats {
     pub accepted_draft_tokens: u64,
     pub rejected_draft_tokens: u64,
 }
+
+impl StepStats {
+    /// Adds what was counted elsewhere.
+    pub(super) fn add(&mut self, other: Self) {
+        self.tokens_prompt += other.tokens_prompt;
+        self.tokens_generated += other.tokens_generated;
+        self.steps += other.steps;
+        self.accepted_draft_tokens += other.accepted_draft_tokens;
+        self.rejected_draft_tokens += other.rejected_draft_tokens;
+    }
+}

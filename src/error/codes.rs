@@ -161,6 +161,8 @@ catalog! {
     ConstraintInvalid = "constraint_invalid", Invalid, "see docs/structured-output.md for what a grammar may contain";
     /// A grammar or filter of a request allows no token, or failed while the text was generated.
     ConstraintFailed = "constraint_failed", Invalid, "see the message";
+    /// A hook of a request raised an exception.
+    HookFailed = "hook_failed", Invalid, "see the message";
     /// The logits are not finite, so no token can be sampled.
     LogitsNotFinite = "logits_not_finite", Invalid, "use smaller adapter weights; if that does not help, the base model or an adapter is damaged";
     /// A setting of exllamav2 that exlora does not support.

@@ -43,7 +43,10 @@ impl<'a> DecoderLoader<'a> {
         let c = self.config;
         let table = quant::open_dense(self.checkpoint, self.embedding_name(), &[c.vocab_size, c.hidden_size])?;
         let site = self.sites.push(Site::embedding(EMBEDDING, c.vocab_size, c.hidden_size));
-        let embedding = self.weights.load_embedding(site, table)?;
+        let embedding = match self.checkpoint.on_disk(self.embedding_name()) {
+            Some(on_disk) => self.weights.load_embedding_on_disk(site, table, on_disk)?,
+            None => self.weights.load_embedding(site, table)?,
+        };
         self.advance()?;
         self.sites.layers = LayerList { prefix: LAYERS.to_owned(), count: c.layers };
         let layers = (0..c.layers).map(|layer| self.layer(layer)).collect::<Result<Vec<_>>>()?;

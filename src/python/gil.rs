@@ -22,10 +22,7 @@ pub(super) struct PythonCalls {
 impl PythonCalls {
     /// Calls Python. An exception becomes the error `interrupted`, which ends the work like any other error.
     pub(super) fn call(&mut self, f: impl FnOnce(Python<'_>) -> PyResult<()>) -> Result<()> {
-        // Once the interpreter has ended, a daemon thread may still come here. It must not go back: the state that Python would
-        // restore is freed.
-        let outcome = Python::try_attach(f).unwrap_or_else(|| wait_for_the_end());
-        outcome.map_err(|raised| {
+        attached(f).map_err(|raised| {
             self.raised = Some(raised);
             Error::new(ErrorCode::Interrupted, "Python raised an exception")
         })
@@ -42,6 +39,13 @@ impl PythonCalls {
             py.check_signals()
         })
     }
+}
+
+/// Calls Python from a thread that runs without the interpreter's lock.
+pub(super) fn attached<T>(f: impl FnOnce(Python<'_>) -> PyResult<T>) -> PyResult<T> {
+    // Once the interpreter has ended, a daemon thread may still come here. It must not go back: the state that Python would
+    // restore is freed.
+    Python::try_attach(f).unwrap_or_else(|| wait_for_the_end())
 }
 
 /// Waits until the process ends.

@@ -17,6 +17,7 @@ mod job;
 mod logging;
 mod model;
 mod numbers;
+mod post_sampling;
 mod progress;
 mod request;
 mod results;
@@ -51,6 +52,8 @@ mod _exlora {
     use super::model::{PyModel, read_model_config};
     #[pymodule_export]
     use super::peft_features;
+    #[pymodule_export]
+    use super::post_sampling::PyPostSampling;
     #[pymodule_export]
     use super::request::PyRequest;
     #[pymodule_export]

@@ -8,6 +8,7 @@ use super::args::{MixtureArg, PromptArg, StopsArg};
 use super::chat::{ContinueFinalMessage, JsonObjects, TemplateKwargs, chat_options, to_python};
 use super::grammar::{FilterObjects, JsonSchemaArg, grammar, set_keywords};
 use super::numbers::{count, integer, optional_integer};
+use super::post_sampling::Hooks;
 use super::returns::{JsonObjectsOut, NamedMixture, NamedValues, PromptOut, StopOut, TemplateKwargsOut};
 use super::sampling_params::PySamplingParams;
 use crate::engine::{AdapterRef, Filters, Grammar, Request};
@@ -19,6 +20,8 @@ pub(super) struct PyRequest {
     /// Its sampling is that of `sampling`; it has no filters, which are in `filters`.
     request: Request,
     sampling: PySamplingParams,
+    /// Those of `request` are made of these.
+    hooks: Hooks,
     filters: FilterObjects,
 }
 
@@ -27,6 +30,7 @@ impl PyRequest {
     pub(super) fn request(&self) -> Request {
         let mut request = self.request.clone();
         request.filters = self.filters.filters(request.filters.prefer_eos);
+        request.post_sampling_hooks = self.hooks.hooks();
         request
     }
 
@@ -63,6 +67,7 @@ impl PyRequest {
         dict.set_item("stop_at_eos", request.stop_at_eos)?;
         dict.set_item("logprobs", request.logprobs)?;
         dict.set_item("probs", request.probs)?;
+        dict.set_item("post_sampling_hooks", self.hooks.clone())?;
         dict.set_item("return_logits", request.return_logits)?;
         dict.set_item("ngram_draft", request.ngram_draft)?;
         dict.set_item("max_ngram", request.max_ngram)?;
@@ -93,8 +98,8 @@ impl PyRequest {
     #[new]
     #[pyo3(signature = (prompt, adapter=None, *, sampling=None, max_new_tokens: "SupportsIndex"=128,
                         min_new_tokens: "SupportsIndex"=0, stop=None, banned_strings=None, stop_at_eos=true,
-                        logprobs: "SupportsIndex"=0,
-                        probs: "SupportsIndex"=0, return_logits=false, ngram_draft=false, max_ngram: "SupportsIndex"=4,
+                        logprobs: "SupportsIndex"=0, probs: "SupportsIndex"=0, post_sampling_hooks=None,
+                        return_logits=false, ngram_draft=false, max_ngram: "SupportsIndex"=4,
                         num_draft_tokens: "SupportsIndex | None"=None, draft_adapters=None, skip_special_tokens=true,
                         add_special_tokens=true, json_schema=None, json_object=false, regex=None, grammar=None,
                         choices=None, filters=None, filter_prefer_eos=false, token_healing=false, tools=None,
@@ -113,6 +118,7 @@ impl PyRequest {
         stop_at_eos: bool,
         #[pyo3(from_py_with = integer)] logprobs: i64,
         #[pyo3(from_py_with = integer)] probs: i64,
+        post_sampling_hooks: Option<Hooks>,
         return_logits: bool,
         ngram_draft: bool,
         #[pyo3(from_py_with = integer)] max_ngram: i64,
@@ -168,7 +174,7 @@ impl PyRequest {
             ),
             ..Request::new(prompt.0)
         };
-        Ok(Self { request, sampling, filters })
+        Ok(Self { request, sampling, hooks: post_sampling_hooks.unwrap_or_default(), filters })
     }
 
     /// The prompt: text, token ids or chat messages.
@@ -231,6 +237,12 @@ impl PyRequest {
     #[getter]
     fn probs(&self) -> usize {
         self.request.probs
+    }
+
+    /// Callables that get a `PostSampling` for each chosen token, in this order; each may replace its `token`.
+    #[getter]
+    fn post_sampling_hooks(&self) -> Hooks {
+        self.hooks.clone()
     }
 
     /// Whether the logits that each token was chosen from are returned.

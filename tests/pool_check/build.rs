@@ -5,19 +5,15 @@ use std::{env, fs};
 
 /// The name of a mistake, and what it replaces by what.
 const MISTAKES: [(&str, &str, &str); 5] = [
-    ("closes_without_waiting", "while self.state.load(Ordering::Acquire) & INSIDE != 0 {", "while false {"),
+    ("closes_without_waiting", "while state.load(Ordering::Acquire) & INSIDE != 0 {", "while false {"),
     (
         "opens_without_release",
-        "epoch << EPOCH_SHIFT | OPEN, Ordering::Release",
-        "epoch << EPOCH_SHIFT | OPEN, Ordering::Relaxed",
+        "OPEN | invited << INVITED_SHIFT, Ordering::Release",
+        "OPEN | invited << INVITED_SHIFT, Ordering::Relaxed",
     ),
-    (
-        "leaves_without_release",
-        "self.state.fetch_sub(1, Ordering::Release)",
-        "self.state.fetch_sub(1, Ordering::Relaxed)",
-    ),
+    ("leaves_without_release", "state.fetch_sub(1, Ordering::Release)", "state.fetch_sub(1, Ordering::Relaxed)"),
     ("wakes_without_fence", "fence(Ordering::SeqCst);\n        for (worker", "for (worker"),
-    ("parks_without_looking", "if !is_open(self.state.load(Ordering::Acquire), seen) &&", "if"),
+    ("parks_without_looking", "if !is_open(state.load(Ordering::Acquire), seen, worker) &&", "if"),
 ];
 
 fn main() {

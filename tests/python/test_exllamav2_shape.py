@@ -24,6 +24,7 @@ from exlora import (
     ExLlamaV2Lora,
     ExLlamaV2Tokenizer,
     ExloraError,
+    SamplingParams,
 )
 from exlora.generator import (
     ExLlamaV2BaseGenerator,
@@ -31,6 +32,7 @@ from exlora.generator import (
     ExLlamaV2DynamicGeneratorAsync,
     ExLlamaV2DynamicJob,
     ExLlamaV2DynamicJobAsync,
+    ExLlamaV2PostSamplingResult,
     ExLlamaV2Sampler,
     ExLlamaV2StreamingGenerator,
 )
@@ -609,6 +611,86 @@ def test_loading_reports_progress(config):
         time.sleep(0.001)
     loading.close()
     assert not stopped.loaded
+
+
+@pytest.mark.parametrize(
+    ("setting", "native"),
+    [
+        ({"top_k": 9, "top_p": 0.8, "top_a": 0.1, "min_p": 0.05}, None),
+        ({"tfs": 0.9}, None),
+        ({"typical": 0.7}, None),
+        ({"tfs": 0.0, "typical": 0.0, "top_p": 0.0}, {}),
+        ({"smoothing_factor": 0.2}, None),
+        ({"temperature": 0.5, "temperature_last": True, "min_p": 0.1}, None),
+        ({"max_temp": 2.0, "min_temp": 0.5, "temp_exponent": 0.7}, None),
+        ({"max_temp": 1.0, "min_temp": 1.0}, {}),
+        ({"mirostat": True, "mirostat_tau": 2.0}, None),
+        ({"mirostat": True, "mirostat_mu": [0.0]}, {"mirostat": True}),
+        ({"mirostat": True, "mirostat_mu": [2.5]}, {"mirostat": True, "mirostat_mu": 2.5}),
+        (
+            {"xtc_probability": 0.5, "xtc_ignore_tokens": frozenset({3, 1})},
+            {"xtc_probability": 0.5, "xtc_ignore_tokens": [1, 3]},
+        ),
+        ({"dry_multiplier": 0.8, "dry_sequence_breakers": {5}}, {"dry_multiplier": 0.8, "dry_sequence_breakers": [5]}),
+        (
+            {"token_repetition_penalty": 1.3, "token_repetition_range": 5, "token_repetition_decay": 3},
+            {"repetition_penalty": 1.3, "repetition_range": 5, "repetition_decay": 3},
+        ),
+        (
+            {"token_frequency_penalty": 0.5, "token_presence_penalty": 0.2, "token_repetition_range": 4},
+            {"frequency_penalty": 0.5, "presence_penalty": 0.2, "repetition_range": 4, "penalize_prompt": True},
+        ),
+        ({"token_repetition_decay": 4}, {}),
+    ],
+    ids=lambda value: next(iter(value)) if value else "",
+)
+def test_a_sampling_setting_is_that_of_the_native_sampler(tokenizer, setting, native):
+    off = {"token_repetition_penalty": 1.0, "top_k": 0, "top_p": 0.0, "temperature": 1.0}
+    settings = ExLlamaV2Sampler.Settings(**{**off, **setting})
+    logits = np.random.default_rng(5).normal(0, 3, (2, 1, 2048)).astype(np.float32)
+    ids = np.array([[9, 5, 7, 9, 5, 7, 9, 5], [1, 2, 3, 4, 5, 6, 7, 8]])
+    params = SamplingParams(**{"temperature": 1.0, **(setting if native is None else native)})
+    want = [params.distribution(row[0].tolist(), line) for row, line in zip(logits, ids.tolist(), strict=True)]
+    tokens, top, probs, chosen, _ = ExLlamaV2Sampler.sample(
+        logits, settings, ids, 0.4, tokenizer, return_top_tokens=2048
+    )
+    for row in range(2):
+        found = np.zeros(2048, np.float32)
+        found[to_numpy(top)[row, 0]] = to_numpy(probs)[row, 0]
+        np.testing.assert_allclose(found, want[row], rtol=1e-5, atol=1e-8)
+        assert to_numpy(chosen)[row, 0] == pytest.approx(want[row][to_numpy(tokens)[row, 0]])
+    if settings.mirostat:
+        assert len(settings.mirostat_mu) == 2
+
+
+def test_hooks_get_exllamav2s_results_and_may_replace_the_token(generator, model, tokenizer):
+    seen = []
+
+    def hook(result):
+        assert isinstance(result, ExLlamaV2PostSamplingResult)
+        seen.append(result)
+        if len(seen) == 2:
+            result.sampled_token = np.array([[77]])
+
+    settings = ExLlamaV2Sampler.Settings.greedy(post_sampling_hooks=[hook])
+    job = ExLlamaV2DynamicJob(
+        tokenizer.encode(PROMPT), 3, gen_settings=settings, return_top_tokens=2, return_probs=True
+    )
+    generator.enqueue(job)
+    ids = []
+    while generator.num_remaining_jobs():
+        ids += [int(i) for r in generator.iterate() if "token_ids" in r for i in to_numpy(r["token_ids"])[0]]
+    assert (len(ids), ids[1]) == (3, 77)
+    for result in seen:
+        assert tuple(result.sampled_prob.shape) == (1, 1)
+        assert tuple(result.candidate_tokens.shape) == tuple(result.candidate_probs.shape) == (1, 1, 2)
+        assert tuple(result.logits.shape) == (1, 1, 2048)
+        assert to_numpy(result.logits).argmax() == to_numpy(result.candidate_tokens)[0, 0, 0]
+    base = ExLlamaV2BaseGenerator(model, ExLlamaV2Cache(model, max_seq_len=256), tokenizer)
+    seen.clear()
+    prompt = to_numpy(tokenizer.encode(PROMPT))[0].tolist()
+    assert base.generate_simple(PROMPT, settings, 3, seed=1) == tokenizer.decode(np.array([*prompt, *ids]))
+    assert seen[0].candidate_tokens is None
 
 
 def test_a_sampling_setting_without_counterpart_is_refused_by_name(generator):

@@ -81,7 +81,7 @@ class ExLlamaV2DynamicJob:
         # Of the new tokens, the one that replaces the prompt's last is not counted.
         self._heals = bool(token_healing) and len(self.input_ids) > 1
         self._settings: dict[str, Any] = {
-            **self.gen_settings.request_settings(),
+            **self.gen_settings.request_settings(return_top_tokens),
             "min_new_tokens": min_new_tokens,
             "seed": new_seed(seed),
             "stop": stops,

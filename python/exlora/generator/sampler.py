@@ -1,7 +1,6 @@
 """`ExLlamaV2Sampler`: exllamav2's sampling settings, and a sampler for logits of `forward`.
 
-The settings act in exllamav2's order, which is that of `SamplingParams`. `cfg_scale`, which asks for a pair of prompts, is
-refused.
+The settings act in exllamav2's order. `cfg_scale`, which asks for a pair of prompts, is refused.
 """
 
 from __future__ import annotations
@@ -16,9 +15,10 @@ import numpy as np
 import exlora._exlora as _exlora
 from exlora._arrays import as_numpy, to_array, token_rows
 from exlora._unsupported import refuse
+from exlora.generator._common import top_arrays
 from exlora.generator.filters._pieces import Pieces
 from exlora.generator.filters.base import allowed_and_ending
-from exlora.generator._common import top_arrays
+from exlora.generator.hooks import native_hook
 
 if TYPE_CHECKING:
     from exlora.tokenizer import ExLlamaV2Tokenizer
@@ -102,8 +102,13 @@ class _Settings:
         bias[_ids(tokenizer, tokens)] = 0.0
         self.token_bias = to_array(bias)
 
-    def request_settings(self) -> dict[str, Any]:
-        """The same settings as keywords of a request."""
+    def request_settings(self, top_tokens: int = 0) -> dict[str, Any]:
+        """The same settings as keywords of a request. Hooks see the `top_tokens` most likely tokens."""
+        hooks = [native_hook(hook, top_tokens) for hook in self.post_sampling_hooks]
+        return {**self.sampling(), "post_sampling_hooks": hooks}
+
+    def sampling(self) -> dict[str, Any]:
+        """The same settings as keywords of `SamplingParams`, which have no hooks."""
         refuse("ExLlamaV2Sampler.Settings", cfg_scale=self.cfg_scale)
         return {
             **{name: getattr(self, name) for name in _SAME},
@@ -214,10 +219,11 @@ class ExLlamaV2Sampler:
 
         Returns ids [batch, 1], ids and probabilities of the best tokens [batch, 1, k], the chosen ids' probabilities
         [batch, 1], and whether a filter ended. Probabilities are those after penalties and filters. `random` in
-        [0, 1) decides the draw. A `prefix_token` [batch, 1] allows only tokens whose text begins with its text. With Mirostat, `settings.mirostat_mu` becomes the list of the rows' limits.
+        [0, 1) decides the draw. A `prefix_token` [batch, 1] allows only tokens whose text begins with its text. With
+        Mirostat, `settings.mirostat_mu` becomes the list of the rows' limits.
         """
         del sync, kwargs
-        keywords = settings.request_settings()
+        keywords = settings.sampling()
         filtered, ending = allowed_and_ending(filters, filter_prefer_eos, tokenizer.eos_token_id)
         keywords["allowed_token_ids"] = _both(keywords.get("allowed_token_ids"), filtered)
         prefixes = None if prefix_token is None else as_numpy(prefix_token).reshape(-1).tolist()

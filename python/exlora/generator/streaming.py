@@ -156,7 +156,7 @@ class ExLlamaV2StreamingGenerator:
             num_draft_tokens=self.num_speculative_tokens,
             token_healing=token_healing,
             **filter_settings(filters or gen_settings.filters, filter_prefer_eos),
-            **gen_settings.request_settings(),
+            **gen_settings.request_settings(return_top_tokens),
         )
         self._job = self._engine.submit(request)
 

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::adapter::resident::Adapter;
 use super::adapter::routing::{RoutedNorm, Routing};
-use super::ops::attention::{self, HeadNorms};
+use super::ops::attention;
 use super::ops::embed::Embedding;
+use super::ops::kv_append::HeadNorms;
 use super::ops::linear::{self, Context};
 use super::ops::rowwise::for_rows;
 use super::runtime::buffers::{Buffer, Inputs, Output};
@@ -19,6 +20,11 @@ use crate::backend::{
     PreparedAdapter, StepRows, Write,
 };
 use crate::error::{Error, ErrorCode, Result};
+
+/// Values of a row that a thread norms in a nanosecond.
+const NORMED_PER_NS: usize = 8;
+/// Values that a thread activates and multiplies in a nanosecond.
+const GATED_PER_NS: usize = 2;
 
 /// Everything that a step changes, beside the weights it reads.
 pub(super) struct CpuCompute {
@@ -141,7 +147,7 @@ impl Compute for CpuCompute {
         x.expect(weight.len(), rows)?;
         out.expect(weight.len(), rows)?;
         let (kernels, width, stride, x) = (self.weights.kernels, weight.len(), out.stride, x.rows());
-        for_rows(&mut self.pool, rows, width, out.values_mut(), stride, |i, out| {
+        for_rows(&mut self.pool, rows, width, NORMED_PER_NS, out.values_mut(), stride, |i, out| {
             kernels.norm(weight.of_row(i), eps, &x.row(i)[..width], out);
         })
     }
@@ -216,7 +222,7 @@ impl Compute for CpuCompute {
         gate_up.expect(2 * out.width, rows)?;
         out.expect(out.width, rows)?;
         let (width, stride, gate_up) = (out.width, out.stride, gate_up.rows());
-        for_rows(&mut self.pool, rows, width, out.values_mut(), stride, |i, out| {
+        for_rows(&mut self.pool, rows, width, GATED_PER_NS, out.values_mut(), stride, |i, out| {
             let (gate, up) = gate_up.row(i)[..2 * width].split_at(width);
             match activation {
                 Activation::Silu => kernels.silu_gate(gate, up, out),
@@ -257,10 +263,12 @@ mod tests {
     use crate::adapter::delta::{LowRank, SiteDelta};
     use crate::backend::cpu::kernels::dispatch::Kernels;
     use crate::backend::cpu::kernels::isa::Isa;
+    use crate::backend::cpu::kernels::vector::LINE;
     use crate::backend::cpu::preparer::CpuPreparer;
     use crate::backend::{AdapterPreparer, LinearSource};
+    use crate::checkpoint::Checkpoint;
     use crate::quant::StoredWeight;
-    use crate::sites::SiteId;
+    use crate::sites::{SiteId, SitePart};
     use crate::tensor::Tensor;
 
     const INPUTS: usize = 24;
@@ -324,5 +332,51 @@ mod tests {
                 assert!(*held <= max_t.max(64) && held < all, "{held} of {all} values of t, at most {max_t}");
             }
         }
+    }
+
+    #[test]
+    fn a_table_on_disk_embeds_as_its_copy_does_until_the_file_is_changed_in_place() {
+        let folder = std::env::temp_dir().join(format!("exlora-table-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let path = folder.join("model.safetensors");
+        let table = matrix(ROWS, OUTPUTS, 2);
+        let header = format!(
+            r#"{{"table":{{"dtype":"F32","shape":[{ROWS},{OUTPUTS}],"data_offsets":[0,{}]}}}}"#,
+            table.bytes().len()
+        );
+        let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), table.bytes()].concat();
+        std::fs::write(&path, file).expect("it is written");
+
+        let mut weights = BaseWeights::new(Kernels::of(Isa::detect()).expect("this machine has it"));
+        let checkpoint = Checkpoint::open(&folder).expect("it opens");
+        let on_disk = checkpoint.on_disk("table").expect("it is mapped");
+        let tables = [
+            weights.load_embedding(SiteId(0), table.view()).expect("it fits"),
+            weights
+                .load_embedding_on_disk(SiteId(1), checkpoint.tensor("table").expect("there"), on_disk)
+                .expect("it fits"),
+        ];
+        drop(checkpoint);
+        let padded = table.bytes().len().next_multiple_of(LINE);
+        assert_eq!(weights.arena.bytes(), padded, "one of them is in memory");
+        assert!(weights.equals(SiteId(1), SitePart::Weight, table.view()));
+        let other = matrix(ROWS, OUTPUTS, 3);
+        assert!(!weights.equals(SiteId(1), SitePart::Weight, other.view()));
+
+        let pool = Pool::new(2).expect("threads");
+        let mut compute = CpuCompute::new(Arc::new(weights), pool, Arc::new(MemoryUse::new(0)));
+        let out = compute.create_buffer(OUTPUTS);
+        compute.reserve_rows(ROWS).expect("memory");
+        let mut embed = |table| {
+            let mut values = vec![0.0; ROWS * OUTPUTS];
+            compute.embed(table, &[3, 0, 6, 6, 1, 2, 5], 1.5, &AdapterBatch::default(), out)?;
+            compute.read_rows(out, &mut values).map(|()| values)
+        };
+        let copied = embed(tables[0]).expect("it embeds");
+        assert_eq!(embed(tables[1]).expect("it embeds"), copied);
+        std::fs::write(&path, "another file").expect("it is written");
+        assert_eq!(embed(tables[1]).unwrap_err().code(), ErrorCode::CheckpointTruncated);
+        assert_eq!(embed(tables[0]).expect("a copy does not need the file"), copied);
+        std::fs::remove_dir_all(folder).expect("it is removed");
     }
 }

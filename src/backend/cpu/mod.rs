@@ -11,8 +11,8 @@
 //! | `ops` | the operations of a step, over all rows and threads |
 //! | `preparer`, `compute` | the backend traits |
 //!
-//! Threads split outputs, rows and heads, never a sum, and vectors run over outputs, never over inputs: so a row's bits
-//! depend neither on the rest of the batch nor on the number of threads.
+//! Threads split outputs, rows, heads and fixed segments of positions, never a sum, and vectors run over outputs, never over
+//! inputs: so a row's bits depend neither on the rest of the batch nor on the number of threads.
 
 mod adapter;
 mod compute;
@@ -28,12 +28,18 @@ use self::compute::CpuCompute;
 use self::kernels::dispatch::Kernels;
 pub use self::kernels::isa::Isa;
 use self::preparer::CpuPreparer;
-use self::runtime::threads::{self, Pool};
+use self::runtime::cores::default_threads;
+use self::runtime::threads::Pool;
 use self::weights::BaseWeights;
 use super::{Backend, BackendBuilder, EmbeddingId, GroupId, LinearSource, MemoryUse, NormId, WeightLoader};
+use crate::checkpoint::TensorOnDisk;
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::SiteId;
 use crate::tensor::TensorView;
+
+/// Embedding tables of at most that many bytes are copied; of larger ones, rows are read from their file when they are needed:
+/// a step needs few of them, and the kernel caches those.
+const COPIED_TABLE_BYTES: usize = 16 << 20;
 
 /// Options of the CPU backend.
 #[derive(Clone, Debug, Default)]
@@ -54,7 +60,7 @@ pub fn open(options: &CpuOptions) -> Result<Box<dyn BackendBuilder>> {
     let kernels = Kernels::of(isa).ok_or_else(|| {
         Error::new(ErrorCode::DeviceUnavailable, format!("this machine has no {isa}")).with_found(Isa::detect())
     })?;
-    let threads = options.threads.unwrap_or_else(threads::default_threads).max(1);
+    let threads = options.threads.unwrap_or_else(default_threads).max(1);
     tracing::debug!(%isa, threads, "cpu backend opened");
     Ok(Box::new(CpuBuilder { pool: Pool::new(threads)?, weights: BaseWeights::new(kernels) }))
 }
@@ -72,6 +78,18 @@ impl WeightLoader for CpuBuilder {
 
     fn load_embedding(&mut self, site: SiteId, table: TensorView<'_>) -> Result<EmbeddingId> {
         self.weights.load_embedding(site, table)
+    }
+
+    fn load_embedding_on_disk(
+        &mut self,
+        site: SiteId,
+        table: TensorView<'_>,
+        on_disk: TensorOnDisk,
+    ) -> Result<EmbeddingId> {
+        match table.bytes().len() {
+            0..=COPIED_TABLE_BYTES => self.weights.load_embedding(site, table),
+            _ => self.weights.load_embedding_on_disk(site, table, on_disk),
+        }
     }
 
     fn load_norm(&mut self, site: SiteId, weight: TensorView<'_>) -> Result<NormId> {

@@ -421,6 +421,8 @@ mod tests {
             stop_at_eos: _,
             logprobs: _,
             probs: _,
+            // Functions.
+            post_sampling_hooks: _,
             skip_special_tokens: _,
             add_special_tokens: _,
             ngram_draft: _,

@@ -79,6 +79,11 @@ impl Constraint {
         })))
     }
 
+    /// Whether it calls functions of the caller.
+    pub fn has_filters(&self) -> bool {
+        !self.filters.filters.is_empty()
+    }
+
     /// Whether the next token is the first and continues the prompt's last one, which neither grammar nor filters see.
     fn is_healing(&self) -> bool {
         self.healing.is_some() && self.tokens.is_empty()
@@ -260,7 +265,7 @@ mod tests {
     #[test]
     fn going_back_and_preparing_give_the_masks_of_a_text_written_once() {
         let filters = Filters { filters: vec![Arc::new(Counting::default())], prefer_eos: false };
-        let grammar = pattern("[a-z ]{2,9}(x|yz)?[0-9]{3}");
+        let grammar = pattern("[a-z ]{60,90}(x|yz)?[0-9]{3}");
         let mut once = constraint(&grammar, &filters, None);
         let mut tokens = Vec::new();
         let mut masks = Vec::new();

@@ -125,7 +125,13 @@ impl Candidates {
 
     /// Leaves one token.
     pub(super) fn keep_only(&mut self, id: u32) {
-        (self.ids, self.logits, self.weights, self.total) = (vec![id], vec![0.0], vec![1.0], 1.0);
+        self.ids.clear();
+        self.ids.push(id);
+        self.logits.clear();
+        self.logits.push(0.0);
+        self.weights.clear();
+        self.weights.push(1.0);
+        self.total = 1.0;
     }
 
     /// Keeps the shortest head of the ranking whose weights reach `mass`, at least one token.

@@ -154,6 +154,14 @@ pub(super) fn largest(logits: &[f32]) -> f32 {
     lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |best, &logit| if logit > best { logit } else { best })
 }
 
+/// The id of the first logit that is infinite or NaN.
+pub(in crate::engine) fn first_not_finite(logits: &[f32]) -> Option<usize> {
+    // Chunk by chunk, and all of a chunk, which vectorizes.
+    let is_broken = |chunk: &[f32]| chunk.iter().fold(false, |any, logit| any | !logit.is_finite());
+    let start = logits.chunks(64).position(is_broken)? * 64;
+    logits[start..].iter().position(|logit| !logit.is_finite()).map(|offset| start + offset)
+}
+
 /// The id of the largest logit, the lowest such id; `None` if all are NaN or minus infinity.
 pub(super) fn argmax(logits: &[f32]) -> Option<u32> {
     let best = largest(logits);
@@ -179,6 +187,18 @@ mod tests {
         assert_eq!((exp(0.0), exp(-0.0)), (1.0, 1.0));
         for nothing in [-708.0, -1e300, f64::NEG_INFINITY, f64::NAN] {
             assert_eq!(exp(nothing), 0.0);
+        }
+    }
+
+    #[test]
+    fn the_first_infinite_or_nan_logit_is_found() {
+        for length in [0, 1, 63, 64, 65, 200] {
+            let mut logits = vec![f32::MAX; length];
+            assert_eq!(first_not_finite(&logits), None);
+            for id in (0..length).rev() {
+                logits[id] = if id % 2 == 0 { f32::NAN } else { f32::NEG_INFINITY };
+                assert_eq!(first_not_finite(&logits), Some(id));
+            }
         }
     }
 

@@ -26,25 +26,20 @@ pub(super) fn logprobs(
 
 /// The `n` most likely tokens after all filters; then, with a probability of 0, the best of those that were cut off.
 pub(super) fn top_probs(candidates: &mut Candidates, logits: &[f32], n: usize) -> Vec<(u32, f32)> {
-    let mut top: Vec<(u32, f32)> = Vec::with_capacity(n);
-    let mut kept: Vec<(u32, f64)> = candidates
-        .ids
-        .iter()
-        .zip(&candidates.weights)
-        .filter(|(_, weight)| **weight > 0.0)
-        .map(|(&id, &weight)| (id, weight))
-        .collect();
+    let possible = candidates.ids.iter().copied().zip(candidates.weights.iter().copied());
+    let mut kept: Vec<(u32, f64)> = possible.filter(|(_, weight)| *weight > 0.0).collect();
     let order = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
     if n < kept.len() {
         kept.select_nth_unstable_by(n, order);
         kept.truncate(n);
     }
     kept.sort_unstable_by(order);
-    top.extend(kept.iter().map(|&(id, weight)| (id, (weight / candidates.total) as f32)));
+    let mut top: Vec<(u32, f32)> = kept.iter().map(|&(id, weight)| (id, (weight / candidates.total) as f32)).collect();
     if top.len() < n {
         let mut best = Vec::new();
         candidates.selection.best(logits, n, &mut best);
-        best.retain(|id| !kept.iter().any(|(kept, _)| kept == id));
+        kept.sort_unstable_by_key(|&(id, _)| id);
+        best.retain(|id| kept.binary_search_by_key(id, |&(id, _)| id).is_err());
         top.extend(best.into_iter().take(n - top.len()).map(|id| (id, 0.0)));
     }
     top

@@ -37,6 +37,7 @@ use exp::argmax;
 use penalties::Penalties;
 use random::{skewed, unit};
 
+pub(in crate::engine) use exp::first_not_finite;
 pub(in crate::engine) use random::hash;
 pub use state::SamplerState;
 
@@ -85,6 +86,8 @@ pub struct Sampler {
     penalties: Penalties,
     dry: Dry,
     candidates: Candidates,
+    /// Ids of the best log-probabilities.
+    best: Vec<u32>,
 }
 
 impl Sampler {
@@ -107,14 +110,34 @@ impl Sampler {
         let values = self.modify(&mut modified, logits, params, context, state);
         let chosen = self.choose(values, params, context, state, top.probs);
         self.modified = modified;
-        let (id, prob, top_probs) = chosen.ok_or_else(all_forbidden)?;
-        let (logprob, top_logprobs) = if top.logprobs > 0 {
-            let Candidates { selection, ids, .. } = &mut self.candidates;
-            logprobs::logprobs(selection, ids, logits, id, top.logprobs)
-        } else {
-            (0.0, Vec::new())
-        };
-        Ok(Sampled { id, logprob, top_logprobs, prob, top_probs })
+        let mut sampled = chosen.ok_or_else(all_forbidden)?;
+        (sampled.logprob, sampled.top_logprobs) = self.logprobs(logits, sampled.id, top);
+        Ok(sampled)
+    }
+
+    /// Replaces the token that was just chosen from `logits`.
+    ///
+    /// # Errors
+    /// `token_out_of_range`.
+    pub fn replace(&mut self, sampled: &mut Sampled, id: u32, logits: &[f32], top: TopCounts) -> Result<()> {
+        if id as usize >= logits.len() {
+            return Err(Error::new(ErrorCode::TokenOutOfRange, "a hook chose a token that the model does not have")
+                .with_expected(format!("an id below {}", logits.len()))
+                .with_found(id));
+        }
+        let Candidates { ids, weights, total, .. } = &self.candidates;
+        let place = ids.iter().position(|&candidate| candidate == id);
+        sampled.prob = place.map_or(0.0, |place| (weights[place] / total) as f32);
+        sampled.id = id;
+        (sampled.logprob, sampled.top_logprobs) = self.logprobs(logits, id, top);
+        Ok(())
+    }
+
+    fn logprobs(&mut self, logits: &[f32], id: u32, top: TopCounts) -> (f32, Vec<(u32, f32)>) {
+        match top.logprobs {
+            0 => (0.0, Vec::new()),
+            n => logprobs::logprobs(&mut self.candidates.selection, &mut self.best, logits, id, n),
+        }
     }
 
     /// The probabilities [vocab] that [`Sampler::sample`] draws from.
@@ -174,7 +197,7 @@ impl Sampler {
         modified
     }
 
-    /// A token, its probability and the most likely ones (0 and none unless asked for).
+    /// A token, without log-probabilities; its probability and the most likely ones if asked for.
     fn choose(
         &mut self,
         logits: &[f32],
@@ -182,15 +205,30 @@ impl Sampler {
         context: Context<'_>,
         state: &mut SamplerState,
         top_probs: usize,
-    ) -> Option<(u32, f32, Vec<(u32, f32)>)> {
-        if params.is_greedy() {
+    ) -> Option<Sampled> {
+        let (id, prob) = if params.is_greedy() {
             let id = argmax(logits)?;
-            if top_probs == 0 {
-                return Some((id, 0.0, Vec::new()));
-            }
             self.candidates.keep_only(id);
-            return Some((id, 1.0, logprobs::top_probs(&mut self.candidates, logits, top_probs)));
+            (id, 1.0)
+        } else {
+            self.draw(logits, params, context, state)?
+        };
+        let mut sampled = Sampled { id, logprob: 0.0, top_logprobs: Vec::new(), prob: 0.0, top_probs: Vec::new() };
+        if top_probs > 0 {
+            sampled.prob = prob as f32;
+            sampled.top_probs = logprobs::top_probs(&mut self.candidates, logits, top_probs);
         }
+        Some(sampled)
+    }
+
+    /// Draws a token, and lets the state learn its probability.
+    fn draw(
+        &mut self,
+        logits: &[f32],
+        params: &SamplingParams,
+        context: Context<'_>,
+        state: &mut SamplerState,
+    ) -> Option<(u32, f64)> {
         let mu = state.mu(params);
         if !self.distribute(logits, params, mu, &state.xtc_ignored) {
             return None;
@@ -199,15 +237,15 @@ impl Sampler {
             let position = context.tokens.len() as u64;
             unit(hash(params.seed.unwrap_or_default(), position))
         });
-        let drawn = self.draw(skewed(random, params.skew), params)?;
-        let (id, prob) = (self.candidates.ids[drawn], self.candidates.weights[drawn] / self.candidates.total);
+        // The sum of weights exceeds a number if it reaches the next one.
+        let mass = (skewed(random, params.skew) * self.candidates.total).next_up();
+        let candidates = &mut self.candidates;
+        let drawn = if params.draws_by_rank() { candidates.reach_by_rank(mass) } else { candidates.reach_by_id(mass) }?;
+        let (id, prob) = (candidates.ids[drawn], candidates.weights[drawn] / candidates.total);
         if let Some(mu) = mu {
             state.observe(params, mu, prob);
         }
-        if top_probs == 0 {
-            return Some((id, 0.0, Vec::new()));
-        }
-        Some((id, prob as f32, logprobs::top_probs(&mut self.candidates, logits, top_probs)))
+        Some((id, prob))
     }
 
     /// Fills the candidates with the distribution that a token is drawn from; `false` if no token is possible.
@@ -223,13 +261,6 @@ impl Sampler {
             xtc::exclude_top_choices(candidates, probability, threshold, xtc_ignored);
         }
         true
-    }
-
-    /// The index of the candidate where the sum of weights exceeds the share `random` of all.
-    fn draw(&mut self, random: f64, params: &SamplingParams) -> Option<usize> {
-        // The sum exceeds a number if it reaches the next one.
-        let mass = (random * self.candidates.total).next_up();
-        if params.draws_by_rank() { self.candidates.reach_by_rank(mass) } else { self.candidates.reach_by_id(mass) }
     }
 }
 

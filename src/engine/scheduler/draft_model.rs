@@ -202,7 +202,8 @@ impl DraftModel {
     fn advance(&mut self, sequences: &mut [Sequence], limits: &[usize], range: Range<usize>) {
         let width = self.batch.logit_width();
         let (mut first_row, mut first_logit) = (0, 0);
-        for DraftRows { index, tokens } in self.rows[range].to_vec() {
+        for place in range {
+            let DraftRows { index, tokens } = self.rows[place];
             let sequence = &mut sequences[index];
             let rows = first_row..first_row + tokens;
             first_row = rows.end;

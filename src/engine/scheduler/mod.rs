@@ -11,6 +11,7 @@
 //! others get the same bits.
 
 mod draft_model;
+mod parallel;
 mod prefill;
 mod speculation;
 #[cfg(test)]
@@ -19,11 +20,14 @@ mod tests;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use parking_lot::Mutex;
+
 use super::constraint::prepare_during;
 use super::draft::DraftCounts;
 use super::options::EngineOptions;
 use super::output::{FinishReason, no_memory_for_logits};
-use super::sampler::{Context, Sampler};
+use super::post_sampling::PostSampling;
+use super::sampler::{Context, Sampled, Sampler, first_not_finite};
 use super::sequence::{Purpose, Sequence};
 use super::stats::{SchedulerStats, StepStats};
 use crate::error::{Error, ErrorCode, Result};
@@ -45,7 +49,10 @@ pub(super) struct Scheduler {
     draft_model: Option<DraftModel>,
     max_rows: usize,
     prefill_chunk: usize,
-    sampler: Sampler,
+    /// One for each thread that chose tokens so far.
+    samplers: Vec<Sampler>,
+    /// Most threads that choose tokens.
+    threads: usize,
     /// Number of tokens of each running sequence in this step, without its drafts.
     scheduled_tokens: Vec<usize>,
     prefills: Vec<Prefill>,
@@ -72,7 +79,8 @@ impl Scheduler {
             draft_model,
             max_rows: options.max_rows.max(1),
             prefill_chunk: options.prefill_chunk.max(1),
-            sampler: Sampler::default(),
+            samplers: Vec::new(),
+            threads: parallel::most_threads(options.threads),
             scheduled_tokens: Vec::new(),
             prefills: Vec::new(),
             draft_limits: Vec::new(),
@@ -127,7 +135,7 @@ impl Scheduler {
         if let Some(draft_model) = &mut self.draft_model {
             draft_model.reset();
         }
-        self.sampler = Sampler::default();
+        self.samplers.clear();
     }
 
     /// Returns all pages of a sequence, which starts over if it runs again.
@@ -315,30 +323,69 @@ impl Scheduler {
 
     /// Processes the results of `order[range]`: publishes full pages, chooses tokens, collects logits.
     fn advance(&mut self, range: Range<usize>) {
+        let threads = self.sampling_threads(range.clone());
+        self.samplers.resize_with(threads.max(self.samplers.len()), Sampler::default);
+        let (mut own_tasks, mut tasks) = (Vec::new(), Vec::new());
         let width = self.batch.logit_width();
         let mut logits = &mut self.logits[..];
         let mut end = 0;
-        for &index in &self.order[range] {
-            let (sequence, tokens) = (&mut self.running[index], self.scheduled_tokens[index]);
+        // Those with the same layer map are in the order of the running sequences.
+        let mut indices = self.order[range].iter().peekable();
+        for (index, sequence) in self.running.iter_mut().enumerate() {
+            if indices.next_if_eq(&&index).is_none() {
+                continue;
+            }
+            let tokens = self.scheduled_tokens[index];
             let (own, rest) = std::mem::take(&mut logits).split_at_mut(logit_rows_of(sequence, tokens) * width);
             logits = rest;
             let rows = end..end + tokens;
             end = rows.end + sequence.drafts.proposed.len();
+            let results = StepResults { batch: &self.batch, rows, logits: own };
+            let list = if calls_the_caller(sequence) { &mut own_tasks } else { &mut tasks };
+            list.push((sequence, results));
+        }
+        let shared = Mutex::new((&mut self.pool, &mut self.stats));
+        parallel::for_each(own_tasks, tasks, &mut self.samplers[..threads], |sampler, (sequence, results)| {
             let on_panic = |message: &str| {
                 Error::new(ErrorCode::Internal, format!("choosing a token or decoding its text panicked: {message}"))
             };
-            let results = StepResults { batch: &self.batch, rows, logits: own };
-            let accepted = catch_panic(on_panic, || accept(&mut self.sampler, sequence, results, &mut self.stats));
-            if has_gone_back(sequence) {
-                sequence.kv.go_back(&mut self.pool, &sequence.tokens, sequence.tokens.len() - 1);
-            }
-            sequence.kv.publish(&mut self.pool, &sequence.tokens);
+            let mut stats = StepStats::default();
+            let accepted = catch_panic(on_panic, || accept(sampler, sequence, results, &mut stats));
             if let Err(error) = accepted {
-                self.sampler = Sampler::default();
+                *sampler = Sampler::default();
                 sequence.fail(error);
             }
-        }
+            let (pool, all) = &mut *shared.lock();
+            if has_gone_back(sequence) {
+                sequence.kv.go_back(pool, &sequence.tokens, sequence.tokens.len() - 1);
+            }
+            sequence.kv.publish(pool, &sequence.tokens);
+            all.add(stats);
+        });
     }
+
+    /// Number of threads that the tokens of `order[range]` are worth.
+    fn sampling_threads(&self, range: Range<usize>) -> usize {
+        let most = self.threads.min(range.len());
+        let nanoseconds = self.order[range].iter().map(|&index| {
+            let (sequence, tokens) = (&self.running[index], self.scheduled_tokens[index]);
+            match &sequence.purpose {
+                Purpose::Generate(decode) if !calls_the_caller(sequence) => {
+                    let vocab = sequence.kv.plan.vocab * logit_rows_of(sequence, tokens);
+                    vocab * if decode.sampling.is_greedy() { 1 } else { 4 }
+                }
+                _ => 0,
+            }
+        });
+        parallel::threads_for(nanoseconds.sum(), most)
+    }
+}
+
+/// Whether choosing its tokens calls functions of the caller, which the thread that computes the step does.
+fn calls_the_caller(sequence: &Sequence) -> bool {
+    let Purpose::Generate(decode) = &sequence.purpose else { return false };
+    !decode.post_sampling_hooks.is_empty()
+        || decode.constraint.as_ref().is_some_and(|constraint| constraint.has_filters())
 }
 
 /// Ends a sequence early. Should that panic, it ends with an error.
@@ -419,7 +466,7 @@ fn accept(
 /// Chooses the next token and sends its chunk.
 fn choose(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32]) -> Result<()> {
     let Purpose::Generate(decode) = &mut sequence.purpose else { return Ok(()) };
-    if let Some(id) = logits.iter().position(|logit| !logit.is_finite()) {
+    if let Some(id) = first_not_finite(logits) {
         let what = "the logits are not finite, so that no token can be chosen";
         return Err(Error::new(ErrorCode::LogitsNotFinite, what)
             .with_expected("finite numbers")
@@ -446,6 +493,19 @@ fn choose(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32]) ->
     let mask = decode.constraint.as_mut().map(|constraint| constraint.mask()).transpose()?;
     let (tokens, prompt_len) = (&sequence.tokens, sequence.prompt_len);
     let context = Context { tokens, prompt_len, mask: mask.as_ref(), random: None };
-    let sampled = sampler.sample(logits, &decode.sampling, context, &mut decode.sampler_state, decode.top)?;
+    let mut top = decode.top;
+    if !decode.post_sampling_hooks.is_empty() {
+        top.probs = top.probs.max(1);
+    }
+    let mut sampled = sampler.sample(logits, &decode.sampling, context, &mut decode.sampler_state, top)?;
+    for hook in &decode.post_sampling_hooks {
+        let Sampled { id: token, prob, ref top_probs, .. } = sampled;
+        let mut chosen = PostSampling { token, prob, top_probs, logits };
+        hook.call(&mut chosen)?;
+        if chosen.token != token {
+            let replacement = chosen.token;
+            sampler.replace(&mut sampled, replacement, logits, top)?;
+        }
+    }
     sequence.accept(sampled, returned)
 }

@@ -236,7 +236,7 @@ impl Attention {
         let mut rng = Rng(seed);
         let rng = &mut rng;
         let kv_heads = 1 + rng.below(3);
-        let heads = kv_heads * [1, 2, 4, 5][rng.below(4)];
+        let heads = kv_heads * [1, 2, 3, 4, 5, 7, 8, 9][rng.below(8)];
         let dim = [8, 20, 64, 80][rng.below(4)];
         let pairs = if rng.below(3) == 0 { dim / 4 } else { dim / 2 };
         let dtype = [KvDType::F16, KvDType::F32][rng.below(2)];
@@ -264,12 +264,27 @@ impl Attention {
         }
     }
 
+    /// As [`Attention::random`], with a sequence of several segments and perhaps a second one.
+    fn long(seed: u64) -> Self {
+        let mut rng = Rng(seed ^ 3);
+        let case = Self::random(seed);
+        let window = [None, None, Some(40), Some(256), Some(300)][rng.below(5)];
+        let lengths = [200 + rng.below(600), 1 + rng.below(300)];
+        let sequences = lengths[..1 + rng.below(2)].iter().map(|tokens| rng.normals(tokens * case.width(), 1.0));
+        Self { sequences: sequences.collect(), window, ..case }
+    }
+
     fn width(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.dim
     }
 
     /// Outputs of each sequence. Each step takes at most `chunk` positions of each sequence that has some left.
     fn run(&self, device: Device, chunk: usize, page_tokens: usize) -> Vec<Vec<f32>> {
+        self.run_after(device, chunk, page_tokens, None)
+    }
+
+    /// As [`Attention::run`], on pages whose positions had keys and values of `stale` before.
+    fn run_after(&self, device: Device, chunk: usize, page_tokens: usize, stale: Option<f32>) -> Vec<Vec<f32>> {
         let mut harness = Harness::open(device);
         let (width, out_width) = (self.width(), self.heads * self.dim);
         let norms = self.norms.as_ref().map(|(q, k)| (harness.norm_weight(q).0, harness.norm_weight(k).0));
@@ -296,6 +311,13 @@ impl Attention {
         let tables: Vec<Vec<u32>> =
             (0..count).map(|s| (0..each).map(|page| (pages - 1 - page * count - s) as u32).collect()).collect();
 
+        if let Some(value) = stale {
+            let mut rows = StepRows::default();
+            tables.iter().for_each(|table| rows.push(0..each * page_tokens, table.iter().copied()));
+            let x = harness.put(width, &vec![value; rows.len() * width]);
+            let y = harness.buffer(out_width, rows.len());
+            harness.compute().attend(&spec, kv, &rows, &AdapterBatch::default(), x, y).expect("attention runs");
+        }
         let mut out = vec![Vec::new(); count];
         let mut done = vec![0; count];
         loop {
@@ -337,6 +359,15 @@ proptest! {
     }
 
     #[test]
+    fn attention_agrees_across_instruction_sets_with_fused_sums(seed: u64) {
+        let case = Attention::random(seed);
+        let fused: Vec<Isa> = isas().filter(|isa| *isa != Isa::Scalar).collect();
+        for pair in fused.windows(2) {
+            prop_assert_eq!(case.run(fast(pair[0], 2), 30, 16), case.run(fast(pair[1], 1), 30, 16));
+        }
+    }
+
+    #[test]
     fn chunks_pages_other_rows_and_threads_do_not_change_bits(seed: u64, chunk in 1usize..20, page_tokens in 1usize..40) {
         let case = Attention::random(seed);
         for isa in isas() {
@@ -344,6 +375,41 @@ proptest! {
             prop_assert_eq!(&case.run(fast(isa, 1), chunk, page_tokens), &whole);
             let alone = Attention { sequences: vec![case.sequences[0].clone()], ..case.clone() };
             prop_assert_eq!(&alone.run(fast(isa, 2), chunk, page_tokens)[0], &whole[0]);
+        }
+    }
+
+    #[test]
+    fn what_pages_held_before_does_not_matter(seed: u64, chunk in 1usize..20, page_tokens in 1usize..40) {
+        let case = Attention::random(seed);
+        for isa in isas() {
+            let expected = case.run(fast(isa, 2), chunk, page_tokens);
+            prop_assert_eq!(&case.run_after(fast(isa, 2), chunk, page_tokens, Some(f32::NAN)), &expected);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(support::cases(6))]
+
+    #[test]
+    fn attention_over_several_segments_agrees_with_the_oracle(seed: u64, chunk in 1usize..300, page_tokens in 8usize..40) {
+        let case = Attention::long(seed);
+        let expected = case.run(oracle(), chunk, page_tokens);
+        for isa in isas() {
+            let found = case.run(fast(isa, 2), chunk, page_tokens);
+            for (found, expected) in found.iter().zip(&expected) {
+                assert_close(&isa.to_string(), case.heads * case.dim, found, expected, TOLERANCE);
+            }
+        }
+    }
+
+    #[test]
+    fn dividing_segments_among_threads_does_not_change_bits(seed: u64, chunk in 1usize..40, threads in 2usize..7) {
+        let case = Attention::long(seed);
+        for isa in isas() {
+            let whole = case.run(fast(isa, 1), 1000, 32);
+            prop_assert_eq!(&case.run(fast(isa, threads), chunk, 32), &whole);
+            prop_assert_eq!(&case.run(fast(isa, threads), 200, 24), &whole);
         }
     }
 }

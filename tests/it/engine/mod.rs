@@ -4,6 +4,7 @@ mod banned_strings;
 mod fairness;
 mod many_requests;
 mod prefix_cache;
+mod sampling;
 mod sequence_cache;
 mod speculation;
 

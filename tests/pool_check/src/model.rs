@@ -54,7 +54,7 @@ macro_rules! models {
                     .collect();
                 for region in 1..=regions {
                     // SAFETY: this thread alone opens and closes, and the job is a number.
-                    unsafe { gate.open(tasks, |worker| threads[worker].thread().unpark()) };
+                    unsafe { gate.open(tasks, workers, |worker| threads[worker].thread().unpark()) };
                     run_tasks(&gate, &cells, tasks);
                     gate.close();
                     for cell in &*cells {
@@ -62,6 +62,36 @@ macro_rules! models {
                         assert_eq!(cell.with(|cell| unsafe { *cell }), region, "each task runs once");
                     }
                 }
+                gate.quit();
+                threads.into_iter().for_each(|thread| {
+                    thread.thread().unpark();
+                    thread.join().unwrap();
+                });
+            });
+        }
+
+        /// Regions to which only the first of two workers is invited: the second neither takes part nor keeps it out.
+        fn invitations() {
+            explore(|| {
+                let gate = Arc::new(Gate::new(0, 2));
+                let cell = Arc::new(UnsafeCell::new(0));
+                let threads: Vec<_> = (0..2)
+                    .map(|worker| {
+                        let (gate, cell) = (Arc::clone(&gate), Arc::clone(&cell));
+                        thread::spawn(move || {
+                            gate.work(worker, |tasks| {
+                                assert_eq!(worker, 0, "only the first worker is invited");
+                                run_tasks(&gate, std::slice::from_ref(&*cell), tasks);
+                            });
+                        })
+                    })
+                    .collect();
+                // SAFETY: this thread alone opens and closes, and the job is a number.
+                unsafe { gate.open(1, 1, |worker| threads[worker].thread().unpark()) };
+                run_tasks(&gate, std::slice::from_ref(&*cell), 1);
+                gate.close();
+                // SAFETY: nobody is inside the gate.
+                assert_eq!(cell.with(|cell| unsafe { *cell }), 1, "the task runs once");
                 gate.quit();
                 threads.into_iter().for_each(|thread| {
                     thread.thread().unpark();
@@ -80,7 +110,7 @@ macro_rules! models {
                     thread::spawn(move || gate.work(0, |_| caller.unpark()))
                 };
                 // SAFETY: this thread alone opens and closes, and the job is a number.
-                unsafe { gate.open(1, |_| worker.thread().unpark()) };
+                unsafe { gate.open(1, 1, |_| worker.thread().unpark()) };
                 thread::park();
                 gate.close();
                 gate.quit();
@@ -106,6 +136,11 @@ fn every_task_runs_once_and_the_caller_sees_its_writes() {
 #[test]
 fn a_parked_worker_wakes_up() {
     wake_up();
+}
+
+#[test]
+fn only_invited_workers_enter() {
+    invitations();
 }
 
 /// Tests that a model finds a mistake that `build.rs` planted.

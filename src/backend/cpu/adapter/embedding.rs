@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use parking_lot::Mutex;
+
 use super::dora_norms;
 use super::low_rank::{Expand, with_magnitude};
 use crate::adapter::delta::SiteDelta;
@@ -90,11 +92,17 @@ impl EmbeddingDelta {
         between_parts: &mut dyn FnMut() -> Result<()>,
     ) -> Result<(), PrepareError> {
         let (Some((_, expand)), Some(low)) = (&self.low, with_magnitude(source)) else { return Ok(()) };
+        let failed = Mutex::new(None);
         let read = |token: usize, channels: Range<usize>, out: &mut [f32]| match self.row(region, token) {
             Some((rows, row, _)) => rows.read(region, row, channels, out),
-            None => table.read(&base.arena, token, channels, out),
+            None => {
+                if let Err(error) = table.read(&base.arena, token, channels, out) {
+                    failed.lock().get_or_insert(error);
+                }
+            }
         };
         let terms = dora_norms::of_embedding(pool, low, read, between_parts)?;
+        failed.into_inner().map_or_else(|| table.check_unchanged(), Err)?;
         expand
             .fill_magnitude(region, low, &terms)
             .map_err(|output| PrepareError::ZeroNorm { site: source.site, output })

@@ -5,7 +5,7 @@
 
 #![allow(unsafe_code, reason = "kernels are compiled for instruction sets that are detected at run time")]
 
-use super::attend::{self, AttendFn, View};
+use super::attend::{self, AttendFn, Seen, View};
 use super::dequantize::{self, DequantizeFn};
 use super::isa::Isa;
 use super::rowwise::{self, GateFn, NormFn};
@@ -157,28 +157,30 @@ impl Kernels {
         unsafe { (self.silu_gate)(gate, up, out) };
     }
 
-    /// Attention of some query heads `q [heads][head_dim]`, normed and rotated, over one view; `scores` is scratch.
+    /// The parts `[queries][part_len]` of query vectors `q [queries][head_dim]`, normed and rotated, for what each sees of one
+    /// segment of `attend.rs`; `scores` is scratch.
     ///
     /// # Panics
-    /// If the scratch is too short for the view.
+    /// If a length does not fit, or a query sees no position or those of several segments.
     ///
     /// # Safety
-    /// The view's positions must lie within its block table, and the pages within the cache, whose elements are of `dtype`.
+    /// The positions must lie within the view's block table, and its pages within the cache, whose elements are of `dtype`.
     #[inline]
     pub(crate) unsafe fn attend(
         &self,
         dtype: KvDType,
         view: &View<'_>,
         q: &[f32],
+        seen: &[Seen],
         scores: &mut [f32],
-        out: &mut [f32],
+        parts: &mut [f32],
     ) {
         let kernel = match dtype {
             KvDType::F16 => self.attend_f16,
             KvDType::F32 => self.attend_f32,
         };
         // SAFETY: the table exists only where its instruction set does; the rest is the caller's promise.
-        unsafe { kernel(view, q, scores, out) };
+        unsafe { kernel(view, q, seen, scores, parts) };
     }
 }
 
@@ -230,15 +232,15 @@ macro_rules! kernels_for {
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn attend_f16(view: &View<'_>, q: &[f32], scores: &mut [f32], out: &mut [f32]) {
+            unsafe fn attend_f16(view: &View<'_>, q: &[f32], seen: &[Seen], scores: &mut [f32], parts: &mut [f32]) {
                 // SAFETY: as `product`.
-                unsafe { attend::attend::<$vector, F16>(view, q, scores, out) }
+                unsafe { attend::attend::<$vector, F16>(view, q, seen, scores, parts) }
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn attend_f32(view: &View<'_>, q: &[f32], scores: &mut [f32], out: &mut [f32]) {
+            unsafe fn attend_f32(view: &View<'_>, q: &[f32], seen: &[Seen], scores: &mut [f32], parts: &mut [f32]) {
                 // SAFETY: as `product`.
-                unsafe { attend::attend::<$vector, F32>(view, q, scores, out) }
+                unsafe { attend::attend::<$vector, F32>(view, q, seen, scores, parts) }
             }
 
             pub(crate) static KERNELS: Kernels = Kernels {

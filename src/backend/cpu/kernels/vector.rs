@@ -26,6 +26,9 @@ pub(crate) trait Vector: Copy {
     /// Sixteen lanes of 32 bits holding packed codes.
     type Line: Copy;
 
+    /// Sums that registers hold beside the operands of a loop.
+    const SUMS: usize;
+
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn load_f16(from: *const u16) -> Self;
@@ -151,6 +154,8 @@ impl Scalar {
 
 impl Vector for Scalar {
     type Line = [u32; LANES];
+
+    const SUMS: usize = 4;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {

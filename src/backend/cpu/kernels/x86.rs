@@ -45,6 +45,8 @@ impl Avx512 {
 impl Vector for Avx512 {
     type Line = __m512i;
 
+    const SUMS: usize = 16;
+
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         Self(unsafe { _mm512_set1_ps(value) })
@@ -197,6 +199,8 @@ unsafe fn field(line: __m256i, shift: u32, bits: u32, place: u32) -> __m256i {
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Vector for Avx2 {
     type Line = (__m256i, __m256i);
+
+    const SUMS: usize = 4;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {

@@ -1,96 +1,107 @@
-//! Paged attention: a task is one row and one key/value head, with all query heads that share it.
+//! Paged attention.
+//!
+//! Successive rows of a sequence form a block, so that a prompt's keys and values are read from memory once for many rows. A
+//! task is a block and a key/value head, with all query heads that share it, and walks the segments that the rows see; if there
+//! are few blocks for many threads, a block's segments are divided among several tasks. Each segment's part is computed on its
+//! own (`kernels/attend.rs`), and a query's parts are merged in the order of their positions: by its only task, or by the last
+//! of several to finish. The arithmetic is the same, so it changes no bits.
+//!
+//! ```text
+//! merge   peak = max(peak a, peak b);  a e^(peak a - peak) + b e^(peak b - peak)      sum of weights and values alike
+//! out     values / sum of weights
+//! ```
 
-#![allow(unsafe_code, reason = "tasks write disjoint parts of the cache and of the output")]
+#![allow(unsafe_code, reason = "tasks write disjoint parts of the output")]
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::backend::cpu::adapter::routing::RoutedNorm;
+use super::kv_append::{HeadNorms, HeadPreparer, Rotations, append, rotations};
+use crate::backend::cpu::kernels::attend::{PEAK, SEGMENT, SUM, Seen, part_len, scores_len};
 use crate::backend::cpu::kernels::dispatch::Kernels;
-use crate::backend::cpu::kernels::vector::LANES;
 use crate::backend::cpu::runtime::arena::grow;
 use crate::backend::cpu::runtime::buffers::{Output, Rows};
-use crate::backend::cpu::runtime::kv_cache::{KvCache, Stored};
+use crate::backend::cpu::runtime::kv_cache::KvCache;
 use crate::backend::cpu::runtime::threads::{Disjoint, Pool};
-use crate::backend::{AttentionSpec, KvDType, Rope, StepRows};
+use crate::backend::{AttentionSpec, KvDType, StepRows};
 use crate::error::Result;
 
-/// Rows below which keys and values are stored without waking other threads.
-const PARALLEL_ROWS: usize = 8;
-
-/// Cosines and sines of a step's rows under one rotation; computed by the first layer, used by all.
-struct Rotations {
-    rope: Arc<Rope>,
-    positions: Vec<u32>,
-    /// `[row][cos, sin][pair]`
-    values: Vec<f32>,
-}
+/// Query vectors of a block, unless a single row has more: their sums stay in a core's own caches.
+const BLOCK_QUERIES: usize = 64;
+/// Tasks for each thread that a step's segments are divided into, so that one that starts late can take fewer.
+const TASKS_OF_THREAD: usize = 4;
+/// Values of the parts that are kept until a block's last task, at most (16 MiB); beyond that, blocks are not divided.
+const MAX_PARTS: usize = 1 << 22;
+/// Products and sums that a thread computes in a nanosecond.
+const MULTIPLIES_PER_NS: usize = 32;
 
 /// What attention keeps from step to step.
 #[derive(Default)]
 pub(crate) struct Scratch {
     rotations: Vec<Rotations>,
-    threads: Vec<f32>,
+    threads: Vec<ThreadScratch>,
+    keys: Vec<Vec<f32>>,
+    blocks: Vec<Block>,
+    /// Parts of the blocks that are divided, `[head][segment][query][part_len]` of each.
+    parts: Vec<f32>,
+    /// Tasks that have not finished, of each block and head.
+    unfinished: Vec<AtomicUsize>,
     /// Rows of this step with a finite key or value that was not finite as stored.
     pub(crate) kv_overflows: BTreeSet<u32>,
 }
 
-impl Scratch {
-    /// Index of the rotation's values for these positions.
-    fn rotation(&mut self, rope: &Arc<Rope>, positions: &[u32]) -> usize {
-        let known = self.rotations.iter().position(|t| Arc::ptr_eq(&t.rope, rope));
-        let index = known.unwrap_or_else(|| {
-            self.rotations.push(Rotations { rope: Arc::clone(rope), positions: Vec::new(), values: Vec::new() });
-            self.rotations.len() - 1
-        });
-        let rotations = &mut self.rotations[index];
-        if rotations.positions != positions {
-            // Filled last, so that values that a panic cut short are never taken for these positions'.
-            rotations.positions.clear();
-            rotations.values.clear();
-            for &position in positions {
-                let angles = rope.inv_freq.iter().map(|&frequency| position as f32 * frequency);
-                rotations.values.extend(angles.clone().map(|angle| angle.cos() * rope.factor));
-                rotations.values.extend(angles.map(|angle| angle.sin() * rope.factor));
-            }
-            rotations.positions.extend_from_slice(positions);
-        }
-        index
+/// What a thread works with.
+#[derive(Default)]
+struct ThreadScratch {
+    queries: Queries,
+    /// `[query][part_len]` of one segment.
+    part: Vec<f32>,
+    /// `[query][part_len]` of the segments so far.
+    merged: Vec<f32>,
+}
+
+/// The queries of a block and one head.
+#[derive(Default)]
+struct Queries {
+    /// `[query][head_dim]`
+    q: Vec<f32>,
+    /// What the block's rows see of a segment, a row's for each of its heads.
+    seen: Vec<Seen>,
+    scores: Vec<f32>,
+}
+
+/// Successive rows of a sequence.
+#[derive(Clone, Debug)]
+struct Block {
+    rows: Range<usize>,
+    /// The segments that any of its rows sees.
+    segments: Range<usize>,
+    /// Segments of a task.
+    of_task: usize,
+    /// The first of its tasks: those of the first head, then those of the next.
+    first_task: usize,
+    /// Where its parts begin, if it is divided.
+    parts: usize,
+}
+
+impl Block {
+    /// Tasks of each head.
+    fn tasks(&self) -> usize {
+        self.segments.len().div_ceil(self.of_task)
     }
 }
 
-/// The norms over heads, if the model has them.
-#[derive(Clone, Copy)]
-pub(crate) struct HeadNorms<'a> {
-    pub(crate) q: Option<RoutedNorm<'a>>,
-    pub(crate) k: Option<RoutedNorm<'a>>,
-}
-
-/// Where a head's norm and rotation come from.
-struct Prepare<'a> {
+/// What the blocks of a step are computed from.
+struct Attention<'a> {
     kernels: &'a Kernels,
-    norms: HeadNorms<'a>,
-    eps: f32,
-    rotations: &'a [f32],
-    pairs: usize,
-}
-
-impl Prepare<'_> {
-    /// Norms and rotates one head of one row.
-    fn head(&self, row: usize, norm: Option<RoutedNorm<'_>>, x: &[f32], out: &mut [f32]) {
-        match norm {
-            Some(weight) => self.kernels.norm(weight.of_row(row), self.eps, x, out),
-            None => out.copy_from_slice(x),
-        }
-        let rotations = &self.rotations[row * 2 * self.pairs..(row + 1) * 2 * self.pairs];
-        let (cos, sin) = rotations.split_at(self.pairs);
-        let (first, rest) = out.split_at_mut(self.pairs);
-        for (((a, b), cos), sin) in first.iter_mut().zip(rest).zip(cos).zip(sin) {
-            (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
-        }
-    }
+    cache: &'a KvCache,
+    spec: &'a AttentionSpec,
+    rows: &'a StepRows,
+    qkv: Rows<'a>,
+    preparer: HeadPreparer<'a>,
 }
 
 /// `out[i] = softmax(scale q k^T) v` over what row i sees; keys and values of all rows are stored first, and those that
@@ -112,112 +123,264 @@ pub(crate) fn run(
 ) -> Result<()> {
     let layout = cache.layout();
     spec.check(&layout.shape, rows)?;
-    let (dim, group) = (spec.head_dim, spec.heads / spec.kv_heads);
-    let last = rows.positions.iter().max().map_or(0, |&position| position as usize);
-    // Scores begin at a page, and the last tile may reach beyond the last position.
-    let seen = spec.window.map_or(last + 1, |window| window.min(last + 1));
-    let scores = (seen + layout.shape.page_tokens + 2 * LANES).next_multiple_of(LANES);
-    let of_thread = (dim + group * dim + group * scores).next_multiple_of(LANES);
-    grow(&mut scratch.threads, of_thread * pool.threads())?;
-    let rotations = scratch.rotation(&spec.rope, &rows.positions);
-    let prepare = Prepare {
+    let group = spec.heads / spec.kv_heads;
+    let part = part_len(layout.value_stride);
+    let Scratch { rotations: known, threads, keys, blocks, parts, unfinished, kv_overflows } = scratch;
+    let preparer = HeadPreparer {
         kernels,
         norms,
         eps: spec.norm_eps,
-        rotations: &scratch.rotations[rotations].values,
+        rotations: rotations(known, &spec.rope, &rows.positions),
         pairs: spec.rope.inv_freq.len(),
     };
-    let threads = Disjoint::new(&mut scratch.threads);
 
-    let overflows = Mutex::new(&mut scratch.kv_overflows);
+    keys.resize_with(pool.threads(), Vec::new);
+    keys.iter_mut().for_each(|key| key.resize(spec.head_dim, 0.0));
+    let overflows = Mutex::new(kv_overflows);
     let noted = |row: usize| {
         overflows.lock().insert(row as u32);
     };
     match layout.shape.dtype {
-        KvDType::F16 => append::<u16>(pool, cache, spec, rows, qkv, &prepare, &threads, of_thread, noted)?,
-        KvDType::F32 => append::<f32>(pool, cache, spec, rows, qkv, &prepare, &threads, of_thread, noted)?,
+        KvDType::F16 => append::<u16>(pool, cache, spec, rows, qkv, &preparer, keys, noted)?,
+        KvDType::F32 => append::<f32>(pool, cache, spec, rows, qkv, &preparer, keys, noted)?,
     }
 
-    let cache = &*cache;
-    let (out, out_stride) = (Disjoint::new(output.y), output.stride);
-    pool.run(rows.len() * spec.kv_heads, |task, thread| {
-        let (row, kv_head) = (task / spec.kv_heads, task % spec.kv_heads);
-        // SAFETY: each thread has a part of its own.
-        let own = unsafe { threads.part(thread * of_thread..(thread + 1) * of_thread) };
-        let (q, scores) = own[dim..].split_at_mut(group * dim);
-        let heads = kv_head * group * dim..(kv_head + 1) * group * dim;
-        for (x, q) in qkv.row(row)[heads.clone()].chunks_exact(dim).zip(q.chunks_exact_mut(dim)) {
-            prepare.head(row, prepare.norms.q, x, q);
+    let positions: usize = (0..rows.len()).map(|row| seen(spec, rows, row)).map(|s| s.last - s.first + 1).sum();
+    let work = 2 * positions * spec.heads * spec.head_dim / MULTIPLIES_PER_NS;
+    let workers = pool.threads_for(work);
+    list_blocks(spec, rows, blocks);
+    let (tasks, parts_len) = divide(blocks, workers, spec.kv_heads, |block| block.rows.len() * group * part);
+    grow(parts, parts_len)?;
+    unfinished.resize_with(blocks.len() * spec.kv_heads, AtomicUsize::default);
+    for (block, counters) in blocks.iter().zip(unfinished.chunks_exact_mut(spec.kv_heads)) {
+        counters.iter_mut().for_each(|counter| *counter.get_mut() = block.tasks());
+    }
+    let queries = blocks.iter().map(|block| block.rows.len() * group).max().unwrap_or(0);
+    threads.resize_with(pool.threads(), ThreadScratch::default);
+    for own in &mut *threads {
+        grow(&mut own.queries.q, queries * spec.head_dim)?;
+        grow(&mut own.queries.scores, scores_len(layout.shape.page_tokens))?;
+        grow(&mut own.part, queries * part)?;
+        grow(&mut own.merged, queries * part)?;
+    }
+
+    let attention = Attention { kernels, cache, spec, rows, qkv, preparer };
+    let (threads, parts) = (Disjoint::new(threads), Disjoint::new(parts));
+    let out = Disjoint::new(output.y);
+    pool.run_on(workers, tasks, |task, thread| {
+        // The last blocks of a prompt see most, so they come first.
+        let task = tasks - 1 - task;
+        let index = blocks.partition_point(|block| block.first_task <= task) - 1;
+        let block = &blocks[index];
+        let (head, run) = ((task - block.first_task) / block.tasks(), (task - block.first_task) % block.tasks());
+        // SAFETY: no two tasks run on the same thread at the same time.
+        let [own] = (unsafe { threads.part(thread..thread + 1) }) else { return };
+        let ThreadScratch { queries, part: of_segment, merged } = own;
+        attention.prepare(block, head, &mut queries.q);
+        let len = block.rows.len() * group * part;
+        if block.tasks() == 1 {
+            for segment in block.segments.clone() {
+                attention.attend(block, head, segment, queries, of_segment);
+                attention.merge(block, segment, of_segment, merged);
+            }
+        } else {
+            let of_head = block.parts + head * block.segments.len() * len;
+            let first = block.segments.start + run * block.of_task;
+            for segment in first..block.segments.end.min(first + block.of_task) {
+                let start = of_head + (segment - block.segments.start) * len;
+                // SAFETY: each head and segment belongs to one task, until all have finished.
+                let kept = unsafe { parts.part(start..start + len) };
+                attention.attend(block, head, segment, queries, kept);
+            }
+            // Releases what this task has written to the last one, which acquires it.
+            if unfinished[index * spec.kv_heads + head].fetch_sub(1, Ordering::AcqRel) > 1 {
+                return;
+            }
+            // SAFETY: all tasks of this block and head have finished but this one.
+            let kept = unsafe { parts.part(of_head..of_head + block.segments.len() * len) };
+            for (segment, kept) in block.segments.clone().zip(kept.chunks_exact(len)) {
+                attention.merge(block, segment, kept, merged);
+            }
         }
-        let position = rows.positions[row] as usize;
-        let first = spec.window.map_or(0, |window| (position + 1).saturating_sub(window));
-        let block_table = &rows.block_tables[rows.sequences[row] as usize];
-        let view = cache.view(spec, kv_head, block_table, (first, position));
-        // SAFETY: each row and head has a part of its own.
-        let out = unsafe { out.part(row * out_stride + heads.start..row * out_stride + heads.end) };
-        // SAFETY: `AttentionSpec::check` found all pages within the cache and the row's position within its table.
-        unsafe { kernels.attend(layout.shape.dtype, &view, q, scores, out) };
+        for (row, merged) in block.rows.clone().zip(merged.chunks_exact(group * part)) {
+            let start = row * output.stride + head * group * spec.head_dim;
+            // SAFETY: each row and head has a part of its own.
+            let out = unsafe { out.part(start..start + group * spec.head_dim) };
+            for (out, merged) in out.chunks_exact_mut(spec.head_dim).zip(merged.chunks_exact(part)) {
+                let factor = 1.0 / merged[layout.value_stride + SUM];
+                out.iter_mut().zip(merged).for_each(|(out, value)| *out = value * factor);
+            }
+        }
     })
 }
 
-/// Stores keys and values of all rows, and calls `overflowed` for each that had one out of range. A task owns a head, so that no two write the same place whatever the rows are.
-#[allow(clippy::too_many_arguments)]
-fn append<T: Stored>(
-    pool: &mut Pool,
-    cache: &mut KvCache,
-    spec: &AttentionSpec,
-    rows: &StepRows,
-    qkv: Rows<'_>,
-    prepare: &Prepare<'_>,
-    threads: &Disjoint<'_, f32>,
-    of_thread: usize,
-    overflowed: impl Fn(usize) + Sync,
-) -> Result<()> {
-    let layout = cache.layout();
-    let (dim, page_tokens) = (spec.head_dim, layout.shape.page_tokens);
-    let stored = Disjoint::new(cache.elements_mut::<T>());
-    let store_head = |head: usize, thread: usize| {
-        // SAFETY: each thread has a part of its own.
-        let key = unsafe { threads.part(thread * of_thread..thread * of_thread + dim) };
-        for row in 0..rows.len() {
-            let position = rows.positions[row] as usize;
-            let page = rows.block_tables[rows.sequences[row] as usize][position / page_tokens] as usize;
-            let at = position % page_tokens;
-            let k = (spec.heads + head) * dim;
-            let v = k + spec.kv_heads * dim;
-            prepare.head(row, prepare.norms.k, &qkv.row(row)[k..k + dim], key);
-            let start = page * layout.page_elements() + layout.keys_of(spec.layer, head);
-            // SAFETY: keys and values of a head belong to its task alone, which takes one part at a time.
-            let keys = unsafe { stored.part(start..start + layout.key_head) };
-            let tile = &mut keys[at / LANES * LANES * dim..][..LANES * dim];
-            let mut fits = true;
-            for (channel, &value) in key.iter().enumerate() {
-                tile[channel * LANES + at % LANES] = stored_or_nan(value, &mut fits);
+/// What a row sees.
+fn seen(spec: &AttentionSpec, rows: &StepRows, row: usize) -> Seen {
+    let last = rows.positions[row] as usize;
+    Seen { first: spec.window.map_or(0, |window| (last + 1).saturating_sub(window)), last }
+}
+
+/// Lists the blocks of a step, not yet divided.
+fn list_blocks(spec: &AttentionSpec, rows: &StepRows, blocks: &mut Vec<Block>) {
+    let most = (BLOCK_QUERIES * spec.kv_heads / spec.heads).max(1);
+    blocks.clear();
+    for row in 0..rows.len() {
+        let Seen { first, last } = seen(spec, rows, row);
+        let follows = |before: usize| {
+            rows.sequences[before] == rows.sequences[row] && rows.positions[before] < rows.positions[row]
+        };
+        match blocks.last_mut() {
+            Some(block) if block.rows.len() < most && follows(row - 1) => {
+                block.rows.end = row + 1;
+                block.segments.end = last / SEGMENT + 1;
             }
-            let start = page * layout.page_elements() + layout.values_of(spec.layer, head);
-            // SAFETY: as above.
-            let values = unsafe { stored.part(start..start + layout.value_head()) };
-            let place = &mut values[at * layout.value_stride..][..dim];
-            for (place, &value) in place.iter_mut().zip(&qkv.row(row)[v..v + dim]) {
-                *place = stored_or_nan(value, &mut fits);
-            }
-            if !fits {
-                overflowed(row);
+            _ => {
+                let segments = first / SEGMENT..last / SEGMENT + 1;
+                blocks.push(Block { rows: row..row + 1, of_task: segments.len(), segments, first_task: 0, parts: 0 });
             }
         }
-    };
-    if rows.len() < PARALLEL_ROWS {
-        pool.run(1, |_, thread| (0..spec.kv_heads).for_each(|head| store_head(head, thread)))
-    } else {
-        pool.run(spec.kv_heads, store_head)
     }
 }
 
-/// The value as stored, NaN if that is not finite; `fits` becomes false if only the element type is too narrow.
-#[inline]
-fn stored_or_nan<T: Stored>(value: f32, fits: &mut bool) -> T {
-    T::of(value).unwrap_or_else(|| {
-        *fits &= !value.is_finite();
-        T::NAN
-    })
+/// Divides blocks into tasks for that many threads, and returns the number of tasks and that of the values of all kept parts;
+/// `len_of` is the length of a block's parts of one segment and head.
+fn divide(blocks: &mut [Block], threads: usize, kv_heads: usize, len_of: impl Fn(&Block) -> usize) -> (usize, usize) {
+    let segments: usize = blocks.iter().map(|block| block.segments.len() * kv_heads).sum();
+    let of_task = if threads == 1 { usize::MAX } else { (segments / (TASKS_OF_THREAD * threads)).max(1) };
+    let (mut tasks, mut parts) = (0, 0);
+    for block in blocks {
+        let kept = block.segments.len() * kv_heads * len_of(block);
+        block.of_task = block.segments.len();
+        if block.segments.len() > of_task && parts + kept <= MAX_PARTS {
+            (block.of_task, block.parts) = (of_task, parts);
+            parts += kept;
+        }
+        block.first_task = tasks;
+        tasks += kv_heads * block.tasks();
+    }
+    (tasks, parts)
+}
+
+impl Attention<'_> {
+    /// Query heads that share a key/value head.
+    fn group(&self) -> usize {
+        self.spec.heads / self.spec.kv_heads
+    }
+
+    /// Norms and rotates the block's queries `[row][head of the group][head_dim]`.
+    fn prepare(&self, block: &Block, head: usize, q: &mut [f32]) {
+        let (dim, width) = (self.spec.head_dim, self.group() * self.spec.head_dim);
+        for (row, q) in block.rows.clone().zip(q.chunks_exact_mut(width)) {
+            let x = &self.qkv.row(row)[head * width..(head + 1) * width];
+            for (x, q) in x.chunks_exact(dim).zip(q.chunks_exact_mut(dim)) {
+                self.preparer.prepare(row, self.preparer.norms.q, x, q);
+            }
+        }
+    }
+
+    /// What a row sees of a segment; empty ranges are `None`.
+    fn seen_of(&self, row: usize, segment: usize) -> Option<Seen> {
+        let Seen { first, last } = seen(self.spec, self.rows, row);
+        let of_segment = Seen { first: first.max(segment * SEGMENT), last: last.min((segment + 1) * SEGMENT - 1) };
+        (of_segment.first <= of_segment.last).then_some(of_segment)
+    }
+
+    /// The rows of a block that see a segment: positions ascend, so they follow each other.
+    fn seeing(&self, block: &Block, segment: usize) -> Range<usize> {
+        let mut seeing = block.rows.clone().filter(|&row| self.seen_of(row, segment).is_some());
+        let first = seeing.next().unwrap_or(block.rows.end);
+        first..seeing.last().unwrap_or(first) + 1
+    }
+
+    /// The parts of a segment for those of the block's queries that see it, `[query of the block][part_len]`.
+    fn attend(&self, block: &Block, head: usize, segment: usize, queries: &mut Queries, parts: &mut [f32]) {
+        let Queries { q, seen, scores } = queries;
+        let (dim, group) = (self.spec.head_dim, self.group());
+        let rows = self.seeing(block, segment);
+        seen.clear();
+        for row in rows.clone() {
+            seen.extend(self.seen_of(row, segment).into_iter().flat_map(|seen| std::iter::repeat_n(seen, group)));
+        }
+        let first = (rows.start - block.rows.start) * group;
+        let seeing = first..first + seen.len();
+        let layout = self.cache.layout();
+        let part = part_len(layout.value_stride);
+        let view = self.cache.view(self.spec, head, &self.rows.block_tables[self.rows.sequences[rows.start] as usize]);
+        let (q, parts) = (&q[seeing.start * dim..seeing.end * dim], &mut parts[seeing.start * part..seeing.end * part]);
+        // SAFETY: `AttentionSpec::check` found all pages within the cache and each row's position within its table.
+        unsafe { self.kernels.attend(layout.shape.dtype, &view, q, seen, scores, parts) };
+    }
+
+    /// Adds the parts of a segment to what the queries that see it have of the segments before.
+    fn merge(&self, block: &Block, segment: usize, parts: &[f32], merged: &mut [f32]) {
+        let stride = self.cache.layout().value_stride;
+        let of_row = self.group() * part_len(stride);
+        for row in self.seeing(block, segment) {
+            let place = (row - block.rows.start) * of_row..(row - block.rows.start + 1) * of_row;
+            let (parts, merged) = (&parts[place.clone()], &mut merged[place]);
+            if seen(self.spec, self.rows, row).first / SEGMENT == segment {
+                merged.copy_from_slice(parts);
+                continue;
+            }
+            for (part, merged) in parts.chunks_exact(part_len(stride)).zip(merged.chunks_exact_mut(part_len(stride))) {
+                merge_query(stride, part, merged);
+            }
+        }
+    }
+}
+
+/// Adds a query's part of a segment to what it has of the segments before. What is NaN stays NaN.
+fn merge_query(stride: usize, part: &[f32], merged: &mut [f32]) {
+    let peak = merged[stride + PEAK].max(part[stride + PEAK]);
+    let before = (merged[stride + PEAK] - peak).exp();
+    let added = (part[stride + PEAK] - peak).exp();
+    for (merged, part) in merged[..stride].iter_mut().zip(part) {
+        *merged = *merged * before + part * added;
+    }
+    merged[stride + SUM] = merged[stride + SUM] * before + part[stride + SUM] * added;
+    merged[stride + PEAK] = peak;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(segments: Range<usize>) -> Block {
+        Block { rows: 0..1, of_task: segments.len(), segments, first_task: 0, parts: 0 }
+    }
+
+    #[test]
+    fn one_long_row_is_divided_among_threads_and_many_rows_are_not() {
+        let mut long = [block(0..40)];
+        assert_eq!(divide(&mut long, 1, 4, |_| 10), (4, 0));
+        let (tasks, parts) = divide(&mut long, 2, 4, |_| 10);
+        assert_eq!((long[0].of_task, tasks, parts), (20, 8, 40 * 4 * 10));
+        let mut many: Vec<Block> = (0..64).map(|_| block(0..2)).collect();
+        assert_eq!(divide(&mut many, 2, 4, |_| 10), (64 * 4, 0));
+        assert!(many.iter().enumerate().all(|(i, block)| block.tasks() == 1 && block.first_task == 4 * i));
+    }
+
+    #[test]
+    fn blocks_whose_parts_would_be_too_large_stay_whole() {
+        let mut blocks = [block(0..100), block(0..100)];
+        let (tasks, parts) = divide(&mut blocks, 8, 1, |_| MAX_PARTS / 150);
+        assert!(blocks[0].tasks() > 1 && blocks[1].tasks() == 1);
+        assert_eq!((tasks, parts), (blocks[0].tasks() + 1, 100 * (MAX_PARTS / 150)));
+    }
+
+    #[test]
+    fn merged_parts_are_the_softmax_of_all() {
+        // Weights e^1, e^3 and e^2 of the values 10, 20 and 40, in two parts.
+        let part = |peak: f32, weights: &[f32], values: &[f32]| {
+            let weights: Vec<f32> = weights.iter().map(|weight| (weight - peak).exp()).collect();
+            [weights.iter().zip(values).map(|(w, v)| w * v).sum(), peak, weights.iter().sum()]
+        };
+        let (mut merged, second) = (part(3.0, &[1.0, 3.0], &[10.0, 20.0]), part(2.0, &[2.0], &[40.0]));
+        merge_query(1, &second, &mut merged);
+        let [a, b, c] = [1f32.exp(), 3f32.exp(), 2f32.exp()];
+        let expected = (10.0 * a + 20.0 * b + 40.0 * c) / (a + b + c);
+        assert!((merged[0] / merged[2] - expected).abs() < 1e-5 * expected);
+        merge_query(1, &[0.0, f32::NEG_INFINITY, f32::NAN], &mut merged);
+        assert!((merged[0] / merged[2]).is_nan());
+    }
 }

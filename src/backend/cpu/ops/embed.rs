@@ -7,6 +7,8 @@
 
 use std::ops::Range;
 
+use parking_lot::Mutex;
+
 use super::rowwise::for_rows;
 use super::shrink::{Shrunk, row_blocks};
 use crate::backend::cpu::adapter::embedding::EmbeddingDelta;
@@ -18,6 +20,9 @@ use crate::backend::cpu::runtime::arena::{Arena, grow};
 use crate::backend::cpu::runtime::threads::Pool;
 use crate::backend::cpu::weights::embedding::EmbeddingTable;
 use crate::error::{Error, ErrorCode, Result};
+
+/// Values that a thread reads, of a file's pages in the kernel's cache, in a nanosecond.
+const VALUES_PER_NS: usize = 2;
 
 /// What `embed` reads of the backend.
 pub(crate) struct Embedding<'a> {
@@ -33,7 +38,7 @@ impl Embedding<'_> {
     /// `out[i] = multiplier * E'[tokens[i]]`, rows `stride` values apart.
     ///
     /// # Errors
-    /// `token_out_of_range`; `memory_exhausted`.
+    /// `token_out_of_range`; `memory_exhausted`; `checkpoint_truncated` or `checkpoint_unreadable` if the table's file was changed.
     pub(crate) fn run(
         &self,
         pool: &mut Pool,
@@ -56,14 +61,18 @@ impl Embedding<'_> {
             self.shrink(tokens, &rows, shrunk)?;
             let (hidden, shrunk) = (self.table.hidden, &*shrunk);
             let out = &mut out[rows.start * stride..];
-            for_rows(pool, rows.len(), hidden, out, stride, |row, out| {
+            let failed = Mutex::new(None);
+            for_rows(pool, rows.len(), hidden, VALUES_PER_NS, out, stride, |row, out| {
                 let row = rows.start + row;
-                self.read(row, tokens[row] as usize, out);
+                if let Err(error) = self.read(row, tokens[row] as usize, out) {
+                    failed.lock().get_or_insert(error);
+                }
                 self.add(row, shrunk, out);
                 out.iter_mut().for_each(|value| *value *= multiplier);
             })?;
+            failed.into_inner().map_or(Ok(()), Err)?;
         }
-        Ok(())
+        self.table.check_unchanged()
     }
 
     /// What an adapter changes at the table.
@@ -106,17 +115,17 @@ impl Embedding<'_> {
 
     /// The row to embed, by precedence: of the last adapter that replaces this row alone, of the last that replaces the
     /// table, of the base.
-    fn read(&self, row: usize, token: usize, out: &mut [f32]) {
+    fn read(&self, row: usize, token: usize, out: &mut [f32]) -> Result<()> {
         let repeat = self.routing.repeat();
         for only_alone in [true, false] {
             for (.., adapter) in self.routing.of_row(row).rev() {
                 let Some(delta) = adapter.embedding(self.index, repeat) else { continue };
                 if delta.read(adapter.region(), token, only_alone, out) {
-                    return;
+                    return Ok(());
                 }
             }
         }
-        self.table.read(self.arena, token, 0..out.len(), out);
+        self.table.read(self.arena, token, 0..out.len(), out)
     }
 
     /// Each adapter's delta in the order of the request, tile by tile of channels.

@@ -32,6 +32,11 @@ const TASK_TILES: usize = 4;
 /// Tasks per thread, so that one that starts late can take fewer.
 const TASKS_OF_THREAD: usize = 4;
 
+/// Inputs that a thread gathers in a nanosecond.
+const GATHERED_PER_NS: usize = 1;
+/// Weights that a thread reads, or multiplies by a row, in a nanosecond.
+const WEIGHTS_PER_NS: usize = 64;
+
 /// What `linear` keeps from step to step.
 #[derive(Default)]
 pub(crate) struct Scratch {
@@ -108,8 +113,10 @@ pub(crate) fn run(
         if !routing.is_base_only() {
             shrink(pool, kernels, group_index, routing, inputs, rows.clone(), &mut scratch.shrunk)?;
         }
-        context.plan(pool.threads(), rows, output.width, scratch)?;
-        context.multiply(pool, inputs, &mut output, scratch)?;
+        let weights = context.group.in_features * context.group.out_features;
+        let threads = pool.threads_for((1 + rows.len()) * weights / WEIGHTS_PER_NS);
+        context.plan(threads, rows, output.width, scratch)?;
+        context.multiply(pool, threads, inputs, &mut output, scratch)?;
     }
     Ok(())
 }
@@ -120,12 +127,20 @@ fn gather(pool: &mut Pool, group: &Group, inputs: Inputs<'_>, gathered: &mut Vec
     for order in &group.orders {
         let end = start + inputs.rows * order.len();
         grow(gathered, end)?;
-        for_rows(pool, inputs.rows, order.len(), &mut gathered[start..end], order.len(), |row, out| {
-            let x = inputs.row(row);
-            for (out, &input) in out.iter_mut().zip(order) {
-                *out = if input == PADDING { 0.0 } else { x[input as usize] };
-            }
-        })?;
+        for_rows(
+            pool,
+            inputs.rows,
+            order.len(),
+            GATHERED_PER_NS,
+            &mut gathered[start..end],
+            order.len(),
+            |row, out| {
+                let x = inputs.row(row);
+                for (out, &input) in out.iter_mut().zip(order) {
+                    *out = if input == PADDING { 0.0 } else { x[input as usize] };
+                }
+            },
+        )?;
         start = end;
     }
     Ok(())
@@ -190,13 +205,20 @@ impl<'a> Context<'a> {
         Ok(())
     }
 
-    /// Product and epilogue, tile by tile.
-    fn multiply(&self, pool: &mut Pool, inputs: Inputs<'_>, output: &mut Output<'_>, scratch: &Scratch) -> Result<()> {
+    /// Product and epilogue, tile by tile, on that many threads.
+    fn multiply(
+        &self,
+        pool: &mut Pool,
+        threads: usize,
+        inputs: Inputs<'_>,
+        output: &mut Output<'_>,
+        scratch: &Scratch,
+    ) -> Result<()> {
         let epilogue = Epilogue::new(self.kernels, self.arena, self.routing, self.group_index, &scratch.shrunk);
         let (stride, write) = (output.stride, output.write);
         let out = Disjoint::new(output.y);
         let weights = &scratch.weights;
-        pool.run(weights.last().map_or(0, WeightRows::end_task), |task, _| {
+        pool.run_on(threads, weights.last().map_or(0, WeightRows::end_task), |task, _| {
             let of_task = weights.partition_point(|weight| weight.end_task() <= task);
             let &WeightRows { member, slot, .. } = &weights[of_task];
             let (first_tile, count, rows) = weights[of_task].task(task);

@@ -2,6 +2,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod embed;
+pub(crate) mod kv_append;
 pub(crate) mod linear;
 pub(crate) mod rowwise;
 

@@ -16,6 +16,9 @@ use crate::error::Result;
 /// Values of t that are held at once, 64 MiB: rows under adapters of very large ranks are computed in blocks.
 const MAX_T: usize = 1 << 24;
 
+/// Products and sums that a thread computes in a nanosecond.
+const MULTIPLIES_PER_NS: usize = 16;
+
 /// Splits a step's rows into consecutive blocks, nearly always one, whose t has at most `max_t` values or is that of one
 /// row; `len_of` is the length of an adapter's t.
 pub(crate) fn row_blocks<'a>(
@@ -108,7 +111,8 @@ pub(crate) fn shrink(
     }
     grow(t, t_len)?;
     let (t, starts, tasks) = (Disjoint::new(t), &*starts, &*tasks);
-    pool.run(tasks.len(), |task, _| {
+    let threads = pool.threads_for(t_len * inputs.x.stride / MULTIPLIES_PER_NS);
+    pool.run_on(threads, tasks.len(), |task, _| {
         let task = tasks[task];
         let Some(adapter) = routing.adapter(task.slot) else { return };
         let Some(delta) = adapter.group(group, repeat) else { return };

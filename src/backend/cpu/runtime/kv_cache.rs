@@ -60,14 +60,8 @@ impl KvCache {
         self.region.values_mut()
     }
 
-    /// What a row at position `last` attends to of a key/value head, from position `first` on.
-    pub(crate) fn view<'a>(
-        &'a self,
-        spec: &AttentionSpec,
-        kv_head: usize,
-        block_table: &'a [u32],
-        (first, last): (usize, usize),
-    ) -> View<'a> {
+    /// The keys and values of a key/value head in the pages of a sequence.
+    pub(crate) fn view<'a>(&'a self, spec: &AttentionSpec, kv_head: usize, block_table: &'a [u32]) -> View<'a> {
         let layout = &self.layout;
         View {
             cache: self.region.values(),
@@ -78,8 +72,6 @@ impl KvCache {
             keys: layout.keys_of(spec.layer, kv_head),
             values: layout.values_of(spec.layer, kv_head),
             block_table,
-            first,
-            last,
             scale: spec.scale,
         }
     }

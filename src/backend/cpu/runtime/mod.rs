@@ -2,6 +2,7 @@
 
 pub(crate) mod arena;
 pub(crate) mod buffers;
+pub(crate) mod cores;
 pub(crate) mod kv_cache;
 pub(crate) mod threads;
 

@@ -8,13 +8,14 @@ pub(crate) mod pack;
 use std::collections::HashMap;
 
 use self::dequantize::dequantize;
-use self::embedding::EmbeddingTable;
+use self::embedding::{EmbeddingTable, TableStore};
 use self::group::Group;
 use super::kernels::dispatch::Kernels;
 use super::runtime::arena::{Arena, ArenaSlice};
 use super::runtime::threads::Pool;
 use crate::backend::sorted_deltas::{PlacedSite, SitePlace};
 use crate::backend::{EmbeddingId, GroupId, LinearSource, NormId};
+use crate::checkpoint::TensorOnDisk;
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::{SiteId, SitePart};
 use crate::tensor::{TensorView, shape_text};
@@ -61,12 +62,29 @@ impl BaseWeights {
     /// # Errors
     /// `memory_exhausted`; `internal` if it is no matrix of floats.
     pub(crate) fn load_embedding(&mut self, site: SiteId, table: TensorView<'_>) -> Result<EmbeddingId> {
+        let store = self.arena.take(table.bytes().len())?;
+        self.arena.values_mut::<u8>(store).copy_from_slice(table.bytes());
+        self.add_table(site, table, TableStore::Memory(store))
+    }
+
+    /// Takes an embedding table whose rows are read from its file.
+    ///
+    /// # Errors
+    /// `internal` if it is no matrix of floats.
+    pub(crate) fn load_embedding_on_disk(
+        &mut self,
+        site: SiteId,
+        table: TensorView<'_>,
+        on_disk: TensorOnDisk,
+    ) -> Result<EmbeddingId> {
+        self.add_table(site, table, TableStore::Disk(on_disk))
+    }
+
+    fn add_table(&mut self, site: SiteId, table: TensorView<'_>, store: TableStore) -> Result<EmbeddingId> {
         let (&[vocab, hidden], true) = (table.shape(), table.dtype().is_float()) else {
             return Err(Error::new(ErrorCode::Internal, "an embedding table must be a matrix of floats")
                 .with_found(format!("{} {}", table.dtype(), shape_text(table.shape()))));
         };
-        let store = self.arena.take(table.bytes().len())?;
-        self.arena.values_mut::<u8>(store).copy_from_slice(table.bytes());
         self.sites.insert(site, SitePlace::Embedding(self.tables.len()));
         self.tables.push(EmbeddingTable { dtype: table.dtype(), vocab, hidden, store });
         Ok(EmbeddingId(self.tables.len() as u32 - 1))
