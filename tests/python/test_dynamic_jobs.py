@@ -8,11 +8,13 @@ from exlora import (
     ExLlamaV2,
     ExLlamaV2Cache,
     ExLlamaV2Config,
+    ExLlamaV2Tokenizer,
+)
+from exlora.generator import (
     ExLlamaV2DynamicGenerator,
     ExLlamaV2DynamicJob,
     ExLlamaV2Sampler,
     ExLlamaV2StreamingGenerator,
-    ExLlamaV2Tokenizer,
 )
 
 PROMPT = "Emma was very much"
@@ -40,14 +42,15 @@ def test_a_job_starts_when_it_runs(parts):
     assert (jobs[0].stop_tokens, jobs[0].stop_strings, jobs[0].min_new_tokens) == ({3}, {"x"}, 0)
     generator.enqueue(jobs)
     assert generator.pending_jobs == jobs
-    seen = []
+    seen, waited = [], []
     for result in results_of(generator):
         if result["stage"] == "started" or result["eos"]:
             seen.append((result["job"], result["eos"]))
         if result["eos"]:
+            waited.append(result["time_enqueued"])
             last = result
     assert seen == [(job, eos) for job in jobs for eos in (False, True)]
-    assert last["time_enqueued"] > last["time_generate"], "it waited for the two before it"
+    assert waited == sorted(waited), "each waits for those before it"
     assert jobs[2].cached_tokens == last["cached_tokens"]
 
 

@@ -84,7 +84,8 @@ def test_a_completion_keeps_its_arrays(engine):
     assert same.logits.dtype == np.float32
     as_dict = out.to_dict()
     assert as_dict["logits"] == out.logits.tolist()
-    assert as_dict["usage"] == {"prompt_tokens": 3, "cached_tokens": 0, "completion_tokens": 3} | {
+    drafts = {"accepted_draft_tokens": 0, "rejected_draft_tokens": 0}
+    assert as_dict["usage"] == {"prompt_tokens": 3, "cached_tokens": 0, "completion_tokens": 3} | drafts | {
         "prompt_tokens": out.usage.prompt_tokens
     }
     assert as_dict["adapter"] == {"sql": 0.3, "wit": 0.7}
