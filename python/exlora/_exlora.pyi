@@ -4,13 +4,13 @@ The compiled half of exlora. Use the package `exlora`.
 
 from _typeshed import SupportsGetItem
 from exlora.errors import ExloraError
-from exlora.types import Adapter, ContinueFinalMessage, FloatArray, JsonObjects, LogitBias, Messages, Prompt, Stop, TemplateKwargs, TokenIds
+from exlora.types import Adapter, ContinueFinalMessage, FloatArray, JsonObjects, JsonSchema, LogitBias, Messages, PostSamplingHook, PostSamplingHooks, Prompt, Stop, TemplateKwargs, TokenIds
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final, SupportsFloat, SupportsIndex, final
 from typing_extensions import disjoint_base
 
-__all__ = ["PAGE_TOKENS", "__version__", "AdapterInfo", "Chunk", "Completion", "Engine", "ExLlamaV2Base", "ExLlamaV2Lora", "InFlight", "Job", "Model", "Request", "SamplingParams", "SequenceCache", "Tokenizer", "Usage", "error", "error_codes", "main", "peft_features", "read_model_config"]
+__all__ = ["PAGE_TOKENS", "__version__", "AdapterInfo", "Chunk", "Completion", "Engine", "ExLlamaV2Base", "ExLlamaV2Lora", "InFlight", "Job", "Model", "PostSampling", "Request", "SamplingParams", "SequenceCache", "Tokenizer", "Usage", "error", "error_codes", "main", "peft_features", "read_model_config"]
 
 PAGE_TOKENS: Final[int]
 """
@@ -88,7 +88,7 @@ class Chunk:
     """
     def __eq__(self, other: object, /) -> bool: ...
     def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
-    def __new__(cls, /, *, text: str = "", token_ids: TokenIds = ..., finish_reason: str | None = None, stop_match: Stop | None = None, usage: Usage | None = None, seed: "SupportsIndex | None" = None, logprobs: FloatArray | None = None, top_logprobs: "list[list[tuple[int, float]]] | None" = None, logits: FloatArray | None = None) -> Chunk:
+    def __new__(cls, /, *, text: str = "", token_ids: TokenIds = ..., finish_reason: str | None = None, stop_match: Stop | None = None, usage: Usage | None = None, seed: "SupportsIndex | None" = None, logprobs: FloatArray | None = None, top_logprobs: "list[list[tuple[int, float]]] | None" = None, probs: FloatArray | None = None, top_probs: "list[list[tuple[int, float]]] | None" = None, logits: FloatArray | None = None, suppressed_text: str = "", suppressed_token_ids: TokenIds = ...) -> Chunk:
         """
         Made by the engine; the constructor is for tests and unpickling.
         """
@@ -109,6 +109,11 @@ class Chunk:
         Log-probability of each chosen id, float32 [tokens]; `None` unless asked for.
         """
     @property
+    def probs(self, /) -> FloatArray | None:
+        """
+        Probability of each chosen id after penalties and filters, float32 [tokens]; `None` unless asked for.
+        """
+    @property
     def seed(self, /) -> int | None:
         """
         Seed of the request's random numbers, on the last chunk.
@@ -117,6 +122,16 @@ class Chunk:
     def stop_match(self, /) -> int | str | None:
         """
         On the last chunk, the token id or string that ended the text, if one did.
+        """
+    @property
+    def suppressed_text(self, /) -> str:
+        """
+        Text that was given up because it contained a banned string; it is not part of `text`.
+        """
+    @property
+    def suppressed_token_ids(self, /) -> list[int]:
+        """
+        The tokens of that text.
         """
     @property
     def text(self, /) -> str:
@@ -138,6 +153,11 @@ class Chunk:
         For each token, the most likely (id, log-probability), best first; `None` unless asked for.
         """
     @property
+    def top_probs(self, /) -> list[list[tuple[int, float]]] | None:
+        """
+        For each token, the most likely (id, probability) after penalties and filters, best first; `None` unless asked for.
+        """
+    @property
     def usage(self, /) -> Usage | None:
         """
         Token counts, on the last chunk.
@@ -150,7 +170,7 @@ class Completion:
     """
     def __eq__(self, other: object, /) -> bool: ...
     def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
-    def __new__(cls, /, *, text: str = "", token_ids: TokenIds = ..., finish_reason: str = "stop", stop_match: Stop | None = None, usage: Usage | None = None, seed: "SupportsIndex | None" = None, sample: "SupportsIndex" = 0, adapter: Adapter | None = None, logprobs: FloatArray | None = None, top_logprobs: "list[list[tuple[int, float]]] | None" = None, logits: FloatArray | None = None) -> Completion:
+    def __new__(cls, /, *, text: str = "", token_ids: TokenIds = ..., finish_reason: str = "stop", stop_match: Stop | None = None, usage: Usage | None = None, seed: "SupportsIndex | None" = None, sample: "SupportsIndex" = 0, adapter: Adapter | None = None, logprobs: FloatArray | None = None, top_logprobs: "list[list[tuple[int, float]]] | None" = None, probs: FloatArray | None = None, top_probs: "list[list[tuple[int, float]]] | None" = None, logits: FloatArray | None = None) -> Completion:
         """
         Made by the engine; the constructor is for tests and unpickling.
         """
@@ -175,6 +195,11 @@ class Completion:
     def logprobs(self, /) -> FloatArray | None:
         """
         Log-probability of each chosen id, float32 [tokens]; `None` unless asked for.
+        """
+    @property
+    def probs(self, /) -> FloatArray | None:
+        """
+        Probability of each chosen id after penalties and filters, float32 [tokens]; `None` unless asked for.
         """
     @property
     def sample(self, /) -> int:
@@ -211,6 +236,11 @@ class Completion:
         For each token, the most likely (id, log-probability), best first; `None` unless asked for.
         """
     @property
+    def top_probs(self, /) -> list[list[tuple[int, float]]] | None:
+        """
+        For each token, the most likely (id, probability) after penalties and filters, best first; `None` unless asked for.
+        """
+    @property
     def usage(self, /) -> Usage:
         """
         Token counts.
@@ -221,7 +251,7 @@ class Engine:
     """
     A model, a KV cache and a scheduler.
     """
-    def __new__(cls, /, model: str | PathLike[str], *, device: str = "auto", threads: "SupportsIndex | None" = None, kv_dtype: str = "f16", max_seq_len: "SupportsIndex | None" = None, kv_tokens: "SupportsIndex | None" = None, max_batch_size: "SupportsIndex" = 32, prefill_chunk: "SupportsIndex" = 512, prefix_cache: bool = True, generation_config: str | PathLike[str] | None = None, progress: Any | None = None) -> Engine:
+    def __new__(cls, /, model: str | PathLike[str], *, device: str = "auto", threads: "SupportsIndex | None" = None, head: str = "stored", kv_dtype: str = "f16", max_seq_len: "SupportsIndex | None" = None, kv_tokens: "SupportsIndex | None" = None, max_batch_size: "SupportsIndex" = 32, prefill_chunk: "SupportsIndex" = 512, prefix_cache: bool = True, generation_config: str | PathLike[str] | None = None, draft_model: str | PathLike[str] | None = None, num_draft_tokens: "SupportsIndex" = 4, progress: Any | None = None) -> Engine:
         """
         Loads a model folder and its tokenizer. `progress` is `True` for a bar on stderr, or a callable (done, total).
         """
@@ -233,10 +263,14 @@ class Engine:
         """
         Forgets all cached prefixes.
         """
-    @staticmethod
-    def from_model(model: Model, tokenizer: Tokenizer | None = None, *, kv_dtype: str = "f16", max_seq_len: "SupportsIndex | None" = None, kv_tokens: "SupportsIndex | None" = None, max_batch_size: "SupportsIndex" = 32, prefill_chunk: "SupportsIndex" = 512, prefix_cache: bool = True, generation_config: str | PathLike[str] | None = None) -> Engine:
+    def draft_adapters(self, /) -> list[AdapterInfo]:
         """
-        An engine with its own KV cache over a loaded model.
+        The named adapters of the draft model, sorted by name.
+        """
+    @staticmethod
+    def from_model(model: Model, tokenizer: Tokenizer | None = None, *, kv_dtype: str = "f16", max_seq_len: "SupportsIndex | None" = None, kv_tokens: "SupportsIndex | None" = None, max_batch_size: "SupportsIndex" = 32, prefill_chunk: "SupportsIndex" = 512, prefix_cache: bool = True, generation_config: str | PathLike[str] | None = None, draft_model: Model | None = None, num_draft_tokens: "SupportsIndex" = 4) -> Engine:
+        """
+        An engine with its own KV cache over a loaded model; `draft_model` is loaded too.
         """
     def generate(self, /, requests: "list[Request]", n: "list[int] | None" = None, *, run_none_if_refused: bool = True, progress: Any | None = None) -> list[list[Completion | ExloraError]]:
         """
@@ -249,6 +283,10 @@ class Engine:
     def load_adapter(self, /, name: str, path: str | PathLike[str]) -> AdapterInfo:
         """
         Loads an adapter under a name, or replaces the adapter of that name.
+        """
+    def load_draft_adapter(self, /, name: str, path: str | PathLike[str]) -> AdapterInfo:
+        """
+        Loads an adapter of the draft model under a name, or replaces the adapter of that name.
         """
     def logits(self, /, prompt: Prompt, adapter: Adapter | None = None) -> FloatArray:
         """
@@ -293,6 +331,10 @@ class Engine:
     def unload_adapter(self, /, name: str) -> None:
         """
         Removes an adapter's name.
+        """
+    def unload_draft_adapter(self, /, name: str) -> None:
+        """
+        Removes the name of an adapter of the draft model.
         """
 
 @disjoint_base
@@ -455,6 +497,11 @@ class Job:
         Ends the request and releases its adapters. Waits for a thread that waits for a chunk of this request.
         """
     @property
+    def has_started(self, /) -> bool:
+        """
+        Whether the request runs, or has ended; before that it waits for others.
+        """
+    @property
     def is_finished(self, /) -> bool:
         """
         Whether the last chunk was returned.
@@ -488,7 +535,7 @@ class Model:
     """
     A model that several engines may share.
     """
-    def __new__(cls, /, path: str | PathLike[str], *, device: str = "auto", threads: "SupportsIndex | None" = None, max_seq_len: "SupportsIndex | None" = None, progress: Any | None = None) -> Model:
+    def __new__(cls, /, path: str | PathLike[str], *, device: str = "auto", threads: "SupportsIndex | None" = None, head: str = "stored", max_seq_len: "SupportsIndex | None" = None, progress: Any | None = None) -> Model:
         """
         Loads a model folder. `progress` is `True` for a bar on stderr, or a callable (done, total).
         """
@@ -524,6 +571,34 @@ class Model:
         """
 
 @final
+class PostSampling:
+    """
+    A token that was chosen, before it becomes part of the text: what a hook of `post_sampling_hooks` is called with.
+    """
+    @property
+    def logits(self, /) -> FloatArray:
+        """
+        The logits that it was chosen from, before penalties, float32 [vocab].
+        """
+    @property
+    def prob(self, /) -> float:
+        """
+        Its probability after penalties and filters.
+        """
+    @property
+    def token(self, /) -> int:
+        """
+        The token. A hook may replace it by any other of the vocabulary.
+        """
+    @token.setter
+    def token(self, /, token) -> None: ...
+    @property
+    def top_probs(self, /) -> list[tuple[int, float]]:
+        """
+        The most likely (id, probability) after penalties and filters, best first: `probs` of them, at least one.
+        """
+
+@final
 class Request:
     """
     A prompt and how to continue it.
@@ -536,7 +611,7 @@ class Request:
     def __eq__(self, value: object, /) -> bool: ...
     def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
     def __ne__(self, value: object, /) -> bool: ...
-    def __new__(cls, /, prompt: Prompt, adapter: Adapter | None = None, *, sampling: SamplingParams | None = None, max_new_tokens: "SupportsIndex" = 128, min_new_tokens: "SupportsIndex" = 0, stop: Stop | None = None, stop_at_eos: bool = True, logprobs: "SupportsIndex" = 0, return_logits: bool = False, skip_special_tokens: bool = True, add_special_tokens: bool = True, tools: JsonObjects | None = None, documents: JsonObjects | None = None, chat_template: str | None = None, chat_template_kwargs: TemplateKwargs | None = None, add_generation_prompt: bool | None = None, continue_final_message: ContinueFinalMessage | None = None, **keywords: "Any") -> Request:
+    def __new__(cls, /, prompt: Prompt, adapter: Adapter | None = None, *, sampling: SamplingParams | None = None, max_new_tokens: "SupportsIndex" = 128, min_new_tokens: "SupportsIndex" = 0, stop: Stop | None = None, banned_strings: SupportsGetItem[int, str] | None = None, stop_at_eos: bool = True, logprobs: "SupportsIndex" = 0, probs: "SupportsIndex" = 0, post_sampling_hooks: PostSamplingHooks | None = None, return_logits: bool = False, ngram_draft: bool = False, max_ngram: "SupportsIndex" = 4, num_draft_tokens: "SupportsIndex | None" = None, draft_adapters: Adapter | None = None, skip_special_tokens: bool = True, add_special_tokens: bool = True, json_schema: JsonSchema | None = None, json_object: bool = False, regex: str | None = None, grammar: str | None = None, choices: SupportsGetItem[int, str] | None = None, filters: SupportsGetItem[int, Any] | None = None, filter_prefer_eos: bool = False, token_healing: bool = False, tools: JsonObjects | None = None, documents: JsonObjects | None = None, chat_template: str | None = None, chat_template_kwargs: TemplateKwargs | None = None, add_generation_prompt: bool | None = None, continue_final_message: ContinueFinalMessage | None = None, **keywords: "Any") -> Request:
         """
         A request. Adapters are looked up when it is submitted. The keywords of `SamplingParams` are taken too; they change
         those of `sampling`.
@@ -559,6 +634,11 @@ class Request:
         Whether the tokenizer adds its own special tokens (a BOS) to a text prompt.
         """
     @property
+    def banned_strings(self, /) -> list[str]:
+        """
+        Strings that the text does not contain.
+        """
+    @property
     def chat_template(self, /) -> str | None:
         """
         The name of a chat template of the model, or the text of another one.
@@ -567,6 +647,11 @@ class Request:
     def chat_template_kwargs(self, /) -> TemplateKwargs:
         """
         Other variables of the chat template.
+        """
+    @property
+    def choices(self, /) -> list[str] | None:
+        """
+        The strings of which the text is one.
         """
     @property
     def continue_final_message(self, /) -> str | None:
@@ -579,6 +664,36 @@ class Request:
         The documents for its chat template.
         """
     @property
+    def draft_adapters(self, /) -> str | dict[str, float] | list[tuple[str, float]] | None:
+        """
+        The mixture of the draft model, as `adapter`.
+        """
+    @property
+    def filter_prefer_eos(self, /) -> bool:
+        """
+        Whether a token that ends the text is chosen as soon as the filters allow one.
+        """
+    @property
+    def filters(self, /) -> list[Any]:
+        """
+        The objects that limit the tokens.
+        """
+    @property
+    def grammar(self, /) -> str | None:
+        """
+        The grammar of the text, in Lark syntax.
+        """
+    @property
+    def json_object(self, /) -> bool:
+        """
+        Whether the text is a JSON object.
+        """
+    @property
+    def json_schema(self, /) -> str | None:
+        """
+        The JSON schema that the text is valid under, as text.
+        """
+    @property
     def logprobs(self, /) -> int:
         """
         Number of top log-probabilities for each token; 0 for no log-probabilities.
@@ -589,15 +704,45 @@ class Request:
         Largest number of new tokens.
         """
     @property
+    def max_ngram(self, /) -> int:
+        """
+        Largest number of last tokens that such a draft looks for.
+        """
+    @property
     def min_new_tokens(self, /) -> int:
         """
         Up to this number of new tokens, only `max_new_tokens` ends the text: tokens that would end it are not chosen, and
         stop strings become part of it.
         """
     @property
+    def ngram_draft(self, /) -> bool:
+        """
+        Whether tokens are drafted from the prompt and the output themselves.
+        """
+    @property
+    def num_draft_tokens(self, /) -> int | None:
+        """
+        Largest number of tokens drafted for a step; `None`: the engine's.
+        """
+    @property
+    def post_sampling_hooks(self, /) -> list[PostSamplingHook]:
+        """
+        Callables that get a `PostSampling` for each chosen token, in this order; each may replace its `token`.
+        """
+    @property
+    def probs(self, /) -> int:
+        """
+        Number of top probabilities for each token after penalties and filters; 0 for no probabilities.
+        """
+    @property
     def prompt(self, /) -> Prompt:
         """
         The prompt: text, token ids or chat messages.
+        """
+    @property
+    def regex(self, /) -> str | None:
+        """
+        The regular expression that the whole text matches.
         """
     @property
     def return_logits(self, /) -> bool:
@@ -629,6 +774,11 @@ class Request:
         Prompt, mixture and all settings by keyword; `Request(**request.to_dict())` is the same request.
         """
     @property
+    def token_healing(self, /) -> bool:
+        """
+        Whether the first new token may replace the last one of the prompt by one that begins with its text.
+        """
+    @property
     def tools(self, /) -> JsonObjects | None:
         """
         The functions that the model may call, for its chat template.
@@ -647,11 +797,60 @@ class SamplingParams:
     def __eq__(self, value: object, /) -> bool: ...
     def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
     def __ne__(self, value: object, /) -> bool: ...
-    def __new__(cls, /, *, temperature: "SupportsFloat | SupportsIndex" = 0.0, top_k: "SupportsIndex" = 0, top_p: "SupportsFloat | SupportsIndex" = 1.0, min_p: "SupportsFloat | SupportsIndex" = 0.0, repetition_penalty: "SupportsFloat | SupportsIndex" = 1.0, repetition_range: "SupportsIndex | None" = None, frequency_penalty: "SupportsFloat | SupportsIndex" = 0.0, presence_penalty: "SupportsFloat | SupportsIndex" = 0.0, logit_bias: LogitBias | None = None, seed: "SupportsIndex | None" = None) -> SamplingParams:
+    def __new__(cls, /, *, temperature: "SupportsFloat | SupportsIndex" = 0.0, top_k: "SupportsIndex" = 0, top_p: "SupportsFloat | SupportsIndex" = 1.0, top_a: "SupportsFloat | SupportsIndex" = 0.0, min_p: "SupportsFloat | SupportsIndex" = 0.0, tfs: "SupportsFloat | SupportsIndex" = 1.0, typical: "SupportsFloat | SupportsIndex" = 1.0, mirostat: bool = False, mirostat_tau: "SupportsFloat | SupportsIndex" = 1.5, mirostat_eta: "SupportsFloat | SupportsIndex" = 0.1, mirostat_mu: "SupportsFloat | SupportsIndex | None" = None, smoothing_factor: "SupportsFloat | SupportsIndex" = 0.0, min_temp: "SupportsFloat | SupportsIndex" = 0.0, max_temp: "SupportsFloat | SupportsIndex" = 0.0, temp_exponent: "SupportsFloat | SupportsIndex" = 1.0, temperature_last: bool = False, xtc_probability: "SupportsFloat | SupportsIndex" = 0.0, xtc_threshold: "SupportsFloat | SupportsIndex" = 0.1, xtc_ignore_tokens: TokenIds | None = None, skew: "SupportsFloat | SupportsIndex" = 0.0, repetition_penalty: "SupportsFloat | SupportsIndex" = 1.0, repetition_range: "SupportsIndex | None" = None, repetition_decay: "SupportsIndex" = 0, frequency_penalty: "SupportsFloat | SupportsIndex" = 0.0, presence_penalty: "SupportsFloat | SupportsIndex" = 0.0, penalize_prompt: bool = False, dry_multiplier: "SupportsFloat | SupportsIndex" = 0.0, dry_base: "SupportsFloat | SupportsIndex" = 1.75, dry_allowed_length: "SupportsIndex" = 2, dry_max_ngram: "SupportsIndex" = 20, dry_range: "SupportsIndex" = 0, dry_sequence_breakers: TokenIds | None = None, logit_bias: LogitBias | None = None, allowed_token_ids: TokenIds | None = None, seed: "SupportsIndex | None" = None) -> SamplingParams:
         """
         Greedy decoding without penalties, changed by the keywords given.
         """
     def __repr__(self, /) -> str: ...
+    @property
+    def allowed_token_ids(self, /) -> list[int] | None:
+        """
+        The only token ids that can be chosen; `None` is all.
+        """
+    def distribution(self, /, logits: SupportsGetItem[int, SupportsFloat | SupportsIndex], tokens: TokenIds, prompt_len: "SupportsIndex" = 0, tokenizer: Tokenizer | None = None) -> FloatArray:
+        """
+        The probabilities float32 [vocab] that the token after `tokens` is drawn from, given its `logits` [vocab].
+
+        The tokenizer says which tokens break repetitions (DRY) and which XTC ignores, where these settings leave it open.
+        """
+    def draw(self, /, logits: SupportsGetItem[int, SupportsFloat | SupportsIndex], tokens: TokenIds, random: SupportsFloat | SupportsIndex, top: "SupportsIndex" = 1, tokenizer: Tokenizer | None = None) -> tuple[int, float, list[tuple[int, float]], float | None]:
+        """
+        Chooses the token that follows `tokens` from `logits` [vocab] by a number in [0, 1) instead of the seed.
+
+        Returns the id, its probability after penalties and filters, the `top` best (id, probability), and Mirostat's limit for
+        the token that follows it, `None` without Mirostat. `mirostat_mu` is the limit for this token.
+        """
+    @property
+    def dry_allowed_length(self, /) -> int:
+        """
+        Length from which on a repetition is penalized.
+        """
+    @property
+    def dry_base(self, /) -> float:
+        """
+        Factor on that penalty for each token that the repetition is longer.
+        """
+    @property
+    def dry_max_ngram(self, /) -> int:
+        """
+        Length up to which repetitions are compared.
+        """
+    @property
+    def dry_multiplier(self, /) -> float:
+        """
+        DRY: penalty on a token that would continue a repetition of `dry_allowed_length` tokens; 0 is off.
+        """
+    @property
+    def dry_range(self, /) -> int:
+        """
+        Number of most recent tokens among which repetitions are looked for; 0 is all.
+        """
+    @property
+    def dry_sequence_breakers(self, /) -> list[int] | None:
+        """
+        Token ids that no repetition contains or ends with; `None` is those with punctuation, line breaks or tabs, and special
+        tokens.
+        """
     @property
     def frequency_penalty(self, /) -> float:
         """
@@ -663,14 +862,54 @@ class SamplingParams:
         Token id -> value added to its logit; minus infinity forbids it.
         """
     @property
+    def max_temp(self, /) -> float:
+        """
+        ... to this, if all are equally likely; off if not above `min_temp`.
+        """
+    @property
     def min_p(self, /) -> float:
         """
         Keep tokens of at least this share of the best token's probability; 0 keeps all.
         """
     @property
+    def min_temp(self, /) -> float:
+        """
+        Dynamic temperature: what the filters left gets a temperature from this, if one token is certain, ...
+        """
+    @property
+    def mirostat(self, /) -> bool:
+        """
+        Whether Mirostat (2.0) limits the surprise of tokens.
+        """
+    @property
+    def mirostat_eta(self, /) -> float:
+        """
+        How fast Mirostat's limit follows.
+        """
+    @property
+    def mirostat_mu(self, /) -> float | None:
+        """
+        Mirostat's limit for the first token, in bits; `None` is twice `mirostat_tau`.
+        """
+    @property
+    def mirostat_tau(self, /) -> float:
+        """
+        Mean surprise that Mirostat aims at, in bits.
+        """
+    @property
+    def penalize_prompt(self, /) -> bool:
+        """
+        Whether frequency and presence penalty count the tokens that the repetition penalty looks at, and not the output's.
+        """
+    @property
     def presence_penalty(self, /) -> float:
         """
         Subtracted from a token's logit if it is in the output.
+        """
+    @property
+    def repetition_decay(self, /) -> int:
+        """
+        Number of tokens before these over which the penalty goes back to nothing.
         """
     @property
     def repetition_penalty(self, /) -> float:
@@ -695,13 +934,43 @@ class SamplingParams:
         Seed of the random numbers; `None` draws one for each request.
         """
     @property
+    def skew(self, /) -> float:
+        """
+        Moves draws towards less likely tokens if above 0, towards more likely ones if below.
+        """
+    @property
+    def smoothing_factor(self, /) -> float:
+        """
+        Makes weights fall with the square of the distance from the best logit, times this factor; 0 is off.
+        """
+    @property
+    def temp_exponent(self, /) -> float:
+        """
+        Power of the relative entropy by which dynamic temperature grows.
+        """
+    @property
     def temperature(self, /) -> float:
         """
         0 is greedy decoding.
         """
+    @property
+    def temperature_last(self, /) -> bool:
+        """
+        Whether the temperature acts after the filters instead of before them.
+        """
+    @property
+    def tfs(self, /) -> float:
+        """
+        Tail-free sampling: keep tokens up to this share of the curvature of the sorted probabilities; 1 keeps all.
+        """
     def to_dict(self, /) -> dict[str, Any]:
         """
         All parameters by keyword.
+        """
+    @property
+    def top_a(self, /) -> float:
+        """
+        Keep tokens of at least this multiple of the best token's squared probability; 0 keeps all.
         """
     @property
     def top_k(self, /) -> int:
@@ -712,6 +981,27 @@ class SamplingParams:
     def top_p(self, /) -> float:
         """
         Keep the smallest set of tokens with this probability; 1 keeps all.
+        """
+    @property
+    def typical(self, /) -> float:
+        """
+        Locally typical sampling: keep the tokens nearest to the expected surprise, with this probability together; 1 keeps
+        all.
+        """
+    @property
+    def xtc_ignore_tokens(self, /) -> list[int] | None:
+        """
+        Token ids that XTC never leaves out; `None` is those with line breaks, and special tokens.
+        """
+    @property
+    def xtc_probability(self, /) -> float:
+        """
+        XTC: probability that likely tokens are left out, except for the least likely of them; 0 is off.
+        """
+    @property
+    def xtc_threshold(self, /) -> float:
+        """
+        Probability from which on XTC takes a token for likely.
         """
 
 @final
@@ -803,6 +1093,10 @@ class Tokenizer:
         """
         The text that a token adds in the middle of a text.
         """
+    def piece_bytes(self, /, id: SupportsIndex) -> bytes | None:
+        """
+        The bytes that a token adds in the middle of a text, which may be a part of a character; `None` for special tokens.
+        """
     def token_of(self, /, id: SupportsIndex) -> str | None:
         """
         Spelling of an id in the vocabulary.
@@ -827,11 +1121,16 @@ class Usage:
     def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
     def __hash__(self, /) -> int: ...
     def __ne__(self, value: object, /) -> bool: ...
-    def __new__(cls, /, *, prompt_tokens: "SupportsIndex" = 0, cached_tokens: "SupportsIndex" = 0, completion_tokens: "SupportsIndex" = 0) -> Usage:
+    def __new__(cls, /, *, prompt_tokens: "SupportsIndex" = 0, cached_tokens: "SupportsIndex" = 0, completion_tokens: "SupportsIndex" = 0, accepted_draft_tokens: "SupportsIndex" = 0, rejected_draft_tokens: "SupportsIndex" = 0) -> Usage:
         """
         Made by the engine; the constructor is for tests and unpickling.
         """
     def __repr__(self, /) -> str: ...
+    @property
+    def accepted_draft_tokens(self, /) -> int:
+        """
+        Drafted tokens that were chosen: of the new tokens, those that took no step of their own.
+        """
     @property
     def cached_tokens(self, /) -> int:
         """
@@ -846,6 +1145,11 @@ class Usage:
     def prompt_tokens(self, /) -> int:
         """
         Tokens of the prompt.
+        """
+    @property
+    def rejected_draft_tokens(self, /) -> int:
+        """
+        Drafted tokens that were computed and not chosen.
         """
     def to_dict(self, /) -> dict[str, int]:
         """

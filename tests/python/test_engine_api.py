@@ -166,7 +166,7 @@ def test_leaving_a_stream_ends_its_request(engine, leave):
 
 def test_stats_are_exactly_these(engine):
     names = """weights_bytes adapters_bytes adapters_resident leases kv_bytes kv_pages_total kv_pages_free prefix_pages
-    rows_running rows_waiting tokens_prompt tokens_generated"""
+    rows_running rows_waiting tokens_prompt tokens_generated steps accepted_draft_tokens rejected_draft_tokens"""
     assert list(engine.stats()) == names.split()
     assert all(isinstance(value, int) for value in engine.stats().values())
 

@@ -24,8 +24,8 @@ impl LinearsCase {
         let mut all = Vec::with_capacity(self.rows() * self.stride);
         for row in 0..self.rows() {
             let x = &self.x[row * self.inputs..(row + 1) * self.inputs];
-            for member in 0..self.members.len() {
-                self.push_linear(row, member, &weights[member], x, &mut ratios, &mut all);
+            for (member, weight) in weights.iter().enumerate() {
+                self.push_linear(row, member, weight, x, &mut ratios, &mut all);
             }
             all.resize((row + 1) * self.stride, 0.0);
         }

@@ -95,7 +95,7 @@ mod tests {
         assert_eq!(complete("/adapter sql*0.5+t"), "/adapter sql*0.5+[tone]");
         assert_eq!(complete("/adapter sql + n"), "/adapter sql + [none]");
         assert_eq!(complete("/unload "), "/unload [sql|sqlite|tone]");
-        assert_eq!(complete("/set temp"), "/set [temperature=]");
+        assert_eq!(complete("/set temperature"), "/set [temperature=|temperature-last=]");
         assert_eq!(complete("/exit x"), "/exit []");
         assert_eq!(complete("hello s"), "hello []");
         assert_eq!(complete(""), "[]");

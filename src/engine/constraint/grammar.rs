@@ -165,7 +165,7 @@ mod tests {
             (Grammar::Choices(vec![String::new()]), "at least one"),
         ];
         for (grammar, expected) in refused {
-            let error = grammar.to_llguidance().err().expect("refused");
+            let Err(error) = grammar.to_llguidance() else { panic!("it is accepted") };
             assert_eq!(error.code(), ErrorCode::ConstraintInvalid);
             assert!(error.to_string().contains(expected), "{error}");
         }

@@ -80,7 +80,6 @@ impl GrammarMatcher {
     ///
     /// # Errors
     /// `constraint_failed`.
-    #[allow(dead_code)]
     pub fn rewind(&mut self, tokens: usize) -> Result<()> {
         guarded(failed, || self.matcher.rollback(tokens).map_err(|error| failed(&error.to_string())))
     }

@@ -138,7 +138,8 @@ fn the_reference_lists_every_option_command_and_key() {
         assert!(reference.contains(&format!("exlora {command}")), "{command}");
         for word in help.split(|c: char| c.is_whitespace() || c == ',') {
             let is_option = word.starts_with("--") && word.len() > 2 && word != "--help";
-            let name = word.trim_end_matches(['.', ']']);
+            // A value that may be left out follows in brackets.
+            let name = word.split('[').next().unwrap_or(word).trim_end_matches(['.', ']']);
             assert!(!is_option || reference.contains(&format!("`{name}")), "{command} {name}");
         }
         let keys = help.split_once("may have these keys: ").map(|(_, keys)| keys.split('.').next().unwrap_or_default());

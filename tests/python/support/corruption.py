@@ -47,7 +47,8 @@ def state(engine: Engine) -> tuple[Any, ...]:
     logits = [engine.logits(tiny.PROMPT, adapter).tobytes() for adapter in (None, "good", {"good": 0.5})]
     outs = engine.generate([tiny.PROMPT] * 2, adapters=[None, "good"], max_new_tokens=4)
     stats = engine.stats()
-    held = {name: stats[name] for name in stats if not name.startswith(("tokens_", "prefix_", "kv_pages_free"))}
+    counts = ("tokens_", "prefix_", "kv_pages_free", "steps")
+    held = {name: stats[name] for name in stats if not name.startswith(counts)}
     infos = [(info.name, info.path, info.generation, info.content_hash, info.bytes) for info in engine.adapters()]
     return logits, [out.token_ids for out in outs], held, infos
 

@@ -289,7 +289,7 @@ impl Attention<'_> {
     fn seeing(&self, block: &Block, segment: usize) -> Range<usize> {
         let mut seeing = block.rows.clone().filter(|&row| self.seen_of(row, segment).is_some());
         let first = seeing.next().unwrap_or(block.rows.end);
-        first..seeing.last().unwrap_or(first) + 1
+        first..seeing.next_back().unwrap_or(first) + 1
     }
 
     /// The parts of a segment for those of the block's queries that see it, `[query of the block][part_len]`.
