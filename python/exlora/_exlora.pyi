@@ -591,7 +591,7 @@ class PostSampling:
         The token. A hook may replace it by any other of the vocabulary.
         """
     @token.setter
-    def token(self, /, token) -> None: ...
+    def token(self, /, token: SupportsIndex) -> None: ...
     @property
     def top_probs(self, /) -> list[tuple[int, float]]:
         """

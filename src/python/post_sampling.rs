@@ -33,8 +33,8 @@ impl PyPostSampling {
     }
 
     #[setter]
-    fn set_token(&mut self, #[pyo3(from_py_with = token_id)] token: u32) {
-        self.token = token;
+    fn set_token(&mut self, token: TokenIdArg) {
+        self.token = token.0;
     }
 
     /// Its probability after penalties and filters.
@@ -53,6 +53,19 @@ impl PyPostSampling {
     #[getter]
     fn logits(&self, py: Python<'_>) -> PyResult<FloatArray> {
         FloatArray::new(py, Floats { values: self.logits.clone(), columns: None })
+    }
+}
+
+/// A token id; a setter's argument has no other place for its type.
+struct TokenIdArg(u32);
+
+impl<'py> FromPyObject<'_, 'py> for TokenIdArg {
+    type Error = PyErr;
+
+    const INPUT_TYPE: PyStaticExpr = type_hint_identifier!("typing", "SupportsIndex");
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        token_id(&value).map(Self)
     }
 }
 

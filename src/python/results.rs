@@ -171,10 +171,10 @@ impl Arrays {
             array => dict.set_item(name, array.as_ref().map(|array| array.clone_ref(py))),
         };
         set("logprobs", &self.logprobs)?;
-        set("probs", &self.probs)?;
-        set("logits", &self.logits)?;
         dict.set_item("top_logprobs", &self.top_logprobs)?;
-        dict.set_item("top_probs", &self.top_probs)
+        set("probs", &self.probs)?;
+        dict.set_item("top_probs", &self.top_probs)?;
+        set("logits", &self.logits)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Whole models on the device, through the engine: against the reference backend, and bit for bit against themselves in other
 //! batches, chunks and caches.
 
-use exlora::{Completion, Device, DraftModelSource, Engine, EngineOptions, KvDType, Request};
+use exlora::{Completion, Device, DraftModelSource, Engine, EngineOptions, KvDType, Request, SamplingParams};
 use support::fixtures;
 
 use crate::support::device;
@@ -146,11 +146,16 @@ fn drafts_change_no_bits() {
     const MODEL: &str = "quill-4m";
     let prompt: Vec<u32> = (0..12).map(|i| 40 + i % 3).collect();
     let mixtures = [&[][..], &[(JARGON, 0.5)], &[(DEVIL, 1.0), (SQLITE, 0.5)]];
-    let of = |mixture: &&[(&str, f32)]| Request { prompt: prompt.clone().into(), ..request(1, 1, 6, mixture) };
+    // Only tokens of the prompt can be chosen, so that each has appeared before and something is drafted after it.
+    let sampling = SamplingParams { allowed_token_ids: Some(vec![40, 41, 42]), ..SamplingParams::default() };
+    let of = |mixture: &&[(&str, f32)]| {
+        let request = request(1, 1, 6, mixture);
+        Request { prompt: prompt.clone().into(), sampling: sampling.clone(), ..request }
+    };
     let requests: Vec<Request> = mixtures.iter().map(of).collect();
     let expected = engine(MODEL, on_cuda()).generate(&requests).expect("without drafts");
     let drafting: Vec<Request> =
-        requests.iter().map(|request| Request { ngram_draft: true, max_ngram: 2, ..request.clone() }).collect();
+        requests.iter().map(|request| Request { ngram_draft: true, max_ngram: 1, ..request.clone() }).collect();
     let draft_model = Some(DraftModelSource::Path(fixtures().join(MODEL)));
     let with_model = engine(MODEL, EngineOptions { draft_model, ..on_cuda() });
     let counts = [&drafting, &requests].map(|requests| {
