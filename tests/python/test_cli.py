@@ -103,6 +103,8 @@ def test_lines_are_edited_and_come_back_from_the_history(chat, tmp_path):
     terminal.wait_for("[cut after 4 tokens")
     terminal.type(f"/save {tmp_path / 'chat.json'}\r")
     terminal.wait_for("saved to")
+    # Before the line is edited, the terminal itself takes Ctrl-D.
+    terminal.wait_for("> ")
     terminal.type("\x04")
     assert terminal.finish() == 0
     assert json.loads((tmp_path / "chat.json").read_text())[0] == {"role": "user", "content": "one\ntwo"}
