@@ -6,6 +6,7 @@
 
 mod as_completed;
 mod banned_text;
+mod checked_request;
 mod constraint;
 mod draft;
 mod draft_source;
@@ -36,28 +37,20 @@ mod turns;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::adapter::mixture::Mixture;
 use crate::adapter::pool::AdapterInfo;
 use crate::backend::BackendMemory;
 use crate::error::{Error, ErrorCode, Result};
 use crate::kv_cache::{PAGE_TOKENS, pages_for};
 use crate::model::batch::StepLimits;
 use crate::model::{Model, ModelOptions, Progress};
-use banned_text::BannedText;
-use constraint::Constraint;
-use draft::{DraftSource, Drafts};
+use draft::Drafts;
 use engine_core::EngineCore;
-use job_state::JobState;
 use output::no_memory_for_logits;
-use request::lease_all;
 use scheduler::{DraftModel, Scheduler};
-use seed::sample_seed;
-use sequence::{DecodeState, Purpose, Sequence};
-use sequence_kv::SequencePlan;
-use text::{Detokenizer, RequestTokenizer, StopStrings};
-use turns::Waiter;
+use sequence::Purpose;
 
 pub use as_completed::AsCompleted;
+pub use checked_request::CheckedRequest;
 pub use constraint::{FilterTokens, Filters, Grammar, MAX_GRAMMAR_BYTES, TokenFilter};
 pub use draft_source::DraftModelSource;
 pub use generate::{Refused, with_index};
@@ -99,19 +92,6 @@ pub struct Engine {
     draft_model: Option<Arc<Model>>,
     /// Largest number of tokens drafted for a step, where the request doesn't say.
     num_draft_tokens: usize,
-}
-
-/// A request that can run: checked, its prompt encoded, its adapters leased, its seed drawn. Each sample is started from it.
-pub struct CheckedRequest {
-    request: Request,
-    prompt: Arc<[u32]>,
-    mixture: Mixture,
-    plan: SequencePlan,
-    /// What the draft model computes for it, if it uses that.
-    draft: Option<(Mixture, SequencePlan)>,
-    /// That of the first sample, before its first token.
-    decode: DecodeState,
-    seed: u64,
 }
 
 impl Engine {
@@ -333,37 +313,6 @@ impl Engine {
         Ok(self.start(&self.check(request)?, 0, &Arc::default()))
     }
 
-    /// Checks a request, leases its adapters, encodes its prompt and draws its seed.
-    fn check(&self, request: Request) -> Result<CheckedRequest> {
-        let (mixture, tokenizer) = self.lease(&request.adapters)?;
-        let mut tokens = self.encode(&tokenizer, &request.prompt, request.add_special_tokens, &request.chat)?;
-        let healed = if request.token_healing { cut_last_token(&mut tokens, &tokenizer) } else { None };
-        let plan = self.plan(&mixture, &tokens)?;
-        request.check(plan.vocab)?;
-        let draft = self.draft_plan(&request, &tokens)?;
-        let seed = match request.sampling.seed {
-            Some(seed) => seed,
-            // It draws nothing, and equal requests have equal results.
-            None if request.sampling.is_greedy() => 0,
-            None => random_seed()?,
-        };
-        let decode = self.decode_state(&request, &tokens, healed, &tokenizer, &plan)?;
-        Ok(CheckedRequest { request, prompt: tokens.into(), mixture, plan, draft, decode, seed })
-    }
-
-    /// Queues a sample of a request, whose output `waiter` waits for.
-    fn start(&self, checked: &CheckedRequest, sample: usize, waiter: &Arc<Waiter>) -> Job {
-        let seed = sample_seed(checked.seed, sample);
-        let mut decode = checked.decode.clone();
-        decode.sampling.seed = Some(seed);
-        let mut leases = checked.mixture.clone().into_leases();
-        leases.extend(checked.draft.iter().flat_map(|(mixture, _)| mixture.clone().into_leases()));
-        let state = self.core.new_job(leases, waiter);
-        let (prompt, plan) = (Arc::clone(&checked.prompt), checked.plan.clone());
-        let drafts = self.drafts(checked);
-        self.enqueue(state, prompt, plan, Purpose::Generate(Box::new(decode)), drafts, seed)
-    }
-
     /// Computes one step for all requests; `false` if there was nothing to do.
     ///
     /// # Errors
@@ -450,236 +399,6 @@ impl Engine {
             None => self.tokenizer().cloned(),
         }
     }
-
-    /// Leases the adapters of a request and finds its tokenizer.
-    fn lease(&self, adapters: &[(AdapterRef, f32)]) -> Result<(Mixture, RequestTokenizer)> {
-        let mixture = lease_all(adapters, self.model())?;
-        let text = RequestTokenizer::new(mixture.leases(), self.tokenizer.as_ref())?;
-        Ok((mixture, text))
-    }
-
-    /// Token ids of a prompt.
-    fn encode(
-        &self,
-        text: &RequestTokenizer,
-        prompt: &Prompt,
-        add_special: bool,
-        chat: &ChatOptions,
-    ) -> Result<Vec<u32>> {
-        if !matches!(prompt, Prompt::Chat(_)) && *chat != ChatOptions::default() {
-            let what = "tools and other choices for a chat template need chat messages as the prompt";
-            return Err(Error::new(ErrorCode::RequestInvalid, what));
-        }
-        let tokenizer = || text.tokenizer.as_ref().map_or_else(|| self.tokenizer(), Ok);
-        let tokens = match prompt {
-            Prompt::Tokens(tokens) => tokens.clone(),
-            Prompt::Text(text) => {
-                let tokenizer = tokenizer()?;
-                tokenizer.encode(text, add_special, tokenizer.parses_special())?
-            }
-            Prompt::Chat(messages) => {
-                // The template contains the BOS.
-                let tokenizer = tokenizer()?;
-                let text = tokenizer.apply_chat_template(messages, chat)?;
-                tokenizer.encode(&text, false, tokenizer.parses_special())?
-            }
-        };
-        match tokens.is_empty() {
-            false => Ok(tokens),
-            true => Err(Error::new(ErrorCode::PromptEmpty, "the prompt has no tokens")),
-        }
-    }
-
-    /// Checks a prompt, and derives the plan of its request.
-    fn plan(&self, mixture: &Mixture, tokens: &[u32]) -> Result<SequencePlan> {
-        let model = self.model();
-        mixture.check_tokens(tokens, model.config().vocab_size)?;
-        let plan = sequence_plan(model, mixture, tokens);
-        self.check_length(tokens.len(), &plan)?;
-        Ok(plan)
-    }
-
-    /// Positions that a sequence can reach: each KV group needs pages of its own.
-    fn max_tokens_of(&self, plan: &SequencePlan) -> usize {
-        self.max_seq_len.min(self.kv_pages / plan.kv_groups * PAGE_TOKENS)
-    }
-
-    /// Refuses a prompt that does not fit, by the limit that it exceeds.
-    fn check_length(&self, prompt_tokens: usize, plan: &SequencePlan) -> Result<()> {
-        let max_tokens = self.max_tokens_of(plan);
-        if prompt_tokens <= max_tokens {
-            return Ok(());
-        }
-        let config = self.model().config();
-        let (what, hint) = match (self.max_seq_len > max_tokens, config.position_limit) {
-            (true, _) => {
-                ("the prompt does not fit the KV cache", "shorten the prompt, or enlarge the KV cache (kv_tokens)")
-            }
-            (false, Some(limit)) if limit == max_tokens => (
-                "the prompt is longer than the model's positions, which dynamic rope scaling does not extend here",
-                "shorten the prompt",
-            ),
-            (false, _) => (
-                "the prompt is longer than max_seq_len, by default the model's positions",
-                "shorten the prompt, or set max_seq_len if the model can use longer ones",
-            ),
-        };
-        Err(Error::new(ErrorCode::PromptTooLong, what)
-            .with_expected(format!("at most {max_tokens} tokens"))
-            .with_found(format!("{prompt_tokens} tokens"))
-            .with_hint(hint))
-    }
-
-    /// How a request is decoded, from the end of its prompt on.
-    fn decode_state(
-        &self,
-        request: &Request,
-        prompt: &[u32],
-        healed: Option<u32>,
-        text: &RequestTokenizer,
-        plan: &SequencePlan,
-    ) -> Result<DecodeState> {
-        let mut stop_ids = Vec::new();
-        if request.stop_at_eos {
-            stop_ids.extend(&self.model().config().eos_token_ids);
-            stop_ids.extend(&self.generation_config.eos_token_ids);
-            stop_ids.extend(&text.eos_ids);
-        }
-        let constraint = self.constraint(request, healed, text, &stop_ids, plan)?;
-        let mut stop_texts = Vec::new();
-        for stop in &request.stop {
-            match stop {
-                Stop::Token(id) => stop_ids.push(*id),
-                Stop::Text(text) => stop_texts.push(text.clone()),
-            }
-        }
-        // However many a request lists, it has no more than the vocabulary.
-        stop_ids.sort_unstable();
-        stop_ids.dedup();
-        stop_ids.retain(|&id| (id as usize) < plan.vocab);
-        let mut stop_string_ids = Vec::new();
-        let sampler_state = SamplerState::new(&request.sampling, plan.vocab, text.tokenizer.as_deref());
-        let text = match &text.tokenizer {
-            Some(tokenizer) => {
-                stop_string_ids.extend(stop_texts.iter().filter_map(|stop| tokenizer.special_id_of(stop)));
-                let mut detokenizer = Detokenizer::new(Arc::clone(tokenizer), request.skip_special_tokens, prompt);
-                if let Some(healed) = healed {
-                    detokenizer = detokenizer.healing(healed)?;
-                }
-                Some((detokenizer, StopStrings::new(stop_texts)))
-            }
-            None if stop_texts.is_empty() && request.banned_strings.is_empty() => None,
-            None => {
-                let what =
-                    "stop strings and banned strings need a tokenizer, and the model folder has no tokenizer.json";
-                return Err(Error::new(ErrorCode::TokenizerNotFound, what).with_path(self.model().path()));
-            }
-        };
-        let banned = (!request.banned_strings.is_empty()).then(|| Box::new(BannedText::new(&request.banned_strings)));
-        Ok(DecodeState {
-            sampling: request.sampling.clone(),
-            // The last token is never computed, so it needs no position.
-            max_tokens: prompt.len().saturating_add(request.max_new_tokens).min(self.max_tokens_of(plan) + 1),
-            min_new_tokens: request.min_new_tokens,
-            stop_ids,
-            stop_string_ids,
-            constraint,
-            text,
-            banned,
-            top: TopCounts { logprobs: request.logprobs, probs: request.probs },
-            returns_logits: request.return_logits,
-            sampler_state,
-            post_sampling_hooks: request.post_sampling_hooks.clone(),
-        })
-    }
-
-    /// What the draft model computes for a request. `None` if it drafts nothing, or otherwise.
-    fn draft_plan(&self, request: &Request, tokens: &[u32]) -> Result<Option<(Mixture, SequencePlan)>> {
-        let Some(model) = &self.draft_model else {
-            if request.draft_adapters.is_empty() {
-                return Ok(None);
-            }
-            let what = "draft_adapters are those of a draft model, and the engine has none";
-            return Err(Error::new(ErrorCode::RequestInvalid, what).with_hint("open the engine with draft_model"));
-        };
-        let mixture = lease_all(&request.draft_adapters, model)?;
-        // Tokens that an adapter has added may be unknown to it.
-        let is_off = request.ngram_draft || request.num_draft_tokens == Some(0);
-        if is_off || mixture.check_tokens(tokens, model.config().vocab_size).is_err() {
-            return Ok(None);
-        }
-        let plan = sequence_plan(model, &mixture, tokens);
-        Ok(Some((mixture, plan)))
-    }
-
-    /// What a sample of a request drafts.
-    fn drafts(&self, checked: &CheckedRequest) -> Drafts {
-        let request = &checked.request;
-        let source = match &checked.draft {
-            _ if request.ngram_draft => DraftSource::ngram(request.max_ngram),
-            Some((_, plan)) => DraftSource::model(plan.clone()),
-            None => DraftSource::Off,
-        };
-        Drafts::new(source, request.num_draft_tokens.unwrap_or(self.num_draft_tokens))
-    }
-
-    /// What limits the tokens of a request whose text ends with `eos_ids`.
-    fn constraint(
-        &self,
-        request: &Request,
-        healed: Option<u32>,
-        text: &RequestTokenizer,
-        eos_ids: &[u32],
-        plan: &SequencePlan,
-    ) -> Result<Option<Box<Constraint>>> {
-        let tokenizer = || text.tokenizer.as_ref().map_or_else(|| self.tokenizer(), Ok);
-        // A special token that the request names as a stop is an end of the text like the model's own, and no part of it.
-        let special_id = |stop: &Stop| {
-            let tokenizer = text.tokenizer.as_ref()?;
-            match stop {
-                Stop::Token(id) => tokenizer.is_special(*id).then_some(*id),
-                Stop::Text(text) => tokenizer.special_id_of(text),
-            }
-        };
-        let stops = request.stop.iter().filter_map(special_id);
-        let ends: Vec<u32> = eos_ids.iter().copied().chain(stops).collect();
-        let (grammar, trie) = (request.grammar.as_ref(), || tokenizer()?.trie());
-        Constraint::new(grammar, &request.filters, healed, trie, &ends, plan.vocab)
-    }
-
-    fn enqueue(
-        &self,
-        state: Arc<JobState>,
-        prompt: Arc<[u32]>,
-        plan: SequencePlan,
-        purpose: Purpose,
-        drafts: Drafts,
-        seed: u64,
-    ) -> Job {
-        let sequence = Sequence::new(Arc::clone(&state), purpose, prompt.to_vec(), plan, drafts);
-        self.core.submit(sequence);
-        Job::new(Arc::clone(&self.core), state, prompt, seed)
-    }
-}
-
-/// What the adapters of a request decide about the sequence that begins with `tokens`.
-fn sequence_plan(model: &Model, mixture: &Mixture, tokens: &[u32]) -> SequencePlan {
-    SequencePlan {
-        forward: mixture.forward_plan(tokens),
-        kv_groups: model.kv_groups_of(mixture.layers()),
-        row_cost: model.row_cost(mixture),
-        vocab: mixture.head_rows(model.config().vocab_size),
-    }
-}
-
-/// Cuts the last token off a prompt, for the first new token to continue it. Not one that is no text, nor the only one.
-fn cut_last_token(tokens: &mut Vec<u32>, text: &RequestTokenizer) -> Option<u32> {
-    let tokenizer = text.tokenizer.as_ref()?;
-    let has_text = |id: u32| !tokenizer.is_special(id) && tokenizer.piece(id).is_ok_and(|text| !text.is_empty());
-    if tokens.len() < 2 {
-        return None;
-    }
-    tokens.pop_if(|id| has_text(*id))
 }
 
 /// KV pages where the caller names no number of tokens: on a device of its own memory what that holds, but no more than all
