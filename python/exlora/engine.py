@@ -62,8 +62,8 @@ class Engine:
     adapters        name -> folder of a PEFT LoRA adapter
     device          "auto" (the CPU), "cpu", "cuda", "cuda:1", or "reference" (plain float32 math, slow)
     threads         CPU threads; all physical cores by default
-    head            "stored", or "int8": an output head that is not quantized is rounded to 8 bits, which decodes faster
-                    and moves logits by about 0.6 % of their size
+    head            "stored", or "int8": an output head that is not quantized is rounded to 8 bits, which halves its
+                    bytes and moves logits by about 0.6 % of their size
     kv_dtype        "f16" or "f32"
     max_seq_len     longest prompt and output together, in tokens; by default config.json's, with its rope scaling
     kv_tokens       tokens the KV cache holds over all requests; 8192 by default, or max_seq_len if that is more; memory

@@ -27,8 +27,8 @@ pub fn fixtures() -> PathBuf {
     std::env::var_os("EXLORA_FIXTURES").map_or_else(of_repository, PathBuf::from)
 }
 
-/// The configuration of a property test that runs `count` cases. The environment variable `PROPTEST_CASES` scales them all: a
-/// test without a count of its own runs 256.
+/// The configuration of a property test that runs `count` cases. Where the environment variable `PROPTEST_CASES` is set, `cases`
+/// is scaled by it, as from 256; but within `proptest!`, which reads the variable again, that many cases run, whatever this says.
 pub fn cases(count: u32) -> ProptestConfig {
     let config = ProptestConfig::default();
     ProptestConfig { cases: (u64::from(count) * u64::from(config.cases) / 256).max(1) as u32, ..config }
