@@ -116,7 +116,7 @@ def write_hf(folder, weights, cfg):
                 "normalizer": None,
                 "pre_tokenizer": {"type": "WhitespaceSplit"},
                 "post_processor": None,
-                "decoder": None,
+                "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
                 "model": {"type": "WordLevel", "vocab": words, "unk_token": "t0"},
             }
         )
