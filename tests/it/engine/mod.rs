@@ -2,6 +2,7 @@
 
 mod banned_strings;
 mod fairness;
+mod guidance;
 mod head_dtype;
 mod many_requests;
 mod prefix_cache;
