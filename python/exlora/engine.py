@@ -272,6 +272,9 @@ class Engine:
         progress             True for a bar on stderr, or a callable (prompts done, prompts in total)
         adapters             None for the base, a name, or an ordered mapping name -> weight; `adapter` is the same
         sampling             a `SamplingParams`; keywords given with it change it
+        negative_prompt      another prompt, which the text is guided away from; for several prompts, one or a list
+        cfg_scale            weight of the log-probabilities after the prompt where there is a negative prompt, whose
+                             have 1 less it; 1 is the prompt alone
         max_new_tokens       largest number of new tokens
         min_new_tokens       stop tokens and stop strings do not end the text before this number of new tokens
         temperature          0 is greedy decoding
