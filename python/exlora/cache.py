@@ -80,6 +80,27 @@ class ExLlamaV2CacheBase:
         """Not supported: generators share the pages of common prefixes automatically."""
         refuse(type(self).__name__, copy_states=True)
 
+    @property
+    def key_states(self) -> list[Any]:
+        """Not supported: keys and values lie in pages of the device, in its own layout."""
+        refuse(type(self).__name__, key_states=True)
+        return []
+
+    @property
+    def value_states(self) -> list[Any]:
+        """Not supported, as `key_states`."""
+        refuse(type(self).__name__, value_states=True)
+        return []
+
+    def all_tensors(self) -> list[Any]:
+        """Not supported, as `key_states`."""
+        refuse(type(self).__name__, all_tensors=True)
+        return []
+
+    def roll_left(self) -> None:
+        """Not supported: keys belong to their positions. Drop the beginning of the prompt and compute it again."""
+        refuse(type(self).__name__, roll_left=True)
+
     def footprint(self) -> list[int]:
         """Bytes on each device; there is one."""
         return [0 if self._kv is None else self._kv.bytes]
