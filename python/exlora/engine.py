@@ -63,8 +63,8 @@ class Engine:
     threads         CPU threads; all physical cores by default
     head            "stored", or "int8": an output head that is not quantized is rounded to 8 bits, which halves its
                     bytes and moves logits by about 0.6 % of their size
-    kv_dtype        "f16", "f32", or with less memory "q8" (0.53 of f16's), "q6" (0.41; values of 4 bits) and "q4"
-                    (0.28): rotated and rounded to 8 or 4 bits, on the CPU; heads must be a multiple of 16 wide
+    kv_dtype        "f16" or "f32"; on the CPU also "q8", "q6" (keys of 8 bits, values of 4) and "q4", which take 0.53,
+                    0.41 and 0.28 of f16's memory; heads must be a multiple of 16 wide
     max_seq_len     longest prompt and output together, in tokens; by default config.json's, with its rope scaling
     kv_tokens       tokens the KV cache holds over all requests; 8192 by default, or max_seq_len if that is more; memory
                     is committed as it is used; on CUDA what the card's free memory holds

@@ -15,7 +15,6 @@ use super::exllamav2::ExLlamaV2Lora;
 use super::numbers::{float, overflow_as_invalid, token_id};
 use crate::backend::KvDType;
 use crate::engine::{AdapterRef, Prompt, Stop};
-use crate::error::{Error, ErrorCode};
 
 /// Token ids: a sequence of integers, or a one-dimensional array of any library with `tolist`.
 pub(super) struct TokenIds(pub Vec<u32>);

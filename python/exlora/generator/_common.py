@@ -38,7 +38,7 @@ def open_engine(
     max_chunk_size: int | None = None,
     draft_model: ExLlamaV2 | None = None,
 ) -> _exlora.Engine:
-    """An engine over a loaded model; its KV cache, and that of `draft_model`, has the size and type of `cache`."""
+    """An engine over a loaded model whose KV cache, and that of `draft_model`, has the size and type of `cache`."""
     return _exlora.Engine.from_model(
         model.native_model(),
         tokenizer.native,
