@@ -31,7 +31,7 @@ SET_LORAS = _SetLoras()
 def _prompt_and_negative(input_ids: Any) -> tuple[list[int], list[int] | None]:
     """Ids of a prompt and of its negative prompt, from ids [1, n] or a list of one or two such arrays."""
     is_list = isinstance(input_ids, list | tuple) and len(input_ids) in (1, 2)
-    if not is_list or not (isinstance(input_ids[0], list) or getattr(input_ids[0], "ndim", 0)):
+    if not is_list or not (isinstance(input_ids[0], list) or bool(getattr(input_ids[0], "ndim", 0))):
         return token_row(input_ids), None
     prompt, *negative = map(token_row, input_ids)
     return prompt, negative[0] if negative else None
