@@ -12,7 +12,7 @@ import numpy as np
 
 import exlora._exlora as _exlora
 
-__all__ = ["as_numpy", "padding_of", "to_array", "token_row", "token_rows"]
+__all__ = ["as_numpy", "padded_rows", "padding_of", "to_array", "token_row", "token_rows"]
 
 
 def to_array(array: np.ndarray[Any, Any]) -> Any:
@@ -28,6 +28,15 @@ def as_numpy(values: Any) -> np.ndarray[Any, Any]:
         if values.is_floating_point():
             values = values.float()
     return np.asarray(values)
+
+
+def padded_rows(rows: list[list[int]], pad: int | None) -> Any:
+    """Rows of ids as an array [batch, n], padded on the left; `None` is 0."""
+    width = max(map(len, rows), default=0)
+    ids = np.full((len(rows), width), pad or 0, dtype=np.int64)
+    for line, row in zip(ids, rows, strict=True):
+        line[width - len(row) :] = row
+    return to_array(ids)
 
 
 def token_rows(input_ids: Any) -> list[list[int]]:

@@ -259,6 +259,10 @@ class Engine:
         """
         The named adapters, sorted by name.
         """
+    def check(self, /, requests: "list[Request]") -> None:
+        """
+        Checks requests without running them. One that would be refused raises its exception, with its `request_index`.
+        """
     def clear_prefix_cache(self, /) -> None:
         """
         Forgets all cached prefixes.

@@ -14,6 +14,7 @@ from exlora._arrays import padding_of, to_array, token_rows
 from exlora._unsupported import refuse, warn_unknown
 from exlora.cache import ExLlamaV2Cache, ExLlamaV2CacheBase
 from exlora.config import ExLlamaV2Config
+from exlora.module import ExLlamaV2Module, modules_of
 from exlora.types import Adapter
 
 __all__ = ["ExLlamaV2"]
@@ -34,6 +35,26 @@ class ExLlamaV2(_exlora.ExLlamaV2Base):
     def __init__(self, config: ExLlamaV2Config, lazy_load: bool = False, archparams: Any = None) -> None:
         del config, lazy_load  # the base class keeps the config
         refuse("ExLlamaV2", archparams=archparams)
+
+    @property
+    def modules(self) -> list[ExLlamaV2Module]:
+        """The modules by name only, in the order in which they act; the output head is the last."""
+        return modules_of(self, self.config.num_hidden_layers)
+
+    @property
+    def modules_dict(self) -> dict[str, ExLlamaV2Module]:
+        """The modules by name."""
+        return {module.key: module for module in self.modules}
+
+    @property
+    def cache_map(self) -> dict[int, str]:
+        """The device of each layer's cache."""
+        return dict.fromkeys(range(self.config.num_hidden_layers), self.get_cache_devices()[0])
+
+    @property
+    def tp_context(self) -> None:
+        """Always `None`: tensor parallelism is not supported."""
+        return None
 
     def load(
         self,
@@ -151,6 +172,10 @@ class ExLlamaV2(_exlora.ExLlamaV2Base):
     def is_quant(self) -> bool:
         """Whether its weights are quantized."""
         return bool(getattr(self.config, "is_quantized", False))
+
+    def get_modules(self) -> list[ExLlamaV2Module]:
+        """`modules`."""
+        return self.modules
 
     def get_cache_devices(self) -> list[str]:
         """The devices that hold caches."""

@@ -19,7 +19,10 @@ from exlora import (
     Engine,
     ExLlamaV2,
     ExLlamaV2Cache,
+    ExLlamaV2Cache_8bit,
     ExLlamaV2Cache_Q4,
+    ExLlamaV2Cache_Q6,
+    ExLlamaV2Cache_Q8,
     ExLlamaV2Config,
     ExLlamaV2Lora,
     ExLlamaV2Tokenizer,
@@ -744,11 +747,34 @@ def test_a_job_setting_without_counterpart_is_refused_by_name(generator, name):
     assert generator.generate(PROMPT, 1, gen_settings=GREEDY, **{name: []})
 
 
-def test_unknown_settings_and_compressed_caches_are_logged(generator, model, caplog):
+@pytest.mark.parametrize(
+    ("cache_class", "part", "most"),
+    [
+        (ExLlamaV2Cache_Q8, 0.54, 0.02),
+        (ExLlamaV2Cache_8bit, 0.54, 0.02),
+        (ExLlamaV2Cache_Q6, 0.41, 0.1),
+        (ExLlamaV2Cache_Q4, 0.29, 0.2),
+    ],
+)
+def test_a_quantized_cache_takes_less_memory_and_computes_nearly_the_same(model, tokenizer, cache_class, part, most):
+    ids = tokenizer.encode(PROMPT, add_bos=True)
+    plain, quantized = ExLlamaV2Cache(model, max_seq_len=512), cache_class(model, max_seq_len=512)
+    expected, found = (to_numpy(model.forward(ids, cache)) for cache in (plain, quantized))
+    assert 0.0 < abs(found - expected).max() / abs(expected).max() < most
+    assert quantized.footprint()[0] <= part * plain.footprint()[0]
+    assert quantized.clone().kv_dtype == quantized.kv_dtype
+
+
+def test_generator_and_engine_quantize_alike(model, tokenizer, folder):
+    generator = ExLlamaV2DynamicGenerator(model, ExLlamaV2Cache_Q4(model, max_seq_len=512), tokenizer)
+    assert generator.generate(PROMPT, 16, gen_settings=GREEDY) == text_of(Engine(folder, kv_dtype="q4"))
+    with pytest.raises(ValueError, match="q8, q6, q4"):
+        Engine(folder, kv_dtype="q5")
+
+
+def test_unknown_settings_are_logged(generator, caplog):
     generator.generate(PROMPT, 1, no_such_setting=1)
     assert "no_such_setting" in caplog.text
-    ExLlamaV2Cache_Q4(model)
-    assert "ExLlamaV2Cache_Q4 is not compressed" in caplog.text
 
 
 @pytest.mark.parametrize("first", ["numpy", "torch"])

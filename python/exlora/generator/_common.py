@@ -38,11 +38,11 @@ def open_engine(
     max_chunk_size: int | None = None,
     draft_model: ExLlamaV2 | None = None,
 ) -> _exlora.Engine:
-    """An engine over a loaded model whose KV cache has the size of `cache`, and so has that of `draft_model`."""
+    """An engine over a loaded model; its KV cache, and that of `draft_model`, has the size and type of `cache`."""
     return _exlora.Engine.from_model(
         model.native_model(),
         tokenizer.native,
-        kv_dtype=model.config.kv_dtype,
+        kv_dtype=cache.kv_dtype,
         max_seq_len=model.config.max_seq_len,
         kv_tokens=cache.max_seq_len * cache.batch_size,
         max_batch_size=max_batch_size or 32,

@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import exlora._exlora as _exlora
+from exlora._arrays import padded_rows
 from exlora._unsupported import refuse, warn_unknown
 from exlora.generator._common import mixture, new_seed, open_engine, pair_of, prompt_ids
 from exlora.generator.filters.base import ExLlamaV2Filter, filter_settings
@@ -26,15 +27,25 @@ class ExLlamaV2BaseGenerator:
         self.model = model
         self.cache = cache
         self.tokenizer = tokenizer
-        self._engine = open_engine(model, cache, tokenizer)
+        #: Ids of prompt and output of the last call.
+        self._sequences: list[list[int]] = []
+        self._engine = self._open_engine()
+
+    def _open_engine(self) -> _exlora.Engine:
+        return open_engine(self.model, self.cache, self.tokenizer)
 
     def warmup(self) -> None:
         """Generates a few tokens, so that the first real prompt is not slower."""
         self._engine.generate([_exlora.Request([0], max_new_tokens=2, stop_at_eos=False)])
 
+    @property
+    def sequence_ids(self) -> Any:
+        """Ids of prompt and output, int64 [batch, n], of the last call; `None` before the first."""
+        return padded_rows(self._sequences, self.tokenizer.pad_token_id) if self._sequences else None
+
     def full(self) -> bool:
-        """Always `False`: each call starts with an empty cache."""
-        return False
+        """Whether the sequence fills the model's context or the cache."""
+        return max(map(len, self._sequences), default=0) >= self._engine.max_tokens
 
     def generate_simple(
         self,
@@ -69,7 +80,7 @@ class ExLlamaV2BaseGenerator:
         prompts = prompt if isinstance(prompt, list) else [prompt]
         eos = self.tokenizer.eos_token_id if stop_token == -1 else stop_token
         first_seed, room = new_seed(seed), self.cache.max_seq_len - num_tokens
-        heads, jobs = [], []
+        heads, rows, jobs = [], [], []
         filters = filters or gen_settings.filters
         for i, pair in enumerate(prompts):
             # A filter follows one text.
@@ -86,6 +97,8 @@ class ExLlamaV2BaseGenerator:
                 ids = ids[-max(room, 1) :]
                 text = tokenizer.decode(ids)
             heads.append("" if completion_only else text)
+            # Healing replaces the last token.
+            rows.append(ids[:-1] if token_healing and len(ids) > 1 else list(ids))
             request = _exlora.Request(
                 ids,
                 mixture(loras),
@@ -100,14 +113,21 @@ class ExLlamaV2BaseGenerator:
                 **gen_settings.request_settings(),
             )
             jobs.append(self._engine.submit(request))
-        texts = [head + _finish(job, abort_event) for head, job in zip(heads, jobs, strict=True)]
+        texts = []
+        for head, row, job in zip(heads, rows, jobs, strict=True):
+            text, tokens = _finish(job, abort_event)
+            texts.append(head + text)
+            row += tokens
+        self._sequences = rows
         return texts if isinstance(prompt, list) else texts[0]
 
 
-def _finish(job: _exlora.Job, abort_event: threading.Event | None) -> str:
-    text = ""
+def _finish(job: _exlora.Job, abort_event: threading.Event | None) -> tuple[str, list[int]]:
+    """Text and ids of a job that is run to its end."""
+    text, tokens = "", []
     while (chunk := job.next_chunk()) is not None:
         text += chunk.text
+        tokens += chunk.token_ids
         if abort_event is not None and abort_event.is_set():
             job.cancel()
-    return text
+    return text, tokens

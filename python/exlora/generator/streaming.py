@@ -20,6 +20,7 @@ from exlora.generator._common import (
     top_arrays,
     unpadded_rows,
 )
+from exlora.generator.base import ExLlamaV2BaseGenerator
 from exlora.generator.filters.base import filter_settings
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["ExLlamaV2StreamingGenerator"]
 
 
-class ExLlamaV2StreamingGenerator:
+class ExLlamaV2StreamingGenerator(ExLlamaV2BaseGenerator):
     """Call `begin_stream_ex`, then `stream_ex` until `eos`, or for as many tokens as needed.
 
     Prefixes of prompts that were computed before, under the same adapters and weights, are reused.
@@ -52,11 +53,8 @@ class ExLlamaV2StreamingGenerator:
         #: Whether streams begun from now on draft from their own text, and the longest n-gram that is looked up.
         self.speculative_ngram = False
         self.speculative_ngram_max = 5
-        self.model = model
-        self.cache = cache
-        self.tokenizer = tokenizer
-        self._stop = stop_list([tokenizer.eos_token_id])
-        self._engine = open_engine(model, cache, tokenizer, max_batch_size=1, draft_model=draft_model)
+        super().__init__(model, cache, tokenizer)
+        self.set_stop_conditions([tokenizer.eos_token_id])
         self._job: _exlora.Job | None = None
         self._abort_event: threading.Event | None = None
         self._returns_probs = self._returns_logits = False
@@ -65,13 +63,14 @@ class ExLlamaV2StreamingGenerator:
         self._seed: int | None = None
         self.reset_sd_stats()
 
-    def warmup(self) -> None:
-        """Generates a few tokens, so that the first real prompt is not slower."""
-        self._engine.generate([_exlora.Request([0], max_new_tokens=2, stop_at_eos=False)])
+    def _open_engine(self) -> _exlora.Engine:
+        return open_engine(self.model, self.cache, self.tokenizer, draft_model=self.draft_model)
 
     def set_stop_conditions(self, stop_conditions: int | str | Iterable[int | str | None] | None) -> None:
         """Sets the ids and strings that end streams begun from now on; by default the tokenizer's EOS."""
         self._stop = stop_list(stop_conditions)
+        self.stop_tokens = {stop for stop in self._stop if isinstance(stop, int)}
+        self.stop_strings = {stop for stop in self._stop if isinstance(stop, str)}
 
     def get_sd_stats(self) -> tuple[float, float, int, int, int]:
         """Of all streams so far: accepted drafts per token, and per draft; tokens, drafts, accepted drafts."""
@@ -176,6 +175,8 @@ class ExLlamaV2StreamingGenerator:
         )
         self._job = self._engine.submit(request)
         self._drafts = self.speculative_ngram or self.draft_model is not None
+        # Healing replaces the last token.
+        self._sequences = [prompt[:-1] if token_healing and len(prompt) > 1 else list(prompt)]
 
     def stream(self) -> tuple[Any, ...]:
         """The next (text, eos, ids [1, n]); then probabilities [1, n] and logits [1, n, vocab] where asked for."""
@@ -189,7 +190,8 @@ class ExLlamaV2StreamingGenerator:
         """The next piece: `chunk`, `eos`, `chunk_token_ids` [1, n]; without tokens where banned text was given up.
 
         Where asked for: `probs` [1, n], `top_tokens` and `top_probs` [1, n, k], `logits` [1, n, vocab]. The token that
-        ends the text is not in it. `ban_tokens` are ids that the next token is not.
+        ends the text is not in it. With the last token that the context has room for, `eos` is false and `full()` true.
+        `ban_tokens` are ids that the next token is not.
         """
         warn_unknown(f"{type(self).__name__}.stream", kwargs)
         if self._job is None:
@@ -202,9 +204,13 @@ class ExLlamaV2StreamingGenerator:
         stopped = chunk is not None and chunk.stop_match is not None
         has_tokens = chunk is not None and bool(chunk.token_ids) and not stopped
         vocab = self.model.native_model().vocab_size
+        if chunk is not None:
+            self._sequences[0] += chunk.token_ids
+        # A sequence that only lacks room has not ended: the caller may begin again with less of it.
+        lacks_room = chunk is not None and chunk.finish_reason == "length" and has_tokens and self.full()
         result: dict[str, Any] = {
             "chunk": "" if chunk is None else chunk.text,
-            "eos": chunk is None or chunk.finish_reason is not None,
+            "eos": chunk is None or (chunk.finish_reason is not None and not lacks_room),
             "chunk_token_ids": token_array(chunk.token_ids if chunk is not None and has_tokens else []),
         }
         if self._returns_probs:
