@@ -47,6 +47,12 @@ class SeqTensor:
         copy.append(tensor)
         return copy
 
+    @classmethod
+    def from_ids(cls, ids: list[int]) -> SeqTensor:
+        """A row of token ids, int64 [1, n]."""
+        torch = _torch()
+        return cls.from_tensor(torch.tensor([ids], dtype=torch.long), seq_dim=-1)
+
     def __len__(self) -> int:
         return self.seq_len
 

@@ -1,5 +1,6 @@
 """Classifier-free guidance: natively, by pairs of prompts in exllamav2's API, and on the command line."""
 
+import importlib.util
 import json
 import pickle
 import subprocess
@@ -148,6 +149,13 @@ def test_the_generators_take_pairs_of_prompts(engine, model, tokenizer, scale):
     while dynamic.num_remaining_jobs():
         dynamic.iterate()
     assert job.full_completion == expected
+    if importlib.util.find_spec("torch") is not None:
+        both = [sequence.sequence_ids.torch()[0].tolist() for sequence in job.sequences]
+        prompts = [np.asarray(ids)[0].tolist() for ids in pair]
+        assert [sequence.input_ids.torch()[0].tolist() for sequence in job.sequences] == prompts
+        output = both[0][len(prompts[0]) :]
+        assert len(output) == 10
+        assert both == [ids + output for ids in prompts]
     base = ExLlamaV2BaseGenerator(model, cache, tokenizer)
     text = base.generate_simple((PROMPT, NEGATIVE), settings, 10, add_bos=True, stop_token=None)
     assert text == PROMPT + expected

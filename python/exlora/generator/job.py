@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import exlora._exlora as _exlora
@@ -12,6 +13,7 @@ from exlora._unsupported import refuse, warn_unknown
 from exlora.generator._common import mixture, new_seed, stop_list, token_array, top_arrays
 from exlora.generator.filters.base import filter_settings
 from exlora.generator.sampler import ExLlamaV2Sampler, _Settings
+from exlora.util import SeqTensor
 
 __all__ = ["ExLlamaV2DynamicJob"]
 
@@ -28,10 +30,18 @@ class _SetLoras:
 SET_LORAS = _SetLoras()
 
 
+@dataclass(frozen=True)
+class JobSequence:
+    """Ids [1, n] of one of a job's prompts, and of the prompt, of which healing replaces the end, with its output."""
+
+    input_ids: SeqTensor
+    sequence_ids: SeqTensor
+
+
 def _prompt_and_negative(input_ids: Any) -> tuple[list[int], list[int] | None]:
     """Ids of a prompt and of its negative prompt, from ids [1, n] or a list of one or two such arrays."""
     is_list = isinstance(input_ids, list | tuple) and len(input_ids) in (1, 2)
-    if not is_list or not (isinstance(input_ids[0], list) or getattr(input_ids[0], "ndim", 0)):
+    if not is_list or not (isinstance(input_ids[0], list) or bool(getattr(input_ids[0], "ndim", 0))):
         return token_row(input_ids), None
     prompt, *negative = map(token_row, input_ids)
     return prompt, negative[0] if negative else None
@@ -73,6 +83,8 @@ class ExLlamaV2DynamicJob:
         self.loras = kwargs.pop("lora", loras)
         warn_unknown(owner, kwargs)
         self.input_ids, negative = _prompt_and_negative(input_ids)
+        self._negative = negative
+        self._output: list[int] = []
         self.identifier = identifier
         #: Without effect: jobs start in the order in which they were enqueued, so none is skipped.
         self.max_skips = max_skips
@@ -142,6 +154,16 @@ class ExLlamaV2DynamicJob:
         self.is_finished = True
 
     @property
+    def sequences(self) -> list[JobSequence]:
+        """Its ids so far, as torch tensors; with a `cfg_scale`, then those of the negative prompt."""
+        prompts = [self.input_ids] if self._negative is None else [self.input_ids, self._negative]
+        return [JobSequence(SeqTensor.from_ids(ids), SeqTensor.from_ids(self._computed(ids))) for ids in prompts]
+
+    def _computed(self, prompt: list[int]) -> list[int]:
+        is_cut = self._heals and prompt[-1] == self.input_ids[-1] and len(prompt) > 1
+        return (prompt[:-1] if is_cut else prompt) + self._output
+
+    @property
     def has_started(self) -> bool:
         """Whether it runs, or has ended; before that it waits for others."""
         return self._native is not None and self._native.has_started
@@ -167,6 +189,7 @@ class ExLlamaV2DynamicJob:
         if self.new_tokens == 0:
             self._first_token_at = time.perf_counter()
         self.new_tokens += len(chunk.token_ids)
+        self._output += chunk.token_ids
         self.full_completion += chunk.text
         result = self._result("streaming")
         if chunk.text:
