@@ -169,6 +169,8 @@ def _is_id(item: Any) -> bool:
 
 def _is_column(name: str, value: Any, n: int | None) -> bool:
     """Whether it is a list with one value per prompt."""
+    if name == "negative_prompt":
+        return batch_of(value) is not None and isinstance(value, Sized)
     is_list = isinstance(value, list | tuple) or bool(getattr(value, "ndim", 0))
     if name in ("stop", "banned_strings", "choices", "filters", "post_sampling_hooks", "tools", "documents"):
         # Such a list is usually one value.

@@ -63,7 +63,8 @@ class Engine:
     threads         CPU threads; all physical cores by default
     head            "stored", or "int8": an output head that is not quantized is rounded to 8 bits, which halves its
                     bytes and moves logits by about 0.6 % of their size
-    kv_dtype        "f16" or "f32"
+    kv_dtype        "f16", "f32", or with less memory "q8" (0.53 of f16's), "q6" (0.41; values of 4 bits) and "q4"
+                    (0.28): rotated and rounded to 8 or 4 bits, on the CPU; heads must be a multiple of 16 wide
     max_seq_len     longest prompt and output together, in tokens; by default config.json's, with its rope scaling
     kv_tokens       tokens the KV cache holds over all requests; 8192 by default, or max_seq_len if that is more; memory
                     is committed as it is used; on CUDA what the card's free memory holds
@@ -270,6 +271,9 @@ class Engine:
         progress             True for a bar on stderr, or a callable (prompts done, prompts in total)
         adapters             None for the base, a name, or an ordered mapping name -> weight; `adapter` is the same
         sampling             a `SamplingParams`; keywords given with it change it
+        negative_prompt      another prompt, which the text is guided away from; for several prompts, one or a list
+        cfg_scale            weight of the log-probabilities after the prompt where there is a negative prompt, whose
+                             have 1 less it; 1 is the prompt alone
         max_new_tokens       largest number of new tokens
         min_new_tokens       stop tokens and stop strings do not end the text before this number of new tokens
         temperature          0 is greedy decoding

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import exlora._exlora as _exlora
-from exlora._arrays import as_numpy, to_array, token_rows
+from exlora._arrays import padding_of, to_array, token_rows
 from exlora._unsupported import refuse, warn_unknown
 from exlora.cache import ExLlamaV2Cache, ExLlamaV2CacheBase
 from exlora.config import ExLlamaV2Config
@@ -218,7 +218,7 @@ class ExLlamaV2(_exlora.ExLlamaV2Base):
         begin = cache.current_seq_len
         _check_room(cache, len(rows), begin + width)
         if begin == 0:
-            cache.padding = _padding(input_mask, len(rows)) + [0] * (cache.batch_size - len(rows))
+            cache.padding = padding_of(input_mask, len(rows)) + [0] * (cache.batch_size - len(rows))
         for row, ids in enumerate(rows):
             leading = max(0, cache.padding[row] - begin)
             cache.native().set_tokens(row, begin + leading - cache.padding[row], ids[leading:])
@@ -309,20 +309,3 @@ def _check_room(cache: ExLlamaV2CacheBase, rows: int, tokens: int) -> None:
             expected=f"at most {cache.max_seq_len}",
             found=f"{tokens} tokens",
         )
-
-
-def _padding(input_mask: Any, rows: int) -> list[int]:
-    """Leading tokens of each row that are padding. A mask with holes elsewhere is refused."""
-    if input_mask is None:
-        return [0] * rows
-    mask = as_numpy(input_mask)
-    visible = mask if mask.dtype == bool else mask >= 0
-    if visible.ndim != 2 or len(visible) != rows:
-        raise _exlora.error(
-            "request_invalid", "the mask does not fit the tokens", expected=f"[{rows}, n]", found=str(mask.shape)
-        )
-    padding = np.where(visible.any(axis=1), visible.argmax(axis=1), visible.shape[1])
-    if (visible.sum(axis=1) + padding != visible.shape[1]).any():
-        raise _exlora.error("setting_unsupported", "a mask hides tokens elsewhere than on the left of a row")
-    counts: list[int] = padding.tolist()
-    return counts

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import exlora._exlora as _exlora
 from exlora._arrays import padded_rows
-from exlora._unsupported import refuse, refuse_pair, warn_unknown
-from exlora.generator._common import mixture, new_seed, open_engine, prompt_ids
+from exlora._unsupported import refuse, warn_unknown
+from exlora.generator._common import mixture, new_seed, open_engine, pair_of, prompt_ids
 from exlora.generator.filters.base import ExLlamaV2Filter, filter_settings
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class ExLlamaV2BaseGenerator:
 
     def generate_simple(
         self,
-        prompt: str | list[str],
+        prompt: str | tuple[str, str] | list[str | tuple[str, str]],
         gen_settings: _Settings,
         num_tokens: int,
         seed: int | None = None,
@@ -71,7 +71,8 @@ class ExLlamaV2BaseGenerator:
         `loras` is one adapter or an ordered list of adapters or (adapter, weight). `stop_token` -1 is the tokenizer's
         EOS, `None` none. `filters` limit the tokens; of several prompts, each has clones of them. With `token_healing`,
         the first new token replaces the prompt's last one by one that begins with its text. A prompt too long for the
-        cache loses its beginning. `abort_event` ends all texts at once.
+        cache loses its beginning. `abort_event` ends all texts at once. A prompt may be a pair (prompt, negative
+        prompt), for settings with a `cfg_scale`.
         """
         refuse(f"{type(self).__name__}.generate_simple", input_embeddings=input_embeddings)
         loras = kwargs.pop("lora", loras)
@@ -81,13 +82,17 @@ class ExLlamaV2BaseGenerator:
         first_seed, room = new_seed(seed), self.cache.max_seq_len - num_tokens
         heads, rows, jobs = [], [], []
         filters = filters or gen_settings.filters
-        for i, text in enumerate(prompts):
+        for i, pair in enumerate(prompts):
             # A filter follows one text.
             own_filters = filters if len(prompts) == 1 else [one.clone() for one in filters]
-            refuse_pair(f"{type(self).__name__}.generate_simple", text)
+            text, negative = pair_of(pair)
             ids, tokenizer = prompt_ids(
                 self._engine, self.tokenizer, mixture(loras), text, add_bos, encode_special_tokens
             )
+            if negative is not None:
+                negative, _ = prompt_ids(
+                    self._engine, self.tokenizer, mixture(loras), negative, add_bos, encode_special_tokens
+                )
             if len(ids) > max(room, 1):
                 ids = ids[-max(room, 1) :]
                 text = tokenizer.decode(ids)
@@ -97,6 +102,7 @@ class ExLlamaV2BaseGenerator:
             request = _exlora.Request(
                 ids,
                 mixture(loras),
+                negative_prompt=negative,
                 max_new_tokens=num_tokens + bool(token_healing),
                 seed=(first_seed + i) % 2**63,
                 stop=eos,

@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import exlora._exlora as _exlora
-from exlora._arrays import to_array, token_row
+from exlora._arrays import to_array
 from exlora._unsupported import refuse, warn_unknown
-from exlora.generator._common import mixture, new_seed, open_engine, stop_list, token_array, top_arrays
+from exlora.generator._common import (
+    mixture,
+    new_seed,
+    open_engine,
+    stop_list,
+    token_array,
+    top_arrays,
+    unpadded_rows,
+)
 from exlora.generator.base import ExLlamaV2BaseGenerator
 from exlora.generator.filters.base import filter_settings
 
@@ -51,6 +59,7 @@ class ExLlamaV2StreamingGenerator(ExLlamaV2BaseGenerator):
         self._abort_event: threading.Event | None = None
         self._returns_probs = self._returns_logits = False
         self._top_tokens = 0
+        self._drafts = False
         self._seed: int | None = None
         self.reset_sd_stats()
 
@@ -123,26 +132,32 @@ class ExLlamaV2StreamingGenerator(ExLlamaV2BaseGenerator):
     ) -> None:
         """Begins a sequence [1, n] and ends the one before.
 
+        With a `cfg_scale`, `input_ids` [2, n] are a prompt and its negative prompt. `input_mask` [batch, n] marks
+        padding on their left (see `tokenizer.padding_mask`), which is left out. `position_offsets` shift all positions
+        of a row, which changes nothing.
+
         `loras` is one adapter, or an ordered list of adapters or (adapter, weight). Probabilities are those after
         penalties and filters.
         """
         owner = f"{type(self).__name__}.begin_stream"
-        refuse(
-            owner,
-            input_mask=input_mask,
-            position_offsets=position_offsets,
-            input_embeddings=input_embeddings,
-        )
+        del position_offsets
+        refuse(owner, input_embeddings=input_embeddings)
         loras = kwargs.pop("lora", loras)
         warn_unknown(owner, kwargs)
         self._returns_probs, self._returns_logits = return_probabilities, return_logits
         self._top_tokens, self._abort_event = return_top_tokens, abort_event
         if self._job is not None:
             self._job.close()
-        ids = token_row(input_ids)
+        prompt, *negative = unpadded_rows(input_ids, input_mask)
+        if len(negative) > 1:
+            raise _exlora.error(
+                "request_invalid", "a stream has one sequence, and with a cfg_scale a negative prompt",
+                expected="1 or 2 rows of ids", found=f"{len(negative) + 1} rows",
+            )  # fmt: skip
         request = _exlora.Request(
-            ids,
+            prompt,
             mixture(loras),
+            negative_prompt=negative[0] if negative else None,
             max_new_tokens=self._engine.max_tokens,
             seed=new_seed(self._seed),
             stop=self._stop,
@@ -159,8 +174,9 @@ class ExLlamaV2StreamingGenerator(ExLlamaV2BaseGenerator):
             **gen_settings.request_settings(return_top_tokens),
         )
         self._job = self._engine.submit(request)
+        self._drafts = self.speculative_ngram or self.draft_model is not None
         # Healing replaces the last token.
-        self._sequences = [ids[:-1] if token_healing and len(ids) > 1 else list(ids)]
+        self._sequences = [prompt[:-1] if token_healing and len(prompt) > 1 else list(prompt)]
 
     def stream(self) -> tuple[Any, ...]:
         """The next (text, eos, ids [1, n]); then probabilities [1, n] and logits [1, n, vocab] where asked for."""
@@ -175,13 +191,15 @@ class ExLlamaV2StreamingGenerator(ExLlamaV2BaseGenerator):
 
         Where asked for: `probs` [1, n], `top_tokens` and `top_probs` [1, n, k], `logits` [1, n, vocab]. The token that
         ends the text is not in it. With the last token that the context has room for, `eos` is false and `full()` true.
+        `ban_tokens` are ids that the next token is not.
         """
-        refuse(f"{type(self).__name__}.stream", ban_tokens=ban_tokens)
         warn_unknown(f"{type(self).__name__}.stream", kwargs)
         if self._job is None:
             raise _exlora.error("request_invalid", "no stream was begun", hint="call begin_stream_ex first")
         if self._abort_event is not None and self._abort_event.is_set():
             self._job.cancel()
+        if ban_tokens:
+            self._ban(ban_tokens)
         chunk = self._job.next_chunk()
         stopped = chunk is not None and chunk.stop_match is not None
         has_tokens = chunk is not None and bool(chunk.token_ids) and not stopped
@@ -205,6 +223,14 @@ class ExLlamaV2StreamingGenerator(ExLlamaV2BaseGenerator):
             logits = chunk.logits if chunk is not None and has_tokens else None
             result["logits"] = to_array(_empty(0, vocab) if logits is None else logits[None])
         return result
+
+    def _ban(self, tokens: Any) -> None:
+        """Forbids tokens for the next one of the stream."""
+        assert self._job is not None, "a stream was begun"
+        if self._drafts:
+            what = "ban_tokens concerns the next token, and a stream with drafts may have chosen it"
+            raise _exlora.error("request_invalid", what, hint="stream without a draft model and n-gram drafts")
+        self._job.forbid_next(tokens)
 
 
 def _empty(*shape: int) -> np.ndarray[Any, Any]:

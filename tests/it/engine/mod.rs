@@ -2,7 +2,9 @@
 
 mod banned_strings;
 mod fairness;
+mod guidance;
 mod head_dtype;
+mod kv_dtype;
 mod many_requests;
 mod prefix_cache;
 mod sampling;

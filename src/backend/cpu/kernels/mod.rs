@@ -7,6 +7,7 @@ pub(crate) mod digits;
 pub(crate) mod dispatch;
 pub(crate) mod integers;
 pub(crate) mod isa;
+pub(crate) mod kv_format;
 pub(crate) mod rowwise;
 pub(crate) mod tile;
 pub(crate) mod vector;
