@@ -33,7 +33,7 @@ def test_the_stubs_fit_the_module():
 TYPED = """
 from typing_extensions import assert_type
 
-from exlora import AsCompleted, Completion, Engine, Request, SamplingParams, Stream
+from exlora import AsCompleted, AsyncEngine, Chunk, Completion, Engine, Request, SamplingParams, Stream
 
 engine = Engine("model")
 assert_type(engine.generate("text"), Completion)
@@ -57,6 +57,14 @@ assert_type(engine.as_completed(iter(["a"]), n=2, return_errors=True), AsComplet
 for index, completion in engine.as_completed(["a"]):
     assert_type((index, completion), tuple[int, Completion])
 async def use() -> None:
+    engine_async = await AsyncEngine.load("model", threads=2)
+    assert_type(engine_async, AsyncEngine)
+    assert_type(await engine_async.generate("text", adapter={"sql": 0.5}), Completion)
+    assert_type(await engine_async.generate("text", n=2), list[Completion])
+    assert_type(await engine_async.generate(["a", "b"], adapters=["sql", None]), list[Completion])
+    assert_type(await engine_async.generate(["a", "b"], n=2), list[list[Completion]])
+    async for piece in engine_async.stream("text", max_new_tokens=3):
+        assert_type(piece, Chunk)
     async for chunk in engine.stream("text"):
         assert_type(chunk.seed, int | None)
     async for index, result in engine.as_completed(["a"], return_errors=True):
