@@ -60,6 +60,7 @@ class ExLlamaV2Config:
         self.device = "auto"
         self.threads: int | None = None
         self.head = "stored"
+        self.activations = "f32"
         self.kv_dtype = "f16"
         if model_dir is not None:
             self.prepare()

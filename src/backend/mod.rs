@@ -26,8 +26,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use self::types::{
-    Activation, AttentionSpec, BufferId, EmbeddingId, GroupId, KvDType, KvId, KvShape, LinearSource, NormId, Rope,
-    StepInputs, StepRows, Write,
+    Activation, ActivationDType, AttentionSpec, BufferId, EmbeddingId, GroupId, KvDType, KvId, KvShape, LinearSource,
+    NormId, Rope, StepInputs, StepRows, Write,
 };
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::adapter::delta::SiteDelta;
