@@ -37,6 +37,7 @@ impl PyModel {
     #[new]
     #[pyo3(signature = (path, *, device="auto", threads: "SupportsIndex | None"=None, head="stored",
                         activations="f32", max_seq_len: "SupportsIndex | None"=None, progress=None))]
+    #[allow(clippy::too_many_arguments)]
     fn load(
         py: Python<'_>,
         path: PathBuf,

@@ -190,6 +190,7 @@ pub(crate) unsafe fn product<I: Integers, const D: usize, const R: usize, const 
 /// # Safety
 /// As [`product`].
 #[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "one index for several arrays")]
 unsafe fn add_span<I: Integers, const D: usize, const BITS: usize, const R: usize, const T: usize>(
     count: usize,
     wide: bool,
