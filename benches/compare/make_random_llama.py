@@ -116,7 +116,7 @@ def write_hf(folder, weights, cfg):
                 "normalizer": None,
                 "pre_tokenizer": {"type": "WhitespaceSplit"},
                 "post_processor": None,
-                "decoder": None,
+                "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
                 "model": {"type": "WordLevel", "vocab": words, "unk_token": "t0"},
             }
         )
@@ -184,7 +184,8 @@ def make_lora(shape, rank, seed):
     make = torch.Generator().manual_seed(seed + 1)
 
     def draw(*size):
-        return torch.randn(*size, generator=make).mul_(0.5 * size[-1] ** -0.5)
+        # The type that adapters are published in, and that of the GGUF file: every engine has the same values.
+        return torch.randn(*size, generator=make).mul_(0.5 * size[-1] ** -0.5).half()
 
     return {
         (i, name): (draw(rank, n_in), draw(n_out, rank))
@@ -275,8 +276,8 @@ def write_gguf_lora(path, lora, rank, shape):
     file.add_float32("adapter.lora.alpha", 2.0 * rank)
     for (i, name), (a, b) in lora.items():
         to = f"blk.{i}.{GGUF_NAMES[name]}.weight"
-        file.add_tensor(to + ".lora_a", a.half().numpy())
-        file.add_tensor(to + ".lora_b", for_rope(b, name, heads, kv_heads).half().contiguous().numpy())
+        file.add_tensor(to + ".lora_a", a.numpy())
+        file.add_tensor(to + ".lora_b", for_rope(b, name, heads, kv_heads).contiguous().numpy())
     finish(file)
 
 

@@ -5,8 +5,8 @@
     engine = Engine("models/quill", adapters={"sql": "adapters/sql", "wit": "adapters/wit"})
     outs = engine.generate(["SELECT", "A cat is", "Once"], adapters=["sql", {"sql": 0.5, "wit": 0.5}, None])
 
-Scripts written for exllamav2 run after changing their imports: the classes named ExLlamaV2... here and in
-`exlora.generator` have its names, arguments and results.
+Scripts written for exllamav2 run after changing their imports, or as they are with `python -m exlora.compat`: the
+classes named ExLlamaV2... here and in `exlora.generator` have its names, arguments and results.
 """
 
 from exlora._exlora import (
@@ -24,6 +24,7 @@ from exlora._exlora import (
 )
 from exlora._logging import configure as _configure_logging
 from exlora.as_completed import AsCompleted
+from exlora.async_engine import AsyncEngine, AsyncStream
 from exlora.cache import (
     ExLlamaV2Cache,
     ExLlamaV2Cache_8bit,
@@ -50,13 +51,17 @@ from exlora.errors import (
     CancelledError as CancelledError,
 )
 from exlora.model import ExLlamaV2
+from exlora.module import Intervention
 from exlora.tokenizer import ExLlamaV2Tokenizer
-from exlora.util import Timer
+from exlora.util import SeqTensor, Timer
+from exlora.vlm import ExLlamaV2MultimodalProjector, ExLlamaV2VisionTower
 
 __all__ = [
     "AdapterInfo",
     "AdapterNotFoundError",
     "AsCompleted",
+    "AsyncEngine",
+    "AsyncStream",
     "Chunk",
     "Completion",
     "Engine",
@@ -70,9 +75,12 @@ __all__ = [
     "ExLlamaV2Cache_TP",
     "ExLlamaV2Config",
     "ExLlamaV2Lora",
+    "ExLlamaV2MultimodalProjector",
     "ExLlamaV2Tokenizer",
+    "ExLlamaV2VisionTower",
     "ExloraError",
     "InternalError",
+    "Intervention",
     "InvalidError",
     "IoError",
     "NotFoundError",
@@ -81,6 +89,7 @@ __all__ = [
     "PostSampling",
     "Request",
     "SamplingParams",
+    "SeqTensor",
     "Stream",
     "Timer",
     "Tokenizer",

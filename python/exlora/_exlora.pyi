@@ -259,6 +259,10 @@ class Engine:
         """
         The named adapters, sorted by name.
         """
+    def check(self, /, requests: "list[Request]") -> None:
+        """
+        Checks requests without running them. One that would be refused raises its exception, with its `request_index`.
+        """
     def clear_prefix_cache(self, /) -> None:
         """
         Forgets all cached prefixes.
@@ -496,6 +500,11 @@ class Job:
         """
         Ends the request and releases its adapters. Waits for a thread that waits for a chunk of this request.
         """
+    def forbid_next(self, /, ids: TokenIds) -> None:
+        """
+        Forbids tokens for the one that the next step chooses, in the place of those that were forbidden before it. With drafts
+        a step may choose several tokens, of which this concerns the first.
+        """
     @property
     def has_started(self, /) -> bool:
         """
@@ -517,7 +526,7 @@ class Job:
     @property
     def prefill_progress(self, /) -> tuple[int, int]:
         """
-        Prompt tokens whose keys and values are in the cache, and the number of prompt tokens.
+        Prompt tokens whose keys and values are in the cache, and the number of prompt tokens. Those of a negative prompt count.
         """
     @property
     def prompt_tokens(self, /) -> list[int]:
@@ -611,7 +620,7 @@ class Request:
     def __eq__(self, value: object, /) -> bool: ...
     def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
     def __ne__(self, value: object, /) -> bool: ...
-    def __new__(cls, /, prompt: Prompt, adapter: Adapter | None = None, *, sampling: SamplingParams | None = None, max_new_tokens: "SupportsIndex" = 128, min_new_tokens: "SupportsIndex" = 0, stop: Stop | None = None, banned_strings: SupportsGetItem[int, str] | None = None, stop_at_eos: bool = True, logprobs: "SupportsIndex" = 0, probs: "SupportsIndex" = 0, post_sampling_hooks: PostSamplingHooks | None = None, return_logits: bool = False, ngram_draft: bool = False, max_ngram: "SupportsIndex" = 4, num_draft_tokens: "SupportsIndex | None" = None, draft_adapters: Adapter | None = None, skip_special_tokens: bool = True, add_special_tokens: bool = True, json_schema: JsonSchema | None = None, json_object: bool = False, regex: str | None = None, grammar: str | None = None, choices: SupportsGetItem[int, str] | None = None, filters: SupportsGetItem[int, Any] | None = None, filter_prefer_eos: bool = False, token_healing: bool = False, tools: JsonObjects | None = None, documents: JsonObjects | None = None, chat_template: str | None = None, chat_template_kwargs: TemplateKwargs | None = None, add_generation_prompt: bool | None = None, continue_final_message: ContinueFinalMessage | None = None, **keywords: "Any") -> Request:
+    def __new__(cls, /, prompt: Prompt, adapter: Adapter | None = None, *, sampling: SamplingParams | None = None, negative_prompt: Prompt | None = None, max_new_tokens: "SupportsIndex" = 128, min_new_tokens: "SupportsIndex" = 0, stop: Stop | None = None, banned_strings: SupportsGetItem[int, str] | None = None, stop_at_eos: bool = True, logprobs: "SupportsIndex" = 0, probs: "SupportsIndex" = 0, post_sampling_hooks: PostSamplingHooks | None = None, return_logits: bool = False, ngram_draft: bool = False, max_ngram: "SupportsIndex" = 4, num_draft_tokens: "SupportsIndex | None" = None, draft_adapters: Adapter | None = None, skip_special_tokens: bool = True, add_special_tokens: bool = True, json_schema: JsonSchema | None = None, json_object: bool = False, regex: str | None = None, grammar: str | None = None, choices: SupportsGetItem[int, str] | None = None, filters: SupportsGetItem[int, Any] | None = None, filter_prefer_eos: bool = False, token_healing: bool = False, tools: JsonObjects | None = None, documents: JsonObjects | None = None, chat_template: str | None = None, chat_template_kwargs: TemplateKwargs | None = None, add_generation_prompt: bool | None = None, continue_final_message: ContinueFinalMessage | None = None, **keywords: "Any") -> Request:
         """
         A request. Adapters are looked up when it is submitted. The keywords of `SamplingParams` are taken too; they change
         those of `sampling`.
@@ -715,6 +724,11 @@ class Request:
         stop strings become part of it.
         """
     @property
+    def negative_prompt(self, /) -> Prompt | None:
+        """
+        Another prompt, which the text is guided away from as `cfg_scale` says: text, token ids or chat messages.
+        """
+    @property
     def ngram_draft(self, /) -> bool:
         """
         Whether tokens are drafted from the prompt and the output themselves.
@@ -797,7 +811,7 @@ class SamplingParams:
     def __eq__(self, value: object, /) -> bool: ...
     def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
     def __ne__(self, value: object, /) -> bool: ...
-    def __new__(cls, /, *, temperature: "SupportsFloat | SupportsIndex" = 0.0, top_k: "SupportsIndex" = 0, top_p: "SupportsFloat | SupportsIndex" = 1.0, top_a: "SupportsFloat | SupportsIndex" = 0.0, min_p: "SupportsFloat | SupportsIndex" = 0.0, tfs: "SupportsFloat | SupportsIndex" = 1.0, typical: "SupportsFloat | SupportsIndex" = 1.0, mirostat: bool = False, mirostat_tau: "SupportsFloat | SupportsIndex" = 1.5, mirostat_eta: "SupportsFloat | SupportsIndex" = 0.1, mirostat_mu: "SupportsFloat | SupportsIndex | None" = None, smoothing_factor: "SupportsFloat | SupportsIndex" = 0.0, min_temp: "SupportsFloat | SupportsIndex" = 0.0, max_temp: "SupportsFloat | SupportsIndex" = 0.0, temp_exponent: "SupportsFloat | SupportsIndex" = 1.0, temperature_last: bool = False, xtc_probability: "SupportsFloat | SupportsIndex" = 0.0, xtc_threshold: "SupportsFloat | SupportsIndex" = 0.1, xtc_ignore_tokens: TokenIds | None = None, skew: "SupportsFloat | SupportsIndex" = 0.0, repetition_penalty: "SupportsFloat | SupportsIndex" = 1.0, repetition_range: "SupportsIndex | None" = None, repetition_decay: "SupportsIndex" = 0, frequency_penalty: "SupportsFloat | SupportsIndex" = 0.0, presence_penalty: "SupportsFloat | SupportsIndex" = 0.0, penalize_prompt: bool = False, dry_multiplier: "SupportsFloat | SupportsIndex" = 0.0, dry_base: "SupportsFloat | SupportsIndex" = 1.75, dry_allowed_length: "SupportsIndex" = 2, dry_max_ngram: "SupportsIndex" = 20, dry_range: "SupportsIndex" = 0, dry_sequence_breakers: TokenIds | None = None, logit_bias: LogitBias | None = None, allowed_token_ids: TokenIds | None = None, seed: "SupportsIndex | None" = None) -> SamplingParams:
+    def __new__(cls, /, *, cfg_scale: "SupportsFloat | SupportsIndex | None" = None, temperature: "SupportsFloat | SupportsIndex" = 0.0, top_k: "SupportsIndex" = 0, top_p: "SupportsFloat | SupportsIndex" = 1.0, top_a: "SupportsFloat | SupportsIndex" = 0.0, min_p: "SupportsFloat | SupportsIndex" = 0.0, tfs: "SupportsFloat | SupportsIndex" = 1.0, typical: "SupportsFloat | SupportsIndex" = 1.0, mirostat: bool = False, mirostat_tau: "SupportsFloat | SupportsIndex" = 1.5, mirostat_eta: "SupportsFloat | SupportsIndex" = 0.1, mirostat_mu: "SupportsFloat | SupportsIndex | None" = None, smoothing_factor: "SupportsFloat | SupportsIndex" = 0.0, min_temp: "SupportsFloat | SupportsIndex" = 0.0, max_temp: "SupportsFloat | SupportsIndex" = 0.0, temp_exponent: "SupportsFloat | SupportsIndex" = 1.0, temperature_last: bool = False, xtc_probability: "SupportsFloat | SupportsIndex" = 0.0, xtc_threshold: "SupportsFloat | SupportsIndex" = 0.1, xtc_ignore_tokens: TokenIds | None = None, skew: "SupportsFloat | SupportsIndex" = 0.0, repetition_penalty: "SupportsFloat | SupportsIndex" = 1.0, repetition_range: "SupportsIndex | None" = None, repetition_decay: "SupportsIndex" = 0, frequency_penalty: "SupportsFloat | SupportsIndex" = 0.0, presence_penalty: "SupportsFloat | SupportsIndex" = 0.0, penalize_prompt: bool = False, dry_multiplier: "SupportsFloat | SupportsIndex" = 0.0, dry_base: "SupportsFloat | SupportsIndex" = 1.75, dry_allowed_length: "SupportsIndex" = 2, dry_max_ngram: "SupportsIndex" = 20, dry_range: "SupportsIndex" = 0, dry_sequence_breakers: TokenIds | None = None, logit_bias: LogitBias | None = None, allowed_token_ids: TokenIds | None = None, seed: "SupportsIndex | None" = None) -> SamplingParams:
         """
         Greedy decoding without penalties, changed by the keywords given.
         """
@@ -807,18 +821,25 @@ class SamplingParams:
         """
         The only token ids that can be chosen; `None` is all.
         """
+    @property
+    def cfg_scale(self, /) -> float | None:
+        """
+        Weight of the log-probabilities after the prompt, where there is a negative prompt, whose have 1 less this; 1 is the
+        prompt alone.
+        """
     def distribution(self, /, logits: SupportsGetItem[int, SupportsFloat | SupportsIndex], tokens: TokenIds, prompt_len: "SupportsIndex" = 0, tokenizer: Tokenizer | None = None) -> FloatArray:
         """
         The probabilities float32 [vocab] that the token after `tokens` is drawn from, given its `logits` [vocab].
 
         The tokenizer says which tokens break repetitions (DRY) and which XTC ignores, where these settings leave it open.
         """
-    def draw(self, /, logits: SupportsGetItem[int, SupportsFloat | SupportsIndex], tokens: TokenIds, random: SupportsFloat | SupportsIndex, top: "SupportsIndex" = 1, tokenizer: Tokenizer | None = None) -> tuple[int, float, list[tuple[int, float]], float | None]:
+    def draw(self, /, logits: SupportsGetItem[int, SupportsFloat | SupportsIndex], tokens: TokenIds, random: SupportsFloat | SupportsIndex, top: "SupportsIndex" = 1, tokenizer: Tokenizer | None = None, negative_logits: SupportsGetItem[int, SupportsFloat | SupportsIndex] | None = None) -> tuple[int, float, list[tuple[int, float]], float | None]:
         """
         Chooses the token that follows `tokens` from `logits` [vocab] by a number in [0, 1) instead of the seed.
 
         Returns the id, its probability after penalties and filters, the `top` best (id, probability), and Mirostat's limit for
-        the token that follows it, `None` without Mirostat. `mirostat_mu` is the limit for this token.
+        the token that follows it, `None` without Mirostat. `mirostat_mu` is the limit for this token. With `cfg_scale`, the
+        logits after the negative prompt are `negative_logits` [vocab].
         """
     @property
     def dry_allowed_length(self, /) -> int:

@@ -3,15 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass
 from typing import Any
 
 import exlora._exlora as _exlora
-from exlora._exlora import Request, SamplingParams
+from exlora._exlora import Completion, Request, SamplingParams
+from exlora.errors import ExloraError
 
 #: How the extension module notes which argument it was reading; before Python 3.11 it is part of the text.
 _NOTE = "while processing "
 
-__all__ = ["batch_of", "either", "requests_of", "samples_of"]
+__all__ = ["RequestBatch", "batch_of", "either", "requests_of", "samples_of"]
+
+
+@dataclass(frozen=True)
+class RequestBatch:
+    """The requests of one call, and the shape that its caller expects of their results."""
+
+    requests: list[Request | Exception]
+    #: A prompt's number of samples, by its index.
+    samples: Callable[[int], int]
+    is_one: bool
+    #: Whether a prompt's result is the list of its samples.
+    is_sampled: bool
+
+    @classmethod
+    def of(
+        cls, prompts: Any, values: Mapping[str, Any], defaults: Mapping[str, Any], n: Any, *, return_errors: bool
+    ) -> RequestBatch:
+        """The requests of prompts and keywords. The first that cannot be made raises, unless `return_errors`."""
+        if isinstance(prompts, Iterator):
+            prompts = list(prompts)
+        batch = batch_of(prompts)
+        is_one = batch is None
+        batch = [prompts] if is_one else batch
+        samples = samples_of(n, batch, is_one=is_one)
+        requests = list(requests_of(batch, values, defaults, is_one=is_one))
+        wrong = [request for request in requests if isinstance(request, Exception)]
+        if wrong and not return_errors:
+            raise wrong[0]
+        return cls(requests, samples, is_one, n is not None)
+
+    def valid(self) -> list[tuple[int, Request]]:
+        """The requests that could be made, each with its index."""
+        return [(i, request) for i, request in enumerate(self.requests) if isinstance(request, Request)]
+
+    def shaped(self, results: Mapping[int, list[Completion | Exception]], *, return_errors: bool) -> Any:
+        """What the caller gets of the results of the samples of each valid request, by its index.
+
+        Raises the first error, with all results attached, unless `return_errors`.
+        """
+        lists: list[list[Completion | Exception]] = [
+            results[i] if isinstance(one, Request) else [one] for i, one in enumerate(self.requests)
+        ]
+        shaped: list[Any] = lists if self.is_sampled else [samples[0] for samples in lists]
+        if not return_errors:
+            _raise_first_error(lists, shaped)
+        return shaped[0] if self.is_one else shaped
+
+
+def _raise_first_error(lists: list[list[Completion | Exception]], results: list[Any]) -> None:
+    """Raises the first exception among the results of the samples of each prompt, with all results attached."""
+    for index, samples in enumerate(lists):
+        for error in samples:
+            if isinstance(error, ExloraError):
+                error.request_index = index
+                error.results = results
+                raise error
 
 
 def either(adapters: Any, adapter: Any) -> Any:
@@ -111,6 +169,8 @@ def _is_id(item: Any) -> bool:
 
 def _is_column(name: str, value: Any, n: int | None) -> bool:
     """Whether it is a list with one value per prompt."""
+    if name == "negative_prompt":
+        return batch_of(value) is not None and isinstance(value, Sized)
     is_list = isinstance(value, list | tuple) or bool(getattr(value, "ndim", 0))
     if name in ("stop", "banned_strings", "choices", "filters", "post_sampling_hooks", "tools", "documents"):
         # Such a list is usually one value.

@@ -7,7 +7,7 @@ from typing import Any
 
 import exlora._exlora as _exlora
 
-__all__ = ["log", "refuse", "refuse_pair", "warn_unknown"]
+__all__ = ["log", "refuse", "warn_unknown"]
 
 log = logging.getLogger("exlora")
 
@@ -18,18 +18,6 @@ def refuse(owner: str, **settings: Any) -> None:
         is_empty = isinstance(value, list | tuple | dict | str) and not value
         if not (value is None or value is False or is_empty):
             raise _exlora.error("setting_unsupported", f"{owner} does not have {name}", found=f"{name}={value!r}")
-
-
-def refuse_pair(owner: str, prompt: Any) -> None:
-    """Raises `setting_unsupported` if a prompt is a tuple: a pair of prompts for classifier-free guidance (CFG)."""
-    if isinstance(prompt, tuple):
-        raise _exlora.error(
-            "setting_unsupported",
-            f"{owner} does not have classifier-free guidance (CFG), which a pair of prompts asks for",
-            expected="one prompt",
-            found=f"a tuple of {len(prompt)}",
-            hint="give the prompts in a list for separate completions",
-        )
 
 
 def warn_unknown(owner: str, settings: dict[str, Any]) -> None:

@@ -42,6 +42,7 @@ class AsCompleted(Generic[Result], Iterator[tuple[int, Result]], AsyncIterator[t
         self._samples = samples
         self._stepper = stepper
         self._return_errors = return_errors
+        self._closed_by: Exception | None = None
         self._refused: deque[tuple[int, Exception]] = deque()
         # One thread at a time takes requests, whose iterator may be a generator.
         self._lock = threading.Lock()
@@ -56,19 +57,22 @@ class AsCompleted(Generic[Result], Iterator[tuple[int, Result]], AsyncIterator[t
         return self._checked(*item)
 
     async def __anext__(self) -> tuple[int, Result]:
-        while self._in_flight is not None:
-            if self._requests is not None and self._in_flight.has_room():
+        while (in_flight := self._in_flight) is not None:
+            if self._requests is not None and in_flight.has_room():
                 await asyncio.to_thread(self._submit)  # prompts are encoded
-            item = self._next_refused() or self._in_flight.poll_result()
+            item = self._next_refused() or in_flight.poll_result()
             if item is not None:
                 return self._checked(*item)
-            if self._in_flight.is_empty():
+            if in_flight.is_empty():
                 break
             await self._stepper.step()
+        if self._closed_by is not None:
+            raise self._closed_by
         raise StopAsyncIteration
 
-    def close(self) -> None:
-        """Ends the requests that are running and takes no more."""
+    def close(self, reason: Exception | None = None) -> None:
+        """Ends the requests that are running and takes no more. A task that waits for a result gets the reason."""
+        self._closed_by = reason
         in_flight, self._in_flight, self._requests = self._in_flight, None, None
         self._refused.clear()
         if in_flight is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import exlora._exlora as _exlora
-from exlora._unsupported import log, refuse
+from exlora._unsupported import refuse
 from exlora.config import ExLlamaV2Config
 
 __all__ = [
@@ -28,6 +28,9 @@ class ExLlamaV2CacheBase:
 
     `current_seq_len` is the number of tokens in the cache, including padding; set it back to continue from there.
     """
+
+    #: How keys and values are stored; None for the model's `config.kv_dtype`.
+    _kv_dtype: str | None = None
 
     def __init__(
         self,
@@ -53,11 +56,16 @@ class ExLlamaV2CacheBase:
         self.padding = [0] * batch_size
         self._kv: _exlora.SequenceCache | None = None
 
+    @property
+    def kv_dtype(self) -> str:
+        """How keys and values are stored, as `Engine(kv_dtype=...)` has it."""
+        return self._kv_dtype or self.model.config.kv_dtype
+
     def native(self) -> _exlora.SequenceCache:
         """The native cache, allocated by the first call."""
         if self._kv is None:
             native = self.model.native_model()
-            self._kv = _exlora.SequenceCache(native, self.batch_size, self.max_seq_len, self.model.config.kv_dtype)
+            self._kv = _exlora.SequenceCache(native, self.batch_size, self.max_seq_len, self.kv_dtype)
         return self._kv
 
     def reset(self) -> None:
@@ -71,6 +79,27 @@ class ExLlamaV2CacheBase:
     def copy_states(self, *args: Any, **kwargs: Any) -> None:
         """Not supported: generators share the pages of common prefixes automatically."""
         refuse(type(self).__name__, copy_states=True)
+
+    @property
+    def key_states(self) -> list[Any]:
+        """Not supported: keys and values lie in pages of the device, in its own layout."""
+        refuse(type(self).__name__, key_states=True)
+        return []
+
+    @property
+    def value_states(self) -> list[Any]:
+        """Not supported, as `key_states`."""
+        refuse(type(self).__name__, value_states=True)
+        return []
+
+    def all_tensors(self) -> list[Any]:
+        """Not supported, as `key_states`."""
+        refuse(type(self).__name__, all_tensors=True)
+        return []
+
+    def roll_left(self) -> None:
+        """Not supported: keys belong to their positions. Drop the beginning of the prompt and compute it again."""
+        refuse(type(self).__name__, roll_left=True)
 
     def footprint(self) -> list[int]:
         """Bytes on each device; there is one."""
@@ -86,30 +115,26 @@ class ExLlamaV2Cache(ExLlamaV2CacheBase):
     """The cache: float16 keys and values, or float32 by `config.kv_dtype`."""
 
 
-class _Compressed(ExLlamaV2CacheBase):
-    """A compressed cache of exllamav2. Here it is not compressed: more memory, no quantization error."""
+class ExLlamaV2Cache_Q8(ExLlamaV2CacheBase):
+    """Keys and values of 8 bits: 0.53 of the memory of float16."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        log.warning(
-            "%s is not compressed here: keys and values stay %s", type(self).__name__, self.model.config.kv_dtype
-        )
+    _kv_dtype = "q8"
 
 
-class ExLlamaV2Cache_8bit(_Compressed):
-    """As `ExLlamaV2Cache`."""
+class ExLlamaV2Cache_Q6(ExLlamaV2CacheBase):
+    """Keys of 8 bits and values of 4: 0.41 of the memory of float16."""
+
+    _kv_dtype = "q6"
 
 
-class ExLlamaV2Cache_Q4(_Compressed):
-    """As `ExLlamaV2Cache`."""
+class ExLlamaV2Cache_Q4(ExLlamaV2CacheBase):
+    """Keys and values of 4 bits: 0.28 of the memory of float16."""
+
+    _kv_dtype = "q4"
 
 
-class ExLlamaV2Cache_Q6(_Compressed):
-    """As `ExLlamaV2Cache`."""
-
-
-class ExLlamaV2Cache_Q8(_Compressed):
-    """As `ExLlamaV2Cache`."""
+class ExLlamaV2Cache_8bit(ExLlamaV2Cache_Q8):
+    """As `ExLlamaV2Cache_Q8`, which is more precise than exllamav2's 8-bit floats in as many bits."""
 
 
 class ExLlamaV2Cache_TP:

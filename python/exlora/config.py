@@ -11,12 +11,19 @@ from exlora._unsupported import refuse
 __all__ = ["ExLlamaV2Config"]
 
 
+#: What of config.json a script may change before the model is loaded.
+_MAY_CHANGE = ("max_seq_len", "bos_token_id", "pad_token_id")
+
+#: Settings of exllamav2's config that exlora has no counterpart of. They are refused where a script has set them.
+_NOT_READ = ("rotary_embedding_base", "sliding_window", "num_experts_per_token")
+
+
 class ExLlamaV2Config:
     """The contents of config.json, and settings for using the model.
 
     Settings that choose among exllamav2's GPU code paths (`no_flash_attn`, `no_xformers`, `no_sdpa`, `no_graphs`,
     `max_attention_size`, `max_dq_size`, `fasttensors`) have no effect. exlora's own settings are `device`, `threads`,
-    `head` and `kv_dtype`.
+    `head`, `activations` and `kv_dtype`.
     """
 
     architecture: str
@@ -62,6 +69,8 @@ class ExLlamaV2Config:
         self.head = "stored"
         self.activations = "f32"
         self.kv_dtype = "f16"
+        #: What the model computes by, as it was read.
+        self._read: dict[str, Any] = {}
         if model_dir is not None:
             self.prepare()
 
@@ -75,6 +84,7 @@ class ExLlamaV2Config:
         self.eos_token_ids: list[int] = read.pop("eos_token_ids")
         self.eos_token_id = self.eos_token_ids[0] if self.eos_token_ids else None
         vars(self).update(read)
+        self._read = {name: value for name, value in read.items() if name not in _MAY_CHANGE}
 
     @property
     def arch(self) -> str:
@@ -99,6 +109,16 @@ class ExLlamaV2Config:
             }.items()
         }
         refuse("ExLlamaV2Config", load_in_q4=self.load_in_q4, **stretched)
+        refuse("ExLlamaV2Config", **{name: vars(self).get(name) for name in _NOT_READ})
+        for name, value in self._read.items():
+            if getattr(self, name) != value:
+                raise _exlora.error(
+                    "setting_unsupported",
+                    f"{name} was changed after it was read, and the model computes by its config.json",
+                    expected=repr(value),
+                    found=repr(getattr(self, name)),
+                    hint="change config.json",
+                )
 
     def __repr__(self) -> str:
         return f"ExLlamaV2Config({str(self.model_dir)!r})"

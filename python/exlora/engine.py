@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import exlora._exlora as _exlora
 from exlora._exlora import AdapterInfo, Completion, Request, SamplingParams, Tokenizer
-from exlora._requests import batch_of, either, requests_of, samples_of
+from exlora._requests import RequestBatch, batch_of, either, requests_of, samples_of
 from exlora._stepper import Stepper
 from exlora.as_completed import AsCompleted
-from exlora.errors import ExloraError
 from exlora.stream import Stream
 from exlora.types import (
     Adapter,
@@ -28,7 +27,7 @@ from exlora.types import (
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["AsCompleted", "Engine", "Stream"]
+__all__ = ["AsCompleted", "Engine", "OnePrompt", "Stream", "shows_request_keywords"]
 
 #: One of several prompts.
 OnePrompt = TypeVar("OnePrompt", bound=Prompt | Request)
@@ -36,7 +35,7 @@ OnePrompt = TypeVar("OnePrompt", bound=Prompt | Request)
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def _shows_request_keywords(function: Function) -> Function:
+def shows_request_keywords(function: Function) -> Function:
     """Puts the keywords of a request, with their defaults, into the signature of a function that passes them on.
 
     They are written once, in the extension module's `Request` and `SamplingParams`.
@@ -66,7 +65,8 @@ class Engine:
                     bytes and moves logits by about 0.6 % of their size
     activations     "f32", or "int8": quantized linears on the CPU round their inputs to 8 bits, with a scale for
                     every 32, which moves logits by about a percent of their size
-    kv_dtype        "f16" or "f32"
+    kv_dtype        "f16", "f32", or with less memory "q8" (0.53 of f16's), "q6" (0.41; values of 4 bits) and "q4"
+                    (0.28): rotated and rounded to 8 or 4 bits, on the CPU; heads must be a multiple of 16 wide
     max_seq_len     longest prompt and output together, in tokens; by default config.json's, with its rope scaling
     kv_tokens       tokens the KV cache holds over all requests; 8192 by default, or max_seq_len if that is more; memory
                     is committed as it is used; on CUDA what the card's free memory holds
@@ -246,7 +246,7 @@ class Engine:
         **keywords: Unpack[RequestKeywords],
     ) -> list[list[Completion | Exception]]: ...
 
-    @_shows_request_keywords
+    @shows_request_keywords
     def generate(
         self,
         prompts: Any,
@@ -275,6 +275,9 @@ class Engine:
         progress             True for a bar on stderr, or a callable (prompts done, prompts in total)
         adapters             None for the base, a name, or an ordered mapping name -> weight; `adapter` is the same
         sampling             a `SamplingParams`; keywords given with it change it
+        negative_prompt      another prompt, which the text is guided away from; for several prompts, one or a list
+        cfg_scale            weight of the log-probabilities after the prompt where there is a negative prompt, whose
+                             have 1 less it; 1 is the prompt alone
         max_new_tokens       largest number of new tokens
         min_new_tokens       stop tokens and stop strings do not end the text before this number of new tokens
         temperature          0 is greedy decoding
@@ -325,34 +328,26 @@ class Engine:
         continue_final_message  True: the model continues the last message instead of starting its own
         add_generation_prompt   whether the prompt ends with the start of an answer; by default, unless it continues
         """
-        if isinstance(prompts, Iterator):
-            prompts = list(prompts)
-        n = self._default_n if n is None else n
-        batch = batch_of(prompts)
-        is_one = batch is None
-        batch = [prompts] if is_one else batch
-        values = {"adapter": either(adapters, adapter), **keywords}
-        samples = samples_of(n, batch, is_one=is_one)
-        requests = list(requests_of(batch, values, self._defaults, is_one=is_one))
-        wrong = [request for request in requests if isinstance(request, Exception)]
-        if wrong and not return_errors:
-            raise wrong[0]
-        valid = [(i, request) for i, request in enumerate(requests) if isinstance(request, Request)]
+        batch = self.request_batch(prompts, adapters, adapter, n, keywords, return_errors=return_errors)
+        valid = batch.valid()
         found = self._native.generate(
             [request for _, request in valid],
-            [samples(i) for i, _ in valid],
+            [batch.samples(i) for i, _ in valid],
             run_none_if_refused=not return_errors,
             progress=progress,
         )
-        lists: list[list[Completion | Exception]] = [
-            [error] if isinstance(error, Exception) else [] for error in requests
-        ]
-        for (i, _), results in zip(valid, found, strict=True):
-            lists[i] = list(results)
-        shaped = lists if n is not None else [results[0] for results in lists]
-        if not return_errors:
-            _raise_first_error(lists, shaped)
-        return shaped[0] if is_one else shaped
+        results: dict[int, list[Completion | Exception]] = {
+            i: list(samples) for (i, _), samples in zip(valid, found, strict=True)
+        }
+        return batch.shaped(results, return_errors=return_errors)
+
+    def request_batch(
+        self, prompts: Any, adapters: Any, adapter: Any, n: Any, keywords: Mapping[str, Any], *, return_errors: bool
+    ) -> RequestBatch:
+        """The arguments of `generate` as requests. For `AsyncEngine`."""
+        values = {"adapter": either(adapters, adapter), **keywords}
+        n = self._default_n if n is None else n
+        return RequestBatch.of(prompts, values, self._defaults, n, return_errors=return_errors)
 
     @overload
     def as_completed(
@@ -380,7 +375,7 @@ class Engine:
         **keywords: Unpack[RequestKeywords],
     ) -> AsCompleted[Completion | Exception]: ...
 
-    @_shows_request_keywords
+    @shows_request_keywords
     def as_completed(
         self,
         prompts: Any,
@@ -404,9 +399,19 @@ class Engine:
         values = {"adapter": either(adapters, adapter), **keywords}
         requests = requests_of(batch, values, self._defaults, is_one=is_one)
         samples = samples_of(self._default_n if n is None else n, batch, is_one=is_one)
+        return self.results_of(requests, samples, return_errors=return_errors)
+
+    def results_of(
+        self, requests: Iterator[Request | Exception], samples: Callable[[int], int], *, return_errors: bool
+    ) -> AsCompleted[Any]:
+        """The results of requests as they complete; `samples` is each one's number of samples by its index."""
         return AsCompleted(*self._opened(), requests, samples, return_errors=return_errors)
 
-    @_shows_request_keywords
+    def check_requests(self, requests: list[Request]) -> None:
+        """Raises the error of the first request that would be refused, with its `request_index`."""
+        self._native.check(requests)
+
+    @shows_request_keywords
     def stream(
         self,
         prompt: Prompt | Request,
@@ -516,13 +521,3 @@ class Engine:
 def _open(path: str | PathLike[str], options: dict[str, Any]) -> Engine:
     """Unpickles an engine."""
     return Engine(path, **options)
-
-
-def _raise_first_error(lists: list[list[Completion | Exception]], results: list[Any]) -> None:
-    """Raises the first exception among the results of the samples of each prompt, with all results attached."""
-    for index, samples in enumerate(lists):
-        for error in samples:
-            if isinstance(error, ExloraError):
-                error.request_index = index
-                error.results = results
-                raise error

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import exlora._exlora as _exlora
-from exlora._arrays import as_numpy, to_array, token_rows
+from exlora._arrays import padding_of, to_array, token_rows
 from exlora._unsupported import refuse, warn_unknown
 from exlora.cache import ExLlamaV2Cache, ExLlamaV2CacheBase
 from exlora.config import ExLlamaV2Config
+from exlora.module import ExLlamaV2Module, modules_of
 from exlora.types import Adapter
 
 __all__ = ["ExLlamaV2"]
@@ -34,6 +35,26 @@ class ExLlamaV2(_exlora.ExLlamaV2Base):
     def __init__(self, config: ExLlamaV2Config, lazy_load: bool = False, archparams: Any = None) -> None:
         del config, lazy_load  # the base class keeps the config
         refuse("ExLlamaV2", archparams=archparams)
+
+    @property
+    def modules(self) -> list[ExLlamaV2Module]:
+        """The modules by name only, in the order in which they act; the output head is the last."""
+        return modules_of(self, self.config.num_hidden_layers)
+
+    @property
+    def modules_dict(self) -> dict[str, ExLlamaV2Module]:
+        """The modules by name."""
+        return {module.key: module for module in self.modules}
+
+    @property
+    def cache_map(self) -> dict[int, str]:
+        """The device of each layer's cache."""
+        return dict.fromkeys(range(self.config.num_hidden_layers), self.get_cache_devices()[0])
+
+    @property
+    def tp_context(self) -> None:
+        """Always `None`: tensor parallelism is not supported."""
+        return None
 
     def load(
         self,
@@ -153,6 +174,10 @@ class ExLlamaV2(_exlora.ExLlamaV2Base):
         """Whether its weights are quantized."""
         return bool(getattr(self.config, "is_quantized", False))
 
+    def get_modules(self) -> list[ExLlamaV2Module]:
+        """`modules`."""
+        return self.modules
+
     def get_cache_devices(self) -> list[str]:
         """The devices that hold caches."""
         return [self.native_model().device]
@@ -194,7 +219,7 @@ class ExLlamaV2(_exlora.ExLlamaV2Base):
         begin = cache.current_seq_len
         _check_room(cache, len(rows), begin + width)
         if begin == 0:
-            cache.padding = _padding(input_mask, len(rows)) + [0] * (cache.batch_size - len(rows))
+            cache.padding = padding_of(input_mask, len(rows)) + [0] * (cache.batch_size - len(rows))
         for row, ids in enumerate(rows):
             leading = max(0, cache.padding[row] - begin)
             cache.native().set_tokens(row, begin + leading - cache.padding[row], ids[leading:])
@@ -285,20 +310,3 @@ def _check_room(cache: ExLlamaV2CacheBase, rows: int, tokens: int) -> None:
             expected=f"at most {cache.max_seq_len}",
             found=f"{tokens} tokens",
         )
-
-
-def _padding(input_mask: Any, rows: int) -> list[int]:
-    """Leading tokens of each row that are padding. A mask with holes elsewhere is refused."""
-    if input_mask is None:
-        return [0] * rows
-    mask = as_numpy(input_mask)
-    visible = mask if mask.dtype == bool else mask >= 0
-    if visible.ndim != 2 or len(visible) != rows:
-        raise _exlora.error(
-            "request_invalid", "the mask does not fit the tokens", expected=f"[{rows}, n]", found=str(mask.shape)
-        )
-    padding = np.where(visible.any(axis=1), visible.argmax(axis=1), visible.shape[1])
-    if (visible.sum(axis=1) + padding != visible.shape[1]).any():
-        raise _exlora.error("setting_unsupported", "a mask hides tokens elsewhere than on the left of a row")
-    counts: list[int] = padding.tolist()
-    return counts

@@ -132,6 +132,7 @@ Progress: TypeAlias = bool | Callable[[int, int], object] | None
 class SamplingKeywords(TypedDict, total=False):
     """The keywords of `SamplingParams`, which `generate` takes too."""
 
+    cfg_scale: PerPrompt[float | None]
     temperature: PerPrompt[float]
     top_k: PerPrompt[int]
     top_p: PerPrompt[float]
@@ -172,6 +173,7 @@ class SamplingKeywords(TypedDict, total=False):
 class RequestKeywords(SamplingKeywords, total=False):
     """The keywords of a request, for `generate` with several prompts."""
 
+    negative_prompt: Prompt | Sequence[Prompt | None] | None
     max_new_tokens: PerPrompt[int]
     min_new_tokens: PerPrompt[int]
     stop: Stops
@@ -206,6 +208,7 @@ class RequestKeywords(SamplingKeywords, total=False):
 class OneRequestKeywords(TypedDict, total=False):
     """The keywords of a request, for one prompt: none takes a list of values."""
 
+    cfg_scale: float | None
     temperature: float
     top_k: int
     top_p: float
@@ -241,6 +244,7 @@ class OneRequestKeywords(TypedDict, total=False):
     logit_bias: LogitBias
     allowed_token_ids: TokenIds | None
     seed: int | None
+    negative_prompt: Prompt | None
     max_new_tokens: int
     min_new_tokens: int
     stop: Stop

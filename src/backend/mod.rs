@@ -16,6 +16,8 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod kv_quant;
+mod kv_shape;
 pub mod reference;
 mod slots;
 mod sorted_deltas;
@@ -25,9 +27,10 @@ use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+pub use self::kv_shape::{KvDType, KvShape};
 pub use self::types::{
-    Activation, ActivationDType, AttentionSpec, BufferId, EmbeddingId, GroupId, KvDType, KvId, KvShape, LinearSource,
-    NormId, Rope, StepInputs, StepRows, Write,
+    Activation, ActivationDType, AttentionSpec, BufferId, EmbeddingId, GroupId, KvId, LinearSource, NormId, Rope,
+    StepInputs, StepRows, Write,
 };
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::adapter::delta::SiteDelta;
@@ -303,7 +306,7 @@ pub trait Compute: Send {
     /// Storage of a KV cache; its contents are undefined until written.
     ///
     /// # Errors
-    /// `memory_exhausted`.
+    /// `memory_exhausted`; as [`KvShape::check`].
     fn create_kv(&mut self, shape: KvShape) -> Result<KvId>;
 
     /// Frees a KV cache. An unknown id is ignored.

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use super::kv_shape::KvShape;
 use crate::adapter::batch::AdapterBatch;
 use crate::error::{Error, ErrorCode, Result};
 use crate::quant::StoredWeight;
@@ -40,34 +41,6 @@ pub struct LinearSource<'a> {
     pub bias: Option<TensorView<'a>>,
 }
 
-/// Element type of cached keys and values.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum KvDType {
-    /// Half precision: the default.
-    #[default]
-    F16,
-    /// Single precision.
-    F32,
-}
-
-impl KvDType {
-    /// Bytes of one element.
-    pub fn bytes(self) -> usize {
-        match self {
-            KvDType::F16 => 2,
-            KvDType::F32 => 4,
-        }
-    }
-
-    /// Its name in options and reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            KvDType::F16 => "f16",
-            KvDType::F32 => "f32",
-        }
-    }
-}
-
 /// How quantized linears of the CPU take their activations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ActivationDType {
@@ -97,32 +70,6 @@ impl FromStr for ActivationDType {
                 .with_expected("f32 or int8")
                 .with_found(text)
         })
-    }
-}
-
-/// Size of a KV cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KvShape {
-    /// Decoder layers.
-    pub layers: usize,
-    /// Pages; each holds `page_tokens` positions of every layer.
-    pub pages: usize,
-    /// Positions of a page.
-    pub page_tokens: usize,
-    /// Key/value heads.
-    pub kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Element type.
-    pub dtype: KvDType,
-}
-
-impl KvShape {
-    /// Bytes of keys and values together, or `None` on overflow.
-    pub fn bytes(&self) -> Option<usize> {
-        [self.layers, self.pages, self.page_tokens, self.kv_heads, self.head_dim, self.dtype.bytes()]
-            .into_iter()
-            .try_fold(2usize, |n, d| n.checked_mul(d))
     }
 }
 

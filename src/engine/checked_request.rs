@@ -7,8 +7,8 @@ use super::Engine;
 use super::banned_text::BannedText;
 use super::constraint::Constraint;
 use super::draft::{DraftSource, Drafts};
+use super::guidance::{Guidance, NegativePrompt};
 use super::job::Job;
-use super::job_state::JobState;
 use super::request::{AdapterRef, Prompt, Request, Stop, lease_all};
 use super::sampler::{SamplerState, TopCounts};
 use super::seed::{random_seed, sample_seed};
@@ -18,7 +18,7 @@ use super::text::{ChatOptions, Detokenizer, RequestTokenizer, StopStrings};
 use super::turns::Waiter;
 use crate::adapter::mixture::Mixture;
 use crate::error::{Error, ErrorCode, Result};
-use crate::kv_cache::PAGE_TOKENS;
+use crate::kv_cache::{PAGE_TOKENS, pages_for};
 use crate::model::Model;
 
 /// A request that can run: checked, its prompt encoded, its adapters leased, its seed drawn. Each sample is started from it.
@@ -29,9 +29,18 @@ pub struct CheckedRequest {
     pub(super) plan: SequencePlan,
     /// What the draft model computes for it, if it uses that.
     draft: Option<(Mixture, SequencePlan)>,
+    /// If it makes a difference.
+    negative: Option<NegativePrompt>,
     /// That of the first sample, before its first token.
     pub(super) decode: DecodeState,
     seed: u64,
+}
+
+impl CheckedRequest {
+    /// Tokens of the prompt, and of the negative prompt if it has one.
+    pub(super) fn prefill_tokens(&self) -> usize {
+        self.prompt.len() + self.negative.as_ref().map_or(0, |negative| negative.tokens.len())
+    }
 }
 
 impl Engine {
@@ -42,6 +51,7 @@ impl Engine {
         let healed = if request.token_healing { cut_last_token(&mut tokens, &tokenizer) } else { None };
         let plan = self.plan(&mixture, &tokens)?;
         request.check(plan.vocab)?;
+        let negative = self.negative_prompt(&request, healed, &mixture, &tokenizer)?;
         let draft = self.draft_plan(&request, &tokens)?;
         let seed = match request.sampling.seed {
             Some(seed) => seed,
@@ -49,8 +59,12 @@ impl Engine {
             None if request.sampling.is_greedy() => 0,
             None => random_seed()?,
         };
-        let decode = self.decode_state(&request, &tokens, healed, &tokenizer, &plan)?;
-        Ok(CheckedRequest { request, prompt: tokens.into(), mixture, plan, draft, decode, seed })
+        let mut decode = self.decode_state(&request, &tokens, healed, &tokenizer, &plan)?;
+        if let Some(negative) = &negative {
+            let most = self.max_new_tokens_of_both(tokens.len(), negative)?;
+            decode.max_tokens = decode.max_tokens.min(tokens.len() + most);
+        }
+        Ok(CheckedRequest { request, prompt: tokens.into(), mixture, plan, draft, negative, decode, seed })
     }
 
     /// Queues a sample of a request, whose output `waiter` waits for.
@@ -61,9 +75,53 @@ impl Engine {
         let mut leases = checked.mixture.clone().into_leases();
         leases.extend(checked.draft.iter().flat_map(|(mixture, _)| mixture.clone().into_leases()));
         let state = self.core.new_job(leases, waiter);
-        let (prompt, plan) = (Arc::clone(&checked.prompt), checked.plan.clone());
-        let drafts = self.drafts(checked);
-        self.enqueue(state, prompt, plan, Purpose::Generate(Box::new(decode)), drafts, seed)
+        let (purpose, drafts) = (Purpose::Generate(Box::new(decode)), self.drafts(checked));
+        let mut sequence = Sequence::new(state, purpose, checked.prompt.to_vec(), checked.plan.clone(), drafts);
+        sequence.guidance = checked.negative.as_ref().map(|negative| Box::new(Guidance::new(negative)));
+        self.enqueue(sequence, Arc::clone(&checked.prompt), seed)
+    }
+
+    /// The negative prompt of a request whose prompt has lost its last token `healed`. `None` if it makes no difference.
+    fn negative_prompt(
+        &self,
+        request: &Request,
+        healed: Option<u32>,
+        mixture: &Mixture,
+        text: &RequestTokenizer,
+    ) -> Result<Option<NegativePrompt>> {
+        let (Some(prompt), Some(scale)) = (&request.negative_prompt, request.sampling.cfg_scale) else {
+            return Ok(None);
+        };
+        let of_negative_prompt = |error: Error| error.with_subject("the negative prompt");
+        // What is said of a chat is said of the prompt, where that is one.
+        let chat = if matches!(prompt, Prompt::Chat(_)) { request.chat.clone() } else { ChatOptions::default() };
+        let tokens = self.encode(text, prompt, request.add_special_tokens, &chat);
+        let mut tokens = tokens.map_err(of_negative_prompt)?;
+        // The first new token stands for the last one of both, if they end alike.
+        if tokens.len() > 1 && tokens.last().copied() == healed {
+            tokens.pop();
+        }
+        let plan = self.plan(mixture, &tokens).map_err(of_negative_prompt)?;
+        Ok((scale != 1.0).then(|| NegativePrompt { scale, tokens: tokens.into(), plan }))
+    }
+
+    /// Most new tokens after a prompt of `prompt` tokens and a negative prompt, whose pages must fit the cache together.
+    fn max_new_tokens_of_both(&self, prompt: usize, negative: &NegativePrompt) -> Result<usize> {
+        let (negative, pages) = (negative.tokens.len(), self.kv_pages / negative.plan.kv_groups);
+        // The last token is never computed, so it needs no position.
+        let fits = |new: usize| pages_for(prompt + new - 1) + pages_for(negative + new - 1) <= pages;
+        if !fits(1) {
+            return Err(Error::new(
+                ErrorCode::PromptTooLong,
+                "prompt and negative prompt do not fit the KV cache together",
+            )
+            .with_expected(format!("at most {} tokens", pages * PAGE_TOKENS))
+            .with_found(format!("{prompt} and {negative} tokens"))
+            .with_hint("shorten the prompts, or enlarge the KV cache (kv_tokens)"));
+        }
+        let longest = self.max_seq_len.saturating_sub(prompt.max(negative)) + 1;
+        let most = longest.min((pages * PAGE_TOKENS - prompt - negative) / 2 + 1);
+        Ok((1..=most).rev().find(|&new| fits(new)).unwrap_or(1))
     }
 
     /// Leases the adapters of a request and finds its tokenizer.
@@ -262,18 +320,10 @@ impl Engine {
         Constraint::new(grammar, &request.filters, healed, trie, &ends, plan.vocab)
     }
 
-    pub(super) fn enqueue(
-        &self,
-        state: Arc<JobState>,
-        prompt: Arc<[u32]>,
-        plan: SequencePlan,
-        purpose: Purpose,
-        drafts: Drafts,
-        seed: u64,
-    ) -> Job {
-        let sequence = Sequence::new(Arc::clone(&state), purpose, prompt.to_vec(), plan, drafts);
+    pub(super) fn enqueue(&self, sequence: Sequence, prompt: Arc<[u32]>, seed: u64) -> Job {
+        let (state, prefill_tokens) = (Arc::clone(&sequence.job), sequence.prompt_tokens());
         self.core.submit(sequence);
-        Job::new(Arc::clone(&self.core), state, prompt, seed)
+        Job::new(Arc::clone(&self.core), state, prompt, prefill_tokens, seed)
     }
 }
 

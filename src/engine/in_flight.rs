@@ -53,7 +53,7 @@ struct HeldSamples {
 
 impl HeldSamples {
     fn can_start(&self) -> bool {
-        let prompt = self.request.prompt.len();
+        let prompt = self.request.prefill_tokens();
         // Of a prompt shorter than a page, nothing is kept.
         prompt < PAGE_TOKENS || self.first.prefilled() >= prompt || self.first.is_finished()
     }

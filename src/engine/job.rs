@@ -12,12 +12,20 @@ pub struct Job {
     core: Arc<EngineCore>,
     state: Arc<JobState>,
     prompt: Arc<[u32]>,
+    /// Tokens of the prompt, and of the negative prompt if there is one.
+    prefill_tokens: usize,
     seed: u64,
 }
 
 impl Job {
-    pub(super) fn new(core: Arc<EngineCore>, state: Arc<JobState>, prompt: Arc<[u32]>, seed: u64) -> Self {
-        Self { core, state, prompt, seed }
+    pub(super) fn new(
+        core: Arc<EngineCore>,
+        state: Arc<JobState>,
+        prompt: Arc<[u32]>,
+        prefill_tokens: usize,
+        seed: u64,
+    ) -> Self {
+        Self { core, state, prompt, prefill_tokens, seed }
     }
 
     /// What the scheduler tells about the request.
@@ -69,9 +77,15 @@ impl Job {
         self.state.has_started()
     }
 
-    /// Prompt tokens whose keys and values are in the cache, and the number of prompt tokens.
+    /// Prompt tokens whose keys and values are in the cache, and the number of prompt tokens. Those of a negative prompt count.
     pub fn prefill_progress(&self) -> (usize, usize) {
-        (self.state.prefilled(), self.prompt.len())
+        (self.state.prefilled(), self.prefill_tokens)
+    }
+
+    /// Forbids tokens for the one that the next step chooses, in the place of those that were forbidden before it. Ids that the
+    /// model does not have are ignored. With drafts a step may choose several tokens, of which this concerns the first.
+    pub fn forbid_next(&self, ids: &[u32]) {
+        self.state.forbid_next(ids.to_vec());
     }
 
     /// Ends the request at the next step; its last chunk has the reason `cancelled`.

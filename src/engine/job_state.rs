@@ -37,6 +37,8 @@ pub(super) struct JobState {
     has_started: AtomicBool,
     /// Prompt tokens whose keys and values are in the cache.
     prefilled: AtomicUsize,
+    /// Tokens that are not chosen next.
+    forbidden_next: Mutex<Vec<u32>>,
 }
 
 #[derive(Default)]
@@ -64,6 +66,7 @@ impl JobState {
             is_cancelled: AtomicBool::new(false),
             has_started: AtomicBool::new(false),
             prefilled: AtomicUsize::new(0),
+            forbidden_next: Mutex::default(),
         })
     }
 
@@ -129,6 +132,16 @@ impl JobState {
 
     pub(super) fn set_prefilled(&self, tokens: usize) {
         self.prefilled.store(tokens, Ordering::Release);
+    }
+
+    /// Forbids tokens for the one that is chosen next.
+    pub(super) fn forbid_next(&self, ids: Vec<u32>) {
+        *self.forbidden_next.lock() = ids;
+    }
+
+    /// The tokens that were forbidden since the last call.
+    pub(super) fn take_forbidden(&self) -> Vec<u32> {
+        std::mem::take(&mut *self.forbidden_next.lock())
     }
 
     /// Adds a chunk; one with `finish` is the last.

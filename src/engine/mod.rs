@@ -15,6 +15,7 @@ mod engine_core;
 mod faulty_compute;
 mod generate;
 mod generation_config;
+mod guidance;
 mod in_flight;
 mod job;
 mod job_state;
@@ -29,6 +30,7 @@ mod seed;
 mod sequence;
 mod sequence_cache;
 mod sequence_kv;
+mod sequence_rows;
 mod stats;
 mod text;
 mod token_mask;
@@ -47,7 +49,7 @@ use draft::Drafts;
 use engine_core::EngineCore;
 use output::no_memory_for_logits;
 use scheduler::{DraftModel, Scheduler};
-use sequence::Purpose;
+use sequence::{Purpose, Sequence};
 
 pub use as_completed::AsCompleted;
 pub use checked_request::CheckedRequest;
@@ -64,7 +66,7 @@ pub use request::{
     AdapterRef, DEFAULT_MAX_NGRAM, MAX_DRAFT_TOKENS, MAX_NGRAM, MAX_SAMPLES, MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS,
     Prompt, Request, Stop,
 };
-pub use sampler::{Context, Sampled, Sampler, SamplerState, TopCounts};
+pub use sampler::{Context, Sampled, Sampler, SamplerState, TopCounts, guide};
 pub use sampling_params::SamplingParams;
 pub use seed::random_seed;
 pub use sequence_cache::{SequenceCache, SequenceChunk};
@@ -349,7 +351,8 @@ impl Engine {
         let size = tokens_len.checked_mul(vocab).ok_or_else(no_memory_for_logits)?;
         values.try_reserve_exact(size).map_err(|_| no_memory_for_logits())?;
         let state = self.core.new_job(mixture.into_leases(), &Arc::default());
-        let mut job = self.enqueue(state, tokens.into(), plan, Purpose::PromptLogits(values), Drafts::off(), 0);
+        let sequence = Sequence::new(state, Purpose::PromptLogits(values), tokens.clone(), plan, Drafts::off());
+        let mut job = self.enqueue(sequence, tokens.into(), 0);
         let mut values = Vec::new();
         while let Some(chunk) = job.next_chunk_with(between_steps)? {
             values = chunk.logits;

@@ -35,7 +35,7 @@ pub struct EngineOptions {
     /// Memory is committed as it is used. On a device with memory of its own the default is what its free memory holds, but at
     /// most `max_rows` sequences of the longest length.
     pub kv_tokens: Option<usize>,
-    /// Largest number of requests that run at once; others wait.
+    /// Largest number of requests that run at once; others wait. One with a negative prompt counts as two.
     pub max_rows: usize,
     /// Largest number of prompt tokens in one step (chunked prefill). Tokens whose adapters have ranks that exceed the model's
     /// width together, or run its layers several times, count as several.

@@ -135,6 +135,11 @@ pub struct Request {
     pub prompt: Prompt,
     /// How a chat is rendered. For other prompts it must be the default.
     pub chat: ChatOptions,
+    /// Another prompt, which the text is guided away from (classifier-free guidance): each token is chosen from the
+    /// log-probabilities after the prompt, times [`SamplingParams::cfg_scale`], plus those after this prompt, times 1 less
+    /// that. It has the same adapters, and counts as a request of its own in
+    /// [`EngineOptions::max_rows`](crate::EngineOptions::max_rows).
+    pub negative_prompt: Option<Prompt>,
     /// Ordered mixture of (adapter, weight); empty is the base model.
     pub adapters: Vec<(AdapterRef, f32)>,
     /// Largest number of new tokens.
@@ -217,6 +222,15 @@ impl Request {
             let what = "token_healing and a grammar exclude each other: a grammar begins where the prompt ends";
             return Err(Error::new(ErrorCode::RequestInvalid, what));
         }
+        let scale = self.sampling.cfg_scale;
+        if self.negative_prompt.is_some() && scale.is_none() {
+            return Err(Error::new(ErrorCode::RequestInvalid, "there is a negative prompt and no cfg_scale")
+                .with_hint("cfg_scale says how much it counts; above 1 the text is guided away from it"));
+        }
+        if self.negative_prompt.is_none() && scale.is_some_and(|scale| scale != 1.0) {
+            return Err(Error::new(ErrorCode::RequestInvalid, "there is a cfg_scale and no negative prompt")
+                .with_hint("give a negative prompt, or leave cfg_scale out"));
+        }
         if !(1..=MAX_NGRAM).contains(&self.max_ngram) {
             return invalid("max_ngram is out of range", format!("1 to {MAX_NGRAM} tokens"), self.max_ngram);
         }
@@ -240,6 +254,7 @@ impl Request {
         Self {
             prompt: prompt.into(),
             chat: ChatOptions::default(),
+            negative_prompt: None,
             adapters: Vec::new(),
             max_new_tokens: 128,
             min_new_tokens: 0,
@@ -297,6 +312,24 @@ impl Request {
     /// Sets how tokens are chosen.
     pub fn sampling(mut self, sampling: SamplingParams) -> Self {
         self.sampling = sampling;
+        self
+    }
+
+    /// Guides the text away from another prompt; `scale` is [`SamplingParams::cfg_scale`].
+    ///
+    /// ```
+    /// use exlora::{Engine, EngineOptions, Request};
+    ///
+    /// let engine = Engine::load("tests/fixtures/quill-4m", EngineOptions::default())?;
+    /// let guided = Request::new("She was happy and").negative_prompt("She was sad and", 2.0).max_new_tokens(4);
+    /// let plain = Request::new("She was happy and").negative_prompt("She was sad and", 1.0).max_new_tokens(4);
+    /// let found = engine.generate(&[guided, plain, Request::new("She was happy and").max_new_tokens(4)])?;
+    /// assert_eq!(found[1], found[2]);
+    /// # Ok::<(), exlora::Error>(())
+    /// ```
+    pub fn negative_prompt(mut self, prompt: impl Into<Prompt>, scale: f32) -> Self {
+        self.negative_prompt = Some(prompt.into());
+        self.sampling.cfg_scale = Some(scale);
         self
     }
 

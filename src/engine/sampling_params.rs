@@ -6,6 +6,9 @@ use crate::error::{Error, ErrorCode, Result};
 /// temperature, which may come last.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
+    /// Weight of the log-probabilities after the prompt, where the request has a negative prompt; those after that one have 1
+    /// less this. 1 is the prompt alone, more guides away from the negative prompt.
+    pub cfg_scale: Option<f32>,
     /// Divides positive and multiplies negative logits of tokens seen in prompt or output; 1 is off.
     pub repetition_penalty: f32,
     /// Number of most recent tokens that the repetition penalty looks at; `None` is all.
@@ -86,6 +89,7 @@ impl Default for SamplingParams {
     /// Greedy, without penalties.
     fn default() -> Self {
         Self {
+            cfg_scale: None,
             repetition_penalty: 1.0,
             repetition_range: None,
             repetition_decay: 0,
@@ -149,6 +153,7 @@ impl SamplingParams {
             ("presence_penalty", self.presence_penalty),
             ("skew", self.skew),
             ("mirostat_mu", self.mirostat_mu.unwrap_or_default()),
+            ("cfg_scale", self.cfg_scale.unwrap_or_default()),
         ] {
             check(name, value, value.is_finite(), "a finite number");
         }
@@ -303,7 +308,8 @@ mod tests {
             assert!([0.0, 7.0].into_iter().all(|value| !refused(number, value)));
             assert!([-0.1, f32::INFINITY, f32::NAN].into_iter().all(|value| refused(number, value)));
         }
-        let finite: [fn(&mut SamplingParams, f32); 3] = [
+        let finite: [fn(&mut SamplingParams, f32); 4] = [
+            |params, value| params.cfg_scale = Some(value),
             |params, value| params.skew = value,
             |params, value| params.presence_penalty = value,
             |params, value| params.mirostat_mu = Some(value),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::banned_text::{BannedText, TextState};
 use super::constraint::Constraint;
 use super::draft::Drafts;
+use super::guidance::Guidance;
 use super::job_state::JobState;
 use super::output::{Chunk, Finish, FinishReason, StopMatch, TokenLogprobs, TokenProbs, Usage};
 use super::post_sampling::PostSamplingHook;
@@ -57,6 +58,8 @@ pub(super) struct Sequence {
     pub prompt_len: usize,
     /// What is computed of them. Tokens that are verified count once they were chosen.
     pub kv: SequenceKv,
+    /// The negative prompt and the same output, if its tokens are chosen from the logits of both.
+    pub guidance: Option<Box<Guidance>>,
     pub drafts: Drafts,
     /// Prompt tokens found in the prefix cache when it was first admitted; `None` before.
     pub cached_tokens: Option<usize>,
@@ -71,7 +74,7 @@ impl Sequence {
         drafts: Drafts,
     ) -> Self {
         let (prompt_len, kv) = (tokens.len(), SequenceKv::new(plan));
-        Self { job, purpose, prompt_len, tokens, kv, drafts, cached_tokens: None }
+        Self { job, purpose, prompt_len, tokens, kv, guidance: None, drafts, cached_tokens: None }
     }
 
     /// What limits its tokens, if anything does.
@@ -82,16 +85,6 @@ impl Sequence {
         }
     }
 
-    /// Tokens to compute before the next one can be chosen.
-    pub(super) fn pending(&self) -> usize {
-        self.tokens.len() - self.kv.computed
-    }
-
-    /// Reports to the job how much of its prompt is in the cache.
-    pub(super) fn report_progress(&self) {
-        self.job.set_prefilled(self.kv.computed.min(self.prompt_len));
-    }
-
     /// Appends a chosen token, sends its chunk (with `logits`) unless it is held back, and ends the text if that was its last.
     /// If the text then contains a banned string, the sequence goes back: it has fewer tokens than are computed.
     pub(super) fn accept(&mut self, sampled: Sampled, logits: Vec<f32>) -> Result<()> {
@@ -100,6 +93,9 @@ impl Sequence {
             banned.hold(self.tokens.len(), &decode.text);
         }
         self.tokens.push(sampled.id);
+        if let Some(guidance) = &mut self.guidance {
+            guidance.tokens.push(sampled.id);
+        }
         self.drafts.verify(sampled.id);
         let mut chunk = Chunk { token_ids: vec![sampled.id], logits, ..Chunk::default() };
         if decode.top.logprobs > 0 {
@@ -160,6 +156,9 @@ impl Sequence {
         };
         if let Some(position) = banned.complete(chunk) {
             let given_up = self.tokens.split_off(position);
+            if let Some(Guidance { tokens, .. }) = self.guidance.as_deref_mut() {
+                tokens.truncate(tokens.len() - given_up.len());
+            }
             let (suppressed_text, text) = banned.go_back(position, given_up[0])?;
             decode.text = text;
             decode.sampler_state.rewind(position - self.prompt_len);

@@ -39,6 +39,11 @@ impl SequenceKv {
         pages_for(tokens) * self.plan.kv_groups
     }
 
+    /// Number of positions that the pages hold.
+    pub(super) fn positions(&self) -> usize {
+        self.pages.len() / self.plan.kv_groups * PAGE_TOKENS
+    }
+
     /// Takes over the pages that already hold a prefix of `tokens`, the last of which is left to compute. There must be no
     /// pages yet.
     pub(super) fn find_prefix(&mut self, pool: &mut PagePool, tokens: &[u32]) {

@@ -177,7 +177,7 @@ fn inspect_model(dir: &Path) -> Result<ModelReport> {
         max_positions: config.max_positions,
         window: windows.and_then(|windows| windows.into_iter().max()),
         tie_word_embeddings: config.tie_word_embeddings,
-        kv_bytes_per_token: 2 * config.layers * config.kv_heads * config.head_dim * KvDType::F16.bytes(),
+        kv_bytes_per_token: config.layers * config.kv_heads * KvDType::F16.head_bytes(config.head_dim),
         sites: sites.linears().count(),
         has_tokenizer: tokenizer.is_some(),
         has_chat_template: tokenizer.as_ref().is_some_and(Tokenizer::has_chat_template),

@@ -187,14 +187,7 @@ impl<'py> FromPyObject<'_, 'py> for FloatArrayArg<'py> {
     }
 }
 
-/// The element type of a KV cache, by name.
+/// How a KV cache stores keys and values, by name.
 pub(super) fn kv_dtype(name: &str) -> PyResult<KvDType> {
-    match name {
-        "f16" => Ok(KvDType::F16),
-        "f32" => Ok(KvDType::F32),
-        other => Err(Error::new(ErrorCode::RequestInvalid, "the cache has no such element type")
-            .with_expected("f16 or f32")
-            .with_found(other)
-            .into()),
-    }
+    Ok(KvDType::from_name(name)?)
 }

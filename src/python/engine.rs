@@ -17,7 +17,7 @@ use super::request::PyRequest;
 use super::results::{PyAdapterInfo, ResultOut};
 use super::returns::{Floats, NamedInts, NamedValues};
 use super::tokenizer::PyTokenizer;
-use crate::engine::{DraftModelSource, Engine, EngineOptions, GenerationConfigSource, Request, with_index};
+use crate::engine::{DraftModelSource, Engine, EngineOptions, GenerationConfigSource, Refused, Request, with_index};
 use crate::error::Result;
 use crate::model::Progress;
 
@@ -58,6 +58,14 @@ fn options(
         num_draft_tokens: count("num_draft_tokens", num_draft_tokens)?,
         ..EngineOptions::default()
     })
+}
+
+/// The exception of a refused request, with its index.
+fn error_of(py: Python<'_>, refused: Refused) -> PyErr {
+    let error = PyErr::from(refused.error);
+    // The attribute exists, so this does not fail.
+    let _ = error.value(py).setattr("request_index", refused.index);
+    error
 }
 
 #[pymethods]
@@ -189,18 +197,20 @@ impl PyEngine {
             }
         });
         reporter.finish();
-        let results = outcome?.map_err(|refused| {
-            let error = PyErr::from(refused.error);
-            // The attribute exists, so this does not fail.
-            let _ = error.value(py).setattr("request_index", refused.index);
-            error
-        })?;
+        let results = outcome?.map_err(|refused| error_of(py, refused))?;
         let of_request = |(index, results): (usize, Vec<_>)| {
             let named =
                 results.into_iter().map(|result: Result<_>| result.map_err(|e| with_index(e, index, &requests)));
             named.map(|result| ResultOut::new(py, result)).collect()
         };
         results.into_iter().enumerate().map(of_request).collect()
+    }
+
+    /// Checks requests without running them. One that would be refused raises its exception, with its `request_index`.
+    #[pyo3(signature = (requests: "list[Request]"))]
+    fn check(&self, py: Python<'_>, requests: Vec<Bound<'_, PyRequest>>) -> PyResult<()> {
+        let requests: Vec<Request> = requests.iter().map(|request| request.get().request()).collect();
+        detached(py, |_| Ok(self.engine.check_all(&requests).map(drop)))?.map_err(|refused| error_of(py, refused))
     }
 
     /// Checks a request and queues it. Steps are computed by the threads that ask for chunks.

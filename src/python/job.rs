@@ -3,6 +3,7 @@
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 
+use super::args::TokenIds;
 use super::gil::detached;
 use super::results::PyChunk;
 use crate::engine::{CancelHandle, Job};
@@ -16,6 +17,7 @@ pub(super) struct PyJob {
     /// Beside the lock, so that a thread can cancel while another one waits for a chunk.
     cancel_handle: CancelHandle,
     prompt: Vec<u32>,
+    prefill_tokens: usize,
     seed: u64,
 }
 
@@ -24,6 +26,7 @@ impl PyJob {
         Self {
             prompt: job.prompt_tokens().to_vec(),
             seed: job.seed(),
+            prefill_tokens: job.prefill_progress().1,
             cancel_handle: job.cancel_handle(),
             job: Mutex::new(Some(job)),
         }
@@ -62,6 +65,12 @@ impl PyJob {
         py.detach(|| drop(self.job.lock().take()));
     }
 
+    /// Forbids tokens for the one that the next step chooses, in the place of those that were forbidden before it. With drafts
+    /// a step may choose several tokens, of which this concerns the first.
+    fn forbid_next(&self, py: Python<'_>, ids: TokenIds) {
+        self.with(py, |job| job.forbid_next(&ids.0));
+    }
+
     /// Whether the last chunk was returned.
     #[getter]
     fn is_finished(&self, py: Python<'_>) -> bool {
@@ -74,10 +83,10 @@ impl PyJob {
         self.with(py, Job::has_started).unwrap_or(true)
     }
 
-    /// Prompt tokens whose keys and values are in the cache, and the number of prompt tokens.
+    /// Prompt tokens whose keys and values are in the cache, and the number of prompt tokens. Those of a negative prompt count.
     #[getter]
     fn prefill_progress(&self, py: Python<'_>) -> (usize, usize) {
-        self.with(py, Job::prefill_progress).unwrap_or((self.prompt.len(), self.prompt.len()))
+        self.with(py, Job::prefill_progress).unwrap_or((self.prefill_tokens, self.prefill_tokens))
     }
 
     /// Seed of its random numbers: the one it was given, or the one drawn for it.

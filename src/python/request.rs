@@ -60,6 +60,7 @@ impl PyRequest {
         let dict = PyDict::new(py);
         dict.set_item("prompt", PromptOut(&request.prompt))?;
         dict.set_item("adapter", self.named_mixture(py)?)?;
+        dict.set_item("negative_prompt", request.negative_prompt.as_ref().map(PromptOut))?;
         dict.set_item("max_new_tokens", request.max_new_tokens)?;
         dict.set_item("min_new_tokens", request.min_new_tokens)?;
         dict.set_item("stop", self.stops())?;
@@ -96,7 +97,7 @@ impl PyRequest {
     /// A request. Adapters are looked up when it is submitted. The keywords of `SamplingParams` are taken too; they change
     /// those of `sampling`.
     #[new]
-    #[pyo3(signature = (prompt, adapter=None, *, sampling=None, max_new_tokens: "SupportsIndex"=128,
+    #[pyo3(signature = (prompt, adapter=None, *, sampling=None, negative_prompt=None, max_new_tokens: "SupportsIndex"=128,
                         min_new_tokens: "SupportsIndex"=0, stop=None, banned_strings=None, stop_at_eos=true,
                         logprobs: "SupportsIndex"=0, probs: "SupportsIndex"=0, post_sampling_hooks=None,
                         return_logits=false, ngram_draft=false, max_ngram: "SupportsIndex"=4,
@@ -111,6 +112,7 @@ impl PyRequest {
         prompt: PromptArg,
         adapter: Option<MixtureArg>,
         sampling: Option<&Bound<'_, PySamplingParams>>,
+        negative_prompt: Option<PromptArg>,
         #[pyo3(from_py_with = integer)] max_new_tokens: i64,
         #[pyo3(from_py_with = integer)] min_new_tokens: i64,
         stop: Option<StopsArg>,
@@ -148,6 +150,7 @@ impl PyRequest {
             grammar: self::grammar(json_schema, json_object, regex, grammar, choices)?,
             filters: Filters { prefer_eos: filter_prefer_eos, ..Filters::default() },
             token_healing,
+            negative_prompt: negative_prompt.map(|prompt| prompt.0),
             adapters: adapter.unwrap_or_default().0,
             max_new_tokens: count("max_new_tokens", max_new_tokens)?,
             min_new_tokens: count("min_new_tokens", min_new_tokens)?,
@@ -188,6 +191,12 @@ impl PyRequest {
     #[getter]
     fn adapter<'py>(&self, py: Python<'py>) -> PyResult<Option<NamedMixture<'py>>> {
         self.named_mixture(py)
+    }
+
+    /// Another prompt, which the text is guided away from as `cfg_scale` says: text, token ids or chat messages.
+    #[getter]
+    fn negative_prompt(&self) -> Option<PromptOut<'_>> {
+        self.request.negative_prompt.as_ref().map(PromptOut)
     }
 
     /// How tokens are chosen.

@@ -9,7 +9,7 @@ use super::args::{LogitBiasArg, TokenIds};
 use super::numbers::{count, float, integer, optional_float, optional_integer, optional_seed, seed_bits};
 use super::returns::{FloatArray, Floats, NamedValues};
 use super::tokenizer::PyTokenizer;
-use crate::engine::{Context, Sampler, SamplerState, SamplingParams, TopCounts, random_seed};
+use crate::engine::{Context, Sampler, SamplerState, SamplingParams, TopCounts, guide, random_seed};
 
 /// The most likely ids with their (log-)probabilities, best first.
 type TopTokens = Vec<(u32, f32)>;
@@ -18,6 +18,9 @@ type TopTokens = Vec<(u32, f32)>;
 #[pyclass(frozen, get_all, eq, name = "SamplingParams", module = "exlora._exlora")]
 #[derive(Clone, PartialEq)]
 pub(super) struct PySamplingParams {
+    /// Weight of the log-probabilities after the prompt, where there is a negative prompt, whose have 1 less this; 1 is the
+    /// prompt alone.
+    cfg_scale: Option<f64>,
     /// 0 is greedy decoding.
     temperature: f64,
     /// Keep the k most likely tokens; 0 keeps all.
@@ -95,6 +98,7 @@ pub(super) struct PySamplingParams {
 impl PySamplingParams {
     pub(super) fn params(&self) -> SamplingParams {
         SamplingParams {
+            cfg_scale: self.cfg_scale.map(|scale| scale as f32),
             temperature: self.temperature as f32,
             top_k: self.top_k,
             top_p: self.top_p as f32,
@@ -153,6 +157,7 @@ impl PySamplingParams {
     /// All parameters by keyword.
     pub(super) fn keywords<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let dict = PyDict::new(py);
+        dict.set_item("cfg_scale", self.cfg_scale)?;
         dict.set_item("temperature", self.temperature)?;
         dict.set_item("top_k", self.top_k)?;
         dict.set_item("top_p", self.top_p)?;
@@ -208,7 +213,8 @@ impl PySamplingParams {
 impl PySamplingParams {
     /// Greedy decoding without penalties, changed by the keywords given.
     #[new]
-    #[pyo3(signature = (*, temperature: "SupportsFloat | SupportsIndex"=0.0, top_k: "SupportsIndex"=0,
+    #[pyo3(signature = (*, cfg_scale: "SupportsFloat | SupportsIndex | None"=None,
+                        temperature: "SupportsFloat | SupportsIndex"=0.0, top_k: "SupportsIndex"=0,
                         top_p: "SupportsFloat | SupportsIndex"=1.0, top_a: "SupportsFloat | SupportsIndex"=0.0,
                         min_p: "SupportsFloat | SupportsIndex"=0.0, tfs: "SupportsFloat | SupportsIndex"=1.0,
                         typical: "SupportsFloat | SupportsIndex"=1.0, mirostat=false,
@@ -231,6 +237,7 @@ impl PySamplingParams {
                         logit_bias=None, allowed_token_ids=None, seed: "SupportsIndex | None"=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
+        #[pyo3(from_py_with = optional_float)] cfg_scale: Option<f64>,
         #[pyo3(from_py_with = float)] temperature: f64,
         #[pyo3(from_py_with = integer)] top_k: i64,
         #[pyo3(from_py_with = float)] top_p: f64,
@@ -268,6 +275,7 @@ impl PySamplingParams {
         #[pyo3(from_py_with = optional_seed)] seed: Option<i128>,
     ) -> PyResult<Self> {
         Ok(Self {
+            cfg_scale,
             temperature,
             top_k: count("top_k", top_k)?,
             top_p,
@@ -355,18 +363,23 @@ impl PySamplingParams {
     /// Chooses the token that follows `tokens` from `logits` [vocab] by a number in [0, 1) instead of the seed.
     ///
     /// Returns the id, its probability after penalties and filters, the `top` best (id, probability), and Mirostat's limit for
-    /// the token that follows it, `None` without Mirostat. `mirostat_mu` is the limit for this token.
-    #[pyo3(signature = (logits, tokens, random, top: "SupportsIndex"=1, tokenizer=None))]
+    /// the token that follows it, `None` without Mirostat. `mirostat_mu` is the limit for this token. With `cfg_scale`, the
+    /// logits after the negative prompt are `negative_logits` [vocab].
+    #[pyo3(signature = (logits, tokens, random, top: "SupportsIndex"=1, tokenizer=None, negative_logits=None))]
     fn draw(
         &self,
-        logits: Vec<f32>,
+        mut logits: Vec<f32>,
         tokens: TokenIds,
         random: f64,
         #[pyo3(from_py_with = integer)] top: i64,
         tokenizer: Option<&Bound<'_, PyTokenizer>>,
+        negative_logits: Option<Vec<f32>>,
     ) -> PyResult<(u32, f32, TopTokens, Option<f64>)> {
         let params = self.params();
         params.check(logits.len())?;
+        if let (Some(scale), Some(negative)) = (params.cfg_scale.filter(|&scale| scale != 1.0), &negative_logits) {
+            guide(&mut logits, negative, scale);
+        }
         let context = Context { tokens: &tokens.0, random: Some(random), ..Context::default() };
         let tokenizer = tokenizer.map(|tokenizer| tokenizer.get().tokenizer());
         let mut state = SamplerState::new(&params, logits.len(), tokenizer.as_deref());

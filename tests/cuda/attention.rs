@@ -293,6 +293,7 @@ impl OnDevice {
         match self.layer.kv {
             KvDType::F16 => numbers::<f16>(&self.cache, f16::to_f32),
             KvDType::F32 => numbers::<f32>(&self.cache, |value| value),
+            quantized => panic!("{quantized:?} has no numbers"),
         }
     }
 }

@@ -9,6 +9,10 @@ use serde::Deserialize;
 
 /// Largest difference of a logit, relative to the vector's largest magnitude.
 const TOLERANCE_F16_KV: f32 = 2e-3;
+/// With keys and values of 8 bits; measured 6.0e-3.
+const TOLERANCE_Q8_KV: f32 = 1e-2;
+/// With values of 4 bits, or keys too; measured 6.8e-2 and 6.6e-2.
+const TOLERANCE_Q4_KV: f32 = 8e-2;
 /// With keys and values in f32 nothing is rounded but f32 sums.
 const TOLERANCE_F32_KV: f32 = 2e-5;
 /// An EXL2 weight is a product rounded to float16, which the fast kernels leave unrounded (src/quant/exl2.rs); measured 6.3e-4.
@@ -104,4 +108,13 @@ fn exl2_mixed() {
     check(model, Device::Cpu, KvDType::F16, TOLERANCE_F16_KV);
     check(model, Device::Cpu, KvDType::F32, TOLERANCE_UNROUNDED);
     check(model, Device::Reference, KvDType::F32, TOLERANCE_F32_KV);
+}
+
+#[test]
+fn quantized_caches_move_logits_by_no_more_than_stated() {
+    for model in ["quill-4m", "quill-4m-gptq-4bit-g128-sym"] {
+        check(model, Device::Cpu, KvDType::Q8, TOLERANCE_Q8_KV);
+        check(model, Device::Cpu, KvDType::Q6, TOLERANCE_Q4_KV);
+        check(model, Device::Cpu, KvDType::Q4, TOLERANCE_Q4_KV);
+    }
 }

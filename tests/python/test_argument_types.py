@@ -195,7 +195,7 @@ def test_numbers_of_other_libraries_are_numbers(engine):
     assert out.token_ids == plain.token_ids
 
 
-def test_a_pair_of_prompts_for_guidance_is_refused_as_such(fixtures):
+def test_a_pair_of_prompts_needs_a_cfg_scale(fixtures):
     config = ExLlamaV2Config(str(fixtures / "quill-4m"))
     model = ExLlamaV2(config)
     model.load()
@@ -204,8 +204,8 @@ def test_a_pair_of_prompts_for_guidance_is_refused_as_such(fixtures):
     for call in (
         lambda: generator.generate([("yes", "no")], max_new_tokens=2),
         lambda: generator.generate(("yes", "no"), max_new_tokens=2),
-        lambda: ExLlamaV2DynamicJob(([[1]], [[2]]), max_new_tokens=2),
+        lambda: generator.enqueue(ExLlamaV2DynamicJob(([[1]], [[2]]), max_new_tokens=2)),
     ):
-        with pytest.raises(ExloraError, match="classifier-free guidance") as caught:
+        with pytest.raises(ExloraError, match="negative prompt and no cfg_scale") as caught:
             call()
-        assert caught.value.code == "setting_unsupported"
+        assert caught.value.code == "request_invalid"

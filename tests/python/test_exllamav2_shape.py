@@ -19,7 +19,10 @@ from exlora import (
     Engine,
     ExLlamaV2,
     ExLlamaV2Cache,
+    ExLlamaV2Cache_8bit,
     ExLlamaV2Cache_Q4,
+    ExLlamaV2Cache_Q6,
+    ExLlamaV2Cache_Q8,
     ExLlamaV2Config,
     ExLlamaV2Lora,
     ExLlamaV2Tokenizer,
@@ -693,10 +696,47 @@ def test_hooks_get_exllamav2s_results_and_may_replace_the_token(generator, model
     assert seen[0].candidate_tokens is None
 
 
-def test_a_sampling_setting_without_counterpart_is_refused_by_name(generator):
-    with pytest.raises(ExloraError, match="cfg_scale") as caught:
-        generator.generate(PROMPT, 4, gen_settings=ExLlamaV2Sampler.Settings(cfg_scale=1.5))
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rotary_embedding_base", 1e6),
+        ("sliding_window", 64),
+        ("num_experts_per_token", 3),
+        ("head_dim", 7),
+        ("norm_eps", 0.5),
+    ],
+)
+def test_a_config_changed_after_it_was_read_is_refused(folder, name, value):
+    config = ExLlamaV2Config(folder)
+    setattr(config, name, value)
+    with pytest.raises(ExloraError, match=name) as caught:
+        ExLlamaV2(config).load()
     assert caught.value.code == "setting_unsupported"
+
+
+def test_a_stream_bans_tokens_for_the_next_one(model, tokenizer):
+    streaming = ExLlamaV2StreamingGenerator(model, ExLlamaV2Cache(model, max_seq_len=256), tokenizer)
+    streaming.set_stop_conditions([])
+    ids = tokenizer.encode(PROMPT)
+
+    def tokens(banned):
+        """Five greedy tokens and the best two of each; `banned` by place."""
+        streaming.begin_stream_ex(ids, GREEDY, return_logits=True)
+        results = [streaming.stream_ex(ban_tokens=banned.get(place)) for place in range(5)]
+        best = [np.argsort(to_numpy(result["logits"])[0, 0])[::-1][:2].tolist() for result in results]
+        return [int(to_numpy(result["chunk_token_ids"])[0, 0]) for result in results], best
+
+    free, best = tokens({})
+    assert free == [first for first, _ in best]
+    found, _ = tokens({2: [free[2]]})
+    assert found[:2] == free[:2]
+    assert found[2] == best[2][1]
+    # What is banned once is not banned for good.
+    assert tokens({1: [free[2]]})[0] == free
+    streaming.speculative_ngram = True
+    streaming.begin_stream(ids, GREEDY)
+    with pytest.raises(ExloraError, match="ban_tokens"):
+        streaming.stream_ex(ban_tokens=[3])
 
 
 @pytest.mark.parametrize("name", ["embeddings"])
@@ -707,11 +747,34 @@ def test_a_job_setting_without_counterpart_is_refused_by_name(generator, name):
     assert generator.generate(PROMPT, 1, gen_settings=GREEDY, **{name: []})
 
 
-def test_unknown_settings_and_compressed_caches_are_logged(generator, model, caplog):
+@pytest.mark.parametrize(
+    ("cache_class", "part", "most"),
+    [
+        (ExLlamaV2Cache_Q8, 0.54, 0.02),
+        (ExLlamaV2Cache_8bit, 0.54, 0.02),
+        (ExLlamaV2Cache_Q6, 0.41, 0.1),
+        (ExLlamaV2Cache_Q4, 0.29, 0.2),
+    ],
+)
+def test_a_quantized_cache_takes_less_memory_and_computes_nearly_the_same(model, tokenizer, cache_class, part, most):
+    ids = tokenizer.encode(PROMPT, add_bos=True)
+    plain, quantized = ExLlamaV2Cache(model, max_seq_len=512), cache_class(model, max_seq_len=512)
+    expected, found = (to_numpy(model.forward(ids, cache)) for cache in (plain, quantized))
+    assert 0.0 < abs(found - expected).max() / abs(expected).max() < most
+    assert quantized.footprint()[0] <= part * plain.footprint()[0]
+    assert quantized.clone().kv_dtype == quantized.kv_dtype
+
+
+def test_generator_and_engine_quantize_alike(model, tokenizer, folder):
+    generator = ExLlamaV2DynamicGenerator(model, ExLlamaV2Cache_Q4(model, max_seq_len=512), tokenizer)
+    assert generator.generate(PROMPT, 16, gen_settings=GREEDY) == text_of(Engine(folder, kv_dtype="q4"))
+    with pytest.raises(ValueError, match="q8, q6, q4"):
+        Engine(folder, kv_dtype="q5")
+
+
+def test_unknown_settings_are_logged(generator, caplog):
     generator.generate(PROMPT, 1, no_such_setting=1)
     assert "no_such_setting" in caplog.text
-    ExLlamaV2Cache_Q4(model)
-    assert "ExLlamaV2Cache_Q4 is not compressed" in caplog.text
 
 
 @pytest.mark.parametrize("first", ["numpy", "torch"])

@@ -10,14 +10,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import exlora._exlora as _exlora
-from exlora._arrays import to_array
+from exlora._arrays import padding_of, to_array, token_rows
 
 if TYPE_CHECKING:
     from exlora.cache import ExLlamaV2CacheBase
     from exlora.model import ExLlamaV2
     from exlora.tokenizer import ExLlamaV2Tokenizer
 
-__all__ = ["mixture", "new_seed", "open_engine", "prompt_ids", "stop_list", "token_array", "top_arrays"]
+__all__ = [
+    "mixture",
+    "new_seed",
+    "open_engine",
+    "pair_of",
+    "prompt_ids",
+    "stop_list",
+    "token_array",
+    "top_arrays",
+    "unpadded_rows",
+]
 
 
 def open_engine(
@@ -28,11 +38,11 @@ def open_engine(
     max_chunk_size: int | None = None,
     draft_model: ExLlamaV2 | None = None,
 ) -> _exlora.Engine:
-    """An engine over a loaded model whose KV cache has the size of `cache`, and so has that of `draft_model`."""
+    """An engine over a loaded model; its KV cache, and that of `draft_model`, has the size and type of `cache`."""
     return _exlora.Engine.from_model(
         model.native_model(),
         tokenizer.native,
-        kv_dtype=model.config.kv_dtype,
+        kv_dtype=cache.kv_dtype,
         max_seq_len=model.config.max_seq_len,
         kv_tokens=cache.max_seq_len * cache.batch_size,
         max_batch_size=max_batch_size or 32,
@@ -46,6 +56,26 @@ def mixture(loras: Any) -> list[Any]:
     if loras is None:
         return []
     return list(loras) if isinstance(loras, list | tuple) else [loras]
+
+
+def pair_of(prompt: Any) -> tuple[Any, Any]:
+    """A prompt and its negative prompt: those of a tuple of two, for classifier-free guidance; else it and `None`."""
+    if not isinstance(prompt, tuple):
+        return prompt, None
+    if len(prompt) != 2:
+        raise _exlora.error(
+            "request_invalid",
+            "a tuple of prompts is a pair, for cfg_scale",
+            expected="2 prompts",
+            found=f"{len(prompt)}",
+        )
+    return prompt
+
+
+def unpadded_rows(input_ids: Any, input_mask: Any) -> list[list[int]]:
+    """Rows of ids without their padding on the left, which is where `input_mask` is `False` or minus infinity."""
+    rows = token_rows(input_ids)
+    return [row[length:] for row, length in zip(rows, padding_of(input_mask, len(rows)), strict=True)]
 
 
 def prompt_ids(

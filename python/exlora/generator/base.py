@@ -6,8 +6,9 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import exlora._exlora as _exlora
-from exlora._unsupported import refuse, refuse_pair, warn_unknown
-from exlora.generator._common import mixture, new_seed, open_engine, prompt_ids
+from exlora._arrays import padded_rows
+from exlora._unsupported import refuse, warn_unknown
+from exlora.generator._common import mixture, new_seed, open_engine, pair_of, prompt_ids
 from exlora.generator.filters.base import ExLlamaV2Filter, filter_settings
 
 if TYPE_CHECKING:
@@ -26,19 +27,29 @@ class ExLlamaV2BaseGenerator:
         self.model = model
         self.cache = cache
         self.tokenizer = tokenizer
-        self._engine = open_engine(model, cache, tokenizer)
+        #: Ids of prompt and output of the last call.
+        self._sequences: list[list[int]] = []
+        self._engine = self._open_engine()
+
+    def _open_engine(self) -> _exlora.Engine:
+        return open_engine(self.model, self.cache, self.tokenizer)
 
     def warmup(self) -> None:
         """Generates a few tokens, so that the first real prompt is not slower."""
         self._engine.generate([_exlora.Request([0], max_new_tokens=2, stop_at_eos=False)])
 
+    @property
+    def sequence_ids(self) -> Any:
+        """Ids of prompt and output, int64 [batch, n], of the last call; `None` before the first."""
+        return padded_rows(self._sequences, self.tokenizer.pad_token_id) if self._sequences else None
+
     def full(self) -> bool:
-        """Always `False`: each call starts with an empty cache."""
-        return False
+        """Whether the sequence fills the model's context or the cache."""
+        return max(map(len, self._sequences), default=0) >= self._engine.max_tokens
 
     def generate_simple(
         self,
-        prompt: str | list[str],
+        prompt: str | tuple[str, str] | list[str | tuple[str, str]],
         gen_settings: _Settings,
         num_tokens: int,
         seed: int | None = None,
@@ -60,7 +71,8 @@ class ExLlamaV2BaseGenerator:
         `loras` is one adapter or an ordered list of adapters or (adapter, weight). `stop_token` -1 is the tokenizer's
         EOS, `None` none. `filters` limit the tokens; of several prompts, each has clones of them. With `token_healing`,
         the first new token replaces the prompt's last one by one that begins with its text. A prompt too long for the
-        cache loses its beginning. `abort_event` ends all texts at once.
+        cache loses its beginning. `abort_event` ends all texts at once. A prompt may be a pair (prompt, negative
+        prompt), for settings with a `cfg_scale`.
         """
         refuse(f"{type(self).__name__}.generate_simple", input_embeddings=input_embeddings)
         loras = kwargs.pop("lora", loras)
@@ -68,22 +80,29 @@ class ExLlamaV2BaseGenerator:
         prompts = prompt if isinstance(prompt, list) else [prompt]
         eos = self.tokenizer.eos_token_id if stop_token == -1 else stop_token
         first_seed, room = new_seed(seed), self.cache.max_seq_len - num_tokens
-        heads, jobs = [], []
+        heads, rows, jobs = [], [], []
         filters = filters or gen_settings.filters
-        for i, text in enumerate(prompts):
+        for i, pair in enumerate(prompts):
             # A filter follows one text.
             own_filters = filters if len(prompts) == 1 else [one.clone() for one in filters]
-            refuse_pair(f"{type(self).__name__}.generate_simple", text)
+            text, negative = pair_of(pair)
             ids, tokenizer = prompt_ids(
                 self._engine, self.tokenizer, mixture(loras), text, add_bos, encode_special_tokens
             )
+            if negative is not None:
+                negative, _ = prompt_ids(
+                    self._engine, self.tokenizer, mixture(loras), negative, add_bos, encode_special_tokens
+                )
             if len(ids) > max(room, 1):
                 ids = ids[-max(room, 1) :]
                 text = tokenizer.decode(ids)
             heads.append("" if completion_only else text)
+            # Healing replaces the last token.
+            rows.append(ids[:-1] if token_healing and len(ids) > 1 else list(ids))
             request = _exlora.Request(
                 ids,
                 mixture(loras),
+                negative_prompt=negative,
                 max_new_tokens=num_tokens + bool(token_healing),
                 seed=(first_seed + i) % 2**63,
                 stop=eos,
@@ -94,14 +113,21 @@ class ExLlamaV2BaseGenerator:
                 **gen_settings.request_settings(),
             )
             jobs.append(self._engine.submit(request))
-        texts = [head + _finish(job, abort_event) for head, job in zip(heads, jobs, strict=True)]
+        texts = []
+        for head, row, job in zip(heads, rows, jobs, strict=True):
+            text, tokens = _finish(job, abort_event)
+            texts.append(head + text)
+            row += tokens
+        self._sequences = rows
         return texts if isinstance(prompt, list) else texts[0]
 
 
-def _finish(job: _exlora.Job, abort_event: threading.Event | None) -> str:
-    text = ""
+def _finish(job: _exlora.Job, abort_event: threading.Event | None) -> tuple[str, list[int]]:
+    """Text and ids of a job that is run to its end."""
+    text, tokens = "", []
     while (chunk := job.next_chunk()) is not None:
         text += chunk.text
+        tokens += chunk.token_ids
         if abort_event is not None and abort_event.is_set():
             job.cancel()
-    return text
+    return text, tokens

@@ -8,9 +8,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import exlora._exlora as _exlora
-from exlora._unsupported import refuse, refuse_pair, warn_unknown
+from exlora._unsupported import refuse, warn_unknown
 from exlora.errors import ExloraError
-from exlora.generator._common import mixture, open_engine, prompt_ids
+from exlora.generator._common import mixture, open_engine, pair_of, prompt_ids
 from exlora.generator.job import SET_LORAS, ExLlamaV2DynamicJob
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class ExLlamaV2DynamicGenerator:
 
     def generate(
         self,
-        prompt: str | list[str],
+        prompt: str | tuple[str, str] | list[str | tuple[str, str]],
         max_new_tokens: int,
         min_new_tokens: int = 0,
         seed: int | None = None,
@@ -104,7 +104,8 @@ class ExLlamaV2DynamicGenerator:
         """Prompt and continuation, or the continuation alone if `completion_only`; a list for a list of prompts.
 
         With each job's last result if `return_last_results`; `None` if `abort_event` is set. `loras` is
-        exlora's own, for all prompts alike: see `ExLlamaV2DynamicJob`.
+        exlora's own, for all prompts alike: see `ExLlamaV2DynamicJob`. A prompt may be a pair (prompt, negative
+        prompt), for settings with a `cfg_scale`.
         """
         self.refuse_embeddings(embeddings)
         loras = kwargs.pop("lora", loras)
@@ -118,12 +119,16 @@ class ExLlamaV2DynamicGenerator:
             )  # fmt: skip
         filter_lists = _filters_of_prompts(filters, len(prompts), is_one=not isinstance(prompt, list))
         jobs: list[ExLlamaV2DynamicJob] = []
-        for i, text in enumerate(prompts):
-            refuse_pair(type(self).__name__, text)
+        pairs = [pair_of(one) for one in prompts]
+        for i, pair in enumerate(pairs):
             adapters = self.current_loras if loras is SET_LORAS else mixture(loras)
-            ids, _ = prompt_ids(self._engine, self.tokenizer, adapters, text, add_bos, encode_special_tokens)
+            texts = [text for text in pair if text is not None]
+            encoded = [
+                prompt_ids(self._engine, self.tokenizer, adapters, text, add_bos, encode_special_tokens)[0]
+                for text in texts
+            ]
             job = ExLlamaV2DynamicJob(
-                input_ids=[ids],
+                input_ids=encoded,
                 max_new_tokens=max_new_tokens,
                 min_new_tokens=min_new_tokens,
                 gen_settings=settings[i],
@@ -142,7 +147,7 @@ class ExLlamaV2DynamicGenerator:
             return None
         texts = [job.full_completion for job in jobs]
         if not completion_only:
-            texts = [text + completion for text, completion in zip(prompts, texts, strict=True)]
+            texts = [text + completion for (text, _), completion in zip(pairs, texts, strict=True)]
         if not isinstance(prompt, list):
             return (texts[0], last[0]) if return_last_results else texts[0]
         return (texts, last) if return_last_results else texts

@@ -8,7 +8,7 @@ from typing import Any
 
 import exlora._exlora as _exlora
 from exlora._arrays import to_array, token_row
-from exlora._unsupported import refuse, refuse_pair, warn_unknown
+from exlora._unsupported import refuse, warn_unknown
 from exlora.generator._common import mixture, new_seed, stop_list, token_array, top_arrays
 from exlora.generator.filters.base import filter_settings
 from exlora.generator.sampler import ExLlamaV2Sampler, _Settings
@@ -28,12 +28,22 @@ class _SetLoras:
 SET_LORAS = _SetLoras()
 
 
+def _prompt_and_negative(input_ids: Any) -> tuple[list[int], list[int] | None]:
+    """Ids of a prompt and of its negative prompt, from ids [1, n] or a list of one or two such arrays."""
+    is_list = isinstance(input_ids, list | tuple) and len(input_ids) in (1, 2)
+    if not is_list or not (isinstance(input_ids[0], list) or getattr(input_ids[0], "ndim", 0)):
+        return token_row(input_ids), None
+    prompt, *negative = map(token_row, input_ids)
+    return prompt, negative[0] if negative else None
+
+
 class ExLlamaV2DynamicJob:
     """One sequence to continue.
 
     `loras` is exlora's own: this job's adapters, as one adapter or an ordered list of adapters or (adapter, weight);
     `None` or an empty list is the base model. If left out, the adapters of `set_loras` when the job is enqueued.
-    `return_probs` and `return_top_tokens` give probabilities after penalties and filters.
+    `return_probs` and `return_top_tokens` give probabilities after penalties and filters. `input_ids` [1, n] may be a
+    list of two such arrays, for `gen_settings.cfg_scale`: the prompt and the one that the text is guided away from.
     """
 
     def __init__(
@@ -58,17 +68,14 @@ class ExLlamaV2DynamicJob:
         loras: Any = SET_LORAS,
         **kwargs: Any,
     ) -> None:
-        del max_skips
         owner = type(self).__name__
         refuse(owner, embeddings=embeddings)
-        refuse_pair(owner, input_ids)
         self.loras = kwargs.pop("lora", loras)
         warn_unknown(owner, kwargs)
-        if isinstance(input_ids, list) and input_ids and hasattr(input_ids[0], "ndim"):
-            refuse(owner, input_ids=input_ids[1:])  # exllamav2 takes a list of one array too
-            input_ids = input_ids[0]
-        self.input_ids = token_row(input_ids)
+        self.input_ids, negative = _prompt_and_negative(input_ids)
         self.identifier = identifier
+        #: Without effect: jobs start in the order in which they were enqueued, so none is skipped.
+        self.max_skips = max_skips
         self.max_new_tokens = max_new_tokens
         self.min_new_tokens = min_new_tokens
         stops = stop_list(stop_conditions)
@@ -91,6 +98,7 @@ class ExLlamaV2DynamicJob:
             "return_logits": return_logits,
             "skip_special_tokens": not decode_special_tokens,
             "token_healing": token_healing,
+            "negative_prompt": negative,
             **filter_settings(self.filters, filter_prefer_eos),
         }
         self.serial_number: int | None = None

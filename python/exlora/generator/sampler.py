@@ -1,6 +1,6 @@
 """`ExLlamaV2Sampler`: exllamav2's sampling settings, and a sampler for logits of `forward`.
 
-The settings act in exllamav2's order. `cfg_scale`, which asks for a pair of prompts, is refused.
+The settings act in exllamav2's order. `cfg_scale` is that of a pair of prompts, whose logits it weights.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import numpy as np
 
 import exlora._exlora as _exlora
 from exlora._arrays import as_numpy, to_array, token_rows
-from exlora._unsupported import refuse
 from exlora.generator._common import top_arrays
 from exlora.generator.filters._pieces import Pieces
 from exlora.generator.filters.base import allowed_and_ending
@@ -109,8 +108,8 @@ class _Settings:
 
     def sampling(self) -> dict[str, Any]:
         """The same settings as keywords of `SamplingParams`, which have no hooks."""
-        refuse("ExLlamaV2Sampler.Settings", cfg_scale=self.cfg_scale)
         return {
+            "cfg_scale": self.cfg_scale,
             **{name: getattr(self, name) for name in _SAME},
             "temperature": 0.0 if self.temperature < 0.01 else self.temperature,
             "repetition_penalty": self.token_repetition_penalty,
@@ -220,7 +219,8 @@ class ExLlamaV2Sampler:
         Returns ids [batch, 1], ids and probabilities of the best tokens [batch, 1, k], the chosen ids' probabilities
         [batch, 1], and whether a filter ended. Probabilities are those after penalties and filters. `random` in
         [0, 1) decides the draw. A `prefix_token` [batch, 1] allows only tokens whose text begins with its text. With
-        Mirostat, `settings.mirostat_mu` becomes the list of the rows' limits.
+        Mirostat, `settings.mirostat_mu` becomes the list of the rows' limits. With a `cfg_scale`, `logits` are those of
+        two prompts, and one token is chosen from both.
         """
         del sync, kwargs
         keywords = settings.sampling()
@@ -230,8 +230,16 @@ class ExLlamaV2Sampler:
         keywords["logit_bias"] |= dict.fromkeys(blocked_tokens or (), float("-inf"))
         values = as_numpy(logits)
         values = values.reshape(-1, values.shape[-1])
+        contexts, negative = token_rows(sequence_ids), None
+        if settings.cfg_scale is not None:
+            if len(values) != 2:
+                raise _exlora.error(
+                    "request_invalid", "cfg_scale weights the logits of two prompts",
+                    expected="2 rows", found=f"{len(values)} rows",
+                )  # fmt: skip
+            values, contexts, negative = values[:1], contexts[:1], values[1].tolist()
         sampled = []
-        for row, (line, ids) in enumerate(zip(values, token_rows(sequence_ids), strict=True)):
+        for row, (line, ids) in enumerate(zip(values, contexts, strict=True)):
             own = keywords | {"mirostat_mu": _first(settings.mirostat_mu, row)}
             if prefixes is not None:
                 pieces = Pieces.of(tokenizer)
@@ -239,7 +247,7 @@ class ExLlamaV2Sampler:
                 own["allowed_token_ids"] = _both(own["allowed_token_ids"], continuing)
             params = _exlora.SamplingParams(**own)
             number = (random + row * _GOLDEN_RATIO) % 1.0
-            sampled.append(params.draw(line.tolist(), ids, number, return_top_tokens, tokenizer.native))
+            sampled.append(params.draw(line.tolist(), ids, number, return_top_tokens, tokenizer.native, negative))
         if settings.mirostat:
             settings.mirostat_mu = [limit for _, _, _, limit in sampled]
         top_tokens, top_probs = top_arrays([top for _, _, top, _ in sampled], return_top_tokens)

@@ -9,9 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import exlora._exlora as _exlora
-from exlora._arrays import to_array, token_row
+from exlora._arrays import to_array
 from exlora._unsupported import refuse, warn_unknown
-from exlora.generator._common import mixture, new_seed, open_engine, stop_list, token_array, top_arrays
+from exlora.generator._common import (
+    mixture,
+    new_seed,
+    open_engine,
+    stop_list,
+    token_array,
+    top_arrays,
+    unpadded_rows,
+)
+from exlora.generator.base import ExLlamaV2BaseGenerator
 from exlora.generator.filters.base import filter_settings
 
 if TYPE_CHECKING:
@@ -23,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["ExLlamaV2StreamingGenerator"]
 
 
-class ExLlamaV2StreamingGenerator:
+class ExLlamaV2StreamingGenerator(ExLlamaV2BaseGenerator):
     """Call `begin_stream_ex`, then `stream_ex` until `eos`, or for as many tokens as needed.
 
     Prefixes of prompts that were computed before, under the same adapters and weights, are reused.
@@ -44,25 +53,24 @@ class ExLlamaV2StreamingGenerator:
         #: Whether streams begun from now on draft from their own text, and the longest n-gram that is looked up.
         self.speculative_ngram = False
         self.speculative_ngram_max = 5
-        self.model = model
-        self.cache = cache
-        self.tokenizer = tokenizer
-        self._stop = stop_list([tokenizer.eos_token_id])
-        self._engine = open_engine(model, cache, tokenizer, max_batch_size=1, draft_model=draft_model)
+        super().__init__(model, cache, tokenizer)
+        self.set_stop_conditions([tokenizer.eos_token_id])
         self._job: _exlora.Job | None = None
         self._abort_event: threading.Event | None = None
         self._returns_probs = self._returns_logits = False
         self._top_tokens = 0
+        self._drafts = False
         self._seed: int | None = None
         self.reset_sd_stats()
 
-    def warmup(self) -> None:
-        """Generates a few tokens, so that the first real prompt is not slower."""
-        self._engine.generate([_exlora.Request([0], max_new_tokens=2, stop_at_eos=False)])
+    def _open_engine(self) -> _exlora.Engine:
+        return open_engine(self.model, self.cache, self.tokenizer, draft_model=self.draft_model)
 
     def set_stop_conditions(self, stop_conditions: int | str | Iterable[int | str | None] | None) -> None:
         """Sets the ids and strings that end streams begun from now on; by default the tokenizer's EOS."""
         self._stop = stop_list(stop_conditions)
+        self.stop_tokens = {stop for stop in self._stop if isinstance(stop, int)}
+        self.stop_strings = {stop for stop in self._stop if isinstance(stop, str)}
 
     def get_sd_stats(self) -> tuple[float, float, int, int, int]:
         """Of all streams so far: accepted drafts per token, and per draft; tokens, drafts, accepted drafts."""
@@ -124,25 +132,32 @@ class ExLlamaV2StreamingGenerator:
     ) -> None:
         """Begins a sequence [1, n] and ends the one before.
 
+        With a `cfg_scale`, `input_ids` [2, n] are a prompt and its negative prompt. `input_mask` [batch, n] marks
+        padding on their left (see `tokenizer.padding_mask`), which is left out. `position_offsets` shift all positions
+        of a row, which changes nothing.
+
         `loras` is one adapter, or an ordered list of adapters or (adapter, weight). Probabilities are those after
         penalties and filters.
         """
         owner = f"{type(self).__name__}.begin_stream"
-        refuse(
-            owner,
-            input_mask=input_mask,
-            position_offsets=position_offsets,
-            input_embeddings=input_embeddings,
-        )
+        del position_offsets
+        refuse(owner, input_embeddings=input_embeddings)
         loras = kwargs.pop("lora", loras)
         warn_unknown(owner, kwargs)
         self._returns_probs, self._returns_logits = return_probabilities, return_logits
         self._top_tokens, self._abort_event = return_top_tokens, abort_event
         if self._job is not None:
             self._job.close()
+        prompt, *negative = unpadded_rows(input_ids, input_mask)
+        if len(negative) > 1:
+            raise _exlora.error(
+                "request_invalid", "a stream has one sequence, and with a cfg_scale a negative prompt",
+                expected="1 or 2 rows of ids", found=f"{len(negative) + 1} rows",
+            )  # fmt: skip
         request = _exlora.Request(
-            token_row(input_ids),
+            prompt,
             mixture(loras),
+            negative_prompt=negative[0] if negative else None,
             max_new_tokens=self._engine.max_tokens,
             seed=new_seed(self._seed),
             stop=self._stop,
@@ -159,6 +174,9 @@ class ExLlamaV2StreamingGenerator:
             **gen_settings.request_settings(return_top_tokens),
         )
         self._job = self._engine.submit(request)
+        self._drafts = self.speculative_ngram or self.draft_model is not None
+        # Healing replaces the last token.
+        self._sequences = [prompt[:-1] if token_healing and len(prompt) > 1 else list(prompt)]
 
     def stream(self) -> tuple[Any, ...]:
         """The next (text, eos, ids [1, n]); then probabilities [1, n] and logits [1, n, vocab] where asked for."""
@@ -172,21 +190,27 @@ class ExLlamaV2StreamingGenerator:
         """The next piece: `chunk`, `eos`, `chunk_token_ids` [1, n]; without tokens where banned text was given up.
 
         Where asked for: `probs` [1, n], `top_tokens` and `top_probs` [1, n, k], `logits` [1, n, vocab]. The token that
-        ends the text is not in it.
+        ends the text is not in it. With the last token that the context has room for, `eos` is false and `full()` true.
+        `ban_tokens` are ids that the next token is not.
         """
-        refuse(f"{type(self).__name__}.stream", ban_tokens=ban_tokens)
         warn_unknown(f"{type(self).__name__}.stream", kwargs)
         if self._job is None:
             raise _exlora.error("request_invalid", "no stream was begun", hint="call begin_stream_ex first")
         if self._abort_event is not None and self._abort_event.is_set():
             self._job.cancel()
+        if ban_tokens:
+            self._ban(ban_tokens)
         chunk = self._job.next_chunk()
         stopped = chunk is not None and chunk.stop_match is not None
         has_tokens = chunk is not None and bool(chunk.token_ids) and not stopped
         vocab = self.model.native_model().vocab_size
+        if chunk is not None:
+            self._sequences[0] += chunk.token_ids
+        # A sequence that only lacks room has not ended: the caller may begin again with less of it.
+        lacks_room = chunk is not None and chunk.finish_reason == "length" and has_tokens and self.full()
         result: dict[str, Any] = {
             "chunk": "" if chunk is None else chunk.text,
-            "eos": chunk is None or chunk.finish_reason is not None,
+            "eos": chunk is None or (chunk.finish_reason is not None and not lacks_room),
             "chunk_token_ids": token_array(chunk.token_ids if chunk is not None and has_tokens else []),
         }
         if self._returns_probs:
@@ -199,6 +223,14 @@ class ExLlamaV2StreamingGenerator:
             logits = chunk.logits if chunk is not None and has_tokens else None
             result["logits"] = to_array(_empty(0, vocab) if logits is None else logits[None])
         return result
+
+    def _ban(self, tokens: Any) -> None:
+        """Forbids tokens for the next one of the stream."""
+        assert self._job is not None, "a stream was begun"
+        if self._drafts:
+            what = "ban_tokens concerns the next token, and a stream with drafts may have chosen it"
+            raise _exlora.error("request_invalid", what, hint="stream without a draft model and n-gram drafts")
+        self._job.forbid_next(tokens)
 
 
 def _empty(*shape: int) -> np.ndarray[Any, Any]:

@@ -92,9 +92,6 @@ impl Compute for CpuCompute {
     }
 
     fn create_kv(&mut self, shape: KvShape) -> Result<KvId> {
-        if shape.page_tokens == 0 {
-            return Err(Error::new(ErrorCode::Internal, "a page of the KV cache must hold a position"));
-        }
         let cache = KvCache::new(shape)?;
         self.memory.add_kv(cache.bytes());
         self.kvs.push(Some(cache));

@@ -19,11 +19,13 @@ impl KvCache {
     /// Allocates a cache.
     ///
     /// # Errors
-    /// `memory_exhausted`; `model_feature_unsupported` for heads that the kernels cannot compute; `internal` for pages without
+    /// `memory_exhausted`; `model_feature_unsupported` for heads or types that the kernels cannot compute; `internal` for pages without
     /// positions.
     pub(super) fn new(device: &Arc<Device>, shape: KvShape) -> Result<Self> {
-        if shape.page_tokens == 0 {
-            return Err(Error::new(ErrorCode::Internal, "a page of the KV cache must hold a position"));
+        shape.check()?;
+        if shape.dtype.code_bits().is_some() {
+            let what = format!("kv_dtype \"{}\" is not available on CUDA", shape.dtype.name());
+            return Err(Error::new(ErrorCode::ModelFeatureUnsupported, what).with_expected("\"f16\" or \"f32\""));
         }
         if shape.head_dim > MAX_HEAD_DIM {
             return Err(Error::new(ErrorCode::ModelFeatureUnsupported, "the model's heads are too wide for CUDA")

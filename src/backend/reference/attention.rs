@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use half::f16;
 
 use super::matrix::{dot, unknown};
+use crate::backend::kv_quant::{dequantize, group_width, quantize, rotate_to_read, rotate_to_store};
 use crate::backend::{AttentionSpec, KvDType, KvShape, StepRows};
 use crate::error::{Error, ErrorCode, Result};
 
@@ -19,11 +20,12 @@ impl Cache {
     /// Zeros of that shape.
     ///
     /// # Errors
-    /// `memory_exhausted`.
+    /// `memory_exhausted`; as [`KvShape::check`].
     pub(super) fn new(shape: KvShape) -> Result<Self> {
         let exhausted = || Error::new(ErrorCode::MemoryExhausted, "cannot allocate the KV cache");
-        // Half of what keys and values take together, in f32.
-        let elements = shape.bytes().ok_or_else(exhausted)? / shape.dtype.bytes() / 2;
+        shape.check()?;
+        // What keys, or values, take in f32.
+        let elements = KvShape { dtype: KvDType::F32, ..shape }.bytes().ok_or_else(exhausted)? / size_of::<f32>() / 2;
         let zeros = || {
             let mut values = Vec::new();
             values.try_reserve_exact(elements).map_err(|_| exhausted())?;
@@ -70,14 +72,22 @@ impl Cache {
             for head in 0..spec.kv_heads {
                 let at = self.at(spec.layer, table, position as usize, head);
                 let key = prepare_head(spec, norms[i][1].as_deref(), position, &keys[head * dim..(head + 1) * dim]);
-                for (channel, key) in key.into_iter().enumerate() {
-                    let value = values[head * dim + channel];
-                    let stored = [key, value].map(|value| stored(self.shape.dtype, value));
-                    [self.keys[at + channel], self.values[at + channel]] =
-                        stored.map(|value| value.unwrap_or(f32::NAN));
-                    if [key, value].iter().zip(stored).any(|(value, stored)| value.is_finite() && stored.is_none()) {
-                        overflows.insert(i as u32);
+                let value = &values[head * dim..(head + 1) * dim];
+                let [key_bits, value_bits] = self.shape.dtype.code_bits().map_or([None; 2], |bits| bits.map(Some));
+                let stored =
+                    [(&*key, key_bits), (value, value_bits)].map(|(x, bits)| stored(self.shape.dtype, bits, x));
+                self.keys[at..at + dim].copy_from_slice(&stored[0]);
+                self.values[at..at + dim].copy_from_slice(&stored[1]);
+                let is_overflow = |x: &[f32], stored: &[f32]| {
+                    let is_finite = |x: &[f32]| x.iter().all(|x| x.is_finite());
+                    match key_bits {
+                        // A group stands and falls together.
+                        Some(_) => is_finite(x) && !is_finite(stored),
+                        None => x.iter().zip(stored).any(|(x, stored)| x.is_finite() && !stored.is_finite()),
                     }
+                };
+                if is_overflow(&key, &stored[0]) || is_overflow(value, &stored[1]) {
+                    overflows.insert(i as u32);
                 }
             }
         }
@@ -111,13 +121,30 @@ pub(super) fn rms_norm(weight: &[f32], eps: f32, x: &[f32]) -> Vec<f32> {
     x.iter().zip(weight).map(|(x, weight)| weight * (x * factor)).collect()
 }
 
-/// The value as the cache stores it, if that is finite.
-fn stored(dtype: KvDType, value: f32) -> Option<f32> {
-    let stored = match dtype {
-        KvDType::F16 => f16::from_f32(value).to_f32(),
-        KvDType::F32 => value,
-    };
-    Some(stored).filter(|stored| stored.is_finite())
+/// A head as the cache stores it, or what its codes of that many bits stand for: NaN where that is not finite.
+fn stored(dtype: KvDType, code_bits: Option<u32>, x: &[f32]) -> Vec<f32> {
+    let finite = |stored: f32| if stored.is_finite() { stored } else { f32::NAN };
+    match code_bits {
+        Some(bits) => rounded_to_codes(bits, x).into_iter().map(finite).collect(),
+        None if dtype == KvDType::F16 => x.iter().map(|&x| finite(f16::from_f32(x).to_f32())).collect(),
+        None => x.iter().copied().map(finite).collect(),
+    }
+}
+
+/// What the codes of a head stand for, in the head's own channels again.
+fn rounded_to_codes(bits: u32, x: &[f32]) -> Vec<f32> {
+    let Some(width) = group_width(x.len()) else { return vec![f32::NAN; x.len()] };
+    let mut rotated = x.to_vec();
+    rotate_to_store(&mut rotated, width);
+    for group in rotated.chunks_exact_mut(width) {
+        let mut codes = vec![0; width];
+        let scale = quantize(group, bits, &mut codes);
+        for (value, code) in group.iter_mut().zip(codes) {
+            *value = dequantize(code, bits, scale);
+        }
+    }
+    rotate_to_read(&mut rotated, width);
+    rotated
 }
 
 /// Norms (if there is a norm) and rotates one head.

@@ -4,6 +4,7 @@ mod headings;
 mod mixture_arg;
 mod model_args;
 mod path_arg;
+mod prompt_json;
 mod sampling_args;
 mod suggestion;
 
@@ -13,5 +14,6 @@ pub(super) use mixture_arg::MixtureArg;
 pub(super) use model_args::size;
 pub(super) use model_args::{EngineArgs, ModelArgs, NamedAdapter};
 pub(super) use path_arg::{expand_home, path};
+pub(super) use prompt_json::prompt_of_json;
 pub(super) use sampling_args::SamplingArgs;
 pub(super) use suggestion::did_you_mean;

@@ -126,7 +126,7 @@ fn threads(text: &str) -> Result<usize, String> {
 }
 
 fn kv_dtype() -> impl TypedValueParser<Value = KvDType> {
-    PossibleValuesParser::new(["f16", "f32"]).map(|text| if text == "f32" { KvDType::F32 } else { KvDType::F16 })
+    PossibleValuesParser::new(KvDType::ALL.map(KvDType::name)).try_map(|text| KvDType::from_name(&text))
 }
 
 fn activation_dtype() -> impl TypedValueParser<Value = ActivationDType> {

@@ -6,8 +6,9 @@ use clap::{Arg, Args, Command, FromArgMatches};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use super::prompt_json::{negative_prompt, prompt_as_json};
 use super::suggestion::did_you_mean;
-use crate::engine::{Grammar, Request, Stop};
+use crate::engine::{Grammar, Prompt, Request, Stop};
 use crate::error::{Error, ErrorCode, Result};
 
 /// Settings of a request by the names of its fields. What is not given keeps the request's value.
@@ -25,6 +26,13 @@ pub(in crate::cli) struct SamplingArgs {
     /// Number of independent samples of the prompt, each with its own seed; 1 by default.
     #[arg(long, value_name = "N")]
     n: Option<usize>,
+    /// Another prompt, which the text is guided away from (classifier-free guidance); needs --cfg-scale.
+    #[arg(long, value_name = "TEXT", value_parser = prompt_text_arg)]
+    #[serde(default, deserialize_with = "negative_prompt", serialize_with = "prompt_as_json")]
+    negative_prompt: Option<Prompt>,
+    /// Weight of the log-probabilities after the prompt; those after --negative-prompt have 1 less it. 1 is the prompt alone.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    cfg_scale: Option<f32>,
     /// Sampling temperature; 0, the default, is greedy.
     #[arg(long, value_name = "T")]
     temperature: Option<f32>,
@@ -227,7 +235,9 @@ impl SamplingArgs {
             let tokens = self.stop_token_ids.iter().flatten().map(|id| Stop::Token(*id));
             request.stop = self.stop.iter().flatten().cloned().chain(tokens).collect();
         }
+        set(&mut request.negative_prompt, self.negative_prompt.clone().map(Some));
         let sampling = &mut request.sampling;
+        set(&mut sampling.cfg_scale, self.cfg_scale.map(Some));
         set(&mut sampling.temperature, self.temperature);
         set(&mut sampling.top_k, self.top_k);
         set(&mut sampling.top_p, self.top_p);
@@ -314,6 +324,10 @@ fn logit_bias_arg(text: &str) -> Result<(u32, f32), String> {
     parts.ok_or_else(|| "write ID=BIAS, as in 42=-1.5".to_owned())
 }
 
+fn prompt_text_arg(text: &str) -> Result<Prompt, std::convert::Infallible> {
+    Ok(Prompt::Text(text.to_owned()))
+}
+
 fn stop_text_arg(text: &str) -> Result<Stop, std::convert::Infallible> {
     Ok(Stop::Text(text.to_owned()))
 }
@@ -373,6 +387,7 @@ mod tests {
             adapters: _,
             // Keys of JSON Lines beside the messages: tools, chat_template_kwargs and others.
             chat: _,
+            negative_prompt: _,
             // An array for the caller of the library; the command has nowhere to put it.
             return_logits: _,
             max_new_tokens: _,
@@ -380,6 +395,7 @@ mod tests {
             n: _,
             sampling:
                 SamplingParams {
+                    cfg_scale: _,
                     temperature: _,
                     top_k: _,
                     top_p: _,
@@ -443,7 +459,7 @@ mod tests {
                       dry_multiplier dry_base dry_allowed_length dry_max_ngram dry_range dry_sequence_breakers \
                       logit_bias allowed_token_ids seed stop banned_strings stop_at_eos logprobs probs skip_special_tokens \
                       add_special_tokens ngram_draft max_ngram num_draft_tokens json_schema json_object regex grammar \
-                      choices token_healing";
+                      choices token_healing negative_prompt cfg_scale";
         let names = SamplingArgs::names();
         let default = format!("{:?}", Request::new(""));
         for field in fields.split_whitespace() {
@@ -455,7 +471,7 @@ mod tests {
                 "stop_at_eos" | "skip_special_tokens" | "add_special_tokens" => serde_json::json!(false),
                 "json_object" | "token_healing" => serde_json::json!(true),
                 "json_schema" => serde_json::json!({"type": "integer"}),
-                "regex" | "grammar" => serde_json::json!("x"),
+                "regex" | "grammar" | "negative_prompt" => serde_json::json!("x"),
                 "choices" => serde_json::json!(["x", "y"]),
                 "mirostat" | "temperature_last" | "penalize_prompt" => serde_json::json!(true),
                 "xtc_ignore_tokens" | "dry_sequence_breakers" | "allowed_token_ids" => serde_json::json!([3, 4]),

@@ -5,9 +5,9 @@
 
 use serde_json::{Map, Value};
 
-use crate::cli::args::{MixtureArg, SamplingArgs, did_you_mean};
+use crate::cli::args::{MixtureArg, SamplingArgs, did_you_mean, prompt_of_json};
 use crate::cli::result_line::RequestKeys;
-use crate::engine::{ChatMessage, ChatOptions, Prompt, Request};
+use crate::engine::{ChatOptions, Request};
 use crate::error::{Error, ErrorCode, Result};
 
 /// What a line may have besides the settings of [`SamplingArgs`].
@@ -46,7 +46,7 @@ fn request(mut fields: Map<String, Value>, defaults: &Request) -> Result<Request
     }
     let mut request = defaults.clone();
     let given = fields.remove("prompt").ok_or_else(|| invalid("missing field `prompt`".to_owned()))?;
-    request.prompt = prompt(given)?;
+    request.prompt = prompt_of_json("prompt", given)?;
     if let Some(adapter) = fields.remove("adapter") {
         request.adapters = mixture("adapter", &adapter)?.refs();
     }
@@ -58,23 +58,6 @@ fn request(mut fields: Map<String, Value>, defaults: &Request) -> Result<Request
         .map_err(|e| invalid(format!("{}: {}", e.path(), e.inner())))?;
     settings.apply(&mut request)?;
     Ok(request)
-}
-
-/// Text, a list of token ids, or a list of messages.
-fn prompt(value: Value) -> Result<Prompt> {
-    let expected = || invalid("prompt must be text, a list of token ids, or a list of messages".to_owned());
-    match value {
-        Value::String(text) => Ok(Prompt::Text(text)),
-        Value::Array(items) if items.iter().all(Value::is_number) => {
-            let ids = items.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()));
-            ids.collect::<Option<_>>().map(Prompt::Tokens).ok_or_else(expected)
-        }
-        Value::Array(items) if items.iter().all(Value::is_object) => {
-            let messages = items.into_iter().map(serde_json::from_value::<ChatMessage>);
-            messages.collect::<Result<_, _>>().map(Prompt::Chat).map_err(|e| invalid(format!("prompt: {e}")))
-        }
-        _ => Err(expected()),
-    }
 }
 
 /// How a chat is rendered. What is null is as if it were not there.
@@ -130,7 +113,7 @@ fn invalid(what: String) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Stop;
+    use crate::engine::{ChatMessage, Prompt, Stop};
 
     fn read(line: &str) -> Result<Request> {
         let mut defaults = Request::new("").max_new_tokens(7).adapter("usual", 1.0);
@@ -164,6 +147,10 @@ mod tests {
         assert_eq!(request.chat.chat_template_kwargs["enable_thinking"], false);
         assert_eq!(request.chat.continue_final_message.as_deref(), Some("content"));
         assert!(message(r#"{"prompt": "a", "tools": 3}"#).contains("tools: "));
+        let guided = one(r#"{"prompt": "a", "negative_prompt": [1, 2], "cfg_scale": 1.5}"#);
+        assert_eq!(guided.negative_prompt, Some(Prompt::Tokens(vec![1, 2])));
+        assert_eq!(guided.sampling.cfg_scale, Some(1.5));
+        assert!(message(r#"{"prompt": "a", "negative_prompt": 3}"#).contains("negative_prompt must be text"));
     }
 
     #[test]

@@ -44,8 +44,8 @@ pub(super) fn cases() -> Vec<Case> {
 /// step are compared, since each of its keys and values is read by the last row.
 fn attention(name: &str, heads: Heads) -> Case {
     let precision = match heads.kv {
-        KvDType::F16 => Precision::HalfCache,
         KvDType::F32 => Precision::Half,
+        _ => Precision::HalfCache,
     };
     Case::new(format!("rope, KV cache, attention, {name}"), precision, move |loading| {
         let spec = spec(loading, heads)?;

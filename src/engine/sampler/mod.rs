@@ -1,6 +1,6 @@
 //! Choosing a token from logits.
 //!
-//! The order is exllamav2's: repetition, frequency and presence penalties, logit bias, DRY, the allowed tokens,
+//! The order is exllamav2's: guidance by a negative prompt, repetition, frequency and presence penalties, logit bias, DRY, the allowed tokens,
 //! temperature and smoothing, top-k, top-p, top-a, min-p, tail-free, typical, Mirostat, then dynamic temperature or the
 //! temperature if it comes last, XTC, and the draw with its skew. Each filter counts shares of what the one before left.
 //! Top-k and top-p keep the head of one and the same ranking: larger logit first, then lower id.
@@ -18,6 +18,7 @@ mod candidates;
 mod cuts;
 mod dry;
 mod exp;
+mod guidance;
 mod logprobs;
 mod penalties;
 mod random;
@@ -38,6 +39,7 @@ use penalties::Penalties;
 use random::{skewed, unit};
 
 pub(in crate::engine) use exp::first_not_finite;
+pub use guidance::guide;
 pub(in crate::engine) use random::hash;
 pub use state::SamplerState;
 

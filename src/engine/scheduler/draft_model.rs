@@ -107,7 +107,7 @@ impl DraftModel {
         self.prefills.clear();
         self.rows.clear();
         for (index, (sequence, limit)) in sequences.iter_mut().zip(limits).enumerate() {
-            let is_in_prefill = sequence.pending() > 1;
+            let is_in_prefill = !sequence.is_decoding();
             let (tokens, DraftSource::Model(kv)) = (&sequence.tokens, &mut sequence.drafts.source) else { continue };
             // The last token is new, and perhaps another one than was drafted.
             kv.go_back(&mut self.pool, tokens, tokens.len() - 1);

@@ -10,6 +10,7 @@
 //! also by a panic. If a forward pass fails, its sequences are tried in halves, down to the one that cannot be computed: the
 //! others get the same bits.
 
+mod accept;
 mod draft_model;
 mod parallel;
 mod prefill;
@@ -23,18 +24,18 @@ use std::ops::Range;
 use parking_lot::Mutex;
 
 use super::constraint::prepare_during;
-use super::draft::DraftCounts;
 use super::options::EngineOptions;
-use super::output::{FinishReason, no_memory_for_logits};
-use super::post_sampling::PostSampling;
-use super::sampler::{Context, Sampled, Sampler, first_not_finite};
+use super::output::FinishReason;
+use super::sampler::Sampler;
 use super::sequence::{Purpose, Sequence};
+use super::sequence_rows::RowCounts;
 use super::stats::{SchedulerStats, StepStats};
 use crate::error::{Error, ErrorCode, Result};
 use crate::guard::catch_panic;
 use crate::kv_cache::PagePool;
 use crate::model::batch::{SequenceRows, StepBatch};
 use crate::model::{KvStorage, Model};
+use accept::{StepResults, accept};
 use prefill::Prefill;
 
 pub(super) use draft_model::DraftModel;
@@ -53,9 +54,11 @@ pub(super) struct Scheduler {
     samplers: Vec<Sampler>,
     /// Most threads that choose tokens.
     threads: usize,
-    /// Number of tokens of each running sequence in this step, without its drafts.
-    scheduled_tokens: Vec<usize>,
+    /// Rows of each running sequence in this step, without its drafts.
+    scheduled: Vec<RowCounts>,
     prefills: Vec<Prefill>,
+    /// Rows that each running sequence in prefill may compute in this step.
+    granted: Vec<usize>,
     /// Most tokens that each running sequence may draft in this step.
     draft_limits: Vec<usize>,
     /// Indices of the running sequences that are in this step, those with the same layer map together.
@@ -81,8 +84,9 @@ impl Scheduler {
             prefill_chunk: options.prefill_chunk.max(1),
             samplers: Vec::new(),
             threads: parallel::most_threads(options.threads),
-            scheduled_tokens: Vec::new(),
+            scheduled: Vec::new(),
             prefills: Vec::new(),
+            granted: Vec::new(),
             draft_limits: Vec::new(),
             order: Vec::new(),
             batch: StepBatch::default(),
@@ -140,7 +144,7 @@ impl Scheduler {
 
     /// Returns all pages of a sequence, which starts over if it runs again.
     fn release(&mut self, sequence: &mut Sequence) {
-        sequence.kv.release(&mut self.pool);
+        sequence.release(&mut self.pool);
         if let Some(draft_model) = &mut self.draft_model {
             draft_model.release(&mut sequence.drafts);
         }
@@ -165,7 +169,7 @@ impl Scheduler {
         running.retain_mut(|sequence| {
             let runs = !sequence.job.has_ended();
             if runs {
-                sequence.kv.release_beyond(&mut self.pool, sequence.tokens.len());
+                sequence.release_unneeded(&mut self.pool);
             } else {
                 self.release(sequence);
             }
@@ -178,7 +182,7 @@ impl Scheduler {
     /// Computes `order[range]`, sequences with the same layer map. Fails those that cannot be computed on their own.
     fn compute(&mut self, model: &Model, range: Range<usize>) {
         self.fill_batch(range.clone());
-        let (order, scheduled) = (&self.order[range.clone()], &self.scheduled_tokens);
+        let (order, scheduled) = (&self.order[range.clone()], &self.scheduled);
         let sequences = self.running.iter_mut().enumerate();
         // Few sequences have a constraint, so the search through the order is rare.
         let constrained = sequences.filter_map(|(index, sequence)| {
@@ -193,7 +197,8 @@ impl Scheduler {
             return self.advance(range);
         };
         let first = self.order[range.start];
-        let (tokens, drafted) = (&mut self.scheduled_tokens[first], &mut self.running[first].drafts.proposed);
+        let smaller = self.running[first].rows_within(self.scheduled[first].total() / 2);
+        let drafted = &mut self.running[first].drafts.proposed;
         if range.len() > 1 {
             tracing::debug!(sequences = range.len(), %error, "a step failed: its sequences are tried in halves");
             let middle = range.start + range.len() / 2;
@@ -203,8 +208,8 @@ impl Scheduler {
             // Whatever it is: a sequence does not fail for what it only may continue with.
             drafted.clear();
             self.compute(model, range);
-        } else if error.code() == ErrorCode::MemoryExhausted && *tokens > 1 {
-            *tokens /= 2;
+        } else if error.code() == ErrorCode::MemoryExhausted && smaller.total() > 0 {
+            self.scheduled[first] = smaller;
             self.compute(model, range);
         } else {
             self.running[first].fail(error);
@@ -214,7 +219,7 @@ impl Scheduler {
     /// Groups the sequences of the step by layer map. Nearly always there is one group, those that run the base's own layers.
     fn order_by_layer_map(&mut self) {
         self.order.clear();
-        self.order.extend((0..self.running.len()).filter(|&index| self.scheduled_tokens[index] > 0));
+        self.order.extend((0..self.running.len()).filter(|&index| self.scheduled[index].total() > 0));
         // No two keys are equal, so the unstable sort, which needs no buffer, keeps the order of admission.
         let key = |&index: &usize| (&self.running[index].kv.plan.forward.layer_map, index);
         self.order.sort_unstable_by(|a, b| key(a).cmp(&key(b)));
@@ -229,21 +234,25 @@ impl Scheduler {
 
     /// Starts waiting sequences while there are free rows, and free pages for all their tokens so far.
     fn admit(&mut self) {
-        while self.running.len() < self.max_rows {
-            let Some((_, mut sequence)) = self.waiting.pop_first() else { return };
+        let mut rows: usize = self.running.iter().map(Sequence::contexts).sum();
+        while let Some((_, mut sequence)) = self.waiting.pop_first() {
+            rows += sequence.contexts();
+            // A sequence with two contexts runs alone where there is one row.
+            if rows > self.max_rows && !self.running.is_empty() {
+                return self.queue(sequence);
+            }
             // The logits of all positions need all positions computed.
             if matches!(sequence.purpose, Purpose::Generate(_)) {
-                sequence.kv.find_prefix(&mut self.pool, &sequence.tokens);
+                sequence.find_prefix(&mut self.pool);
             }
             // One spare page for each running sequence, or the new one would soon be preempted.
-            let missing = sequence.kv.pages_for(sequence.tokens.len()) - sequence.kv.pages.len();
-            if missing + self.running.len() > self.pool.free() && !self.running.is_empty() {
-                sequence.kv.release(&mut self.pool);
+            if sequence.missing_pages() + self.running.len() > self.pool.free() && !self.running.is_empty() {
+                sequence.release(&mut self.pool);
                 return self.queue(sequence);
             }
             if sequence.cached_tokens.is_none() {
                 sequence.cached_tokens = Some(sequence.kv.computed);
-                self.stats.tokens_prompt += sequence.prompt_len as u64;
+                self.stats.tokens_prompt += sequence.prompt_tokens() as u64;
             }
             sequence.job.set_started();
             sequence.report_progress();
@@ -265,23 +274,25 @@ impl Scheduler {
 
     /// One token of each decoding sequence, and for the others a share of the budget.
     fn share_prefill(&mut self) {
-        self.scheduled_tokens.clear();
-        self.scheduled_tokens.resize(self.running.len(), 1);
+        self.scheduled.clear();
+        self.scheduled.extend(self.running.iter().map(Sequence::pending));
         self.prefills.clear();
-        for (index, sequence) in self.running.iter().enumerate().filter(|(_, sequence)| sequence.pending() > 1) {
-            self.scheduled_tokens[index] = 0;
-            let (pending, row_cost) = (sequence.pending(), sequence.kv.plan.row_cost);
+        for (index, sequence) in self.running.iter().enumerate().filter(|(_, sequence)| !sequence.is_decoding()) {
+            let (pending, row_cost) = (sequence.pending().total(), sequence.kv.plan.row_cost);
             self.prefills.push(Prefill { index, pending, row_cost });
         }
-        prefill::share(self.prefill_chunk, &mut self.prefills, |index, tokens| self.scheduled_tokens[index] += tokens);
+        self.granted.clear();
+        self.granted.resize(self.running.len(), 0);
+        prefill::share(self.prefill_chunk, &mut self.prefills, |index, rows| self.granted[index] += rows);
+        for prefill in &self.prefills {
+            self.scheduled[prefill.index] = self.running[prefill.index].rows_within(self.granted[prefill.index]);
+        }
     }
 
     /// Allocates the pages of the scheduled tokens; `false` if there are not enough.
     fn allocate_pages(&mut self) -> bool {
         let pool = &mut self.pool;
-        let allocate =
-            |(sequence, &tokens): (&mut Sequence, &usize)| sequence.kv.allocate(pool, sequence.kv.computed + tokens);
-        self.running.iter_mut().zip(&self.scheduled_tokens).all(allocate)
+        self.running.iter_mut().zip(&self.scheduled).all(|(sequence, &rows)| sequence.allocate(pool, rows))
     }
 
     fn preempt_last(&mut self) {
@@ -301,22 +312,24 @@ impl Scheduler {
 
     /// Collects the rows of `order[range]`, sequences with the same layer map.
     fn fill_batch(&mut self, range: Range<usize>) {
-        let scheduled = &self.scheduled_tokens;
+        let scheduled = &self.scheduled;
         let sequences = || self.order[range.clone()].iter().map(|&index| (&self.running[index], scheduled[index]));
         let Some((first, _)) = sequences().next() else { return };
         let logit_width = sequences().map(|(sequence, _)| sequence.kv.plan.vocab).max().unwrap_or(0);
         self.batch.begin(first.kv.plan.forward.layer_map.as_ref(), first.kv.plan.kv_groups, logit_width);
         for (sequence, scheduled) in sequences() {
-            let (start, drafted) = (sequence.kv.computed, &sequence.drafts.proposed);
-            let mut tokens = &sequence.tokens[start..start + scheduled];
-            if !drafted.is_empty() {
-                self.drafted_rows.clear();
-                self.drafted_rows.extend(tokens.iter().chain(drafted));
-                tokens = &self.drafted_rows;
-            }
             let logits = logit_rows_of(sequence, scheduled);
-            let rows = SequenceRows { tokens, position: start, pages: &sequence.kv.pages, logits };
-            self.batch.push_sequence(rows, sequence.kv.plan.forward.spans.over(start..start + tokens.len()));
+            for (kv, tokens, rows) in sequence.contexts_with(scheduled) {
+                let (start, drafted) = (kv.computed, &sequence.drafts.proposed);
+                let mut tokens = &tokens[start..start + rows];
+                if !drafted.is_empty() {
+                    self.drafted_rows.clear();
+                    self.drafted_rows.extend(tokens.iter().chain(drafted));
+                    tokens = &self.drafted_rows;
+                }
+                let rows = SequenceRows { tokens, position: start, pages: &kv.pages, logits };
+                self.batch.push_sequence(rows, kv.plan.forward.spans.over(start..start + tokens.len()));
+            }
         }
         self.batch.finish();
     }
@@ -335,12 +348,13 @@ impl Scheduler {
             if indices.next_if_eq(&&index).is_none() {
                 continue;
             }
-            let tokens = self.scheduled_tokens[index];
-            let (own, rest) = std::mem::take(&mut logits).split_at_mut(logit_rows_of(sequence, tokens) * width);
+            let (scheduled, drafted) = (self.scheduled[index], sequence.drafts.proposed.len());
+            let logit_rows = logit_rows_of(sequence, scheduled) * sequence.contexts();
+            let (own, rest) = std::mem::take(&mut logits).split_at_mut(logit_rows * width);
             logits = rest;
-            let rows = end..end + tokens;
-            end = rows.end + sequence.drafts.proposed.len();
-            let results = StepResults { batch: &self.batch, rows, logits: own };
+            let first_rows = RowCounts { own: end, negative: end + scheduled.own + drafted };
+            end += scheduled.total() + drafted * sequence.contexts();
+            let results = StepResults { batch: &self.batch, first_rows, rows: scheduled, logits: own };
             let list = if calls_the_caller(sequence) { &mut own_tasks } else { &mut tasks };
             list.push((sequence, results));
         }
@@ -356,10 +370,10 @@ impl Scheduler {
                 sequence.fail(error);
             }
             let (pool, all) = &mut *shared.lock();
-            if has_gone_back(sequence) {
-                sequence.kv.go_back(pool, &sequence.tokens, sequence.tokens.len() - 1);
+            if goes_back(sequence) {
+                sequence.compute_last_again(pool);
             }
-            sequence.kv.publish(pool, &sequence.tokens);
+            sequence.publish(pool);
             all.add(stats);
         });
     }
@@ -368,11 +382,11 @@ impl Scheduler {
     fn sampling_threads(&self, range: Range<usize>) -> usize {
         let most = self.threads.min(range.len());
         let nanoseconds = self.order[range].iter().map(|&index| {
-            let (sequence, tokens) = (&self.running[index], self.scheduled_tokens[index]);
+            let (sequence, rows) = (&self.running[index], self.scheduled[index]);
             match &sequence.purpose {
                 Purpose::Generate(decode) if !calls_the_caller(sequence) => {
-                    let vocab = sequence.kv.plan.vocab * logit_rows_of(sequence, tokens);
-                    vocab * if decode.sampling.is_greedy() { 1 } else { 4 }
+                    let logits = sequence.kv.plan.vocab * logit_rows_of(sequence, rows);
+                    logits * if decode.sampling.is_greedy() { 1 } else { 4 }
                 }
                 _ => 0,
             }
@@ -401,111 +415,19 @@ fn end(sequence: &mut Sequence, reason: FinishReason) {
     }
 }
 
-/// Number of rows whose logits a sequence needs: all of its `tokens` scheduled rows, or from that of the last pending token on.
-fn logit_rows_of(sequence: &Sequence, tokens: usize) -> usize {
+/// Number of rows whose logits a sequence needs after each of its prompts: all of its `scheduled` rows, or from that of the last
+/// pending token on.
+fn logit_rows_of(sequence: &Sequence, scheduled: RowCounts) -> usize {
     match sequence.purpose {
-        Purpose::PromptLogits(_) => tokens,
-        Purpose::Generate(_) if tokens > 0 && tokens == sequence.pending() => 1 + sequence.drafts.proposed.len(),
+        Purpose::PromptLogits(_) => scheduled.own,
+        Purpose::Generate(_) if scheduled.total() > 0 && scheduled == sequence.pending() => {
+            1 + sequence.drafts.proposed.len()
+        }
         Purpose::Generate(_) => 0,
     }
 }
 
-/// Whether a sequence has lost tokens that were computed: the one that it continues with must be chosen again.
-fn has_gone_back(sequence: &Sequence) -> bool {
-    matches!(sequence.purpose, Purpose::Generate(_)) && sequence.tokens.len() <= sequence.kv.computed
-}
-
-/// What a step computed for one sequence.
-struct StepResults<'a> {
-    batch: &'a StepBatch,
-    /// The rows of its own tokens. Those of its drafts follow.
-    rows: Range<usize>,
-    /// Of the rows that need them.
-    logits: &'a mut [f32],
-}
-
-/// Processes what a step computed for one sequence: collects logits, or chooses tokens for as long as the next row is that of
-/// the token just chosen.
-fn accept(
-    sampler: &mut Sampler,
-    sequence: &mut Sequence,
-    results: StepResults<'_>,
-    stats: &mut StepStats,
-) -> Result<()> {
-    let StepResults { batch, rows, logits } = results;
-    batch.check_overflows(rows.clone())?;
-    sequence.kv.computed += rows.len();
-    sequence.report_progress();
-    let (width, vocab) = (batch.logit_width(), sequence.kv.plan.vocab);
-    let mut logits = logits.chunks_exact_mut(width).map(|row| &mut row[..vocab]);
-    if let Purpose::PromptLogits(_) = sequence.purpose {
-        logits.for_each(|row| sequence.accept_prompt_logits(row));
-        return Ok(());
-    }
-    let Some(row) = logits.next() else { return Ok(()) };
-    sequence.drafts.begin_verification();
-    choose(sampler, sequence, row)?;
-    stats.tokens_generated += 1;
-    for (index, row) in logits.enumerate() {
-        // From here on, what was drafted is computed as if it had been chosen in a step of its own.
-        if sequence.drafts.hits() <= index || sequence.job.has_ended() || has_gone_back(sequence) {
-            break;
-        }
-        let drafted_row = rows.end + index;
-        batch.check_overflows(drafted_row..drafted_row + 1)?;
-        sequence.kv.computed += 1;
-        choose(sampler, sequence, row)?;
-        stats.tokens_generated += 1;
-    }
-    let DraftCounts { accepted, rejected } = sequence.drafts.end_verification();
-    stats.accepted_draft_tokens += accepted as u64;
-    stats.rejected_draft_tokens += rejected as u64;
-    Ok(())
-}
-
-/// Chooses the next token and sends its chunk.
-fn choose(sampler: &mut Sampler, sequence: &mut Sequence, logits: &mut [f32]) -> Result<()> {
-    let Purpose::Generate(decode) = &mut sequence.purpose else { return Ok(()) };
-    if let Some(id) = first_not_finite(logits) {
-        let what = "the logits are not finite, so that no token can be chosen";
-        return Err(Error::new(ErrorCode::LogitsNotFinite, what)
-            .with_expected("finite numbers")
-            .with_found(format!("{} for token {id}", logits[id])));
-    }
-    let new_tokens = sequence.tokens.len() - sequence.prompt_len;
-    let mut returned = Vec::new();
-    if decode.returns_logits {
-        returned.try_reserve_exact(logits.len()).map_err(|_| no_memory_for_logits())?;
-        returned.extend_from_slice(logits);
-    }
-    if new_tokens < decode.min_new_tokens {
-        for &id in decode.stop_ids.iter().chain(&decode.stop_string_ids) {
-            if let Some(logit) = logits.get_mut(id as usize) {
-                *logit = f32::NEG_INFINITY;
-            }
-        }
-    }
-    for &id in decode.banned.iter().flat_map(|banned| banned.forbidden_at(sequence.tokens.len())) {
-        if let Some(logit) = logits.get_mut(id as usize) {
-            *logit = f32::NEG_INFINITY;
-        }
-    }
-    let mask = decode.constraint.as_mut().map(|constraint| constraint.mask()).transpose()?;
-    let (tokens, prompt_len) = (&sequence.tokens, sequence.prompt_len);
-    let context = Context { tokens, prompt_len, mask: mask.as_ref(), random: None };
-    let mut top = decode.top;
-    if !decode.post_sampling_hooks.is_empty() {
-        top.probs = top.probs.max(1);
-    }
-    let mut sampled = sampler.sample(logits, &decode.sampling, context, &mut decode.sampler_state, top)?;
-    for hook in &decode.post_sampling_hooks {
-        let Sampled { id: token, prob, ref top_probs, .. } = sampled;
-        let mut chosen = PostSampling { token, prob, top_probs, logits };
-        hook.call(&mut chosen)?;
-        if chosen.token != token {
-            let replacement = chosen.token;
-            sampler.replace(&mut sampled, replacement, logits, top)?;
-        }
-    }
-    sequence.accept(sampled, returned)
+/// Whether a sequence that generates has lost tokens that were computed.
+fn goes_back(sequence: &Sequence) -> bool {
+    matches!(sequence.purpose, Purpose::Generate(_)) && sequence.has_gone_back()
 }

@@ -5,7 +5,6 @@
 
 use super::Scheduler;
 use crate::engine::sequence::{Purpose, Sequence};
-use crate::kv_cache::{PAGE_TOKENS, PagePool};
 
 impl Scheduler {
     /// Proposes tokens for the decoding sequences, oldest first, and allocates their pages.
@@ -17,21 +16,22 @@ impl Scheduler {
             if sequence.drafts.propose_from(&sequence.tokens, limit) {
                 limit = sequence.drafts.proposed.len();
             }
-            budget -= limit * sequence.kv.plan.row_cost;
+            budget -= limit * draft_cost(sequence);
             self.draft_limits.push(limit);
         }
         if let Some(draft_model) = &mut self.draft_model {
             draft_model.propose(&mut self.running, &mut self.draft_limits);
         }
         for sequence in self.running.iter_mut().filter(|sequence| !sequence.drafts.proposed.is_empty()) {
-            allocate_drafts(sequence, &mut self.pool);
+            let with_pages = sequence.allocate_drafts(&mut self.pool, sequence.drafts.proposed.len());
+            sequence.drafts.proposed.truncate(with_pages);
         }
     }
 
     /// What the step's budget leaves for drafts, in rows of the base.
     fn draft_budget(&self) -> usize {
-        let rows = self.running.iter().zip(&self.scheduled_tokens);
-        let used: usize = rows.map(|(sequence, tokens)| tokens * sequence.kv.plan.row_cost).sum();
+        let rows = self.running.iter().zip(&self.scheduled);
+        let used: usize = rows.map(|(sequence, rows)| rows.total() * sequence.kv.plan.row_cost).sum();
         self.prefill_chunk.saturating_sub(used)
     }
 }
@@ -39,19 +39,15 @@ impl Scheduler {
 /// Most tokens that a sequence may draft in this step.
 fn draft_limit(sequence: &Sequence, budget: usize) -> usize {
     let Purpose::Generate(decode) = &sequence.purpose else { return 0 };
-    if sequence.pending() != 1 {
+    if !sequence.is_decoding() {
         return 0;
     }
     // The step yields one token more than it accepts, and the last token of all is never computed.
     let left = decode.max_tokens.saturating_sub(sequence.tokens.len() + 1);
-    sequence.drafts.wanted().min(left).min(budget / sequence.kv.plan.row_cost)
+    sequence.drafts.wanted().min(left).min(budget / draft_cost(sequence))
 }
 
-/// Allocates the pages of a sequence's drafts, which are cut to the pages there are.
-fn allocate_drafts(sequence: &mut Sequence, pool: &mut PagePool) {
-    let first = sequence.kv.computed + 1;
-    if !sequence.kv.allocate(pool, first + sequence.drafts.proposed.len()) {
-        let positions = sequence.kv.pages.len() / sequence.kv.plan.kv_groups * PAGE_TOKENS;
-        sequence.drafts.proposed.truncate(positions.saturating_sub(first));
-    }
+/// What verifying one token costs, in rows of the base: with guidance it is computed after both prompts.
+fn draft_cost(sequence: &Sequence) -> usize {
+    sequence.kv.plan.row_cost * sequence.contexts()
 }

@@ -133,10 +133,12 @@ fn submit_broken(engine: &Engine, break_it: impl FnOnce(&mut Sequence)) -> Job {
     let checked = engine.check(request(vec![5, 6, 7])).expect("valid");
     let state = engine.core.new_job(checked.mixture.into_leases(), &Arc::default());
     let purpose = Purpose::Generate(Box::new(checked.decode));
-    let mut sequence = Sequence::new(Arc::clone(&state), purpose, checked.prompt.to_vec(), checked.plan, Drafts::off());
+    let prompt = checked.prompt.to_vec();
+    let mut sequence = Sequence::new(Arc::clone(&state), purpose, prompt, checked.plan, Drafts::off());
     break_it(&mut sequence);
     engine.core.submit(sequence);
-    Job::new(Arc::clone(&engine.core), state, checked.prompt, 0)
+    let prefill_tokens = checked.prompt.len();
+    Job::new(Arc::clone(&engine.core), state, checked.prompt, prefill_tokens, 0)
 }
 
 #[test]

@@ -10,7 +10,7 @@ use support::harness::{Device, Harness, bits, fast, isas, oracle};
 
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
-const DIM: usize = 8;
+const DIM: usize = 16;
 const WIDTH: usize = (HEADS + 2 * KV_HEADS) * DIM;
 /// Of the first sequence; the second has as many.
 const ROWS: usize = 9;
@@ -101,7 +101,7 @@ fn the_largest_float16_fits_and_float32_holds_what_it_does_not() {
 
 #[test]
 fn what_was_not_finite_before_is_no_overflow_and_is_seen_as_nan() {
-    for dtype in [KvDType::F16, KvDType::F32] {
+    for dtype in KvDType::ALL {
         for part in [0, 1] {
             for value in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
                 for device in devices() {
@@ -110,6 +110,27 @@ fn what_was_not_finite_before_is_no_overflow_and_is_seen_as_nan() {
                     for (row, out) in out.iter().enumerate() {
                         let sees = (2..ROWS).contains(&row);
                         assert_eq!(out.iter().any(|value| value.is_nan()), sees, "{device:?}: row {row}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_quantized_cache_holds_more_than_float16_and_names_what_it_cannot_hold() {
+    for dtype in [KvDType::Q8, KvDType::Q6, KvDType::Q4] {
+        for part in [0, 1] {
+            for device in devices() {
+                let (out, overflows) = Case::new(dtype, None).with(2, part, 70_000.0).run(device);
+                assert!(overflows.is_empty() && out.iter().flatten().all(|value| value.is_finite()), "{device:?}");
+                let clean = Case::new(dtype, None).run(device);
+                let (out, overflows) = Case::new(dtype, None).with(2, part, -1e30).run(device);
+                assert_eq!((overflows, clean.1.len()), (vec![2], 0), "{device:?}, {dtype:?}");
+                for (row, (out, clean)) in out.iter().zip(&clean.0).enumerate() {
+                    match (2..ROWS).contains(&row) {
+                        true => assert!(out.iter().any(|value| value.is_nan()), "{device:?}: row {row}"),
+                        false => assert_eq!(bits(out), bits(clean), "{device:?}: row {row}"),
                     }
                 }
             }

@@ -239,13 +239,16 @@ impl Attention {
         let rng = &mut rng;
         let kv_heads = 1 + rng.below(3);
         let heads = kv_heads * [1, 2, 3, 4, 5, 7, 8, 9][rng.below(8)];
-        let dim = [8, 20, 64, 80][rng.below(4)];
+        let dtype = KvDType::ALL[rng.below(KvDType::ALL.len())];
+        let dim = match dtype.code_bits() {
+            None => [8, 20, 64, 80][rng.below(4)],
+            Some(_) => [16, 64, 80, 96, 128, 256][rng.below(6)],
+        };
         let pairs = if rng.below(3) == 0 { dim / 4 } else { dim / 2 };
-        let dtype = [KvDType::F16, KvDType::F32][rng.below(2)];
         // A key's last bit in f32 decides at times to which f16 it is rounded, and one unit of f16 can move a score by
-        // more than any tolerance worth having. So keys that are stored as f16 are those of both backends to the bit:
+        // more than any tolerance worth having; a code is decided alike. So keys that are rounded are those of both backends to the bit:
         // without norm, and turned by an angle of zero. What norms and angles do is seen where keys are stored as f32.
-        let exact_keys = dtype == KvDType::F16;
+        let exact_keys = dtype != KvDType::F32;
         let frequency = |i| if exact_keys { 0.0 } else { 10000f32.powf(-(i as f32) / pairs as f32) };
         let rope = Arc::new(Rope { inv_freq: (0..pairs).map(frequency).collect(), factor: [1.0, 1.2][rng.below(2)] });
         let width = (heads + 2 * kv_heads) * dim;

@@ -71,6 +71,13 @@ fn bench_decodes_a_batch_over_more_adapters_than_folders_after_a_longer_context(
 }
 
 #[test]
+fn bench_runs_with_a_quantized_cache() {
+    let line = bench(&["--batch", "2", "--kv-dtype", "q4", "--json"]).lines().remove(0);
+    assert_eq!(line["kv_dtype"], json!("q4"));
+    assert!(bench(&["--kv-dtype", "q5"]).stderr.contains("q8, q6, q4"));
+}
+
+#[test]
 fn bench_runs_every_sequence_with_a_mixture() {
     let settings = ["--kv-dtype", "f32", "--prefill-chunk", "3", "--head", "int8", "--activations", "int8"];
     let args = [&["--batch", "2", "--mixture", "sql*0.5+wit*0.5", "--json"][..], &settings].concat();

@@ -3,7 +3,9 @@
 mod activation_dtype;
 mod banned_strings;
 mod fairness;
+mod guidance;
 mod head_dtype;
+mod kv_dtype;
 mod many_requests;
 mod prefix_cache;
 mod sampling;

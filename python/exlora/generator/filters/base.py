@@ -56,7 +56,7 @@ class ExLlamaV2Filter:
         return False
 
     def can_mask_logits(self) -> bool:
-        """Whether it has `prepare_logit_mask` and `mask_logits`, which are then called instead of `next`."""
+        """Whether it has `prepare_logit_mask` and `mask_logits`, which are called if it has no `next`."""
         return False
 
     def prepare_logit_mask(self) -> bool:
@@ -92,7 +92,9 @@ class _Caller:
 
     def __init__(self, target: Any) -> None:
         self._target = target
-        self._masks_logits = bool(getattr(target, "can_mask_logits", bool)())
+        # Ids are needed either way, so a filter that has both is asked for them.
+        has_next = getattr(type(target), "next", ExLlamaV2Filter.next) is not ExLlamaV2Filter.next
+        self._masks_logits = not has_next and bool(getattr(target, "can_mask_logits", bool)())
 
     def begin(self, prefix: str) -> None:
         self._target.begin(prefix)

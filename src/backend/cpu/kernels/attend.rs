@@ -16,64 +16,15 @@
 
 #![allow(unsafe_code, reason = "vector loads through pointers, inside loops that must not check bounds")]
 
+use super::kv_format::{KvFormat, View};
 use super::tile::prefetch_line;
-use super::vector::{Element, LANES, LINE, Vector};
+use super::vector::{LANES, LINE, Vector};
 
 /// Positions of a segment; its keys and values of one head stay in a core's own caches.
 pub(crate) const SEGMENT: usize = 256;
 
 /// Query vectors whose scores are computed together, at most.
 const QUERIES: usize = 8;
-
-/// The keys and values of one key/value head, in the pages of one sequence.
-pub(crate) struct View<'a> {
-    /// The whole cache.
-    pub(crate) cache: &'a [u8],
-    /// Elements of a page.
-    pub(crate) page_elements: usize,
-    /// Positions of a page.
-    pub(crate) page_tokens: usize,
-    /// Width of a head.
-    pub(crate) head_dim: usize,
-    /// Elements from one position's values to the next: whole vectors.
-    pub(crate) value_stride: usize,
-    /// First element of the head's keys in page 0.
-    pub(crate) keys: usize,
-    /// First element of the head's values in page 0.
-    pub(crate) values: usize,
-    /// Pages of the sequence.
-    pub(crate) block_table: &'a [u32],
-    /// Factor on the scores.
-    pub(crate) scale: f32,
-}
-
-impl View<'_> {
-    /// The head's keys in a page of the sequence, `[tile][channel][16 positions]`.
-    ///
-    /// # Safety
-    /// The page must lie within the block table, and what that names within the cache, whose elements are E's.
-    #[inline(always)]
-    unsafe fn keys_of_page<E: Element>(&self, page: usize) -> *const u8 {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let page = *self.block_table.get_unchecked(page) as usize;
-            self.cache.as_ptr().add((page * self.page_elements + self.keys) * E::BYTES)
-        }
-    }
-
-    /// The head's values in a page of the sequence, `[position][value_stride]`.
-    ///
-    /// # Safety
-    /// As [`View::keys_of_page`].
-    #[inline(always)]
-    unsafe fn values_of_page<E: Element>(&self, page: usize) -> *const u8 {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let page = *self.block_table.get_unchecked(page) as usize;
-            self.cache.as_ptr().add((page * self.page_elements + self.values) * E::BYTES)
-        }
-    }
-}
 
 /// The positions of a segment that a query sees, both included.
 #[derive(Clone, Copy, Debug)]
@@ -113,12 +64,12 @@ pub(crate) type AttendFn = unsafe fn(view: &View<'_>, q: &[f32], seen: &[Seen], 
 ///
 /// # Safety
 /// The instruction set of `V` must be available; the positions must lie within the block table, and its pages within the cache,
-/// whose elements are E's.
+/// whose format is F.
 ///
 /// # Panics
 /// If a length does not fit, or a query sees no position or those of several segments.
 #[inline(always)]
-pub(crate) unsafe fn attend<V: Vector, E: Element>(
+pub(crate) unsafe fn attend<V: Vector, F: KvFormat>(
     view: &View<'_>,
     q: &[f32],
     seen: &[Seen],
@@ -145,10 +96,10 @@ pub(crate) unsafe fn attend<V: Vector, E: Element>(
         // SAFETY: the caller's promise.
         unsafe {
             match count {
-                QUERIES => attend_some::<V, E, QUERIES>(view, q, &seen[queries], scores, parts),
-                4 => attend_some::<V, E, 4>(view, q, &seen[queries], scores, parts),
-                2 => attend_some::<V, E, 2>(view, q, &seen[queries], scores, parts),
-                _ => attend_some::<V, E, 1>(view, q, &seen[queries], scores, parts),
+                QUERIES => attend_some::<V, F, QUERIES>(view, q, &seen[queries], scores, parts),
+                4 => attend_some::<V, F, 4>(view, q, &seen[queries], scores, parts),
+                2 => attend_some::<V, F, 2>(view, q, &seen[queries], scores, parts),
+                _ => attend_some::<V, F, 1>(view, q, &seen[queries], scores, parts),
             }
         }
         query += count;
@@ -160,7 +111,7 @@ pub(crate) unsafe fn attend<V: Vector, E: Element>(
 /// # Safety
 /// As [`attend`], which has checked the lengths.
 #[inline(always)]
-unsafe fn attend_some<V: Vector, E: Element, const Q: usize>(
+unsafe fn attend_some<V: Vector, F: KvFormat, const Q: usize>(
     view: &View<'_>,
     q: &[f32],
     seen: &[Seen],
@@ -174,7 +125,7 @@ unsafe fn attend_some<V: Vector, E: Element, const Q: usize>(
     let start = first - first % view.page_tokens;
     // SAFETY: as `attend`.
     unsafe {
-        score_keys::<V, E, Q>(view, q, Seen { first, last }, scores, stride);
+        score_keys::<V, F, Q>(view, q, Seen { first, last }, scores, stride);
         for ((seen, part), scores) in seen.iter().zip(parts.chunks_exact_mut(part)).zip(scores.chunks_exact_mut(stride))
         {
             let (sums, rest) = part.split_at_mut(view.value_stride);
@@ -188,9 +139,9 @@ unsafe fn attend_some<V: Vector, E: Element, const Q: usize>(
             let (seen, parts) = (&seen[query..query + count], &mut parts[query * part..(query + count) * part]);
             let weights = weights.of(query);
             match count {
-                4 => mix_some::<V, E, 4>(view, seen, weights, parts),
-                2 => mix_some::<V, E, 2>(view, seen, weights, parts),
-                _ => mix_some::<V, E, 1>(view, seen, weights, parts),
+                4 => mix_some::<V, F, 4>(view, seen, weights, parts),
+                2 => mix_some::<V, F, 2>(view, seen, weights, parts),
+                _ => mix_some::<V, F, 1>(view, seen, weights, parts),
             }
             query += count;
         }
@@ -202,36 +153,35 @@ unsafe fn attend_some<V: Vector, E: Element, const Q: usize>(
 /// # Safety
 /// As [`attend`].
 #[inline(always)]
-unsafe fn score_keys<V: Vector, E: Element, const Q: usize>(
+unsafe fn score_keys<V: Vector, F: KvFormat, const Q: usize>(
     view: &View<'_>,
     q: &[f32],
     seen: Seen,
     scores: &mut [f32],
     stride: usize,
 ) {
-    let (tokens, dim) = (view.page_tokens, view.head_dim);
-    let tile_bytes = LANES * dim * E::BYTES;
+    let tokens = view.page_tokens;
     let start = seen.first - seen.first % tokens;
     // SAFETY: as `attend`: pages lie within the cache, tiles within the page, and scores hold a segment from a page on and
     // one more tile.
     unsafe {
         for page in seen.first / tokens..=seen.last / tokens {
-            let keys = view.keys_of_page::<E>(page);
+            let keys = view.keys_of_page(page);
             if page < seen.last / tokens {
-                prefetch(view.keys_of_page::<E>(page + 1), tokens * dim * E::BYTES);
+                prefetch(view.keys_of_page(page + 1), view.key_head);
             }
-            prefetch(view.values_of_page::<E>(page), FIRST_LINES * LINE);
+            prefetch(view.values_of_page(page), FIRST_LINES * LINE);
             let mut tile = seen.first.saturating_sub(page * tokens) / LANES;
             let end = (seen.last - page * tokens).min(tokens - 1) / LANES + 1;
             // Lanes beyond the page are overwritten by the next page's, those beyond the last position are not read.
             while tile < end {
-                let (key, at) = (keys.add(tile * tile_bytes), page * tokens + tile * LANES - start);
+                let at = page * tokens + tile * LANES - start;
                 let scores = scores.as_mut_ptr().add(at);
                 if tile + 2 <= end && 2 * Q <= V::SUMS {
-                    score_tiles::<V, E, Q, 2>(view, q, key, scores, stride);
+                    score_tiles::<V, F, Q, 2>(view, q, keys, tile, scores, stride);
                     tile += 2;
                 } else {
-                    score_tiles::<V, E, Q, 1>(view, q, key, scores, stride);
+                    score_tiles::<V, F, Q, 1>(view, q, keys, tile, scores, stride);
                     tile += 1;
                 }
             }
@@ -250,34 +200,42 @@ fn prefetch(from: *const u8, bytes: usize) {
     }
 }
 
-/// Scores of Q queries against T tiles of 16 keys, from `key` on.
+/// Scores of Q queries against T tiles of 16 keys, from that tile of a page's `keys` on.
 ///
 /// # Safety
-/// As [`attend`]; `key` must be valid for the tiles, `scores` for theirs, `stride` values apart for each query.
+/// As [`attend`]; `keys` must have the tiles, `scores` be valid for theirs, `stride` values apart for each query.
 #[inline(always)]
-unsafe fn score_tiles<V: Vector, E: Element, const Q: usize, const T: usize>(
+unsafe fn score_tiles<V: Vector, F: KvFormat, const Q: usize, const T: usize>(
     view: &View<'_>,
     q: &[f32],
-    key: *const u8,
+    keys: *const u8,
+    tile: usize,
     scores: *mut f32,
     stride: usize,
 ) {
     let dim = view.head_dim;
-    let tile_bytes = LANES * dim * E::BYTES;
-    // SAFETY: the caller's promises.
+    // SAFETY: the caller's promises; a head has whole loads of channels.
     unsafe {
         let mut sums = [[V::splat(0.0); T]; Q];
-        for channel in 0..dim {
-            let mut keys = [V::splat(0.0); T];
-            for (t, keys) in keys.iter_mut().enumerate() {
-                *keys = E::load::<V>(key.add(t * tile_bytes + channel * LANES * E::BYTES));
+        let mut first = 0;
+        while first < dim {
+            let mut loaded = [F::load_keys::<V>(view, keys, tile, first); T];
+            for (t, loaded) in loaded.iter_mut().enumerate().skip(1) {
+                *loaded = F::load_keys(view, keys, tile + t, first);
             }
-            for (i, sums) in sums.iter_mut().enumerate() {
-                let q = V::splat(*q.get_unchecked(i * dim + channel));
-                for (sum, keys) in sums.iter_mut().zip(keys) {
-                    *sum = keys.mul_add(q, *sum);
+            for index in 0..F::KEY_CHANNELS {
+                let mut keys = [V::splat(0.0); T];
+                for (keys, &loaded) in keys.iter_mut().zip(&loaded) {
+                    *keys = F::channel_of(loaded, index);
+                }
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let q = V::splat(*q.get_unchecked(i * dim + first + index));
+                    for (sum, keys) in sums.iter_mut().zip(keys) {
+                        *sum = keys.mul_add(q, *sum);
+                    }
                 }
             }
+            first += F::KEY_CHANNELS;
         }
         let scale = V::splat(view.scale);
         for (i, sums) in sums.iter().enumerate() {
@@ -334,7 +292,7 @@ impl Weights {
 /// # Safety
 /// As [`attend`]; `weights` are those of the queries.
 #[inline(always)]
-unsafe fn mix_some<V: Vector, E: Element, const M: usize>(
+unsafe fn mix_some<V: Vector, F: KvFormat, const M: usize>(
     view: &View<'_>,
     seen: &[Seen],
     weights: Weights,
@@ -348,7 +306,7 @@ unsafe fn mix_some<V: Vector, E: Element, const M: usize>(
         let alone = |query: usize, first: usize, end: usize, parts: &mut [f32]| {
             if first < end {
                 let own = &mut parts[query * part..(query + 1) * part];
-                mix_range::<V, E, 1>(view, first, end, weights.of(query), own);
+                mix_range::<V, F, 1>(view, first, end, weights.of(query), own);
             }
         };
         if M == 1 || first >= end {
@@ -360,7 +318,7 @@ unsafe fn mix_some<V: Vector, E: Element, const M: usize>(
         for (query, seen) in seen.iter().enumerate() {
             alone(query, seen.first, first, parts);
         }
-        mix_range::<V, E, M>(view, first, end, weights, parts);
+        mix_range::<V, F, M>(view, first, end, weights, parts);
         for (query, seen) in seen.iter().enumerate() {
             alone(query, end, seen.last + 1, parts);
         }
@@ -372,7 +330,7 @@ unsafe fn mix_some<V: Vector, E: Element, const M: usize>(
 /// # Safety
 /// As [`attend`]; all queries must see the positions.
 #[inline(always)]
-unsafe fn mix_range<V: Vector, E: Element, const M: usize>(
+unsafe fn mix_range<V: Vector, F: KvFormat, const M: usize>(
     view: &View<'_>,
     first: usize,
     end: usize,
@@ -383,11 +341,11 @@ unsafe fn mix_range<V: Vector, E: Element, const M: usize>(
     // SAFETY: as `attend`; a position's values are padded to whole vectors, as the sums are.
     unsafe {
         while channel + 4 * LANES <= view.value_stride && 4 * M <= V::SUMS {
-            mix_values::<V, E, M, 4>(view, first, end, weights, channel, parts);
+            mix_values::<V, F, M, 4>(view, first, end, weights, channel, parts);
             channel += 4 * LANES;
         }
         while channel < view.value_stride {
-            mix_values::<V, E, M, 1>(view, first, end, weights, channel, parts);
+            mix_values::<V, F, M, 1>(view, first, end, weights, channel, parts);
             channel += LANES;
         }
     }
@@ -398,7 +356,7 @@ unsafe fn mix_range<V: Vector, E: Element, const M: usize>(
 /// # Safety
 /// As [`mix_range`]; the channels must lie within the values.
 #[inline(always)]
-unsafe fn mix_values<V: Vector, E: Element, const M: usize, const C: usize>(
+unsafe fn mix_values<V: Vector, F: KvFormat, const M: usize, const C: usize>(
     view: &View<'_>,
     first: usize,
     end: usize,
@@ -407,7 +365,6 @@ unsafe fn mix_values<V: Vector, E: Element, const M: usize, const C: usize>(
     parts: &mut [f32],
 ) {
     let (tokens, part) = (view.page_tokens, part_len(view.value_stride));
-    let row_bytes = view.value_stride * E::BYTES;
     // SAFETY: as `mix_range`.
     unsafe {
         let parts = parts.as_mut_ptr().add(channel);
@@ -421,16 +378,15 @@ unsafe fn mix_values<V: Vector, E: Element, const M: usize, const C: usize>(
         while position < end {
             let page = position / tokens;
             let page_end = end.min((page + 1) * tokens);
-            let mut value =
-                view.values_of_page::<E>(page).add((position - page * tokens) * row_bytes + channel * E::BYTES);
+            let page_values = view.values_of_page(page);
             if channel == 0 && page_end < end {
-                prefetch(view.values_of_page::<E>(page + 1), tokens * row_bytes);
+                prefetch(view.values_of_page(page + 1), view.value_head);
             }
             let mut weight = weights.values.add(position - weights.start);
-            for _ in position..page_end {
+            for position in position - page * tokens..page_end - page * tokens {
                 let mut values = [V::splat(0.0); C];
                 for (c, values) in values.iter_mut().enumerate() {
-                    *values = E::load::<V>(value.add(c * LANES * E::BYTES));
+                    *values = F::load_value(view, page_values, position, channel + c * LANES);
                 }
                 for (i, sums) in sums.iter_mut().enumerate() {
                     let weight = V::splat(*weight.add(i * weights.stride));
@@ -438,7 +394,6 @@ unsafe fn mix_values<V: Vector, E: Element, const M: usize, const C: usize>(
                         *sum = values.mul_add(weight, *sum);
                     }
                 }
-                value = value.add(row_bytes);
                 weight = weight.add(1);
             }
             position = page_end;

@@ -5,11 +5,12 @@
 
 #![allow(unsafe_code, reason = "kernels are compiled for instruction sets that are detected at run time")]
 
-use super::attend::{self, AttendFn, Seen, View};
+use super::attend::{self, AttendFn, Seen};
 use super::dequantize::{self, DequantizeFn};
 use super::digits::{self, DigitProductFn, Digits, SplitFn};
 use super::int8::{self, RoundFn};
 use super::isa::Isa;
+use super::kv_format::{Codes, Floats, View};
 use super::rowwise::{self, GateFn, NormFn};
 use super::tile::{self, ExpandFn, ProductFn, Span, SquaresFn, Tiles, Width};
 use super::vector::{F16, F32, LANES, Scalar};
@@ -36,6 +37,9 @@ pub(crate) struct Kernels {
     silu_gate: GateFn,
     attend_f16: AttendFn,
     attend_f32: AttendFn,
+    attend_q8: AttendFn,
+    attend_q6: AttendFn,
+    attend_q4: AttendFn,
 }
 
 /// Codes multiplied in integers.
@@ -256,7 +260,7 @@ impl Kernels {
     /// If a length does not fit, or a query sees no position or those of several segments.
     ///
     /// # Safety
-    /// The positions must lie within the view's block table, and its pages within the cache, whose elements are of `dtype`.
+    /// The positions must lie within the view's block table, and its pages within the cache, which is of `dtype`.
     #[inline]
     pub(crate) unsafe fn attend(
         &self,
@@ -270,6 +274,9 @@ impl Kernels {
         let kernel = match dtype {
             KvDType::F16 => self.attend_f16,
             KvDType::F32 => self.attend_f32,
+            KvDType::Q8 => self.attend_q8,
+            KvDType::Q6 => self.attend_q6,
+            KvDType::Q4 => self.attend_q4,
         };
         // SAFETY: the table exists only where its instruction set does; the rest is the caller's promise.
         unsafe { kernel(view, q, seen, scores, parts) };
@@ -351,13 +358,31 @@ macro_rules! kernels_for {
             $(#[target_feature(enable = $features)])?
             unsafe fn attend_f16(view: &View<'_>, q: &[f32], seen: &[Seen], scores: &mut [f32], parts: &mut [f32]) {
                 // SAFETY: as `product`.
-                unsafe { attend::attend::<$vector, F16>(view, q, seen, scores, parts) }
+                unsafe { attend::attend::<$vector, Floats<F16>>(view, q, seen, scores, parts) }
             }
 
             $(#[target_feature(enable = $features)])?
             unsafe fn attend_f32(view: &View<'_>, q: &[f32], seen: &[Seen], scores: &mut [f32], parts: &mut [f32]) {
                 // SAFETY: as `product`.
-                unsafe { attend::attend::<$vector, F32>(view, q, seen, scores, parts) }
+                unsafe { attend::attend::<$vector, Floats<F32>>(view, q, seen, scores, parts) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn attend_q8(view: &View<'_>, q: &[f32], seen: &[Seen], scores: &mut [f32], parts: &mut [f32]) {
+                // SAFETY: as `product`.
+                unsafe { attend::attend::<$vector, Codes<8, 8>>(view, q, seen, scores, parts) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn attend_q6(view: &View<'_>, q: &[f32], seen: &[Seen], scores: &mut [f32], parts: &mut [f32]) {
+                // SAFETY: as `product`.
+                unsafe { attend::attend::<$vector, Codes<8, 4>>(view, q, seen, scores, parts) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn attend_q4(view: &View<'_>, q: &[f32], seen: &[Seen], scores: &mut [f32], parts: &mut [f32]) {
+                // SAFETY: as `product`.
+                unsafe { attend::attend::<$vector, Codes<4, 4>>(view, q, seen, scores, parts) }
             }
 
             /// The kernels, with the integers of an instruction set.
@@ -383,6 +408,9 @@ macro_rules! kernels_for {
                     silu_gate,
                     attend_f16,
                     attend_f32,
+                    attend_q8,
+                    attend_q6,
+                    attend_q4,
                 }
             }
         }

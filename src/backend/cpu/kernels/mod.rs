@@ -8,6 +8,7 @@ pub(crate) mod dispatch;
 pub(crate) mod int8;
 pub(crate) mod integers;
 pub(crate) mod isa;
+pub(crate) mod kv_format;
 pub(crate) mod rowwise;
 pub(crate) mod tile;
 pub(crate) mod vector;

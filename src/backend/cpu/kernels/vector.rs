@@ -12,6 +12,8 @@
 
 use half::{bf16, f16};
 
+use crate::backend::kv_quant::middle;
+
 /// A cache line, and the width of the widest vector, in bytes.
 pub(crate) const LINE: usize = 64;
 
@@ -33,6 +35,8 @@ pub(crate) trait Vector: Copy {
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn load_f16(from: *const u16) -> Self;
     unsafe fn load_bf16(from: *const u16) -> Self;
+    /// One f16 in all lanes.
+    unsafe fn splat_f16(from: *const u16) -> Self;
     /// # Safety
     /// `to` must be valid for sixteen lanes.
     unsafe fn store(self, to: *mut f32);
@@ -59,6 +63,12 @@ pub(crate) trait Vector: Copy {
         high: Self::Line,
         high_shift: u32,
     ) -> Self;
+    /// As [`Vector::codes`], less their middle, `(2^BITS - 1) / 2`.
+    #[inline(always)]
+    fn centered_codes<const BITS: u32>(line: Self::Line, shift: u32) -> Self {
+        // SAFETY: the line proves the instruction set.
+        Self::codes::<BITS>(line, shift).sub(unsafe { Self::splat(middle(BITS)) })
+    }
 
     /// The lanes as numbers.
     #[inline(always)]
@@ -177,6 +187,12 @@ impl Vector for Scalar {
         // SAFETY: the caller's promise.
         let bits = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
         Self(bits.map(|b| bf16::from_bits(b).to_f32()))
+    }
+
+    #[inline(always)]
+    unsafe fn splat_f16(from: *const u16) -> Self {
+        // SAFETY: the caller's promise.
+        Self([f16::from_bits(unsafe { *from }).to_f32(); LANES])
     }
 
     #[inline(always)]

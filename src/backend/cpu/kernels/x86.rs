@@ -7,6 +7,7 @@
 use std::arch::x86_64::*;
 
 use super::vector::{LANES, Vector};
+use crate::backend::kv_quant::middle;
 
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
@@ -25,6 +26,17 @@ const fn code_table(bits: u32, unit: u32) -> [f32; LANES] {
     }
     table
 }
+
+/// The numbers 0..16, less their middle.
+const CENTERED: [f32; LANES] = {
+    let mut table = code_table(4, 1);
+    let mut i = 0;
+    while i < LANES {
+        table[i] -= 7.5;
+        i += 1;
+    }
+    table
+};
 
 impl Avx512 {
     /// A code of at most four bits times `UNIT`: one table lookup that ignores the bits above.
@@ -68,6 +80,11 @@ impl Vector for Avx512 {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
             Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_f16(from: *const u16) -> Self {
+        Self(unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(*from as i16)) })
     }
 
     #[inline(always)]
@@ -138,6 +155,15 @@ impl Vector for Avx512 {
             let field = _mm512_and_si512(field, _mm512_set1_epi32((1 << BITS) - 1));
             Self(_mm512_cvtepi32_ps(field))
         }
+    }
+
+    #[inline(always)]
+    fn centered_codes<const BITS: u32>(line: __m512i, shift: u32) -> Self {
+        if BITS == 4 {
+            let index = unsafe { _mm512_srlv_epi32(line, _mm512_set1_epi32(shift as i32)) };
+            return Self(unsafe { _mm512_permutexvar_ps(index, _mm512_loadu_ps(CENTERED.as_ptr())) });
+        }
+        Self::codes::<BITS>(line, shift).sub(unsafe { Self::splat(middle(BITS)) })
     }
 
     #[inline(always)]
@@ -225,6 +251,12 @@ impl Vector for Avx2 {
             };
             Self(half(from), half(from.add(8)))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_f16(from: *const u16) -> Self {
+        let value = unsafe { _mm256_cvtph_ps(_mm_set1_epi16(*from as i16)) };
+        Self(value, value)
     }
 
     #[inline(always)]

@@ -19,14 +19,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use super::kv_append::{HeadNorms, HeadPreparer, Rotations, append, rotations};
+use super::kv_append::{HeadNorms, HeadPreparer, KeyValue, Rotations, append, rotations};
 use crate::backend::cpu::kernels::attend::{PEAK, SEGMENT, SUM, Seen, part_len, scores_len};
 use crate::backend::cpu::kernels::dispatch::Kernels;
 use crate::backend::cpu::runtime::arena::grow;
 use crate::backend::cpu::runtime::buffers::{Output, Rows};
 use crate::backend::cpu::runtime::kv_cache::KvCache;
 use crate::backend::cpu::runtime::threads::{Disjoint, Pool};
-use crate::backend::{AttentionSpec, KvDType, StepRows};
+use crate::backend::kv_quant::rotate_to_read;
+use crate::backend::{AttentionSpec, StepRows};
 use crate::error::Result;
 
 /// Query vectors of a block, unless a single row has more: their sums stay in a core's own caches.
@@ -43,7 +44,7 @@ const MULTIPLIES_PER_NS: usize = 32;
 pub(crate) struct Scratch {
     rotations: Vec<Rotations>,
     threads: Vec<ThreadScratch>,
-    keys: Vec<Vec<f32>>,
+    key_values: Vec<KeyValue>,
     blocks: Vec<Block>,
     /// Parts of the blocks that are divided, `[head][segment][query][part_len]` of each.
     parts: Vec<f32>,
@@ -125,7 +126,7 @@ pub(crate) fn run(
     spec.check(&layout.shape, rows)?;
     let group = spec.heads / spec.kv_heads;
     let part = part_len(layout.value_stride);
-    let Scratch { rotations: known, threads, keys, blocks, parts, unfinished, kv_overflows } = scratch;
+    let Scratch { rotations: known, threads, key_values, blocks, parts, unfinished, kv_overflows } = scratch;
     let preparer = HeadPreparer {
         kernels,
         norms,
@@ -134,16 +135,12 @@ pub(crate) fn run(
         pairs: spec.rope.inv_freq.len(),
     };
 
-    keys.resize_with(pool.threads(), Vec::new);
-    keys.iter_mut().for_each(|key| key.resize(spec.head_dim, 0.0));
+    key_values.resize_with(pool.threads(), KeyValue::default);
     let overflows = Mutex::new(kv_overflows);
     let noted = |row: usize| {
         overflows.lock().insert(row as u32);
     };
-    match layout.shape.dtype {
-        KvDType::F16 => append::<u16>(pool, cache, spec, rows, qkv, &preparer, keys, noted)?,
-        KvDType::F32 => append::<f32>(pool, cache, spec, rows, qkv, &preparer, keys, noted)?,
-    }
+    append(pool, cache, spec, rows, qkv, &preparer, key_values, noted)?;
 
     let positions: usize = (0..rows.len()).map(|row| seen(spec, rows, row)).map(|s| s.last - s.first + 1).sum();
     let work = 2 * positions * spec.heads * spec.head_dim / MULTIPLIES_PER_NS;
@@ -209,6 +206,7 @@ pub(crate) fn run(
             for (out, merged) in out.chunks_exact_mut(spec.head_dim).zip(merged.chunks_exact(part)) {
                 let factor = 1.0 / merged[layout.value_stride + SUM];
                 out.iter_mut().zip(merged).for_each(|(out, value)| *out = value * factor);
+                attention.rotate_to_read(out);
             }
         }
     })
@@ -267,6 +265,14 @@ impl Attention<'_> {
         self.spec.heads / self.spec.kv_heads
     }
 
+    /// Where the cache has rotated keys and values, rotates a query, or a sum of values back: see `kv_quant.rs`.
+    fn rotate_to_read(&self, x: &mut [f32]) {
+        let group = self.cache.layout().group;
+        if group > 0 {
+            rotate_to_read(x, group);
+        }
+    }
+
     /// Norms and rotates the block's queries `[row][head of the group][head_dim]`.
     fn prepare(&self, block: &Block, head: usize, q: &mut [f32]) {
         let (dim, width) = (self.spec.head_dim, self.group() * self.spec.head_dim);
@@ -274,6 +280,7 @@ impl Attention<'_> {
             let x = &self.qkv.row(row)[head * width..(head + 1) * width];
             for (x, q) in x.chunks_exact(dim).zip(q.chunks_exact_mut(dim)) {
                 self.preparer.prepare(row, self.preparer.norms.q, x, q);
+                self.rotate_to_read(q);
             }
         }
     }

@@ -6,9 +6,8 @@ use std::sync::Arc;
 
 use crate::backend::cpu::adapter::routing::RoutedNorm;
 use crate::backend::cpu::kernels::dispatch::Kernels;
-use crate::backend::cpu::kernels::vector::LANES;
 use crate::backend::cpu::runtime::buffers::Rows;
-use crate::backend::cpu::runtime::kv_cache::{KvCache, Stored};
+use crate::backend::cpu::runtime::kv_cache::KvCache;
 use crate::backend::cpu::runtime::threads::{Disjoint, Pool};
 use crate::backend::{AttentionSpec, Rope, StepRows};
 use crate::error::Result;
@@ -78,64 +77,57 @@ impl HeadPreparer<'_> {
     }
 }
 
+/// Scratch of a thread that stores: a key and a value of one head.
+#[derive(Default)]
+pub(super) struct KeyValue {
+    key: Vec<f32>,
+    value: Vec<f32>,
+}
+
 /// Stores keys and values of all rows, and calls `overflowed` for each that had one out of range. A task owns a head, so that
-/// no two write the same place whatever the rows are. `keys` has `head_dim` values of scratch for each thread.
+/// no two write the same place whatever the rows are. `scratch` has an element for each thread.
 ///
 /// # Errors
 /// `internal` if a task panicked.
 #[allow(clippy::too_many_arguments)]
-pub(super) fn append<T: Stored>(
+pub(super) fn append(
     pool: &mut Pool,
     cache: &mut KvCache,
     spec: &AttentionSpec,
     rows: &StepRows,
     qkv: Rows<'_>,
     preparer: &HeadPreparer<'_>,
-    keys: &mut [Vec<f32>],
+    scratch: &mut [KeyValue],
     overflowed: impl Fn(usize) + Sync,
 ) -> Result<()> {
     let layout = cache.layout();
     let (dim, page_tokens) = (spec.head_dim, layout.shape.page_tokens);
-    let stored = Disjoint::new(cache.elements_mut::<T>());
+    for own in &mut *scratch {
+        own.key.resize(dim, 0.0);
+        own.value.resize(dim, 0.0);
+    }
+    let stored = Disjoint::new(cache.bytes_mut());
     let threads = pool.threads_for(2 * rows.len() * spec.kv_heads * dim / STORED_PER_NS);
-    let keys = Disjoint::new(keys);
+    let scratch = Disjoint::new(scratch);
     pool.run_on(threads, spec.kv_heads, |head, thread| {
         // SAFETY: no two tasks run on the same thread at the same time.
-        let [key] = (unsafe { keys.part(thread..thread + 1) }) else { return };
+        let [KeyValue { key, value }] = (unsafe { scratch.part(thread..thread + 1) }) else { return };
         for row in 0..rows.len() {
             let position = rows.positions[row] as usize;
             let page = rows.block_tables[rows.sequences[row] as usize][position / page_tokens] as usize;
-            let at = position % page_tokens;
             let k = (spec.heads + head) * dim;
             let v = k + spec.kv_heads * dim;
             preparer.prepare(row, preparer.norms.k, &qkv.row(row)[k..k + dim], key);
-            let start = page * layout.page_elements() + layout.keys_of(spec.layer, head);
-            // SAFETY: keys and values of a head belong to its task alone, which takes one part at a time.
+            value.copy_from_slice(&qkv.row(row)[v..v + dim]);
+            let start = page * layout.page_bytes() + layout.keys_of(spec.layer, head);
+            // SAFETY: keys and values of a head belong to its task alone, which takes one row's at a time.
             let keys = unsafe { stored.part(start..start + layout.key_head) };
-            let tile = &mut keys[at / LANES * LANES * dim..][..LANES * dim];
-            let mut fits = true;
-            for (channel, &value) in key.iter().enumerate() {
-                tile[channel * LANES + at % LANES] = stored_or_nan(value, &mut fits);
-            }
-            let start = page * layout.page_elements() + layout.values_of(spec.layer, head);
-            // SAFETY: as above.
-            let values = unsafe { stored.part(start..start + layout.value_head()) };
-            let place = &mut values[at * layout.value_stride..][..dim];
-            for (place, &value) in place.iter_mut().zip(&qkv.row(row)[v..v + dim]) {
-                *place = stored_or_nan(value, &mut fits);
-            }
-            if !fits {
+            let start = page * layout.page_bytes() + layout.values_of(spec.layer, head);
+            // SAFETY: as above; a head's keys and its values do not overlap.
+            let values = unsafe { stored.part(start..start + layout.value_head) };
+            if !layout.store(keys, values, position % page_tokens, key, value) {
                 overflowed(row);
             }
         }
-    })
-}
-
-/// The value as stored, NaN if that is not finite; `fits` becomes false if only the element type is too narrow.
-#[inline]
-fn stored_or_nan<T: Stored>(value: f32, fits: &mut bool) -> T {
-    T::of(value).unwrap_or_else(|| {
-        *fits &= !value.is_finite();
-        T::NAN
     })
 }

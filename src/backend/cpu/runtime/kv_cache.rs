@@ -1,30 +1,10 @@
 //! Pages of keys and values.
-//!
-//! A page holds, for each layer and key/value head, keys in tiles of 16 positions `[tile][channel][16]`, so that lanes
-//! are positions and a score needs no sum across lanes, and values `[position][channel]`, so that lanes are channels.
-//!
-//! ```text
-//! page    [layer][ keys of head 0.. | values of head 0.. ]
-//! ```
-
-use bytemuck::Pod;
-use half::f16;
 
 use super::arena::Region;
-use crate::backend::cpu::kernels::attend::View;
-use crate::backend::cpu::kernels::vector::LANES;
+use super::kv_layout::PageLayout;
+use crate::backend::cpu::kernels::kv_format::View;
 use crate::backend::{AttentionSpec, KvShape};
 use crate::error::{Error, ErrorCode, Result};
-
-/// The layout of a page, in elements.
-#[derive(Clone, Copy)]
-pub(crate) struct PageLayout {
-    pub(crate) shape: KvShape,
-    /// Elements of a head's keys in a page: whole tiles.
-    pub(crate) key_head: usize,
-    /// Elements from one position's values to the next: whole vectors.
-    pub(crate) value_stride: usize,
-}
 
 /// Pages of keys and values.
 pub(crate) struct KvCache {
@@ -36,18 +16,12 @@ impl KvCache {
     /// Pages of that shape, untouched.
     ///
     /// # Errors
-    /// `memory_exhausted`.
+    /// `memory_exhausted`; as [`KvShape::check`].
     pub(crate) fn new(shape: KvShape) -> Result<Self> {
+        shape.check()?;
         let exhausted = || Error::new(ErrorCode::MemoryExhausted, "the KV cache exceeds the address space");
-        let round = |n: usize| n.checked_next_multiple_of(LANES).ok_or_else(exhausted);
-        let value_stride = round(shape.head_dim)?;
-        let key_head = round(shape.page_tokens)?.checked_mul(shape.head_dim).ok_or_else(exhausted)?;
-        let value_head = shape.page_tokens.checked_mul(value_stride).ok_or_else(exhausted)?;
-        let bytes = [shape.kv_heads, shape.layers, shape.pages, shape.dtype.bytes()]
-            .into_iter()
-            .try_fold(key_head.checked_add(value_head).ok_or_else(exhausted)?, usize::checked_mul)
-            .ok_or_else(exhausted)?;
-        Ok(Self { layout: PageLayout { shape, key_head, value_stride }, region: Region::new(bytes)? })
+        let layout = PageLayout::new(shape).ok_or_else(exhausted)?;
+        Ok(Self { layout, region: Region::new(layout.bytes().ok_or_else(exhausted)?)? })
     }
 
     /// The layout of its pages.
@@ -55,8 +29,8 @@ impl KvCache {
         self.layout
     }
 
-    /// All its elements, page after page.
-    pub(crate) fn elements_mut<T: Stored>(&mut self) -> &mut [T] {
+    /// All its bytes, page after page.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         self.region.values_mut()
     }
 
@@ -65,12 +39,17 @@ impl KvCache {
         let layout = &self.layout;
         View {
             cache: self.region.values(),
-            page_elements: layout.page_elements(),
+            page_bytes: layout.page_bytes(),
             page_tokens: layout.shape.page_tokens,
             head_dim: layout.shape.head_dim,
             value_stride: layout.value_stride,
             keys: layout.keys_of(spec.layer, kv_head),
+            key_head: layout.key_head,
             values: layout.values_of(spec.layer, kv_head),
+            value_head: layout.value_head,
+            group_shift: layout.group.max(1).ilog2(),
+            key_codes: layout.key_codes,
+            value_codes: layout.value_codes,
             block_table,
             scale: spec.scale,
         }
@@ -79,54 +58,5 @@ impl KvCache {
     /// Bytes it occupies once every page was used.
     pub(crate) fn bytes(&self) -> usize {
         self.region.len()
-    }
-}
-
-impl PageLayout {
-    /// Elements of a head's values in a page.
-    pub(crate) fn value_head(&self) -> usize {
-        self.shape.page_tokens * self.value_stride
-    }
-
-    /// Elements of a page.
-    pub(crate) fn page_elements(&self) -> usize {
-        self.shape.layers * self.shape.kv_heads * (self.key_head + self.value_head())
-    }
-
-    /// First element of a head's keys in page 0.
-    pub(crate) fn keys_of(&self, layer: usize, head: usize) -> usize {
-        layer * self.shape.kv_heads * (self.key_head + self.value_head()) + head * self.key_head
-    }
-
-    /// First element of a head's values in page 0.
-    pub(crate) fn values_of(&self, layer: usize, head: usize) -> usize {
-        self.keys_of(layer, self.shape.kv_heads) + head * self.value_head()
-    }
-}
-
-/// An element as the cache stores it.
-pub(crate) trait Stored: Pod + Send {
-    const NAN: Self;
-
-    /// The element nearest to a value; `None` if that is not finite.
-    fn of(value: f32) -> Option<Self>;
-}
-
-impl Stored for u16 {
-    const NAN: Self = f16::NAN.to_bits();
-
-    #[inline]
-    fn of(value: f32) -> Option<Self> {
-        let half = f16::from_f32(value);
-        half.is_finite().then_some(half.to_bits())
-    }
-}
-
-impl Stored for f32 {
-    const NAN: Self = f32::NAN;
-
-    #[inline]
-    fn of(value: f32) -> Option<Self> {
-        value.is_finite().then_some(value)
     }
 }

@@ -195,8 +195,8 @@ impl ExpandKernels {
             ElementType::Bf16 => &[("ELEMENT_BF16", "1")],
         };
         let kv: &[Define] = match kv {
-            KvDType::F16 => &[],
             KvDType::F32 => &[("KV_F32", "1")],
+            _ => &[],
         };
         Ok(Self {
             residual: kernel(&EXPAND_RESIDUAL, &[], "expand_residual")?,

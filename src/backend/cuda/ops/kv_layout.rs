@@ -40,7 +40,9 @@ impl KvLayout {
 
     /// A layer of a cache that begins at that address.
     pub fn layer(&self, address: u64, layer: usize) -> KvLayer {
-        let layer_bytes = self.shape.pages * self.page_elements() * self.shape.dtype.bytes();
+        let page_bytes =
+            self.shape.page_tokens * self.shape.kv_heads * self.shape.dtype.head_bytes(self.padded_head_dim());
+        let layer_bytes = self.shape.pages * page_bytes;
         KvLayer {
             pages: address + (layer * layer_bytes) as u64,
             page_tokens: self.shape.page_tokens as u32,
