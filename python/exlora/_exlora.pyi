@@ -251,7 +251,7 @@ class Engine:
     """
     A model, a KV cache and a scheduler.
     """
-    def __new__(cls, /, model: str | PathLike[str], *, device: str = "auto", threads: "SupportsIndex | None" = None, head: str = "stored", kv_dtype: str = "f16", max_seq_len: "SupportsIndex | None" = None, kv_tokens: "SupportsIndex | None" = None, max_batch_size: "SupportsIndex" = 32, prefill_chunk: "SupportsIndex" = 512, prefix_cache: bool = True, generation_config: str | PathLike[str] | None = None, draft_model: str | PathLike[str] | None = None, num_draft_tokens: "SupportsIndex" = 4, progress: Any | None = None) -> Engine:
+    def __new__(cls, /, model: str | PathLike[str], *, device: str = "auto", threads: "SupportsIndex | None" = None, head: str = "stored", activations: str = "f32", kv_dtype: str = "f16", max_seq_len: "SupportsIndex | None" = None, kv_tokens: "SupportsIndex | None" = None, max_batch_size: "SupportsIndex" = 32, prefill_chunk: "SupportsIndex" = 512, prefix_cache: bool = True, generation_config: str | PathLike[str] | None = None, draft_model: str | PathLike[str] | None = None, num_draft_tokens: "SupportsIndex" = 4, progress: Any | None = None) -> Engine:
         """
         Loads a model folder and its tokenizer. `progress` is `True` for a bar on stderr, or a callable (done, total).
         """
@@ -544,7 +544,7 @@ class Model:
     """
     A model that several engines may share.
     """
-    def __new__(cls, /, path: str | PathLike[str], *, device: str = "auto", threads: "SupportsIndex | None" = None, head: str = "stored", max_seq_len: "SupportsIndex | None" = None, progress: Any | None = None) -> Model:
+    def __new__(cls, /, path: str | PathLike[str], *, device: str = "auto", threads: "SupportsIndex | None" = None, head: str = "stored", activations: str = "f32", max_seq_len: "SupportsIndex | None" = None, progress: Any | None = None) -> Model:
         """
         Loads a model folder. `progress` is `True` for a bar on stderr, or a callable (done, total).
         """

@@ -23,7 +23,7 @@ class ExLlamaV2Config:
 
     Settings that choose among exllamav2's GPU code paths (`no_flash_attn`, `no_xformers`, `no_sdpa`, `no_graphs`,
     `max_attention_size`, `max_dq_size`, `fasttensors`) have no effect. exlora's own settings are `device`, `threads`,
-    `head` and `kv_dtype`.
+    `head`, `activations` and `kv_dtype`.
     """
 
     architecture: str
@@ -67,6 +67,7 @@ class ExLlamaV2Config:
         self.device = "auto"
         self.threads: int | None = None
         self.head = "stored"
+        self.activations = "f32"
         self.kv_dtype = "f16"
         #: What the model computes by, as it was read.
         self._read: dict[str, Any] = {}

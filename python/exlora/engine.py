@@ -63,6 +63,8 @@ class Engine:
     threads         CPU threads; all physical cores by default
     head            "stored", or "int8": an output head that is not quantized is rounded to 8 bits, which halves its
                     bytes and moves logits by about 0.6 % of their size
+    activations     "f32", or "int8": quantized linears on the CPU round their inputs to 8 bits, with a scale for
+                    every 32, which moves logits by about a percent of their size
     kv_dtype        "f16" or "f32"; on the CPU also "q8", "q6" (keys of 8 bits, values of 4) and "q4", which take 0.53,
                     0.41 and 0.28 of f16's memory; heads must be a multiple of 16 wide
     max_seq_len     longest prompt and output together, in tokens; by default config.json's, with its rope scaling
@@ -90,6 +92,7 @@ class Engine:
         device: str = "auto",
         threads: int | None = None,
         head: str = "stored",
+        activations: str = "f32",
         kv_dtype: str = "f16",
         max_seq_len: int | None = None,
         kv_tokens: int | None = None,
@@ -106,6 +109,7 @@ class Engine:
             "device": device,
             "threads": threads,
             "head": head,
+            "activations": activations,
             "kv_dtype": kv_dtype,
             "max_seq_len": max_seq_len,
             "kv_tokens": kv_tokens,

@@ -157,6 +157,7 @@ class ExLlamaV2(_exlora.ExLlamaV2Base):
             device=self.config.device,
             threads=self.config.threads,
             head=self.config.head,
+            activations=self.config.activations,
             max_seq_len=self.config.max_seq_len,
             progress=progress,
         )

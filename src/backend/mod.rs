@@ -29,8 +29,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use self::kv_shape::{KvDType, KvShape};
 pub use self::types::{
-    Activation, AttentionSpec, BufferId, EmbeddingId, GroupId, KvId, LinearSource, NormId, Rope, StepInputs, StepRows,
-    Write,
+    Activation, ActivationDType, AttentionSpec, BufferId, EmbeddingId, GroupId, KvId, LinearSource, NormId, Rope,
+    StepInputs, StepRows, Write,
 };
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::adapter::delta::SiteDelta;

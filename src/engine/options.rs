@@ -3,7 +3,7 @@
 use super::draft_source::DraftModelSource;
 use super::generation_config::GenerationConfigSource;
 use crate::adapter::pool::AdapterLimits;
-use crate::backend::KvDType;
+use crate::backend::{ActivationDType, KvDType};
 use crate::model::{Device, HeadDType, ModelOptions};
 
 /// Tokens that the KV cache of an engine holds by default.
@@ -24,6 +24,8 @@ pub struct EngineOptions {
     pub threads: Option<usize>,
     /// How the output head is kept.
     pub head: HeadDType,
+    /// How quantized linears take their activations; only the CPU rounds them.
+    pub activations: ActivationDType,
     /// Element type of cached keys and values.
     pub kv_dtype: KvDType,
     /// Longest sequence, prompt and output, in tokens. By default it is that of the model's config, stretched by its rope
@@ -58,6 +60,7 @@ impl Default for EngineOptions {
             device: Device::Auto,
             threads: None,
             head: HeadDType::Stored,
+            activations: ActivationDType::F32,
             kv_dtype: KvDType::F16,
             max_seq_len: None,
             kv_tokens: None,
@@ -79,6 +82,7 @@ impl EngineOptions {
             device: self.device,
             threads: self.threads,
             head: self.head,
+            activations: self.activations,
             max_seq_len: self.max_seq_len,
             adapter_limits: self.adapter_limits,
         }

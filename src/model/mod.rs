@@ -22,8 +22,8 @@ use crate::adapter::pool::{AdapterLimits, AdapterPool};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda;
 use crate::backend::{
-    AdapterPreparer, Backend, BackendBuilder, BackendMemory, Compute, KvDType, KvShape, MemoryUse, WeightLoader, cpu,
-    reference,
+    ActivationDType, AdapterPreparer, Backend, BackendBuilder, BackendMemory, Compute, KvDType, KvShape, MemoryUse,
+    WeightLoader, cpu, reference,
 };
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result, printable};
@@ -90,6 +90,8 @@ pub struct ModelOptions {
     pub max_seq_len: Option<usize>,
     /// How the output head is kept.
     pub head: HeadDType,
+    /// How quantized linears take their activations; only the CPU rounds them.
+    pub activations: ActivationDType,
     /// Limits of resident adapters.
     pub adapter_limits: AdapterLimits,
 }
@@ -320,12 +322,21 @@ impl Model {
 
 /// The backend that a model will be loaded into.
 fn open_backend(options: &ModelOptions) -> Result<Box<dyn BackendBuilder>> {
+    if options.activations != ActivationDType::F32 && !matches!(options.device, Device::Auto | Device::Cpu) {
+        return Err(Error::new(ErrorCode::RequestInvalid, "only the CPU takes activations of that type")
+            .with_found(options.activations.name())
+            .with_hint("leave activations at f32, or take the device cpu"));
+    }
+    let open_cpu = || {
+        let ModelOptions { threads, activations, .. } = *options;
+        cpu::open(&cpu::CpuOptions { threads, activations, isa: None })
+    };
     match options.device {
         Device::Reference => Ok(reference::open()),
-        Device::Cpu => cpu::open(&cpu::CpuOptions { threads: options.threads, isa: None }),
+        Device::Cpu => open_cpu(),
         Device::Auto => {
             tracing::info!("device \"auto\" is the CPU; \"cuda\" has to be asked for");
-            cpu::open(&cpu::CpuOptions { threads: options.threads, isa: None })
+            open_cpu()
         }
         #[cfg(feature = "cuda")]
         Device::Cuda(ordinal) => cuda::open(&cuda::CudaOptions { ordinal, element: None }),

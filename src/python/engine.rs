@@ -73,7 +73,7 @@ impl PyEngine {
     /// Loads a model folder and its tokenizer. `progress` is `True` for a bar on stderr, or a callable (done, total).
     #[new]
     #[pyo3(signature = (model, *, device="auto", threads: "SupportsIndex | None"=None, head="stored",
-                        kv_dtype="f16", max_seq_len: "SupportsIndex | None"=None, kv_tokens: "SupportsIndex | None"=None,
+                        activations="f32", kv_dtype="f16", max_seq_len: "SupportsIndex | None"=None, kv_tokens: "SupportsIndex | None"=None,
                         max_batch_size: "SupportsIndex"=32, prefill_chunk: "SupportsIndex"=512, prefix_cache=true,
                         generation_config=None, draft_model=None, num_draft_tokens: "SupportsIndex"=4, progress=None))]
     #[allow(clippy::too_many_arguments)]
@@ -83,6 +83,7 @@ impl PyEngine {
         device: &str,
         #[pyo3(from_py_with = optional_integer)] threads: Option<i64>,
         head: &str,
+        activations: &str,
         kv_dtype: &str,
         #[pyo3(from_py_with = optional_integer)] max_seq_len: Option<i64>,
         #[pyo3(from_py_with = optional_integer)] kv_tokens: Option<i64>,
@@ -109,6 +110,7 @@ impl PyEngine {
             device: parse_device(py, device)?,
             threads: threads.map(|threads| count("threads", threads)).transpose()?,
             head: head.parse()?,
+            activations: activations.parse()?,
             ..shared
         };
         let reporter = ProgressReporter::new(progress)?;

@@ -36,13 +36,15 @@ impl PyModel {
     /// Loads a model folder. `progress` is `True` for a bar on stderr, or a callable (done, total).
     #[new]
     #[pyo3(signature = (path, *, device="auto", threads: "SupportsIndex | None"=None, head="stored",
-                        max_seq_len: "SupportsIndex | None"=None, progress=None))]
+                        activations="f32", max_seq_len: "SupportsIndex | None"=None, progress=None))]
+    #[allow(clippy::too_many_arguments)]
     fn load(
         py: Python<'_>,
         path: PathBuf,
         device: &str,
         #[pyo3(from_py_with = optional_integer)] threads: Option<i64>,
         head: &str,
+        activations: &str,
         #[pyo3(from_py_with = optional_integer)] max_seq_len: Option<i64>,
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
@@ -52,6 +54,7 @@ impl PyModel {
             device: parse_device(py, device)?,
             threads,
             head: head.parse()?,
+            activations: activations.parse()?,
             max_seq_len,
             ..ModelOptions::default()
         };

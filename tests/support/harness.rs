@@ -44,7 +44,9 @@ impl Device {
     /// The backend, without weights yet.
     pub fn open(self) -> Box<dyn BackendBuilder> {
         match self {
-            Device::Cpu { isa, threads } => cpu::open(&CpuOptions { isa, threads }).expect("the backend opens"),
+            Device::Cpu { isa, threads } => {
+                cpu::open(&CpuOptions { isa, threads, ..CpuOptions::default() }).expect("the backend opens")
+            }
             Device::Reference => reference::open(),
             Device::Other(open) => open(),
         }
@@ -124,7 +126,12 @@ pub struct Harness {
 
 impl Harness {
     pub fn open(device: Device) -> Self {
-        Self { state: State::Loading(device.open()), sites: 0 }
+        Self::with(device.open())
+    }
+
+    /// Over a backend without weights yet.
+    pub fn with(builder: Box<dyn BackendBuilder>) -> Self {
+        Self { state: State::Loading(builder), sites: 0 }
     }
 
     fn builder(&mut self) -> &mut dyn BackendBuilder {

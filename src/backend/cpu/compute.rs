@@ -262,7 +262,7 @@ mod tests {
     use crate::backend::cpu::kernels::isa::Isa;
     use crate::backend::cpu::kernels::vector::LINE;
     use crate::backend::cpu::preparer::CpuPreparer;
-    use crate::backend::{AdapterPreparer, LinearSource};
+    use crate::backend::{ActivationDType, AdapterPreparer, LinearSource};
     use crate::checkpoint::Checkpoint;
     use crate::quant::StoredWeight;
     use crate::sites::{SiteId, SitePart};
@@ -282,7 +282,8 @@ mod tests {
     /// they are to hold at most `max_t`.
     fn outputs_and_largest_t(max_t: usize) -> [(Vec<f32>, usize); 2] {
         let mut pool = Pool::new(2).expect("threads");
-        let mut weights = BaseWeights::new(Kernels::of(Isa::detect()).expect("this machine has it"));
+        let mut weights =
+            BaseWeights::new(Kernels::of(Isa::detect()).expect("this machine has it"), ActivationDType::F32);
         let (linear, table) = (SiteId(0), SiteId(1));
         let (weight, embeddings) = (matrix(OUTPUTS, INPUTS, 1), matrix(ROWS, OUTPUTS, 2));
         let source = LinearSource { site: linear, weight: StoredWeight::Dense(weight.view()), bias: None };
@@ -344,7 +345,8 @@ mod tests {
         let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), table.bytes()].concat();
         std::fs::write(&path, file).expect("it is written");
 
-        let mut weights = BaseWeights::new(Kernels::of(Isa::detect()).expect("this machine has it"));
+        let mut weights =
+            BaseWeights::new(Kernels::of(Isa::detect()).expect("this machine has it"), ActivationDType::F32);
         let checkpoint = Checkpoint::open(&folder).expect("it opens");
         let on_disk = checkpoint.on_disk("table").expect("it is mapped");
         let tables = [

@@ -31,7 +31,9 @@ use self::preparer::CpuPreparer;
 use self::runtime::cores::default_threads;
 use self::runtime::threads::Pool;
 use self::weights::BaseWeights;
-use super::{Backend, BackendBuilder, EmbeddingId, GroupId, LinearSource, MemoryUse, NormId, WeightLoader};
+use super::{
+    ActivationDType, Backend, BackendBuilder, EmbeddingId, GroupId, LinearSource, MemoryUse, NormId, WeightLoader,
+};
 use crate::checkpoint::TensorOnDisk;
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::SiteId;
@@ -49,6 +51,8 @@ pub struct CpuOptions {
     /// Instruction set of the kernels; by default, the one that the environment variable `EXLORA_ISA` names, else the best
     /// this machine has.
     pub isa: Option<Isa>,
+    /// How quantized linears take their activations.
+    pub activations: ActivationDType,
 }
 
 /// The CPU as a backend.
@@ -63,7 +67,7 @@ pub fn open(options: &CpuOptions) -> Result<Box<dyn BackendBuilder>> {
     })?;
     let threads = options.threads.unwrap_or_else(default_threads).max(1);
     tracing::debug!(%isa, threads, "cpu backend opened");
-    Ok(Box::new(CpuBuilder { pool: Pool::new(threads)?, weights: BaseWeights::new(kernels) }))
+    Ok(Box::new(CpuBuilder { pool: Pool::new(threads)?, weights: BaseWeights::new(kernels, options.activations) }))
 }
 
 /// The CPU backend while a model loads.

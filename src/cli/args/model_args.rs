@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::mixture_arg::MixtureArg;
 use super::path_arg::{expand_home, path};
 use crate::adapter::pool::{AdapterInfo, AdapterLimits};
-use crate::backend::KvDType;
+use crate::backend::{ActivationDType, KvDType};
 use crate::engine::{DraftModelSource, Engine, EngineOptions, GenerationConfigSource};
 use crate::error::{Error, ErrorCode, Result};
 use crate::model::{Device, HeadDType, Model, ModelOptions, Progress};
@@ -36,6 +36,9 @@ pub(in crate::cli) struct ModelArgs {
     /// The output head: as it is stored, or rounded to 8 bits (faster decoding; logits move by about 0.6 %).
     #[arg(long, value_name = "TYPE", default_value = "stored", value_parser = head_dtype())]
     pub head: HeadDType,
+    /// Activations of quantized linears on the CPU: as exact as f32, or rounded to 8 bits (all logits move).
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = activation_dtype())]
+    pub activations: ActivationDType,
     /// Data type of the KV cache.
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_dtype(), help_heading = "Engine")]
     pub kv_dtype: KvDType,
@@ -126,6 +129,11 @@ fn kv_dtype() -> impl TypedValueParser<Value = KvDType> {
     PossibleValuesParser::new(KvDType::ALL.map(KvDType::name)).try_map(|text| KvDType::from_name(&text))
 }
 
+fn activation_dtype() -> impl TypedValueParser<Value = ActivationDType> {
+    PossibleValuesParser::new([ActivationDType::F32, ActivationDType::Int8].map(ActivationDType::name))
+        .try_map(|text| text.parse())
+}
+
 fn head_dtype() -> impl TypedValueParser<Value = HeadDType> {
     PossibleValuesParser::new(["stored", "int8"])
         .map(|text| if text == "int8" { HeadDType::Int8 } else { HeadDType::Stored })
@@ -157,6 +165,7 @@ impl ModelArgs {
             device: self.device()?,
             threads: self.threads,
             head: self.head,
+            activations: self.activations,
             max_seq_len: self.max_seq_len,
             adapter_limits: self.adapter_limits(),
         };
@@ -209,6 +218,7 @@ impl EngineArgs {
             device: self.model.device()?,
             threads: self.model.threads,
             head: self.model.head,
+            activations: self.model.activations,
             kv_dtype: self.model.kv_dtype,
             max_seq_len: self.model.max_seq_len,
             generation_config: self.generation_config.clone(),

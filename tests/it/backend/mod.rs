@@ -1,6 +1,7 @@
 //! The backends, through their traits.
 
 mod digits;
+mod int8_activations;
 mod kv_overflow;
 mod parity;
 mod parity_adapters;

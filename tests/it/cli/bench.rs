@@ -79,7 +79,7 @@ fn bench_runs_with_a_quantized_cache() {
 
 #[test]
 fn bench_runs_every_sequence_with_a_mixture() {
-    let settings = ["--kv-dtype", "f32", "--prefill-chunk", "3", "--head", "int8"];
+    let settings = ["--kv-dtype", "f32", "--prefill-chunk", "3", "--head", "int8", "--activations", "int8"];
     let args = [&["--batch", "2", "--mixture", "sql*0.5+wit*0.5", "--json"][..], &settings].concat();
     let line = bench(&args).lines().remove(0);
     assert_eq!((&line["kv_dtype"], &line["prefill_chunk"]), (&json!("f32"), &json!(3)));

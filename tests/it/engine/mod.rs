@@ -1,5 +1,6 @@
 //! The engine on the bundled model: batch invariance, pages, leases, stops, threads, and errors that leave it running.
 
+mod activation_dtype;
 mod banned_strings;
 mod fairness;
 mod guidance;

@@ -17,6 +17,16 @@
 //!
 //! A row in digits is `[quad][lo, mid, hi, unused]`, words that hold the digit of four inputs, then `[span][step, sum of lo, of
 //! mid, of hi]` in f32. A span with an infinity or NaN has a step of NaN, and so have all its row's outputs.
+//!
+//! Where the user takes activations of 8 bits, there is one digit, with a step for each block of 32 inputs (`int8.rs`):
+//!
+//! ```text
+//! x[k] ~ step[b] * q[k]     |q| <= 127, for the inputs k of a block b
+//! y = 0;  for each span:  D = 0;  for each block b:  D += step[b] * (sum over k of code[k] * q[k])        (fused)
+//!                         y += scale * (D - zero * (sum over b of step[b] * sum over k of q[k]))          (fused)
+//! ```
+//!
+//! Such a row is `[quad][q]`, then `[span][sum of step * q, step of each of four blocks]` in f32.
 
 #![allow(unsafe_code, reason = "vector loads through pointers, inside loops that must not check bounds")]
 
@@ -26,26 +36,55 @@ use super::vector::{LANES, LINE};
 
 /// Most blocks of a span of codes.
 pub(crate) const SPAN_BLOCKS: usize = 4;
+/// Inputs whose digits are in a word.
+pub(crate) const QUAD: usize = 4;
 /// Largest magnitude of an activation in steps: 127 of each digit.
 const LARGEST: u32 = 0x7f_7f7f;
-/// Words that describe a span.
-pub(crate) const SPAN_WORDS: usize = 4;
 
-/// Words of a row of that many inputs, padding included, in so many spans.
-pub(crate) const fn row_words(inputs: usize, spans: usize) -> usize {
-    inputs + spans * SPAN_WORDS
+/// In how many digits activations are split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Digits {
+    /// 8 bits, with a step for each block.
+    One = 1,
+    /// As exact as f32.
+    Three = 3,
+}
+
+impl Digits {
+    /// Words of a quad of inputs.
+    pub(crate) const fn quad_words(self) -> usize {
+        quad_words(self as usize)
+    }
+
+    /// Words that describe a span.
+    pub(crate) const fn span_words(self) -> usize {
+        span_words(self as usize)
+    }
+
+    /// Words of a row of that many inputs, padding included, in so many spans.
+    pub(crate) const fn row_words(self, inputs: usize, spans: usize) -> usize {
+        inputs / QUAD * self.quad_words() + spans * self.span_words()
+    }
+}
+
+const fn quad_words(digits: usize) -> usize {
+    if digits == 1 { 1 } else { 4 }
+}
+
+const fn span_words(digits: usize) -> usize {
+    if digits == 1 { 1 + SPAN_BLOCKS } else { 4 }
 }
 
 /// The activations of one span: its digits, and what describes it; `x` has whole blocks.
 pub(crate) type SplitFn = unsafe fn(x: &[f32], digits: &mut [u32], of_span: &mut [u32]);
 
-/// See [`SplitFn`].
+/// See [`SplitFn`]; into three digits.
 ///
 /// # Safety
 /// The instruction set of `I` must be available.
 #[inline(always)]
 pub(crate) unsafe fn split<I: Integers>(x: &[f32], digits: &mut [u32], of_span: &mut [u32]) {
-    assert!(x.len().is_multiple_of(BLOCK) && digits.len() == x.len() && of_span.len() == SPAN_WORDS);
+    assert!(x.len().is_multiple_of(BLOCK) && digits.len() == x.len() && of_span.len() == span_words(3));
     // Magnitudes of floats are ordered as their bits, infinities and NaN last.
     let largest = x.iter().fold(0, |largest, value| largest.max(value.to_bits() & 0x7fff_ffff));
     let (factor, step) = factor_and_step(largest);
@@ -61,8 +100,8 @@ pub(crate) unsafe fn split<I: Integers>(x: &[f32], digits: &mut [u32], of_span: 
         sums.store(lanes.as_mut_ptr());
         lanes
     };
-    let mut of_digit = [0i32; SPAN_WORDS];
-    sums.iter().enumerate().for_each(|(lane, &sum)| of_digit[lane % SPAN_WORDS] += sum as i32);
+    let mut of_digit = [0i32; QUAD];
+    sums.iter().enumerate().for_each(|(lane, &sum)| of_digit[lane % QUAD] += sum as i32);
     let values = [step, of_digit[0] as f32, of_digit[1] as f32, of_digit[2] as f32];
     of_span.iter_mut().zip(values).for_each(|(word, value)| *word = value.to_bits());
 }
@@ -103,7 +142,7 @@ struct Place<const R: usize, const T: usize> {
 /// The instruction set of `I` must be available; `tile + T` within the tiles, all of whose spans are codes; `x` and `y` valid
 /// as [`DigitProductFn`] says.
 #[inline(always)]
-pub(crate) unsafe fn product<I: Integers, const R: usize, const T: usize>(
+pub(crate) unsafe fn product<I: Integers, const D: usize, const R: usize, const T: usize>(
     tiles: &Tiles<'_>,
     tile: usize,
     x: *const *const u32,
@@ -129,17 +168,17 @@ pub(crate) unsafe fn product<I: Integers, const R: usize, const T: usize>(
         }
         for r in 0..R {
             place.digits[r] = *x.add(r);
-            place.spans[r] = (*x.add(r)).add(tiles.inputs).cast();
+            place.spans[r] = (*x.add(r)).add(tiles.inputs / QUAD * quad_words(D)).cast();
         }
         for span in tiles.spans {
             let count = span.blocks;
             match span.width {
-                Width::Code2 => add_span::<I, 2, R, T>(count, tiles.wide, &mut place),
-                Width::Code3 => add_span::<I, 3, R, T>(count, tiles.wide, &mut place),
-                Width::Code4 => add_span::<I, 4, R, T>(count, tiles.wide, &mut place),
-                Width::Code5 => add_span::<I, 5, R, T>(count, tiles.wide, &mut place),
-                Width::Code6 => add_span::<I, 6, R, T>(count, tiles.wide, &mut place),
-                Width::Code8 => add_span::<I, 8, R, T>(count, tiles.wide, &mut place),
+                Width::Code2 => add_span::<I, D, 2, R, T>(count, tiles.wide, &mut place),
+                Width::Code3 => add_span::<I, D, 3, R, T>(count, tiles.wide, &mut place),
+                Width::Code4 => add_span::<I, D, 4, R, T>(count, tiles.wide, &mut place),
+                Width::Code5 => add_span::<I, D, 5, R, T>(count, tiles.wide, &mut place),
+                Width::Code6 => add_span::<I, D, 6, R, T>(count, tiles.wide, &mut place),
+                Width::Code8 => add_span::<I, D, 8, R, T>(count, tiles.wide, &mut place),
                 Width::F16 | Width::Bf16 | Width::F32 => {}
             }
         }
@@ -151,7 +190,8 @@ pub(crate) unsafe fn product<I: Integers, const R: usize, const T: usize>(
 /// # Safety
 /// As [`product`].
 #[inline(always)]
-unsafe fn add_span<I: Integers, const BITS: usize, const R: usize, const T: usize>(
+#[allow(clippy::needless_range_loop, reason = "one index for several arrays")]
+unsafe fn add_span<I: Integers, const D: usize, const BITS: usize, const R: usize, const T: usize>(
     count: usize,
     wide: bool,
     place: &mut Place<R, T>,
@@ -160,20 +200,32 @@ unsafe fn add_span<I: Integers, const BITS: usize, const R: usize, const T: usiz
     unsafe {
         for part in 0..LANES / I::LANES {
             let lane = part * I::LANES;
-            let mut sums = [[[I::zero(); 3]; R]; T];
+            let mut sums = [[[I::zero(); D]; R]; T];
+            let mut scaled = [[I::zero_floats(); R]; T];
             for i in 0..count {
                 let blocks = place.blocks.map(|block| block.wrapping_add(i * BITS * LINE + lane * 4));
-                let digits = place.digits.map(|digits| digits.wrapping_add(i * BLOCK));
+                let digits = place.digits.map(|digits| digits.wrapping_add(i * BLOCK / QUAD * quad_words(D)));
                 if part == 0 {
                     prefetch_lines::<T>(&blocks, BITS);
                 }
-                add_block::<I, BITS, R, T>(&blocks, &digits, &mut sums);
+                add_block::<I, D, BITS, R, T>(&blocks, &digits, &mut sums);
+                if D == 1 {
+                    for t in 0..T {
+                        for r in 0..R {
+                            scaled[t][r] = sums[t][r][0].scale_onto(place.spans[r].add(1 + i), scaled[t][r]);
+                            sums[t][r][0] = I::zero();
+                        }
+                    }
+                }
             }
-            for (t, sums) in sums.into_iter().enumerate() {
+            for t in 0..T {
                 let scales = I::scale_and_zero(wide, place.scales[t], lane);
-                for (r, [low, mid, high]) in sums.into_iter().enumerate() {
+                for r in 0..R {
                     let y = place.y.add(t * place.stride + r * LANES + lane);
-                    low.fold(mid, high, scales, place.spans[r], y);
+                    match sums[t][r][..] {
+                        [low, mid, high] => low.fold(mid, high, scales, place.spans[r], y),
+                        _ => I::fold_scaled(scaled[t][r], scales, place.spans[r], y),
+                    }
                 }
             }
         }
@@ -183,8 +235,8 @@ unsafe fn add_span<I: Integers, const BITS: usize, const R: usize, const T: usiz
             place.scales[t] = place.scales[t].add(of_scales);
         }
         for r in 0..R {
-            place.digits[r] = place.digits[r].add(count * BLOCK);
-            place.spans[r] = place.spans[r].add(SPAN_WORDS);
+            place.digits[r] = place.digits[r].add(count * BLOCK / QUAD * quad_words(D));
+            place.spans[r] = place.spans[r].add(span_words(D));
         }
     }
 }
@@ -194,24 +246,24 @@ unsafe fn add_span<I: Integers, const BITS: usize, const R: usize, const T: usiz
 /// # Safety
 /// As [`product`].
 #[inline(always)]
-unsafe fn add_block<I: Integers, const BITS: usize, const R: usize, const T: usize>(
+unsafe fn add_block<I: Integers, const D: usize, const BITS: usize, const R: usize, const T: usize>(
     blocks: &[*const u8; T],
     digits: &[*const u32; R],
-    sums: &mut [[[I; 3]; R]; T],
+    sums: &mut [[[I; D]; R]; T],
 ) {
     // SAFETY: as `product`; a block has eight quads.
     unsafe {
         if I::PAIRED_QUADS[BITS] > 0 {
-            return add_block_in_pairs::<I, BITS, R, T>(blocks, digits, sums);
+            return add_block_in_pairs::<I, D, BITS, R, T>(blocks, digits, sums);
         }
-        add_quad::<I, BITS, 0, R, T>(blocks, digits, sums);
-        add_quad::<I, BITS, 1, R, T>(blocks, digits, sums);
-        add_quad::<I, BITS, 2, R, T>(blocks, digits, sums);
-        add_quad::<I, BITS, 3, R, T>(blocks, digits, sums);
-        add_quad::<I, BITS, 4, R, T>(blocks, digits, sums);
-        add_quad::<I, BITS, 5, R, T>(blocks, digits, sums);
-        add_quad::<I, BITS, 6, R, T>(blocks, digits, sums);
-        add_quad::<I, BITS, 7, R, T>(blocks, digits, sums);
+        add_quad::<I, D, BITS, 0, R, T>(blocks, digits, sums);
+        add_quad::<I, D, BITS, 1, R, T>(blocks, digits, sums);
+        add_quad::<I, D, BITS, 2, R, T>(blocks, digits, sums);
+        add_quad::<I, D, BITS, 3, R, T>(blocks, digits, sums);
+        add_quad::<I, D, BITS, 4, R, T>(blocks, digits, sums);
+        add_quad::<I, D, BITS, 5, R, T>(blocks, digits, sums);
+        add_quad::<I, D, BITS, 6, R, T>(blocks, digits, sums);
+        add_quad::<I, D, BITS, 7, R, T>(blocks, digits, sums);
     }
 }
 
@@ -221,20 +273,20 @@ unsafe fn add_block<I: Integers, const BITS: usize, const R: usize, const T: usi
 /// As [`product`].
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "one index for several arrays")]
-unsafe fn add_quad<I: Integers, const BITS: usize, const Q: usize, const R: usize, const T: usize>(
+unsafe fn add_quad<I: Integers, const D: usize, const BITS: usize, const Q: usize, const R: usize, const T: usize>(
     blocks: &[*const u8; T],
     digits: &[*const u32; R],
-    sums: &mut [[[I; 3]; R]; T],
+    sums: &mut [[[I; D]; R]; T],
 ) {
-    // SAFETY: as `product`; a block has eight quads of four words.
+    // SAFETY: as `product`; a block has eight quads.
     unsafe {
         let mut codes = [I::zero(); T];
         for t in 0..T {
             codes[t] = unpack::<I, BITS, Q>(blocks[t]);
         }
         for r in 0..R {
-            for d in 0..3 {
-                let digit = I::splat(*digits[r].add(4 * Q + d));
+            for d in 0..D {
+                let digit = I::splat(*digits[r].add(quad_words(D) * Q + d));
                 for t in 0..T {
                     sums[t][r][d] = sums[t][r][d].dot(codes[t], digit);
                 }
@@ -250,12 +302,12 @@ unsafe fn add_quad<I: Integers, const BITS: usize, const Q: usize, const R: usiz
 /// As [`product`].
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "one index for several arrays")]
-unsafe fn add_block_in_pairs<I: Integers, const BITS: usize, const R: usize, const T: usize>(
+unsafe fn add_block_in_pairs<I: Integers, const D: usize, const BITS: usize, const R: usize, const T: usize>(
     blocks: &[*const u8; T],
     digits: &[*const u32; R],
-    sums: &mut [[[I; 3]; R]; T],
+    sums: &mut [[[I; D]; R]; T],
 ) {
-    // SAFETY: as `product`; a block has eight quads of four words.
+    // SAFETY: as `product`; a block has eight quads.
     unsafe {
         let mut codes = [[I::zero(); 8]; T];
         for t in 0..T {
@@ -271,10 +323,10 @@ unsafe fn add_block_in_pairs<I: Integers, const BITS: usize, const R: usize, con
             ];
         }
         for r in 0..R {
-            for d in 0..3 {
+            for d in 0..D {
                 let mut pairs = [I::Pairs::zero(); T];
                 for q in 0..8 {
-                    let digit = I::splat(*digits[r].add(4 * q + d));
+                    let digit = I::splat(*digits[r].add(quad_words(D) * q + d));
                     for t in 0..T {
                         pairs[t] = pairs[t].add_products(codes[t][q], digit);
                         if (q + 1).is_multiple_of(I::PAIRED_QUADS[BITS]) {
@@ -317,8 +369,9 @@ mod tests {
 
     /// The digits of one span, and its step.
     fn split(isa: Isa, x: &[f32]) -> Option<(Vec<u32>, Vec<f32>)> {
-        let (mut digits, mut of_span) = (vec![0; x.len()], vec![0; SPAN_WORDS]);
-        Kernels::of(isa).filter(|kernels| kernels.takes_digits(&[]))?.split(x, &mut digits, &mut of_span);
+        let (mut digits, mut of_span) = (vec![0; x.len()], vec![0; Digits::Three.span_words()]);
+        let kernels = Kernels::of(isa).filter(|kernels| kernels.takes_digits(Digits::Three, &[]))?;
+        kernels.split(Digits::Three, x, &mut digits, &mut of_span);
         Some((digits, of_span.into_iter().map(f32::from_bits).collect()))
     }
 

@@ -7,7 +7,8 @@
 
 use super::attend::{self, AttendFn, Seen};
 use super::dequantize::{self, DequantizeFn};
-use super::digits::{self, DigitProductFn, SplitFn};
+use super::digits::{self, DigitProductFn, Digits, SplitFn};
+use super::int8::{self, RoundFn};
 use super::isa::Isa;
 use super::kv_format::{Codes, Floats, View};
 use super::rowwise::{self, GateFn, NormFn};
@@ -28,6 +29,7 @@ pub(crate) struct Kernels {
     product: Products<ProductFn>,
     /// `None` where floats are faster.
     integers: Option<IntegerKernels>,
+    round: RoundFn,
     squares: SquaresFn,
     dequantize: DequantizeFn,
     expand: ExpandFn,
@@ -43,6 +45,13 @@ pub(crate) struct Kernels {
 /// Codes multiplied in integers.
 #[derive(Clone, Copy)]
 struct IntegerKernels {
+    one: DigitKernels,
+    three: DigitKernels,
+}
+
+/// Codes multiplied with activations in some number of digits.
+#[derive(Clone, Copy)]
+struct DigitKernels {
     split: SplitFn,
     product: Products<DigitProductFn>,
     /// Most bits of a code whose product is faster in integers than in floats.
@@ -109,9 +118,9 @@ impl Kernels {
         })
     }
 
-    /// Whether codes in such spans are multiplied in integers, by [`Kernels::digit_product`].
-    pub(crate) fn takes_digits(&self, spans: &[Span]) -> bool {
-        self.integers.is_some_and(|integers| spans.iter().all(|span| span.width.bits() <= integers.bits))
+    /// Whether codes in such spans are multiplied with that many digits, by [`Kernels::digit_product`].
+    pub(crate) fn takes_digits(&self, digits: Digits, spans: &[Span]) -> bool {
+        self.integers.is_some() && spans.iter().all(|span| span.width.bits() <= self.integers(digits).bits)
     }
 
     /// Products of `count` tiles from `tile` with at most [`MAX_ROWS`] rows: `y[t * MAX_ROWS + r]` is tile `tile + t`
@@ -142,16 +151,17 @@ impl Kernels {
     /// As [`Kernels::product`], and if it [takes no digits](Kernels::takes_digits).
     pub(crate) fn digit_product(
         &self,
+        digits: Digits,
         tiles: &Tiles<'_>,
         tile: usize,
         count: usize,
         rows: &[&[u32]],
         y: &mut [[f32; LANES]],
     ) {
-        let words = digits::row_words(tiles.inputs, tiles.spans.len());
+        let words = digits.row_words(tiles.inputs, tiles.spans.len());
         let pointers = checked_rows(tiles, tile, count, rows, words, y);
-        assert!(self.takes_digits(tiles.spans));
-        self.integers().product.cover(rows.len(), count, |kernel, r, t| {
+        assert!(self.takes_digits(digits, tiles.spans));
+        self.integers(digits).product.cover(rows.len(), count, |kernel, r, t| {
             let out = y[t * MAX_ROWS + r..].as_mut_ptr().cast::<f32>();
             // SAFETY: as in `product`.
             unsafe { kernel(tiles, tile + t, pointers[r..].as_ptr(), out, MAX_ROWS * LANES) };
@@ -163,16 +173,26 @@ impl Kernels {
     /// # Panics
     /// If the lengths do not fit each other, or the instruction set takes no digits.
     #[inline]
-    pub(crate) fn split(&self, x: &[f32], digits: &mut [u32], of_span: &mut [u32]) {
+    pub(crate) fn split(&self, digits: Digits, x: &[f32], out: &mut [u32], of_span: &mut [u32]) {
         // SAFETY: the table exists only where its instruction set does.
-        unsafe { (self.integers().split)(x, digits, of_span) };
+        unsafe { (self.integers(digits).split)(x, out, of_span) };
+    }
+
+    /// Rounds activations, of whole blocks, to what one digit holds of them.
+    #[inline]
+    pub(crate) fn round(&self, x: &mut [f32]) {
+        // SAFETY: the table exists only where its instruction set does.
+        unsafe { (self.round)(x) };
     }
 
     /// The kernels in integers.
     #[inline]
-    fn integers(&self) -> &IntegerKernels {
-        let Some(integers) = &self.integers else { panic!("{} takes no digits", self.isa) };
-        integers
+    fn integers(&self, digits: Digits) -> &DigitKernels {
+        match (&self.integers, digits) {
+            (Some(integers), Digits::One) => &integers.one,
+            (Some(integers), Digits::Three) => &integers.three,
+            (None, _) => panic!("{} takes no digits", self.isa),
+        }
     }
 
     /// The sum of squares of each output's weights, over the inputs where `mask` is 1.
@@ -331,6 +351,11 @@ macro_rules! kernels_for {
             }
 
             $(#[target_feature(enable = $features)])?
+            unsafe fn round(x: &mut [f32]) {
+                int8::round(x);
+            }
+
+            $(#[target_feature(enable = $features)])?
             unsafe fn attend_f16(view: &View<'_>, q: &[f32], seen: &[Seen], scores: &mut [f32], parts: &mut [f32]) {
                 // SAFETY: as `product`.
                 unsafe { attend::attend::<$vector, Floats<F16>>(view, q, seen, scores, parts) }
@@ -375,6 +400,7 @@ macro_rules! kernels_for {
                         of_1x1: product::<1, 1>,
                     },
                     integers,
+                    round,
                     squares,
                     dequantize,
                     expand,
@@ -397,7 +423,7 @@ macro_rules! integers_for {
             use super::*;
 
             #[target_feature(enable = $features)]
-            unsafe fn product<const R: usize, const T: usize>(
+            unsafe fn product<const D: usize, const R: usize, const T: usize>(
                 tiles: &Tiles<'_>,
                 tile: usize,
                 x: *const *const u32,
@@ -405,7 +431,7 @@ macro_rules! integers_for {
                 stride: usize,
             ) {
                 // SAFETY: the caller's promises, and the instruction set of this module.
-                unsafe { digits::product::<$integers, R, T>(tiles, tile, x, y, stride) }
+                unsafe { digits::product::<$integers, D, R, T>(tiles, tile, x, y, stride) }
             }
 
             #[target_feature(enable = $features)]
@@ -414,20 +440,27 @@ macro_rules! integers_for {
                 unsafe { digits::split::<$integers>(x, digits, of_span) }
             }
 
-            pub(crate) const KERNELS: IntegerKernels = IntegerKernels {
-                split,
-                product: Products {
+            #[target_feature(enable = $features)]
+            unsafe fn split_int8(x: &[f32], digits: &mut [u32], of_span: &mut [u32]) {
+                int8::split(x, digits, of_span);
+            }
+
+            const fn with<const D: usize>(split: SplitFn, bits: usize) -> DigitKernels {
+                let product = Products::<DigitProductFn> {
                     rows: $rows,
-                    of_8x1: product::<$rows, 1>,
+                    of_8x1: product::<D, $rows, 1>,
                     of_4x2: $of_4x2,
-                    of_4x1: product::<4, 1>,
-                    of_2x2: product::<2, 2>,
-                    of_2x1: product::<2, 1>,
-                    of_1x4: product::<1, 4>,
-                    of_1x1: product::<1, 1>,
-                },
-                bits: $bits,
-            };
+                    of_4x1: product::<D, 4, 1>,
+                    of_2x2: product::<D, 2, 2>,
+                    of_2x1: product::<D, 2, 1>,
+                    of_1x4: product::<D, 1, 4>,
+                    of_1x1: product::<D, 1, 1>,
+                };
+                DigitKernels { split, product, bits }
+            }
+
+            pub(crate) const KERNELS: IntegerKernels =
+                IntegerKernels { one: with::<1>(split_int8, 8), three: with::<3>(split, $bits) };
         }
     };
 }
@@ -435,7 +468,8 @@ macro_rules! integers_for {
 kernels_for!(scalar, Scalar, 4, None);
 static SCALAR: Kernels = scalar::with(Isa::Scalar, None);
 
-// Without VNNI, products are summed in 16 bits, into which those of wide codes fit only a few times, or not at all.
+// Without VNNI, products are summed in 16 bits, into which those of wide codes fit only a few times, or not at all: floats are
+// faster then than three digits, but not than one.
 
 #[cfg(target_arch = "x86_64")]
 kernels_for!(avx2, Avx2, 4, None, "avx2,fma,f16c");
@@ -457,7 +491,7 @@ integers_for!(
     Integers512<false>,
     5,
     4,
-    Some(product::<4, 2>),
+    Some(product::<D, 4, 2>),
     "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"
 );
 #[cfg(target_arch = "x86_64")]
@@ -469,7 +503,7 @@ integers_for!(
     Integers512<true>,
     8,
     8,
-    Some(product::<4, 2>),
+    Some(product::<D, 4, 2>),
     "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"
 );
 #[cfg(target_arch = "x86_64")]

@@ -15,10 +15,13 @@ pub(crate) trait Integers: Copy {
     type Pairs: Pairs<Self>;
     /// Scales and zeros of the outputs, in f32.
     type Scales: Copy;
+    /// A number of each lane, in f32.
+    type Floats: Copy;
 
     /// # Safety
     /// The instruction set must be available, here and below.
     unsafe fn zero() -> Self;
+    unsafe fn zero_floats() -> Self::Floats;
     unsafe fn splat(word: u32) -> Self;
     /// # Safety
     /// `from` must be valid for all lanes.
@@ -47,6 +50,16 @@ pub(crate) trait Integers: Copy {
     /// # Safety
     /// `span` must be valid for four values and `y` for all lanes.
     unsafe fn fold(self, mid: Self, high: Self, scales: Self::Scales, span: *const f32, y: *mut f32);
+    /// `scaled` plus a block's sums of its one digit times its step, fused.
+    ///
+    /// # Safety
+    /// `step` must be valid.
+    unsafe fn scale_onto(self, step: *const f32, scaled: Self::Floats) -> Self::Floats;
+    /// Adds a span's scaled sums of one digit to `y`, see `digits.rs`; `span` points to the first of its numbers.
+    ///
+    /// # Safety
+    /// `span` must be valid and `y` for all lanes.
+    unsafe fn fold_scaled(scaled: Self::Floats, scales: Self::Scales, span: *const f32, y: *mut f32);
 }
 
 /// Two sums of 16 bits in each lane.

@@ -5,6 +5,7 @@ pub(crate) mod attend;
 pub(crate) mod dequantize;
 pub(crate) mod digits;
 pub(crate) mod dispatch;
+pub(crate) mod int8;
 pub(crate) mod integers;
 pub(crate) mod isa;
 pub(crate) mod kv_format;

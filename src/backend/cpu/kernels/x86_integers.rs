@@ -32,10 +32,16 @@ impl<const VNNI: bool> Integers for Integers256<VNNI> {
     const PAIRED_QUADS: [usize; 9] = if VNNI { [0; 9] } else { PAIRED_QUADS };
     type Pairs = Pairs256;
     type Scales = (__m256, __m256);
+    type Floats = __m256;
 
     #[inline(always)]
     unsafe fn zero() -> Self {
         Self(unsafe { _mm256_setzero_si256() })
+    }
+
+    #[inline(always)]
+    unsafe fn zero_floats() -> Self::Floats {
+        unsafe { _mm256_setzero_ps() }
     }
 
     #[inline(always)]
@@ -124,6 +130,19 @@ impl<const VNNI: bool> Integers for Integers256<VNNI> {
             _mm256_storeu_ps(y, _mm256_add_ps(_mm256_loadu_ps(y), product));
         }
     }
+
+    #[inline(always)]
+    unsafe fn scale_onto(self, step: *const f32, scaled: Self::Floats) -> Self::Floats {
+        unsafe { _mm256_fmadd_ps(_mm256_cvtepi32_ps(self.0), _mm256_set1_ps(*step), scaled) }
+    }
+
+    #[inline(always)]
+    unsafe fn fold_scaled(scaled: Self::Floats, (scale, zero): Self::Scales, span: *const f32, y: *mut f32) {
+        unsafe {
+            let total = _mm256_fnmadd_ps(zero, _mm256_set1_ps(*span), scaled);
+            _mm256_storeu_ps(y, _mm256_fmadd_ps(scale, total, _mm256_loadu_ps(y)));
+        }
+    }
 }
 
 // As above.
@@ -164,10 +183,16 @@ impl<const VNNI: bool> Integers for Integers512<VNNI> {
     const PAIRED_QUADS: [usize; 9] = if VNNI { [0; 9] } else { PAIRED_QUADS };
     type Pairs = Pairs512;
     type Scales = (__m512, __m512);
+    type Floats = __m512;
 
     #[inline(always)]
     unsafe fn zero() -> Self {
         Self(unsafe { _mm512_setzero_si512() })
+    }
+
+    #[inline(always)]
+    unsafe fn zero_floats() -> Self::Floats {
+        unsafe { _mm512_setzero_ps() }
     }
 
     #[inline(always)]
@@ -254,6 +279,19 @@ impl<const VNNI: bool> Integers for Integers512<VNNI> {
             let total = _mm512_add_ps(times_256(times_256(part(high, 3))), below);
             let product = _mm512_mul_ps(_mm512_mul_ps(scale, number(0)), total);
             _mm512_storeu_ps(y, _mm512_add_ps(_mm512_loadu_ps(y), product));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scale_onto(self, step: *const f32, scaled: Self::Floats) -> Self::Floats {
+        unsafe { _mm512_fmadd_ps(_mm512_cvtepi32_ps(self.0), _mm512_set1_ps(*step), scaled) }
+    }
+
+    #[inline(always)]
+    unsafe fn fold_scaled(scaled: Self::Floats, (scale, zero): Self::Scales, span: *const f32, y: *mut f32) {
+        unsafe {
+            let total = _mm512_fnmadd_ps(zero, _mm512_set1_ps(*span), scaled);
+            _mm512_storeu_ps(y, _mm512_fmadd_ps(scale, total, _mm512_loadu_ps(y)));
         }
     }
 }

@@ -228,12 +228,12 @@ impl<'a> Context<'a> {
                 rows.iter().for_each(|&row| epilogue.prefetch(member, first_tile..first_tile + count, row as usize));
                 let packed = linear.packed_input.filter(|_| replaced.is_none());
                 let row_words = |row| packed.map_or(&[][..], |input| self.packed_row(input, inputs.rows, row, scratch));
-                match packed.map(|input| self.group.packed_inputs[input].is_digits()) {
-                    Some(true) => {
+                match packed.map(|input| self.group.packed_inputs[input].digits()) {
+                    Some(Some(digits)) => {
                         let x = rows_of(rows, row_words);
-                        self.kernels.digit_product(&tiles, first_tile, count, &x[..rows.len()], &mut sums);
+                        self.kernels.digit_product(digits, &tiles, first_tile, count, &x[..rows.len()], &mut sums);
                     }
-                    Some(false) => {
+                    Some(None) => {
                         let x = rows_of(rows, |row| bytemuck::cast_slice(row_words(row)));
                         self.kernels.product(&tiles, first_tile, count, &x[..rows.len()], &mut sums);
                     }

@@ -1,13 +1,13 @@
 //! A group: packed linears that read the same input.
 
 use super::pack::{PADDING, Packed, pack};
-use crate::backend::LinearSource;
-use crate::backend::cpu::kernels::digits::{SPAN_BLOCKS, SPAN_WORDS, row_words};
+use crate::backend::cpu::kernels::digits::{Digits, QUAD, SPAN_BLOCKS};
 use crate::backend::cpu::kernels::dispatch::Kernels;
 use crate::backend::cpu::kernels::tile::BLOCK;
 use crate::backend::cpu::kernels::tile::Tiles;
 use crate::backend::cpu::runtime::arena::{Arena, ArenaSlice};
 use crate::backend::cpu::runtime::threads::Pool;
+use crate::backend::{ActivationDType, LinearSource};
 use crate::error::{Error, ErrorCode, Result};
 use crate::tensor::TensorView;
 
@@ -21,15 +21,24 @@ pub(crate) struct Group {
     pub(crate) packed_inputs: Vec<PackedInput>,
 }
 
-/// The input of some quantized linears of a group, as their product takes it: in the packed order, as digits or as floats.
+/// The input of some quantized linears of a group, as their product takes it, in the packed order.
 #[derive(PartialEq, Eq)]
 pub(crate) struct PackedInput {
     /// The model's input of each packed one, or [`PADDING`]; `None` where they are the same.
     order: Option<Vec<u32>>,
-    /// Packed inputs of each span, which share a step; `None` for floats.
-    spans: Option<Vec<usize>>,
     /// Packed inputs.
     inputs: usize,
+    form: InputForm,
+}
+
+/// What a product takes an input as.
+#[derive(PartialEq, Eq)]
+enum InputForm {
+    Floats,
+    /// Rounded to what one digit holds of them.
+    RoundedFloats,
+    /// Digits, of spans of so many packed inputs.
+    Digits(Digits, Vec<usize>),
 }
 
 /// One linear of a group.
@@ -77,6 +86,7 @@ impl Group {
     pub(crate) fn pack(
         pool: &mut Pool,
         kernels: &Kernels,
+        activations: ActivationDType,
         arena: &mut Arena,
         sources: &[LinearSource<'_>],
     ) -> Result<Self> {
@@ -89,7 +99,7 @@ impl Group {
                     .with_expected(in_features)
                     .with_found(packed.in_features));
             }
-            let packed_input = PackedInput::of(kernels, &mut packed).map(|input| {
+            let packed_input = PackedInput::of(kernels, activations, &mut packed).map(|input| {
                 group.packed_inputs.iter().position(|known| *known == input).unwrap_or_else(|| {
                     group.packed_inputs.push(input);
                     group.packed_inputs.len() - 1
@@ -123,41 +133,60 @@ impl Group {
 
 impl PackedInput {
     /// Of a packed weight, which gives up its order; `None` if it takes the input as it is.
-    fn of(kernels: &Kernels, packed: &mut Packed) -> Option<Self> {
-        let spans = packed.coded_spans()?;
-        let digits = kernels.takes_digits(spans);
-        let spans: Vec<usize> = spans.iter().map(|span| span.blocks * BLOCK).collect();
-        let order = packed.order.take();
+    fn of(kernels: &Kernels, activations: ActivationDType, packed: &mut Packed) -> Option<Self> {
+        let coded_spans = packed.coded_spans()?;
+        let digits = match activations {
+            ActivationDType::F32 => Digits::Three,
+            ActivationDType::Int8 => Digits::One,
+        };
+        let spans: Vec<usize> = coded_spans.iter().map(|span| span.blocks * BLOCK).collect();
         let inputs = spans.iter().sum();
-        (digits || order.is_some()).then_some(Self { order, inputs, spans: digits.then_some(spans) })
+        let form = match (kernels.takes_digits(digits, coded_spans), activations) {
+            (true, _) => InputForm::Digits(digits, spans),
+            (false, ActivationDType::Int8) => InputForm::RoundedFloats,
+            (false, ActivationDType::F32) => InputForm::Floats,
+        };
+        let order = packed.order.take();
+        (form != InputForm::Floats || order.is_some()).then_some(Self { order, inputs, form })
     }
 
     /// Words of a row.
     pub(crate) fn words(&self) -> usize {
-        self.spans.as_ref().map_or(self.inputs, |spans| row_words(self.inputs, spans.len()))
+        match &self.form {
+            InputForm::Digits(digits, spans) => digits.row_words(self.inputs, spans.len()),
+            InputForm::Floats | InputForm::RoundedFloats => self.inputs,
+        }
     }
 
-    /// Whether rows are digits; else their words are floats.
-    pub(crate) fn is_digits(&self) -> bool {
-        self.spans.is_some()
+    /// The digits of its rows; `None` where their words are floats.
+    pub(crate) fn digits(&self) -> Option<Digits> {
+        match self.form {
+            InputForm::Digits(digits, _) => Some(digits),
+            InputForm::Floats | InputForm::RoundedFloats => None,
+        }
     }
 
     /// Writes a row; `x` is padded to whole blocks.
     pub(crate) fn write(&self, kernels: &Kernels, x: &[f32], out: &mut [u32]) {
-        match &self.spans {
-            Some(spans) => self.split(kernels, spans, x, out),
-            None => self.gather(0, x, bytemuck::cast_slice_mut(out)),
+        match &self.form {
+            InputForm::Digits(digits, spans) => self.split(kernels, *digits, spans, x, out),
+            InputForm::Floats => self.gather(0, x, bytemuck::cast_slice_mut(out)),
+            InputForm::RoundedFloats => {
+                let out = bytemuck::cast_slice_mut(out);
+                self.gather(0, x, out);
+                kernels.round(out);
+            }
         }
     }
 
     /// Writes a row as digits.
-    fn split(&self, kernels: &Kernels, spans: &[usize], x: &[f32], out: &mut [u32]) {
-        let (mut digits, mut of_spans) = out.split_at_mut(self.inputs);
+    fn split(&self, kernels: &Kernels, digits: Digits, spans: &[usize], x: &[f32], out: &mut [u32]) {
+        let (mut words, mut of_spans) = out.split_at_mut(self.inputs / QUAD * digits.quad_words());
         let mut gathered = [0.0; SPAN_BLOCKS * BLOCK];
         let mut start = 0;
         for &inputs in spans {
-            let (own_digits, other_digits) = digits.split_at_mut(inputs);
-            let (of_span, of_others) = of_spans.split_at_mut(SPAN_WORDS);
+            let (own_words, other_words) = words.split_at_mut(inputs / QUAD * digits.quad_words());
+            let (of_span, of_others) = of_spans.split_at_mut(digits.span_words());
             let values = match self.order {
                 None => &x[start..start + inputs],
                 Some(_) => {
@@ -165,14 +194,15 @@ impl PackedInput {
                     &gathered[..inputs]
                 }
             };
-            kernels.split(values, own_digits, of_span);
-            (digits, of_spans, start) = (other_digits, of_others, start + inputs);
+            kernels.split(digits, values, own_words, of_span);
+            (words, of_spans, start) = (other_words, of_others, start + inputs);
         }
     }
 
-    /// Writes the packed inputs from `start` on, if there is an order.
+    /// Writes the packed inputs from `start` on.
     fn gather(&self, start: usize, x: &[f32], out: &mut [f32]) {
-        for (value, &input) in out.iter_mut().zip(self.order.iter().flat_map(|order| &order[start..])) {
+        let Some(order) = &self.order else { return out.copy_from_slice(&x[start..start + out.len()]) };
+        for (value, &input) in out.iter_mut().zip(&order[start..]) {
             *value = if input == PADDING { 0.0 } else { x[input as usize] };
         }
     }

@@ -14,7 +14,7 @@ use super::kernels::dispatch::Kernels;
 use super::runtime::arena::{Arena, ArenaSlice};
 use super::runtime::threads::Pool;
 use crate::backend::sorted_deltas::{PlacedSite, SitePlace};
-use crate::backend::{EmbeddingId, GroupId, LinearSource, NormId};
+use crate::backend::{ActivationDType, EmbeddingId, GroupId, LinearSource, NormId};
 use crate::checkpoint::TensorOnDisk;
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::{SiteId, SitePart};
@@ -23,6 +23,7 @@ use crate::tensor::{TensorView, shape_text};
 /// The base's weights, and the kernels that read them.
 pub(crate) struct BaseWeights {
     pub(crate) kernels: &'static Kernels,
+    activations: ActivationDType,
     pub(crate) arena: Arena,
     pub(crate) groups: Vec<Group>,
     pub(crate) tables: Vec<EmbeddingTable>,
@@ -32,9 +33,10 @@ pub(crate) struct BaseWeights {
 
 impl BaseWeights {
     /// No weights yet.
-    pub(crate) fn new(kernels: &'static Kernels) -> Self {
+    pub(crate) fn new(kernels: &'static Kernels, activations: ActivationDType) -> Self {
         Self {
             kernels,
+            activations,
             arena: Arena::default(),
             groups: Vec::new(),
             tables: Vec::new(),
@@ -48,7 +50,7 @@ impl BaseWeights {
     /// # Errors
     /// `memory_exhausted`; `internal` if the members contradict themselves or each other.
     pub(crate) fn load_linears(&mut self, pool: &mut Pool, members: &[LinearSource<'_>]) -> Result<GroupId> {
-        let packed = Group::pack(pool, self.kernels, &mut self.arena, members)?;
+        let packed = Group::pack(pool, self.kernels, self.activations, &mut self.arena, members)?;
         let group = self.groups.len();
         for (member, source) in members.iter().enumerate() {
             self.sites.insert(source.site, SitePlace::Linear { group, member });
