@@ -48,7 +48,7 @@ fn wrong_usage_exits_with_2_and_names_the_right_usage() {
         (&["generate", "-m", BASE, "--prompt", "a", "--threads", "0"], "a number from 1 to 1024"),
         (&["generate", "-m", BASE, "--prompt", "a", "--head", "int4"], "[possible values: stored, int8]"),
         (&["generate", "-m", BASE, "--prompt", "a", "--activations", "int4"], "[possible values: f32, int8]"),
-        (&["generate", "-m", BASE, "--prompt", "a", "--kv-dtype", "f8"], "[possible values: f16, f32]"),
+        (&["generate", "-m", BASE, "--prompt", "a", "--kv-dtype", "f8"], "[possible values: f16, f32, q8, q6, q4]"),
         (&["inspect"], "<DIR>"),
         (&["bench", "-m", BASE, "--mixture", "sql*0.5", "--distinct-adapters", "2"], "cannot be used with"),
         (&["serve"], "unrecognized subcommand"),

@@ -53,7 +53,7 @@ fn a_row_has_the_same_bits_alone_and_among_others_with_rounded_activations() {
 #[test]
 fn a_device_that_does_not_round_activations_says_so() {
     let reference = EngineOptions { device: Device::Reference, ..options(ActivationDType::Int8) };
-    let error = Engine::load(fixture(BASE), reference).err().expect("it is refused");
+    let error = Engine::load(fixture(BASE), reference).expect_err("it is refused");
     assert_eq!(error.code(), ErrorCode::RequestInvalid);
     assert!(error.to_string().contains("int8"), "{error}");
     let unknown = "int4".parse::<ActivationDType>().unwrap_err().to_string();
