@@ -89,6 +89,26 @@ fn products_that_wait_for_their_reader_keep_their_low_rank_part() {
 }
 
 #[test]
+fn a_step_larger_than_all_before_finds_larger_buffers() {
+    let rows = 150;
+    let x = Rng(21).normals(rows * WIDTH, 1.0);
+    assert_as_the_reference("larger", |device| {
+        let mut harness = Harness::open(device);
+        let (group, sites) = square_linear(&mut harness, 22);
+        harness.upload(SlotId(0), &sites, &[low_rank(23)]).expect("the adapter uploads");
+        let x = harness.put(WIDTH, &x);
+        let out = harness.buffer(WIDTH, rows);
+        for rows in [1, rows] {
+            let batch = route(&vec![vec![(SlotId(0), 0.5)]; rows]);
+            harness.compute().linear(group, x, rows, &batch, out, Write::Replace).expect("runs");
+            // Reading the result ends the step.
+            harness.get(out, WIDTH, rows);
+        }
+        harness.get(out, WIDTH, rows)
+    });
+}
+
+#[test]
 fn tables_that_outgrow_their_buffer_keep_those_that_are_there() {
     // Twelve entries of each row need more than the buffer has at first.
     let rows = 200;
