@@ -52,6 +52,9 @@ pub enum ActivationDType {
 }
 
 impl ActivationDType {
+    /// All of them.
+    pub const ALL: [ActivationDType; 2] = [ActivationDType::F32, ActivationDType::Int8];
+
     /// Its name in options and reports.
     pub fn name(self) -> &'static str {
         match self {
@@ -65,9 +68,9 @@ impl FromStr for ActivationDType {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        [ActivationDType::F32, ActivationDType::Int8].into_iter().find(|dtype| dtype.name() == text).ok_or_else(|| {
+        Self::ALL.into_iter().find(|dtype| dtype.name() == text).ok_or_else(|| {
             Error::new(ErrorCode::RequestInvalid, "linears cannot take such activations")
-                .with_expected("f32 or int8")
+                .with_expected(Self::ALL.map(Self::name).join(" or "))
                 .with_found(text)
         })
     }

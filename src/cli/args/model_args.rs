@@ -130,8 +130,7 @@ fn kv_dtype() -> impl TypedValueParser<Value = KvDType> {
 }
 
 fn activation_dtype() -> impl TypedValueParser<Value = ActivationDType> {
-    PossibleValuesParser::new([ActivationDType::F32, ActivationDType::Int8].map(ActivationDType::name))
-        .try_map(|text| text.parse())
+    PossibleValuesParser::new(ActivationDType::ALL.map(ActivationDType::name)).try_map(|text| text.parse())
 }
 
 fn head_dtype() -> impl TypedValueParser<Value = HeadDType> {
