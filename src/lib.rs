@@ -54,6 +54,7 @@
 //! - `cuda` (default): the CUDA backend, which is not finished. Nothing of CUDA is needed to build or to run the rest.
 //! - `kasa` (default): KaSA adapters, which need a singular value decomposition; without it they are refused by name.
 //! - `cli`: the command `exlora`.
+//! - `server`: the HTTP server, which `cli` and `python` bring along.
 //! - `python`: the extension module `exlora._exlora`, with those above.
 //!
 //! # Safety
@@ -94,6 +95,9 @@ pub mod model;
 mod python;
 #[doc(hidden)]
 pub mod quant;
+#[cfg(feature = "server")]
+#[doc(hidden)]
+pub mod server;
 #[doc(hidden)]
 pub mod sites;
 #[doc(hidden)]

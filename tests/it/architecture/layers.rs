@@ -16,7 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["kv_cache"],
     &["model"],
     &["engine"],
-    &["inspect", "doctor"],
+    &["inspect", "doctor", "server"],
     &["cli"],
     &["python"],
 ];
