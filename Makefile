@@ -151,8 +151,9 @@ cuda-bytes: emulated-driver $(VENV)/.lint-tools $(VENV)/.cuda-tools ## Write tes
 
 # Each property test runs sixteen times its usual number of cases.
 .PHONY: test-long
-test-long: $(VENV)/.lint-tools ## The Rust tests with long property tests
+test-long: $(VENV)/.lint-tools ## The Rust tests with long property tests; instructions of a step, counted by valgrind
 	PROPTEST_CASES=4096 cargo nextest run --profile slow --features cli -E 'not binary(cuda)'
+	cargo nextest run --profile slow --features cli --run-ignored only -E 'test(instruction_counts)'
 
 .PHONY: test-python-slow
 test-python-slow: develop $(VENV)/.test-tools ## The rest of the Python tests' grids, long property tests
