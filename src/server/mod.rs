@@ -13,7 +13,9 @@ mod openai;
 mod openapi;
 mod options;
 mod page;
+mod request_log;
 mod router;
+mod scrape;
 mod sse;
 mod state;
 

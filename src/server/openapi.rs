@@ -5,13 +5,16 @@ use axum::{Json, Router};
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Document;
 
-use super::{health, openai};
+use super::{adapters, health, openai, scrape};
 
 /// The document of all routes.
 pub fn document() -> Document {
     let mut document = Server::openapi();
     document.merge(health::Document::openapi());
     document.merge(openai::Document::openapi());
+    document.merge(adapters::Document::openapi());
+    document.merge(adapters::CompatDocument::openapi());
+    document.merge(scrape::Document::openapi());
     document
 }
 
