@@ -1,6 +1,7 @@
 //! From a request to jobs that run: its adapters leased, its prompt encoded, everything about it checked before any of it is
 //! computed.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Engine;
@@ -16,7 +17,9 @@ use super::sequence::{DecodeState, Purpose, Sequence};
 use super::sequence_kv::SequencePlan;
 use super::text::{ChatOptions, Detokenizer, RequestTokenizer, StopStrings};
 use super::turns::Waiter;
+use crate::adapter::batch::SlotId;
 use crate::adapter::mixture::Mixture;
+use crate::adapter::pool::AdapterLease;
 use crate::error::{Error, ErrorCode, Result};
 use crate::kv_cache::{PAGE_TOKENS, pages_for};
 use crate::model::Model;
@@ -37,6 +40,16 @@ pub struct CheckedRequest {
 }
 
 impl CheckedRequest {
+    /// Number of its samples.
+    pub fn samples(&self) -> usize {
+        self.request.n
+    }
+
+    /// Token ids of the prompt.
+    pub fn prompt_tokens(&self) -> &[u32] {
+        &self.prompt
+    }
+
     /// Tokens of the prompt, and of the negative prompt if it has one.
     pub(super) fn prefill_tokens(&self) -> usize {
         self.prompt.len() + self.negative.as_ref().map_or(0, |negative| negative.tokens.len())
@@ -44,8 +57,12 @@ impl CheckedRequest {
 }
 
 impl Engine {
-    /// Checks a request, leases its adapters, encodes its prompt and draws its seed.
-    pub(super) fn check(&self, request: Request) -> Result<CheckedRequest> {
+    /// Checks a request, leases its adapters, encodes its prompt and draws its seed. Never waits for a step.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`].
+    #[doc(hidden)]
+    pub fn check(&self, request: Request) -> Result<CheckedRequest> {
         let (mixture, tokenizer) = self.lease(&request.adapters)?;
         let mut tokens = self.encode(&tokenizer, &request.prompt, request.add_special_tokens, &request.chat)?;
         let healed = if request.token_healing { cut_last_token(&mut tokens, &tokenizer) } else { None };
@@ -65,6 +82,12 @@ impl Engine {
             decode.max_tokens = decode.max_tokens.min(tokens.len() + most);
         }
         Ok(CheckedRequest { request, prompt: tokens.into(), mixture, plan, draft, negative, decode, seed })
+    }
+
+    /// Queues a sample of a request. Never waits for a step.
+    #[doc(hidden)]
+    pub fn start_sample(&self, checked: &CheckedRequest, sample: usize) -> Job {
+        self.start(checked, sample, &Arc::default())
     }
 
     /// Queues a sample of a request, whose output `waiter` waits for.
@@ -329,7 +352,9 @@ impl Engine {
 
 /// What the adapters of a request decide about the sequence that begins with `tokens`.
 fn sequence_plan(model: &Model, mixture: &Mixture, tokens: &[u32]) -> SequencePlan {
+    let adapters: BTreeSet<SlotId> = mixture.leases().map(AdapterLease::slot).collect();
     SequencePlan {
+        adapters: adapters.into_iter().collect(),
         forward: mixture.forward_plan(tokens),
         kv_groups: model.kv_groups_of(mixture.layers()),
         row_cost: model.row_cost(mixture),

@@ -44,7 +44,7 @@ use crate::backend::BackendMemory;
 use crate::error::{Error, ErrorCode, Result};
 use crate::kv_cache::{PAGE_TOKENS, pages_for};
 use crate::model::batch::StepLimits;
-use crate::model::{Model, ModelOptions, Progress};
+use crate::model::{LoadHooks, Model, ModelOptions, Progress};
 use draft::Drafts;
 use engine_core::EngineCore;
 use output::no_memory_for_logits;
@@ -221,6 +221,11 @@ impl Engine {
         self.max_seq_len.min(self.kv_pages * PAGE_TOKENS)
     }
 
+    /// Largest number of requests that run at once.
+    pub fn max_rows(&self) -> usize {
+        self.max_rows
+    }
+
     /// Loads an adapter under a name, or replaces the adapter of that name. Running requests keep the version they have.
     /// If the adapter's folder has a tokenizer, its requests use it.
     ///
@@ -240,9 +245,13 @@ impl Engine {
         dir: impl AsRef<Path>,
         between_parts: &mut dyn FnMut() -> Result<()>,
     ) -> Result<AdapterInfo> {
-        let dir = dir.as_ref();
+        self.load_adapter_hooked(name, dir.as_ref(), &mut LoadHooks { between_parts, make_room: &mut || false })
+    }
+
+    /// As [`Engine::load_adapter`], with all hooks.
+    pub(crate) fn load_adapter_hooked(&self, name: &str, dir: &Path, hooks: &mut LoadHooks<'_>) -> Result<AdapterInfo> {
         let tokenizer = || AdapterTokenizer::attachment(dir, self.tokenizer.as_ref());
-        self.model().load_adapter_attaching(name, dir, between_parts, tokenizer)
+        self.model().load_adapter_attaching(name, dir, hooks, tokenizer)
     }
 
     /// Removes an adapter's name. Running requests keep the adapter.
@@ -312,7 +321,7 @@ impl Engine {
                 .with_found(request.n)
                 .with_hint("submit the request several times, or use generate or as_completed"));
         }
-        Ok(self.start(&self.check(request)?, 0, &Arc::default()))
+        Ok(self.start_sample(&self.check(request)?, 0))
     }
 
     /// Computes one step for all requests; `false` if there was nothing to do.

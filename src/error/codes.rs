@@ -131,6 +131,10 @@ catalog! {
     AdapterNameInvalid = "adapter_name_invalid", Invalid, "choose a non-empty name of printable characters";
     /// The adapter exceeds the memory or slot budget for adapters.
     AdapterBudgetExceeded = "adapter_budget_exceeded", Memory, "unload another adapter or raise the budget";
+    /// An adapter's name has another generation than the request expects.
+    AdapterGenerationMismatch = "adapter_generation_mismatch", Invalid, "look at the adapter again, and send the generation that it has now";
+    /// A client's path leads out of the server's folder of adapters, or to something that is no folder.
+    AdapterPathRefused = "adapter_path_refused", Invalid, "give the path of a folder below --adapters-dir";
     /// An adapter's weight in a mixture is not finite, or is not 1 although the adapter replaces weights, biases or embedding rows.
     AdapterWeightInvalid = "adapter_weight_invalid", Invalid, "use a finite weight, and 1 for an adapter that replaces parts of the model";
     /// A mixture has too many adapters, or two that replace the same part of the model or run its layers in different orders.
@@ -189,6 +193,20 @@ catalog! {
     MemoryExhausted = "memory_exhausted", Memory, "use a smaller KV cache or model";
     /// A file or stream could not be read or written.
     IoFailed = "io_failed", Io, "see the message";
+    /// The server wants a key, and the request has none that it accepts.
+    Unauthorized = "unauthorized", Invalid, "send the key as Authorization: Bearer KEY";
+    /// The server does not allow this request, whatever key it has.
+    Forbidden = "forbidden", Unsupported, "see the message";
+    /// The server has no such route, or the route has no such method.
+    RouteNotFound = "route_not_found", NotFound, "see /openapi.json for the routes";
+    /// The request is larger than the server allows.
+    RequestTooLarge = "request_too_large", Invalid, "send less, or raise the server's limit";
+    /// The request did not arrive in time.
+    RequestTimeout = "request_timeout", Invalid, "send the whole body without pauses";
+    /// As many requests wait as the server allows.
+    QueueFull = "queue_full", Memory, "try again later";
+    /// The server is being stopped.
+    ServerStopping = "server_stopping", Cancelled, "try again when it has been started again";
     /// A bug in exlora.
     Internal = "internal", Internal, "please report it, with the full message";
 }
