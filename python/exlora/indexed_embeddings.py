@@ -1,4 +1,4 @@
-"""exllamav2's way of writing vectors into a prompt: ids from `EMBEDDING_INDEX` on, each of which stands for a vector."""
+"""exllamav2's way of writing vectors into a prompt: ids from `EMBEDDING_INDEX` on, each of which stands for one."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def prompt_of(ids: Sequence[int], embeddings: Iterable[IndexedEmbeddings] | None
 
 
 def indexed_embeddings(embeddings: Any, row: int) -> list[IndexedEmbeddings]:
-    """What a model's `indexed_embeddings` are for a row: its part of an array [batch, n, hidden_size], or a list of them."""
+    """What a model's `indexed_embeddings` are for a row: its part of an array [batch, n, hidden_size], or the list."""
     if embeddings is None:
         return []
     if isinstance(embeddings, list | tuple):

@@ -284,7 +284,7 @@ class ExLlamaV2(_exlora.ExLlamaV2Base):
         logits: np.ndarray[Any, Any] | None,
         states: np.ndarray[Any, Any] | None,
     ) -> np.ndarray[Any, Any] | None:
-        """Computes some columns of all rows in one step, and fills in the logits of the wanted ones and the last states.
+        """Computes some columns of all rows in one step. Fills in the logits of the wanted ones and the last states.
 
         An adapter with a larger vocabulary makes the logits wider.
         """

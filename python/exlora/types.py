@@ -83,6 +83,7 @@ TemplateKwargs: TypeAlias = Mapping[str, Any]
 #: Whether the final message of a chat is continued, or the name of the field of it that is.
 ContinueFinalMessage: TypeAlias = bool | str
 
+
 class EmbedsPrompt(TypedDict):
     """A prompt of vectors in place of token ids, as vLLM takes it."""
 

@@ -88,8 +88,10 @@ def prompt_ids(
     encode_special_tokens: bool,
     embeddings: Iterable[IndexedEmbeddings] | None = None,
 ) -> tuple[list[int], _exlora.Tokenizer]:
-    """Ids of a prompt and the tokenizer that made them: an adapter's own, if there is one. The text aliases of `embeddings`
-    become their ids."""
+    """Ids of a prompt and the tokenizer that made them: an adapter's own, if there is one.
+
+    The text aliases of `embeddings` become their ids.
+    """
     native = engine.tokenizer_for(loras)
     ids: list[int] = []
     for part in split_at_aliases(text, embeddings or []):

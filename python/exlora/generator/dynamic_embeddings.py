@@ -15,7 +15,7 @@ __all__ = ["ExLlamaV2MMEmbedding"]
 
 
 class ExLlamaV2MMEmbedding(IndexedEmbeddings):
-    """Vectors [n, hidden_size] in place of token ids: of an image, by a vision tower of the caller's own, or any others.
+    """Vectors [n, hidden_size] in place of token ids: of an image, by the caller's own vision tower, or any others.
 
     `text_alias` stands for them in a text, and the ids `first_index` to `first_index + length - 1` in its ids.
     """
