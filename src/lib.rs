@@ -91,6 +91,8 @@ mod jinja;
 pub mod kv_cache;
 #[doc(hidden)]
 pub mod model;
+#[doc(hidden)]
+pub mod prompt_embeds;
 #[cfg(feature = "python")]
 mod python;
 #[doc(hidden)]
@@ -112,8 +114,10 @@ pub use backend::{ActivationDType, KvDType};
 pub use engine::{
     AdapterRef, AsCompleted, CancelHandle, ChatMessage, ChatOptions, Chunk, Completion, DeviceStats, DraftModelSource,
     Engine, EngineOptions, EngineStats, FilterTokens, Filters, Finish, FinishReason, GenerationConfig,
-    GenerationConfigSource, Grammar, Job, Logits, PostSampling, PostSamplingHook, Prompt, Request, SamplingParams,
-    SequenceCache, SequenceChunk, Stop, StopMatch, TokenFilter, TokenLogprobs, TokenProbs, Tokenizer, Usage,
+    GenerationConfigSource, Grammar, Job, Logits, PostSampling, PostSamplingHook, Prompt, PromptPart, Request,
+    SamplingParams, SequenceCache, SequenceChunk, Stop, StopMatch, TokenFilter, TokenLogprobs, TokenProbs, Tokenizer,
+    Usage,
 };
 pub use error::{Error, ErrorCode, ErrorKind, Result};
 pub use model::{Device, HeadDType, KvStorage, Model, ModelOptions, Progress};
+pub use prompt_embeds::PromptEmbeds;

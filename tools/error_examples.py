@@ -301,6 +301,7 @@ PROVOKE: dict[str, Callable[[], object]] = {
     "request_invalid": lambda: model().generate(["SELECT", "INSERT"], max_new_tokens=[8, 8, 8]),
     "prompt_empty": lambda: model().generate([[]]),
     "prompt_too_long": lambda: model().generate([[1] * 10_000]),
+    "prompt_embeds_invalid": lambda: model().generate({"prompt_embeds": [[0.5, 0.25]]}),
     "token_out_of_range": lambda: model().generate([[1, 2048]]),
     "logits_not_finite": lambda: adapter().generate("SELECT", adapters={"sql": 3e38}),
     "kv_overflow": lambda: adapter().generate("SELECT", adapters={"sql": 1e30}),

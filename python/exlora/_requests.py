@@ -93,7 +93,7 @@ def batch_of(prompts: Any) -> Any:
         return values if values and isinstance(values[0], str) else None
     if not isinstance(prompts, list | tuple | range):
         return prompts if isinstance(prompts, Iterable) and dimensions is None else None
-    is_one = len(prompts) > 0 and (_is_id(prompts[0]) or isinstance(prompts[0], Mapping))
+    is_one = len(prompts) > 0 and (_is_id(prompts[0]) or _is_message(prompts[0]))
     return None if is_one else prompts
 
 
@@ -165,6 +165,11 @@ def _named(error: Exception, index: int | None) -> Exception:
 def _is_id(item: Any) -> bool:
     """Whether it is an integer, of any library, rather than an array of integers."""
     return hasattr(item, "__index__") and not getattr(item, "ndim", 0)
+
+
+def _is_message(item: Any) -> bool:
+    """Whether it is a message of a chat, rather than a prompt with vectors."""
+    return isinstance(item, Mapping) and "prompt_embeds" not in item
 
 
 def _is_column(name: str, value: Any, n: int | None) -> bool:

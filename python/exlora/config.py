@@ -12,10 +12,12 @@ __all__ = ["ExLlamaV2Config"]
 
 
 #: What of config.json a script may change before the model is loaded.
-_MAY_CHANGE = ("max_seq_len", "bos_token_id", "pad_token_id")
+_MAY_CHANGE = (
+    "max_seq_len", "bos_token_id", "eos_token_id", "pad_token_id", "rotary_embedding_base", "scale_pos_emb",
+)  # fmt: skip
 
 #: Settings of exllamav2's config that exlora has no counterpart of. They are refused where a script has set them.
-_NOT_READ = ("rotary_embedding_base", "sliding_window", "num_experts_per_token")
+_NOT_READ = ("sliding_window", "num_experts_per_token")
 
 
 class ExLlamaV2Config:
@@ -44,6 +46,8 @@ class ExLlamaV2Config:
     #: Rotary frequency of each pair of channels, and the factor of its cosine and sine.
     rope_inv_freq: list[float]
     rope_attention_factor: float
+    #: Base of the rotary frequencies, `rope_theta`.
+    rotary_embedding_base: float
     bos_token_id: int | None
     eos_token_id: int | None
     pad_token_id: int | None
@@ -55,7 +59,9 @@ class ExLlamaV2Config:
         self.max_input_len = 2048
         self.max_attention_size = 2048**2
         self.max_output_len: int | None = None
+        #: What positions are divided by; of a model with linear rope scaling at first its factor.
         self.scale_pos_emb = 1.0
+        #: NTK scaling: the base of the rotary frequencies times this to the power of head_dim / (head_dim - 2).
         self.scale_alpha_value = 1.0
         self.no_flash_attn = False
         self.no_xformers = False
@@ -69,7 +75,7 @@ class ExLlamaV2Config:
         self.head = "stored"
         self.activations = "f32"
         self.kv_dtype = "f16"
-        #: What the model computes by, as it was read.
+        #: What was read.
         self._read: dict[str, Any] = {}
         if model_dir is not None:
             self.prepare()
@@ -83,8 +89,11 @@ class ExLlamaV2Config:
         #: What ends a text: the ids of config.json in their order, then what generation_config.json adds.
         self.eos_token_ids: list[int] = read.pop("eos_token_ids")
         self.eos_token_id = self.eos_token_ids[0] if self.eos_token_ids else None
+        scale_before = self.scale_pos_emb
         vars(self).update(read)
-        self._read = {name: value for name, value in read.items() if name not in _MAY_CHANGE}
+        if self.scale_pos_emb == 1.0:
+            self.scale_pos_emb = scale_before
+        self._read = {**read, "eos_token_id": self.eos_token_id}
 
     @property
     def arch(self) -> str:
@@ -101,17 +110,10 @@ class ExLlamaV2Config:
 
     def check(self) -> None:
         """Refuses settings that would change the results and are not supported."""
-        stretched: dict[str, Any] = {
-            name: None if value == 1.0 else value
-            for name, value in {
-                "scale_pos_emb": self.scale_pos_emb,
-                "scale_alpha_value": self.scale_alpha_value,
-            }.items()
-        }
-        refuse("ExLlamaV2Config", load_in_q4=self.load_in_q4, **stretched)
+        refuse("ExLlamaV2Config", load_in_q4=self.load_in_q4)
         refuse("ExLlamaV2Config", **{name: vars(self).get(name) for name in _NOT_READ})
         for name, value in self._read.items():
-            if getattr(self, name) != value:
+            if name not in _MAY_CHANGE and getattr(self, name) != value:
                 raise _exlora.error(
                     "setting_unsupported",
                     f"{name} was changed after it was read, and the model computes by its config.json",
@@ -119,6 +121,22 @@ class ExLlamaV2Config:
                     found=repr(getattr(self, name)),
                     hint="change config.json",
                 )
+
+    def changed(self, name: str) -> Any:
+        """The value of a setting if it is another one than was read, else `None`."""
+        value = getattr(self, name, None)
+        return None if value == self._read.get(name) else value
+
+    @property
+    def rope_overrides(self) -> dict[str, float | None]:
+        """What replaces the rotary position embedding of config.json, as keywords of a native model."""
+        # As in exllamav2, None and 0 are no scaling.
+        alpha = self.scale_alpha_value or 1.0
+        return {
+            "rope_theta": self.changed("rotary_embedding_base"),
+            "rope_scale": None if self.changed("scale_pos_emb") is None else self.scale_pos_emb or 1.0,
+            "rope_alpha": None if alpha == 1.0 else alpha,
+        }
 
     def __repr__(self) -> str:
         return f"ExLlamaV2Config({str(self.model_dir)!r})"

@@ -260,7 +260,9 @@ class Engine:
     ) -> Any:
         """Continues one prompt and returns a `Completion`, or several prompts and returns a list in the same order.
 
-        A prompt is text, token ids (a list, or an array of numpy or torch), or chat messages (a list of dicts). Several
+        A prompt is text, token ids (a list, or an array of numpy or torch), chat messages (a list of dicts), or vectors
+        in place of token ids: `{"prompt_embeds": array}` of floats [tokens, hidden_size], as the model's embedding
+        layer returns them, or a list of token ids and such arrays. No adapter changes these vectors. Several
         prompts are a list or another iterable of them, or a two-dimensional array. All run in one batch. `adapters` and
         every keyword take one value for all prompts, or a list with one value per prompt. Instead of prompts and
         keywords, a `Request` or several may be given.
@@ -314,6 +316,7 @@ class Engine:
         json_object          the text is a JSON object
         regex                the whole text matches this regular expression (Rust's syntax)
         grammar              the text is in the language of this grammar (Lark's syntax)
+        gbnf                 the same, for a grammar in llama.cpp's GBNF
         choices              the text is one of these strings; for several prompts, as `stop`
         filters              objects that choose the allowed tokens: `begin("")`, `next()` -> (allowed ids, ids that end
                              the text), `feed(id)`; for several prompts, as `stop`

@@ -14,6 +14,7 @@ from exlora._arrays import padding_of, to_array, token_rows
 from exlora._unsupported import refuse, warn_unknown
 from exlora.cache import ExLlamaV2Cache, ExLlamaV2CacheBase
 from exlora.config import ExLlamaV2Config
+from exlora.indexed_embeddings import EMBEDDING_INDEX, indexed_embeddings, prompt_of
 from exlora.module import ExLlamaV2Module, modules_of
 from exlora.types import Adapter
 
@@ -25,6 +26,9 @@ Callback = Callable[[int, int], object]
 
 class ExLlamaV2(_exlora.ExLlamaV2Base):
     """The model of a config, not loaded until `load()` or `load_autosplit()`."""
+
+    #: Ids from this one on stand for vectors.
+    EMBEDDING_INDEX = EMBEDDING_INDEX
 
     if TYPE_CHECKING:
 
@@ -159,6 +163,7 @@ class ExLlamaV2(_exlora.ExLlamaV2Base):
             head=self.config.head,
             activations=self.config.activations,
             max_seq_len=self.config.max_seq_len,
+            **self.config.rope_overrides,
             progress=progress,
         )
         self.set_native_model(model)
@@ -204,13 +209,14 @@ class ExLlamaV2(_exlora.ExLlamaV2Base):
         `tokenizer.padding_mask` returns it) marks padding on the left; its tokens are not computed, their logits are 0.
         `position_offsets` shift all positions of a row equally, which does not change a rotary embedding: they have no
         effect. Neither does `cpu_logits`.
+
+        Ids from `EMBEDDING_INDEX` on stand for vectors: those of `indexed_embeddings`, an array [batch, n, hidden_size]
+        or a list of `ExLlamaV2MMEmbedding`. With `return_last_state`, the result is a pair of the logits and what the
+        last layer leaves to the final norm, float32 [batch, tokens, hidden_size], 0 for padding.
         """
         del position_offsets, cpu_logits
-        refuse(
-            "ExLlamaV2.forward",
-            return_last_state=return_last_state,
-            input_embeddings=kwargs.pop("input_embeddings", None),
-        )
+        embeddings = kwargs.pop("indexed_embeddings", None)
+        embeddings = kwargs.pop("input_embeddings", None) if embeddings is None else embeddings
         warn_unknown("ExLlamaV2.forward", kwargs)
         rows = token_rows(input_ids)
         width = len(rows[0])
@@ -222,20 +228,25 @@ class ExLlamaV2(_exlora.ExLlamaV2Base):
             cache.padding = padding_of(input_mask, len(rows)) + [0] * (cache.batch_size - len(rows))
         for row, ids in enumerate(rows):
             leading = max(0, cache.padding[row] - begin)
-            cache.native().set_tokens(row, begin + leading - cache.padding[row], ids[leading:])
-        logits = None
+            prompt = prompt_of(ids[leading:], indexed_embeddings(embeddings, row))
+            ids[leading:] = cache.native().set_parts(row, begin + leading - cache.padding[row], prompt)
+        logits = states = None
         if not preprocess_only:
             kept = 1 if last_id_only else width
             logits = np.zeros((len(rows), kept, self.native_model().vocab_size), dtype=np.float32)
+        if return_last_state and not preprocess_only:
+            states = np.zeros((len(rows), width, self.config.hidden_size), dtype=np.float32)
         chunk = max(1, self.config.max_input_len // len(rows))
         for start in range(0, width, chunk):
             if abort_event is not None and abort_event.is_set():
                 return None
             end = min(start + chunk, width)
             wanted = range(end, end) if preprocess_only else range(width - 1 if last_id_only else start, end)
-            logits = self._forward_columns(rows, begin, range(start, end), wanted, cache, loras, logits)
+            logits = self._forward_columns(rows, begin, range(start, end), wanted, cache, loras, logits, states)
             cache.current_seq_len = begin + end
-        return None if logits is None else to_array(logits)
+        if logits is None:
+            return None
+        return to_array(logits) if states is None else (to_array(logits), to_array(states))
 
     def forward_chunk(
         self,
@@ -252,13 +263,15 @@ class ExLlamaV2(_exlora.ExLlamaV2Base):
         extract_state_indices: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """As `forward`, as a dict with `logits`."""
+        """As `forward`, as a dict with `logits`, and `last_state` if it is asked for."""
         refuse("ExLlamaV2.forward_chunk", attn_params=attn_params, extract_state_indices=extract_state_indices)
-        logits = self.forward(
+        result = self.forward(
             input_ids, cache, input_mask, preprocess_only, last_id_only, loras, return_last_state, position_offsets,
             abort_event, **kwargs,
         )  # fmt: skip
-        return {} if logits is None else {"logits": logits}
+        if result is None:
+            return {}
+        return dict(zip(("logits", "last_state"), result, strict=True)) if return_last_state else {"logits": result}
 
     def _forward_columns(
         self,
@@ -269,13 +282,15 @@ class ExLlamaV2(_exlora.ExLlamaV2Base):
         cache: ExLlamaV2CacheBase,
         loras: Adapter,
         logits: np.ndarray[Any, Any] | None,
+        states: np.ndarray[Any, Any] | None,
     ) -> np.ndarray[Any, Any] | None:
-        """Computes some columns of all rows in one step, and fills in the logits of the wanted ones.
+        """Computes some columns of all rows in one step. Fills in the logits of the wanted ones and the last states.
 
         An adapter with a larger vocabulary makes the logits wider.
         """
         chunks: list[tuple[int, int, list[int], int]] = []
         places: list[tuple[int, int]] = []
+        computed: list[tuple[int, int]] = []
         for row, ids in enumerate(rows):
             padding = cache.padding[row]
             first = max(columns.start, padding - begin)
@@ -285,9 +300,14 @@ class ExLlamaV2(_exlora.ExLlamaV2Base):
             chunks.append((row, begin + first - padding, ids[first : columns.stop], len(wanted_here)))
             # Counted from the right, which is right whether all columns are returned or only the last.
             places += [(row, column - len(ids)) for column in wanted_here]
+            computed += [(row, column) for column in range(first, columns.stop)]
         if not chunks:
             return logits
-        values = cache.native().forward(chunks, loras)
+        if states is None:
+            values = cache.native().forward(chunks, loras)
+        else:
+            values, last_states = cache.native().forward_with_last_states(chunks, loras)
+            states[tuple(np.array(computed).T)] = last_states
         if logits is not None and places:
             if values.shape[1] != logits.shape[2]:
                 logits = np.zeros((*logits.shape[:2], values.shape[1]), dtype=np.float32)

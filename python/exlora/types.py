@@ -14,6 +14,7 @@ __all__ = [
     "Adapter",
     "Adapters",
     "ContinueFinalMessage",
+    "EmbedsPrompt",
     "Filter",
     "FloatArray",
     "JsonObjects",
@@ -82,8 +83,16 @@ TemplateKwargs: TypeAlias = Mapping[str, Any]
 #: Whether the final message of a chat is continued, or the name of the field of it that is.
 ContinueFinalMessage: TypeAlias = bool | str
 
+
+class EmbedsPrompt(TypedDict):
+    """A prompt of vectors in place of token ids, as vLLM takes it."""
+
+    #: Floats [tokens, hidden_size], or a list of token ids and such arrays.
+    prompt_embeds: Array | Sequence[int | Array]
+
+
 #: A prompt.
-Prompt: TypeAlias = str | TokenIds | Messages
+Prompt: TypeAlias = str | TokenIds | Messages | EmbedsPrompt
 
 #: One adapter or an ordered mixture; `None` is the base model.
 Adapter: TypeAlias = (
@@ -193,6 +202,7 @@ class RequestKeywords(SamplingKeywords, total=False):
     json_object: PerPrompt[bool]
     regex: PerPrompt[str | None]
     grammar: PerPrompt[str | None]
+    gbnf: PerPrompt[str | None]
     choices: Sequence[str] | Sequence[Sequence[str] | None] | None
     filters: Sequence[Filter] | Sequence[Sequence[Filter] | None] | None
     filter_prefer_eos: PerPrompt[bool]
@@ -264,6 +274,7 @@ class OneRequestKeywords(TypedDict, total=False):
     json_object: bool
     regex: str | None
     grammar: str | None
+    gbnf: str | None
     choices: Sequence[str] | None
     filters: Sequence[Filter] | None
     filter_prefer_eos: bool

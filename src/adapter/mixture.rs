@@ -78,9 +78,9 @@ impl Mixture {
     ///
     /// # Errors
     /// `token_out_of_range`.
-    pub fn check_tokens(&self, tokens: &[u32], base: usize) -> Result<()> {
+    pub fn check_tokens<'a>(&self, tokens: impl IntoIterator<Item = &'a u32>, base: usize) -> Result<()> {
         let rows = self.embedding_rows(base);
-        match tokens.iter().find(|&&id| id as usize >= rows) {
+        match tokens.into_iter().find(|&&id| id as usize >= rows) {
             None => Ok(()),
             Some(id) => Err(Error::new(ErrorCode::TokenOutOfRange, "a token id is outside the vocabulary")
                 .with_expected(format!("0..{rows}"))
@@ -113,9 +113,9 @@ impl Mixture {
         self.parts.iter().map(|(lease, _)| lease)
     }
 
-    /// What the adapters decide about the forward pass of a sequence that begins with `prompt`.
+    /// What the adapters decide about the forward pass of a sequence that begins with `prompt`, all of which are tokens.
     pub fn forward_plan(&self, prompt: &[u32]) -> ForwardPlan {
-        ForwardPlan { layer_map: self.layers().cloned(), spans: self.along(prompt) }
+        ForwardPlan { layer_map: self.layers().cloned(), spans: self.along(prompt), embeds: Arc::default() }
     }
 
     /// The leases alone.

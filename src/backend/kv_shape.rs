@@ -1,5 +1,7 @@
 //! How a KV cache stores keys and values, and how large it is.
 
+use std::str::FromStr;
+
 use super::kv_quant::{SCALE_BYTES, group_width};
 use crate::error::{Error, ErrorCode, Result};
 
@@ -34,18 +36,6 @@ impl KvDType {
         }
     }
 
-    /// The one with that name.
-    ///
-    /// # Errors
-    /// `request_invalid` if there is none.
-    pub fn from_name(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|dtype| dtype.name() == name).ok_or_else(|| {
-            Error::new(ErrorCode::RequestInvalid, "the cache has no such element type")
-                .with_expected(Self::ALL.map(Self::name).join(", "))
-                .with_found(name)
-        })
-    }
-
     /// Bits of the codes of keys and of values; `None` where they are floats.
     pub fn code_bits(self) -> Option<[u32; 2]> {
         match self {
@@ -65,6 +55,18 @@ impl KvDType {
                 bits.into_iter().map(|bits| (head_dim * bits as usize).div_ceil(8) + scales).sum()
             }
         }
+    }
+}
+
+impl FromStr for KvDType {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|dtype| dtype.name() == text).ok_or_else(|| {
+            Error::new(ErrorCode::RequestInvalid, "the cache has no such element type")
+                .with_expected(Self::ALL.map(Self::name).join(", "))
+                .with_found(text)
+        })
     }
 }
 
@@ -141,8 +143,8 @@ mod tests {
     #[test]
     fn every_type_has_the_name_that_it_is_found_by() {
         for dtype in KvDType::ALL {
-            assert_eq!(KvDType::from_name(dtype.name()).unwrap(), dtype);
+            assert_eq!(dtype.name().parse::<KvDType>().unwrap(), dtype);
         }
-        assert_eq!(KvDType::from_name("q5").unwrap_err().code(), ErrorCode::RequestInvalid);
+        assert_eq!("q5".parse::<KvDType>().unwrap_err().code(), ErrorCode::RequestInvalid);
     }
 }

@@ -283,11 +283,11 @@ pub trait Compute: Send {
     /// `memory_exhausted`.
     fn reserve_rows(&mut self, rows: usize) -> Result<()>;
 
-    /// Copies rows `[rows, width]` into a buffer, from its first row on.
+    /// Copies rows `[rows, width]` into a buffer, from row `first` on; its other rows stay as they are.
     ///
     /// # Errors
     /// `internal` if they are more than were reserved; the device failed.
-    fn write_rows(&mut self, buffer: BufferId, values: &[f32]) -> Result<()>;
+    fn write_rows(&mut self, buffer: BufferId, first: usize, values: &[f32]) -> Result<()>;
 
     /// Copies the first rows of a buffer out, `[rows, width]`.
     ///

@@ -8,6 +8,7 @@ use super::Engine;
 use super::banned_text::BannedText;
 use super::constraint::Constraint;
 use super::draft::{DraftSource, Drafts};
+use super::encoded_prompt::EncodedPrompt;
 use super::guidance::{Guidance, NegativePrompt};
 use super::job::Job;
 use super::request::{AdapterRef, Prompt, Request, Stop, lease_all};
@@ -64,24 +65,25 @@ impl Engine {
     #[doc(hidden)]
     pub fn check(&self, request: Request) -> Result<CheckedRequest> {
         let (mixture, tokenizer) = self.lease(&request.adapters)?;
-        let mut tokens = self.encode(&tokenizer, &request.prompt, request.add_special_tokens, &request.chat)?;
-        let healed = if request.token_healing { cut_last_token(&mut tokens, &tokenizer) } else { None };
-        let plan = self.plan(&mixture, &tokens)?;
+        let mut prompt = self.encode(&tokenizer, &request.prompt, request.add_special_tokens, &request.chat)?;
+        let healed = if request.token_healing { cut_last_token(&mut prompt.tokens, &tokenizer) } else { None };
+        let plan = self.plan(&mixture, &prompt)?;
         request.check(plan.vocab)?;
         let negative = self.negative_prompt(&request, healed, &mixture, &tokenizer)?;
-        let draft = self.draft_plan(&request, &tokens)?;
+        let draft = self.draft_plan(&request, &prompt.tokens)?;
         let seed = match request.sampling.seed {
             Some(seed) => seed,
             // It draws nothing, and equal requests have equal results.
             None if request.sampling.is_greedy() => 0,
             None => random_seed()?,
         };
-        let mut decode = self.decode_state(&request, &tokens, healed, &tokenizer, &plan)?;
+        let mut decode = self.decode_state(&request, &prompt, healed, &tokenizer, &plan)?;
+        let prompt: Arc<[u32]> = prompt.tokens.into();
         if let Some(negative) = &negative {
-            let most = self.max_new_tokens_of_both(tokens.len(), negative)?;
-            decode.max_tokens = decode.max_tokens.min(tokens.len() + most);
+            let most = self.max_new_tokens_of_both(prompt.len(), negative)?;
+            decode.max_tokens = decode.max_tokens.min(prompt.len() + most);
         }
-        Ok(CheckedRequest { request, prompt: tokens.into(), mixture, plan, draft, negative, decode, seed })
+        Ok(CheckedRequest { request, prompt, mixture, plan, draft, negative, decode, seed })
     }
 
     /// Queues a sample of a request. Never waits for a step.
@@ -118,14 +120,14 @@ impl Engine {
         let of_negative_prompt = |error: Error| error.with_subject("the negative prompt");
         // What is said of a chat is said of the prompt, where that is one.
         let chat = if matches!(prompt, Prompt::Chat(_)) { request.chat.clone() } else { ChatOptions::default() };
-        let tokens = self.encode(text, prompt, request.add_special_tokens, &chat);
-        let mut tokens = tokens.map_err(of_negative_prompt)?;
+        let encoded = self.encode(text, prompt, request.add_special_tokens, &chat);
+        let mut prompt = encoded.map_err(of_negative_prompt)?;
         // The first new token stands for the last one of both, if they end alike.
-        if tokens.len() > 1 && tokens.last().copied() == healed {
-            tokens.pop();
+        if prompt.tokens.len() > 1 && prompt.tokens.last().copied() == healed {
+            prompt.tokens.pop();
         }
-        let plan = self.plan(mixture, &tokens).map_err(of_negative_prompt)?;
-        Ok((scale != 1.0).then(|| NegativePrompt { scale, tokens: tokens.into(), plan }))
+        let plan = self.plan(mixture, &prompt).map_err(of_negative_prompt)?;
+        Ok((scale != 1.0).then(|| NegativePrompt { scale, tokens: prompt.tokens.into(), plan }))
     }
 
     /// Most new tokens after a prompt of `prompt` tokens and a negative prompt, whose pages must fit the cache together.
@@ -154,44 +156,13 @@ impl Engine {
         Ok((mixture, text))
     }
 
-    /// Token ids of a prompt.
-    pub(super) fn encode(
-        &self,
-        text: &RequestTokenizer,
-        prompt: &Prompt,
-        add_special: bool,
-        chat: &ChatOptions,
-    ) -> Result<Vec<u32>> {
-        if !matches!(prompt, Prompt::Chat(_)) && *chat != ChatOptions::default() {
-            let what = "tools and other choices for a chat template need chat messages as the prompt";
-            return Err(Error::new(ErrorCode::RequestInvalid, what));
-        }
-        let tokenizer = || text.tokenizer.as_ref().map_or_else(|| self.tokenizer(), Ok);
-        let tokens = match prompt {
-            Prompt::Tokens(tokens) => tokens.clone(),
-            Prompt::Text(text) => {
-                let tokenizer = tokenizer()?;
-                tokenizer.encode(text, add_special, tokenizer.parses_special())?
-            }
-            Prompt::Chat(messages) => {
-                // The template contains the BOS.
-                let tokenizer = tokenizer()?;
-                let text = tokenizer.apply_chat_template(messages, chat)?;
-                tokenizer.encode(&text, false, tokenizer.parses_special())?
-            }
-        };
-        match tokens.is_empty() {
-            false => Ok(tokens),
-            true => Err(Error::new(ErrorCode::PromptEmpty, "the prompt has no tokens")),
-        }
-    }
-
     /// Checks a prompt, and derives the plan of its request.
-    pub(super) fn plan(&self, mixture: &Mixture, tokens: &[u32]) -> Result<SequencePlan> {
+    pub(super) fn plan(&self, mixture: &Mixture, prompt: &EncodedPrompt) -> Result<SequencePlan> {
         let model = self.model();
-        mixture.check_tokens(tokens, model.config().vocab_size)?;
-        let plan = sequence_plan(model, mixture, tokens);
-        self.check_length(tokens.len(), &plan)?;
+        mixture.check_tokens(prompt.ids(), model.config().vocab_size)?;
+        let mut plan = sequence_plan(model, mixture, &prompt.tokens);
+        plan.forward.embeds = Arc::clone(&prompt.embeds);
+        self.check_length(prompt.tokens.len(), &plan)?;
         Ok(plan)
     }
 
@@ -230,7 +201,7 @@ impl Engine {
     fn decode_state(
         &self,
         request: &Request,
-        prompt: &[u32],
+        prompt: &EncodedPrompt,
         healed: Option<u32>,
         text: &RequestTokenizer,
         plan: &SequencePlan,
@@ -258,7 +229,8 @@ impl Engine {
         let text = match &text.tokenizer {
             Some(tokenizer) => {
                 stop_string_ids.extend(stop_texts.iter().filter_map(|stop| tokenizer.special_id_of(stop)));
-                let mut detokenizer = Detokenizer::new(Arc::clone(tokenizer), request.skip_special_tokens, prompt);
+                let (tokenizer, before) = (Arc::clone(tokenizer), prompt.ids_at_end());
+                let mut detokenizer = Detokenizer::new(tokenizer, request.skip_special_tokens, before);
                 if let Some(healed) = healed {
                     detokenizer = detokenizer.healing(healed)?;
                 }
@@ -275,7 +247,7 @@ impl Engine {
         Ok(DecodeState {
             sampling: request.sampling.clone(),
             // The last token is never computed, so it needs no position.
-            max_tokens: prompt.len().saturating_add(request.max_new_tokens).min(self.max_tokens_of(plan) + 1),
+            max_tokens: prompt.tokens.len().saturating_add(request.max_new_tokens).min(self.max_tokens_of(plan) + 1),
             min_new_tokens: request.min_new_tokens,
             stop_ids,
             stop_string_ids,
@@ -299,7 +271,7 @@ impl Engine {
             return Err(Error::new(ErrorCode::RequestInvalid, what).with_hint("open the engine with draft_model"));
         };
         let mixture = lease_all(&request.draft_adapters, model)?;
-        // Tokens that an adapter has added may be unknown to it.
+        // Tokens that an adapter has added may be unknown to it, and vectors are those of another model.
         let is_off = request.ngram_draft || request.num_draft_tokens == Some(0);
         if is_off || mixture.check_tokens(tokens, model.config().vocab_size).is_err() {
             return Ok(None);

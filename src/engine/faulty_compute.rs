@@ -43,8 +43,8 @@ impl Compute for FaultyCompute {
         self.inner.reserve_rows(rows)
     }
 
-    fn write_rows(&mut self, buffer: BufferId, values: &[f32]) -> Result<()> {
-        self.inner.write_rows(buffer, values)
+    fn write_rows(&mut self, buffer: BufferId, first: usize, values: &[f32]) -> Result<()> {
+        self.inner.write_rows(buffer, first, values)
     }
 
     fn read_rows(&mut self, buffer: BufferId, values: &mut [f32]) -> Result<()> {

@@ -10,6 +10,7 @@ mod checked_request;
 mod constraint;
 mod draft;
 mod draft_source;
+mod encoded_prompt;
 mod engine_core;
 #[cfg(test)]
 mod faulty_compute;
@@ -64,7 +65,7 @@ pub use output::{Chunk, Completion, Finish, FinishReason, Logits, StopMatch, Tok
 pub use post_sampling::{PostSampling, PostSamplingHook};
 pub use request::{
     AdapterRef, DEFAULT_MAX_NGRAM, MAX_DRAFT_TOKENS, MAX_NGRAM, MAX_SAMPLES, MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS,
-    Prompt, Request, Stop,
+    Prompt, PromptPart, Request, Stop,
 };
 pub use sampler::{Context, Sampled, Sampler, SamplerState, TopCounts, guide};
 pub use sampling_params::SamplingParams;
@@ -352,8 +353,9 @@ impl Engine {
         between_steps: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Logits> {
         let (mixture, text) = self.lease(adapters)?;
-        let tokens = self.encode(&text, prompt, true, &ChatOptions::default())?;
-        let plan = self.plan(&mixture, &tokens)?;
+        let prompt = self.encode(&text, prompt, true, &ChatOptions::default())?;
+        let plan = self.plan(&mixture, &prompt)?;
+        let tokens = prompt.tokens;
         let (tokens_len, vocab) = (tokens.len(), plan.vocab);
         // All of it now, so that no step has to find memory.
         let mut values = Vec::new();

@@ -85,6 +85,7 @@ impl EngineOptions {
             activations: self.activations,
             max_seq_len: self.max_seq_len,
             adapter_limits: self.adapter_limits,
+            ..ModelOptions::default()
         }
     }
 }

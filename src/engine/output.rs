@@ -114,6 +114,10 @@ pub struct Completion {
     pub text: String,
     /// The new tokens, including a stop token.
     pub token_ids: Vec<u32>,
+    /// Text that was given up because it contained a banned string, joined; no part of `text`.
+    pub suppressed_text: String,
+    /// The tokens of that text; no part of `token_ids`.
+    pub suppressed_token_ids: Vec<u32>,
     /// How it ended.
     pub finish: Finish,
     /// Which of the request's `n` samples it is, from 0.
@@ -134,6 +138,8 @@ impl Completion {
         Self {
             text: String::new(),
             token_ids: Vec::new(),
+            suppressed_text: String::new(),
+            suppressed_token_ids: Vec::new(),
             finish: Finish { reason: FinishReason::Cancelled, matched: None, usage: Usage::default(), seed: 0 },
             sample,
             adapter,
@@ -150,6 +156,8 @@ impl Completion {
     pub(crate) fn append(&mut self, chunk: Chunk) -> Result<()> {
         self.text += &chunk.text;
         self.token_ids.extend(chunk.token_ids);
+        self.suppressed_text += &chunk.suppressed_text;
+        self.suppressed_token_ids.extend(chunk.suppressed_token_ids);
         self.logprobs.extend(chunk.logprobs);
         self.probs.extend(chunk.probs);
         self.logits.try_reserve(chunk.logits.len()).map_err(|_| no_memory_for_logits())?;
@@ -168,11 +176,13 @@ impl Serialize for Completion {
         }
         let vocab = (self.logits.len() / self.token_ids.len().max(1)).max(1);
         let logits: Option<Vec<&[f32]>> = (!self.logits.is_empty()).then(|| self.logits.chunks(vocab).collect());
-        let mut fields = serializer.serialize_struct("Completion", 13)?;
+        let mut fields = serializer.serialize_struct("Completion", 15)?;
         fields.serialize_field("text", &self.text)?;
         fields.serialize_field("token_ids", &self.token_ids)?;
         fields.serialize_field("finish_reason", self.finish.reason.as_str())?;
         fields.serialize_field("stop_match", &self.finish.matched)?;
+        fields.serialize_field("suppressed_text", &self.suppressed_text)?;
+        fields.serialize_field("suppressed_token_ids", &self.suppressed_token_ids)?;
         fields.serialize_field("usage", &self.finish.usage)?;
         fields.serialize_field("seed", &self.finish.seed)?;
         fields.serialize_field("sample", &self.sample)?;
@@ -238,7 +248,7 @@ mod tests {
         done.finish.seed = 9;
         assert_eq!(
             serde_json::to_string(&done).expect("serializes"),
-            r#"{"text":"","token_ids":[5,6],"finish_reason":"cancelled","stop_match":null,"usage":{"prompt_tokens":0,"cached_tokens":0,"completion_tokens":0,"accepted_draft_tokens":0,"rejected_draft_tokens":0},"seed":9,"sample":2,"adapter":{"sql":0.3,"wit":1.0},"logprobs":null,"top_logprobs":null,"probs":null,"top_probs":null,"logits":null}"#
+            r#"{"text":"","token_ids":[5,6],"finish_reason":"cancelled","stop_match":null,"suppressed_text":"","suppressed_token_ids":[],"usage":{"prompt_tokens":0,"cached_tokens":0,"completion_tokens":0,"accepted_draft_tokens":0,"rejected_draft_tokens":0},"seed":9,"sample":2,"adapter":{"sql":0.3,"wit":1.0},"logprobs":null,"top_logprobs":null,"probs":null,"top_probs":null,"logits":null}"#
         );
         done.logits = vec![0.5, 1.0, 1.5, 2.0];
         done.logprobs = vec![TokenLogprobs { chosen: -0.5, top: vec![(5, -0.5)] }];

@@ -8,6 +8,7 @@ use crate::adapter::mixture::Mixture;
 use crate::adapter::pool::{AdapterLease, AdapterPool};
 use crate::error::{Error, ErrorCode, Result};
 use crate::model::Model;
+use crate::prompt_embeds::PromptEmbeds;
 
 /// The prompt of a request.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,6 +19,17 @@ pub enum Prompt {
     Tokens(Vec<u32>),
     /// A chat, rendered by the model's template as [`Request::chat`] says.
     Chat(Vec<ChatMessage>),
+    /// Token ids and vectors in place of token ids, one after another.
+    Parts(Vec<PromptPart>),
+}
+
+/// A part of a prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PromptPart {
+    /// Token ids.
+    Tokens(Vec<u32>),
+    /// Vectors in place of token ids.
+    Embeds(PromptEmbeds),
 }
 
 impl From<&str> for Prompt {
@@ -35,6 +47,18 @@ impl From<String> for Prompt {
 impl From<Vec<u32>> for Prompt {
     fn from(tokens: Vec<u32>) -> Self {
         Prompt::Tokens(tokens)
+    }
+}
+
+impl From<Vec<PromptPart>> for Prompt {
+    fn from(parts: Vec<PromptPart>) -> Self {
+        Prompt::Parts(parts)
+    }
+}
+
+impl From<PromptEmbeds> for Prompt {
+    fn from(embeds: PromptEmbeds) -> Self {
+        Prompt::Parts(vec![PromptPart::Embeds(embeds)])
     }
 }
 

@@ -9,15 +9,17 @@
 
 use std::sync::Arc;
 
+use super::encoded_prompt::EncodedPrompt;
 use super::options::DEFAULT_PREFILL_CHUNK;
 use super::output::{Logits, no_memory_for_logits};
-use super::request::{AdapterRef, lease_all};
+use super::request::{AdapterRef, PromptPart, lease_all};
 use crate::adapter::mixture::Mixture;
 use crate::backend::{KvDType, KvShape};
 use crate::error::{Error, ErrorCode, Result};
 use crate::kv_cache::{PAGE_TOKENS, pages_for};
 use crate::model::batch::{SequenceRows, StepBatch};
 use crate::model::{KvStorage, Model};
+use crate::prompt_embeds::{EMBEDS_TOKEN, SequenceEmbeds};
 
 /// Consecutive tokens of one sequence to compute.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +28,7 @@ pub struct SequenceChunk<'a> {
     pub sequence: usize,
     /// Position of the first token; everything before it must have been computed.
     pub position: usize,
-    /// The tokens.
+    /// The tokens; what [`SequenceCache::set_parts`] made of them where some are vectors.
     pub tokens: &'a [u32],
     /// Number of tokens, counted from the last one, whose logits are returned.
     pub logits: usize,
@@ -63,6 +65,8 @@ struct CachedSequence {
     pages: Vec<u32>,
     /// Tokens by position, including those that were set but not computed.
     tokens: Vec<u32>,
+    /// The vectors in place of some of them.
+    embeds: SequenceEmbeds,
     /// Number of leading tokens whose keys and values are in the cache.
     computed: usize,
 }
@@ -116,13 +120,41 @@ impl SequenceCache {
     /// # Errors
     /// `request_invalid`: there is no such sequence, or tokens before `position` are missing.
     pub fn set_tokens(&mut self, sequence: usize, position: usize, tokens: &[u32]) -> Result<()> {
-        let Some(known) = self.sequences.get_mut(sequence).filter(|known| known.tokens.len() >= position) else {
-            return Err(Error::new(ErrorCode::RequestInvalid, "tokens before the position are missing"));
-        };
-        known.tokens.truncate(position);
+        let known = self.known_up_to(sequence, position)?;
+        known.cut(position);
         known.tokens.extend_from_slice(tokens);
         known.computed = known.computed.min(position);
         Ok(())
+    }
+
+    /// As [`SequenceCache::set_tokens`], with vectors in place of some tokens. Returns the tokens to compute, in which an id
+    /// beyond any vocabulary stands for each vector.
+    ///
+    /// # Errors
+    /// As [`SequenceCache::set_tokens`]; `prompt_embeds_invalid`: the model's vectors have another width.
+    pub fn set_parts(&mut self, sequence: usize, position: usize, parts: &[PromptPart]) -> Result<Vec<u32>> {
+        let hidden_size = self.model.config().hidden_size;
+        self.known_up_to(sequence, position)?;
+        let encoded = EncodedPrompt::of_parts(parts, hidden_size)?;
+        self.set_tokens(sequence, position, &encoded.tokens)?;
+        let known = &mut self.sequences[sequence];
+        let mut first = position;
+        for part in parts {
+            match part {
+                PromptPart::Tokens(ids) => first += ids.len(),
+                PromptPart::Embeds(vectors) => {
+                    known.embeds.push(first, vectors.clone());
+                    first += vectors.tokens();
+                }
+            }
+        }
+        Ok(encoded.tokens)
+    }
+
+    /// A sequence whose tokens before `position` are known.
+    fn known_up_to(&mut self, sequence: usize, position: usize) -> Result<&mut CachedSequence> {
+        let known = self.sequences.get_mut(sequence).filter(|known| known.tokens.len() >= position);
+        known.ok_or_else(|| Error::new(ErrorCode::RequestInvalid, "tokens before the position are missing"))
     }
 
     /// Computes chunks of several sequences, in as many steps as they need, and returns the logits asked for, in the order of
@@ -145,12 +177,38 @@ impl SequenceCache {
         adapters: &[(AdapterRef, f32)],
         between_steps: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Logits> {
+        self.compute(chunks, adapters, None, between_steps)
+    }
+
+    /// As [`SequenceCache::forward_with`], with the residual stream behind the last layer, which the final norm has not yet been
+    /// applied to: of all tokens of the chunks, `[tokens, hidden_size]`.
+    ///
+    /// # Errors
+    /// As [`SequenceCache::forward_with`].
+    pub fn forward_with_last_states(
+        &mut self,
+        chunks: &[SequenceChunk<'_>],
+        adapters: &[(AdapterRef, f32)],
+        between_steps: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<(Logits, Vec<f32>)> {
+        let mut states = Vec::new();
+        let logits = self.compute(chunks, adapters, Some(&mut states), between_steps)?;
+        Ok((logits, states))
+    }
+
+    fn compute(
+        &mut self,
+        chunks: &[SequenceChunk<'_>],
+        adapters: &[(AdapterRef, f32)],
+        mut last_states: Option<&mut Vec<f32>>,
+        between_steps: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Logits> {
         self.check(chunks)?;
         // The mixture holds its leases until the last step is over.
         let mixture = lease_all(adapters, &self.model)?;
         let vocab = self.model.config().vocab_size;
         for chunk in chunks {
-            mixture.check_tokens(chunk.tokens, vocab)?;
+            mixture.check_tokens(self.sequences[chunk.sequence].ids_among(chunk.position, chunk.tokens), vocab)?;
         }
         while self.kv_groups.len() < self.model.kv_groups_of(mixture.layers()) {
             self.kv_groups.push(self.model.create_kv(self.shape.pages, self.shape.dtype)?);
@@ -164,20 +222,31 @@ impl SequenceCache {
         }
         for step in split_into_steps(chunks, self.prefill_chunk / self.model.row_cost(&mixture)) {
             between_steps()?;
-            self.step(&step, &mixture, vocab)?;
+            self.step(&step, &mixture, vocab, last_states.is_some())?;
             values.extend_from_slice(&self.logits);
+            if let Some(states) = last_states.as_deref_mut() {
+                states.extend_from_slice(&self.batch.last_states);
+            }
         }
         Ok(Logits { tokens, values, vocab })
     }
 
     /// Computes chunks in one step.
-    fn step(&mut self, chunks: &[SequenceChunk<'_>], mixture: &Mixture, vocab: usize) -> Result<()> {
+    fn step(
+        &mut self,
+        chunks: &[SequenceChunk<'_>],
+        mixture: &Mixture,
+        vocab: usize,
+        wants_last_states: bool,
+    ) -> Result<()> {
         // One table of pages serves all KV groups, each of which has storage of its own.
         self.batch.begin(mixture.layers(), 1, vocab);
+        self.batch.wants_last_states = wants_last_states;
         for &SequenceChunk { sequence, tokens, position, logits } in chunks {
             let sequence = &self.sequences[sequence];
             let spans = mixture.along(&sequence.tokens);
-            let rows = SequenceRows { tokens, position, pages: &sequence.pages, logits };
+            let CachedSequence { embeds, pages, .. } = sequence;
+            let rows = SequenceRows { tokens, embeds, position, pages, logits };
             self.batch.push_sequence(rows, spans.over(position..position + tokens.len()));
         }
         self.batch.finish();
@@ -251,9 +320,23 @@ impl CachedSequence {
     fn write(&mut self, position: usize, tokens: &[u32]) {
         let is_same = self.tokens.get(position..position + tokens.len()) == Some(tokens);
         if !is_same {
-            self.tokens.truncate(position);
+            self.cut(position);
             self.tokens.extend_from_slice(tokens);
         }
+    }
+
+    /// Forgets the tokens at a position and beyond.
+    fn cut(&mut self, position: usize) {
+        self.tokens.truncate(position);
+        self.embeds.truncate(position);
+    }
+
+    /// The ids of tokens at a position that are no vectors. Where a vector is known, its tokens stay as they are.
+    fn ids_among<'a>(&self, position: usize, tokens: &'a [u32]) -> impl Iterator<Item = &'a u32> {
+        let keeps = self.tokens.get(position..position + tokens.len()) == Some(tokens);
+        let is_id =
+            move |(place, id): &(usize, &u32)| **id != EMBEDS_TOKEN || !(keeps && self.embeds.has(position + place));
+        tokens.iter().enumerate().filter(is_id).map(|(_, id)| id)
     }
 }
 

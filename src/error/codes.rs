@@ -157,6 +157,8 @@ catalog! {
     PromptEmpty = "prompt_empty", Invalid, "give at least one token";
     /// The prompt exceeds the model's context length or the KV cache.
     PromptTooLong = "prompt_too_long", Invalid, "shorten the prompt, or raise the limit that the message names";
+    /// Vectors in place of token ids have another width than the model, or values that are no numbers.
+    PromptEmbedsInvalid = "prompt_embeds_invalid", Invalid, "give finite floats [tokens, hidden_size], as the model's own embedding layer returns them";
     /// A token id is outside the vocabulary.
     TokenOutOfRange = "token_out_of_range", Invalid, "use the model's own tokenizer";
     /// A sampling setting is out of range.

@@ -20,12 +20,15 @@ use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::backend::StepRows;
 use crate::error::{Error, ErrorCode, Result};
 use crate::kv_cache::pages_for;
+use crate::prompt_embeds::{EMBEDS_TOKEN, NO_EMBEDS, SequenceEmbeds};
 
 /// Consecutive tokens of one sequence that a step computes.
 #[derive(Clone, Copy, Debug)]
 pub struct SequenceRows<'a> {
-    /// The tokens.
+    /// The tokens; [`EMBEDS_TOKEN`] where there is a vector instead.
     pub tokens: &'a [u32],
+    /// The vectors of the sequence in place of tokens.
+    pub embeds: &'a SequenceEmbeds,
     /// Position of the first of them in the sequence.
     pub position: usize,
     /// The pages of the sequence in order of position, those of all KV groups interleaved: page `i` of group `g` is
@@ -51,6 +54,11 @@ pub struct StepLimits {
 pub struct StepBatch {
     /// Token of each row.
     pub(super) tokens: Vec<u32>,
+    /// The rows whose residual stream begins with vectors: for each stretch the first row, and where its values end in
+    /// `embeds`.
+    pub(super) embeds_rows: Vec<(usize, usize)>,
+    /// Those vectors, one stretch after another.
+    pub(super) embeds: Vec<f32>,
     /// The base layer that each layer to run is; `None` runs the base's layers once each.
     pub(super) layer_map: Option<Arc<[u32]>>,
     /// Positions and pages of each row, by KV group.
@@ -63,6 +71,10 @@ pub struct StepBatch {
     pub(super) logit_adapters: AdapterBatch,
     /// Largest number of logits of a row.
     pub(super) logit_width: usize,
+    /// Whether the residual stream behind the last layer is wanted too.
+    pub(crate) wants_last_states: bool,
+    /// Once computed, if it is: that of every row, `[rows, hidden_size]`.
+    pub(crate) last_states: Vec<f32>,
     /// Once computed: the rows that had keys or values beyond the range of the KV cache's element type.
     pub(super) kv_overflows: Vec<u32>,
     /// Once computed: the rows that had activations beyond the range of the type in which the device computes.
@@ -77,11 +89,15 @@ impl StepBatch {
     /// `kv_groups` the number of KV groups whose pages sequences bring, `logit_width` the largest number of logits of a row.
     pub fn begin(&mut self, layer_map: Option<&Arc<[u32]>>, kv_groups: usize, logit_width: usize) {
         self.tokens.clear();
+        self.embeds_rows.clear();
+        self.embeds.clear();
         self.layer_map = layer_map.cloned();
         self.kv_groups.resize_with(kv_groups, StepRows::default);
         self.kv_groups.iter_mut().for_each(StepRows::clear);
         self.logit_rows.clear();
         self.logit_width = logit_width;
+        self.wants_last_states = false;
+        self.last_states.clear();
         self.kv_overflows.clear();
         self.activation_overflows.clear();
         self.entries.clear();
@@ -94,8 +110,17 @@ impl StepBatch {
         rows: SequenceRows<'_>,
         adapters: impl IntoIterator<Item = &'a [(SlotId, f32)]>,
     ) {
-        self.tokens.extend_from_slice(rows.tokens);
         let positions = rows.position..rows.position + rows.tokens.len();
+        let first_row = self.tokens.len();
+        self.tokens.extend_from_slice(rows.tokens);
+        for (position, values) in rows.embeds.over(positions.clone()) {
+            let row = first_row + position - rows.position;
+            // A row of the table is read for them too, and then overwritten. Any other such id is refused there.
+            let tokens = self.tokens[row..].iter_mut().take_while(|token| **token == EMBEDS_TOKEN);
+            tokens.for_each(|token| *token = 0);
+            self.embeds.extend_from_slice(values);
+            self.embeds_rows.push((row, self.embeds.len()));
+        }
         let groups = self.kv_groups.len();
         for (group, step_rows) in self.kv_groups.iter_mut().enumerate() {
             step_rows.push(positions.clone(), rows.pages.iter().copied().skip(group).step_by(groups));
@@ -120,8 +145,13 @@ impl StepBatch {
             let rows = (1 + prompt_tokens).min(positions);
             prompt_tokens -= rows - 1;
             let tokens = vec![0; rows];
-            let rows_of_sequence =
-                SequenceRows { tokens: &tokens, position: positions - rows, pages: &pages, logits: 1 };
+            let rows_of_sequence = SequenceRows {
+                tokens: &tokens,
+                embeds: &NO_EMBEDS,
+                position: positions - rows,
+                pages: &pages,
+                logits: 1,
+            };
             batch.push_sequence(rows_of_sequence, std::iter::repeat_n(&[][..], rows));
         }
         batch.finish();
@@ -175,12 +205,13 @@ impl StepBatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::prompt_embeds::PromptEmbeds;
 
     const SQL: &[(SlotId, f32)] = &[(SlotId(3), 1.0)];
     const MIX: &[(SlotId, f32)] = &[(SlotId(7), 0.5), (SlotId(3), 0.25)];
 
     fn rows<'a>(tokens: &'a [u32], position: usize, pages: &'a [u32], logits: usize) -> SequenceRows<'a> {
-        SequenceRows { tokens, position, pages, logits }
+        SequenceRows { tokens, embeds: &NO_EMBEDS, position, pages, logits }
     }
 
     fn weights(batch: &AdapterBatch, row: usize) -> Vec<(SlotId, f32)> {
@@ -207,6 +238,24 @@ mod tests {
         assert_eq!([0, 1, 3].map(|row| weights(&batch.adapters, row)), [vec![], SQL.to_vec(), MIX.to_vec()]);
         assert_eq!(batch.logit_rows, [2, 3]);
         assert_eq!([0, 1].map(|row| weights(&batch.logit_adapters, row)), [SQL.to_vec(), MIX.to_vec()]);
+    }
+
+    #[test]
+    fn rows_whose_token_is_a_vector_are_overwritten_stretch_by_stretch() {
+        let vectors = |values: &[f32]| PromptEmbeds::new(values.to_vec(), 2).expect("whole vectors");
+        let mut embeds = SequenceEmbeds::default();
+        embeds.push(40, vectors(&[1.0, 2.0, 3.0, 4.0]));
+        embeds.push(43, vectors(&[5.0, 6.0]));
+        let tokens = [EMBEDS_TOKEN, 9, EMBEDS_TOKEN, 8];
+        let of_embeds = SequenceRows { embeds: &embeds, ..rows(&tokens, 41, &[0, 1], 0) };
+        let mut batch = StepBatch::default();
+        for _ in 0..2 {
+            batch.begin(None, 1, 8);
+            batch.push_sequence(rows(&[7], 0, &[2], 0), [&[][..]]);
+            batch.push_sequence(of_embeds, [&[][..]; 4]);
+            assert_eq!(batch.tokens, [7, 0, 9, 0, 8]);
+            assert_eq!((&batch.embeds_rows[..], &batch.embeds[..]), (&[(1, 2), (3, 4)][..], &[3.0, 4.0, 5.0, 6.0][..]));
+        }
     }
 
     #[test]

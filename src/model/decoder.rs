@@ -88,6 +88,11 @@ impl Decoder {
             logit_adapters: &batch.logit_adapters,
         })?;
         compute.embed(self.weights.embedding, &batch.tokens, 1.0, &batch.adapters, b.hidden)?;
+        let mut start = 0;
+        for &(row, end) in &batch.embeds_rows {
+            compute.write_rows(b.hidden, row, &batch.embeds[start..end])?;
+            start = end;
+        }
         match batch.layer_map.clone() {
             None => {
                 let (rows, kv) = kv_group(&batch.kv_groups, kvs, 0)?;
@@ -96,6 +101,10 @@ impl Decoder {
                 }
             }
             Some(layer_map) => self.mapped_layers(compute, &layer_map, batch, kvs)?,
+        }
+        if batch.wants_last_states {
+            batch.last_states.resize(rows * self.config.hidden_size, 0.0);
+            compute.read_rows(b.hidden, &mut batch.last_states)?;
         }
         if !batch.logit_rows.is_empty() {
             compute.norm(self.weights.final_norm, eps, b.hidden, rows, &batch.adapters, b.normed)?;

@@ -34,7 +34,7 @@ use crate::quant::QuantConfig;
 use crate::sites::SiteTable;
 use crate::tensor::zeros;
 use batch::{StepBatch, StepLimits};
-use config::DecoderConfig;
+use config::{DecoderConfig, RopeOverrides};
 use decoder::Decoder;
 use loader::DecoderLoader;
 
@@ -93,6 +93,8 @@ pub struct ModelOptions {
     pub head: HeadDType,
     /// How quantized linears take their activations; only the CPU rounds them.
     pub activations: ActivationDType,
+    /// What replaces config.json's rotary position embedding.
+    pub rope: RopeOverrides,
     /// Limits of resident adapters.
     pub adapter_limits: AdapterLimits,
 }
@@ -129,7 +131,7 @@ impl Model {
                 .with_expected(format!("1 to {MAX_THREADS}"))
                 .with_found(threads));
         }
-        let (config, json) = DecoderConfig::read(dir)?;
+        let (config, json) = DecoderConfig::read_with(dir, &options.rope)?;
         let max_seq_len = config.max_seq_len(options.max_seq_len)?;
         let quant = QuantConfig::read(dir, &json)?;
         let checkpoint = Checkpoint::open(dir)?;

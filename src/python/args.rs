@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use numpy::PyArrayDyn;
+use numpy::{PyArrayDyn, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::exceptions::PyTypeError;
 use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
@@ -13,8 +13,9 @@ use super::chat::Messages;
 use super::errors::type_name;
 use super::exllamav2::ExLlamaV2Lora;
 use super::numbers::{float, overflow_as_invalid, token_id};
-use crate::backend::KvDType;
-use crate::engine::{AdapterRef, Prompt, Stop};
+use crate::engine::{AdapterRef, Prompt, PromptPart, Stop};
+use crate::error::{Error, ErrorCode};
+use crate::prompt_embeds::PromptEmbeds;
 
 /// Token ids: a sequence of integers, or a one-dimensional array of any library with `tolist`.
 pub(super) struct TokenIds(pub Vec<u32>);
@@ -47,7 +48,7 @@ fn is_bytes_or_mapping(value: &Bound<'_, PyAny>) -> bool {
     value.is_instance_of::<PyBytes>() || value.is_instance_of::<PyByteArray>() || value.cast::<PyMapping>().is_ok()
 }
 
-/// A prompt: text, token ids, or chat messages as dicts.
+/// A prompt: text, token ids, chat messages as dicts, or a dict with vectors.
 pub(super) struct PromptArg(pub Prompt);
 
 impl<'py> FromPyObject<'_, 'py> for PromptArg {
@@ -65,6 +66,9 @@ impl<'py> FromPyObject<'_, 'py> for PromptArg {
         {
             return Ok(Self(Prompt::Chat(messages.extract::<Messages>()?.0)));
         }
+        if let Some(parts) = prompt_parts(&value)? {
+            return Ok(Self(Prompt::Parts(parts)));
+        }
         if is_bytes_or_mapping(&value) || value.try_iter().is_err() {
             let found = type_name(&value);
             let hint = if value.is_instance_of::<PyDict>() { " (a chat is a list of messages)" } else { "" };
@@ -73,6 +77,56 @@ impl<'py> FromPyObject<'_, 'py> for PromptArg {
         }
         Ok(Self(Prompt::Tokens(value.extract::<TokenIds>()?.0)))
     }
+}
+
+/// The parts of `{"prompt_embeds": value}`, where the value is an array `[tokens, hidden_size]` or a list of token ids and such
+/// arrays; `None` of anything else.
+fn prompt_parts(value: &Bound<'_, PyAny>) -> PyResult<Option<Vec<PromptPart>>> {
+    let Ok(dict) = value.cast::<PyDict>() else { return Ok(None) };
+    let Some(value) = dict.get_item("prompt_embeds")?.filter(|_| dict.len() == 1) else { return Ok(None) };
+    let is_array = |item: &Bound<'_, PyAny>| item.hasattr("ndim").is_ok_and(|has_dimensions| has_dimensions);
+    let is_id =
+        |item: &Bound<'_, PyAny>| item.hasattr("__index__").is_ok_and(|is_integer| is_integer) && !is_array(item);
+    let items = match value.cast::<PyList>() {
+        Ok(items) if items.iter().any(|item| is_id(&item) || is_array(&item)) => items,
+        _ => return Ok(Some(vec![PromptPart::Embeds(prompt_embeds(&value)?)])),
+    };
+    let mut parts = Vec::new();
+    for item in items.iter() {
+        if !is_id(&item) {
+            parts.push(PromptPart::Embeds(prompt_embeds(&item)?));
+            continue;
+        }
+        let id = token_id(&item)?;
+        match parts.last_mut() {
+            Some(PromptPart::Tokens(ids)) => ids.push(id),
+            _ => parts.push(PromptPart::Tokens(vec![id])),
+        }
+    }
+    Ok(Some(parts))
+}
+
+/// An array of floats `[tokens, hidden_size]`, of numpy, torch or anything that numpy makes one of.
+fn prompt_embeds(value: &Bound<'_, PyAny>) -> PyResult<PromptEmbeds> {
+    let py = value.py();
+    let invalid = |what: &str, found: String| -> PyErr {
+        Error::new(ErrorCode::PromptEmbedsInvalid, what)
+            .with_expected("an array of floats [tokens, hidden_size]")
+            .with_found(found)
+            .into()
+    };
+    let array = py.import("exlora._arrays")?.call_method1("as_numpy", (value,))?;
+    let dtype = array.getattr("dtype")?;
+    if dtype.getattr("kind")?.extract::<String>()? != "f" {
+        return Err(invalid("prompt embeds are no floats", dtype.str()?.to_string()));
+    }
+    let array = array.extract::<FloatArrayArg<'_>>()?.0;
+    let shape = array.shape().to_vec();
+    let &[_, hidden_size] = &shape[..] else {
+        return Err(invalid("prompt embeds have another shape", format!("{shape:?}")));
+    };
+    let values = array.try_readonly()?.as_array().iter().copied().collect();
+    Ok(PromptEmbeds::new(values, hidden_size)?)
 }
 
 /// An ordered mixture: `None`, a name, an adapter object, a mapping of name to weight, or a list of names, objects and pairs.
@@ -184,9 +238,4 @@ impl<'py> FromPyObject<'_, 'py> for FloatArrayArg<'py> {
         let array = numpy.call_method1("asarray", (value, numpy.getattr("float32")?));
         Ok(Self(array.map_err(|error| overflow_as_invalid(error, value.py()))?.cast_into()?))
     }
-}
-
-/// How a KV cache stores keys and values, by name.
-pub(super) fn kv_dtype(name: &str) -> PyResult<KvDType> {
-    Ok(KvDType::from_name(name)?)
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::args::{MixtureArg, PromptArg, kv_dtype};
+use super::args::{MixtureArg, PromptArg};
 use super::device::parse_device;
 use super::gil::{PythonCalls, detached};
 use super::job::PyJob;
@@ -36,7 +36,7 @@ impl PyEngine {
 /// Options that both constructors share.
 #[allow(clippy::too_many_arguments)]
 fn options(
-    kv_dtype_name: &str,
+    kv_dtype: &str,
     max_seq_len: Option<i64>,
     kv_tokens: Option<i64>,
     max_batch_size: i64,
@@ -47,7 +47,7 @@ fn options(
     num_draft_tokens: i64,
 ) -> PyResult<EngineOptions> {
     Ok(EngineOptions {
-        kv_dtype: kv_dtype(kv_dtype_name)?,
+        kv_dtype: kv_dtype.parse()?,
         max_seq_len: max_seq_len.map(|tokens| count("max_seq_len", tokens)).transpose()?,
         kv_tokens: kv_tokens.map(|tokens| count("kv_tokens", tokens)).transpose()?,
         max_rows: count("max_batch_size", max_batch_size)?,

@@ -43,6 +43,7 @@ pub(super) fn grammar(
     json_object: bool,
     regex: Option<String>,
     lark: Option<String>,
+    gbnf: Option<String>,
     choices: Option<Vec<String>>,
 ) -> PyResult<Option<Grammar>> {
     let given = [
@@ -50,6 +51,7 @@ pub(super) fn grammar(
         json_object.then_some(Grammar::JsonObject),
         regex.map(Grammar::Regex),
         lark.map(Grammar::Lark),
+        gbnf.map(Grammar::Gbnf),
         choices.map(Grammar::Choices),
     ];
     Ok(Grammar::only(given.into_iter().flatten())?)
@@ -57,14 +59,14 @@ pub(super) fn grammar(
 
 /// The arguments that give a grammar, by name.
 pub(super) fn set_keywords(dict: &Bound<'_, PyDict>, grammar: Option<&Grammar>) -> PyResult<()> {
-    for name in ["json_schema", "regex", "grammar", "choices"] {
+    for name in ["json_schema", "regex", "grammar", "gbnf", "choices"] {
         dict.set_item(name, dict.py().None())?;
     }
     dict.set_item("json_object", false)?;
     match grammar {
         None => Ok(()),
         Some(Grammar::JsonObject) => dict.set_item("json_object", true),
-        Some(Grammar::JsonSchema(text) | Grammar::Regex(text) | Grammar::Lark(text)) => {
+        Some(Grammar::JsonSchema(text) | Grammar::Regex(text) | Grammar::Lark(text) | Grammar::Gbnf(text)) => {
             dict.set_item(grammar.map_or("", Grammar::name), text)
         }
         Some(Grammar::Choices(choices)) => dict.set_item("choices", choices),

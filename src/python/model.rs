@@ -11,7 +11,7 @@ use super::gil::detached;
 use super::numbers::{count, optional_integer};
 use super::progress::ProgressReporter;
 use super::returns::NamedValues;
-use crate::model::config::DecoderConfig;
+use crate::model::config::{DecoderConfig, RopeOverrides};
 use crate::model::{Model, ModelOptions};
 use crate::quant::QuantConfig;
 
@@ -33,10 +33,12 @@ impl PyModel {
 
 #[pymethods]
 impl PyModel {
-    /// Loads a model folder. `progress` is `True` for a bar on stderr, or a callable (done, total).
+    /// Loads a model folder. `rope_theta` and `rope_scale` replace the base of the rotary frequencies and what positions are
+    /// divided by, `rope_alpha` scales the base (NTK). `progress` is `True` for a bar on stderr, or a callable (done, total).
     #[new]
     #[pyo3(signature = (path, *, device="auto", threads: "SupportsIndex | None"=None, head="stored",
-                        activations="f32", max_seq_len: "SupportsIndex | None"=None, progress=None))]
+                        activations="f32", max_seq_len: "SupportsIndex | None"=None, rope_theta=None, rope_scale=None,
+                        rope_alpha=None, progress=None))]
     #[allow(clippy::too_many_arguments)]
     fn load(
         py: Python<'_>,
@@ -46,6 +48,9 @@ impl PyModel {
         head: &str,
         activations: &str,
         #[pyo3(from_py_with = optional_integer)] max_seq_len: Option<i64>,
+        rope_theta: Option<f64>,
+        rope_scale: Option<f64>,
+        rope_alpha: Option<f64>,
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let threads = threads.map(|threads| count("threads", threads)).transpose()?;
@@ -56,6 +61,7 @@ impl PyModel {
             head: head.parse()?,
             activations: activations.parse()?,
             max_seq_len,
+            rope: RopeOverrides { theta: rope_theta, scale: rope_scale, alpha: rope_alpha },
             ..ModelOptions::default()
         };
         let reporter = ProgressReporter::new(progress)?;
@@ -126,6 +132,8 @@ pub(super) fn read_model_config(py: Python<'_>, path: PathBuf) -> PyResult<Named
     dict.set_item("sliding_windows", config.windows)?;
     dict.set_item("rope_inv_freq", config.rope.inv_freq.clone())?;
     dict.set_item("rope_attention_factor", config.rope.factor)?;
+    dict.set_item("rotary_embedding_base", config.rope_theta)?;
+    dict.set_item("scale_pos_emb", config.rope_scale)?;
     dict.set_item("eos_token_ids", config.eos_token_ids)?;
     dict.set_item("bos_token_id", config.bos_token_id)?;
     dict.set_item("pad_token_id", config.pad_token_id)?;

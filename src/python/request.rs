@@ -103,7 +103,7 @@ impl PyRequest {
                         return_logits=false, ngram_draft=false, max_ngram: "SupportsIndex"=4,
                         num_draft_tokens: "SupportsIndex | None"=None, draft_adapters=None, skip_special_tokens=true,
                         add_special_tokens=true, json_schema=None, json_object=false, regex=None, grammar=None,
-                        choices=None, filters=None, filter_prefer_eos=false, token_healing=false, tools=None,
+                        gbnf=None, choices=None, filters=None, filter_prefer_eos=false, token_healing=false, tools=None,
                         documents=None, chat_template=None, chat_template_kwargs=None, add_generation_prompt=None,
                         continue_final_message=None, **keywords: "Any"))]
     #[allow(clippy::too_many_arguments)]
@@ -132,6 +132,7 @@ impl PyRequest {
         json_object: bool,
         regex: Option<String>,
         grammar: Option<String>,
+        gbnf: Option<String>,
         choices: Option<Vec<String>>,
         filters: Option<Vec<Py<PyAny>>>,
         filter_prefer_eos: bool,
@@ -147,7 +148,7 @@ impl PyRequest {
         let sampling = PySamplingParams::with_keywords(py, sampling, keywords)?;
         let filters = FilterObjects::new(py, filters.unwrap_or_default())?;
         let request = Request {
-            grammar: self::grammar(json_schema, json_object, regex, grammar, choices)?,
+            grammar: self::grammar(json_schema, json_object, regex, grammar, gbnf, choices)?,
             filters: Filters { prefer_eos: filter_prefer_eos, ..Filters::default() },
             token_healing,
             negative_prompt: negative_prompt.map(|prompt| prompt.0),
@@ -325,6 +326,15 @@ impl PyRequest {
     fn grammar(&self) -> Option<&str> {
         match &self.request.grammar {
             Some(Grammar::Lark(grammar)) => Some(grammar),
+            _ => None,
+        }
+    }
+
+    /// The grammar of the text, in llama.cpp's GBNF.
+    #[getter]
+    fn gbnf(&self) -> Option<&str> {
+        match &self.request.grammar {
+            Some(Grammar::Gbnf(grammar)) => Some(grammar),
             _ => None,
         }
     }

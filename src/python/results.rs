@@ -222,6 +222,8 @@ impl PyCompletion {
         dict.set_item("token_ids", self.token_ids())?;
         dict.set_item("finish_reason", self.finish_reason())?;
         dict.set_item("stop_match", self.stop_match())?;
+        dict.set_item("suppressed_text", self.suppressed_text())?;
+        dict.set_item("suppressed_token_ids", self.suppressed_token_ids())?;
         let usage = self.usage();
         if as_lists {
             dict.set_item("usage", usage.keywords(py)?)?;
@@ -243,7 +245,8 @@ impl PyCompletion {
     #[pyo3(signature = (*, text="", token_ids=TokenIds(Vec::new()), finish_reason="stop", stop_match=None, usage=None,
                         seed: "SupportsIndex | None"=None, sample: "SupportsIndex"=0, adapter=None, logprobs=None,
                         top_logprobs: "list[list[tuple[int, float]]] | None"=None, probs=None,
-                        top_probs: "list[list[tuple[int, float]]] | None"=None, logits=None))]
+                        top_probs: "list[list[tuple[int, float]]] | None"=None, logits=None, suppressed_text="",
+                        suppressed_token_ids=TokenIds(Vec::new())))]
     #[allow(clippy::too_many_arguments)]
     fn py_new(
         text: &str,
@@ -259,6 +262,8 @@ impl PyCompletion {
         probs: Option<FloatArrayArg<'_>>,
         #[pyo3(from_py_with = in_range)] top_probs: Option<TopTokens>,
         logits: Option<FloatArrayArg<'_>>,
+        suppressed_text: &str,
+        suppressed_token_ids: TokenIds,
     ) -> PyResult<Self> {
         let finish = Finish {
             reason: self::finish_reason(finish_reason)?,
@@ -270,6 +275,8 @@ impl PyCompletion {
         let completion = Completion {
             text: text.to_owned(),
             token_ids: token_ids.0,
+            suppressed_text: suppressed_text.to_owned(),
+            suppressed_token_ids: suppressed_token_ids.0,
             finish,
             sample: count("sample", sample)?,
             adapter: adapter.unwrap_or_default().0.into_iter().map(name).collect(),
@@ -302,6 +309,18 @@ impl PyCompletion {
     #[getter]
     fn stop_match(&self) -> Option<StopOut> {
         self.completion.finish.matched.as_ref().map(StopOut::from)
+    }
+
+    /// Text that was given up because it contained a banned string, joined; no part of `text`.
+    #[getter]
+    fn suppressed_text(&self) -> &str {
+        &self.completion.suppressed_text
+    }
+
+    /// The tokens of that text; no part of `token_ids`.
+    #[getter]
+    fn suppressed_token_ids(&self) -> Vec<u32> {
+        self.completion.suppressed_token_ids.clone()
     }
 
     /// Token counts.

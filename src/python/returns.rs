@@ -3,13 +3,13 @@
 use numpy::{PyArray1, PyArrayDyn, PyArrayMethods};
 use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyList};
 use pyo3::{type_hint_identifier, type_hint_subscript};
 
 use serde_json::{Map, Value as Json};
 
 use super::chat::to_python;
-use crate::engine::{Prompt, Stop, StopMatch};
+use crate::engine::{Prompt, PromptPart, Stop, StopMatch};
 
 macro_rules! dicts_by_name {
     ($(#[doc = $doc:literal] $name:ident = $value:expr;)+) => {
@@ -178,8 +178,25 @@ impl<'py> IntoPyObject<'py> for PromptOut<'_> {
             Prompt::Text(text) => Ok(text.into_pyobject(py)?.into_any()),
             Prompt::Tokens(ids) => ids.into_pyobject(py),
             Prompt::Chat(messages) => to_python(py, messages),
+            Prompt::Parts(parts) => parts_to_python(py, parts),
         }
     }
+}
+
+/// Parts of a prompt as the dict that they are read from, with a list of ids and arrays `[tokens, hidden_size]`.
+fn parts_to_python<'py>(py: Python<'py>, parts: &[PromptPart]) -> PyResult<Bound<'py, PyAny>> {
+    let list = PyList::empty(py);
+    for part in parts {
+        match part {
+            PromptPart::Tokens(ids) => ids.iter().try_for_each(|id| list.append(id))?,
+            PromptPart::Embeds(embeds) => {
+                list.append(Floats { values: embeds.values().to_vec(), columns: Some(embeds.hidden_size()) })?;
+            }
+        }
+    }
+    let dict = PyDict::new(py);
+    dict.set_item("prompt_embeds", list)?;
+    Ok(dict.into_any())
 }
 
 /// Tools or documents, as dicts.

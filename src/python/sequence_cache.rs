@@ -1,14 +1,15 @@
 //! A KV cache that Python drives itself, for `model.forward(ids, cache)`.
 
 use parking_lot::Mutex;
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 
-use super::args::{MixtureArg, TokenIds, kv_dtype};
+use super::args::{MixtureArg, PromptArg, TokenIds};
 use super::gil::detached;
 use super::model::PyModel;
 use super::numbers::{count, integer};
 use super::returns::Floats;
-use crate::engine::{SequenceCache, SequenceChunk};
+use crate::engine::{Prompt, PromptPart, SequenceCache, SequenceChunk};
 
 /// Consecutive tokens of one sequence: its index, the position of the first token, the tokens, and the number of tokens,
 /// counted from the last one, whose logits are returned.
@@ -25,6 +26,7 @@ fn as_chunk((sequence, position, tokens, logits): &Chunk) -> SequenceChunk<'_> {
 pub(super) struct PySequenceCache {
     cache: Mutex<SequenceCache>,
     max_tokens: usize,
+    hidden_size: usize,
 }
 
 #[pymethods]
@@ -39,15 +41,29 @@ impl PySequenceCache {
         #[pyo3(from_py_with = integer)] max_tokens: i64,
         dtype: &str,
     ) -> PyResult<Self> {
-        let (model, dtype) = (model.get().model(), kv_dtype(dtype)?);
+        let (model, dtype) = (model.get().model(), dtype.parse()?);
         let (sequences, max_tokens) = (count("sequences", sequences)?, count("max_tokens", max_tokens)?);
+        let hidden_size = model.config().hidden_size;
         let cache = detached(py, |_| SequenceCache::new(model, sequences, max_tokens, dtype))?;
-        Ok(Self { max_tokens: cache.max_tokens(), cache: Mutex::new(cache) })
+        Ok(Self { max_tokens: cache.max_tokens(), hidden_size, cache: Mutex::new(cache) })
     }
 
     /// Sets the tokens of a sequence from a position on, before they are computed in several steps.
     fn set_tokens(&self, py: Python<'_>, sequence: usize, position: usize, tokens: TokenIds) -> PyResult<()> {
         detached(py, |_| self.cache.lock().set_tokens(sequence, position, &tokens.0))
+    }
+
+    /// As `set_tokens`, of token ids, or a dict `prompt_embeds` with ids and arrays of vectors in place of ids. Returns the
+    /// tokens to compute.
+    fn set_parts(&self, py: Python<'_>, sequence: usize, position: usize, prompt: PromptArg) -> PyResult<Vec<u32>> {
+        let parts = match prompt.0 {
+            Prompt::Parts(parts) => parts,
+            Prompt::Tokens(tokens) => vec![PromptPart::Tokens(tokens)],
+            Prompt::Text(_) | Prompt::Chat(_) => {
+                return Err(PyTypeError::new_err("a cache takes token ids and vectors"));
+            }
+        };
+        detached(py, |_| self.cache.lock().set_parts(sequence, position, &parts))
     }
 
     /// Computes chunks of several sequences and returns the logits asked for, float32 [rows, vocab].
@@ -61,6 +77,24 @@ impl PySequenceCache {
             self.cache.lock().forward_with(&chunks, &mixture, &mut || python.check_signals())
         })?;
         Ok(Floats { values: logits.values, columns: Some(logits.vocab) })
+    }
+
+    /// As `forward`, and the residual stream behind the last layer, before the final norm: of all tokens of the chunks,
+    /// float32 [tokens, hidden_size].
+    #[pyo3(signature = (chunks, adapter=None))]
+    fn forward_with_last_states(
+        &self,
+        py: Python<'_>,
+        chunks: Vec<Chunk>,
+        adapter: Option<MixtureArg>,
+    ) -> PyResult<(Floats, Floats)> {
+        let (logits, states) = detached(py, |python| {
+            let chunks: Vec<_> = chunks.iter().map(as_chunk).collect();
+            let mixture = adapter.unwrap_or_default().0;
+            self.cache.lock().forward_with_last_states(&chunks, &mixture, &mut || python.check_signals())
+        })?;
+        let logits = Floats { values: logits.values, columns: Some(logits.vocab) };
+        Ok((logits, Floats { values: states, columns: Some(self.hidden_size) }))
     }
 
     /// Largest number of tokens of a sequence.

@@ -207,6 +207,9 @@ pub struct RequestSettings {
     /// The text is in the language of this grammar, in Lark syntax.
     #[cfg_attr(feature = "cli", arg(long, value_name = "LARK"))]
     grammar: Option<String>,
+    /// The text is in the language of this grammar, in llama.cpp's GBNF.
+    #[cfg_attr(feature = "cli", arg(long, value_name = "GBNF"))]
+    gbnf: Option<String>,
     /// The text is this string, or another one that is given in the same way; may be repeated.
     #[cfg_attr(feature = "cli", arg(long, value_name = "TEXT"))]
     choices: Option<Vec<String>>,
@@ -226,6 +229,7 @@ impl RequestSettings {
             self.json_object.unwrap_or(false).then_some(Grammar::JsonObject),
             self.regex.clone().map(Grammar::Regex),
             self.grammar.clone().map(Grammar::Lark),
+            self.gbnf.clone().map(Grammar::Gbnf),
             self.choices.clone().map(Grammar::Choices),
         ];
         if let Some(grammar) = Grammar::only(grammars.into_iter().flatten())? {
@@ -468,7 +472,7 @@ mod tests {
             num_draft_tokens: _,
             // --draft-use
             draft_adapters: _,
-            // json_schema, json_object, regex, grammar, choices.
+            // json_schema, json_object, regex, grammar, gbnf, choices.
             grammar: _,
             // Code of the library's caller.
             filters: _,
@@ -481,7 +485,7 @@ mod tests {
                       dry_multiplier dry_base dry_allowed_length dry_max_ngram dry_range dry_sequence_breakers \
                       logit_bias allowed_token_ids seed stop banned_strings stop_at_eos logprobs probs skip_special_tokens \
                       add_special_tokens ngram_draft max_ngram num_draft_tokens json_schema json_object regex grammar \
-                      choices token_healing negative_prompt cfg_scale";
+                      gbnf choices token_healing negative_prompt cfg_scale";
         let names = RequestSettings::names();
         let default = format!("{:?}", Request::new(""));
         for field in fields.split_whitespace() {
@@ -493,7 +497,7 @@ mod tests {
                 "stop_at_eos" | "skip_special_tokens" | "add_special_tokens" => serde_json::json!(false),
                 "json_object" | "token_healing" => serde_json::json!(true),
                 "json_schema" => serde_json::json!({"type": "integer"}),
-                "regex" | "grammar" | "negative_prompt" => serde_json::json!("x"),
+                "regex" | "grammar" | "gbnf" | "negative_prompt" => serde_json::json!("x"),
                 "choices" => serde_json::json!(["x", "y"]),
                 "mirostat" | "temperature_last" | "penalize_prompt" => serde_json::json!(true),
                 "xtc_ignore_tokens" | "dry_sequence_breakers" | "allowed_token_ids" => serde_json::json!([3, 4]),

@@ -45,5 +45,6 @@ pub(super) fn prompt_as_json<S: Serializer>(prompt: &Option<Prompt>, serializer:
         Some(Prompt::Text(text)) => text.serialize(serializer),
         Some(Prompt::Tokens(ids)) => ids.serialize(serializer),
         Some(Prompt::Chat(messages)) => messages.serialize(serializer),
+        Some(Prompt::Parts(_)) => Err(serde::ser::Error::custom("a prompt with vectors is no JSON")),
     }
 }

@@ -158,7 +158,7 @@ impl Oracle {
         let compute = &mut self.backend.compute;
         let [input, output] = self.buffers;
         compute.reserve_rows(rows.len()).expect("reserved");
-        compute.write_rows(input, qkv).expect("written");
+        compute.write_rows(input, 0, qkv).expect("written");
         compute.attend(&self.spec, self.kv, rows, &AdapterBatch::default(), input, output).expect("computed");
         let mut attended = vec![0.0; rows.len() * self.layer.heads * self.layer.head_dim];
         compute.read_rows(output, &mut attended).expect("read");

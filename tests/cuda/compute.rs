@@ -269,7 +269,7 @@ fn a_norm_whose_input_has_changed_is_an_error_and_not_a_wrong_value() {
     let (norm, _) = harness.norm_weight(&[1.0; 8]);
     let (x, out) = (harness.put(8, &[1.0; 8]), harness.buffer(8, 1));
     harness.compute().norm(norm, 1e-5, x, 1, &AdapterBatch::default(), out).expect("the norm is noted");
-    harness.compute().write_rows(x, &[2.0; 8]).expect("rows fit");
+    harness.compute().write_rows(x, 0, &[2.0; 8]).expect("rows fit");
     let error = harness.compute().read_rows(out, &mut [0.0; 8]).unwrap_err();
     assert_eq!(error.code(), ErrorCode::Internal);
 }

@@ -73,7 +73,7 @@ fn attend(device: Device, steps: &[StepRows], windows: [Option<usize>; 2]) -> Ve
     for rows in steps {
         harness.compute().reserve_rows(rows.len()).expect("there is room");
         for spec in &specs {
-            harness.compute().write_rows(qkv, &inputs(&mut rng, rows.len())).expect("rows fit");
+            harness.compute().write_rows(qkv, 0, &inputs(&mut rng, rows.len())).expect("rows fit");
             harness.compute().attend(spec, kv, rows, &AdapterBatch::default(), qkv, out).expect("the rows attend");
             attended.push(harness.get(out, HEADS * HEAD_DIM, rows.len()));
         }
@@ -138,8 +138,8 @@ fn a_step_at_the_positions_of_the_one_before_finds_its_tables_where_they_are_now
         for projects in [false, true] {
             let compute = harness.compute();
             compute.reserve_rows(rows.len()).expect("there is room");
-            compute.write_rows(x, &Rng(4).normals(rows.len() * WIDTH, 1.0)).expect("rows fit");
-            compute.write_rows(qkv, &Rng(5).normals(rows.len() * WIDTH, 1.0)).expect("rows fit");
+            compute.write_rows(x, 0, &Rng(4).normals(rows.len() * WIDTH, 1.0)).expect("rows fit");
+            compute.write_rows(qkv, 0, &Rng(5).normals(rows.len() * WIDTH, 1.0)).expect("rows fit");
             if projects {
                 compute.linear(group, x, rows.len(), &base, qkv, Write::Replace).expect("the linear runs");
             }

@@ -163,7 +163,7 @@ fn an_overflow_is_reported_once_and_not_in_the_next_step() {
     let compute = harness.compute();
     let step = |compute: &mut dyn Compute, value: f32| {
         compute.reserve_rows(2).expect("there is room");
-        compute.write_rows(x, &[value; 2 * WIDTH]).expect("rows fit");
+        compute.write_rows(x, 0, &[value; 2 * WIDTH]).expect("rows fit");
         compute.linear(group, x, 2, &AdapterBatch::default(), y, Write::Replace).expect("runs");
     };
     // What is not taken is forgotten.

@@ -187,7 +187,7 @@ def test_each_prompt_has_its_filters_and_a_filter_that_raises_fails_alone(genera
         def feed(self, token):
             raise KeyError("broken")
 
-    with pytest.raises(ExloraError, match="raised KeyError") as caught:
+    with pytest.raises(ExloraError, match="the filter Broken raised KeyError") as caught:
         completion(generator, Broken(model, tokenizer))
     assert caught.value.code == "constraint_failed"
     assert completion(generator, settings=GREEDY)[0]

@@ -115,7 +115,6 @@ def refused_uses(model):
     return {
         "vision_tower": lambda: exlora.ExLlamaV2VisionTower(model.config),
         "multimodal_projector": lambda: exlora.ExLlamaV2MultimodalProjector(model.config),
-        "multimodal_embedding": lambda: exlora.generator.ExLlamaV2MMEmbedding(model, None, "<image>"),
         "intervention": lambda: exlora.Intervention(model.modules[1]),
         "self_attn": lambda: model.modules[1].forward(np.zeros((1, 1, 8))),
         "tensor_parallel": lambda: exlora.ExLlamaV2Cache_TP(model),

@@ -699,7 +699,7 @@ def test_hooks_get_exllamav2s_results_and_may_replace_the_token(generator, model
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("rotary_embedding_base", 1e6),
+        ("rope_attention_factor", 2.0),
         ("sliding_window", 64),
         ("num_experts_per_token", 3),
         ("head_dim", 7),
@@ -739,12 +739,11 @@ def test_a_stream_bans_tokens_for_the_next_one(model, tokenizer):
         streaming.stream_ex(ban_tokens=[3])
 
 
-@pytest.mark.parametrize("name", ["embeddings"])
-def test_a_job_setting_without_counterpart_is_refused_by_name(generator, name):
-    with pytest.raises(ExloraError, match=name) as caught:
-        generator.generate(PROMPT, 4, **{name: [["x"]]})
-    assert caught.value.code == "setting_unsupported"
-    assert generator.generate(PROMPT, 1, gen_settings=GREEDY, **{name: []})
+def test_empty_embeddings_change_nothing_and_several_prompts_need_a_list_each(generator):
+    assert generator.generate(PROMPT, 1, gen_settings=GREEDY, embeddings=[])
+    with pytest.raises(ExloraError, match="embeddings has no list") as caught:
+        generator.generate([PROMPT] * 2, 1, gen_settings=GREEDY, embeddings=[[]])
+    assert caught.value.code == "request_invalid"
 
 
 @pytest.mark.parametrize(

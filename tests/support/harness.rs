@@ -217,7 +217,7 @@ impl Harness {
     /// A buffer that holds these rows.
     pub fn put(&mut self, width: usize, values: &[f32]) -> BufferId {
         let buffer = self.buffer(width, values.len() / width);
-        self.compute().write_rows(buffer, values).expect("rows fit");
+        self.compute().write_rows(buffer, 0, values).expect("rows fit");
         buffer
     }
 

@@ -11,6 +11,7 @@ import numpy as np
 
 import exlora._exlora as _exlora
 from exlora._arrays import padding_of, to_array, token_rows
+from exlora.indexed_embeddings import IndexedEmbeddings, split_at_aliases
 
 if TYPE_CHECKING:
     from exlora.cache import ExLlamaV2CacheBase
@@ -85,10 +86,19 @@ def prompt_ids(
     text: str,
     add_bos: bool,
     encode_special_tokens: bool,
+    embeddings: Iterable[IndexedEmbeddings] | None = None,
 ) -> tuple[list[int], _exlora.Tokenizer]:
-    """Ids of a prompt and the tokenizer that made them: an adapter's own, if there is one."""
+    """Ids of a prompt and the tokenizer that made them: an adapter's own, if there is one.
+
+    The text aliases of `embeddings` become their ids.
+    """
     native = engine.tokenizer_for(loras)
-    ids = native.encode(text, add_special_tokens=False, parse_special_tokens=encode_special_tokens)
+    ids: list[int] = []
+    for part in split_at_aliases(text, embeddings or []):
+        if isinstance(part, str):
+            ids += native.encode(part, add_special_tokens=False, parse_special_tokens=encode_special_tokens)
+        else:
+            ids += part.get_ids()
     bos = tokenizer.bos_token_id if native.bos_token_id is None else native.bos_token_id
     return [bos, *ids] if add_bos and bos is not None else ids, native
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import exlora._exlora as _exlora
 from exlora._arrays import padded_rows
-from exlora._unsupported import refuse, warn_unknown
+from exlora._unsupported import warn_unknown
 from exlora.generator._common import mixture, new_seed, open_engine, pair_of, prompt_ids
 from exlora.generator.filters.base import ExLlamaV2Filter, filter_settings
+from exlora.indexed_embeddings import EMBEDDING_INDEX, IndexedEmbeddings, indexed_embeddings, prompt_of
 
 if TYPE_CHECKING:
     from exlora.cache import ExLlamaV2CacheBase
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from exlora.tokenizer import ExLlamaV2Tokenizer
 
 __all__ = ["ExLlamaV2BaseGenerator", "ExLlamaV2Filter"]
+
+#: Where `input_embeddings` are in a prompt.
+EMBED_MARKER = "{{EMBED_HERE}}"
 
 
 class ExLlamaV2BaseGenerator:
@@ -72,9 +76,9 @@ class ExLlamaV2BaseGenerator:
         EOS, `None` none. `filters` limit the tokens; of several prompts, each has clones of them. With `token_healing`,
         the first new token replaces the prompt's last one by one that begins with its text. A prompt too long for the
         cache loses its beginning. `abort_event` ends all texts at once. A prompt may be a pair (prompt, negative
-        prompt), for settings with a `cfg_scale`.
+        prompt), for settings with a `cfg_scale`. `input_embeddings` [batch, n, hidden_size] take the place of
+        `{{EMBED_HERE}}` in the prompts, with the spaces around it.
         """
-        refuse(f"{type(self).__name__}.generate_simple", input_embeddings=input_embeddings)
         loras = kwargs.pop("lora", loras)
         warn_unknown(f"{type(self).__name__}.generate_simple", kwargs)
         prompts = prompt if isinstance(prompt, list) else [prompt]
@@ -86,8 +90,9 @@ class ExLlamaV2BaseGenerator:
             # A filter follows one text.
             own_filters = filters if len(prompts) == 1 else [one.clone() for one in filters]
             text, negative = pair_of(pair)
+            marked, embeddings = _marked(text, input_embeddings, i)
             ids, tokenizer = prompt_ids(
-                self._engine, self.tokenizer, mixture(loras), text, add_bos, encode_special_tokens
+                self._engine, self.tokenizer, mixture(loras), marked, add_bos, encode_special_tokens, embeddings
             )
             if negative is not None:
                 negative, _ = prompt_ids(
@@ -95,12 +100,14 @@ class ExLlamaV2BaseGenerator:
                 )
             if len(ids) > max(room, 1):
                 ids = ids[-max(room, 1) :]
-                text = tokenizer.decode(ids)
+                text = tokenizer.decode([token for token in ids if token < EMBEDDING_INDEX])
             heads.append("" if completion_only else text)
             # Healing replaces the last token.
-            rows.append(ids[:-1] if token_healing and len(ids) > 1 else list(ids))
+            pad = self.tokenizer.pad_token_id
+            kept = ids[:-1] if token_healing and len(ids) > 1 else ids
+            rows.append([token if token < EMBEDDING_INDEX else pad for token in kept])
             request = _exlora.Request(
-                ids,
+                prompt_of(ids, embeddings),
                 mixture(loras),
                 negative_prompt=negative,
                 max_new_tokens=num_tokens + bool(token_healing),
@@ -120,6 +127,22 @@ class ExLlamaV2BaseGenerator:
             row += tokens
         self._sequences = rows
         return texts if isinstance(prompt, list) else texts[0]
+
+
+def _marked(text: str, input_embeddings: Any, row: int) -> tuple[str, list[IndexedEmbeddings]]:
+    """A prompt without the spaces around the marker of its vectors, which it contains once, and the vectors."""
+    embeddings = indexed_embeddings(input_embeddings, row)
+    if not embeddings:
+        return text, embeddings
+    for one in embeddings:
+        one.text_alias = one.text_alias or EMBED_MARKER
+    if text.count(EMBED_MARKER) != 1:
+        raise _exlora.error(
+            "request_invalid", "a prompt with input_embeddings has one marker of where they are",
+            expected=f"{EMBED_MARKER} once", found=f"{text.count(EMBED_MARKER)} times",
+        )  # fmt: skip
+    before, after = text.split(EMBED_MARKER)
+    return before.rstrip(" \t") + EMBED_MARKER + after.lstrip(" \t"), embeddings
 
 
 def _finish(job: _exlora.Job, abort_event: threading.Event | None) -> tuple[str, list[int]]:

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import exlora._exlora as _exlora
-from exlora._unsupported import refuse, warn_unknown
+from exlora._unsupported import warn_unknown
 from exlora.errors import ExloraError
 from exlora.generator._common import mixture, open_engine, pair_of, prompt_ids
 from exlora.generator.job import SET_LORAS, ExLlamaV2DynamicJob
@@ -105,9 +105,9 @@ class ExLlamaV2DynamicGenerator:
 
         With each job's last result if `return_last_results`; `None` if `abort_event` is set. `loras` is
         exlora's own, for all prompts alike: see `ExLlamaV2DynamicJob`. A prompt may be a pair (prompt, negative
-        prompt), for settings with a `cfg_scale`.
+        prompt), for settings with a `cfg_scale`. `embeddings` are vectors whose text aliases the prompt contains; of
+        several prompts, each has a list of its own.
         """
-        self.refuse_embeddings(embeddings)
         loras = kwargs.pop("lora", loras)
         warn_unknown(f"{type(self).__name__}.generate", kwargs)
         prompts = prompt if isinstance(prompt, list) else [prompt]
@@ -117,14 +117,18 @@ class ExLlamaV2DynamicGenerator:
                 "request_invalid", "gen_settings has another length than the prompts",
                 expected=str(len(prompts)), found=str(len(settings)),
             )  # fmt: skip
-        filter_lists = _filters_of_prompts(filters, len(prompts), is_one=not isinstance(prompt, list))
+        is_one = not isinstance(prompt, list)
+        filter_lists = _lists_of_prompts("filters", filters, len(prompts), is_one=is_one)
+        embeddings_lists = _lists_of_prompts("embeddings", embeddings, len(prompts), is_one=is_one)
         jobs: list[ExLlamaV2DynamicJob] = []
         pairs = [pair_of(one) for one in prompts]
         for i, pair in enumerate(pairs):
             adapters = self.current_loras if loras is SET_LORAS else mixture(loras)
             texts = [text for text in pair if text is not None]
             encoded = [
-                prompt_ids(self._engine, self.tokenizer, adapters, text, add_bos, encode_special_tokens)[0]
+                prompt_ids(
+                    self._engine, self.tokenizer, adapters, text, add_bos, encode_special_tokens, embeddings_lists[i]
+                )[0]
                 for text in texts
             ]
             job = ExLlamaV2DynamicJob(
@@ -139,6 +143,7 @@ class ExLlamaV2DynamicGenerator:
                 filter_prefer_eos=filter_prefer_eos,
                 token_healing=token_healing,
                 banned_strings=banned_strings,
+                embeddings=embeddings_lists[i],
                 loras=loras,
             )
             jobs.append(job)
@@ -248,19 +253,14 @@ class ExLlamaV2DynamicGenerator:
         """Forgets all cached prefixes. Never needed for correctness: adapters do not share prefixes."""
         self._engine.clear_prefix_cache()
 
-    def refuse_embeddings(self, embeddings: Any) -> None:
-        """Refuses embeddings; a list of empty values, one per prompt, is accepted."""
-        asked = [value for value in embeddings if value] if isinstance(embeddings, list) else embeddings
-        refuse(f"{type(self).__name__}.generate", embeddings=asked)
 
-
-def _filters_of_prompts(filters: Any, prompts: int, *, is_one: bool) -> list[Any]:
-    """The filters of each prompt: a list of them for one prompt, a list of such lists for several."""
-    if not filters:
+def _lists_of_prompts(name: str, values: Any, prompts: int, *, is_one: bool) -> list[Any]:
+    """The filters or embeddings of each prompt: a list of them for one prompt, a list of such lists for several."""
+    if not values:
         return [None] * prompts
-    lists = [filters] if is_one else filters
-    if len(lists) != prompts or not all(one is None or isinstance(one, list) for one in lists):
+    lists = [values] if is_one else values
+    if len(lists) != prompts or not all(not one or isinstance(one, list) for one in lists):
         raise _exlora.error(
-            "request_invalid", "filters has no list or None for each prompt", expected=str(prompts), found=repr(filters)
+            "request_invalid", f"{name} has no list or None for each prompt", expected=str(prompts), found=repr(values)
         )
     return list(lists)

@@ -9,10 +9,11 @@ from typing import Any
 
 import exlora._exlora as _exlora
 from exlora._arrays import to_array, token_row
-from exlora._unsupported import refuse, warn_unknown
+from exlora._unsupported import warn_unknown
 from exlora.generator._common import mixture, new_seed, stop_list, token_array, top_arrays
 from exlora.generator.filters.base import filter_settings
 from exlora.generator.sampler import ExLlamaV2Sampler, _Settings
+from exlora.indexed_embeddings import prompt_of
 from exlora.util import SeqTensor
 
 __all__ = ["ExLlamaV2DynamicJob"]
@@ -79,12 +80,13 @@ class ExLlamaV2DynamicJob:
         **kwargs: Any,
     ) -> None:
         owner = type(self).__name__
-        refuse(owner, embeddings=embeddings)
         self.loras = kwargs.pop("lora", loras)
         warn_unknown(owner, kwargs)
         self.input_ids, negative = _prompt_and_negative(input_ids)
         self._negative = negative
         self._output: list[int] = []
+        #: Vectors that ids of the prompts stand for.
+        self.embeddings = list(embeddings or [])
         self.identifier = identifier
         #: Without effect: jobs start in the order in which they were enqueued, so none is skipped.
         self.max_skips = max_skips
@@ -110,7 +112,7 @@ class ExLlamaV2DynamicJob:
             "return_logits": return_logits,
             "skip_special_tokens": not decode_special_tokens,
             "token_healing": token_healing,
-            "negative_prompt": negative,
+            "negative_prompt": None if negative is None else prompt_of(negative, self.embeddings),
             **filter_settings(self.filters, filter_prefer_eos),
         }
         self.serial_number: int | None = None
@@ -141,7 +143,8 @@ class ExLlamaV2DynamicJob:
                 found=f"{len(self.input_ids)} tokens",
             )
         room = min(self.max_new_tokens, max_tokens - len(self.input_ids)) + self._heals
-        request = _exlora.Request(self.input_ids, adapters, max_new_tokens=room, **self._settings, **drafts)
+        prompt = prompt_of(self.input_ids, self.embeddings)
+        request = _exlora.Request(prompt, adapters, max_new_tokens=room, **self._settings, **drafts)
         self._native = engine.submit(request)
         self._tokenizer = engine.tokenizer_for(adapters)
         self.serial_number = serial

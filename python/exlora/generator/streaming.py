@@ -10,7 +10,7 @@ import numpy as np
 
 import exlora._exlora as _exlora
 from exlora._arrays import to_array
-from exlora._unsupported import refuse, warn_unknown
+from exlora._unsupported import warn_unknown
 from exlora.generator._common import (
     mixture,
     new_seed,
@@ -22,6 +22,7 @@ from exlora.generator._common import (
 )
 from exlora.generator.base import ExLlamaV2BaseGenerator
 from exlora.generator.filters.base import filter_settings
+from exlora.indexed_embeddings import EMBEDDING_INDEX, indexed_embeddings, prompt_of
 
 if TYPE_CHECKING:
     from exlora.cache import ExLlamaV2CacheBase
@@ -134,14 +135,14 @@ class ExLlamaV2StreamingGenerator(ExLlamaV2BaseGenerator):
 
         With a `cfg_scale`, `input_ids` [2, n] are a prompt and its negative prompt. `input_mask` [batch, n] marks
         padding on their left (see `tokenizer.padding_mask`), which is left out. `position_offsets` shift all positions
-        of a row, which changes nothing.
+        of a row, which changes nothing. `input_embeddings` [batch, n, hidden_size] are the vectors that ids from
+        1000000000 on stand for, or a list of `ExLlamaV2MMEmbedding`.
 
         `loras` is one adapter, or an ordered list of adapters or (adapter, weight). Probabilities are those after
         penalties and filters.
         """
         owner = f"{type(self).__name__}.begin_stream"
         del position_offsets
-        refuse(owner, input_embeddings=input_embeddings)
         loras = kwargs.pop("lora", loras)
         warn_unknown(owner, kwargs)
         self._returns_probs, self._returns_logits = return_probabilities, return_logits
@@ -154,10 +155,11 @@ class ExLlamaV2StreamingGenerator(ExLlamaV2BaseGenerator):
                 "request_invalid", "a stream has one sequence, and with a cfg_scale a negative prompt",
                 expected="1 or 2 rows of ids", found=f"{len(negative) + 1} rows",
             )  # fmt: skip
+        embeddings = indexed_embeddings(input_embeddings, 0)
         request = _exlora.Request(
-            prompt,
+            prompt_of(prompt, embeddings),
             mixture(loras),
-            negative_prompt=negative[0] if negative else None,
+            negative_prompt=prompt_of(negative[0], embeddings) if negative else None,
             max_new_tokens=self._engine.max_tokens,
             seed=new_seed(self._seed),
             stop=self._stop,
@@ -176,7 +178,9 @@ class ExLlamaV2StreamingGenerator(ExLlamaV2BaseGenerator):
         self._job = self._engine.submit(request)
         self._drafts = self.speculative_ngram or self.draft_model is not None
         # Healing replaces the last token.
-        self._sequences = [prompt[:-1] if token_healing and len(prompt) > 1 else list(prompt)]
+        pad = self.tokenizer.pad_token_id
+        kept = prompt[:-1] if token_healing and len(prompt) > 1 else prompt
+        self._sequences = [[token if token < EMBEDDING_INDEX else pad for token in kept]]
 
     def stream(self) -> tuple[Any, ...]:
         """The next (text, eos, ids [1, n]); then probabilities [1, n] and logits [1, n, vocab] where asked for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import exlora._exlora as _exlora
 from exlora._arrays import as_numpy, padded_rows, to_array, token_rows
 from exlora._unsupported import refuse
 from exlora.config import ExLlamaV2Config
+from exlora.indexed_embeddings import IndexedEmbeddings, split_at_aliases
 from exlora.tokenizer import tables
 from exlora.tokenizer.base import ExLlamaV2TokenizerBase
 from exlora.tokenizer.hf import ExLlamaV2TokenizerHF
@@ -45,9 +47,11 @@ class ExLlamaV2Tokenizer:
             raise _exlora.error("tokenizer_not_found", "the config has no model_dir")
         self.config = config
         self.native = _exlora.Tokenizer(config.model_dir)
-        self.bos_token_id = _first(self.native.bos_token_id, config.bos_token_id)
-        self.eos_token_id = _first(self.native.eos_token_id, config.eos_token_id)
-        self.pad_token_id = _first(self.native.pad_token_id, config.pad_token_id, self.eos_token_id, 0)
+        # What a script has set precedes what the tokenizer's files say, and these what config.json says.
+        self.bos_token_id = _first(config.changed("bos_token_id"), self.native.bos_token_id, config.bos_token_id)
+        self.eos_token_id = _first(config.changed("eos_token_id"), self.native.eos_token_id, config.eos_token_id)
+        pad_token_id = _first(config.changed("pad_token_id"), self.native.pad_token_id, config.pad_token_id)
+        self.pad_token_id = _first(pad_token_id, self.eos_token_id, 0)
         self.unk_token_id = self.native.unk_token_id
         self.tokenizer_model: ExLlamaV2TokenizerBase = ExLlamaV2TokenizerHF(self.native)
         self.unspecial_piece_to_id, self.unspecial_id_to_piece = {}, {}
@@ -72,20 +76,29 @@ class ExLlamaV2Tokenizer:
         embeddings: Any = None,
     ) -> Any:
         """Ids of a text, int64 [1, n], or of several, [batch, n], padded on the left; with the negative numbers of
-        padding tokens [batch] if `return_offsets`."""
-        refuse("ExLlamaV2Tokenizer.encode", embeddings=embeddings)
+        padding tokens [batch] if `return_offsets`. The text aliases of `embeddings` become their ids."""
         texts = [text] if isinstance(text, str) else text
-        rows = [self.encode_list(one, add_bos, add_eos, encode_special_tokens) for one in texts]
+        rows = [self.encode_list(one, add_bos, add_eos, encode_special_tokens, embeddings) for one in texts]
         ids = padded_rows(rows, self.pad_token_id)
         if not return_offsets:
             return ids
         return ids, to_array(np.array([len(row) - ids.shape[1] for row in rows], dtype=np.int32))
 
     def encode_list(
-        self, text: str, add_bos: bool = False, add_eos: bool = False, encode_special_tokens: bool = False
+        self,
+        text: str,
+        add_bos: bool = False,
+        add_eos: bool = False,
+        encode_special_tokens: bool = False,
+        embeddings: Iterable[IndexedEmbeddings] | None = None,
     ) -> list[int]:
-        """Ids of a text as a list."""
-        ids = self.native.encode(text, add_special_tokens=False, parse_special_tokens=encode_special_tokens)
+        """Ids of a text as a list; `embeddings` as for `encode`."""
+        ids: list[int] = []
+        for part in split_at_aliases(text, embeddings or []):
+            if isinstance(part, str):
+                ids += self.native.encode(part, add_special_tokens=False, parse_special_tokens=encode_special_tokens)
+            else:
+                ids += part.get_ids()
         if add_bos and self.bos_token_id is not None:
             ids.insert(0, self.bos_token_id)
         if add_eos and self.eos_token_id is not None:

@@ -83,8 +83,8 @@ impl Compute for CpuCompute {
         self.buffers.iter_mut().try_for_each(|buffer| buffer.reserve(rows))
     }
 
-    fn write_rows(&mut self, buffer: BufferId, values: &[f32]) -> Result<()> {
-        self.buffers.get_mut(buffer.0 as usize).ok_or_else(|| unknown("a buffer"))?.write(values)
+    fn write_rows(&mut self, buffer: BufferId, first: usize, values: &[f32]) -> Result<()> {
+        self.buffers.get_mut(buffer.0 as usize).ok_or_else(|| unknown("a buffer"))?.write(first, values)
     }
 
     fn read_rows(&mut self, buffer: BufferId, values: &mut [f32]) -> Result<()> {
@@ -307,7 +307,7 @@ mod tests {
 
         let [x, y] = [INPUTS, OUTPUTS].map(|width| compute.create_buffer(width));
         compute.reserve_rows(ROWS).expect("memory");
-        compute.write_rows(x, &matrix(ROWS, INPUTS, 5).view().to_f32()).expect("rows fit");
+        compute.write_rows(x, 0, &matrix(ROWS, INPUTS, 5).view().to_f32()).expect("rows fit");
         let result = |compute: &mut CpuCompute| {
             let mut values = vec![0.0; ROWS * OUTPUTS];
             compute.read_rows(y, &mut values).expect("rows are there");

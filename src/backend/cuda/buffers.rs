@@ -152,13 +152,13 @@ impl Buffer {
         self.elements.reserve(device, self.capacity * self.element_bytes())
     }
 
-    /// Copies rows in, from the first one on.
+    /// Copies rows in, from row `first` on.
     ///
     /// # Errors
     /// `memory_exhausted`; the device failed.
-    pub(super) fn write(&mut self, device: &Arc<Device>, values: &[f32]) -> Result<()> {
+    pub(super) fn write(&mut self, device: &Arc<Device>, first: usize, values: &[f32]) -> Result<()> {
         self.rows(device)?;
-        self.rows.upload(bytemuck::cast_slice(values))?;
+        self.rows.upload(first * self.row_bytes(), bytemuck::cast_slice(values))?;
         self.content = Content::Rows { has_squares: false };
         Ok(())
     }
@@ -238,12 +238,12 @@ impl Scratch {
         self.0.as_ref().map_or(Ok(()), DeviceMemory::fill_zero)
     }
 
-    /// Copies the first bytes in.
+    /// Copies bytes in, from byte `offset` on.
     ///
     /// # Errors
-    /// `internal` if there are fewer; the device failed.
-    pub(super) fn upload(&self, bytes: &[u8]) -> Result<()> {
-        self.0.as_ref().map_or(Ok(()), |memory| memory.upload(0, bytes))
+    /// `internal` if it ends before them; the device failed.
+    pub(super) fn upload(&self, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.0.as_ref().map_or(Ok(()), |memory| memory.upload(offset, bytes))
     }
 
     /// Copies the first bytes out.

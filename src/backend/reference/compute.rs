@@ -158,9 +158,10 @@ impl Compute for ReferenceCompute {
         Ok(())
     }
 
-    fn write_rows(&mut self, buffer: BufferId, values: &[f32]) -> Result<()> {
+    fn write_rows(&mut self, buffer: BufferId, first: usize, values: &[f32]) -> Result<()> {
         let buffer = self.buffers.get_mut(buffer.0 as usize).ok_or_else(unknown)?;
-        buffer.values.get_mut(..values.len()).ok_or_else(unknown)?.copy_from_slice(values);
+        let start = first * buffer.width;
+        buffer.values.get_mut(start..start + values.len()).ok_or_else(unknown)?.copy_from_slice(values);
         Ok(())
     }
 

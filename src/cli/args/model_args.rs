@@ -126,7 +126,7 @@ fn threads(text: &str) -> Result<usize, String> {
 }
 
 fn kv_dtype() -> impl TypedValueParser<Value = KvDType> {
-    PossibleValuesParser::new(KvDType::ALL.map(KvDType::name)).try_map(|text| KvDType::from_name(&text))
+    PossibleValuesParser::new(KvDType::ALL.map(KvDType::name)).try_map(|text| text.parse::<KvDType>())
 }
 
 fn activation_dtype() -> impl TypedValueParser<Value = ActivationDType> {
@@ -167,6 +167,7 @@ impl ModelArgs {
             activations: self.activations,
             max_seq_len: self.max_seq_len,
             adapter_limits: self.adapter_limits(),
+            ..ModelOptions::default()
         };
         let bar = LoadBar::new();
         let model = Model::load(&self.model, &options, &mut |progress| bar.show(progress));

@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::kv_cache::pages_for;
 use crate::model::batch::{SequenceRows, StepBatch};
 use crate::model::{KvStorage, Model};
+use crate::prompt_embeds::NO_EMBEDS;
 
 /// Which mixture each sequence runs with: sequence i has mixture `i % mixtures.len()`.
 pub(super) struct Assignment {
@@ -143,6 +144,7 @@ impl<'a> Stream<'a> {
             self.step_pages.extend((first..first + kv_groups * self.pages).map(|page| page as u32));
             let rows = SequenceRows {
                 tokens: &self.step_tokens,
+                embeds: &NO_EMBEDS,
                 position: positions.start,
                 pages: &self.step_pages,
                 logits: usize::from(wants_logits),

@@ -67,7 +67,7 @@ fn attention(name: &str, heads: Heads) -> Case {
             for (tokens, rows) in steps {
                 let count = rows.len();
                 let [input, product, out] = buffers(compute, count, [INPUTS, qkv.outputs(), out_width])?;
-                compute.write_rows(input, &x[tokens.start * INPUTS..tokens.end * INPUTS])?;
+                compute.write_rows(input, 0, &x[tokens.start * INPUTS..tokens.end * INPUTS])?;
                 let batch = base_rows(count);
                 compute.linear(qkv.id, input, count, &batch, product, Write::Replace)?;
                 compute.attend(&spec, kv, &rows, &batch, product, out)?;

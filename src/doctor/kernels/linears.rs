@@ -51,7 +51,7 @@ fn linear(name: &str, weight: BaseWeight, rows: usize) -> Case {
 fn product(backend: &mut Backend, group: &Group, x: &[f32], batch: &AdapterBatch) -> Result<Vec<f32>> {
     let (compute, rows) = (&mut *backend.compute, x.len() / group.inputs);
     let [input, output] = buffers(compute, rows, [group.inputs, group.outputs()])?;
-    compute.write_rows(input, x)?;
+    compute.write_rows(input, 0, x)?;
     compute.linear(group.id, input, rows, batch, output, Write::Replace)?;
     read(compute, output, rows, group.outputs())
 }
@@ -67,8 +67,8 @@ fn residual() -> Case {
         Ok(Box::new(move |backend: &mut Backend| {
             let (compute, batch) = (&mut *backend.compute, base_rows(rows));
             let [input, hidden, normed, output] = buffers(compute, rows, [128, INPUTS, INPUTS, OUTPUTS])?;
-            compute.write_rows(input, &x)?;
-            compute.write_rows(hidden, &residual)?;
+            compute.write_rows(input, 0, &x)?;
+            compute.write_rows(hidden, 0, &residual)?;
             compute.linear(first.id, input, rows, &batch, hidden, Write::Add)?;
             compute.norm(norm, 1e-5, hidden, rows, &batch, normed)?;
             compute.linear(second.id, normed, rows, &batch, output, Write::Replace)?;

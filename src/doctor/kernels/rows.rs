@@ -77,7 +77,7 @@ fn norm() -> Case {
         Ok(Box::new(move |backend: &mut Backend| {
             let compute = &mut *backend.compute;
             let [input, out] = buffers(compute, ROWS, [WIDTH; 2])?;
-            compute.write_rows(input, &x)?;
+            compute.write_rows(input, 0, &x)?;
             compute.norm(weight, 1e-5, input, ROWS, &base_rows(ROWS), out)?;
             read(compute, out, ROWS, WIDTH)
         }))
@@ -100,7 +100,7 @@ fn replaced_norm() -> Case {
             }
             let compute = &mut *backend.compute;
             let [input, out] = buffers(compute, ROWS, [WIDTH; 2])?;
-            compute.write_rows(input, &x)?;
+            compute.write_rows(input, 0, &x)?;
             let (base, first, second): (&[_], &[_], &[_]) = (&[], &[(0, 1.0)], &[(1, 1.0)]);
             let batch = route(&[base, first, second, first, base, base, second, second, first]);
             compute.norm(norm, 1e-5, input, ROWS, &batch, out)?;
@@ -115,7 +115,7 @@ fn activate() -> Case {
         Ok(Box::new(move |backend: &mut Backend| {
             let compute = &mut *backend.compute;
             let [gate_up, out] = buffers(compute, ROWS, [2 * WIDTH, WIDTH])?;
-            compute.write_rows(gate_up, &x)?;
+            compute.write_rows(gate_up, 0, &x)?;
             compute.activate(Activation::Silu, gate_up, ROWS, out)?;
             read(compute, out, ROWS, WIDTH)
         }))
@@ -145,7 +145,7 @@ fn logits() -> Case {
             }
             let (compute, picked, stride) = (&mut *backend.compute, [2, 3, 4, 5, 8], vocab + added);
             let [input] = buffers(compute, ROWS, [WIDTH])?;
-            compute.write_rows(input, &x)?;
+            compute.write_rows(input, 0, &x)?;
             let mut logits = vec![0.0; picked.len() * stride];
             let batch = route(&[&[], &[(0, 1.0)], &[(1, 1.0)], &[(2, 1.0)], &[(0, 0.5)]]);
             compute.head(head.id, input, &picked, &batch, &mut logits, stride)?;

@@ -3,6 +3,7 @@
 use llguidance::api::TopLevelGrammar;
 use serde_json::{Map, Value, json};
 
+use super::gbnf;
 use crate::error::{Error, ErrorCode, Result};
 
 /// Largest size of a grammar as text, in bytes.
@@ -26,6 +27,8 @@ pub enum Grammar {
     Regex(String),
     /// A grammar in llguidance's variant of Lark syntax, whose start rule is `start`.
     Lark(String),
+    /// A grammar in GBNF, llama.cpp's variant of Backus-Naur form, whose start rule is `root`.
+    Gbnf(String),
     /// One of these strings.
     Choices(Vec<String>),
 }
@@ -42,7 +45,7 @@ impl Grammar {
             (Some(one), Some(other)) => {
                 let found = format!("{} and {}", one.name(), other.name());
                 Err(Error::new(ErrorCode::RequestInvalid, "a request has one grammar")
-                    .with_expected("one of json_schema, json_object, regex, grammar and choices")
+                    .with_expected("one of json_schema, json_object, regex, grammar, gbnf and choices")
                     .with_found(found))
             }
             _ => Ok(first),
@@ -55,7 +58,7 @@ impl Grammar {
     /// `constraint_invalid`: it is too large, nested too deeply, or its JSON cannot be read.
     pub(super) fn to_llguidance(&self) -> Result<TopLevelGrammar> {
         let bytes = match self {
-            Grammar::JsonSchema(text) | Grammar::Regex(text) | Grammar::Lark(text) => text.len(),
+            Grammar::JsonSchema(text) | Grammar::Regex(text) | Grammar::Lark(text) | Grammar::Gbnf(text) => text.len(),
             Grammar::Choices(choices) => choices.iter().map(String::len).sum(),
             Grammar::JsonObject => 0,
         };
@@ -72,6 +75,10 @@ impl Grammar {
             Grammar::Lark(lark) => {
                 self.check_nesting(lark)?;
                 Ok(TopLevelGrammar::from_lark(lark.clone()))
+            }
+            Grammar::Gbnf(text) => {
+                let lark = gbnf::to_lark(text).map_err(|what| self.invalid(&format!("cannot be used: {what}")))?;
+                Ok(TopLevelGrammar::from_lark(lark))
             }
             Grammar::Choices(choices) => {
                 if choices.is_empty() || choices.iter().any(String::is_empty) {
@@ -127,6 +134,7 @@ impl Grammar {
             Grammar::JsonObject => "json_object",
             Grammar::Regex(_) => "regex",
             Grammar::Lark(_) => "grammar",
+            Grammar::Gbnf(_) => "gbnf",
             Grammar::Choices(_) => "choices",
         }
     }

@@ -5,6 +5,7 @@
 //! [`prepare_during`] computes them beside the forward pass whose logits they are for.
 
 mod filter;
+mod gbnf;
 mod grammar;
 mod grammar_matcher;
 

@@ -10,6 +10,7 @@ mod ngram;
 mod pace;
 
 use super::sequence_kv::{SequenceKv, SequencePlan};
+use crate::prompt_embeds::EMBEDS_TOKEN;
 use ngram::NgramIndex;
 use pace::DraftPace;
 
@@ -84,6 +85,9 @@ impl Drafts {
         let DraftSource::Ngram(index) = &mut self.source else { return false };
         if limit > 0 {
             index.propose(tokens, limit, &mut self.proposed);
+            // What cannot follow is no draft.
+            let known = self.proposed.iter().take_while(|&&id| id != EMBEDS_TOKEN).count();
+            self.proposed.truncate(known);
         }
         true
     }

@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::prefill::{self, Prefill};
+use crate::adapter::forward_plan::ForwardPlan;
 use crate::engine::draft::{DraftSource, Drafts};
 use crate::engine::options::EngineOptions;
 use crate::engine::sampler::{Context, Sampler, TopCounts};
@@ -192,8 +193,9 @@ impl DraftModel {
                 None => &sequence.tokens[positions.clone()],
                 Some(drafted) => &sequence.drafts.proposed[drafted..drafted + tokens],
             };
-            let rows = SequenceRows { tokens, position: positions.start, pages: &kv.pages, logits };
-            self.batch.push_sequence(rows, kv.plan.forward.spans.over(positions));
+            let ForwardPlan { spans, embeds, .. } = &kv.plan.forward;
+            let rows = SequenceRows { tokens, embeds, position: positions.start, pages: &kv.pages, logits };
+            self.batch.push_sequence(rows, spans.over(positions));
         }
         self.batch.finish();
     }

@@ -30,6 +30,7 @@ use super::sampler::Sampler;
 use super::sequence::{Purpose, Sequence};
 use super::sequence_rows::RowCounts;
 use super::stats::{SchedulerStats, StepStats};
+use crate::adapter::forward_plan::ForwardPlan;
 use crate::error::{Error, ErrorCode, Result};
 use crate::guard::catch_panic;
 use crate::kv_cache::PagePool;
@@ -326,8 +327,9 @@ impl Scheduler {
                     self.drafted_rows.extend(tokens.iter().chain(drafted));
                     tokens = &self.drafted_rows;
                 }
-                let rows = SequenceRows { tokens, position: start, pages: &kv.pages, logits };
-                self.batch.push_sequence(rows, kv.plan.forward.spans.over(start..start + tokens.len()));
+                let ForwardPlan { spans, embeds, .. } = &kv.plan.forward;
+                let rows = SequenceRows { tokens, embeds, position: start, pages: &kv.pages, logits };
+                self.batch.push_sequence(rows, spans.over(start..start + tokens.len()));
             }
         }
         self.batch.finish();

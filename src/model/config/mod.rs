@@ -21,6 +21,7 @@ use crate::error::{Error, ErrorCode, Result};
 
 pub use self::family::architectures;
 pub(crate) use self::fields::read_json;
+pub use self::rope::RopeOverrides;
 
 /// Caps on the sizes of a model, far above those of real ones.
 const MAX_WIDTH: usize = 1 << 31;
@@ -74,6 +75,10 @@ pub struct DecoderConfig {
     pub windows: Vec<Option<usize>>,
     /// The rotation of queries and keys.
     pub rope: Arc<Rope>,
+    /// The base of its frequencies.
+    pub rope_theta: f64,
+    /// What linear scaling divides positions by; 1 without it.
+    pub rope_scale: f64,
     /// Whether the head shares the embedding's weight.
     pub tie_word_embeddings: bool,
     /// End-of-text ids: those of config.json in their order, then what generation_config.json adds.
@@ -90,6 +95,15 @@ impl DecoderConfig {
     /// # Errors
     /// `checkpoint_not_found`, `model_config_invalid`, `model_architecture_unsupported`, `model_feature_unsupported`.
     pub fn read(dir: &Path) -> Result<(Self, Value)> {
+        Self::read_with(dir, &RopeOverrides::default())
+    }
+
+    /// As [`DecoderConfig::read`], with another rotation.
+    ///
+    /// # Errors
+    /// As [`DecoderConfig::read`]; `request_invalid`: the rotation's numbers are no positive ones.
+    pub fn read_with(dir: &Path, overrides: &RopeOverrides) -> Result<(Self, Value)> {
+        overrides.check()?;
         if !dir.is_dir() {
             let error = Error::new(ErrorCode::CheckpointNotFound, "the model folder does not exist").with_path(dir);
             return Err(with_path_hint(error, dir));
@@ -98,7 +112,7 @@ impl DecoderConfig {
         let value = read_json(&path)?.ok_or_else(|| {
             Error::new(ErrorCode::CheckpointNotFound, "the model folder has no config.json").with_path(&path)
         })?;
-        let mut config = Self::from_json(&value).map_err(|e| e.with_path(&path))?;
+        let mut config = Self::from_json_with(&value, overrides).map_err(|e| e.with_path(&path))?;
         for id in generation_eos_ids(&dir.join("generation_config.json"))? {
             if !config.eos_token_ids.contains(&id) {
                 config.eos_token_ids.push(id);
@@ -112,6 +126,14 @@ impl DecoderConfig {
     /// # Errors
     /// `model_config_invalid`, `model_architecture_unsupported`, `model_feature_unsupported`.
     pub fn from_json(value: &Value) -> Result<Self> {
+        Self::from_json_with(value, &RopeOverrides::default())
+    }
+
+    /// As [`DecoderConfig::from_json`], with another rotation.
+    ///
+    /// # Errors
+    /// As [`DecoderConfig::from_json`].
+    pub fn from_json_with(value: &Value, overrides: &RopeOverrides) -> Result<Self> {
         let fields = Fields::of(value)?;
         let family = Family::of(&fields)?;
         check_unused(family, &fields)?;
@@ -123,7 +145,7 @@ impl DecoderConfig {
         let head_dim = head_dim(family, &fields, hidden_size, heads)?;
         let positions = fields.count("max_position_embeddings", family.default_positions, i64::MAX as usize)?;
         let attention = windows::layer_attention(family, &fields, layers)?;
-        let rotary = rope::rotary_embedding(&fields, &attention.types, head_dim, positions)?;
+        let rotary = rope::rotary_embedding(&fields, &attention.types, head_dim, positions, overrides)?;
         Ok(Self {
             architecture: family.architecture.to_owned(),
             hidden_size,
@@ -141,6 +163,8 @@ impl DecoderConfig {
             has_qk_norm: family.has_qk_norm,
             windows: attention.windows,
             rope: Arc::new(rotary.rope),
+            rope_theta: rotary.theta,
+            rope_scale: rotary.linear_factor,
             tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
             eos_token_ids: fields.nullable_ids("eos_token_id", family.default_eos)?,
             bos_token_id: fields

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::fields::{Fields, invalid, is_truthy, unsupported, wrong};
 use crate::backend::Rope;
-use crate::error::Result;
+use crate::error::{Error, ErrorCode, Result};
 
 /// The rotation of queries and keys, and how far it reaches.
 #[derive(Debug)]
@@ -20,6 +20,36 @@ pub(super) struct RotaryEmbedding {
     pub max_positions: usize,
     /// Positions that no sequence may pass, because the frequencies would depend on its length.
     pub position_limit: Option<usize>,
+    /// The base of its frequencies.
+    pub theta: f64,
+    /// What positions are divided by before anything else: the factor of linear scaling.
+    pub linear_factor: f64,
+}
+
+/// What a user sets of the rotation in place of what config.json says. The default changes nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RopeOverrides {
+    /// The base of the frequencies, `rope_theta`.
+    pub theta: Option<f64>,
+    /// What positions are divided by (linear scaling), in place of the factor of `rope_type` "linear".
+    pub scale: Option<f64>,
+    /// NTK scaling: the base is multiplied by `alpha^(head_dim / (head_dim - 2))`.
+    pub alpha: Option<f64>,
+}
+
+impl RopeOverrides {
+    /// # Errors
+    /// `request_invalid`: a number is not positive.
+    pub(super) fn check(&self) -> Result<()> {
+        for (name, value) in [("rope theta", self.theta), ("rope scale", self.scale), ("rope alpha", self.alpha)] {
+            if let Some(value) = value.filter(|value| !(value.is_finite() && *value > 0.0)) {
+                return Err(Error::new(ErrorCode::RequestInvalid, format!("{name} is out of range"))
+                    .with_expected("a number above 0")
+                    .with_found(value));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// `rope_parameters` in the form that transformers brings all spellings to.
@@ -38,14 +68,22 @@ pub(super) fn rotary_embedding(
     layer_types: &[&str],
     head_dim: usize,
     positions: usize,
+    overrides: &RopeOverrides,
 ) -> Result<RotaryEmbedding> {
-    let parameters = RopeParameters::read(fields, layer_types, head_dim, positions)?;
+    let mut parameters = RopeParameters::read(fields, layer_types, head_dim, positions)?;
+    parameters.override_base(overrides)?;
     let kind = match parameters.members.get("rope_type") {
         Some(Value::String(kind)) => kind.as_str(),
         other => return Err(wrong("rope_type", "a name", other.unwrap_or(&Value::Null))),
     };
+    let (theta, kind) = (parameters.number("rope_theta")?, kind.to_owned());
+    let is_linear = kind == "linear";
+    if let Some(scale) = overrides.scale.filter(|_| is_linear) {
+        parameters.members.insert("factor".to_owned(), scale.into());
+    }
+    let linear_factor = if is_linear { parameters.number("factor")? } else { 1.0 };
     let mut position_limit = None;
-    let (rope, length) = match kind {
+    let (mut rope, mut length) = match kind.as_str() {
         "default" => (Rope { inv_freq: parameters.frequencies(head_dim)?, factor: 1.0 }, positions as f64),
         "linear" => parameters.linear()?,
         "proportional" => parameters.proportional()?,
@@ -57,6 +95,10 @@ pub(super) fn rotary_embedding(
         "llama3" => (parameters.llama3()?, positions as f64),
         other => return Err(unsupported(format!("rope_type '{other}' is not supported")).with_found(other)),
     };
+    if let Some(scale) = overrides.scale.filter(|_| !is_linear) {
+        rope.inv_freq.iter_mut().for_each(|frequency| *frequency /= scale as f32);
+        length *= scale;
+    }
     if rope.inv_freq.len() * 2 != head_dim {
         return Err(unsupported("partial_rotary_factor is not 1"));
     }
@@ -65,7 +107,7 @@ pub(super) fn rotary_embedding(
     }
     // A float becomes an integer by saturation.
     let max_positions = (length as usize).clamp(1, u32::MAX as usize);
-    Ok(RotaryEmbedding { rope, max_positions, position_limit })
+    Ok(RotaryEmbedding { rope, max_positions, position_limit, theta, linear_factor })
 }
 
 impl RopeParameters {
@@ -98,6 +140,19 @@ impl RopeParameters {
             members.entry("original_max_position_embeddings").or_insert(positions.into());
         }
         Ok(Self { members, head_dim, positions })
+    }
+
+    /// Replaces and scales the base of the frequencies.
+    fn override_base(&mut self, overrides: &RopeOverrides) -> Result<()> {
+        let RopeOverrides { theta, scale: _, alpha } = *overrides;
+        if theta.is_none() && alpha.is_none() {
+            return Ok(());
+        }
+        let width = self.head_dim as f64;
+        let stretch = alpha.map_or(1.0, |alpha| alpha.powf(width / (width - 2.0)));
+        let theta = theta.map_or_else(|| self.number("rope_theta"), Ok)? * stretch;
+        self.members.insert("rope_theta".to_owned(), theta.into());
+        Ok(())
     }
 
     /// A number; `true` and `false` are numbers in Python.
@@ -258,7 +313,7 @@ mod tests {
 
     /// The embedding of 16 channels and 64 positions that the members of config.json describe.
     fn read(config: Value) -> Result<RotaryEmbedding> {
-        rotary_embedding(&Fields::of(&config)?, &[], 16, 64)
+        rotary_embedding(&Fields::of(&config)?, &[], 16, 64, &RopeOverrides::default())
     }
 
     fn rope(parameters: Value) -> Rope {

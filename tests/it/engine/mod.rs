@@ -8,6 +8,7 @@ mod head_dtype;
 mod kv_dtype;
 mod many_requests;
 mod prefix_cache;
+mod prompt_embeds;
 mod sampling;
 mod sequence_cache;
 mod speculation;

@@ -70,7 +70,13 @@ class ExLlamaV2Filter:
 
 def filter_settings(filters: Any, prefer_eos: bool) -> dict[str, Any]:
     """Filters as keywords of a request."""
-    return {"filters": [_Caller(one) for one in filters or ()], "filter_prefer_eos": bool(prefer_eos)}
+    return {"filters": [_caller_of(one) for one in filters or ()], "filter_prefer_eos": bool(prefer_eos)}
+
+
+def _caller_of(target: Any) -> _Caller:
+    """A filter as an engine calls it, under the name of the filter's own class, which errors name."""
+    named: type[_Caller] = type(type(target).__name__, (_Caller,), {})
+    return named(target)
 
 
 def allowed_and_ending(filters: Any, prefer_eos: bool, eos: int | None) -> tuple[set[int] | None, set[int]]:

@@ -34,11 +34,11 @@ impl Buffer {
         Self { width, stride: width.next_multiple_of(BLOCK), rows: 0, region: None }
     }
 
-    /// Copies rows in, without their padding.
-    pub(crate) fn write(&mut self, values: &[f32]) -> Result<()> {
-        self.expect(self.width, values.len().div_ceil(self.width.max(1)))?;
+    /// Copies rows in, without their padding, from row `first` on.
+    pub(crate) fn write(&mut self, first: usize, values: &[f32]) -> Result<()> {
+        self.expect(self.width, first + values.len().div_ceil(self.width.max(1)))?;
         let (width, stride) = (self.width.max(1), self.stride.max(1));
-        for (row, values) in self.values_mut().chunks_exact_mut(stride).zip(values.chunks(width)) {
+        for (row, values) in self.values_mut().chunks_exact_mut(stride).skip(first).zip(values.chunks(width)) {
             row[..values.len()].copy_from_slice(values);
         }
         Ok(())

@@ -47,13 +47,18 @@ impl Compute for CudaCompute {
         self.buffers.iter_mut().try_for_each(|buffer| buffer.reserve(&self.device, rows))
     }
 
-    fn write_rows(&mut self, buffer: BufferId, values: &[f32]) -> Result<()> {
+    fn write_rows(&mut self, buffer: BufferId, first: usize, values: &[f32]) -> Result<()> {
         let index = buffer.0 as usize;
-        let buffer = self.buffers.get_mut(index).ok_or_else(|| unknown("a buffer"))?;
-        if values.len() > buffer.capacity() * buffer.width {
+        let buffer = self.buffers.get(index).ok_or_else(|| unknown("a buffer"))?;
+        if first * buffer.width + values.len() > buffer.capacity() * buffer.width {
             return Err(unknown("rows"));
         }
-        buffer.write(&self.device, values)?;
+        // The other rows stay, so they have to be there in f32.
+        match buffer.content {
+            Content::Projected(_) | Content::Normed(_) => drop(self.plain_rows(index)?),
+            Content::Undefined | Content::Rows { .. } | Content::Elements => {}
+        }
+        self.buffers[index].write(&self.device, first, values)?;
         self.set_content(index, Content::Rows { has_squares: false });
         Ok(())
     }

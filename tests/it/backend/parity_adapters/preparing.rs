@@ -93,7 +93,7 @@ fn rows_beyond_a_buffer_are_neither_written_nor_read() {
     for device in [Device::CPU, oracle()] {
         let mut harness = Harness::open(device);
         let buffer = harness.put(3, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
-        assert_eq!(harness.compute().write_rows(buffer, &[0.0; 9]).unwrap_err().code(), ErrorCode::Internal);
+        assert_eq!(harness.compute().write_rows(buffer, 0, &[0.0; 9]).unwrap_err().code(), ErrorCode::Internal);
         assert_eq!(harness.compute().read_rows(buffer, &mut [0.0; 9]).unwrap_err().code(), ErrorCode::Internal);
         assert_eq!(harness.get(buffer, 3, 2), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
     }
