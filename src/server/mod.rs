@@ -2,6 +2,7 @@
 
 mod adapters;
 mod auth;
+mod connections;
 mod engine_loop;
 mod error;
 mod health;
@@ -15,9 +16,12 @@ mod options;
 mod page;
 mod request_log;
 mod router;
+mod schema;
 mod scrape;
+mod serve_connection;
 mod sse;
 mod state;
+mod write_timeout;
 
 pub use self::key::Key;
 pub use self::listen::{Server, StopHandle};
