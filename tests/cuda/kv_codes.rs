@@ -11,6 +11,7 @@ use crate::attention::{
     Layer, OnDevice, Oracle, SHORT_STEPS, assert_attends_as_the_reference, assert_overflows_as_the_reference,
     assert_same_bits_in_any_grid_batch_and_chunk, long_layer,
 };
+use crate::emulated;
 
 const QUANTIZED: [KvDType; 3] = [KvDType::Q8, KvDType::Q6, KvDType::Q4];
 
@@ -181,6 +182,28 @@ fn keys_and_values_beyond_a_quantized_cache_make_their_group_nan_and_nothing_els
     for kv in QUANTIZED {
         let layer = Layer { heads: 2, kv_heads: 2, head_dim: 64, rope_pairs: 32, kv, ..Layer::default() };
         assert_overflows_as_the_reference(&layer, [1e9, -1e9]);
+    }
+}
+
+#[test]
+fn a_row_reads_as_many_bytes_as_the_cache_holds_for_it() {
+    // A row's queries, key and value, its tables, frequencies: the same for every type.
+    const OTHERS: usize = 6 << 10;
+    let last = SPLIT_TOKENS - 1;
+    for (kv, head_dim) in
+        [(KvDType::F16, 128), (KvDType::Q8, 128), (KvDType::Q6, 128), (KvDType::Q4, 128), (KvDType::Q4, 80)]
+    {
+        let (heads, kv_heads, rope_pairs) = (1, 1, head_dim / 2);
+        let layer = Layer { heads, kv_heads, head_dim, rope_pairs, page_tokens: 32, kv, ..Layer::default() };
+        let on_device = OnDevice::new(&layer);
+        let (before, row) = (layer.rows(&[0..last]), layer.rows(&[last..last + 1]));
+        on_device.attend(&before, &layer.inputs(&before), &on_device.plan(&before));
+        emulated::set("stats", "on");
+        let Some(read_before) = emulated::counter("unique_load_bytes") else { return };
+        on_device.attend(&row, &layer.inputs(&row), &on_device.plan(&row));
+        let read = (emulated::counter("unique_load_bytes").expect("counted") - read_before) as usize;
+        let held = SPLIT_TOKENS * kv.head_bytes(head_dim);
+        assert!((held..held + OTHERS).contains(&read), "{kv:?} of {head_dim}: {read} bytes of {held}");
     }
 }
 

@@ -7,6 +7,7 @@ KV_FLOATS = "cuda/kv_floats.cuh"
 ATTENTION = "cuda/attention.cu"
 EXPAND_ROPE_KV = "cuda/expand_rope_kv.cu"
 
+HEADS = ("attention::query_heads_share", "attention::norms_pages_caches")
 WIDTHS = ("attention::heads_of_any_width",)
 CODES = ("kv_codes::codes_and_scales",)
 ATTENDED = ("kv_codes::heads_of_any_width", "kv_codes::grouped_heads")
@@ -37,6 +38,14 @@ KV_MUTANTS = (
         old="is_stored ? value : __uint_as_float(0x7fffffffu)",
         new="value",
         tests=("attention::keys_and_values_beyond",),
+    ),
+    Mutant(
+        name="kv_pages_overlap",
+        kind="wrong stride",
+        file=KV_FLOATS,
+        old="static_cast<uint64_t>(page) * 2 * kv.kv_heads",
+        new="static_cast<uint64_t>(page) * kv.kv_heads",
+        tests=HEADS,
     ),
     # --- codes
     Mutant(
