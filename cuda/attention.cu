@@ -1,5 +1,6 @@
 // attention: out = softmax(scale q K^T) V over the positions that a row sees: all up to its own, or the last `window` of them
 //   queries [rows, heads * head_dim] f32    keys, values: kv_cache.cuh    attended [rows, heads * head_dim] element type
+//   Where keys and values are rotated, queries come rotated, and the weighted sum of values is rotated back.
 //   With a cap, a score s becomes cap tanh(s / cap). overflow_rows[row] becomes 1 where a finite result is beyond the element
 //   type.
 // grid   (splits or fewer, kv_heads or fewer, rows or fewer); block 8 warps, each with 32 of a split's 256 positions
@@ -13,7 +14,7 @@
 // (`arrivals` counts them, and is zero before and after). Both do the same arithmetic.
 //
 // -DMAX_HEAD_DIM: 64, 128 or 256, the width of the head or the next larger one. -DHEADS: query heads of a group that one pass
-// over keys and values serves.
+// over keys and values serves. -DKV_F32, -DKEY_BITS, -DVALUE_BITS: kv_cache.cuh.
 #include "element.cuh"
 #include "kv_cache.cuh"
 #include "ptx.cuh"
@@ -92,65 +93,9 @@ struct View {
   uint32_t last;
 };
 
-// Four or two consecutive values as f32.
-template <uint32_t COUNT>
-__device__ __forceinline__ void load_values(const f16* values, float (&out)[COUNT]) {
-  uint32_t words[COUNT / 2];
-  if constexpr (COUNT == 4) {
-    const uint2 packed = *reinterpret_cast<const uint2*>(values);
-    words[0] = packed.x;
-    words[1] = packed.y;
-  } else {
-    words[0] = *reinterpret_cast<const uint32_t*>(values);
-  }
-#pragma unroll
-  for (uint32_t i = 0; i < COUNT / 2; ++i) {
-    const float2 pair = to_float2(pair_of<f16>{words[i]});
-    out[2 * i] = pair.x;
-    out[2 * i + 1] = pair.y;
-  }
-}
-
-template <uint32_t COUNT>
-__device__ __forceinline__ void load_values(const float* values, float (&out)[COUNT]) {
-  if constexpr (COUNT == 4) {
-    const float4 vector = *reinterpret_cast<const float4*>(values);
-    out[0] = vector.x;
-    out[1] = vector.y;
-    out[2] = vector.z;
-    out[3] = vector.w;
-  } else {
-    const float2 vector = *reinterpret_cast<const float2*>(values);
-    out[0] = vector.x;
-    out[1] = vector.y;
-  }
-}
-
-// Eight channels of a key as f32.
-__device__ __forceinline__ void load_key(const f16* key, float (&out)[KEY_CHANNELS]) {
-  const uint4 packed = *reinterpret_cast<const uint4*>(key);
-  const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
-#pragma unroll
-  for (uint32_t i = 0; i < 4; ++i) {
-    const float2 pair = to_float2(pair_of<f16>{words[i]});
-    out[2 * i] = pair.x;
-    out[2 * i + 1] = pair.y;
-  }
-}
-
-__device__ __forceinline__ void load_key(const float* key, float (&out)[KEY_CHANNELS]) {
-  const float4 low = *reinterpret_cast<const float4*>(key);
-  const float4 high = *reinterpret_cast<const float4*>(key + 4);
-  const float values[KEY_CHANNELS] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-  for (uint32_t i = 0; i < KEY_CHANNELS; ++i) {
-    out[i] = values[i];
-  }
-}
-
 // The scores, in units of log2 e, of the pass's heads against the lane's position; channels are summed in ascending order.
 __device__ __forceinline__ void score_position(
-  const Attention& a, const Shared& shared, const kv_element* keys, uint32_t slot, float (&scores)[HEADS]
+  const Attention& a, const Shared& shared, const KeyPlace& place, float (&scores)[HEADS]
 ) {
 #pragma unroll
   for (uint32_t h = 0; h < HEADS; ++h) {
@@ -159,7 +104,7 @@ __device__ __forceinline__ void score_position(
 #pragma unroll 2
   for (uint32_t channel = 0; channel < padded_head_dim(a.head_dim); channel += KEY_CHANNELS) {
     float key[KEY_CHANNELS];
-    load_key(keys + channel * a.kv.page_tokens + slot * KEY_CHANNELS, key);
+    load_key(a.kv, place, channel, key);
 #pragma unroll
     for (uint32_t h = 0; h < HEADS; ++h) {
 #pragma unroll
@@ -193,7 +138,7 @@ __device__ __forceinline__ void sum_positions(
   float scores[HEADS] = {};
   if (is_seen) {
     page = view.pages[position / a.kv.page_tokens];
-    score_position(a, shared, page_keys(a.kv, padded_dim, page, kv_head), position % a.kv.page_tokens, scores);
+    score_position(a, shared, key_at(a.kv, a.head_dim, page, kv_head, position % a.kv.page_tokens), scores);
   }
 #pragma unroll
   for (uint32_t h = 0; h < HEADS; ++h) {
@@ -216,13 +161,13 @@ __device__ __forceinline__ void sum_positions(
   for (uint32_t seen = begin; seen < end; ++seen) {
     const uint32_t of_lane = seen - start;
     const uint32_t its_page = __shfl_sync(FULL_WARP, page, of_lane);
-    const kv_element* values = page_values(a.kv, padded_dim, its_page, kv_head) + seen % a.kv.page_tokens * padded_dim;
+    const ValuePlace place = value_at(a.kv, a.head_dim, its_page, kv_head, seen % a.kv.page_tokens);
 #pragma unroll
     for (uint32_t load = 0; load < LANE_LOADS; ++load) {
       const uint32_t channel = (load * WARP_LANES + lane) * LANE_CHANNELS;
       if (channel < padded_dim) {
         float value[LANE_CHANNELS];
-        load_values(values + channel, value);
+        load_values(place, channel, value);
 #pragma unroll
         for (uint32_t h = 0; h < HEADS; ++h) {
 #pragma unroll
@@ -299,13 +244,26 @@ __device__ __forceinline__ void load_queries(const Attention& a, Shared& shared,
   __syncthreads();
 }
 
+// Whether an output of a pass is one of the row's: the group has the head, and the head the channel.
+__device__ __forceinline__ bool is_output(const Attention& a, uint32_t pass, uint32_t output) {
+  return output < OUTPUTS && pass * HEADS + output / MAX_HEAD_DIM < a.group_heads && output % MAX_HEAD_DIM < a.head_dim;
+}
+
+// Whether a thread calls `store_output`: it has an output, or its warp rotates the outputs of others.
+__device__ __forceinline__ bool stores_output(const Attention& a, uint32_t pass, uint32_t output) {
+  return KV_IS_ROTATED ? output < OUTPUTS : is_output(a, pass, output);
+}
+
 __device__ __forceinline__ void store_output(
   const Attention& a, const Task& task, uint32_t pass, uint32_t output, const Sum& sum
 ) {
   const uint64_t first_head = (static_cast<uint64_t>(task.row) * a.kv.kv_heads + task.kv_head) * a.group_heads;
   const uint64_t head = first_head + pass * HEADS + output / MAX_HEAD_DIM;
   const uint64_t index = head * a.head_dim + output % MAX_HEAD_DIM;
-  const float value = sum.mixed / sum.total;
+  const float value = rotate_to_read(sum.mixed / sum.total, a.head_dim);
+  if (KV_IS_ROTATED && !is_output(a, pass, output)) {
+    return;
+  }
   bool is_overflow;
   if (a.is_bf16 != 0) {
     static_cast<bf16*>(a.attended)[index] = from_float<bf16>(value);
@@ -317,11 +275,6 @@ __device__ __forceinline__ void store_output(
   if (is_overflow) {
     a.overflow_rows[task.row] = 1;
   }
-}
-
-// Whether an output of a pass is one of the row's: the group has the head, and the head the channel.
-__device__ __forceinline__ bool is_output(const Attention& a, uint32_t pass, uint32_t output) {
-  return output < OUTPUTS && pass * HEADS + output / MAX_HEAD_DIM < a.group_heads && output % MAX_HEAD_DIM < a.head_dim;
 }
 
 // The splits of this block: their sums are added and stored, or left to whoever adds them.
@@ -359,7 +312,7 @@ __device__ __forceinline__ void sum_splits(const Attention& a, Shared& shared, c
 #pragma unroll
     for (uint32_t i = 0; i < THREAD_OUTPUTS; ++i) {
       const uint32_t output = i * THREADS + threadIdx.x;
-      if (is_output(a, pass, output)) {
+      if (stores_output(a, pass, output)) {
         store_output(a, task, pass, output, sums[i]);
       }
     }
@@ -386,12 +339,14 @@ __device__ __forceinline__ bool is_last_block(const Attention& a, Shared& shared
 // Adds the splits' sums, in order.
 __device__ __forceinline__ void add_splits(const Attention& a, const Task& task, uint32_t pass) {
   for (uint32_t output = threadIdx.x; output < OUTPUTS; output += THREADS) {
-    if (!is_output(a, pass, output)) {
+    if (!stores_output(a, pass, output)) {
       continue;
     }
     const float* partial = pass_partials(a, task, pass);
     Sum sum = {-__uint_as_float(0x7f800000u), 0.0f, 0.0f};
-    for (uint32_t split = 0; split < task.splits; ++split) {
+    // A thread without an output only takes part in the rotation.
+    const uint32_t splits = !KV_IS_ROTATED || is_output(a, pass, output) ? task.splits : 0;
+    for (uint32_t split = 0; split < splits; ++split) {
       // Past L1, which does not see what other blocks write.
       const float peak = __ldcg(partial + OUTPUTS + 2 * (output / MAX_HEAD_DIM));
       const float total = __ldcg(partial + OUTPUTS + 2 * (output / MAX_HEAD_DIM) + 1);

@@ -1,12 +1,12 @@
 // expand_rope_kv: finishes q, k, v of each row as expand.cuh tells, then
 //   q, k   RMS norm over the head, where the model has one; the first 2 rope_pairs channels rotated by position * inv_freq
-//   q      to queries [rows, heads * head_dim] f32
+//   q      to queries [rows, heads * head_dim] f32, rotated as kv_cache.cuh says
 //   k, v   to the cache at the row's position; what is not finite as stored is stored as NaN, and where it was finite before,
 //          kv_overflow_rows[row] becomes 1
 //   projected [rows, (heads + 2 kv_heads) head_dim] f32    shrunk [entries, stack_rows] f32    inv_freq [rope_pairs] f32
 // grid   (heads + 2 kv_heads, rows or fewer); a block for each head, a thread for each channel: head_dim in whole warps
 // bytes  projected once, queries once, keys and values once, every B once for each of its rows (again from the cache)
-// proof  tests/cuda/expand.rs against the formula in f64
+// proof  tests/cuda/expand.rs against the formula in f64, tests/cuda/kv_codes.rs against the definition of codes
 #include "expand.cuh"
 #include "kv_cache.cuh"
 #include "reduce.cuh"
@@ -55,21 +55,12 @@ __device__ __forceinline__ float rotate(const ExpandRopeKv& a, uint32_t position
   return result;
 }
 
-// The value as stored: NaN where that is not finite. Tells whether only the element type is too narrow.
-__device__ __forceinline__ bool store_or_nan(kv_element* place, float value) {
-  const float infinity = __uint_as_float(0x7f800000u);
-  const bool is_stored = fabsf(to_float(from_float<kv_element>(value))) < infinity;
-  *place = from_float<kv_element>(is_stored ? value : __uint_as_float(0x7fffffffu));
-  return !is_stored && fabsf(value) < infinity;
-}
-
 extern "C" __global__ void __launch_bounds__(MAX_HEAD_DIM) expand_rope_kv(const __grid_constant__ ExpandRopeKv a) {
   const uint32_t channel = threadIdx.x;
   const bool is_channel = channel < a.head_dim;
   const uint32_t linear = blockIdx.x < a.heads ? 0 : blockIdx.x < a.heads + a.kv.kv_heads ? 1 : 2;
   const uint32_t head = blockIdx.x - (linear == 0 ? 0 : a.heads + (linear - 1) * a.kv.kv_heads);
   const RoutedNorm norm = linear == 0 ? a.q_norm : linear == 1 ? a.k_norm : RoutedNorm{};
-  const uint32_t padded_dim = padded_head_dim(a.head_dim);
   const AttentionTables& tables = *a.attention;
 
   for (uint32_t row = blockIdx.y; row < a.step->rows; row += gridDim.y) {
@@ -86,24 +77,20 @@ extern "C" __global__ void __launch_bounds__(MAX_HEAD_DIM) expand_rope_kv(const 
       x = rotate(a, position, channel, x);
     }
     if (linear == 0) {
+      x = rotate_to_read(x, a.head_dim);
       if (is_channel) {
         a.queries[(static_cast<uint64_t>(row) * a.heads + head) * a.head_dim + channel] = x;
       }
       continue;
     }
-    if (channel < padded_dim) {
-      const uint32_t page = tables.pages[tables.page_starts[tables.row_sequences[row]] + position / a.kv.page_tokens];
-      const uint32_t slot = position % a.kv.page_tokens;
-      kv_element* place;
-      if (linear == 1) {
-        const uint32_t chunk = channel / KEY_CHANNELS * a.kv.page_tokens + slot;
-        place = page_keys(a.kv, padded_dim, page, head) + chunk * KEY_CHANNELS + channel % KEY_CHANNELS;
-      } else {
-        place = page_values(a.kv, padded_dim, page, head) + slot * padded_dim + channel;
-      }
-      if (store_or_nan(place, x)) {
-        a.kv_overflow_rows[row] = 1;
-      }
+    // All threads take part in rotating.
+    if (!KV_IS_ROTATED && channel >= padded_head_dim(a.head_dim)) {
+      continue;
+    }
+    const uint32_t page = tables.pages[tables.page_starts[tables.row_sequences[row]] + position / a.kv.page_tokens];
+    const KvPlace place = {page, head, position % a.kv.page_tokens, channel};
+    if (store_channel(a.kv, a.head_dim, linear == 1, place, x)) {
+      a.kv_overflow_rows[row] = 1;
     }
   }
 }

@@ -1,42 +1,49 @@
-// Layout of a layer's keys and values. A page holds `page_tokens` positions; within a page, the keys of each head, then the
-// values of each head. Heads are padded to whole chunks of 8 channels, with zeros.
+// One layer of a KV cache. A page holds `page_tokens` positions: the keys of each head, then the values of each head.
 //
-//   keys    [page][0][kv_head][chunk of 8 channels][position in the page][8]     lanes that own positions load whole sectors
-//   values  [page][1][kv_head][position in the page][padded head_dim]            lanes that own channels do
+// What an element is, and where it lies among a head's, is told by kv_floats.cuh: f16, or f32 with -DKV_F32; or by kv_codes.cuh:
+// rotated codes with -DKEY_BITS and -DVALUE_BITS, 8 or 4. Both define the same:
 //
-// The element type is f16, or f32 with -DKV_F32. src/backend/cuda/ops/attention.rs computes the same sizes.
+//   key_at, value_at where the key, or the value, of a position of a page begins
+//   load_key         KEY_CHANNELS channels of a key as f32; lanes that own positions load whole sectors
+//   load_values      two or four channels of a value as f32; lanes that own channels do
+//   rotate_to_read   what a query becomes before it meets keys, and a sum of values after it met weights
+//   store_channel    stores a channel of a key or a value
+//
+// src/backend/cuda/ops/kv_layout.rs computes the same places.
 #pragma once
 
 #include "element.cuh"
 
-#ifdef KV_F32
-typedef float kv_element;
+// Channels of a key that lie together; heads are padded to a multiple of them.
+#ifdef KEY_BITS
+constexpr uint32_t KEY_CHANNELS = 16;
 #else
-typedef f16 kv_element;
-#endif
-
-// Channels of a key that lie together.
 constexpr uint32_t KEY_CHANNELS = 8;
-
-// One layer of a cache.
-struct KvLayer {
-  kv_element* pages;
-  uint32_t page_tokens;
-  uint32_t kv_heads;
-};
+#endif
 
 // Channels of a head with its padding.
 __device__ __forceinline__ constexpr uint32_t padded_head_dim(uint32_t head_dim) {
   return (head_dim + KEY_CHANNELS - 1) / KEY_CHANNELS * KEY_CHANNELS;
 }
 
-// Where the keys of a head in a page begin; channel c of position p is at `(c / 8 * page_tokens + p) * 8 + c % 8`.
-__device__ __forceinline__ kv_element* page_keys(const KvLayer& kv, uint32_t padded_dim, uint32_t page, uint32_t head) {
-  const uint64_t heads = static_cast<uint64_t>(page) * 2 * kv.kv_heads + head;
-  return kv.pages + heads * kv.page_tokens * padded_dim;
-}
+// One layer of a cache.
+struct KvLayer {
+  void* pages;
+  uint32_t page_tokens;
+  uint32_t kv_heads;
+};
 
-// Where the values of a head in a page begin; channel c of position p is at `p * padded_dim + c`.
-__device__ __forceinline__ kv_element* page_values(const KvLayer& kv, uint32_t padded_dim, uint32_t page, uint32_t head) {
-  return page_keys(kv, padded_dim, page, kv.kv_heads + head);
-}
+// A place of the cache to which something is stored.
+struct KvPlace {
+  uint32_t page;
+  uint32_t kv_head;
+  // Position in the page.
+  uint32_t slot;
+  uint32_t channel;
+};
+
+#ifdef KEY_BITS
+#include "kv_codes.cuh"
+#else
+#include "kv_floats.cuh"
+#endif

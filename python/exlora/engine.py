@@ -65,8 +65,8 @@ class Engine:
                     bytes and moves logits by about 0.6 % of their size
     activations     "f32", or "int8": quantized linears on the CPU round their inputs to 8 bits, with a scale for
                     every 32, which moves logits by about a percent of their size
-    kv_dtype        "f16" or "f32"; on the CPU also "q8", "q6" (keys of 8 bits, values of 4) and "q4", which take 0.53,
-                    0.41 and 0.28 of f16's memory; heads must be a multiple of 16 wide
+    kv_dtype        "f16" or "f32"; or "q8", "q6" (keys of 8 bits, values of 4) or "q4", which take 0.53, 0.41 and 0.28
+                    of f16's memory, and need heads that are a multiple of 16 wide
     max_seq_len     longest prompt and output together, in tokens; by default config.json's, with its rope scaling
     kv_tokens       tokens the KV cache holds over all requests; 8192 by default, or max_seq_len if that is more; memory
                     is committed as it is used; on CUDA what the card's free memory holds

@@ -19,20 +19,20 @@
 use half::f16;
 
 /// Bytes of a group's scale.
-pub(crate) const SCALE_BYTES: usize = 2;
+pub const SCALE_BYTES: usize = 2;
 
 /// Channels of a group of a head of that width; `None` if it has no whole groups.
-pub(crate) fn group_width(head_dim: usize) -> Option<usize> {
+pub fn group_width(head_dim: usize) -> Option<usize> {
     [32, 16].into_iter().find(|&width| head_dim > 0 && head_dim.is_multiple_of(width))
 }
 
 /// Rotates keys or values, in whole groups of that width, as they are stored.
-pub(crate) fn rotate_to_store(x: &mut [f32], group: usize) {
+pub fn rotate_to_store(x: &mut [f32], group: usize) {
     rotate(x, group, if group == 32 { 0.125 } else { 0.25 });
 }
 
 /// Rotates a query, or a sum of stored values, in whole groups of that width.
-pub(crate) fn rotate_to_read(x: &mut [f32], group: usize) {
+pub fn rotate_to_read(x: &mut [f32], group: usize) {
     rotate(x, group, 0.25);
 }
 
@@ -59,7 +59,7 @@ pub(crate) const fn middle(bits: u32) -> f32 {
 }
 
 /// The codes of one rotated group, and its scale: NaN if that is not finite.
-pub(crate) fn quantize(group: &[f32], bits: u32, codes: &mut [u8]) -> f16 {
+pub fn quantize(group: &[f32], bits: u32, codes: &mut [u8]) -> f16 {
     let largest = |largest: f32, x: &f32| if x.is_nan() || x.abs() > largest { x.abs() } else { largest };
     let middle = middle(bits);
     let scale = f16::from_f32(group.iter().fold(0.0, largest) / middle);
@@ -72,7 +72,7 @@ pub(crate) fn quantize(group: &[f32], bits: u32, codes: &mut [u8]) -> f16 {
 }
 
 /// What a code stands for.
-pub(crate) fn dequantize(code: u8, bits: u32, scale: f16) -> f32 {
+pub fn dequantize(code: u8, bits: u32, scale: f16) -> f32 {
     (f32::from(code) - middle(bits)) * scale.to_f32()
 }
 

@@ -16,7 +16,7 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
-mod kv_quant;
+pub mod kv_quant;
 mod kv_shape;
 pub mod reference;
 mod slots;

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use ::support::Rng;
 use ::support::harness::Tensor;
-use bytemuck::Pod;
 use exlora::adapter::batch::AdapterBatch;
 use exlora::backend::cuda::driver::{Device, DeviceMemory};
 use exlora::backend::cuda::layout::ElementType;
@@ -23,18 +22,18 @@ use crate::support::{device, download, upload};
 
 /// A layer's attention, and the cache that it uses.
 #[derive(Clone)]
-struct Layer {
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    rope_pairs: usize,
-    has_norms: bool,
-    window: Option<usize>,
-    score_cap: f32,
-    page_tokens: usize,
-    pages: usize,
-    kv: KvDType,
-    element: ElementType,
+pub struct Layer {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub rope_pairs: usize,
+    pub has_norms: bool,
+    pub window: Option<usize>,
+    pub score_cap: f32,
+    pub page_tokens: usize,
+    pub pages: usize,
+    pub kv: KvDType,
+    pub element: ElementType,
 }
 
 impl Default for Layer {
@@ -84,7 +83,7 @@ impl Layer {
         1.5 / (self.head_dim as f32).sqrt()
     }
 
-    fn width(&self) -> usize {
+    pub fn width(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
 
@@ -94,7 +93,7 @@ impl Layer {
     }
 
     /// Pages of a sequence, shuffled.
-    fn block_table(&self, sequence: usize, positions: usize) -> Vec<u32> {
+    pub fn block_table(&self, sequence: usize, positions: usize) -> Vec<u32> {
         let needed = positions.div_ceil(self.page_tokens);
         let mut pages: Vec<u32> = (0..self.pages as u32).collect();
         Rng(3).shuffle(&mut pages);
@@ -102,7 +101,7 @@ impl Layer {
     }
 
     /// The rows of those positions of each sequence.
-    fn rows(&self, positions: &[std::ops::Range<usize>]) -> StepRows {
+    pub fn rows(&self, positions: &[std::ops::Range<usize>]) -> StepRows {
         let mut rows = StepRows::default();
         for (sequence, positions) in positions.iter().enumerate() {
             rows.push(positions.clone(), self.block_table(sequence, positions.end));
@@ -111,14 +110,14 @@ impl Layer {
     }
 
     /// q, k, v of a step's rows.
-    fn inputs(&self, rows: &StepRows) -> Vec<f32> {
+    pub fn inputs(&self, rows: &StepRows) -> Vec<f32> {
         let row = |(&position, &sequence): (&u32, &u32)| self.qkv(sequence as usize, position as usize);
         rows.positions.iter().zip(&rows.sequences).flat_map(row).collect()
     }
 }
 
 /// The layer on the reference backend.
-struct Oracle {
+pub struct Oracle {
     layer: Layer,
     backend: Backend,
     kv: KvId,
@@ -127,7 +126,7 @@ struct Oracle {
 }
 
 impl Oracle {
-    fn new(layer: &Layer) -> Self {
+    pub fn new(layer: &Layer) -> Self {
         let mut builder = reference::open();
         let mut norm = |weight: &[f32], site| {
             let tensor = Tensor::new(DType::F32, &[layer.head_dim], weight);
@@ -154,7 +153,7 @@ impl Oracle {
     }
 
     /// `attend`, and the rows that overflowed the cache.
-    fn attend(&mut self, rows: &StepRows, qkv: &[f32]) -> (Vec<f32>, Vec<u32>) {
+    pub fn attend(&mut self, rows: &StepRows, qkv: &[f32]) -> (Vec<f32>, Vec<u32>) {
         let compute = &mut self.backend.compute;
         let [input, output] = self.buffers;
         compute.reserve_rows(rows.len()).expect("reserved");
@@ -167,27 +166,27 @@ impl Oracle {
 }
 
 /// The layer on the device.
-struct OnDevice {
+pub struct OnDevice {
     layer: Layer,
     device: Arc<Device>,
     expand: ExpandKernels,
     attention: AttentionKernel,
     cache: DeviceMemory,
-    layout: KvLayout,
+    pub layout: KvLayout,
     constants: [DeviceMemory; 3],
 }
 
 /// What a step computed.
-struct Attended {
-    attended: Vec<f32>,
+pub struct Attended {
+    pub attended: Vec<f32>,
     /// Rows whose result is beyond the element type.
-    overflow_rows: Vec<u32>,
+    pub overflow_rows: Vec<u32>,
     /// Rows with a key or value beyond the cache's.
-    kv_overflow_rows: Vec<u32>,
+    pub kv_overflow_rows: Vec<u32>,
 }
 
 impl OnDevice {
-    fn new(layer: &Layer) -> Self {
+    pub fn new(layer: &Layer) -> Self {
         let device = device();
         let layout = KvLayout::new(layer.shape());
         let [q, k] = layer.norm_weights();
@@ -203,7 +202,7 @@ impl OnDevice {
         }
     }
 
-    fn plan(&self, rows: &StepRows) -> AttentionPlan {
+    pub fn plan(&self, rows: &StepRows) -> AttentionPlan {
         let longest = rows.positions.iter().max().map_or(0, |&last| last as usize + 1);
         self.attention.plan(rows.len(), self.layer.kv_heads, longest, self.layer.window)
     }
@@ -243,7 +242,7 @@ impl OnDevice {
     }
 
     /// Stores keys and values and attends, launched by a plan.
-    fn attend(&self, rows: &StepRows, qkv: &[f32], plan: &AttentionPlan) -> Attended {
+    pub fn attend(&self, rows: &StepRows, qkv: &[f32], plan: &AttentionPlan) -> Attended {
         let layer = &self.layer;
         let count = rows.len();
         let step = Step::new(&self.device, &vec![0; count], &vec![Vec::new(); count], &[], rows);
@@ -282,19 +281,17 @@ impl OnDevice {
         }
     }
 
-    /// Elements of the cache's layer, as numbers.
-    fn layer_elements(&self) -> Vec<f32> {
-        fn numbers<T: Pod>(memory: &DeviceMemory, to_f32: impl Fn(T) -> f32) -> Vec<f32> {
-            let elements = memory.len() / size_of::<T>() / 3;
-            let mut values = vec![T::zeroed(); elements];
-            memory.download(LAYER * elements * size_of::<T>(), bytemuck::cast_slice_mut(&mut values)).expect("inside");
-            values.into_iter().map(to_f32).collect()
-        }
-        match self.layer.kv {
-            KvDType::F16 => numbers::<f16>(&self.cache, f16::to_f32),
-            KvDType::F32 => numbers::<f32>(&self.cache, |value| value),
-            quantized => panic!("{quantized:?} has no numbers"),
-        }
+    /// The bytes of the cache's layer.
+    pub fn layer_bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.cache.len() / 3];
+        self.cache.download(LAYER * bytes.len(), &mut bytes).expect("inside");
+        bytes
+    }
+
+    /// Elements of the layer of a cache of f32.
+    pub fn layer_elements(&self) -> Vec<f32> {
+        assert_eq!(self.layer.kv, KvDType::F32);
+        self.layer_bytes().chunks_exact(4).map(bytemuck::pod_read_unaligned).collect()
     }
 }
 
@@ -306,7 +303,7 @@ fn named(flags: &DeviceMemory) -> Vec<u32> {
 }
 
 /// Runs steps on both; rows are those of positions of two sequences.
-fn assert_attends_as_the_reference(layer: &Layer, steps: &[[std::ops::Range<usize>; 2]]) {
+pub fn assert_attends_as_the_reference(layer: &Layer, steps: &[[std::ops::Range<usize>; 2]]) {
     let (mut oracle, on_device) = (Oracle::new(layer), OnDevice::new(layer));
     let tolerance = if layer.element == ElementType::Bf16 { 1e-2 } else { 1e-3 };
     for positions in steps {
@@ -325,7 +322,7 @@ fn assert_attends_as_the_reference(layer: &Layer, steps: &[[std::ops::Range<usiz
 }
 
 /// A prompt in two chunks beside a shorter one, then a token of each.
-const SHORT_STEPS: &[[std::ops::Range<usize>; 2]] = &[[0..9, 0..3], [9..13, 3..4], [13..14, 4..5]];
+pub const SHORT_STEPS: &[[std::ops::Range<usize>; 2]] = &[[0..9, 0..3], [9..13, 3..4], [13..14, 4..5]];
 
 #[test]
 fn heads_of_any_width_attend_as_the_reference() {
@@ -363,7 +360,7 @@ fn norms_pages_caches_and_element_types_are_those_of_the_reference() {
 }
 
 /// A cache of some splits' positions for two sequences.
-fn long_layer() -> Layer {
+pub fn long_layer() -> Layer {
     Layer { heads: 3, kv_heads: 1, head_dim: 16, rope_pairs: 8, page_tokens: 32, pages: 60, ..Layer::default() }
 }
 
@@ -378,13 +375,17 @@ fn splits_are_added_as_the_reference_adds_positions() {
 
 #[test]
 fn a_row_has_the_same_bits_in_any_grid_batch_and_chunk() {
-    let layer = long_layer();
+    assert_same_bits_in_any_grid_batch_and_chunk(&long_layer());
+}
+
+/// Computes some rows of a [`long_layer`] in one step, in other grids, and alone after other chunks.
+pub fn assert_same_bits_in_any_grid_batch_and_chunk(layer: &Layer) {
     let end = 2 * SPLIT_TOKENS + 4;
     let last = end - 3..end;
     let width = layer.heads * layer.head_dim;
     let fill = layer.rows(&[0..last.start, 0..30]);
     let rows = layer.rows(&[last.clone(), 30..32]);
-    let on_device = OnDevice::new(&layer);
+    let on_device = OnDevice::new(layer);
     on_device.attend(&fill, &layer.inputs(&fill), &on_device.plan(&fill));
     let plan = on_device.plan(&rows);
     assert_eq!(plan.grid, [3, 1, 5], "the step is small enough for a block for each split");
@@ -397,7 +398,7 @@ fn a_row_has_the_same_bits_in_any_grid_batch_and_chunk() {
         assert_eq!(bits(&again), bits(&together), "{plan:?}");
     }
     // Alone, one row after another, in a cache that was filled in other chunks.
-    let on_device = OnDevice::new(&layer);
+    let on_device = OnDevice::new(layer);
     for positions in [0..100, 100..last.start] {
         let chunk = layer.rows(&[positions]);
         on_device.attend(&chunk, &layer.inputs(&chunk), &on_device.plan(&chunk));
@@ -464,27 +465,27 @@ fn what_is_left_of_a_sum_that_cancels_has_the_same_bits_in_any_grid() {
 
 #[test]
 fn keys_and_values_beyond_the_cache_make_what_sees_them_nan_and_nothing_else() {
-    let layer = Layer { heads: 2, kv_heads: 2, ..Layer::default() };
+    assert_overflows_as_the_reference(&Layer { heads: 2, kv_heads: 2, ..Layer::default() }, [1e6, -7e4]);
+}
+
+/// A step of two heads with a key and a value of those sizes, which the cache does not hold.
+pub fn assert_overflows_as_the_reference(layer: &Layer, [key, value]: [f32; 2]) {
     let rows = layer.rows(&[0..6, 0..6]);
     let mut qkv = layer.inputs(&rows);
     let width = layer.width();
     let (keys, values) = (2 * layer.head_dim, 4 * layer.head_dim);
     // A key of head 1 of row 3, a value of head 0 of row 8; an infinite value of row 10, which is no overflow.
-    qkv[3 * width + keys + layer.head_dim + 31] = 1e6;
-    qkv[8 * width + values + 5] = -7e4;
+    qkv[3 * width + keys + layer.head_dim + 31] = key;
+    qkv[8 * width + values + 5] = value;
     qkv[10 * width + values + 5] = f32::INFINITY;
-    let (want, want_overflows) = Oracle::new(&layer).attend(&rows, &qkv);
-    let on_device = OnDevice::new(&layer);
+    let (want, want_overflows) = Oracle::new(layer).attend(&rows, &qkv);
+    let on_device = OnDevice::new(layer);
     let got = on_device.attend(&rows, &qkv, &on_device.plan(&rows));
     assert_eq!(want_overflows, [3, 8]);
     assert_eq!(got.kv_overflow_rows, want_overflows);
-    for (row, want) in want.chunks(2 * layer.head_dim).enumerate() {
-        for head in 0..2 {
-            let of_head = head * layer.head_dim..(head + 1) * layer.head_dim;
-            let got = &got.attended[row * 2 * layer.head_dim..][of_head.clone()];
-            let (want, got) = (want[of_head].iter().any(|x| x.is_nan()), got.iter().any(|x| x.is_nan()));
-            assert_eq!(got, want, "head {head} of row {row}");
-        }
+    for (index, (want, got)) in want.iter().zip(&got.attended).enumerate() {
+        let (row, channel) = (index / (2 * layer.head_dim), index % (2 * layer.head_dim));
+        assert_eq!(got.is_nan(), want.is_nan(), "channel {channel} of row {row}");
     }
 }
 
@@ -561,12 +562,13 @@ fn both_layouts_of_rotated_pairs_and_far_positions_are_right() {
                 let slot = position as usize % layer.page_tokens;
                 let key = &of_row[(layer.heads + head) * 20..][..20];
                 let value = &of_row[(layer.heads + layer.kv_heads + head) * 20..][..20];
-                let stored = |index: &dyn Fn(usize) -> usize| (0..20).map(|c| elements[index(c)]).collect::<Vec<f32>>();
-                let got = stored(&|channel| on_device.layout.key_index(0, head, slot, channel));
+                let stored =
+                    |index: &dyn Fn(usize) -> usize| (0..20).map(|c| elements[index(c) / 32]).collect::<Vec<f32>>();
+                let got = stored(&|channel| on_device.layout.key_bit(0, head, slot, channel));
                 assert_close(&got, &rotated(key), 1e-6, &format!("key at {position}"));
-                let got = stored(&|channel| on_device.layout.value_index(0, head, slot, channel));
+                let got = stored(&|channel| on_device.layout.value_bit(0, head, slot, channel));
                 assert_eq!(bits(&got), bits(value));
-                let padding = (20..24).map(|channel| elements[on_device.layout.key_index(0, head, slot, channel)]);
+                let padding = (20..24).map(|channel| elements[on_device.layout.key_bit(0, head, slot, channel) / 32]);
                 assert!(padding.into_iter().all(|padding| padding == 0.0));
             }
         }

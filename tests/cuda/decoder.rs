@@ -7,10 +7,10 @@ use support::fixtures;
 use crate::support::device;
 
 /// Largest difference of a logit from that of float32 activations, relative to the largest magnitude of its row.
-const TOLERANCE: f32 = 5e-3;
+pub const TOLERANCE: f32 = 5e-3;
 
 /// The bundled model in one of its formats, with every bundled adapter.
-fn engine(model: &str, options: EngineOptions) -> Engine {
+pub fn engine(model: &str, options: EngineOptions) -> Engine {
     device();
     let options = EngineOptions { max_seq_len: Some(64), ..options };
     let engine = Engine::load(fixtures().join(model), options).expect("the model loads");
@@ -20,7 +20,7 @@ fn engine(model: &str, options: EngineOptions) -> Engine {
     engine
 }
 
-fn on_cuda() -> EngineOptions {
+pub fn on_cuda() -> EngineOptions {
     EngineOptions { device: Device::Cuda(0), kv_tokens: Some(512), ..EngineOptions::default() }
 }
 
@@ -36,12 +36,12 @@ pub fn request(seed: u32, tokens: u32, new_tokens: usize, mixture: &[(&str, f32)
     request
 }
 
-const JARGON: &str = "jargon-lora-r8";
-const SQLITE: &str = "sqlite-rslora-r16";
-const DEVIL: &str = "devil-dora-r8";
+pub const JARGON: &str = "jargon-lora-r8";
+pub const SQLITE: &str = "sqlite-rslora-r16";
+pub const DEVIL: &str = "devil-dora-r8";
 
 /// Rows of every kind: base, LoRA, DoRA, and mixtures in either order.
-fn mixed_batch(new_tokens: usize) -> Vec<Request> {
+pub fn mixed_batch(new_tokens: usize) -> Vec<Request> {
     vec![
         request(1, 5, new_tokens, &[]),
         request(2, 12, new_tokens, &[(JARGON, 1.0)]),

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use exlora::backend::cuda::driver::{DeviceMemory, StagingBuffers, Stream};
-use exlora::{Device, Engine, EngineOptions, EngineStats, ErrorCode, KvDType, Request};
+use exlora::{Device, Engine, EngineOptions, EngineStats, ErrorCode, Request};
 use support::fixtures;
 
 use crate::emulated::{counter, set};
@@ -189,17 +189,6 @@ fn a_kv_cache_that_does_not_fit_is_refused_with_what_would() {
     cache(5 * 32).expect("what is said to fit fits");
     drop(ballast);
     engine.generate(&[request(1, 5, None)]).expect("the first cache is as it was");
-}
-
-#[test]
-fn a_quantized_kv_cache_is_refused_by_name() {
-    let engine = load(MODEL, &[]);
-    for kv_dtype in [KvDType::Q8, KvDType::Q6, KvDType::Q4] {
-        let options = EngineOptions { kv_dtype, ..options() };
-        let error = Engine::from_model(engine.model().clone(), None, options).expect_err("CUDA has no kernels for it");
-        assert_eq!(error.code(), ErrorCode::ModelFeatureUnsupported);
-        assert!(error.to_string().contains(&format!("\"{}\" is not available on CUDA", kv_dtype.name())), "{error}");
-    }
 }
 
 #[test]

@@ -228,37 +228,12 @@ EXPAND_MUTANTS = (
         tests=("compute_attention::",),
     ),
     Mutant(
-        name="kv_padding_is_not_written",
-        kind="memory not initialized",
-        file=EXPAND_ROPE_KV,
-        old="if (channel < padded_dim) {",
-        new="if (is_channel) {",
-        tests=("attention::heads_of_any_width",),
-        check="uninitialized",
-    ),
-    Mutant(
-        name="kv_values_lie_without_padding",
-        kind="wrong stride",
-        file=EXPAND_ROPE_KV,
-        old="slot * padded_dim + channel;",
-        new="slot * a.head_dim + channel;",
-        tests=("attention::heads_of_any_width",),
-    ),
-    Mutant(
         name="kv_goes_to_the_pages_of_the_first_sequence",
         kind="wrong index",
         file=EXPAND_ROPE_KV,
         old="tables.page_starts[tables.row_sequences[row]]",
         new="tables.page_starts[0]",
         tests=HEADS,
-    ),
-    Mutant(
-        name="kv_keeps_infinities",
-        kind="overflow not named",
-        file=EXPAND_ROPE_KV,
-        old="is_stored ? value : __uint_as_float(0x7fffffffu)",
-        new="value",
-        tests=("attention::keys_and_values_beyond",),
     ),
     # --- sums, rows
     Mutant(

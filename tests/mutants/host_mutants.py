@@ -282,9 +282,17 @@ HOST_MUTANTS = (
         name="kv_layers_share_their_pages",
         kind="wrong stride",
         file=KV_LAYOUT,
-        old="(layer * layer_bytes) as u64",
+        old="(layer * self.shape.pages * self.page_bytes()) as u64",
         new="0",
         tests=DECODER,
+    ),
+    Mutant(
+        name="kv_codes_of_values_have_the_bits_of_keys",
+        kind="wrong size",
+        file=KV_LAYOUT,
+        old="bits.map(|bits| bits as usize)",
+        new="[bits[0] as usize; 2]",
+        tests=("kv_codes::codes_and_scales",),
     ),
     # --- buffers and flags
     Mutant(

@@ -2,7 +2,6 @@
 
 from mutant import Mutant
 
-KV_CACHE = "cuda/kv_cache.cuh"
 LINEAR = "cuda/linear.cu"
 MULTIPLY = "cuda/linear_multiply.cuh"
 TILES = "cuda/linear_tiles.cuh"
@@ -10,7 +9,6 @@ PTX = "cuda/ptx.cuh"
 REPACK = "cuda/repack.cu"
 WEIGHT = "cuda/weight.cuh"
 
-HEADS = ("attention::query_heads_share", "attention::norms_pages_caches")
 MIXTURES = ("linear::shrunk_and_replaced_products",)
 WIDTHS = ("linear::products_of_every_width",)
 
@@ -278,14 +276,6 @@ LINEAR_MUTANTS = (
         tests=WIDTHS,
     ),
     # --- packing
-    Mutant(
-        name="kv_pages_overlap",
-        kind="wrong stride",
-        file=KV_CACHE,
-        old="static_cast<uint64_t>(page) * 2 * kv.kv_heads",
-        new="static_cast<uint64_t>(page) * kv.kv_heads",
-        tests=HEADS,
-    ),
     Mutant(
         name="repack_reads_a_word_beyond_the_stream",
         kind="out of bounds",

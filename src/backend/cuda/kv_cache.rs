@@ -19,14 +19,9 @@ impl KvCache {
     /// Allocates a cache.
     ///
     /// # Errors
-    /// `memory_exhausted`; `model_feature_unsupported` for heads or types that the kernels cannot compute; `internal` for pages without
-    /// positions.
+    /// `memory_exhausted`; `model_feature_unsupported` for heads that the kernels cannot compute; as [`KvShape::check`].
     pub(super) fn new(device: &Arc<Device>, shape: KvShape) -> Result<Self> {
         shape.check()?;
-        if shape.dtype.code_bits().is_some() {
-            let what = format!("kv_dtype \"{}\" is not available on CUDA", shape.dtype.name());
-            return Err(Error::new(ErrorCode::ModelFeatureUnsupported, what).with_expected("\"f16\" or \"f32\""));
-        }
         if shape.head_dim > MAX_HEAD_DIM {
             return Err(Error::new(ErrorCode::ModelFeatureUnsupported, "the model's heads are too wide for CUDA")
                 .with_expected(format!("at most {MAX_HEAD_DIM} channels"))

@@ -37,11 +37,17 @@ pub(super) fn cases() -> Vec<Case> {
         attention("128 wide, window", Heads { heads: 8, kv_heads: 2, head_dim: 128, window: Some(20), ..heads }),
         attention("64 wide, head norms", Heads { heads: 2, kv_heads: 2, is_normed: true, ..heads }),
         attention("64 wide, f32 cache", Heads { kv: KvDType::F32, ..heads }),
+        attention("64 wide, q8 cache", Heads { kv: KvDType::Q8, ..heads }),
+        attention("128 wide, q6 cache", Heads { heads: 8, kv_heads: 2, head_dim: 128, kv: KvDType::Q6, ..heads }),
+        attention("80 wide, q4 cache", Heads { head_dim: 80, is_normed: true, kv: KvDType::Q4, ..heads }),
     ]
 }
 
 /// A prompt, then a step with the next token of its sequence and the prompt of another one. Only a few rows of the first
 /// step are compared, since each of its keys and values is read by the last row.
+///
+/// A quantized cache turns the last bits of a product into whole steps of a code, so its queries, keys and values are not projected
+/// but given.
 fn attention(name: &str, heads: Heads) -> Case {
     let precision = match heads.kv {
         KvDType::F32 => Precision::Half,
@@ -51,9 +57,14 @@ fn attention(name: &str, heads: Heads) -> Case {
         let spec = spec(loading, heads)?;
         let Heads { heads, kv_heads, head_dim, prompt, kv, .. } = heads;
         let (out_width, kv_width) = (heads * head_dim, kv_heads * head_dim);
-        let qkv = loading.group(BaseWeight::Dense, INPUTS, &[out_width, kv_width, kv_width])?;
+        let width = out_width + 2 * kv_width;
+        let qkv = match kv.code_bits() {
+            None => Some(loading.group(BaseWeight::Dense, INPUTS, &[out_width, kv_width, kv_width])?),
+            Some(_) => None,
+        };
         let second = 6;
-        let x = loading.rng.normals((prompt + second) * INPUTS, 1.0);
+        let x_width = if qkv.is_some() { INPUTS } else { width };
+        let x = loading.rng.normals((prompt + second) * x_width, 1.0);
         let shape = KvShape { layers: 1, pages: PAGES, page_tokens: PAGE_TOKENS, kv_heads, head_dim, dtype: kv };
         Ok(Box::new(move |backend: &mut Backend| {
             let compute = &mut *backend.compute;
@@ -66,10 +77,15 @@ fn attention(name: &str, heads: Heads) -> Case {
             ];
             for (tokens, rows) in steps {
                 let count = rows.len();
-                let [input, product, out] = buffers(compute, count, [INPUTS, qkv.outputs(), out_width])?;
-                compute.write_rows(input, 0, &x[tokens.start * INPUTS..tokens.end * INPUTS])?;
+                let [input, product, out] = buffers(compute, count, [x_width, width, out_width])?;
+                let x = &x[tokens.start * x_width..tokens.end * x_width];
                 let batch = base_rows(count);
-                compute.linear(qkv.id, input, count, &batch, product, Write::Replace)?;
+                if let Some(qkv) = &qkv {
+                    compute.write_rows(input, 0, x)?;
+                    compute.linear(qkv.id, input, count, &batch, product, Write::Replace)?;
+                } else {
+                    compute.write_rows(product, 0, x)?;
+                }
                 compute.attend(&spec, kv, &rows, &batch, product, out)?;
                 let attended = read(compute, out, count, out_width)?;
                 values.extend(&attended[count.saturating_sub(8) * out_width..]);

@@ -29,8 +29,14 @@ pub const ONE_VARIANT: &[&[Define]] = &[&[]];
 /// The variants of a source that is compiled for f16 and for bf16 activations.
 pub const ELEMENT_TYPES: &[&[Define]] = &[&[], &[("ELEMENT_BF16", "1")]];
 
-/// The variants of a source that reads or writes a KV cache of either element type.
-pub const KV_TYPES: &[&[Define]] = &[&[], &[("KV_F32", "1")]];
+/// The variants of a source that writes a KV cache of any type.
+pub const KV_TYPES: &[&[Define]] = &[
+    &[],
+    &[("KV_F32", "1")],
+    &[("KEY_BITS", "8"), ("VALUE_BITS", "8")],
+    &[("KEY_BITS", "8"), ("VALUE_BITS", "4")],
+    &[("KEY_BITS", "4"), ("VALUE_BITS", "4")],
+];
 
 /// A header of `cuda/`.
 macro_rules! header {
@@ -51,6 +57,8 @@ pub static HEADERS: &[Header] = &[
     header!("element.cuh"),
     header!("expand.cuh"),
     header!("kv_cache.cuh"),
+    header!("kv_codes.cuh"),
+    header!("kv_floats.cuh"),
     header!("linear_multiply.cuh"),
     header!("linear_tiles.cuh"),
     header!("low_rank.cuh"),
@@ -97,25 +105,32 @@ pub const LINEAR_VARIANTS: &[&[Define]] = &[
     &[("TOKENS", "64"), ("ELEMENT_BF16", "1")],
 ];
 
-/// The variants of attention: widest head, query heads of a pass, element type of the cache.
-const ATTENTION_VARIANTS: &[&[Define]] = &[
-    &[("MAX_HEAD_DIM", "64"), ("HEADS", "1")],
-    &[("MAX_HEAD_DIM", "64"), ("HEADS", "4")],
-    &[("MAX_HEAD_DIM", "64"), ("HEADS", "8")],
-    &[("MAX_HEAD_DIM", "128"), ("HEADS", "1")],
-    &[("MAX_HEAD_DIM", "128"), ("HEADS", "4")],
-    &[("MAX_HEAD_DIM", "128"), ("HEADS", "8")],
-    &[("MAX_HEAD_DIM", "256"), ("HEADS", "1")],
-    &[("MAX_HEAD_DIM", "256"), ("HEADS", "4")],
-    &[("MAX_HEAD_DIM", "64"), ("HEADS", "1"), ("KV_F32", "1")],
-    &[("MAX_HEAD_DIM", "64"), ("HEADS", "4"), ("KV_F32", "1")],
-    &[("MAX_HEAD_DIM", "64"), ("HEADS", "8"), ("KV_F32", "1")],
-    &[("MAX_HEAD_DIM", "128"), ("HEADS", "1"), ("KV_F32", "1")],
-    &[("MAX_HEAD_DIM", "128"), ("HEADS", "4"), ("KV_F32", "1")],
-    &[("MAX_HEAD_DIM", "128"), ("HEADS", "8"), ("KV_F32", "1")],
-    &[("MAX_HEAD_DIM", "256"), ("HEADS", "1"), ("KV_F32", "1")],
-    &[("MAX_HEAD_DIM", "256"), ("HEADS", "4"), ("KV_F32", "1")],
-];
+/// The variants of attention for each width and number of query heads of a pass: floats, then codes.
+macro_rules! attention_variants {
+    ($($max_head_dim:literal $heads:literal;)+) => {
+        &[
+            $(
+                &[("MAX_HEAD_DIM", $max_head_dim), ("HEADS", $heads)],
+                &[("MAX_HEAD_DIM", $max_head_dim), ("HEADS", $heads), ("KV_F32", "1")],
+                &[("MAX_HEAD_DIM", $max_head_dim), ("HEADS", $heads), ("KEY_BITS", "8"), ("VALUE_BITS", "8")],
+                &[("MAX_HEAD_DIM", $max_head_dim), ("HEADS", $heads), ("KEY_BITS", "8"), ("VALUE_BITS", "4")],
+                &[("MAX_HEAD_DIM", $max_head_dim), ("HEADS", $heads), ("KEY_BITS", "4"), ("VALUE_BITS", "4")],
+            )+
+        ]
+    };
+}
+
+/// The variants of attention: widest head, query heads of a pass, type of the cache.
+const ATTENTION_VARIANTS: &[&[Define]] = attention_variants! {
+    "64" "1";
+    "64" "4";
+    "64" "8";
+    "128" "1";
+    "128" "4";
+    "128" "8";
+    "256" "1";
+    "256" "4";
+};
 
 /// Every source of `cuda/`.
 pub static SOURCES: &[&KernelSource] = &[

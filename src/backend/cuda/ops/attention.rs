@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 
 use super::grid_rows;
-use super::kv_layout::KvLayer;
+use super::kv_layout::{self, KvLayer};
 use crate::backend::KvDType;
 use crate::backend::cuda::compiler::sources::{ATTENTION, Define};
 use crate::backend::cuda::driver::{Arguments, Device, Kernel};
@@ -26,7 +26,7 @@ pub struct Attention {
     pub tables: u64,
     /// The layer of the cache.
     pub kv: KvLayer,
-    /// `[rows, heads * head_dim]` f32: normed and rotated queries.
+    /// `[rows, heads * head_dim]` f32: the queries of [`ExpandRopeKv`](super::expand::ExpandRopeKv).
     pub queries: u64,
     /// `[rows, heads * head_dim]` of the element type, written.
     pub attended: u64,
@@ -106,9 +106,7 @@ impl Variant {
             _ => "8",
         };
         let mut defines = vec![("MAX_HEAD_DIM", max_head_dim), ("HEADS", heads)];
-        if kv == KvDType::F32 {
-            defines.push(("KV_F32", "1"));
-        }
+        defines.extend(kv_layout::defines(kv));
         defines
     }
 

@@ -6,7 +6,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::embed::SQUARES_COLUMNS;
 use super::grid_rows;
-use super::kv_layout::KvLayer;
+use super::kv_layout::{self, KvLayer};
 use crate::backend::cuda::compiler::sources::{
     Define, EXPAND_ACTIVATE, EXPAND_LOGITS, EXPAND_RESIDUAL, EXPAND_ROPE_KV, KernelSource,
 };
@@ -194,15 +194,11 @@ impl ExpandKernels {
             ElementType::F16 => &[],
             ElementType::Bf16 => &[("ELEMENT_BF16", "1")],
         };
-        let kv: &[Define] = match kv {
-            KvDType::F32 => &[("KV_F32", "1")],
-            _ => &[],
-        };
         Ok(Self {
             residual: kernel(&EXPAND_RESIDUAL, &[], "expand_residual")?,
             activate: kernel(&EXPAND_ACTIVATE, element, "expand_activate")?,
             logits: kernel(&EXPAND_LOGITS, &[], "expand_logits")?,
-            rope_kv: kernel(&EXPAND_ROPE_KV, kv, "expand_rope_kv")?,
+            rope_kv: kernel(&EXPAND_ROPE_KV, kv_layout::defines(kv), "expand_rope_kv")?,
         })
     }
 
