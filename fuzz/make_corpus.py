@@ -1,9 +1,10 @@
-"""Writes the seeds of four fuzz targets: small files of each kind, valid or hostile.
+"""Writes the seeds of five fuzz targets: small files of each kind, valid or hostile.
 
 - adapter_dir: byte 2, the config's length in two bytes, the config, the weights.
 - adapter_upload: the same without the first byte, for the model of `fuzz_targets/adapter_upload.rs`.
 - tokenizer_json: a tokenizer.json of each kind of model and component.
 - model_config: a config.json with each kind of rope and window.
+- grammar: the kind (JSON schema, regex, Lark, GBNF, choices), a seed, and a grammar.
 """
 
 import base64
@@ -245,7 +246,26 @@ def model_configs():
     config("huge", num_hidden_layers=10**9, head_dim=2**62, sliding_window=-1)
 
 
+def grammars():
+    folder = CORPORA / "grammar"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def grammar(name, kind, text, draw=3):
+        (folder / name).write_bytes(bytes([kind, draw]) + text.encode())
+
+    person = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"enum": ["x", None]}}}
+    grammar("schema", 0, json.dumps({**person, "required": ["a"], "additionalProperties": False}))
+    grammar("schema_array", 0, json.dumps({"type": "array", "items": {"type": "string", "maxLength": 3}}))
+    grammar("regex", 1, r"^[a-c]{2,4}(-\d+)?$")
+    grammar("regex_nested", 1, "((a{1,9}){1,9}|[^\\n]*)+")
+    grammar("lark", 2, 'start: sum\nsum: term ("+" term)*\nterm: NUMBER | "(" sum ")"\nNUMBER: /[1-9][0-9]?/\n')
+    grammar("gbnf", 3, 'root ::= item{1,3} # one to three\nitem ::= [a-c] "-"? | "\\x41" .\n')
+    grammar("gbnf_recursive", 3, 'root ::= "[" (root ("," root)*)? "]" | [0-9]+ ws\nws ::= [ \\t\\n]*\n')
+    grammar("choices", 4, "yes\0no\0é")
+
+
 def main():
+    grammars()
     adapter_dirs()
     uploads()
     tokenizers()

@@ -30,6 +30,7 @@ mod linear;
 mod linear_loops;
 mod memory;
 mod packed;
+mod prompt_embeds;
 mod repack;
 mod step;
 mod support;

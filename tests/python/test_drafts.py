@@ -17,6 +17,7 @@ from exlora import (
     ExloraError,
 )
 from exlora.generator import ExLlamaV2DynamicGenerator, ExLlamaV2Sampler, ExLlamaV2StreamingGenerator
+from support import tiny
 
 PROMPT = "la la la la la"
 SETTINGS = {"max_new_tokens": 40, "stop_at_eos": False}
@@ -59,6 +60,27 @@ def test_drafts_change_no_token_and_no_log_probability(plain, drafting, sampling
         usages = [sample.usage for samples in results for sample in samples]
         if not (sampling and name == "ngram"):  # a sampled text repeats itself too seldom
             assert sum(usage.accepted_draft_tokens for usage in usages) > 10, name
+
+
+@pytest.mark.parametrize("name", ["mistral-window", "llama"])
+def test_drafts_change_nothing_beyond_an_attention_window(name, tmp_path):
+    """Rows of a draft see different windows of one sequence, most of which the first of them no longer sees."""
+    folder = tiny.write(name, tmp_path)
+    windows = ExLlamaV2Config(folder).sliding_windows
+    assert (windows[0] is not None) == (name == "mistral-window")
+    prompts = [[5, 9, 40, 41] * 12, list(tiny.PROMPT)]
+    asked = {**SETTINGS, "max_new_tokens": 60, "logprobs": 2}
+    expected = Engine(folder).generate(prompts, **asked)
+    assert any(len(prompt) > (windows[0] or 0) for prompt in prompts)
+    found = {
+        "ngram": Engine(folder).generate(prompts, ngram_draft=True, max_ngram=1, num_draft_tokens=8, **asked),
+        "model": Engine(folder, draft_model=folder).generate(prompts, num_draft_tokens=8, **asked),
+    }
+    for results in found.values():
+        for one, other in zip(expected, results, strict=True):
+            assert one.token_ids == other.token_ids
+            assert np.array_equal(one.logprobs, other.logprobs)
+    assert all(one.usage.accepted_draft_tokens > 20 for one in found["model"])
 
 
 def test_a_model_that_drafts_for_itself_takes_a_fifth_of_the_steps(drafting):

@@ -205,6 +205,74 @@ def test_drafts_that_change_no_token(run, engine, options):
     assert sum(result["accepted_draft_tokens"] for result in found["last"]) > 0
 
 
+def test_prompts_and_the_ones_that_their_texts_are_guided_away_from(run, engine):
+    pairs = [(prompt, "The end of the story") for prompt in PROMPTS]
+    found = run(f"""
+        generator = ExLlamaV2DynamicGenerator(model=model, cache=cache, tokenizer=tokenizer)
+        settings = ExLlamaV2Sampler.Settings.greedy()
+        settings.cfg_scale = 2.0
+        texts = generator.generate(
+            prompt={pairs!r}, max_new_tokens=16, gen_settings=settings, completion_only=True, add_bos=True
+        )
+        job = ExLlamaV2DynamicJob(
+            input_ids=[tokenizer.encode(text, add_bos=True) for text in {pairs[0]!r}], max_new_tokens=16,
+            gen_settings=settings,
+        )
+        generator.enqueue(job)
+        while generator.num_remaining_jobs():
+            generator.iterate()
+
+        older = ExLlamaV2StreamingGenerator(model, ExLlamaV2Cache(model, batch_size=2, max_seq_len=512), tokenizer)
+        older.set_stop_conditions([])
+        ids, offsets = tokenizer.encode(list({pairs[0]!r}), return_offsets=True, add_bos=True)
+        older.begin_stream_ex(ids, settings, input_mask=tokenizer.padding_mask(ids), position_offsets=offsets)
+        streamed = "".join(older.stream_ex()["chunk"] for _ in range(16))
+    """)
+    expected = [text_of(engine, prompt, negative_prompt=away, cfg_scale=2.0) for prompt, away in pairs]
+    assert found["texts"] == expected
+    assert found["job"].full_completion == expected[0]
+    assert found["streamed"] == expected[0]
+
+
+@pytest.mark.parametrize(("cache", "kv_dtype"), [("Q4", "q4"), ("Q6", "q6"), ("Q8", "q8"), ("8bit", "q8")])
+def test_a_quantized_cache_under_a_generator(run, folder, cache, kv_dtype):
+    found = run(f"""
+        from exllamav2 import ExLlamaV2Cache_{cache}
+        small = ExLlamaV2Cache_{cache}(model, max_seq_len=1024, lazy=True)
+        generator = ExLlamaV2DynamicGenerator(model=model, cache=small, tokenizer=tokenizer)
+        outputs = generator.generate(
+            prompt={PROMPTS!r}, max_new_tokens=16, gen_settings=greedy, completion_only=True, add_bos=True
+        )
+    """)
+    quantized = Engine(folder, kv_dtype=kv_dtype)
+    assert found["outputs"] == [text_of(quantized, prompt) for prompt in PROMPTS]
+
+
+def test_vectors_that_a_prompt_names_by_an_alias(run, engine):
+    found = run("""
+        import torch
+        from exllamav2.generator import ExLlamaV2MMEmbedding
+
+        torch.manual_seed(1)
+        features = torch.randn(7, config.hidden_size) * 0.3
+        image = ExLlamaV2MMEmbedding(model=model, embeddings=features, text_alias="{{EMBED_HERE}}")
+        generator = ExLlamaV2DynamicGenerator(model=model, cache=cache, tokenizer=tokenizer)
+        output = generator.generate(
+            prompt="A {{EMBED_HERE}} is", max_new_tokens=16, gen_settings=greedy, embeddings=[image],
+            completion_only=True,
+        )
+        ids = tokenizer.encode("A {{EMBED_HERE}} is", embeddings=[image])
+    """)
+    parts = [found["features"] if token == 1_000_000_000 else token for token in _without_runs(found["ids"])]
+    assert found["output"] == text_of(engine, {"prompt_embeds": parts})
+
+
+def _without_runs(ids):
+    """Ids, with those of vectors replaced by one of 1000000000."""
+    tokens = [min(token, 1_000_000_000) for token in ids[0].tolist()]
+    return [token for i, token in enumerate(tokens) if token < 1_000_000_000 or i == tokens.index(1_000_000_000)]
+
+
 def test_a_token_that_is_healed(run):
     found = run("""
         generator = ExLlamaV2DynamicGenerator(model=model, cache=cache, tokenizer=tokenizer)

@@ -136,6 +136,76 @@ def test_a_text_is_in_the_language_of_its_grammar(engine):
         assert re.fullmatch(r"[0-9+()]*", done.text)
 
 
+#: GBNF grammars without recursion, and what they mean as regular expressions of Python's.
+GBNF = {
+    r"""root ::= word ("-" word){1,2} # a comment
+        word ::= [a-z]+""": r"[a-z]+(-[a-z]+){1,2}",
+    r"""root ::= ("yes" | "no" |
+          "may" "be"?) "!"?""": r"(yes|no|may(be)?)!?",
+    r'''root ::= [^a-zA-Z\n]{3} "\"" [\]\\-] "\x41\u00e9"''': r"[^a-zA-Z\n]{3}\"[\]\\-]A\u00e9",
+    r'''root ::= a_rule{2,} "."
+        a_rule ::= [0-9]? " "''': r"([0-9]? ){2,}\.",
+    r'''root ::= . "é" [あ-ん]{0,2} "/"''': r"(?s:.)é[あ-ん]{0,2}/",
+    # Words before an end that they could contain: matched as a whole, nothing is lost.
+    r'''root ::= [a-e]+ "end"''': r"[a-e]+end",
+}
+
+#: A recursive grammar in llama.cpp's syntax.
+JSON_GBNF = r"""
+root   ::= object
+value  ::= object | array | string | number | ("true" | "false" | "null") ws
+object ::= "{" ws ( string ":" ws value ("," ws string ":" ws value)* )? "}" ws
+array  ::= "[" ws ( value ("," ws value)* )? "]" ws
+string ::= "\"" ( [^"\\\x7F\x00-\x1F] | "\\" (["\\bfnrt] | "u" [0-9a-fA-F]{4}) )* "\"" ws
+number ::= ("-"? ([0-9] | [1-9] [0-9]{0,15})) ("." [0-9]+)? ([eE] [-+]? [0-9]+)? ws
+ws     ::= | " " | "\n" [ \t]{0,20}
+"""
+
+
+@pytest.mark.parametrize("grammar", GBNF)
+def test_a_text_matches_its_gbnf_grammar(engine, grammar):
+    ended = 0
+    for seed in range(6):
+        done = engine.generate(PROMPT, gbnf=grammar, seed=seed, **DRAW)
+        if done.finish_reason == "stop":
+            assert re.fullmatch(GBNF[grammar], done.text), done.text
+            ended += 1
+    assert ended, "no text ended"
+
+
+def test_a_recursive_gbnf_grammar_gives_json(engine):
+    kinds = set()
+    for seed in range(12):
+        done = engine.generate(PROMPT, gbnf=JSON_GBNF, seed=seed, temperature=1.5, max_new_tokens=120)
+        assert done.text.startswith("{")
+        if done.finish_reason == "stop":
+            kinds.update(type(value) for value in json.loads(done.text).values())
+    # The end of a text is found among what a JSON text may go on with.
+    done = engine.generate(PROMPT, gbnf=JSON_GBNF, logit_bias={engine.tokenizer.encode("}")[0]: 30.0}, max_new_tokens=9)
+    assert json.loads(done.text) == {}
+    # Every value that Python writes is in the language.
+    for value in ({"a": [1, -2.5e10, True, None, {"b": "c\n\u00e9"}]}, {"": {}}, {"x": []}):
+        text = json.dumps(value)
+        ids = engine.tokenizer.encode(text)
+        written = engine.generate(PROMPT, gbnf=JSON_GBNF, filters=[Following(ids)], max_new_tokens=len(ids))
+        assert written.token_ids == ids, text
+
+
+class Following:
+    """A filter that allows only given tokens, one after another."""
+
+    def __init__(self, ids):
+        self.left = list(ids)
+
+    def begin(self, prefix): ...
+
+    def next(self):
+        return self.left[:1], []
+
+    def feed(self, token):
+        self.left.pop(0)
+
+
 def test_the_mask_of_every_step_is_what_trying_each_token_gives(engine):
     """A bias that asks for one token gets it exactly where it is allowed."""
     tokenizer = engine.tokenizer
@@ -314,6 +384,14 @@ HOSTILE = {
     "broken grammar": {"grammar": "start: ("},
     "endless grammar": {"grammar": "start: start"},
     "unknown rule": {"grammar": "start: other"},
+    "no root": {"gbnf": 'rule ::= "a"'},
+    "broken GBNF": {"gbnf": 'root ::= ("a"'},
+    "endless GBNF": {"gbnf": "root ::= root"},
+    "tokens in GBNF": {"gbnf": "root ::= <think>"},
+    "nested GBNF": {"gbnf": "root ::= " + "(" * 5000},
+    "a chain of rules": {"gbnf": "root ::= r0\n" + "".join(f"r{i} ::= r{i + 1}\n" for i in range(4000))},
+    "too many rules": {"gbnf": "".join(f'r{i} ::= "a"\n' for i in range(9000))},
+    "too large GBNF": {"gbnf": "root ::= " + '"a" ' * 80_000},
 }
 
 
@@ -351,7 +429,14 @@ def test_an_expensive_regex_works_or_fails_in_bounded_time_and_memory(engine, pa
 
 
 def test_two_grammars_are_refused(engine):
-    pairs = {"json_schema": PERSON, "json_object": True, "regex": "a", "grammar": "start: /a/", "choices": ["a"]}
+    pairs = {
+        "json_schema": PERSON,
+        "json_object": True,
+        "regex": "a",
+        "grammar": "start: /a/",
+        "gbnf": "root ::= .",
+        "choices": ["a"],
+    }
     for one, other in itertools.combinations(pairs, 2):
         with pytest.raises(ExloraError, match="one grammar") as caught:
             engine.generate(PROMPT, **{one: pairs[one], other: pairs[other]})
@@ -363,7 +448,12 @@ def test_two_grammars_are_refused(engine):
 def test_a_request_keeps_its_grammar():
     request = Request(PROMPT, json_schema=PERSON, token_healing=False)
     assert json.loads(request.json_schema) == PERSON
-    for one in (request, Request(PROMPT, choices=["a"]), Request(PROMPT, json_object=True, token_healing=True)):
+    for one in (
+        request,
+        Request(PROMPT, choices=["a"]),
+        Request(PROMPT, gbnf="root ::= ."),
+        Request(PROMPT, json_object=True, token_healing=True),
+    ):
         assert pickle.loads(pickle.dumps(one)) == one
         assert Request(**one.to_dict()) == one
 
@@ -385,6 +475,7 @@ def test_the_command_and_its_json_lines_take_grammars(fixtures, tmp_path):
         {"prompt": PROMPT, "regex": "[0-9]{4}"},
         {"prompt": PROMPT, "grammar": 'start: "x" "y"'},
         {"prompt": PROMPT, "regex": "a", "json_object": True},
+        {"prompt": PROMPT, "gbnf": 'root ::= "x" [y]{2}'},
     ]
     requests = tmp_path / "requests.jsonl"
     requests.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -394,6 +485,7 @@ def test_the_command_and_its_json_lines_take_grammars(fixtures, tmp_path):
     assert re.fullmatch("[0-9]{4}", results[1]["text"])
     assert results[2]["text"] == "xy"
     assert results[3]["error"]["code"] == "request_invalid"
+    assert results[4]["text"] == "xyy"
 
 
 # Filters.

@@ -5,12 +5,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
 
 use clap::Args;
 use serde::Serialize;
 
-use super::timing::{Spread, Workload, rounded};
+use super::timing::{Spread, Workload, rounded, tokens_per_second};
 use crate::cli::args::{MixtureArg, ModelArgs};
 use crate::engine::{DraftModelSource, Engine, EngineOptions, Request, Tokenizer};
 use crate::error::Result;
@@ -130,10 +129,4 @@ impl DraftSpeed {
             self.tokens_per_step,
         )
     }
-}
-
-fn tokens_per_second(engine: &Engine, requests: &[Request]) -> Result<f64> {
-    let start = Instant::now();
-    let tokens: usize = engine.generate(requests)?.iter().map(|completion| completion.token_ids.len()).sum();
-    Ok(tokens as f64 / start.elapsed().as_secs_f64())
 }

@@ -10,6 +10,7 @@
 mod drafts;
 mod serve;
 mod stream;
+mod structured;
 mod timing;
 
 use std::collections::BTreeSet;
@@ -22,6 +23,7 @@ use serde::Serialize;
 use self::drafts::{DraftArgs, DraftSpeed};
 use self::serve::ServeBenchArgs;
 use self::stream::{Assignment, Stream, StreamOptions};
+use self::structured::{StructuredArgs, StructuredSpeed};
 use self::timing::{Speed, Variant, Workload, measure, rounded};
 #[cfg(feature = "cuda")]
 use super::args::size;
@@ -67,6 +69,8 @@ pub(super) struct BenchArgs {
     rounds: usize,
     #[command(flatten)]
     drafts: DraftArgs,
+    #[command(flatten)]
+    structured: StructuredArgs,
     /// Measure first how fast a CUDA card reads SIZE of its memory, and what a launch costs.
     #[cfg(feature = "cuda")]
     #[arg(long, value_name = "SIZE", num_args = 0..=1, default_missing_value = "1GiB", value_parser = size)]
@@ -127,6 +131,8 @@ struct Measurement {
     lora: Option<Speed>,
     #[serde(skip_serializing_if = "Option::is_none")]
     drafts: Option<DraftSpeed>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    structured: Option<StructuredSpeed>,
     loadavg: Option<f64>,
     peak_rss_mib: Option<f64>,
 }
@@ -168,6 +174,7 @@ pub(super) fn run(args: &BenchArgs, json: bool) -> Result<()> {
     let mut stream = Stream::new(&model, kv_groups, &options)?;
     measure(&work, &mut stream, &mut variants)?;
     let drafts = args.drafts.measure(&args.model, &model, &adapters.mixtures(), &work)?;
+    let structured = args.structured.measure(&args.model, &model, &adapters.mixtures(), &work)?;
 
     let name = args.model.model.file_name().unwrap_or(args.model.model.as_os_str());
     let measurement = Measurement {
@@ -196,6 +203,7 @@ pub(super) fn run(args: &BenchArgs, json: bool) -> Result<()> {
         base: variants[0].speed(),
         lora: variants.get(1).map(Variant::speed),
         drafts,
+        structured,
         loadavg: doctor::load_average(),
         peak_rss_mib: doctor::peak_resident_bytes().map(mib),
     };
@@ -332,7 +340,8 @@ fn table(m: &Measurement) -> String {
         let decode = cell(speed.decode_tps, speed.decode_tps_min, speed.decode_tps_max);
         out += &format!("{name:<6} {prefill:>26} {decode:>26}\n");
     }
-    out + &m.drafts.as_ref().map(DraftSpeed::table).unwrap_or_default()
+    out += &m.drafts.as_ref().map(DraftSpeed::table).unwrap_or_default();
+    out + &m.structured.as_ref().map(StructuredSpeed::table).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::stream::{Assignment, Stream};
+use crate::engine::{Engine, Request};
 use crate::error::Result;
 
 /// Untimed steps before each timed part.
@@ -129,6 +130,16 @@ impl Spread {
 pub(super) fn rounded(value: f64, decimals: i32) -> f64 {
     let scale = 10f64.powi(decimals);
     (value * scale).round() / scale
+}
+
+/// Tokens that requests generate in a second, all of them together.
+///
+/// # Errors
+/// Those of the engine.
+pub(super) fn tokens_per_second(engine: &Engine, requests: &[Request]) -> Result<f64> {
+    let start = Instant::now();
+    let tokens: usize = engine.generate(requests)?.iter().map(|completion| completion.token_ids.len()).sum();
+    Ok(tokens as f64 / start.elapsed().as_secs_f64())
 }
 
 #[cfg(test)]

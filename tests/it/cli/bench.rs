@@ -48,6 +48,19 @@ fn bench_measures_generation_with_and_without_drafts() {
     }
 }
 
+#[test]
+fn bench_measures_generation_with_and_without_a_schema() {
+    let short = ["--json-schema", "--batch", "2", "--mixture", "sql*0.5+wit"];
+    let line = bench(&[&short[..], &["--json"]].concat()).lines().remove(0);
+    for speed in ["tps", "tps_min", "tps_without", "tps_without_max"] {
+        assert!(line["structured"][speed].as_f64() > Some(0.0), "{line}");
+    }
+    let table = bench(&short).stdout;
+    assert!(table.contains("without a schema") && table.contains("with a schema"), "{table}");
+    let error = bench(&["--json-schema", "[", "--json"]).error();
+    assert_eq!(error["code"], "constraint_invalid");
+}
+
 /// `bench` on short prompts, with both adapters.
 fn bench(more: &[&str]) -> Outcome {
     let (sql, wit) = (format!("sql={SQL}"), format!("wit={WIT}"));
