@@ -97,6 +97,9 @@ mod python;
 pub mod quant;
 #[cfg(feature = "server")]
 #[doc(hidden)]
+pub mod request_settings;
+#[cfg(feature = "server")]
+#[doc(hidden)]
 pub mod server;
 #[doc(hidden)]
 pub mod sites;

@@ -36,7 +36,11 @@ Q_A, Q_B = (f"base_model.model.{Q_PROJ}.lora_{factor}.weight" for factor in "AB"
 
 # An unknown bug; Ctrl-C, which Python raises as KeyboardInterrupt; a fork during a step; what needs a card.
 CUDA = {"activation_overflow", "cuda_unavailable", "cuda_compile_failed", "cuda_driver_failed"}
-UNPROVOKED = {"internal", "interrupted", "forked_while_in_use"} | CUDA
+# What only a server answers.
+SERVER = {
+    "unauthorized", "forbidden", "route_not_found", "request_too_large", "request_timeout", "queue_full", "server_stopping"
+}
+UNPROVOKED = {"internal", "interrupted", "forked_while_in_use"} | CUDA | SERVER
 
 # Tensor name -> dtype, shape, bytes.
 Tensors = dict[str, tuple[str, list[int], bytes]]

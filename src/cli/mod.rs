@@ -15,6 +15,7 @@ mod inspect;
 mod interrupt;
 mod output;
 mod result_line;
+mod serve;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -53,6 +54,8 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// Chat with a model; adapters can change between turns.
     Chat(chat::ChatArgs),
+    /// Serve a model over HTTP as OpenAI does; every adapter is a model of its own.
+    Serve(serve::ServeArgs),
     /// Describe an adapter or model folder, and check whether it can be used.
     Inspect(inspect::InspectArgs),
     /// Report what this build and this machine support, and check a device's kernels.
@@ -109,6 +112,7 @@ fn run_command(cli: &Cli) -> Result<u8> {
     match &cli.command {
         Command::Generate(args) => return generate::run(args, cli.json),
         Command::Chat(args) => chat::run(args, cli.json)?,
+        Command::Serve(args) => serve::run(args, cli.json)?,
         Command::Inspect(args) => {
             let is_usable = inspect::run(args, cli.json)?;
             return Ok(if is_usable { SUCCESS } else { FAILED });

@@ -37,6 +37,16 @@ pub struct CheckedRequest {
 }
 
 impl CheckedRequest {
+    /// Number of its samples.
+    pub fn samples(&self) -> usize {
+        self.request.n
+    }
+
+    /// Token ids of the prompt.
+    pub fn prompt_tokens(&self) -> &[u32] {
+        &self.prompt
+    }
+
     /// Tokens of the prompt, and of the negative prompt if it has one.
     pub(super) fn prefill_tokens(&self) -> usize {
         self.prompt.len() + self.negative.as_ref().map_or(0, |negative| negative.tokens.len())
@@ -44,8 +54,12 @@ impl CheckedRequest {
 }
 
 impl Engine {
-    /// Checks a request, leases its adapters, encodes its prompt and draws its seed.
-    pub(super) fn check(&self, request: Request) -> Result<CheckedRequest> {
+    /// Checks a request, leases its adapters, encodes its prompt and draws its seed. Never waits for a step.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`].
+    #[doc(hidden)]
+    pub fn check(&self, request: Request) -> Result<CheckedRequest> {
         let (mixture, tokenizer) = self.lease(&request.adapters)?;
         let mut tokens = self.encode(&tokenizer, &request.prompt, request.add_special_tokens, &request.chat)?;
         let healed = if request.token_healing { cut_last_token(&mut tokens, &tokenizer) } else { None };
@@ -65,6 +79,12 @@ impl Engine {
             decode.max_tokens = decode.max_tokens.min(tokens.len() + most);
         }
         Ok(CheckedRequest { request, prompt: tokens.into(), mixture, plan, draft, negative, decode, seed })
+    }
+
+    /// Queues a sample of a request. Never waits for a step.
+    #[doc(hidden)]
+    pub fn start_sample(&self, checked: &CheckedRequest, sample: usize) -> Job {
+        self.start(checked, sample, &Arc::default())
     }
 
     /// Queues a sample of a request, whose output `waiter` waits for.

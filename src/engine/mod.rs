@@ -221,6 +221,11 @@ impl Engine {
         self.max_seq_len.min(self.kv_pages * PAGE_TOKENS)
     }
 
+    /// Largest number of requests that run at once.
+    pub fn max_rows(&self) -> usize {
+        self.max_rows
+    }
+
     /// Loads an adapter under a name, or replaces the adapter of that name. Running requests keep the version they have.
     /// If the adapter's folder has a tokenizer, its requests use it.
     ///
@@ -312,7 +317,7 @@ impl Engine {
                 .with_found(request.n)
                 .with_hint("submit the request several times, or use generate or as_completed"));
         }
-        Ok(self.start(&self.check(request)?, 0, &Arc::default()))
+        Ok(self.start_sample(&self.check(request)?, 0))
     }
 
     /// Computes one step for all requests; `false` if there was nothing to do.

@@ -189,6 +189,20 @@ catalog! {
     MemoryExhausted = "memory_exhausted", Memory, "use a smaller KV cache or model";
     /// A file or stream could not be read or written.
     IoFailed = "io_failed", Io, "see the message";
+    /// The server wants a key, and the request has none that it accepts.
+    Unauthorized = "unauthorized", Invalid, "send the key as Authorization: Bearer KEY";
+    /// The server does not allow this request, whatever key it has.
+    Forbidden = "forbidden", Unsupported, "see the message";
+    /// The server has no such route, or the route has no such method.
+    RouteNotFound = "route_not_found", NotFound, "see /openapi.json for the routes";
+    /// The request is larger than the server allows.
+    RequestTooLarge = "request_too_large", Invalid, "send less, or raise the server's limit";
+    /// The request did not arrive in time.
+    RequestTimeout = "request_timeout", Invalid, "send the whole body without pauses";
+    /// As many requests wait as the server allows.
+    QueueFull = "queue_full", Memory, "try again later";
+    /// The server is being stopped.
+    ServerStopping = "server_stopping", Cancelled, "try again when it has been started again";
     /// A bug in exlora.
     Internal = "internal", Internal, "please report it, with the full message";
 }

@@ -1,1 +1,22 @@
 //! The HTTP server: OpenAI's routes over one engine, in which every adapter is a model.
+
+mod adapters;
+mod auth;
+mod engine_loop;
+mod error;
+mod health;
+mod json;
+mod key;
+mod listen;
+mod metrics;
+mod openai;
+mod openapi;
+mod options;
+mod page;
+mod router;
+mod sse;
+mod state;
+
+pub use self::key::Key;
+pub use self::listen::{Server, StopHandle};
+pub use self::options::ServeOptions;

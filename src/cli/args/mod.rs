@@ -4,16 +4,11 @@ mod headings;
 mod mixture_arg;
 mod model_args;
 mod path_arg;
-mod prompt_json;
-mod sampling_args;
-mod suggestion;
 
+pub(super) use crate::request_settings::{RequestSettings, did_you_mean, prompt_of_json};
 pub(super) use headings::INPUT_AND_OUTPUT;
 pub(super) use mixture_arg::MixtureArg;
 #[cfg(feature = "cuda")]
 pub(super) use model_args::size;
 pub(super) use model_args::{EngineArgs, ModelArgs, NamedAdapter};
 pub(super) use path_arg::{expand_home, path};
-pub(super) use prompt_json::prompt_of_json;
-pub(super) use sampling_args::SamplingArgs;
-pub(super) use suggestion::did_you_mean;

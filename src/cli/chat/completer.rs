@@ -7,7 +7,7 @@ use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{Context, Helper};
 
 use super::command::{COMMANDS, needs_more};
-use crate::cli::args::SamplingArgs;
+use crate::cli::args::RequestSettings;
 use crate::engine::Engine;
 
 /// Knows what can be typed, and whether it goes on in another line.
@@ -54,7 +54,7 @@ fn candidates(typed: &str, adapters: &[String]) -> (usize, Vec<String>) {
         "/adapter" => adapters.iter().cloned().chain(["none".to_owned()]).collect(),
         "/unload" => adapters.to_vec(),
         "/load" => adapters.iter().map(|name| format!("{name}=")).collect(),
-        "/set" => SamplingArgs::names().iter().map(|name| format!("{name}=")).collect(),
+        "/set" => RequestSettings::names().iter().map(|name| format!("{name}=")).collect(),
         _ => Vec::new(),
     };
     // A mixture's last part.

@@ -18,7 +18,7 @@ use clap::Args;
 use self::command::{Command, Input, help, parse};
 use self::conversation::Conversation;
 use self::line_reader::{Line, LineReader};
-use super::args::{EngineArgs, MixtureArg, NamedAdapter, SamplingArgs, expand_home};
+use super::args::{EngineArgs, MixtureArg, NamedAdapter, RequestSettings, expand_home};
 use super::interrupt::Interrupt;
 use super::output::{note, print, print_json, report};
 use super::result_line::ResultLine;
@@ -36,7 +36,7 @@ pub(super) struct ChatArgs {
     #[arg(long, help_heading = "Chat")]
     no_history: bool,
     #[command(flatten)]
-    sampling: SamplingArgs,
+    sampling: RequestSettings,
 }
 
 pub(super) fn run(args: &ChatArgs, json: bool) -> Result<()> {
@@ -78,9 +78,9 @@ struct Chat {
     /// Of the draft model.
     draft_mixture: MixtureArg,
     /// The command line's settings, and what `/set` changed in them.
-    initial: SamplingArgs,
+    initial: RequestSettings,
     changed: BTreeMap<String, String>,
-    sampling: SamplingArgs,
+    sampling: RequestSettings,
     /// The last answer's counts and its seconds.
     last: Option<(Usage, f64)>,
 }
@@ -194,7 +194,7 @@ impl Chat {
         let lines: Vec<String> =
             given.iter().map(|(name, value)| format!("{}={value}", name.replace('_', "-"))).collect();
         note(&if lines.is_empty() { "every setting has its default".to_owned() } else { lines.join("\n") });
-        note(&format!("settings: {}", SamplingArgs::names().join(", ")));
+        note(&format!("settings: {}", RequestSettings::names().join(", ")));
     }
 
     /// Changes a setting, or takes the change back.

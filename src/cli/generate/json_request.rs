@@ -5,12 +5,12 @@
 
 use serde_json::{Map, Value};
 
-use crate::cli::args::{MixtureArg, SamplingArgs, did_you_mean, prompt_of_json};
+use crate::cli::args::{MixtureArg, RequestSettings, did_you_mean, prompt_of_json};
 use crate::cli::result_line::RequestKeys;
 use crate::engine::{ChatOptions, Request};
 use crate::error::{Error, ErrorCode, Result};
 
-/// What a line may have besides the settings of [`SamplingArgs`].
+/// What a line may have besides the settings of [`RequestSettings`].
 const OWN_KEYS: [&str; 5] = ["prompt", "adapter", "draft_adapters", "id", "custom_id"];
 
 /// Which of them say how a chat is rendered.
@@ -19,7 +19,7 @@ const CHAT_KEYS: [&str; 6] =
 
 /// Every key that a line may have.
 pub(super) fn keys() -> Vec<String> {
-    let settings = SamplingArgs::names().into_iter().map(|name| name.replace('-', "_"));
+    let settings = RequestSettings::names().into_iter().map(|name| name.replace('-', "_"));
     OWN_KEYS.into_iter().chain(CHAT_KEYS).map(str::to_owned).chain(settings).collect()
 }
 
@@ -54,7 +54,7 @@ fn request(mut fields: Map<String, Value>, defaults: &Request) -> Result<Request
         request.draft_adapters = mixture("draft_adapters", &adapters)?.refs();
     }
     request.chat = chat_options(&mut fields, &request.chat)?;
-    let settings: SamplingArgs = serde_path_to_error::deserialize(Value::Object(fields))
+    let settings: RequestSettings = serde_path_to_error::deserialize(Value::Object(fields))
         .map_err(|e| invalid(format!("{}: {}", e.path(), e.inner())))?;
     settings.apply(&mut request)?;
     Ok(request)

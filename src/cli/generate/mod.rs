@@ -14,7 +14,7 @@ use clap::{Args, ValueHint};
 
 use self::batch::BatchArgs;
 use self::request_lines::MAX_LINE_BYTES;
-use super::args::{EngineArgs, INPUT_AND_OUTPUT, SamplingArgs, path};
+use super::args::{EngineArgs, INPUT_AND_OUTPUT, RequestSettings, path};
 use super::exit_status::WRONG_USAGE;
 use super::output::note;
 use crate::error::{Error, ErrorCode, Result};
@@ -29,7 +29,7 @@ pub(super) struct GenerateArgs {
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
-    sampling: SamplingArgs,
+    sampling: RequestSettings,
 }
 
 #[derive(Args)]

@@ -60,7 +60,7 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
                       trusted-types 'none'";
 
 /// The routes of the page, for a router with any state.
-pub(super) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
+pub fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
     ASSETS.into_iter().fold(Router::new(), |router, asset| {
         let etag = etag(asset.text);
         router.route(asset.path, get(async move |headers: HeaderMap| answer(asset, &etag, &headers)))

@@ -16,6 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["kv_cache"],
     &["model"],
     &["engine"],
+    &["request_settings"],
     &["inspect", "doctor", "server"],
     &["cli"],
     &["python"],

@@ -1,210 +1,226 @@
-//! How a request is continued: options of the command, keys of a JSON request, and `/set` in a chat.
+//! Settings of a request by the names of its fields: keys of a JSON request, options of the command, and `/set` in a chat.
+
+mod field_names;
+mod prompt_json;
+mod suggestion;
 
 use std::collections::BTreeMap;
 
+#[cfg(feature = "cli")]
 use clap::{Arg, Args, Command, FromArgMatches};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::{Map, Value};
+#[cfg(feature = "cli")]
+use serde_json::Map;
+use serde_json::Value;
+use utoipa::ToSchema;
 
-use super::prompt_json::{negative_prompt, prompt_as_json};
-use super::suggestion::did_you_mean;
+pub(crate) use self::field_names::field_names;
+pub(crate) use self::prompt_json::prompt_of_json;
+use self::prompt_json::{negative_prompt, prompt_as_json};
+pub(crate) use self::suggestion::did_you_mean;
 use crate::engine::{Grammar, Prompt, Request, Stop};
-use crate::error::{Error, ErrorCode, Result};
+#[cfg(feature = "cli")]
+use crate::error::ErrorCode;
+use crate::error::{Error, Result};
 
 /// Settings of a request by the names of its fields. What is not given keeps the request's value.
-#[derive(Args, Clone, Debug, Default, Deserialize, Serialize)]
-#[command(next_help_heading = "Sampling")]
+#[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
+#[cfg_attr(feature = "cli", derive(Args), command(next_help_heading = "Sampling"))]
 #[serde(deny_unknown_fields)]
-pub(in crate::cli) struct SamplingArgs {
+pub struct RequestSettings {
     /// Largest number of new tokens; 128 by default, in a chat up to the end of the context.
-    #[arg(long, value_name = "N")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
     max_new_tokens: Option<usize>,
     /// Up to this number of new tokens, only --max-new-tokens ends the text: tokens that would end it are not chosen, and
     /// stop strings become part of it; 0 by default.
-    #[arg(long, value_name = "N")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
     min_new_tokens: Option<usize>,
     /// Number of independent samples of the prompt, each with its own seed; 1 by default.
-    #[arg(long, value_name = "N")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
     n: Option<usize>,
     /// Another prompt, which the text is guided away from (classifier-free guidance); needs --cfg-scale.
-    #[arg(long, value_name = "TEXT", value_parser = prompt_text_arg)]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "TEXT", value_parser = prompt_text_arg))]
     #[serde(default, deserialize_with = "negative_prompt", serialize_with = "prompt_as_json")]
+    #[schema(value_type = Option<serde_json::Value>)]
     negative_prompt: Option<Prompt>,
     /// Weight of the log-probabilities after the prompt; those after --negative-prompt have 1 less it. 1 is the prompt alone.
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "X", allow_negative_numbers = true))]
     cfg_scale: Option<f32>,
     /// Sampling temperature; 0, the default, is greedy.
-    #[arg(long, value_name = "T")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "T"))]
     temperature: Option<f32>,
     /// Sample from the K most likely tokens; 0, the default, is all.
-    #[arg(long, value_name = "K")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "K"))]
     top_k: Option<usize>,
     /// Nucleus sampling: the most likely tokens up to this total probability; 1, the default, is all.
-    #[arg(long, value_name = "P")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "P"))]
     top_p: Option<f32>,
     /// Drop tokens less likely than this multiple of the most likely one's squared probability; 0, the default, drops none.
-    #[arg(long, value_name = "P")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "P"))]
     top_a: Option<f32>,
     /// Drop tokens less likely than this fraction of the most likely one; 0, the default, drops none.
-    #[arg(long, value_name = "P")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "P"))]
     min_p: Option<f32>,
     /// Tail-free sampling: drop what comes after this share of the curvature of the sorted probabilities; 1, the default, drops
     /// none.
-    #[arg(long, value_name = "P")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "P"))]
     tfs: Option<f32>,
     /// Locally typical sampling: the tokens nearest to the expected surprise, up to this total probability; 1, the default, is
     /// all.
-    #[arg(long, value_name = "P")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "P"))]
     typical: Option<f32>,
     /// Whether Mirostat 2.0 limits the surprise of tokens; false by default.
-    #[arg(long, value_name = "BOOL")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "BOOL"))]
     mirostat: Option<bool>,
     /// Mean surprise that Mirostat aims at; 1.5 by default.
-    #[arg(long, value_name = "BITS")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "BITS"))]
     mirostat_tau: Option<f32>,
     /// How fast Mirostat's limit follows; 0.1 by default.
-    #[arg(long, value_name = "X")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "X"))]
     mirostat_eta: Option<f32>,
     /// Mirostat's limit for the first token; twice --mirostat-tau by default.
-    #[arg(long, value_name = "BITS")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "BITS"))]
     mirostat_mu: Option<f32>,
     /// Smoothed sampling: logits fall with the square of their distance from the best one, times X; 0, the default, is off.
-    #[arg(long, value_name = "X")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "X"))]
     smoothing_factor: Option<f32>,
     /// Dynamic temperature: the temperature where one token is certain; 0 by default.
-    #[arg(long, value_name = "T")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "T"))]
     min_temp: Option<f32>,
     /// Dynamic temperature: the temperature where all tokens are equally likely; off by default, and if not above --min-temp.
-    #[arg(long, value_name = "T")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "T"))]
     max_temp: Option<f32>,
     /// Power by which dynamic temperature grows with the entropy; 1 by default.
-    #[arg(long, value_name = "X")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "X"))]
     temp_exponent: Option<f32>,
     /// Whether the temperature acts after the filters instead of before them; false by default.
-    #[arg(long, value_name = "BOOL")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "BOOL"))]
     temperature_last: Option<bool>,
     /// XTC: probability that all likely tokens but the least likely of them are left out; 0, the default, is off.
-    #[arg(long, value_name = "P")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "P"))]
     xtc_probability: Option<f32>,
     /// Probability from which on XTC takes a token for likely; 0.1 by default.
-    #[arg(long, value_name = "P")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "P"))]
     xtc_threshold: Option<f32>,
     /// Token id that XTC never leaves out; may be repeated. By default those with line breaks, and special tokens.
-    #[arg(long, value_name = "ID")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "ID"))]
     xtc_ignore_tokens: Option<Vec<u32>>,
     /// Move draws towards less likely tokens if above 0, towards more likely ones if below; 0 by default.
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "X", allow_negative_numbers = true))]
     skew: Option<f32>,
     /// Penalty on tokens that occur in the prompt or the output; 1, the default, is none.
-    #[arg(long, value_name = "X")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "X"))]
     repetition_penalty: Option<f32>,
     /// Number of most recent tokens that the repetition penalty looks at; all by default.
-    #[arg(long, value_name = "N")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
     repetition_range: Option<usize>,
     /// Number of tokens before these over which the penalty goes back to nothing; 0 by default.
-    #[arg(long, value_name = "N")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
     repetition_decay: Option<usize>,
     /// Penalty for each occurrence of a token in the output; 0, the default, is none.
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "X", allow_negative_numbers = true))]
     frequency_penalty: Option<f32>,
     /// Penalty on tokens that occur in the output; 0, the default, is none.
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "X", allow_negative_numbers = true))]
     presence_penalty: Option<f32>,
     /// Whether frequency and presence penalty count the tokens that the repetition penalty looks at, and not the output's; false
     /// by default.
-    #[arg(long, value_name = "BOOL")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "BOOL"))]
     penalize_prompt: Option<bool>,
     /// DRY: penalty on a token that would continue a repetition of --dry-allowed-length tokens; 0, the default, is none.
-    #[arg(long, value_name = "X")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "X"))]
     dry_multiplier: Option<f32>,
     /// Factor on that penalty for each token that the repetition is longer; 1.75 by default.
-    #[arg(long, value_name = "X")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "X"))]
     dry_base: Option<f32>,
     /// Length from which on a repetition is penalized; 2 by default.
-    #[arg(long, value_name = "N")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
     dry_allowed_length: Option<usize>,
     /// Length up to which repetitions are compared; 20 by default.
-    #[arg(long, value_name = "N")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
     dry_max_ngram: Option<usize>,
     /// Number of most recent tokens among which repetitions are looked for; 0, the default, is all.
-    #[arg(long, value_name = "N")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
     dry_range: Option<usize>,
     /// Token id that no repetition contains or ends with; may be repeated. By default those with punctuation, line breaks or
     /// tabs, and special tokens.
-    #[arg(long, value_name = "ID")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "ID"))]
     dry_sequence_breakers: Option<Vec<u32>>,
     /// Add BIAS to the logit of a token id; -inf forbids it. May be repeated.
-    #[arg(long, value_name = "ID=BIAS", value_parser = logit_bias_arg)]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "ID=BIAS", value_parser = logit_bias_arg))]
     #[serde(default, deserialize_with = "logit_bias", serialize_with = "logit_bias_as_map")]
+    #[schema(value_type = Option<BTreeMap<String, f32>>)]
     logit_bias: Option<Vec<(u32, f32)>>,
     /// Choose only tokens with this id; may be repeated. All by default.
-    #[arg(long, value_name = "ID")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "ID"))]
     allowed_token_ids: Option<Vec<u32>>,
     /// Random seed: the same seed gives the same text. A random one by default, which is reported.
-    #[arg(long, value_name = "N")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
     seed: Option<u64>,
     /// Stop before this string; may be repeated.
-    #[arg(long, value_name = "TEXT", value_parser = stop_text_arg)]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "TEXT", value_parser = stop_text_arg))]
     #[serde(default, deserialize_with = "stops", serialize_with = "stops_as_list")]
+    #[schema(value_type = Option<serde_json::Value>)]
     stop: Option<Vec<Stop>>,
     /// A string that the text does not contain, in any case; may be repeated.
-    #[arg(long, value_name = "TEXT")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "TEXT"))]
     banned_strings: Option<Vec<String>>,
     /// Stop at this token id; may be repeated.
-    #[arg(long, value_name = "ID")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "ID"))]
     stop_token_ids: Option<Vec<u32>>,
     /// Whether the model's end-of-sequence tokens end the text; true by default.
-    #[arg(long, value_name = "BOOL")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "BOOL"))]
     stop_at_eos: Option<bool>,
     /// Number of top log-probabilities for each token, which --json prints; 0, the default, is none.
-    #[arg(long, value_name = "N")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
     logprobs: Option<usize>,
     /// Number of top probabilities for each token after penalties and filters, which --json prints; 0, the default, is none.
-    #[arg(long, value_name = "N")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
     probs: Option<usize>,
     /// Draft tokens from the prompt and the output: what followed where the last tokens appeared before. Saves steps where a
     /// text repeats itself, and changes no token; false by default.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true))]
     ngram_draft: Option<bool>,
     /// Largest number of last tokens that --ngram-draft looks for; 4 by default.
-    #[arg(long, value_name = "N")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
     max_ngram: Option<usize>,
     /// Largest number of tokens drafted for a step, if any are: 4 by default, 0 for none.
-    #[arg(long, value_name = "N")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
     num_draft_tokens: Option<usize>,
     /// Whether special tokens are left out of the text; true by default.
-    #[arg(long, value_name = "BOOL")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "BOOL"))]
     skip_special_tokens: Option<bool>,
     /// Whether the tokenizer adds its own special tokens (a BOS) to a text prompt; true by default.
-    #[arg(long, value_name = "BOOL")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "BOOL"))]
     add_special_tokens: Option<bool>,
     /// The text is JSON that is valid under this JSON schema.
-    #[arg(long, value_name = "SCHEMA")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "SCHEMA"))]
     #[serde(default, deserialize_with = "json_schema")]
+    #[schema(value_type = Option<serde_json::Value>)]
     json_schema: Option<String>,
     /// The text is a JSON object; false by default.
-    #[arg(long, value_name = "BOOL")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "BOOL"))]
     json_object: Option<bool>,
     /// The whole text matches this regular expression.
-    #[arg(long, value_name = "PATTERN")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "PATTERN"))]
     regex: Option<String>,
     /// The text is in the language of this grammar, in Lark syntax.
-    #[arg(long, value_name = "LARK")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "LARK"))]
     grammar: Option<String>,
     /// The text is this string, or another one that is given in the same way; may be repeated.
-    #[arg(long, value_name = "TEXT")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "TEXT"))]
     choices: Option<Vec<String>>,
     /// Whether the first new token may replace the last one of the prompt by one that begins with its text; false by default.
-    #[arg(long, value_name = "BOOL")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "BOOL"))]
     token_healing: Option<bool>,
 }
 
-impl SamplingArgs {
+impl RequestSettings {
     /// Changes what is given in a request.
     ///
     /// # Errors
     /// `request_invalid`: several grammars are given.
-    pub(in crate::cli) fn apply(&self, request: &mut Request) -> Result<()> {
+    pub(crate) fn apply(&self, request: &mut Request) -> Result<()> {
         let grammars = [
             self.json_schema.clone().map(Grammar::JsonSchema),
             self.json_object.unwrap_or(false).then_some(Grammar::JsonObject),
@@ -280,7 +296,8 @@ impl SamplingArgs {
     ///
     /// # Errors
     /// `request_invalid`.
-    pub(in crate::cli) fn set(&mut self, name: &str, value: &str) -> Result<()> {
+    #[cfg(feature = "cli")]
+    pub(crate) fn set(&mut self, name: &str, value: &str) -> Result<()> {
         let invalid = |what: String| Error::new(ErrorCode::RequestInvalid, what);
         let name = name.replace('_', "-");
         if !Self::names().contains(&name) {
@@ -300,13 +317,15 @@ impl SamplingArgs {
     }
 
     /// The names of all settings, as options without their dashes.
-    pub(in crate::cli) fn names() -> Vec<String> {
+    #[cfg(feature = "cli")]
+    pub(crate) fn names() -> Vec<String> {
         let command = Self::augment_args(Command::new("names"));
         command.get_arguments().filter_map(Arg::get_long).map(str::to_owned).collect()
     }
 
     /// What is given, by name.
-    pub(in crate::cli) fn given(&self) -> Vec<(String, Value)> {
+    #[cfg(feature = "cli")]
+    pub(crate) fn given(&self) -> Vec<(String, Value)> {
         // Through text, because a float becomes longer as a value: 0.7 is 0.699999988079071.
         let fields = serde_json::to_string(self).and_then(|text| serde_json::from_str::<Map<String, Value>>(&text));
         fields.unwrap_or_default().into_iter().filter(|(_, value)| !value.is_null()).collect()
@@ -319,15 +338,18 @@ fn set<T>(field: &mut T, value: Option<T>) {
     }
 }
 
+#[cfg(feature = "cli")]
 fn logit_bias_arg(text: &str) -> Result<(u32, f32), String> {
     let parts = text.split_once('=').and_then(|(id, bias)| Some((id.trim().parse().ok()?, bias.trim().parse().ok()?)));
     parts.ok_or_else(|| "write ID=BIAS, as in 42=-1.5".to_owned())
 }
 
+#[cfg(feature = "cli")]
 fn prompt_text_arg(text: &str) -> Result<Prompt, std::convert::Infallible> {
     Ok(Prompt::Text(text.to_owned()))
 }
 
+#[cfg(feature = "cli")]
 fn stop_text_arg(text: &str) -> Result<Stop, std::convert::Infallible> {
     Ok(Stop::Text(text.to_owned()))
 }
@@ -374,7 +396,7 @@ fn stops_as_list<S: Serializer>(stops: &Option<Vec<Stop>>, serializer: S) -> Res
     stops.as_ref().map(|stops| stops.iter().map(value).collect::<Vec<_>>()).serialize(serializer)
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "cli"))]
 mod tests {
     use super::*;
     use crate::engine::SamplingParams;
@@ -460,7 +482,7 @@ mod tests {
                       logit_bias allowed_token_ids seed stop banned_strings stop_at_eos logprobs probs skip_special_tokens \
                       add_special_tokens ngram_draft max_ngram num_draft_tokens json_schema json_object regex grammar \
                       choices token_healing negative_prompt cfg_scale";
-        let names = SamplingArgs::names();
+        let names = RequestSettings::names();
         let default = format!("{:?}", Request::new(""));
         for field in fields.split_whitespace() {
             assert!(names.contains(&field.replace('_', "-")), "--{field}");
@@ -477,7 +499,7 @@ mod tests {
                 "xtc_ignore_tokens" | "dry_sequence_breakers" | "allowed_token_ids" => serde_json::json!([3, 4]),
                 _ => serde_json::json!(7),
             };
-            let args: SamplingArgs = serde_json::from_value(serde_json::json!({field: value})).expect(field);
+            let args: RequestSettings = serde_json::from_value(serde_json::json!({field: value})).expect(field);
             let given: Vec<String> = args.given().into_iter().map(|(name, _)| name).collect();
             assert_eq!(given, [field]);
             let mut request = Request::new("");
@@ -489,7 +511,7 @@ mod tests {
     #[test]
     fn two_grammars_are_refused_and_a_schema_is_json_or_its_text() {
         let of = |json: serde_json::Value| {
-            let args: SamplingArgs = serde_json::from_value(json).expect("settings");
+            let args: RequestSettings = serde_json::from_value(json).expect("settings");
             let mut request = Request::new("");
             args.apply(&mut request).map(|()| request.grammar)
         };
@@ -503,13 +525,13 @@ mod tests {
 
     #[test]
     fn a_setting_is_given_by_its_name() {
-        let mut args = SamplingArgs::default();
+        let mut args = RequestSettings::default();
         for (name, value) in [("temperature", "0.7"), ("top_k", "5"), ("frequency-penalty", "-1"), ("stop", "--x")] {
             args.set(name, value).expect(name);
         }
         let given: Vec<_> = args.given().into_iter().map(|(name, value)| format!("{name}={value}")).collect();
         assert_eq!(given, ["temperature=0.7", "top_k=5", "frequency_penalty=-1.0", "stop=[\"--x\"]"]);
-        let message = |name, value| SamplingArgs::default().set(name, value).expect_err("refused").to_string();
+        let message = |name, value| RequestSettings::default().set(name, value).expect_err("refused").to_string();
         assert!(
             message("temprature", "1").starts_with("there is no setting 'temprature'; did you mean 'temperature'?")
         );

@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorCode, Result};
 ///
 /// # Errors
 /// `request_invalid`.
-pub(in crate::cli) fn prompt_of_json(key: &str, value: Value) -> Result<Prompt> {
+pub(crate) fn prompt_of_json(key: &str, value: Value) -> Result<Prompt> {
     let invalid = |what: String| Error::new(ErrorCode::RequestInvalid, what);
     let expected = || invalid(format!("{key} must be text, a list of token ids, or a list of messages"));
     match value {

@@ -1,7 +1,7 @@
 //! The known name that a misspelled one is closest to.
 
 /// `; did you mean 'temperature'?`, or nothing if no known name is similar.
-pub(in crate::cli) fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+pub(crate) fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     // The measure and the threshold of clap's own suggestions. A name of that length is no misspelling.
     const SIMILAR: f64 = 0.7;
     if name.len() > 100 {

@@ -1,0 +1,135 @@
+//! `exlora serve`: the HTTP server.
+
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueHint};
+use serde_json::json;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+use signal_hook::low_level::pipe;
+
+use super::args::{EngineArgs, RequestSettings, path};
+use super::output::{print, print_json};
+use crate::engine::Engine;
+use crate::error::{Error, ErrorCode, Result};
+use crate::server::{Key, ServeOptions, Server, StopHandle};
+
+#[derive(Args)]
+pub(super) struct ServeArgs {
+    #[command(flatten)]
+    server: HttpArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    defaults: RequestSettings,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Server")]
+struct HttpArgs {
+    /// Address or host name to listen on; beyond this machine only with --api-key or --no-auth.
+    #[arg(long, default_value = "127.0.0.1")]
+    host: String,
+    /// Port to listen on; 0 for any that is free.
+    #[arg(long, default_value_t = 8000)]
+    port: u16,
+    /// Key that clients must show; may be repeated. Also read from EXLORA_API_KEY.
+    #[arg(long = "api-key", value_name = "KEY")]
+    api_keys: Vec<String>,
+    /// Key of the routes that load and unload adapters, which are closed without one. Also read from EXLORA_ADMIN_KEY.
+    #[arg(long, value_name = "KEY")]
+    admin_key: Option<String>,
+    /// Key for /metrics alone.
+    #[arg(long, value_name = "KEY")]
+    metrics_key: Option<String>,
+    /// Let everyone who can reach the server use it, also from other machines.
+    #[arg(long)]
+    no_auth: bool,
+    /// Origin of web pages that may send requests, as in https://example.org; may be repeated, * for all. None by default.
+    #[arg(long = "cors-origin", value_name = "ORIGIN")]
+    cors_origins: Vec<String>,
+    /// Name of the base model; may be repeated, responses have the first. By default the name of its folder.
+    #[arg(long = "served-model-name", value_name = "NAME")]
+    served_model_names: Vec<String>,
+    /// Folder of adapters that are loaded when a request first names them, and below which clients may load others.
+    #[arg(long, value_name = "DIR", value_parser = path(), value_hint = ValueHint::DirPath)]
+    adapters_dir: Option<PathBuf>,
+    /// Name of an adapter that is never unloaded to make room for others; may be repeated. Those of --adapter never are.
+    #[arg(long = "pin", value_name = "NAME")]
+    pinned_adapters: Vec<String>,
+    /// Requests that may wait beside those that run; more are refused with status 429.
+    #[arg(long, value_name = "N", default_value_t = ServeOptions::default().max_queue)]
+    max_queue: usize,
+    /// Longest time that running requests have to end when the server is stopped, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = ServeOptions::default().shutdown_timeout.as_secs())]
+    shutdown_timeout: u64,
+}
+
+impl ServeArgs {
+    fn options(&self) -> ServeOptions {
+        let args = &self.server;
+        let from_environment = |name: &str| std::env::var(name).ok().filter(|key| !key.is_empty());
+        let api_keys = args.api_keys.iter().cloned().chain(from_environment("EXLORA_API_KEY"));
+        let admin_key = args.admin_key.clone().or_else(|| from_environment("EXLORA_ADMIN_KEY"));
+        ServeOptions {
+            host: args.host.clone(),
+            port: args.port,
+            api_keys: api_keys.map(|key| Key::new(&key)).collect(),
+            admin_key: admin_key.as_deref().map(Key::new),
+            metrics_key: args.metrics_key.as_deref().map(Key::new),
+            no_auth: args.no_auth,
+            cors_origins: args.cors_origins.clone(),
+            served_model_names: args.served_model_names.clone(),
+            defaults: self.defaults.clone(),
+            max_queue: args.max_queue,
+            shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
+            adapters_dir: args.adapters_dir.clone(),
+            pinned_adapters: args.pinned_adapters.clone(),
+            ..ServeOptions::default()
+        }
+    }
+}
+
+pub(super) fn run(args: &ServeArgs, json: bool) -> Result<()> {
+    let (engine, _) = args.engine.load()?;
+    let server = Server::bind(engine.clone(), args.options())?;
+    stop_on_signals(server.stop_handle())?;
+    report_ready(&engine, &server, json)?;
+    server.serve()
+}
+
+/// One line: where the server listens, and what it serves.
+fn report_ready(engine: &Engine, server: &Server, json: bool) -> Result<()> {
+    let adapters: Vec<String> = engine.adapters().into_iter().map(|adapter| adapter.name).collect();
+    let model = engine.model().path().display().to_string();
+    if json {
+        return print_json(&json!({ "url": server.url(), "model": model, "adapters": adapters }));
+    }
+    let names = if adapters.is_empty() { "none".to_owned() } else { adapters.join(", ") };
+    print(&format!("listening on {}, model {model}, adapters: {names}\n", server.url()))
+}
+
+/// The first Ctrl-C or SIGTERM stops the server, the second one ends the process at once.
+fn stop_on_signals(handle: StopHandle) -> Result<()> {
+    let failed = |e: std::io::Error| Error::new(ErrorCode::IoFailed, format!("cannot catch signals: {e}"));
+    let (mut receiver, sender) = UnixStream::pair().map_err(failed)?;
+    let is_stopping = std::sync::Arc::default();
+    for signal in [SIGINT, SIGTERM] {
+        // Handlers run in this order: the first acts only if the flag was set before.
+        flag::register_conditional_default(signal, std::sync::Arc::clone(&is_stopping)).map_err(failed)?;
+        flag::register(signal, std::sync::Arc::clone(&is_stopping)).map_err(failed)?;
+        pipe::register(signal, sender.try_clone().map_err(failed)?).map_err(failed)?;
+    }
+    std::thread::Builder::new()
+        .name("exlora-signals".to_owned())
+        .spawn(move || {
+            // Where the pipe is broken, no signal can come either.
+            if std::io::Read::read(&mut receiver, &mut [0]).is_ok() {
+                handle.stop();
+            }
+        })
+        .map_err(failed)?;
+    Ok(())
+}

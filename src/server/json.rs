@@ -1,0 +1,138 @@
+//! Bodies of requests: JSON whose every field is understood, or refused by its name.
+
+use std::sync::Arc;
+
+use axum::body::to_bytes;
+use axum::extract::{FromRequest, Request};
+use axum::http::{StatusCode, header};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::error::{ApiError, ApiResult};
+use super::state::AppState;
+use crate::error::{Error, ErrorCode};
+use crate::request_settings::{did_you_mean, field_names};
+
+/// The fields of a JSON object that nobody has read yet.
+pub struct JsonFields {
+    fields: Map<String, Value>,
+    /// Names that were asked for.
+    known: Vec<&'static str>,
+}
+
+impl JsonFields {
+    /// Reads those fields that a structure has. Where one is wrong, the error names its path.
+    ///
+    /// # Errors
+    /// `request_invalid`.
+    pub fn read<T: DeserializeOwned>(&mut self) -> ApiResult<T> {
+        let names = field_names::<T>();
+        self.known.extend(names);
+        let own: Map<String, Value> =
+            names.iter().filter_map(|&name| Some((name.to_owned(), self.fields.remove(name)?))).collect();
+        serde_path_to_error::deserialize(Value::Object(own)).map_err(|e| {
+            let path = e.path().to_string();
+            match path.as_str() {
+                // A field is missing.
+                "." => invalid(e.inner().to_string()).into(),
+                _ => ApiError::of_field(path.clone(), invalid(format!("{path}: {}", e.inner()))),
+            }
+        })
+    }
+
+    /// Refuses fields that were not read, but for those that change no answer and nulls.
+    ///
+    /// # Errors
+    /// `request_invalid`.
+    pub fn finish(self, without_effect: &[&str], refused: &[&str]) -> ApiResult<()> {
+        let is_unknown = |name: &String, value: &Value| !value.is_null() && !without_effect.contains(&name.as_str());
+        let Some((name, _)) = self.fields.iter().find(|(name, value)| is_unknown(name, value)) else { return Ok(()) };
+        let error = if refused.contains(&name.as_str()) {
+            let what = format!("the field {name} is not supported");
+            Error::new(ErrorCode::SettingUnsupported, what).with_hint("leave the field out")
+        } else {
+            invalid(format!("unknown field {name}{}", did_you_mean(name, self.known.iter().copied())))
+        };
+        Err(ApiError::of_field(name.as_str(), error))
+    }
+}
+
+impl From<Map<String, Value>> for JsonFields {
+    fn from(fields: Map<String, Value>) -> Self {
+        Self { fields, known: Vec::new() }
+    }
+}
+
+impl FromRequest<Arc<AppState>> for JsonFields {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &Arc<AppState>) -> ApiResult<Self> {
+        // Browsers send other types to another origin without asking that origin first.
+        if !has_json(&request) {
+            let error = invalid("the body is not declared to be JSON".to_owned());
+            let error = error.with_hint("send the header Content-Type: application/json");
+            return Err(ApiError::from(error).with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE));
+        }
+        let limit = state.options.max_body_bytes;
+        let too_large = || {
+            Error::new(ErrorCode::RequestTooLarge, "the body is too large")
+                .with_expected(format!("at most {limit} bytes"))
+        };
+        let body = tokio::time::timeout(state.options.body_timeout, to_bytes(request.into_body(), limit)).await;
+        let body = body
+            .map_err(|_| Error::new(ErrorCode::RequestTimeout, "the body did not arrive in time"))?
+            .map_err(|_| too_large())?;
+        let fields: Map<String, Value> =
+            serde_json::from_slice(&body).map_err(|e| invalid(format!("the body is no JSON object: {e}")))?;
+        Ok(fields.into())
+    }
+}
+
+fn has_json(request: &Request) -> bool {
+    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"))
+}
+
+fn invalid(what: String) -> Error {
+    Error::new(ErrorCode::RequestInvalid, what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(serde::Deserialize, Debug)]
+    struct Example {
+        number: Option<f32>,
+        list: Option<Vec<u32>>,
+    }
+
+    fn fields(text: &str) -> JsonFields {
+        serde_json::from_str::<Map<String, Value>>(text).expect("an object").into()
+    }
+
+    fn message(error: ApiError) -> String {
+        serde_json::to_value(error.body()).expect("serializes")["error"]["message"].to_string()
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_by_its_path() {
+        let error = fields(r#"{"list": [1, "x"], "other": 1}"#).read::<Example>().expect_err("refused");
+        assert!(message(error).contains("list[1]: invalid type"));
+        let found: Example = fields(r#"{"number": 0.5, "list": null}"#).read().expect("reads");
+        assert_eq!((found.number, found.list), (Some(0.5), None));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused_unless_it_changes_nothing() {
+        let finish = |text: &str| {
+            let mut fields = fields(text);
+            fields.read::<Example>().expect("reads");
+            fields.finish(&["user"], &["audio"]).map_err(message)
+        };
+        assert!(finish(r#"{"user": "x", "number": 1, "numbr": null}"#).is_ok());
+        assert!(finish(r#"{"numbr": 1}"#).is_err_and(|text| text.contains("did you mean 'number'?")));
+        assert!(finish(r#"{"audio": {}}"#).is_err_and(|text| text.contains("audio is not supported")));
+    }
+}

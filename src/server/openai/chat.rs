@@ -1,0 +1,284 @@
+//! `POST /v1/chat/completions`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use super::events::{self, Events};
+use super::finish::{UsageObject, finish_reason, stop_reason};
+use super::generation::{Generation, GenerationFields, WITHOUT_EFFECT, request_of, response_id};
+use super::logprobs::ChatLogprobs;
+use super::messages::chat_messages;
+use crate::engine::{ChatOptions, Chunk, Completion, Finish, Prompt, StopMatch, TokenLogprobs, Tokenizer};
+use crate::error::{Error, ErrorCode};
+use crate::request_settings::RequestSettings;
+use crate::server::adapters::AdapterFields;
+use crate::server::error::{ApiError, ApiResult, ErrorBody};
+use crate::server::json::JsonFields;
+use crate::server::sse;
+use crate::server::state::{AppState, unix_seconds};
+
+/// OpenAI's largest number of top log-probabilities.
+const MAX_TOP_LOGPROBS: usize = 20;
+
+/// Fields of OpenAI's that exlora does not have.
+const REFUSED: [&str; 10] = [
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "response_format",
+    "functions",
+    "function_call",
+    "audio",
+    "web_search_options",
+    "reasoning_effort",
+    "verbosity",
+];
+
+/// The fields of a chat alone.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+struct ChatFields {
+    /// The messages: each an object with `role`, `content` and whatever else the model's chat template reads.
+    messages: Vec<Map<String, Value>>,
+    /// Whether the response has log-probabilities.
+    logprobs: Option<bool>,
+    /// Number of top log-probabilities for each token.
+    top_logprobs: Option<usize>,
+    /// What the model produces: `["text"]`.
+    modalities: Option<Vec<String>>,
+    /// Whether the prompt ends with the start of an assistant's message.
+    add_generation_prompt: Option<bool>,
+    /// Whether the last message is continued.
+    continue_final_message: Option<bool>,
+    /// The name of one of the model's templates, or the text of another one.
+    chat_template: Option<String>,
+    /// Other variables of the template.
+    chat_template_kwargs: Option<Map<String, Value>>,
+    /// Documents for templates that take them.
+    documents: Option<Vec<Value>>,
+}
+
+/// A message that was generated.
+#[derive(Debug, Serialize, ToSchema)]
+struct ChatMessageObject {
+    role: &'static str,
+    content: String,
+    /// Models of exlora never say that they refuse.
+    refusal: Option<String>,
+}
+
+/// A message for the chat.
+#[derive(Debug, Serialize, ToSchema)]
+struct ChatChoice {
+    index: usize,
+    message: ChatMessageObject,
+    logprobs: Option<ChatLogprobs>,
+    /// `stop` or `length`.
+    finish_reason: Option<&'static str>,
+    /// The stop string or token that was found.
+    #[schema(value_type = Option<Value>)]
+    stop_reason: Option<StopMatch>,
+    /// Seed of the choice's random numbers.
+    seed: u64,
+}
+
+/// Messages for a chat.
+#[derive(Debug, Serialize, ToSchema)]
+struct ChatObject {
+    id: String,
+    object: &'static str,
+    /// Seconds since 1970.
+    created: u64,
+    model: String,
+    choices: Vec<ChatChoice>,
+    /// Token counts.
+    usage: UsageObject,
+}
+
+/// What a part of a message adds to it.
+#[derive(Debug, Default, Serialize, ToSchema)]
+struct Delta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<String>,
+}
+
+/// A part of a message.
+#[derive(Debug, Serialize, ToSchema)]
+struct ChatChunkChoice {
+    index: usize,
+    delta: Delta,
+    logprobs: Option<ChatLogprobs>,
+    /// `stop` or `length`; null while the message is generated.
+    finish_reason: Option<&'static str>,
+    /// The stop string or token that was found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Value>)]
+    stop_reason: Option<StopMatch>,
+    /// Seed of the choice's random numbers, once it has ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seed: Option<u64>,
+}
+
+/// Parts of messages.
+#[derive(Debug, Serialize, ToSchema)]
+struct ChatChunkObject {
+    id: String,
+    object: &'static str,
+    /// Seconds since 1970.
+    created: u64,
+    model: String,
+    choices: Vec<ChatChunkChoice>,
+    /// Token counts, in the last event if they were asked for.
+    usage: Option<UsageObject>,
+}
+
+/// Answers a chat.
+#[utoipa::path(
+    post,
+    path = "/v1/chat/completions",
+    tag = "openai",
+    request_body = ChatFields,
+    responses(
+        (status = 200, description = "the messages, or events with their parts", body = ChatObject),
+        (status = 400, description = "the request is wrong", body = ErrorBody),
+        (status = 404, description = "no such adapter", body = ErrorBody),
+        (status = 429, description = "too many requests wait", body = ErrorBody),
+    )
+)]
+pub async fn complete(State(state): State<Arc<AppState>>, mut fields: JsonFields) -> ApiResult<Response> {
+    let own: ChatFields = fields.read()?;
+    let generation: GenerationFields = fields.read()?;
+    let settings: RequestSettings = fields.read()?;
+    let adapters: AdapterFields = fields.read()?;
+    fields.finish(&WITHOUT_EFFECT, &REFUSED)?;
+    let top_logprobs = top_logprobs(&own)?;
+    // Up to the end of the context.
+    let mut request = request_of(&state, &generation, &settings, state.engine.max_tokens())?;
+    // 0 asks for the log-probabilities of the chosen tokens alone.
+    request.logprobs = top_logprobs.map_or(0, |top| top.max(1));
+    let messages = chat_messages(own.messages)?;
+    request.chat = ChatOptions {
+        add_generation_prompt: own.add_generation_prompt,
+        continue_final_message: own.continue_final_message.unwrap_or(false).then(|| "content".to_owned()),
+        documents: own.documents,
+        chat_template: own.chat_template,
+        chat_template_kwargs: own.chat_template_kwargs.unwrap_or_default(),
+        ..ChatOptions::default()
+    };
+    let generated = Generation::start(&state, request, vec![Prompt::Chat(messages)], &adapters).await?;
+    let writer = Writer {
+        id: response_id("chatcmpl")?,
+        created: unix_seconds(),
+        model: generated.model.clone(),
+        tokenizer: generated.tokenizer.clone().filter(|_| top_logprobs.is_some()),
+        top: top_logprobs.unwrap_or(0),
+        include_usage: generation.stream_options.is_some_and(|options| options.include_usage),
+        has_begun: vec![false; generated.choices],
+    };
+    if generation.stream.unwrap_or(false) {
+        return Ok(events::response(generated, writer));
+    }
+    let (completions, usage) = generated.completions().await?;
+    Ok(Json(writer.whole(completions, usage)).into_response())
+}
+
+/// The number of top log-probabilities; `None` for no log-probabilities at all.
+fn top_logprobs(fields: &ChatFields) -> ApiResult<Option<usize>> {
+    let invalid = |field: &str, code, what: String| Err(ApiError::of_field(field, Error::new(code, what)));
+    if fields.modalities.iter().flatten().any(|kind| kind != "text") {
+        return invalid("modalities", ErrorCode::SettingUnsupported, "the model produces text only".to_owned());
+    }
+    match (fields.logprobs.unwrap_or(false), fields.top_logprobs) {
+        (_, Some(top)) if top > MAX_TOP_LOGPROBS => {
+            let what = format!("top_logprobs is out of range: at most {MAX_TOP_LOGPROBS}");
+            invalid("top_logprobs", ErrorCode::RequestInvalid, what)
+        }
+        (false, Some(1..)) => {
+            let what = "top_logprobs is given without logprobs".to_owned();
+            invalid("top_logprobs", ErrorCode::RequestInvalid, what)
+        }
+        (false, _) => Ok(None),
+        (true, top) => Ok(Some(top.unwrap_or(0))),
+    }
+}
+
+/// Writes choices as OpenAI has them.
+struct Writer {
+    id: String,
+    created: u64,
+    model: String,
+    /// Of log-probabilities, if they were asked for.
+    tokenizer: Option<Arc<Tokenizer>>,
+    top: usize,
+    include_usage: bool,
+    /// Whether the first event of each choice was sent.
+    has_begun: Vec<bool>,
+}
+
+impl Writer {
+    fn logprobs(&self, ids: &[u32], logprobs: &[TokenLogprobs]) -> Option<ChatLogprobs> {
+        self.tokenizer.as_ref().map(|tokenizer| ChatLogprobs::of(ids, logprobs, self.top, tokenizer))
+    }
+
+    fn whole(self, completions: Vec<Completion>, usage: UsageObject) -> ChatObject {
+        let choice = |(index, completion): (usize, Completion)| ChatChoice {
+            index,
+            logprobs: self.logprobs(&completion.token_ids, &completion.logprobs),
+            message: ChatMessageObject { role: "assistant", content: completion.text, refusal: None },
+            finish_reason: Some(finish_reason(&completion.finish)),
+            stop_reason: stop_reason(&completion.finish),
+            seed: completion.finish.seed,
+        };
+        let choices = completions.into_iter().enumerate().map(choice).collect();
+        ChatObject { object: "chat.completion", created: self.created, choices, usage, id: self.id, model: self.model }
+    }
+
+    fn event(&self, choices: Vec<ChatChunkChoice>, usage: Option<UsageObject>) -> String {
+        let (id, model) = (self.id.clone(), self.model.clone());
+        let object = "chat.completion.chunk";
+        sse::event(&ChatChunkObject { id, object, created: self.created, model, choices, usage })
+    }
+
+    fn part(&self, index: usize, delta: Delta, logprobs: Option<ChatLogprobs>, finish: Option<&Finish>) -> String {
+        let choice = ChatChunkChoice {
+            index,
+            delta,
+            logprobs,
+            finish_reason: finish.map(finish_reason),
+            stop_reason: finish.and_then(stop_reason),
+            seed: finish.map(|finish| finish.seed),
+        };
+        self.event(vec![choice], None)
+    }
+}
+
+impl Events for Writer {
+    fn chunk(&mut self, index: usize, chunk: Chunk) -> Vec<String> {
+        let mut events = Vec::new();
+        if !std::mem::replace(&mut self.has_begun[index], true) {
+            let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
+            events.push(self.part(index, delta, None, None));
+        }
+        let logprobs = self.logprobs(&chunk.token_ids, &chunk.logprobs).filter(|logprobs| !logprobs.content.is_empty());
+        if !chunk.text.is_empty() || logprobs.is_some() {
+            let delta = Delta { role: None, content: Some(chunk.text) };
+            events.push(self.part(index, delta, logprobs, None));
+        }
+        if let Some(finish) = &chunk.finish {
+            events.push(self.part(index, Delta::default(), None, Some(finish)));
+        }
+        events
+    }
+
+    fn end(&mut self, usage: &UsageObject) -> Vec<String> {
+        let usage = self.include_usage.then(|| self.event(Vec::new(), Some(*usage)));
+        usage.into_iter().chain([sse::DONE.to_owned()]).collect()
+    }
+}

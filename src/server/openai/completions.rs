@@ -1,0 +1,265 @@
+//! `POST /v1/completions`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::events::{self, Events};
+use super::finish::{UsageObject, finish_reason, stop_reason};
+use super::generation::{Generation, GenerationFields, WITHOUT_EFFECT, request_of, response_id};
+use super::logprobs::CompletionLogprobs;
+use crate::engine::{Chunk, Completion, Finish, Prompt, StopMatch, TokenLogprobs, Tokenizer};
+use crate::error::{Error, ErrorCode};
+use crate::request_settings::RequestSettings;
+use crate::server::adapters::AdapterFields;
+use crate::server::error::{ApiError, ApiResult, ErrorBody};
+use crate::server::json::JsonFields;
+use crate::server::sse;
+use crate::server::state::{AppState, unix_seconds};
+
+/// OpenAI's largest number of new tokens where a request does not say.
+const DEFAULT_MAX_TOKENS: usize = 16;
+
+/// Fields of OpenAI's that exlora does not have.
+const REFUSED: [&str; 1] = ["suffix"];
+
+/// The fields of a completion alone.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+struct CompletionFields {
+    /// A text, a list of texts, token ids, or a list of lists of token ids.
+    prompt: Value,
+    /// Number of top log-probabilities for each token.
+    logprobs: Option<usize>,
+    /// Whether the text begins with the prompt.
+    #[serde(default)]
+    echo: Option<bool>,
+    /// Must be that of `n`: no choices are generated and thrown away.
+    best_of: Option<usize>,
+}
+
+/// A completion of a prompt.
+#[derive(Debug, Serialize, ToSchema)]
+struct CompletionChoice {
+    index: usize,
+    text: String,
+    logprobs: Option<CompletionLogprobs>,
+    /// `stop` or `length`; null while the text is generated.
+    finish_reason: Option<&'static str>,
+    /// The stop string or token that was found.
+    #[schema(value_type = Option<Value>)]
+    stop_reason: Option<StopMatch>,
+    /// Seed of the choice's random numbers, once it has ended.
+    seed: Option<u64>,
+}
+
+/// Completions, or a part of them.
+#[derive(Debug, Serialize, ToSchema)]
+struct CompletionObject {
+    id: String,
+    object: &'static str,
+    /// Seconds since 1970.
+    created: u64,
+    model: String,
+    choices: Vec<CompletionChoice>,
+    /// Token counts.
+    usage: Option<UsageObject>,
+}
+
+/// Completes texts.
+#[utoipa::path(
+    post,
+    path = "/v1/completions",
+    tag = "openai",
+    request_body = CompletionFields,
+    responses(
+        (status = 200, description = "the completions, or events with their parts", body = CompletionObject),
+        (status = 400, description = "the request is wrong", body = ErrorBody),
+        (status = 404, description = "no such adapter", body = ErrorBody),
+        (status = 429, description = "too many requests wait", body = ErrorBody),
+    )
+)]
+pub async fn complete(State(state): State<Arc<AppState>>, mut fields: JsonFields) -> ApiResult<Response> {
+    let own: CompletionFields = fields.read()?;
+    let generation: GenerationFields = fields.read()?;
+    let settings: RequestSettings = fields.read()?;
+    let adapters: AdapterFields = fields.read()?;
+    fields.finish(&WITHOUT_EFFECT, &REFUSED)?;
+    let mut request = request_of(&state, &generation, &settings, DEFAULT_MAX_TOKENS)?;
+    // 0 asks for the log-probabilities of the chosen tokens alone.
+    request.logprobs = own.logprobs.map_or(0, |top| top.max(1));
+    if own.best_of.is_some_and(|best_of| best_of != request.n) {
+        let error = Error::new(ErrorCode::SettingUnsupported, "best_of is not supported: every choice is returned");
+        return Err(ApiError::of_field("best_of", error.with_hint("use n")));
+    }
+    let echo = own.echo.unwrap_or(false);
+    if echo && own.logprobs.is_some() {
+        let error = Error::new(ErrorCode::SettingUnsupported, "echo has no log-probabilities of the prompt");
+        return Err(ApiError::of_field("echo", error.with_hint("leave out echo or logprobs")));
+    }
+    let skip_special_tokens = request.skip_special_tokens;
+    let prompts = prompts_of(own.prompt)?;
+    let generation_of = Generation::start(&state, request, prompts, &adapters).await?;
+    let echoed = match echo {
+        true => echoed(&generation_of, skip_special_tokens)?,
+        false => Vec::new(),
+    };
+    let writer = Writer {
+        id: response_id("cmpl")?,
+        created: unix_seconds(),
+        model: generation_of.model.clone(),
+        n: generation_of.n,
+        tokenizer: generation_of.tokenizer.clone().filter(|_| own.logprobs.is_some()),
+        top: own.logprobs.unwrap_or(0),
+        include_usage: generation.stream_options.is_some_and(|options| options.include_usage),
+        offsets: vec![0; generation_of.choices],
+        echoed,
+    };
+    if generation.stream.unwrap_or(false) {
+        return Ok(events::response(generation_of, writer));
+    }
+    let (completions, usage) = generation_of.completions().await?;
+    Ok(Json(writer.whole(completions, usage)).into_response())
+}
+
+/// The prompts of a request.
+fn prompts_of(prompt: Value) -> ApiResult<Vec<Prompt>> {
+    let expected = || {
+        let what = "prompt must be a text, a list of texts, token ids, or a list of lists of token ids";
+        ApiError::of_field("prompt", Error::new(ErrorCode::RequestInvalid, what))
+    };
+    let ids = |ids: &[Value]| {
+        let ids = ids.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()));
+        ids.collect::<Option<Vec<u32>>>().map(Prompt::Tokens).ok_or_else(expected)
+    };
+    match prompt {
+        Value::String(text) => Ok(vec![Prompt::Text(text)]),
+        Value::Array(items) if items.is_empty() => Err(expected()),
+        Value::Array(items) if items.iter().all(Value::is_number) => Ok(vec![ids(&items)?]),
+        Value::Array(items) => {
+            let one = |item: Value| match item {
+                Value::String(text) => Ok(Prompt::Text(text)),
+                Value::Array(numbers) => ids(&numbers),
+                _ => Err(expected()),
+            };
+            items.into_iter().map(one).collect()
+        }
+        _ => Err(expected()),
+    }
+}
+
+/// The texts of the prompts.
+fn echoed(generation: &Generation, skip_special_tokens: bool) -> ApiResult<Vec<String>> {
+    let tokenizer = generation.tokenizer.as_ref().ok_or_else(|| {
+        ApiError::of_field("echo", Error::new(ErrorCode::TokenizerNotFound, "echo needs a tokenizer"))
+    })?;
+    let decode = |prompt: &Vec<u32>| Ok(tokenizer.decode(prompt, skip_special_tokens)?);
+    generation.prompts.iter().map(decode).collect()
+}
+
+/// Writes choices as OpenAI has them.
+struct Writer {
+    id: String,
+    created: u64,
+    model: String,
+    n: usize,
+    /// Of log-probabilities, if they were asked for.
+    tokenizer: Option<Arc<Tokenizer>>,
+    top: usize,
+    include_usage: bool,
+    /// Characters of each choice's tokens so far.
+    offsets: Vec<usize>,
+    /// The texts of the prompts, until the first choices have begun with them.
+    echoed: Vec<String>,
+}
+
+impl Writer {
+    fn choice(
+        &mut self,
+        index: usize,
+        text: String,
+        ids: &[u32],
+        logprobs: &[TokenLogprobs],
+        finish: Option<&Finish>,
+    ) -> CompletionChoice {
+        let (top, offset) = (self.top, &mut self.offsets[index]);
+        let logprobs =
+            self.tokenizer.as_ref().map(|tokenizer| CompletionLogprobs::of(ids, logprobs, offset, top, tokenizer));
+        CompletionChoice {
+            index,
+            text,
+            logprobs,
+            finish_reason: finish.map(finish_reason),
+            stop_reason: finish.and_then(stop_reason),
+            seed: finish.map(|finish| finish.seed),
+        }
+    }
+
+    fn object(&self, choices: Vec<CompletionChoice>, usage: Option<UsageObject>) -> CompletionObject {
+        let (id, model) = (self.id.clone(), self.model.clone());
+        CompletionObject { id, object: "text_completion", created: self.created, model, choices, usage }
+    }
+
+    fn whole(mut self, completions: Vec<Completion>, usage: UsageObject) -> CompletionObject {
+        let mut choices = Vec::with_capacity(completions.len());
+        for (index, completion) in completions.into_iter().enumerate() {
+            let echoed = self.echoed.get(index / self.n).map_or("", String::as_str);
+            let text = format!("{echoed}{}", completion.text);
+            let (ids, logprobs) = (&completion.token_ids, &completion.logprobs);
+            choices.push(self.choice(index, text, ids, logprobs, Some(&completion.finish)));
+        }
+        self.object(choices, Some(usage))
+    }
+}
+
+impl Events for Writer {
+    fn begin(&mut self) -> Vec<String> {
+        let begin = |index: usize| {
+            let text = self.echoed.get(index / self.n)?.clone();
+            Some((index, text))
+        };
+        let echoes: Vec<(usize, String)> = (0..self.offsets.len()).filter_map(begin).collect();
+        let event = |(index, text)| {
+            let choice = self.choice(index, text, &[], &[], None);
+            sse::event(&self.object(vec![choice], None))
+        };
+        echoes.into_iter().map(event).collect()
+    }
+
+    fn chunk(&mut self, index: usize, chunk: Chunk) -> Vec<String> {
+        let has_logprobs = self.tokenizer.is_some() && !chunk.logprobs.is_empty();
+        if chunk.text.is_empty() && chunk.finish.is_none() && !has_logprobs {
+            return Vec::new();
+        }
+        let choice = self.choice(index, chunk.text, &chunk.token_ids, &chunk.logprobs, chunk.finish.as_ref());
+        vec![sse::event(&self.object(vec![choice], None))]
+    }
+
+    fn end(&mut self, usage: &UsageObject) -> Vec<String> {
+        let usage = self.include_usage.then(|| sse::event(&self.object(Vec::new(), Some(*usage))));
+        usage.into_iter().chain([sse::DONE.to_owned()]).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_prompt_has_four_forms() {
+        let read = |value: Value| prompts_of(value).ok();
+        assert_eq!(read(json!("a")), Some(vec![Prompt::Text("a".into())]));
+        assert_eq!(read(json!(["a", "b"])), Some(vec![Prompt::Text("a".into()), Prompt::Text("b".into())]));
+        assert_eq!(read(json!([1, 2])), Some(vec![Prompt::Tokens(vec![1, 2])]));
+        assert_eq!(read(json!([[1], [2, 3]])), Some(vec![Prompt::Tokens(vec![1]), Prompt::Tokens(vec![2, 3])]));
+        for wrong in [json!(null), json!(3), json!([]), json!([1, "a"]), json!([-1]), json!([1.5]), json!([[1], 2])] {
+            assert_eq!(read(wrong.clone()), None, "{wrong}");
+        }
+    }
+}
