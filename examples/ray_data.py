@@ -20,13 +20,14 @@ ADAPTERS = {
     "devil": "tests/fixtures/adapters/devil-dora-r8",
     "sqlite": "tests/fixtures/adapters/sqlite-rslora-r16",
 }
+CPUS = 1  # of a worker
 
 
 class Complete:
     """Completes batches of requests. Each worker loads the model once."""
 
     def __init__(self, model: str, adapters: dict[str, str]) -> None:
-        self.engine = exlora.Engine(model, adapters=adapters)
+        self.engine = exlora.Engine(model, adapters=adapters, threads=CPUS)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Runs a batch of lines together, whatever their adapters."""
@@ -47,13 +48,15 @@ def run(requests: Path, results: Path, workers: int = 2, batch_size: int = 32) -
     """Completes every line of a file and writes the results as they come."""
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     # Lines stay text: an `adapter` may be a name in one line and an object in the next, which no table can hold.
-    lines = ray.data.read_text(str(requests.absolute()))
+    # Reading them needs no processor of its own, which all may be the workers'.
+    lines = ray.data.read_text(str(requests.absolute()), ray_remote_args={"num_cpus": 0})
     adapters = {name: str(Path(path).absolute()) for name, path in ADAPTERS.items()}
     completed = lines.map_batches(
         Complete,
         fn_constructor_args=(str(Path(MODEL).absolute()), adapters),
         batch_size=batch_size,
         concurrency=workers,
+        num_cpus=CPUS,
     )
     with results.open("w") as file:
         for row in completed.iter_rows():

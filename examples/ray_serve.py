@@ -6,11 +6,11 @@
     curl -N localhost:8000/v1/chat/completions -d '{"model": "jargon-lora-r8", "stream": true, "messages":
         [{"role": "user", "content": "What is a bug?"}]}'
 
-Every folder below `ADAPTERS` is a model by its name, loaded when a request first names it; `base` is the model without an
-adapter. The field `adapters`, an object of names and weights, asks for a mixture. Serve's model multiplexing remembers
-which replica has which adapters and sends requests there; when a replica has `MAX_ADAPTERS`, the least recently used one
-leaves. `serve run examples.ray_serve:app model=… adapters=… replicas=4` deploys the same on a cluster, whose machines
-must all have these folders.
+Every folder below `ADAPTERS` is a model by its name, loaded when a request first names it; `base` is the model without
+an adapter. The field `adapters`, an object of names and weights, asks for a mixture. Serve's model multiplexing
+remembers which replica has which adapters and sends requests there; when a replica has `MAX_ADAPTERS`, the least
+recently used one leaves. `serve run examples.ray_serve:app model=… adapters=… replicas=4` deploys the same on a
+cluster, whose machines must all have these folders.
 """
 
 import itertools
@@ -28,6 +28,7 @@ from ray import serve
 MODEL = "tests/fixtures/quill-4m-gptq-4bit-g128-sym"
 ADAPTERS = "tests/fixtures/adapters"
 MAX_ADAPTERS = 8
+CPUS = 1  # of a replica
 
 # A request's fields under the names that the engine has for them. Others are refused rather than ignored.
 SETTINGS = {name: name for name in ("temperature", "top_p", "top_k", "min_p", "seed", "stop")}
@@ -46,14 +47,15 @@ class LoadedAdapter:
         self.engine.unload_adapter(self.name)  # running requests keep it
 
 
-@serve.deployment(max_ongoing_requests=32, ray_actor_options={"num_cpus": 1})
+@serve.deployment(max_ongoing_requests=32, ray_actor_options={"num_cpus": CPUS})
 class EngineReplica:
     """One engine, in a process of its own."""
 
     def __init__(self, model: str, adapters: str) -> None:
-        self.engine = exlora.AsyncEngine(model)
+        self.engine = exlora.AsyncEngine(model, threads=CPUS)
         self.folders = {path.name: path for path in Path(adapters).iterdir() if (path / "adapter_config.json").exists()}
         self.loads = itertools.count()
+        self.id = serve.get_replica_context().replica_id.unique_id
 
     @serve.multiplexed(max_num_models_per_replica=MAX_ADAPTERS)
     async def load(self, name: str) -> LoadedAdapter:
@@ -68,7 +70,7 @@ class EngineReplica:
         return ["base", *sorted(self.folders)]
 
     async def stream(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        """The completion of a request in pieces, `{text, finish_reason, usage}` each, or one `{error, status}`."""
+        """The pieces of a completion, `{text, finish_reason, usage, replica}` each, or one `{error, status}`."""
         try:
             weights = weights_of(body)
             unknown = [name for name in weights if name not in self.folders]
@@ -84,7 +86,8 @@ class EngineReplica:
                         "completion_tokens": chunk.usage.completion_tokens,
                         "total_tokens": chunk.usage.prompt_tokens + chunk.usage.completion_tokens,
                     }
-                    yield {"text": chunk.text, "finish_reason": chunk.finish_reason, "usage": usage}
+                    piece = {"text": chunk.text, "finish_reason": chunk.finish_reason, "usage": usage}
+                    yield {**piece, "replica": self.id}
         except exlora.ExloraError as failed:
             yield error(400 if isinstance(failed, ValueError) else 500, failed.code, str(failed))
         except (TypeError, ValueError) as wrong:
@@ -117,7 +120,7 @@ def error(status: int, code: str, message: str) -> dict[str, Any]:
 routes = FastAPI()
 
 
-@serve.deployment
+@serve.deployment(ray_actor_options={"num_cpus": 0})
 @serve.ingress(routes)
 class OpenAIRoutes:
     """The HTTP routes, in front of the replicas."""
@@ -162,7 +165,12 @@ class OpenAIRoutes:
         if "error" in first:
             return JSONResponse({"error": first["error"]}, first["status"])
 
-        head = {"id": f"cmpl-{time.time_ns():x}", "created": int(time.time()), "model": body.get("model", "base")}
+        head = {
+            "id": f"cmpl-{time.time_ns():x}",
+            "created": int(time.time()),
+            "model": body.get("model", "base"),
+            "system_fingerprint": first["replica"],
+        }
 
         def response(piece: dict[str, Any], is_piece: bool) -> dict[str, Any]:
             object_name = "chat.completion.chunk" if is_piece and needed == "messages" else kind

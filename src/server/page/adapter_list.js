@@ -10,6 +10,8 @@ export class AdapterList {
   #rows = new Map();
   // Names in the order in which they were picked, which is that of the mixture.
   #picked = [];
+  // Names that the server knows: those that are resident, and those that it loads when a request names them.
+  #known = new Set();
 
   constructor({ table, summary, filter }, { onChange, onUnload }) {
     Object.assign(this, { table, summary, filter, onChange, onUnload });
@@ -31,13 +33,13 @@ export class AdapterList {
     this.#arrange();
   }
 
-  /** Shows what the server has: a list of adapters as `GET /v1/adapters` describes them. */
-  showResident(adapters) {
-    const resident = new Map(adapters.map((adapter) => [adapter.name, adapter]));
-    for (const name of resident.keys()) this.#rowOf(name);
-    for (const row of this.#rows.values()) row.showResident(resident.get(row.name) ?? null);
-    const bytes = adapters.reduce((sum, adapter) => sum + adapter.bytes, 0);
-    setText(this.summary, adapters.length === 0 ? "none resident" : `${adapters.length} resident, ${bytesText(bytes)}`);
+  /** Shows what the server has: the answer of `GET /v1/adapters`. */
+  show({ data, available, bytes, max_bytes }) {
+    const resident = new Map(data.filter((adapter) => adapter.resident).map((adapter) => [adapter.name, adapter]));
+    this.#known = new Set([...data.map(({ name }) => name), ...available]);
+    for (const name of this.#known) this.#rowOf(name);
+    for (const row of this.#rows.values()) row.show(resident.get(row.name) ?? null, this.#known.has(row.name));
+    setText(this.summary, `${resident.size} resident, ${bytesText(bytes)} of ${bytesText(max_bytes)}`);
     this.#arrange();
   }
 
@@ -64,7 +66,7 @@ export class AdapterList {
   /** Puts the rows in order, without touching those that are in place: moving one would take the focus from it. */
   #arrange() {
     for (const row of this.#rows.values()) {
-      if (row.resident === null && !this.#picked.includes(row.name)) {
+      if (!this.#known.has(row.name) && !this.#picked.includes(row.name)) {
         row.element.remove();
         this.#rows.delete(row.name);
       }
@@ -154,7 +156,8 @@ class AdapterRow {
     this.#weights.hidden = !isPicked;
   }
 
-  showResident(adapter) {
+  /** Shows the adapter as it is resident, or null for one that is not. */
+  show(adapter, isKnown) {
     this.resident = adapter;
     setText(this.#rank, adapter ? String(adapter.rank) : "–");
     setText(this.#bytes, adapter ? bytesText(adapter.bytes) : "–");
@@ -162,6 +165,8 @@ class AdapterRow {
     this.#unload.hidden = adapter === null;
     const uses = adapter?.hits === 1 ? "used once" : `used ${adapter?.hits ?? 0} times`;
     const pin = adapter?.pinned ? ", pinned" : "";
-    setText(this.#detail, adapter ? `generation ${adapter.generation}, ${uses}${pin}` : "not loaded");
+    const notResident = isKnown ? "loaded when it is first used" : "the server has no adapter of this name";
+    setText(this.#detail, adapter ? `generation ${adapter.generation}, ${uses}${pin}` : notResident);
+    this.element.classList.toggle("away", adapter === null);
   }
 }

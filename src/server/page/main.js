@@ -188,8 +188,7 @@ async function poll() {
 
 async function pollAdapters() {
   try {
-    const answer = await getJson("v1/adapters");
-    adapterList.showResident(answer.data ?? answer);
+    adapterList.show(await getJson("v1/adapters"));
     setText(byId("connection"), "");
   } catch (error) {
     setText(byId("connection"), error.message);
