@@ -420,7 +420,7 @@ def test_events_are_found_however_their_bytes_arrive(loaded):
         ("a b c d", "a x y d", "a [x y] d", 2, 4),
         ("", " one two ", " [one two] ", 2, 2),
         ("one two", "", "", 0, 0),
-        ("a b a b c", "b a b c c", "b a b c [c]", 1, 5),
+        ("a b a b c", "b a b c x c", "b a b c [x c]", 2, 6),
         ("我们去学校", "我们在学校", "我们[在]学校", 1, 5),
     ],
 )
