@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use super::events::{self, Events};
 use super::finish::{UsageObject, finish_reason, stop_reason};
-use super::generation::{Generation, GenerationFields, WITHOUT_EFFECT, request_of, response_id};
+use super::generation::{Generation, GenerationFields, GenerationRequest, WITHOUT_EFFECT, request_of, response_id};
 use super::logprobs::ChatLogprobs;
 use super::messages::chat_messages;
 use crate::engine::{ChatOptions, Chunk, Completion, Finish, Prompt, StopMatch, TokenLogprobs, Tokenizer};
@@ -139,12 +139,15 @@ struct ChatChunkObject {
     usage: Option<UsageObject>,
 }
 
+/// The body of a request, for the OpenAPI document.
+type ChatRequest = GenerationRequest<ChatFields>;
+
 /// Answers a chat.
 #[utoipa::path(
     post,
     path = "/v1/chat/completions",
     tag = "openai",
-    request_body = ChatFields,
+    request_body = ChatRequest,
     responses(
         (status = 200, description = "the messages, or events with their parts", body = ChatObject),
         (status = 400, description = "the request is wrong", body = ErrorBody),
