@@ -59,6 +59,9 @@ struct HttpArgs {
     /// Name of an adapter that is never unloaded to make room for others; may be repeated. Those of --adapter never are.
     #[arg(long = "pin", value_name = "NAME")]
     pinned_adapters: Vec<String>,
+    /// Largest number of adapters that are loaded at the same time.
+    #[arg(long, value_name = "N", default_value_t = ServeOptions::default().max_adapter_loads)]
+    max_adapter_loads: usize,
     /// Requests that may wait beside those that run; more are refused with status 429.
     #[arg(long, value_name = "N", default_value_t = ServeOptions::default().max_queue)]
     max_queue: usize,
@@ -87,6 +90,7 @@ impl ServeArgs {
             shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
             adapters_dir: args.adapters_dir.clone(),
             pinned_adapters: args.pinned_adapters.clone(),
+            max_adapter_loads: args.max_adapter_loads,
             ..ServeOptions::default()
         }
     }
