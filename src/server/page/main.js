@@ -31,6 +31,8 @@ const adapterList = new AdapterList(
 let baseModel = { id: "base", root: "base" };
 // Ends the run that is under way; null while none is.
 let runController = null;
+// A key with which the server refused its metrics, so that it isn't asked again and again; null before that.
+let keyWithoutMetrics = null;
 
 // --- Settings and columns ---
 
@@ -197,15 +199,19 @@ async function pollAdapters() {
 
 async function pollMetrics() {
   const status = byId("throughput-status");
+  const keyKind = key("admin") ? "admin" : "api";
+  if (key(keyKind) === keyWithoutMetrics) return;
   try {
-    const text = await (await call("metrics", { keyKind: key("admin") ? "admin" : "api" })).text();
+    const text = await (await call("metrics", { keyKind })).text();
     const samples = samplesOf(text, TOKENS_METRIC);
     history.add(performance.now() / 1000, new Map(samples.map(({ labels, value }) => [labels.get("adapter") ?? "base", value])));
     const isIdle = history.series().size === 0;
     setText(status, isIdle ? "nothing was generated in the last minutes" : "of each adapter, over all requests");
     drawThroughput(history, { container: byId("plot"), legend: byId("legend") });
   } catch (error) {
-    setText(status, [401, 403].includes(error.status) ? "shown with the admin key" : error.message);
+    const isRefused = [401, 403].includes(error.status);
+    if (isRefused) keyWithoutMetrics = key(keyKind);
+    setText(status, isRefused ? "shown once the admin key is given, under Load an adapter" : error.message);
   }
 }
 
@@ -213,7 +219,8 @@ async function pollMetrics() {
 async function pollForever() {
   let isConnected = false;
   for (;;) {
-    if (!document.hidden) {
+    const waitsForKey = !byId("api-key-form").hidden;
+    if (!document.hidden && !waitsForKey) {
       isConnected = isConnected || (await connect());
       if (isConnected) await poll();
     }

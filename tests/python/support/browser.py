@@ -96,8 +96,9 @@ class Browser:
         ActionChains(self.driver).key_down(modifier).send_keys(key).key_up(modifier).perform()
 
     def complaints(self) -> list[str]:
-        """What the console reported as an error since the last call; a breach of the page's own policy is one."""
-        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+        """Exceptions and breaches of the page's policy since the last call. A response with an error is none."""
+        messages = [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+        return [message for message in messages if "Failed to load resource" not in message]
 
     def screenshot(self, path: pathlib.Path) -> None:
         """The whole page as a PNG."""
