@@ -21,6 +21,9 @@ export PATH        := $(CURDIR)/$(BIN):$(PATH)
 # The oracles, runners and linters of the tests, pinned; also the constraints of whatever is installed before them.
 PINS := tests/python/requirements.txt
 
+# Ray, half a gigabyte that only the slow tests need.
+RAY_PINS := tests/python/requirements-ray.txt
+
 # The run-time compiler of CUDA and its disassembler, apart from the wheels that torch pins.
 CUDA_TOOLS := $(VENV)/cuda
 CUDA_PINS  := tests/cuda/requirements.txt
@@ -157,8 +160,18 @@ test-long: $(VENV)/.lint-tools ## The Rust tests with long property tests; instr
 	cargo nextest run --profile slow --features cli --run-ignored only -E 'test(instruction_counts)'
 
 .PHONY: test-python-slow
-test-python-slow: develop $(VENV)/.test-tools ## The rest of the Python tests' grids, long property tests
-	EXLORA_HYPOTHESIS=slow $(BIN)/python -m pytest -m 'slow or property'
+test-python-slow: develop browser $(VENV)/.test-tools $(VENV)/.ray-tools ## The rest of the Python tests: grids, long property tests, the page in a browser, Ray
+	EXLORA_HYPOTHESIS=slow $(BIN)/python -m pytest -rs -m 'slow or property'
+
+# Debian's packages. Where they can't be installed, the tests of the page are skipped, which `-rs` above says again.
+.PHONY: browser
+browser: ## Install Chromium and its driver, in which the page is tested, where apt and root are available
+	@if ! command -v chromium >/dev/null || ! command -v chromedriver >/dev/null; then \
+	    if command -v apt-get >/dev/null && [[ $$(id -u) == 0 ]] && apt-get update -qq \
+	        && apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core >/dev/null; \
+	    then echo 'browser: installed Chromium'; \
+	    else echo 'browser: cannot install chromium and chromium-driver here: the tests of the page are LEFT OUT'; fi; \
+	fi
 
 .PHONY: deny
 deny: $(VENV)/.lint-tools ## Licenses and sources of the dependencies; with DENY=all known vulnerabilities too
@@ -223,6 +236,15 @@ bench-peers: $(VENV)/.lint-tools ## Install other engines (12 GB) and measure th
 plot: $(VENV)/.plot-tools ## Plot the newest record to docs/distinct_adapters.svg
 	$(BIN)/python tools/bench_plot.py
 
+# The largest picture that the README may load, in bytes.
+MAX_PICTURE := 153600
+
+.PHONY: picture
+picture: develop browser $(VENV)/.test-tools ## Take the picture of the page, docs/page.png, again
+	$(BIN)/python -m pytest -m slow tests/python/test_page.py -k 'fits_its_window and wide and light'
+	[[ $$(stat -c %s target/page/wide-light.png) -le $(MAX_PICTURE) ]]
+	cp target/page/wide-light.png docs/page.png
+
 # --- Tools, installed once into .venv ----------------------------------------------------------------------------------------
 
 $(BIN)/python:
@@ -242,6 +264,10 @@ $(VENV)/.plot-tools: $(PINS) | $(VENV)/.build-tools
 
 $(VENV)/.test-tools: $(PINS) | $(VENV)/.lint-tools
 	$(PIP) --requirement $(PINS)
+	@touch $@
+
+$(VENV)/.ray-tools: $(RAY_PINS) $(PINS) | $(VENV)/.test-tools
+	$(PIP) --constraint $(PINS) --requirement $(RAY_PINS)
 	@touch $@
 
 $(VENV)/.cuda-tools: $(CUDA_PINS) | $(BIN)/python
