@@ -101,11 +101,6 @@ impl SequenceEmbeds {
         self.spans.push((position, embeds));
     }
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.spans.is_empty()
-    }
-
     /// The position after the last vector; 0 if there is none.
     pub fn end(&self) -> usize {
         self.spans.last().map_or(0, |(first, embeds)| first + embeds.tokens())

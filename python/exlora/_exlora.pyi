@@ -170,7 +170,7 @@ class Completion:
     """
     def __eq__(self, other: object, /) -> bool: ...
     def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
-    def __new__(cls, /, *, text: str = "", token_ids: TokenIds = ..., finish_reason: str = "stop", stop_match: Stop | None = None, usage: Usage | None = None, seed: "SupportsIndex | None" = None, sample: "SupportsIndex" = 0, adapter: Adapter | None = None, logprobs: FloatArray | None = None, top_logprobs: "list[list[tuple[int, float]]] | None" = None, probs: FloatArray | None = None, top_probs: "list[list[tuple[int, float]]] | None" = None, logits: FloatArray | None = None) -> Completion:
+    def __new__(cls, /, *, text: str = "", token_ids: TokenIds = ..., finish_reason: str = "stop", stop_match: Stop | None = None, usage: Usage | None = None, seed: "SupportsIndex | None" = None, sample: "SupportsIndex" = 0, adapter: Adapter | None = None, logprobs: FloatArray | None = None, top_logprobs: "list[list[tuple[int, float]]] | None" = None, probs: FloatArray | None = None, top_probs: "list[list[tuple[int, float]]] | None" = None, logits: FloatArray | None = None, suppressed_text: str = "", suppressed_token_ids: TokenIds = ...) -> Completion:
         """
         Made by the engine; the constructor is for tests and unpickling.
         """
@@ -215,6 +215,16 @@ class Completion:
     def stop_match(self, /) -> int | str | None:
         """
         The token id or string that ended the text, if one did.
+        """
+    @property
+    def suppressed_text(self, /) -> str:
+        """
+        Text that was given up because it contained a banned string, joined; no part of `text`.
+        """
+    @property
+    def suppressed_token_ids(self, /) -> list[int]:
+        """
+        The tokens of that text; no part of `token_ids`.
         """
     @property
     def text(self, /) -> str:
@@ -544,9 +554,10 @@ class Model:
     """
     A model that several engines may share.
     """
-    def __new__(cls, /, path: str | PathLike[str], *, device: str = "auto", threads: "SupportsIndex | None" = None, head: str = "stored", activations: str = "f32", max_seq_len: "SupportsIndex | None" = None, progress: Any | None = None) -> Model:
+    def __new__(cls, /, path: str | PathLike[str], *, device: str = "auto", threads: "SupportsIndex | None" = None, head: str = "stored", activations: str = "f32", max_seq_len: "SupportsIndex | None" = None, rope_theta: SupportsFloat | SupportsIndex | None = None, rope_scale: SupportsFloat | SupportsIndex | None = None, rope_alpha: SupportsFloat | SupportsIndex | None = None, progress: Any | None = None) -> Model:
         """
-        Loads a model folder. `progress` is `True` for a bar on stderr, or a callable (done, total).
+        Loads a model folder. `rope_theta` and `rope_scale` replace the base of the rotary frequencies and what positions are
+        divided by, `rope_alpha` scales the base (NTK). `progress` is `True` for a bar on stderr, or a callable (done, total).
         """
     @property
     def device(self, /) -> str:
@@ -620,7 +631,7 @@ class Request:
     def __eq__(self, value: object, /) -> bool: ...
     def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
     def __ne__(self, value: object, /) -> bool: ...
-    def __new__(cls, /, prompt: Prompt, adapter: Adapter | None = None, *, sampling: SamplingParams | None = None, negative_prompt: Prompt | None = None, max_new_tokens: "SupportsIndex" = 128, min_new_tokens: "SupportsIndex" = 0, stop: Stop | None = None, banned_strings: SupportsGetItem[int, str] | None = None, stop_at_eos: bool = True, logprobs: "SupportsIndex" = 0, probs: "SupportsIndex" = 0, post_sampling_hooks: PostSamplingHooks | None = None, return_logits: bool = False, ngram_draft: bool = False, max_ngram: "SupportsIndex" = 4, num_draft_tokens: "SupportsIndex | None" = None, draft_adapters: Adapter | None = None, skip_special_tokens: bool = True, add_special_tokens: bool = True, json_schema: JsonSchema | None = None, json_object: bool = False, regex: str | None = None, grammar: str | None = None, choices: SupportsGetItem[int, str] | None = None, filters: SupportsGetItem[int, Any] | None = None, filter_prefer_eos: bool = False, token_healing: bool = False, tools: JsonObjects | None = None, documents: JsonObjects | None = None, chat_template: str | None = None, chat_template_kwargs: TemplateKwargs | None = None, add_generation_prompt: bool | None = None, continue_final_message: ContinueFinalMessage | None = None, **keywords: "Any") -> Request:
+    def __new__(cls, /, prompt: Prompt, adapter: Adapter | None = None, *, sampling: SamplingParams | None = None, negative_prompt: Prompt | None = None, max_new_tokens: "SupportsIndex" = 128, min_new_tokens: "SupportsIndex" = 0, stop: Stop | None = None, banned_strings: SupportsGetItem[int, str] | None = None, stop_at_eos: bool = True, logprobs: "SupportsIndex" = 0, probs: "SupportsIndex" = 0, post_sampling_hooks: PostSamplingHooks | None = None, return_logits: bool = False, ngram_draft: bool = False, max_ngram: "SupportsIndex" = 4, num_draft_tokens: "SupportsIndex | None" = None, draft_adapters: Adapter | None = None, skip_special_tokens: bool = True, add_special_tokens: bool = True, json_schema: JsonSchema | None = None, json_object: bool = False, regex: str | None = None, grammar: str | None = None, gbnf: str | None = None, choices: SupportsGetItem[int, str] | None = None, filters: SupportsGetItem[int, Any] | None = None, filter_prefer_eos: bool = False, token_healing: bool = False, tools: JsonObjects | None = None, documents: JsonObjects | None = None, chat_template: str | None = None, chat_template_kwargs: TemplateKwargs | None = None, add_generation_prompt: bool | None = None, continue_final_message: ContinueFinalMessage | None = None, **keywords: "Any") -> Request:
         """
         A request. Adapters are looked up when it is submitted. The keywords of `SamplingParams` are taken too; they change
         those of `sampling`.
@@ -686,6 +697,11 @@ class Request:
     def filters(self, /) -> list[Any]:
         """
         The objects that limit the tokens.
+        """
+    @property
+    def gbnf(self, /) -> str | None:
+        """
+        The grammar of the text, in llama.cpp's GBNF.
         """
     @property
     def grammar(self, /) -> str | None:
@@ -1047,10 +1063,20 @@ class SequenceCache:
 
         A chunk is (sequence, position of the first token, tokens, number of last tokens whose logits are returned).
         """
+    def forward_with_last_states(self, /, chunks: SupportsGetItem[int, tuple[SupportsIndex, SupportsIndex, TokenIds, SupportsIndex]], adapter: Adapter | None = None) -> tuple[FloatArray, FloatArray]:
+        """
+        As `forward`, and the residual stream behind the last layer, before the final norm: of all tokens of the chunks,
+        float32 [tokens, hidden_size].
+        """
     @property
     def max_tokens(self, /) -> int:
         """
         Largest number of tokens of a sequence.
+        """
+    def set_parts(self, /, sequence: SupportsIndex, position: SupportsIndex, prompt: Prompt) -> list[int]:
+        """
+        As `set_tokens`, of token ids, or a dict `prompt_embeds` with ids and arrays of vectors in place of ids. Returns the
+        tokens to compute.
         """
     def set_tokens(self, /, sequence: SupportsIndex, position: SupportsIndex, tokens: TokenIds) -> None:
         """

@@ -90,7 +90,7 @@ def test_a_prompt_of_vectors_may_be_any_array_and_runs_in_a_batch(engine, width)
     alone = engine.generate(prompts[5], adapters={"wit": 0.5}, return_logits=True, **SETTINGS)
     again = engine.generate(prompts, adapters={"wit": 0.5}, return_logits=True, **SETTINGS)[5]
     assert np.array_equal(alone.logits, again.logits)
-    assert "".join(chunk.text for chunk in engine.stream(prompts[0], adapters={"wit": 0.5}, **SETTINGS)) == out[0].text
+    assert "".join(chunk.text for chunk in engine.stream(prompts[0], {"wit": 0.5}, **SETTINGS)) == out[0].text
 
 
 def test_a_request_of_vectors_is_a_value(width):

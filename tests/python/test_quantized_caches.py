@@ -4,24 +4,27 @@ import numpy as np
 import pytest
 from exlora import Engine
 from support import adapter_specs
-from support.compare import gap
+from support.compare import distance
 
-#: Most that logits move, as a share of the largest.
-MOST = {"q8": 0.02, "q6": 0.2, "q4": 0.2}
+KV_DTYPES = ["q8", "q6", "q4"]
 ADAPTERS = ["dora", "activated", "embedding-dora"]
 
 
-@pytest.mark.parametrize("kv_dtype", MOST)
-def test_logits_stay_near_those_of_exact_caches_under_every_adapter(kv_dtype, collection):
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+def test_rounded_caches_move_logits_under_adapters_no_more_than_the_bases(kv_dtype, collection):
+    """Twice at most, by the noise of random models, and a third of what the adapter does."""
     folder = collection.dense("llama")
     adapters = {name: collection.adapter("llama", name) for name in ADAPTERS}
     exact, engine = (Engine(folder, kv_dtype=dtype, adapters=adapters) for dtype in ("f32", kv_dtype))
-    for name in [None, *ADAPTERS]:
+    base = exact.logits(adapter_specs.PROMPT)
+    most = 2 * distance(engine.logits(adapter_specs.PROMPT), base)
+    for name in ADAPTERS:
         expected = exact.logits(adapter_specs.PROMPT, adapter=name)
-        assert 0 < gap(engine.logits(adapter_specs.PROMPT, adapter=name), expected) < MOST[kv_dtype]
+        error = distance(engine.logits(adapter_specs.PROMPT, adapter=name), expected)
+        assert 0 < error < min(most, distance(base, expected) / 3)
 
 
-@pytest.mark.parametrize("kv_dtype", MOST)
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 def test_rows_have_the_same_bits_alone_in_a_batch_and_from_the_prefix_cache(kv_dtype, collection):
     names = [*ADAPTERS, None, {"dora": 0.5, "activated": 0.25}]
     adapters = {name: collection.adapter("llama", name) for name in ADAPTERS}

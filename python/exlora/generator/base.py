@@ -103,7 +103,7 @@ class ExLlamaV2BaseGenerator:
                 text = tokenizer.decode([token for token in ids if token < EMBEDDING_INDEX])
             heads.append("" if completion_only else text)
             # Healing replaces the last token.
-            pad = self.tokenizer.pad_token_id
+            pad = self.tokenizer.pad_token_id or 0
             kept = ids[:-1] if token_healing and len(ids) > 1 else ids
             rows.append([token if token < EMBEDDING_INDEX else pad for token in kept])
             request = _exlora.Request(

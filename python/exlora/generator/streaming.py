@@ -178,7 +178,7 @@ class ExLlamaV2StreamingGenerator(ExLlamaV2BaseGenerator):
         self._job = self._engine.submit(request)
         self._drafts = self.speculative_ngram or self.draft_model is not None
         # Healing replaces the last token.
-        pad = self.tokenizer.pad_token_id
+        pad = self.tokenizer.pad_token_id or 0
         kept = prompt[:-1] if token_healing and len(prompt) > 1 else prompt
         self._sequences = [[token if token < EMBEDDING_INDEX else pad for token in kept]]
 
