@@ -6,7 +6,7 @@
 // grid   (splits or fewer, kv_heads or fewer, rows or fewer); block 8 warps, each with 32 of a split's 256 positions
 // bytes  keys and values of what a row sees once for each row and HEADS query heads of a group (through the cache where rows
 //        share them), queries and attended once; with several blocks a row, partial sums written and read once
-// proof  tests/cuda/attention.rs against the reference backend; same bits in any grid, batch or chunk
+// proof  tests/cuda/attention.rs, kv_codes.rs against the reference backend; same bits in any grid, batch or chunk
 //
 // A split begins at a multiple of SPLIT_TOKENS, whatever the batch. Within it each warp takes 32 positions: a lane computes
 // the score of one position, then sums some channels over the positions, ascending. The warps' sums are added in the order of

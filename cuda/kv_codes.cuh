@@ -9,7 +9,7 @@
 //   keys      scales [page][kv_head][group][position in the page] f16    codes [chunk of 16 channels][position in the page][16]
 //   values    scales [page][kv_head][position in the page][group] f16    codes [position in the page][head_dim]
 //
-// A head's scales lie before its codes, either in whole 16 bytes; the keys of all heads lie before the values. Codes follow each
+// A head's scales lie before its codes, both in whole 16 bytes; the keys of all heads lie before the values. Codes follow each
 // other in words, the first in the lowest bits. Every operation is rounded as IEEE 754 says, none is fused with another: so the
 // same x has the same codes on any device. src/backend/kv_quant.rs is the definition.
 #pragma once
@@ -70,19 +70,15 @@ __device__ __forceinline__ HeadCodes page_values(const KvLayer& kv, uint32_t hea
   return {reinterpret_cast<f16*>(start), start + scales};
 }
 
-// A position's key: chunk c is at `c * page_tokens` chunks, the scale of group g at `g * page_tokens`.
-struct KeyPlace {
+// A position's key or value. Of a key, chunk c is at `c * page_tokens` chunks, the scale of group g at `g * page_tokens`; those of a
+// value follow each other.
+struct CodePlace {
   const f16* scales;
   const uint8_t* codes;
   uint32_t group_log2;
 };
-
-// A position's value.
-struct ValuePlace {
-  const f16* scales;
-  const uint8_t* codes;
-  uint32_t group_log2;
-};
+typedef CodePlace KeyPlace;
+typedef CodePlace ValuePlace;
 
 __device__ __forceinline__ KeyPlace key_at(
   const KvLayer& kv, uint32_t head_dim, uint32_t page, uint32_t kv_head, uint32_t slot

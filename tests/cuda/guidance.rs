@@ -11,12 +11,12 @@ fn guided(seed: u32, tokens: u32, negative: u32, scale: f32, mixture: &[(&str, f
     request(seed, tokens, 4, mixture).negative_prompt(other, scale)
 }
 
-/// Guided texts among others; their prompts differ in length by everything from nothing to more than a page.
+/// Guided texts among others; their prompts differ in length by nothing, a little and much.
 fn requests() -> Vec<Request> {
     let guided = [
         guided(21, 9, 9, 1.5, &[(JARGON, 0.3), (SQLITE, 0.7)]),
-        guided(22, 1, 36, 2.0, &[]),
-        guided(23, 34, 1, -1.0, &[(DEVIL, 1.0)]),
+        guided(22, 1, 20, 2.0, &[]),
+        guided(23, 18, 1, -1.0, &[(DEVIL, 1.0)]),
         guided(24, 3, 2, 0.5, &[(JARGON, 1.0)]),
     ];
     let [base, lora, _, mixture, ..] = <[Request; 6]>::try_from(mixed_batch(2)).expect("six");

@@ -1,4 +1,5 @@
 //! Quantized KV caches: codes and scales bit for bit as they are defined, attention over them against the reference backend.
+#![allow(clippy::single_range_in_vec_init, reason = "a sequence is a range of positions, and some tests have one")]
 
 use ::support::Rng;
 use exlora::backend::cuda::layout::ElementType;

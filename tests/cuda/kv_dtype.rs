@@ -87,19 +87,19 @@ fn a_cache_of_4_bits_moves_stored_logits_by_no_more_than_on_the_cpu() {
 /// Rows of the base, of DoRA and of a mixture, alone, in a batch, in chunks, short of pages, and from the prefix cache.
 fn check_bits(kv_dtype: KvDType) {
     let options = || EngineOptions { kv_dtype, prefix_cache: false, ..on_cuda() };
-    let long = request(9, 40, 2, &[(SQLITE, 0.5), (DEVIL, 1.0)]);
+    let long = request(9, 34, 2, &[(SQLITE, 0.5), (DEVIL, 1.0)]);
     let [base, _, dora, _, mixture, _] = <[Request; 6]>::try_from(mixed_batch(2)).expect("six");
-    let requests = [base, dora, mixture, long, request(8, 31, 3, &[(JARGON, 1.0)])];
+    let requests = [base, dora, mixture, long];
     let whole = engine(MODEL, options());
     let expected = whole.generate(&requests).expect("together");
-    for (index, request) in requests[1..4].iter().enumerate() {
+    for (index, request) in requests[1..].iter().enumerate() {
         let alone = whole.generate(std::slice::from_ref(request)).expect("alone").remove(0);
         assert_same_bits(&alone, &expected[index + 1], &format!("{kv_dtype:?}: request {index} alone"));
     }
-    // Four pages for requests that need seven.
+    // Four pages for requests that need five.
     let cramped = engine(MODEL, EngineOptions { kv_tokens: Some(128), prefill_chunk: 11, ..options() });
     let caching = engine(MODEL, EngineOptions { prefix_cache: true, ..options() });
-    caching.generate(&requests[3..4]).expect("the prefix");
+    caching.generate(&requests[3..]).expect("the prefix");
     for (what, engine) in [("short of pages, in chunks", &cramped), ("from the cache", &caching)] {
         let found = engine.generate(&requests).expect(what);
         for (found, expected) in found.iter().zip(&expected) {

@@ -14,6 +14,7 @@ from exlora import (
     Engine,
     ExLlamaV2,
     ExLlamaV2Cache,
+    ExLlamaV2Cache_Q4,
     ExLlamaV2Config,
     ExLlamaV2Lora,
     ExLlamaV2Tokenizer,
@@ -98,6 +99,26 @@ def test_the_command_answers_a_mixed_batch_as_on_the_cpu(fixtures, tmp_path):
         texts[device] = [json.loads(line)["text"] for line in done.stdout.splitlines()]
     assert texts["cuda"] == texts["cpu"]
     assert len(texts["cpu"]) == len(PROMPTS)
+
+
+def test_every_face_serves_a_quantized_cache(fixtures):
+    logits, kv_bytes = {}, {}
+    for device in DEVICES:
+        engine = Engine(fixtures / MODEL, device=device, kv_dtype="q8", kv_tokens=256)
+        completion = engine.generate(PROMPTS[0], max_new_tokens=1, return_logits=True)
+        logits[device], kv_bytes[device] = np.asarray(completion.logits[0]), engine.stats()["kv_bytes"]
+    # Each is within 1 % of float32.
+    assert np.abs(logits["cuda"] - logits["cpu"]).max() <= 2e-2 * np.abs(logits["cpu"]).max()
+    assert kv_bytes["cuda"] == kv_bytes["cpu"]
+    config = ExLlamaV2Config(str(fixtures / MODEL))
+    config.device = "cuda"
+    model = ExLlamaV2(config)
+    cache = ExLlamaV2Cache_Q4(model, max_seq_len=64, lazy=True)
+    model.load_autosplit(cache)
+    assert np.isfinite(np.asarray(model.forward(np.array([[5, 6, 7]]), cache))).all()
+    done = run("generate", "-m", fixtures / MODEL, "--device", "cuda", "--kv-dtype", "q6", "--kv-tokens", 256,
+               "--prompt", PROMPTS[0], "--max-new-tokens", 1)  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_benchmark_runs_on_the_device(fixtures):
