@@ -292,6 +292,26 @@ mod tests {
     }
 
     #[test]
+    fn room_is_made_while_the_budget_is_short() {
+        let model = model(AdapterLimits { max_adapters: 2, ..AdapterLimits::default() });
+        let load = |name: &str, make_room: &mut dyn FnMut() -> bool| {
+            let hooks = &mut LoadHooks { between_parts: &mut || Ok(()), make_room };
+            model.load_adapter_attaching(name, &fixture(DORA), hooks, || Ok(None))
+        };
+        for name in ["one", "two"] {
+            load(name, &mut || panic!("there is room")).expect("it loads");
+        }
+        // The first that is unloaded is still in use, so its slot is not free.
+        let lease = model.adapters().lease("one").expect("loaded");
+        let mut unloaded = ["one", "two"].into_iter();
+        let mut make_room = || unloaded.next().is_some_and(|name| model.unload_adapter(name).is_ok());
+        load("three", &mut make_room).expect("there is room once the second is gone");
+        let error = load("four", &mut || false).expect_err("nothing is unloaded");
+        assert_eq!((error.code(), model.adapters().list().len()), (ErrorCode::AdapterBudgetExceeded, 1));
+        drop(lease);
+    }
+
+    #[test]
     fn the_size_of_the_prepared_adapter_counts() {
         let resident = model(AdapterLimits::default()).load_adapter("devil", &fixture(DORA)).expect("it loads");
         let (file_bytes, resident_bytes) = (resident.summary.bytes, resident.resident_bytes);

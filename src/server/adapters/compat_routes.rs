@@ -83,7 +83,7 @@ async fn list_active_loras(State(state): State<Arc<AppState>>) -> Json<LoraList>
 /// tabbyAPI's request to load adapters.
 #[derive(Deserialize, ToSchema)]
 struct LoadLorasFields {
-    /// The adapters, each by the name of its folder in `--adapters-dir`, or of one that is loaded.
+    /// The adapters, each by the name of its folder in the server's folder of adapters, or of one that is loaded.
     loras: Vec<LoraToLoad>,
     /// Not looked at: nothing waits for running requests here.
     #[expect(dead_code, reason = "accepted, since no request waits for another one's adapters")]

@@ -15,8 +15,10 @@ pub struct AdapterFields {
     pub model: Option<String>,
     /// The request's mixture: an adapter's name, an object of names and weights, in order, or a list of objects with a `name` (or
     /// `id`) and a `scale`. Empty for the base alone. Only beside a `model` that is the base.
+    #[schema(inline)]
     pub adapters: Option<MixtureField>,
     /// The same as llama.cpp has it: a list of objects with the `id` that `GET /lora-adapters` lists and a `scale`.
+    #[schema(inline)]
     pub lora: Option<MixtureField>,
 }
 

@@ -117,14 +117,13 @@ impl AdaptersDir {
         Some(path.strip_prefix(&self.root).ok()?.to_string_lossy().into_owned())
     }
 
-    /// The names of the adapters whose folders lie directly in this one, sorted.
-    pub(super) fn names(&self) -> Vec<String> {
-        let Ok(entries) = std::fs::read_dir(&self.root) else { return Vec::new() };
-        let entries = entries.take(MAX_ENTRIES).flatten().filter(|entry| entry.path().join(CONFIG).is_file());
-        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-        let mut names: Vec<String> = names.filter(|name| matches!(self.find(name), Ok(Some(_)))).collect();
+    /// The names of the adapters whose folders lie directly in this one, sorted. Each is looked at when it is taken.
+    pub(super) fn names(&self) -> impl Iterator<Item = String> {
+        let entries = std::fs::read_dir(&self.root).into_iter().flatten().flatten().take(MAX_ENTRIES);
+        let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
         names.sort();
-        names
+        let has_config = |folder: &Path| folder.join(CONFIG).is_file();
+        names.into_iter().filter(move |name| matches!(self.find(name), Ok(Some(folder)) if has_config(&folder)))
     }
 }
 
@@ -197,7 +196,7 @@ mod tests {
         {
             assert_eq!(adapters.find(name).expect("not refused"), None, "{name}");
         }
-        assert_eq!(adapters.names(), ["inside", "sql"]);
+        assert_eq!(adapters.names().collect::<Vec<_>>(), ["inside", "sql"]);
     }
 
     #[test]

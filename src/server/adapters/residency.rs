@@ -324,9 +324,7 @@ impl Residency {
 
     /// The names of adapters that can be loaded. Reads the folder.
     pub(super) async fn available(self: &Arc<Self>) -> Vec<String> {
-        self.blocking(|this| Ok(this.dir.as_ref().map(AdaptersDir::names).unwrap_or_default()))
-            .await
-            .unwrap_or_default()
+        self.blocking(|this| Ok(this.dir.iter().flat_map(AdaptersDir::names).collect())).await.unwrap_or_default()
     }
 
     /// The generation that has the name, 0 if none has, after comparing it with what a client expects.
@@ -400,14 +398,15 @@ impl Residency {
     }
 
     fn not_found(&self, name: &str, dir: &AdaptersDir) -> Error {
-        let mut names = dir.names();
+        // One more than is listed, to say that there are more.
+        let mut names: Vec<String> = dir.names().take(MAX_LISTED_NAMES + 1).collect();
         names.extend(self.pool().list().into_iter().map(|info| info.name));
         names.sort();
         names.dedup();
         let listed = names.iter().take(MAX_LISTED_NAMES).map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
         let found = match names.len() {
             0 => "no adapters".to_owned(),
-            all if all > MAX_LISTED_NAMES => format!("{listed} and {} more", all - MAX_LISTED_NAMES),
+            all if all > MAX_LISTED_NAMES => format!("{listed} and more"),
             _ => listed,
         };
         Error::new(ErrorCode::AdapterNotFound, format!("there is no adapter named '{name}'"))

@@ -62,7 +62,7 @@ pub struct AdapterObject {
     leases: usize,
     /// Whether it stays when others need the room.
     pinned: bool,
-    /// Its folder, relative to `--adapters-dir` if it lies below it.
+    /// Its folder, relative to the server's folder of adapters if it lies below that.
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<String>,
     /// Requests that named it since the server started.
@@ -109,7 +109,7 @@ struct AdapterList {
     object: &'static str,
     /// Those that have been loaded, in that order.
     data: Vec<AdapterObject>,
-    /// Names of those in `--adapters-dir`, each of which is loaded when a request names it.
+    /// Names of those in the server's folder of adapters, each of which is loaded when a request names it.
     available: Vec<String>,
     /// Bytes in memory.
     bytes: usize,
@@ -139,7 +139,7 @@ async fn list(State(state): State<Arc<AppState>>) -> Json<AdapterList> {
 struct LoadFields {
     /// The name that requests will use.
     lora_name: String,
-    /// Its folder: relative to `--adapters-dir`, or absolute and inside it. By default the name.
+    /// Its folder: relative to the server's folder of adapters, or absolute and inside it. By default the name.
     lora_path: Option<String>,
     /// Whether an adapter that has the name is replaced.
     load_inplace: Option<bool>,
@@ -202,7 +202,7 @@ struct Unloaded {
     unloaded: bool,
 }
 
-/// Unloads an adapter. Running requests keep it. One of `--adapters-dir` is loaded again when a request names it.
+/// Unloads an adapter. Running requests keep it. One in the server's folder of adapters is loaded again when a request names it.
 #[utoipa::path(
     post,
     path = "/v1/unload_lora_adapter",

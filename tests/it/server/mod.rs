@@ -98,7 +98,7 @@ impl Running {
         stream.set_read_timeout(Some(LIMIT)).expect("set");
         let length = body.len();
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
+            "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Type: application/json\r\n\
              Content-Length: {length}\r\n{headers}\r\n"
         );
         stream.write_all((head + body).as_bytes()).expect("sent");
