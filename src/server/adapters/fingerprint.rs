@@ -1,16 +1,20 @@
 //! Whether the files of a folder have changed, without reading them.
 
+use std::ffi::OsString;
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Most entries that are looked at.
 const MAX_ENTRIES: usize = 10_000;
 
-/// Names, sizes, times and identities of the files of a folder.
+/// A folder, and the names, sizes, times and identities of its files.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Fingerprint(Vec<(std::ffi::OsString, FileState)>);
+pub(super) struct Fingerprint {
+    folder: PathBuf,
+    files: Vec<(OsString, FileState)>,
+}
 
 /// What changes when a file is written, replaced by another, or gets back the time of modification that it had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,7 +44,7 @@ impl Fingerprint {
             }
         }
         files.sort();
-        Ok(Self(files))
+        Ok(Self { folder: folder.to_owned(), files })
     }
 }
 

@@ -19,8 +19,19 @@ pub(super) struct Record {
     pub counts: Counts,
 }
 
-/// A folder from which an adapter was loaded.
+/// What to load under a name.
+#[derive(Clone)]
+pub(super) enum Wanted {
+    /// The folder that the name stands for.
+    Name,
+    /// A client's path.
+    Path(String),
+}
+
+/// Where an adapter was loaded from.
 pub(super) struct Source {
+    /// It may lead to another folder by now, where links are involved.
+    pub wanted: Wanted,
     pub folder: PathBuf,
     /// Of the version that is loaded. `None` if the folder could not be looked at.
     pub fingerprint: Option<Fingerprint>,

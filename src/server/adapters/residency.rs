@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::fingerprint::Fingerprint;
 use super::paths::AdaptersDir;
-use super::record::{Counts, Record, Source};
+use super::record::{Counts, Record, Source, Wanted};
 use crate::adapter::pool::{AdapterInfo, AdapterLease, AdapterPool};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorCode, Result};
@@ -73,14 +73,6 @@ struct Loading {
 enum Now<T> {
     Done(T),
     Wait(Loading),
-}
-
-/// What to load.
-enum Wanted {
-    /// The folder that the name stands for.
-    Name,
-    /// A client's path.
-    Path(String),
 }
 
 /// An adapter's name as clients see it.
@@ -158,24 +150,30 @@ impl Residency {
                 Ok(Now::Done(lease))
             }
             Err(error) if self.dir.is_none() => Err(error),
-            _ => Ok(Now::Wait(self.start(&mut table, name, Wanted::Name))),
+            _ => {
+                // One that a client loaded comes back from where it was.
+                let source = table.records.get(name).and_then(|record| record.source.as_ref());
+                let wanted = source.map_or(Wanted::Name, |source| source.wanted.clone());
+                Ok(Now::Wait(self.start(&mut table, name, wanted, false)))
+            }
         }
     }
 
     /// Whether the files of a resident adapter have changed.
     async fn has_changed(self: &Arc<Self>, name: &str) -> bool {
-        let folder = {
+        let wanted = {
             let mut table = self.table.lock();
             let source = table.records.get_mut(name).and_then(|record| record.source.as_mut());
             match source {
                 Some(source) if source.looked_at.elapsed() >= self.look_interval => {
                     source.looked_at = Instant::now();
-                    source.folder.clone()
+                    source.wanted.clone()
                 }
                 _ => return false,
             }
         };
-        let found = self.blocking(move |_| Ok(Fingerprint::of(&folder).ok())).await;
+        let owned = name.to_owned();
+        let found = self.blocking(move |this| Ok(Fingerprint::of(&this.folder(&owned, &wanted)?).ok())).await;
         // A folder that is gone takes nothing from those who use what was loaded.
         let Ok(Some(found)) = found else { return false };
         let table = self.table.lock();
@@ -222,7 +220,7 @@ impl Residency {
         if generation > 0 && !replaces {
             return Err(already_loaded(name, generation));
         }
-        Ok((self.start(&mut table, name, Wanted::Path(path.to_owned())), true))
+        Ok((self.start(&mut table, name, Wanted::Path(path.to_owned()), true), true))
     }
 
     /// Unloads an adapter; requests that use it go on. Returns the generation that was unloaded, 0 for one that had been evicted.
@@ -259,7 +257,7 @@ impl Residency {
     /// As [`Residency::lease`].
     pub(super) fn load_pinned(&self, name: &str) -> Result<()> {
         if self.pool().lease(name).is_err() {
-            self.load_folder(name, self.folder(name, Wanted::Name)?, false)?;
+            self.load_folder(name, Wanted::Name, self.folder(name, &Wanted::Name)?, false)?;
         }
         self.set_pinned(name, true);
         Ok(())
@@ -342,13 +340,13 @@ impl Residency {
     }
 
     /// Starts a load, which ends even if nobody waits for it any more.
-    fn start(self: &Arc<Self>, table: &mut Table, name: &str, wanted: Wanted) -> Loading {
+    fn start(self: &Arc<Self>, table: &mut Table, name: &str, wanted: Wanted, is_asked_for: bool) -> Loading {
         let (sender, outcome) = watch::channel(None);
-        let loading = Loading { outcome, is_asked_for: matches!(wanted, Wanted::Path(_)) };
+        let loading = Loading { outcome, is_asked_for };
         table.loading.insert(name.to_owned(), loading.clone());
         let (this, name) = (Arc::clone(self), name.to_owned());
         tokio::spawn(async move {
-            let outcome = this.run(&name, wanted).await;
+            let outcome = this.run(&name, wanted, !is_asked_for).await;
             if let Err(error) = &outcome {
                 this.metrics.adapter_load_failed();
                 tracing::info!(adapter = name, %error, "an adapter was not loaded");
@@ -360,15 +358,19 @@ impl Residency {
         loading
     }
 
-    async fn run(self: &Arc<Self>, name: &str, wanted: Wanted) -> Result<AdapterLease> {
+    async fn run(self: &Arc<Self>, name: &str, wanted: Wanted, keeps_old: bool) -> Result<AdapterLease> {
         AdapterPool::check_name(name)?;
-        let keeps_old = matches!(wanted, Wanted::Name);
         let owned = name.to_owned();
-        let folder = self.blocking(move |this| this.folder(&owned, wanted)).await?;
+        let (folder, wanted) = self
+            .blocking(move |this| {
+                let folder = this.folder(&owned, &wanted)?;
+                Ok((folder, wanted))
+            })
+            .await?;
         // Only now: a name that nothing has need not wait for those that are being loaded.
         let Ok(_permit) = self.permits.acquire().await else { return Err(given_up()) };
         let owned = name.to_owned();
-        self.blocking(move |this| this.load_folder(&owned, folder, keeps_old)).await
+        self.blocking(move |this| this.load_folder(&owned, wanted, folder, keeps_old)).await
     }
 
     /// Runs `f` on a thread that may wait.
@@ -381,19 +383,14 @@ impl Residency {
         outcome.unwrap_or_else(|_| Err(given_up()))
     }
 
-    fn folder(&self, name: &str, wanted: Wanted) -> Result<PathBuf> {
+    fn folder(&self, name: &str, wanted: &Wanted) -> Result<PathBuf> {
         let Some(dir) = &self.dir else {
             return Err(Error::new(ErrorCode::AdapterPathRefused, "the server has no folder of adapters")
                 .with_hint("start it with --adapters-dir"));
         };
-        if let Wanted::Path(path) = wanted {
-            return dir.resolve(&path);
-        }
-        // One that a client loaded under this name comes back from where it was.
-        let known = self.table.lock().records.get(name).and_then(|record| Some(record.source.as_ref()?.folder.clone()));
-        match known.map_or_else(|| dir.find(name), |folder| Ok(Some(folder)))? {
-            Some(folder) => Ok(folder),
-            None => Err(self.not_found(name, dir)),
+        match wanted {
+            Wanted::Path(path) => dir.resolve(path),
+            Wanted::Name => dir.find(name)?.ok_or_else(|| self.not_found(name, dir)),
         }
     }
 
@@ -414,9 +411,9 @@ impl Residency {
             .with_hint("GET /v1/models lists the names")
     }
 
-    /// Loads a folder under a name, on a thread that may take its time. If that fails, `keeps_old` asks for the version that was
-    /// loaded from the folder before. The lease is taken before anything can unload it.
-    fn load_folder(&self, name: &str, folder: PathBuf, keeps_old: bool) -> Result<AdapterLease> {
+    /// Loads a folder under a name, on a thread that may take its time. If that fails, `keeps_old` asks for the version that is
+    /// loaded. The lease is taken before anything can unload it.
+    fn load_folder(&self, name: &str, wanted: Wanted, folder: PathBuf, keeps_old: bool) -> Result<AdapterLease> {
         // Before the files are read: what changes while they are read is noticed by the next request.
         let fingerprint = Fingerprint::of(&folder).ok();
         let start = Instant::now();
@@ -429,7 +426,7 @@ impl Residency {
                 record.counts.loads += 1;
                 record.counts.load_time += load_time;
                 self.metrics.adapter_loaded(name, load_time);
-                record.source = Some(Source { folder, fingerprint, failed: None, looked_at: Instant::now() });
+                record.source = Some(Source { wanted, folder, fingerprint, failed: None, looked_at: Instant::now() });
                 let (generation, bytes, seconds) = (info.generation, info.resident_bytes, load_time.as_secs_f64());
                 tracing::info!(adapter = name, generation, bytes, seconds, "an adapter is loaded");
                 return lease;
@@ -439,7 +436,7 @@ impl Residency {
         let Some(record) = table.records.get_mut(name) else { return Err(error) };
         record.counts.failed_loads += 1;
         match (lease, &mut record.source) {
-            (Ok(lease), Some(source)) if keeps_old && source.folder == folder => {
+            (Ok(lease), Some(source)) if keeps_old => {
                 tracing::warn!(adapter = name, %error, "its files have changed and cannot be loaded: the version before stays");
                 source.failed = fingerprint;
                 Ok(lease)

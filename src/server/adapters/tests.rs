@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::future::Future;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -256,6 +257,28 @@ fn a_changed_folder_is_a_new_version_and_running_requests_keep_the_old_one() {
         assert!(new.info().generation > old.info().generation);
         assert_ne!(new.content_hash(), old.content_hash());
         assert_eq!(engine.stats().adapters_resident, 2, "the old one is leased");
+    });
+}
+
+#[test]
+fn a_link_that_leads_elsewhere_is_a_new_version() {
+    let (engine, dir) = (engine(8), folder(&["v1"]));
+    place(dir.path(), "v2", "sqlite-rslora-r16");
+    let point = |to: &str| {
+        symlink(to, dir.path().join("aside")).expect("linked");
+        fs::rename(dir.path().join("aside"), dir.path().join("current")).expect("renamed");
+    };
+    point("v1");
+    let residency = Arc::new(residency(&engine, &dir, 2));
+    run(async {
+        residency.load("mine", "current", false, None).await.expect("it loads");
+        for name in ["current", "mine"] {
+            let rank = async || residency.lease(name).await.expect("it loads").summary().rank;
+            point("v1");
+            assert_eq!(rank().await, 8);
+            point("v2");
+            assert_eq!(rank().await, 16);
+        }
     });
 }
 
