@@ -96,6 +96,13 @@ def get(url, path):
         return json.load(response)
 
 
+def unload(url, name):
+    """Unloads an adapter without the page."""
+    headers = {"Authorization": f"Bearer {ADMIN_KEY}", "Content-Type": "application/json"}
+    body = json.dumps({"lora_name": name}).encode()
+    urllib.request.urlopen(urllib.request.Request(f"{url}v1/unload_lora_adapter", body, headers), timeout=30).close()
+
+
 def row(browser, name):
     """The table's row of an adapter."""
 
@@ -262,6 +269,7 @@ def test_text_from_elsewhere_is_never_markup(browser, url):
     browser.all(".column button")[1].click()
     assert "<img src=x onerror=" in browser.find("dialog code").text
     assert not browser.all("dialog img, dialog script")
+    unload(url, HOSTILE_NAME)
 
 
 def test_everything_works_from_the_keyboard(browser, url):

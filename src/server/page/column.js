@@ -130,7 +130,8 @@ export class Column {
     const about = isExact ? "" : "~";
     setText(this.#figures.first, first === null ? "–" : `${Math.round(first - clock.start)} ms`);
     // The first token is the prompt's time; the rate is that of the tokens after it.
-    setText(this.#figures.rate, seconds > 0 && tokens > 1 ? about + ((tokens - 1) / seconds).toFixed(1) : "–");
+    const rate = (tokens - 1) / seconds;
+    setText(this.#figures.rate, seconds > 0 && tokens > 1 ? about + rate.toFixed(rate < 100 ? 1 : 0) : "–");
     setText(this.#figures.tokens, tokens ? about + tokens : "–");
     setText(this.#figures.end, finishReason ?? "–");
   }
