@@ -19,4 +19,5 @@ mod state;
 
 pub use self::key::Key;
 pub use self::listen::{Server, StopHandle};
+pub use self::openai::ToolCallFormat;
 pub use self::options::ServeOptions;

@@ -134,25 +134,40 @@ impl Generation {
         prompts: Vec<Prompt>,
         adapters: &AdapterFields,
     ) -> ApiResult<Self> {
+        Ok(Self::start_with(state, request, prompts, adapters, |_, _| Ok(())).await?.0)
+    }
+
+    /// The same for a request that `prepare` completes once its tokenizer is known, and what that returns.
+    ///
+    /// # Errors
+    /// As [`Generation::start`], and what `prepare` returns.
+    pub async fn start_with<T: Send + 'static>(
+        state: &Arc<AppState>,
+        request: Request,
+        prompts: Vec<Prompt>,
+        adapters: &AdapterFields,
+        prepare: impl FnOnce(&mut Request, Option<&Tokenizer>) -> Result<T> + Send + 'static,
+    ) -> ApiResult<(Self, T)> {
         state.check_accepting()?;
         let n = request.n;
         let choices = n.saturating_mul(prompts.len());
         let admission = state.engine_loop.admit(choices).inspect_err(|_| state.metrics.rejected())?;
         let Selection { adapters, model } = state.adapters.select(adapters).await?;
         let label = label_of(&adapters);
-        let request = Request { adapters, ..request };
+        let mut request = Request { adapters, ..request };
         let engine = state.engine.clone();
         let check = move || {
             let tokenizer = engine.tokenizer_for(&request.adapters).ok();
+            let prepared = prepare(&mut request, tokenizer.as_deref())?;
             if let Some(tokenizer) = tokenizer.as_ref().filter(|_| request.logprobs > 0) {
                 // What the first call makes takes a while.
                 tokenizer.piece_bytes(0)?;
             }
             let check = |prompt| engine.check(Request { prompt, ..request.clone() });
             let checked = prompts.into_iter().map(check).collect::<Result<Vec<_>>>()?;
-            Ok((checked, tokenizer))
+            Ok((checked, tokenizer, prepared))
         };
-        let (checked, tokenizer) = blocking(check).await?;
+        let (checked, tokenizer, prepared) = blocking(check).await?;
         let prompts = checked.iter().map(|request| request.prompt_tokens().to_vec()).collect();
         let stream = state.engine_loop.submit(checked, admission)?;
         state.metrics.accepted(&label);
@@ -164,7 +179,8 @@ impl Generation {
             has_ended: false,
         };
         let usage = UsageObject::default();
-        Ok(Self { model, n, choices, tokenizer, prompts, usage, stream, ended: 0, progress })
+        let generation = Self { model, n, choices, tokenizer, prompts, usage, stream, ended: 0, progress };
+        Ok((generation, prepared))
     }
 
     /// The next chunk of any choice, with the choice's index; `None` once all have ended.
