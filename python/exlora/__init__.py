@@ -90,6 +90,7 @@ __all__ = [
     "Request",
     "SamplingParams",
     "SeqTensor",
+    "Server",
     "Stream",
     "Timer",
     "Tokenizer",
@@ -97,6 +98,7 @@ __all__ = [
     "Usage",
     "__version__",
     "error_codes",
+    "serve",
 ]
 
 _configure_logging()

@@ -24,6 +24,7 @@ mod results;
 mod returns;
 mod sampling_params;
 mod sequence_cache;
+mod server;
 mod tokenizer;
 
 use std::collections::BTreeMap;
@@ -62,6 +63,8 @@ mod _exlora {
     use super::sampling_params::PySamplingParams;
     #[pymodule_export]
     use super::sequence_cache::PySequenceCache;
+    #[pymodule_export]
+    use super::server::PyServer;
     #[pymodule_export]
     use super::tokenizer::PyTokenizer;
 

@@ -1,5 +1,6 @@
 //! Which key a route asks for.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
@@ -47,6 +48,31 @@ pub async fn require_metrics_key(State(state): State<Arc<AppState>>, request: Re
     unauthorized("this route needs the metrics key or the admin key")
 }
 
+/// Where only this machine's users reach the server and no key keeps others out: refuses requests that a browser sends for a
+/// page of elsewhere, whose name was made to lead here (DNS rebinding). Such a request names that page's host.
+pub async fn require_local_host(State(state): State<Arc<AppState>>, request: Request, next: Next) -> Response {
+    let options = &state.options;
+    let is_guarded = state.is_loopback && options.api_keys.is_empty() && !options.no_auth;
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    if !is_guarded || is_local(host) {
+        return next.run(request).await;
+    }
+    let error = Error::new(ErrorCode::Forbidden, "the request is for another host than this machine").with_found(host);
+    ApiError::from(error.with_hint("behind a proxy, start the server with an API key or with --no-auth"))
+        .into_response()
+}
+
+/// Whether a `Host` header, with or without a port, means this machine itself.
+fn is_local(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|digit| digit.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    let is_loopback = address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    is_loopback || name.eq_ignore_ascii_case("localhost") || name.is_empty()
+}
+
 fn unauthorized(what: &str) -> Response {
     ApiError::from(Error::new(ErrorCode::Unauthorized, what)).into_response()
 }
@@ -81,5 +107,17 @@ mod tests {
         assert!(shown("authorization", "Bearer k") && shown("authorization", "bearer  k") && shown("x-api-key", "k"));
         assert!(!shown("authorization", "k") && !shown("authorization", "Basic k") && !shown("x-api-key", "kk"));
         assert!(!shows_any(&HeaderMap::new(), [&Key::new("")]));
+    }
+
+    #[test]
+    fn a_host_of_this_machine_is_told_from_others() {
+        for local in ["localhost", "localhost:8000", "127.0.0.1:8000", "[::1]:8000", "[::1]", "LOCALHOST:1", ""] {
+            assert!(is_local(local), "{local}");
+        }
+        for other in
+            ["evil.example", "evil.example:8000", "localhost.evil.example", "10.0.0.1:8000", "127.0.0.1.nip.io"]
+        {
+            assert!(!is_local(other), "{other}");
+        }
     }
 }

@@ -1,21 +1,19 @@
 //! The server's socket and its life: from `bind` over `serve` to a graceful end.
 
 use std::net::{SocketAddr, TcpListener};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
-use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpStream;
+use rustix::process::{Resource, getrlimit};
 use tokio::runtime::{self, Runtime};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::connections::Connections;
 use super::options::ServeOptions;
 use super::router::router;
+use super::serve_connection::{serve_connection, until_stopped};
 use super::state::AppState;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorCode, Result};
@@ -23,17 +21,18 @@ use crate::error::{Error, ErrorCode, Result};
 /// Threads that read requests and write responses. What takes longer has threads of its own.
 const HTTP_THREADS: usize = 2;
 
-/// Largest headers of a request together, in bytes.
-const MAX_HEADER_BYTES: usize = 64 << 10;
-
 /// How long the server waits after an error of `accept`, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Open files that are not connections: those of the model, of adapters that are being loaded, of Python.
+const OTHER_FILES: u64 = 96;
 
 /// An HTTP server over one engine.
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     state: Arc<AppState>,
+    routes: Router,
     stop: watch::Sender<bool>,
 }
 
@@ -53,7 +52,8 @@ impl Server {
     /// Listens for requests to an engine, which nobody else may step. They are answered from [`Server::serve`] on.
     ///
     /// # Errors
-    /// `io_failed`: the address cannot be listened on. `request_invalid`: it is beyond loopback, and there is no key.
+    /// `io_failed`: the address cannot be listened on. `request_invalid`: it is beyond loopback, and there is no key;
+    /// or a CORS origin is none.
     pub fn bind(engine: Engine, options: ServeOptions) -> Result<Self> {
         let failed = |e: std::io::Error| {
             let what = format!("cannot listen on {} port {}: {e}", options.host, options.port);
@@ -68,7 +68,9 @@ impl Server {
                 .with_hint("give an API key, or say that everyone may use the server: --no-auth"));
         }
         let (stop, _) = watch::channel(false);
-        Ok(Self { listener, address, state: AppState::new(engine, options)?, stop })
+        let state = AppState::new(engine, options, address.ip().is_loopback())?;
+        let routes = router(&state)?;
+        Ok(Self { listener, address, state, routes, stop })
     }
 
     /// Where it listens.
@@ -107,19 +109,21 @@ impl Server {
         }) else {
             return;
         };
-        let routes = router(&self.state);
-        let mut connections = JoinSet::new();
+        let connections = Connections::new(most_connections(self.state.options.max_connections));
+        let mut tasks = JoinSet::new();
         let mut stopped = self.stop.subscribe();
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                Some(_) = connections.join_next() => continue,
+                Some(_) = tasks.join_next() => continue,
                 () = until_stopped(&mut stopped) => break,
             };
             match accepted {
                 Ok((stream, _)) => {
+                    // Where all are busy, this one is closed.
+                    let Some(connection) = connections.open() else { continue };
                     let (options, stopped) = (&self.state.options, self.stop.subscribe());
-                    connections.spawn(connection(stream, routes.clone(), options, stopped));
+                    tasks.spawn(serve_connection(stream, connection, self.routes.clone(), options, stopped));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection was not accepted");
@@ -130,44 +134,21 @@ impl Server {
         drop(listener);
         self.state.stop_accepting();
         let limit = self.state.options.shutdown_timeout;
-        let ended = async { while connections.join_next().await.is_some() {} };
+        let ended = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(limit, ended).await.is_err() {
             tracing::warn!("requests that still ran after {} s are ended", limit.as_secs());
         }
     }
 }
 
-/// Serves a connection until it ends, or until the request that it has is answered once the server is stopped.
-fn connection(
-    stream: TcpStream,
-    routes: Router,
-    options: &ServeOptions,
-    mut stopped: watch::Receiver<bool>,
-) -> impl Future<Output = ()> + Send + use<> {
-    // Chunks are small, and each is to arrive at once.
-    let _ = stream.set_nodelay(true);
-    let mut builder = Builder::new(TokioExecutor::new()).http1_only();
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(options.header_timeout).max_buf_size(MAX_HEADER_BYTES);
-    let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes)).into_owned();
-    async move {
-        let mut served = pin!(served);
-        let outcome = tokio::select! {
-            outcome = served.as_mut() => outcome,
-            () = until_stopped(&mut stopped) => {
-                served.as_mut().graceful_shutdown();
-                served.await
-            }
-        };
-        // Clients that go away or send no HTTP are nothing to report.
-        if let Err(error) = outcome {
-            tracing::debug!(error, "a connection ended");
-        }
+/// The largest number of connections that leaves files to open for everything else.
+fn most_connections(asked: usize) -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let left = usize::try_from(limit.saturating_sub(OTHER_FILES)).unwrap_or(usize::MAX);
+    if left < asked {
+        tracing::warn!(limit, asked, "there are fewer connections than asked for: the process may open too few files");
     }
-}
-
-async fn until_stopped(stopped: &mut watch::Receiver<bool>) {
-    // The sender lives as long as the server.
-    let _ = stopped.wait_for(|stopped| *stopped).await;
+    asked.min(left)
 }
 
 fn http_threads() -> Result<Runtime> {

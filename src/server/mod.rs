@@ -2,6 +2,7 @@
 
 mod adapters;
 mod auth;
+mod connections;
 mod engine_loop;
 mod error;
 mod health;
@@ -14,8 +15,11 @@ mod openapi;
 mod options;
 mod page;
 mod router;
+mod schema;
+mod serve_connection;
 mod sse;
 mod state;
+mod write_timeout;
 
 pub use self::key::Key;
 pub use self::listen::{Server, StopHandle};

@@ -2,23 +2,27 @@
 
 use axum::routing::get;
 use axum::{Json, Router};
+use serde_json::Value;
 use utoipa::OpenApi;
-use utoipa::openapi::OpenApi as Document;
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 
+use super::schema::as_json;
 use super::{health, openai};
-
-/// The document of all routes.
-pub fn document() -> Document {
-    let mut document = Server::openapi();
-    document.merge(health::Document::openapi());
-    document.merge(openai::Document::openapi());
-    document
-}
 
 /// `/openapi.json`.
 pub fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
     let document = document();
     Router::new().route("/openapi.json", get(move || async move { Json(document) }))
+}
+
+/// The document of all routes.
+fn document() -> Value {
+    let mut document = Server::openapi();
+    document.merge(health::Document::openapi());
+    document.merge(openai::Document::openapi());
+    let bearer = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+    document.components.get_or_insert_default().add_security_scheme("key", bearer);
+    as_json(&document)
 }
 
 #[derive(OpenApi)]
@@ -27,3 +31,20 @@ pub fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
     description = "Multi-LoRA inference: every adapter is a model, and so is a mixture."
 ))]
 struct Server;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_has_its_own_fields_and_those_of_all_routes() {
+        let document = document();
+        let chat = &document["components"]["schemas"]["ChatRequest"];
+        assert_eq!(chat["required"], serde_json::json!(["messages"]));
+        for field in ["messages", "stream", "temperature", "adapters", "json_schema", "max_completion_tokens"] {
+            assert!(chat["properties"][field].is_object(), "{field} in {chat}");
+        }
+        // A chat's log-probabilities are asked for by a boolean.
+        assert!(chat["properties"]["logprobs"]["type"].to_string().contains("boolean"), "{chat}");
+    }
+}

@@ -3,19 +3,23 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::from_fn_with_state;
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::error::ApiError;
 use super::state::AppState;
 use super::{adapters, auth, health, openai, openapi, page};
-use crate::error::{Error, ErrorCode};
+use crate::error::{Error, ErrorCode, Result};
 
 /// The routes of a server.
-pub fn router(state: &Arc<AppState>) -> Router {
+///
+/// # Errors
+/// `request_invalid`: a CORS origin is none.
+pub fn router(state: &Arc<AppState>) -> Result<Router> {
     let open = Router::new().merge(health::routes()).merge(openapi::routes()).merge(page::routes());
     let with_key = openai::routes().route_layer(from_fn_with_state(Arc::clone(state), auth::require_key));
-    Router::new()
+    let routes = Router::new()
         .merge(open)
         .merge(with_key)
         .merge(adapters::routes(state))
@@ -24,5 +28,52 @@ pub fn router(state: &Arc<AppState>) -> Router {
             let error = Error::new(ErrorCode::RouteNotFound, "the route does not take this method");
             ApiError::from(error).with_status(StatusCode::METHOD_NOT_ALLOWED)
         })
-        .with_state(Arc::clone(state))
+        .layer(from_fn_with_state(Arc::clone(state), auth::require_local_host))
+        .with_state(Arc::clone(state));
+    // Outermost, since browsers ask it without a key.
+    Ok(match cors(&state.options.cors_origins)? {
+        Some(cors) => routes.layer(cors),
+        None => routes,
+    })
+}
+
+/// What pages of other origins may do.
+fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
+    if origins.is_empty() {
+        return Ok(None);
+    }
+    let allowed = if origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(origins.iter().map(|origin| parse_origin(origin)).collect::<Result<Vec<_>>>()?)
+    };
+    let cors = CorsLayer::new().allow_origin(allowed).allow_methods([Method::GET, Method::POST]);
+    Ok(Some(cors.allow_headers(AllowHeaders::mirror_request())))
+}
+
+/// An origin as browsers send it: a scheme and a host, no path.
+fn parse_origin(origin: &str) -> Result<HeaderValue> {
+    let host = origin.split_once("://").map(|(_, host)| host).filter(|host| !host.is_empty() && !host.contains('/'));
+    let value = host.and_then(|_| HeaderValue::from_str(origin).ok());
+    value.ok_or_else(|| {
+        Error::new(ErrorCode::RequestInvalid, "a CORS origin is none")
+            .with_expected("https://example.org, or *")
+            .with_found(origin)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_a_scheme_and_a_host() {
+        for origin in ["https://example.org", "http://localhost:3000"] {
+            assert_eq!(parse_origin(origin).expect(origin), origin);
+        }
+        for other in ["example.org", "https://", "https://example.org/", "https://a/b", "", "https://a\nb"] {
+            assert!(parse_origin(other).is_err(), "{other}");
+        }
+        assert!(cors(&[]).expect("none").is_none() && cors(&["*".to_owned()]).expect("all").is_some());
+    }
 }

@@ -27,6 +27,8 @@ pub struct AppState {
     pub started: u64,
     /// The name of the model's folder.
     pub folder_name: String,
+    /// Whether only this machine reaches the server.
+    pub is_loopback: bool,
     is_stopping: AtomicBool,
 }
 
@@ -35,7 +37,7 @@ impl AppState {
     ///
     /// # Errors
     /// As [`EngineLoop::start`] and [`Adapters::new`].
-    pub fn new(engine: Engine, mut options: ServeOptions) -> Result<Arc<Self>> {
+    pub fn new(engine: Engine, mut options: ServeOptions, is_loopback: bool) -> Result<Arc<Self>> {
         let folder_name = folder_name(&engine);
         if options.served_model_names.is_empty() {
             options.served_model_names.push(folder_name.clone());
@@ -44,7 +46,17 @@ impl AppState {
         let adapters = Adapters::new(&engine, &options)?;
         let metrics = Metrics::default();
         let (started, is_stopping) = (unix_seconds(), AtomicBool::new(false));
-        Ok(Arc::new(Self { engine, engine_loop, adapters, options, metrics, started, folder_name, is_stopping }))
+        Ok(Arc::new(Self {
+            engine,
+            engine_loop,
+            adapters,
+            options,
+            metrics,
+            started,
+            folder_name,
+            is_loopback,
+            is_stopping,
+        }))
     }
 
     /// The name of the base model in responses.

@@ -143,7 +143,7 @@ fn heads_with_every_kind_of_delta_agree_with_the_reference() {
 /// their own, one more for all of those.
 const ROUNDINGS: f64 = 4.0;
 
-/// Random heads. A loop of its own: `PROPTEST_CASES` would run thousands, which take seconds each on the emulated driver.
+/// Random heads.
 fn random_heads(count: u32) -> impl Iterator<Item = LinearsCase> {
     (0..u64::from(support::cases(count).cases)).map(|seed| {
         let mut rng = Rng(seed);

@@ -52,7 +52,7 @@ fn all_bounded(sources: impl IntoIterator<Item = String>) {
 
 /// Some of many sources, the same in each run; all of them in the runs with long property tests.
 fn some_bounded(sources: &[String], number: usize) {
-    let all = std::env::var_os("PROPTEST_CASES").is_some();
+    let all = support::case_factor() > 1;
     let step = if all { 1 } else { (sources.len() / number) | 1 };
     all_bounded(sources.iter().step_by(step).cloned());
 }

@@ -408,7 +408,7 @@ fn what_public_tokenizers_hold_gives_the_librarys_ids_and_text() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(support::cases(64))]
 
     /// Matches are looked for in small windows; no match depends on where a window ends.
     #[test]

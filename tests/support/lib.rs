@@ -27,11 +27,18 @@ pub fn fixtures() -> PathBuf {
     std::env::var_os("EXLORA_FIXTURES").map_or_else(of_repository, PathBuf::from)
 }
 
-/// The configuration of a property test that runs `count` cases. Where the environment variable `PROPTEST_CASES` is set, `cases`
-/// is scaled by it, as from 256; but within `proptest!`, which reads the variable again, that many cases run, whatever this says.
+/// By how much the environment variable `EXLORA_TEST_CASES` multiplies the cases of tests; 1 where it is not set.
+///
+/// # Panics
+/// If it is no number.
+pub fn case_factor() -> u32 {
+    std::env::var("EXLORA_TEST_CASES").map_or(1, |factor| factor.parse().expect("EXLORA_TEST_CASES is a number"))
+}
+
+/// The configuration of a property test that runs `count` cases, times [`case_factor`]. The variable of proptest itself would give
+/// all tests one number of cases, whatever each of theirs takes.
 pub fn cases(count: u32) -> ProptestConfig {
-    let config = ProptestConfig::default();
-    ProptestConfig { cases: (u64::from(count) * u64::from(config.cases) / 256).max(1) as u32, ..config }
+    ProptestConfig { cases: count * case_factor(), ..ProptestConfig::default() }
 }
 
 /// A tensor to be written: any name, any spelling of the type, bytes that need not fit.

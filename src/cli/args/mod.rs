@@ -10,5 +10,5 @@ pub(super) use headings::INPUT_AND_OUTPUT;
 pub(super) use mixture_arg::MixtureArg;
 #[cfg(feature = "cuda")]
 pub(super) use model_args::size;
-pub(super) use model_args::{EngineArgs, ModelArgs, NamedAdapter};
+pub(super) use model_args::{EngineArgs, ModelArgs, NamedAdapter, UseArgs};
 pub(super) use path_arg::{expand_home, path};

@@ -60,9 +60,6 @@ pub(in crate::cli) struct EngineArgs {
     /// Load an adapter folder under a name; may be repeated.
     #[arg(long = "adapter", value_name = "NAME=DIR", help_heading = "Adapters")]
     pub adapters: Vec<NamedAdapter>,
-    /// Adapter or mixture to use: sql, sql*0.7, or sql*0.7+wit*0.3. Repeated options are joined in order.
-    #[arg(long = "use", value_name = "MIXTURE", help_heading = "Adapters")]
-    mixture: Vec<MixtureArg>,
     /// Defaults of all requests: auto for the model folder's generation_config.json, or the path of another one.
     #[arg(long, value_name = "PATH", value_parser = generation_config(), help_heading = "Sampling")]
     generation_config: Option<GenerationConfigSource>,
@@ -81,6 +78,14 @@ pub(in crate::cli) struct EngineArgs {
     /// Load an adapter folder for the draft model under a name; may be repeated.
     #[arg(long = "draft-adapter", value_name = "NAME=DIR", requires = "draft_model", help_heading = "Drafts")]
     draft_adapters: Vec<NamedAdapter>,
+}
+
+/// The adapters of requests that name none themselves.
+#[derive(Args)]
+pub(in crate::cli) struct UseArgs {
+    /// Adapter or mixture to use: sql, sql*0.7, or sql*0.7+wit*0.3. Repeated options are joined in order.
+    #[arg(long = "use", value_name = "MIXTURE", help_heading = "Adapters")]
+    mixture: Vec<MixtureArg>,
     /// Adapter or mixture of the draft model, as --use.
     #[arg(long = "draft-use", value_name = "MIXTURE", requires = "draft_model", help_heading = "Drafts")]
     draft_mixture: Vec<MixtureArg>,
@@ -236,7 +241,9 @@ impl EngineArgs {
         self.draft_adapters.iter().try_for_each(|adapter| adapter.load_for_drafts(&engine).map(drop))?;
         Ok((engine, start.elapsed()))
     }
+}
 
+impl UseArgs {
     /// The mixture of `--use`.
     pub(in crate::cli) fn mixture(&self) -> MixtureArg {
         MixtureArg::joined(&self.mixture)

@@ -18,7 +18,7 @@ use clap::Args;
 use self::command::{Command, Input, help, parse};
 use self::conversation::Conversation;
 use self::line_reader::{Line, LineReader};
-use super::args::{EngineArgs, MixtureArg, NamedAdapter, RequestSettings, expand_home};
+use super::args::{EngineArgs, MixtureArg, NamedAdapter, RequestSettings, UseArgs, expand_home};
 use super::interrupt::Interrupt;
 use super::output::{note, print, print_json, report};
 use super::result_line::ResultLine;
@@ -29,6 +29,8 @@ use crate::error::{Error, ErrorCode, Result};
 pub(super) struct ChatArgs {
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    adapters: UseArgs,
     /// A system message before the conversation.
     #[arg(long, value_name = "TEXT", help_heading = "Chat")]
     system: Option<String>,
@@ -53,7 +55,7 @@ pub(super) fn run(args: &ChatArgs, json: bool) -> Result<()> {
         changed: BTreeMap::new(),
         conversation: Conversation::new(args.system.clone()),
         mixture: MixtureArg::default(),
-        draft_mixture: args.engine.draft_mixture(),
+        draft_mixture: args.adapters.draft_mixture(),
         last: None,
         // From a pipe there is no talk to keep.
         interrupt: if lines.is_terminal() { Interrupt::catch()? } else { Interrupt::not_caught() },
@@ -61,7 +63,7 @@ pub(super) fn run(args: &ChatArgs, json: bool) -> Result<()> {
         engine,
         json,
     };
-    chat.switch(args.engine.mixture())?;
+    chat.switch(args.adapters.mixture())?;
     if chat.is_terminal {
         note("/help lists the commands");
     }

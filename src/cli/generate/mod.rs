@@ -14,7 +14,7 @@ use clap::{Args, ValueHint};
 
 use self::batch::BatchArgs;
 use self::request_lines::MAX_LINE_BYTES;
-use super::args::{EngineArgs, INPUT_AND_OUTPUT, RequestSettings, path};
+use super::args::{EngineArgs, INPUT_AND_OUTPUT, RequestSettings, UseArgs, path};
 use super::exit_status::WRONG_USAGE;
 use super::output::note;
 use crate::error::{Error, ErrorCode, Result};
@@ -28,6 +28,8 @@ pub(super) struct GenerateArgs {
     batch: BatchArgs,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    adapters: UseArgs,
     #[command(flatten)]
     sampling: RequestSettings,
 }
@@ -73,8 +75,8 @@ pub(super) fn run(args: &GenerateArgs, json: bool) -> Result<u8> {
     note(&format!("loaded in {:.2} s: {}", load_time.as_secs_f64(), engine.model().describe_device()));
     let mut request = engine.request(prompt.unwrap_or_default());
     args.sampling.apply(&mut request)?;
-    request.adapters = args.engine.mixture().refs();
-    request.draft_adapters = args.engine.draft_mixture().refs();
+    request.adapters = args.adapters.mixture().refs();
+    request.draft_adapters = args.adapters.draft_mixture().refs();
     match &args.input.requests {
         Some(source) => batch::run(&engine, source, &args.batch, &request, json),
         None => single::run(&engine, request, json),

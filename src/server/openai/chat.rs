@@ -11,10 +11,11 @@ use utoipa::ToSchema;
 
 use super::events::{self, Events};
 use super::finish::{UsageObject, chat_finish_reason, stop_reason};
-use super::generation::{Generation, GenerationFields, WITHOUT_EFFECT, request_of, response_id};
+use super::generation::{Generation, GenerationFields, GenerationRequest, WITHOUT_EFFECT, request_of, response_id};
 use super::logprobs::ChatLogprobs;
 use super::messages::chat_messages;
-use super::tool_calls::{MessageReader, ToolCall, ToolCallDelta, ToolFields, ToolRequest, ToolUse, whole_message};
+use super::response_format::ResponseFormat;
+use super::tool_calls::{MessageReader, Tool, ToolCall, ToolCallDelta, ToolRequest, ToolUse, whole_message};
 use crate::engine::{ChatOptions, Chunk, Completion, Finish, Prompt, StopMatch, TokenLogprobs, Tokenizer};
 use crate::error::{Error, ErrorCode};
 use crate::request_settings::RequestSettings;
@@ -52,6 +53,14 @@ struct ChatFields {
     chat_template_kwargs: Option<Map<String, Value>>,
     /// Documents for templates that take them.
     documents: Option<Vec<Value>>,
+    /// Functions that the model may call.
+    tools: Option<Vec<Tool>>,
+    /// Whether it calls them: `none`, `auto` (the default with tools), `required`, or an object that names one.
+    tool_choice: Option<Value>,
+    /// Whether it may call several at once; `true` by default.
+    parallel_tool_calls: Option<bool>,
+    /// What the text has to be: any text, a JSON object, or JSON under a schema.
+    response_format: Option<ResponseFormat>,
 }
 
 /// A message that was generated.
@@ -137,12 +146,15 @@ struct ChatChunkObject {
     usage: Option<UsageObject>,
 }
 
+/// The body of a request, for the OpenAPI document.
+type ChatRequest = GenerationRequest<ChatFields>;
+
 /// Answers a chat.
 #[utoipa::path(
     post,
     path = "/v1/chat/completions",
     tag = "openai",
-    request_body = ChatFields,
+    request_body = ChatRequest,
     responses(
         (status = 200, description = "the messages, or events with their parts", body = ChatObject),
         (status = 400, description = "the request is wrong", body = ErrorBody),
@@ -155,10 +167,9 @@ pub async fn complete(State(state): State<Arc<AppState>>, mut fields: JsonFields
     let generation: GenerationFields = fields.read()?;
     let settings: RequestSettings = fields.read()?;
     let adapters: AdapterFields = fields.read()?;
-    let tools: ToolFields = fields.read()?;
     fields.finish(&WITHOUT_EFFECT, &REFUSED)?;
-    let tools = ToolRequest::try_from(tools)?;
     let top_logprobs = top_logprobs(&own)?;
+    let tools = tool_request(own.tools, own.tool_choice, own.parallel_tool_calls, own.response_format)?;
     // Up to the end of the context.
     let mut request = request_of(&state, &generation, &settings, state.engine.max_tokens())?;
     // 0 asks for the log-probabilities of the chosen tokens alone.
@@ -192,6 +203,19 @@ pub async fn complete(State(state): State<Arc<AppState>>, mut fields: JsonFields
     }
     let (completions, usage) = generated.completions().await?;
     Ok(Json(writer.whole(completions, usage)).into_response())
+}
+
+/// What the request asks for about tools and the form of the text.
+fn tool_request(
+    tools: Option<Vec<Tool>>,
+    choice: Option<Value>,
+    parallel: Option<bool>,
+    format: Option<ResponseFormat>,
+) -> ApiResult<ToolRequest> {
+    let functions = tools.unwrap_or_default().into_iter().map(|tool| tool.function).collect();
+    let schema = format.as_ref().map(ResponseFormat::schema).transpose();
+    let schema = schema.map_err(|error| ApiError::of_field("response_format", error))?.flatten();
+    ToolRequest::new(functions, choice.as_ref(), parallel, schema)
 }
 
 /// The number of top log-probabilities; `None` for no log-probabilities at all.

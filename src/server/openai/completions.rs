@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use super::events::{self, Events};
 use super::finish::{UsageObject, finish_reason, stop_reason};
-use super::generation::{Generation, GenerationFields, WITHOUT_EFFECT, request_of, response_id};
+use super::generation::{Generation, GenerationFields, GenerationRequest, WITHOUT_EFFECT, request_of, response_id};
 use super::logprobs::CompletionLogprobs;
 use crate::engine::{Chunk, Completion, Finish, Prompt, StopMatch, TokenLogprobs, Tokenizer};
 use crate::error::{Error, ErrorCode};
@@ -70,12 +70,15 @@ struct CompletionObject {
     usage: Option<UsageObject>,
 }
 
+/// The body of a request, for the OpenAPI document.
+type CompletionRequest = GenerationRequest<CompletionFields>;
+
 /// Completes texts.
 #[utoipa::path(
     post,
     path = "/v1/completions",
     tag = "openai",
-    request_body = CompletionFields,
+    request_body = CompletionRequest,
     responses(
         (status = 200, description = "the completions, or events with their parts", body = CompletionObject),
         (status = 400, description = "the request is wrong", body = ErrorBody),

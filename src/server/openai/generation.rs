@@ -1,11 +1,14 @@
 //! From the fields of a request to choices that are generated: what `/v1/completions`, `/v1/chat/completions` and
 //! `/v1/responses` share.
 
+use std::borrow::Cow;
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Deserialize;
-use utoipa::ToSchema;
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::finish::UsageObject;
 use crate::engine::{AdapterRef, Chunk, Completion, Prompt, Request, Tokenizer, random_seed};
@@ -14,6 +17,7 @@ use crate::request_settings::RequestSettings;
 use crate::server::adapters::{AdapterFields, Selection};
 use crate::server::engine_loop::{RequestStream, stopping};
 use crate::server::error::{ApiError, ApiResult};
+use crate::server::schema::one_object;
 use crate::server::state::{AppState, blocking};
 
 /// Fields that change no answer: who asks, and what OpenAI keeps or bills.
@@ -45,6 +49,26 @@ pub struct GenerationFields {
     pub min_tokens: Option<usize>,
     /// Whether the model's end-of-sequence tokens do not end the text.
     pub ignore_eos: Option<bool>,
+}
+
+/// The body of a request that generates text: the fields `F` of its route, and those that all routes have.
+pub struct GenerationRequest<F>(PhantomData<F>);
+
+impl<F: ToSchema> PartialSchema for GenerationRequest<F> {
+    fn schema() -> RefOr<Schema> {
+        one_object([F::schema(), GenerationFields::schema(), AdapterFields::schema(), RequestSettings::schema()])
+    }
+}
+
+impl<F: ToSchema> ToSchema for GenerationRequest<F> {
+    fn name() -> Cow<'static, str> {
+        F::name().replace("Fields", "Request").into()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((StreamOptions::name().into_owned(), StreamOptions::schema()));
+        F::schemas(schemas);
+    }
 }
 
 /// Options of a stream.
@@ -148,6 +172,7 @@ impl Generation {
         adapters: &AdapterFields,
         prepare: impl FnOnce(&mut Request, Option<&Tokenizer>) -> Result<T> + Send + 'static,
     ) -> ApiResult<(Self, T)> {
+        let accepted = Instant::now();
         state.check_accepting()?;
         let n = request.n;
         let choices = n.saturating_mul(prompts.len());
@@ -171,13 +196,8 @@ impl Generation {
         let prompts = checked.iter().map(|request| request.prompt_tokens().to_vec()).collect();
         let stream = state.engine_loop.submit(checked, admission)?;
         state.metrics.accepted(&label);
-        let progress = Progress {
-            state: Arc::clone(state),
-            label,
-            accepted: Instant::now(),
-            first_tokens: vec![None; choices],
-            has_ended: false,
-        };
+        let progress =
+            Progress { state: Arc::clone(state), label, accepted, first_tokens: vec![None; choices], has_ended: false };
         let usage = UsageObject::default();
         let generation = Self { model, n, choices, tokenizer, prompts, usage, stream, ended: 0, progress };
         Ok((generation, prepared))

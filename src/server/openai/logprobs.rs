@@ -1,7 +1,7 @@
 //! Log-probabilities in OpenAI's two forms.
 
+use indexmap::IndexMap;
 use serde::Serialize;
-use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::engine::{TokenLogprobs, Tokenizer};
@@ -16,7 +16,8 @@ pub struct CompletionLogprobs {
     /// The text of each token.
     pub tokens: Vec<String>,
     /// The most likely tokens in each place, with their log-probabilities.
-    pub top_logprobs: Vec<Map<String, Value>>,
+    #[schema(value_type = Vec<std::collections::BTreeMap<String, f32>>)]
+    pub top_logprobs: Vec<IndexMap<String, f32>>,
 }
 
 impl CompletionLogprobs {
@@ -30,7 +31,7 @@ impl CompletionLogprobs {
             all.tokens.push(token);
             all.token_logprobs.push(finite(logprobs.chosen));
             let best = logprobs.top.iter().take(top);
-            all.top_logprobs.push(best.map(|&(id, value)| (text_of(tokenizer, id), finite(value).into())).collect());
+            all.top_logprobs.push(best.map(|&(id, value)| (text_of(tokenizer, id), finite(value))).collect());
         }
         all
     }

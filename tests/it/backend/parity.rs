@@ -393,7 +393,7 @@ proptest! {
     }
 }
 
-/// Long cases, with random numbers for what is done with each. A loop of its own: `PROPTEST_CASES` would run thousands.
+/// Long cases, with random numbers for what is done with each.
 fn long_cases() -> impl Iterator<Item = (Attention, Rng)> {
     (0..u64::from(support::cases(6).cases)).map(|seed| (Attention::long(seed), Rng(seed ^ 0xC0FFEE)))
 }

@@ -6,6 +6,7 @@ mod chat;
 mod config_file;
 mod generate;
 mod inspect;
+mod instruction_counts;
 mod usage;
 
 use std::io::Write;

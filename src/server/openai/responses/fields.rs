@@ -2,14 +2,18 @@
 
 use serde::Deserialize;
 use serde_json::{Map, Value as Json, json};
-use utoipa::ToSchema;
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::input::chat_messages;
 use super::response::RequestEcho;
 use crate::error::{Error, ErrorCode};
+use crate::request_settings::RequestSettings;
+use crate::server::adapters::AdapterFields;
 use crate::server::error::{ApiError, ApiResult};
 use crate::server::openai::response_format::{NamedSchema, ResponseFormat};
 use crate::server::openai::tool_calls::{Function, ToolRequest};
+use crate::server::schema::one_object;
 
 /// The fields of a request for a response.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -45,6 +49,21 @@ pub struct ResponseFields {
     background: Option<bool>,
     /// Must be 0.
     top_logprobs: Option<usize>,
+}
+
+/// The body of a request, for the OpenAPI document: its own fields, and those that all routes have.
+pub struct ResponseRequest;
+
+impl PartialSchema for ResponseRequest {
+    fn schema() -> RefOr<Schema> {
+        one_object([ResponseFields::schema(), AdapterFields::schema(), RequestSettings::schema()])
+    }
+}
+
+impl ToSchema for ResponseRequest {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        ResponseFields::schemas(schemas);
+    }
 }
 
 /// Options of a stream.

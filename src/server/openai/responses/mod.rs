@@ -13,7 +13,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response as HttpResponse};
 
 use self::events::{Event, NumberedEvent};
-use self::fields::ResponseFields;
+use self::fields::{ResponseFields, ResponseRequest};
 use self::output::Output;
 use self::response::{IncompleteDetails, RequestEcho, Response, ResponseError, Status};
 use super::events::{self as streams, Events};
@@ -50,7 +50,7 @@ const REFUSED: [&str; 11] = [
     post,
     path = "/v1/responses",
     tag = "openai",
-    request_body = ResponseFields,
+    request_body = ResponseRequest,
     responses(
         (status = 200, description = "the response, or events with its parts", body = Response),
         (status = 400, description = "the request is wrong", body = ErrorBody),

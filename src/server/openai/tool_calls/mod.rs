@@ -15,5 +15,5 @@ pub use format::ToolCallFormat;
 pub use json_call::Parsed;
 pub use message::{MessageReader, ToolCall, ToolCallDelta, whole_message};
 pub use parser::ToolCallParser;
-pub use tool_use::{ToolFields, ToolRequest, ToolUse};
-pub use tools::Function;
+pub use tool_use::{ToolRequest, ToolUse};
+pub use tools::{Function, Tool};

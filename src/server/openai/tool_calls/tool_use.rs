@@ -1,33 +1,17 @@
 //! What the tools and the `response_format` of a request change: its prompt, the tokens that may be chosen, and how its text is
 //! read.
 
-use serde::Deserialize;
 use serde_json::Value as Json;
-use utoipa::ToSchema;
 
 use super::call_id::CallIds;
 use super::format::{ToolCallFormat, special_id};
 use super::grammar::{CallGrammar, MistralStyle, OtherText};
 use super::message::MessageReader;
 use super::parser::ToolCallParser;
-use super::tools::{Function, Tool, ToolChoice, check_functions};
+use super::tools::{Function, ToolChoice, check_functions};
 use crate::engine::{Grammar, Request, Tokenizer};
 use crate::error::{Error, ErrorCode, Result};
 use crate::server::error::{ApiError, ApiResult};
-use crate::server::openai::response_format::ResponseFormat;
-
-/// The fields of a chat about tools and the form of its text.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
-pub struct ToolFields {
-    /// Functions that the model may call.
-    tools: Option<Vec<Tool>>,
-    /// Whether it calls them: `none`, `auto` (the default with tools), `required`, or an object that names one.
-    tool_choice: Option<Json>,
-    /// Whether it may call several at once; `true` by default.
-    parallel_tool_calls: Option<bool>,
-    /// What the text has to be: any text, a JSON object, or JSON under a schema.
-    response_format: Option<ResponseFormat>,
-}
 
 /// What a request asks for about tools and the form of its text, checked as far as that needs no tokenizer.
 #[derive(Clone, Debug)]
@@ -48,18 +32,6 @@ pub struct ToolUse {
     functions: Vec<String>,
     parallel: bool,
     format: ToolCallFormat,
-}
-
-impl TryFrom<ToolFields> for ToolRequest {
-    type Error = ApiError;
-
-    /// Checks the fields.
-    fn try_from(fields: ToolFields) -> ApiResult<Self> {
-        let functions = fields.tools.unwrap_or_default().into_iter().map(|tool| tool.function).collect();
-        let schema = fields.response_format.as_ref().map(ResponseFormat::schema).transpose();
-        let schema = schema.map_err(|error| ApiError::of_field("response_format", error))?.flatten();
-        Self::new(functions, fields.tool_choice.as_ref(), fields.parallel_tool_calls, schema)
-    }
 }
 
 impl ToolRequest {
