@@ -38,8 +38,8 @@ class Server:
     served_model_name  name of the base model, or several, of which responses have the first
     adapters_dir       folder of adapters that are loaded when a request first names them
     pin                names of adapters that are never unloaded to make room for others
-    tool_call_parser   how the model writes calls of tools: "hermes", "llama3" or "mistral"; by default what its chat template
-                       teaches
+    tool_call_parser   how the model writes calls of tools: "hermes", "llama3" or "mistral"; by default what its chat
+                       template teaches
     max_queue          requests that may wait beside those that run; more are refused with status 429
     shutdown_timeout   longest time that running requests have to end when the server is stopped, in seconds
     defaults           what a request has where it says nothing, as keywords: those of `generate`, such as temperature=0.7

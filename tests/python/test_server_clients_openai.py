@@ -2,20 +2,20 @@
 
 import asyncio
 import json
-
-import openai
-import pytest
-from pydantic import BaseModel
-from support.server import MESSAGES, TOOLS, serving
+from typing import Literal
 
 import exlora
+import openai
+import pytest
+from pydantic import BaseModel, Field
+from support.server import MESSAGES, TOOLS, serving
 
 
 class Weather(BaseModel):
     """A small object."""
 
-    city: str
-    days: int
+    city: Literal["Rome", "Oslo"]
+    days: int = Field(ge=0, le=9)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def client(url):
 
 @pytest.fixture(scope="module")
 def engine(quill):
-    return exlora.Engine.load(quill)
+    return exlora.Engine(quill)
 
 
 def test_models_are_listed(client):
@@ -83,7 +83,8 @@ def test_a_call_that_is_required_is_made_with_valid_arguments(client, choice):
     assert chat.choices[0].finish_reason == "tool_calls"
     assert message.content is None
     (call,) = message.tool_calls
-    assert call.type == "function" and call.id.startswith("call_")
+    assert call.type == "function"
+    assert call.id.startswith("call_")
     assert call.function.name in ("get_weather", "now")
     if call.function.name == "get_weather":
         assert json.loads(call.function.arguments)["city"] in ("Rome", "Oslo")
@@ -100,8 +101,11 @@ def test_a_streamed_call_comes_in_pieces_that_join_to_the_whole_one(client):
     whole = client.chat.completions.create(**arguments).choices[0].message.tool_calls[0].function
     chunks = [chunk.choices[0] for chunk in client.chat.completions.create(**arguments, stream=True)]
     pieces = [piece for chunk in chunks for piece in chunk.delta.tool_calls or []]
-    assert pieces[0].id and pieces[0].type == "function" and pieces[0].function.name == "get_weather"
-    assert len(pieces) > 1 and all(piece.id is None and piece.index == 0 for piece in pieces[1:])
+    assert pieces[0].id
+    assert pieces[0].type == "function"
+    assert pieces[0].function.name == "get_weather"
+    assert len(pieces) > 1
+    assert all(piece.id is None and piece.index == 0 for piece in pieces[1:])
     assert "".join(piece.function.arguments for piece in pieces) == whole.arguments
     assert chunks[-1].finish_reason == "tool_calls"
 
@@ -109,13 +113,14 @@ def test_a_streamed_call_comes_in_pieces_that_join_to_the_whole_one(client):
 def test_the_clients_stream_helper_builds_the_message(client):
     with client.chat.completions.stream(
         model="base", messages=MESSAGES, tools=[openai.pydantic_function_tool(Weather)], tool_choice="required",
-        parallel_tool_calls=False, temperature=0, extra_body={"max_tokens": 400},
+        parallel_tool_calls=False, temperature=0,
     ) as stream:  # fmt: skip
         for _ in stream:
             pass
         completion = stream.get_final_completion()
     call = completion.choices[0].message.tool_calls[0].function
-    assert call.name == "Weather" and isinstance(call.parsed_arguments, Weather)
+    assert call.name == "Weather"
+    assert isinstance(call.parsed_arguments, Weather)
 
 
 def test_a_tool_that_the_model_may_call_leaves_its_text_as_it_is(client):
@@ -124,7 +129,8 @@ def test_a_tool_that_the_model_may_call_leaves_its_text_as_it_is(client):
     for choice in ("auto", "none"):
         choices = client.chat.completions.create(**arguments, tools=TOOLS, tool_choice=choice).choices
         # The template of the test model does not print tools.
-        assert choices[0].message == plain.message and choices[0].finish_reason == plain.finish_reason
+        assert choices[0].message == plain.message
+        assert choices[0].finish_reason == plain.finish_reason
 
 
 def test_the_answer_to_a_call_is_part_of_the_chat(client):
@@ -172,13 +178,14 @@ def test_a_json_schema_is_kept(client, strict):
     )
     assert chat.choices[0].finish_reason == "stop"
     found = json.loads(chat.choices[0].message.content)
-    assert found["city"] in ("Rome", "Oslo") and 0 <= found["days"] <= 9
+    assert found["city"] in ("Rome", "Oslo")
+    assert 0 <= found["days"] <= 9
 
 
 def test_parse_gives_an_object_of_the_class(client):
     class Answer(BaseModel):
         yes: bool
-        days: int
+        days: int = Field(ge=0, le=9)
 
     chat = client.chat.completions.parse(model="base", messages=MESSAGES, response_format=Answer, temperature=0)
     assert isinstance(chat.choices[0].message.parsed, Answer)
@@ -194,7 +201,7 @@ def test_json_or_a_call_where_the_model_may_choose(client):
 
 
 @pytest.mark.parametrize(
-    "field, value, code",
+    ("field", "value", "code"),
     [
         ("functions", [{"name": "f"}], "setting_unsupported"),
         ("function_call", "auto", "setting_unsupported"),
@@ -211,7 +218,6 @@ def test_what_is_not_understood_is_refused_by_its_name(client, field, value, cod
         client.chat.completions.create(model="base", messages=MESSAGES, extra_body=extra)
     assert refused.value.code == code
     assert refused.value.param.startswith(field)
-    assert field in str(refused.value)
 
 
 def test_an_unknown_model_is_not_found(client):

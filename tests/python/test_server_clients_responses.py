@@ -2,12 +2,11 @@
 
 import json
 
+import exlora
 import openai
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from support.server import MESSAGES, TOOLS, serving
-
-import exlora
 
 RESPONSES_TOOLS = [{"type": "function", **tool["function"]} for tool in TOOLS]
 
@@ -20,18 +19,20 @@ def client(quill):
 
 @pytest.fixture(scope="module")
 def engine(quill):
-    return exlora.Engine.load(quill)
+    return exlora.Engine(quill)
 
 
 def test_a_response_has_the_text_of_the_engine(client, engine):
-    expected = engine.generate([{"role": "user", "content": "Tell me."}], max_new_tokens=16)
-    response = client.responses.create(model="base", input="Tell me.", max_output_tokens=16, temperature=0)
+    expected = engine.generate([{"role": "user", "content": "Tell me."}], max_new_tokens=8)
+    response = client.responses.create(model="base", input="Tell me.", max_output_tokens=8, temperature=0)
     assert response.output_text == expected.text
-    assert response.usage.output_tokens == 16
+    assert response.usage.output_tokens == 8
     assert response.usage.input_tokens == expected.usage.prompt_tokens
-    assert response.usage.total_tokens == 16 + expected.usage.prompt_tokens
-    assert response.status == "incomplete" and response.incomplete_details.reason == "max_output_tokens"
-    assert response.max_output_tokens == 16 and response.temperature == 0
+    assert response.usage.total_tokens == 8 + expected.usage.prompt_tokens
+    assert response.status == "incomplete"
+    assert response.incomplete_details.reason == "max_output_tokens"
+    assert response.max_output_tokens == 8
+    assert response.temperature == 0
 
 
 def test_instructions_are_the_system(client, engine):
@@ -46,7 +47,7 @@ def test_instructions_are_the_system(client, engine):
 
 
 def test_the_events_of_a_stream_add_up_to_the_response(client):
-    arguments = {"model": "base", "input": "Tell me.", "max_output_tokens": 12, "temperature": 0}
+    arguments = {"model": "base", "input": "Tell me.", "max_output_tokens": 8, "temperature": 0}
     whole = client.responses.create(**arguments)
     events = list(client.responses.create(**arguments, stream=True))
     assert [event.sequence_number for event in events] == list(range(len(events)))
@@ -66,7 +67,7 @@ def test_the_events_of_a_stream_add_up_to_the_response(client):
     assert set(types[4:-4]) == {"response.output_text.delta"}
     text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
     assert text == whole.output_text == events[-4].text == events[-1].response.output_text
-    assert events[-1].response.usage.output_tokens == 12
+    assert events[-1].response.usage.output_tokens == 8
     assert len({event.response.id for event in events if hasattr(event, "response")}) == 1
 
 
@@ -85,7 +86,7 @@ CHOICE = {"text": {"format": {"type": "json_schema", "name": "n", "schema": {"en
 def test_a_json_schema_is_kept(client):
     class Answer(BaseModel):
         yes: bool
-        days: int
+        days: int = Field(ge=0, le=9)
 
     response = client.responses.parse(model="base", input="Tell me.", text_format=Answer, temperature=0)
     assert isinstance(response.output_parsed, Answer)
@@ -98,7 +99,9 @@ def test_a_function_is_called_and_its_output_is_part_of_the_input(client):
         temperature=0,
     )  # fmt: skip
     (call,) = response.output
-    assert call.type == "function_call" and call.name == "get_weather" and call.status == "completed"
+    assert call.type == "function_call"
+    assert call.name == "get_weather"
+    assert call.status == "completed"
     assert json.loads(call.arguments)["city"] in ("Rome", "Oslo")
     items = [
         {"role": "user", "content": "Tell me."},
@@ -117,14 +120,15 @@ def test_a_call_is_streamed(client):
         )
     )  # fmt: skip
     types = [event.type for event in events]
-    assert types[2] == "response.output_item.added" and types[-1] == "response.completed"
+    assert types[2] == "response.output_item.added"
+    assert types[-1] == "response.completed"
     arguments = "".join(event.delta for event in events if event.type == "response.function_call_arguments.delta")
     (done,) = [event for event in events if event.type == "response.function_call_arguments.done"]
     assert done.arguments == arguments == events[-1].response.output[0].arguments
 
 
 @pytest.mark.parametrize(
-    "field, value",
+    ("field", "value"),
     [
         ("previous_response_id", "resp_1"),
         ("conversation", "conv_1"),

@@ -55,7 +55,9 @@ def refused(status, answer, statuses=(400,)):
     assert status in statuses, answer
     error = (json.loads(answer) if isinstance(answer, bytes) else answer)["error"]
     assert set(error) == {"message", "type", "param", "code"}
-    assert error["message"] and error["type"] and error["code"] != "internal"
+    assert error["message"]
+    assert error["type"]
+    assert error["code"] != "internal"
     return error
 
 
@@ -88,23 +90,24 @@ def test_a_body_that_is_not_declared_to_be_json_is_refused(url, route, content_t
     refused(*send(url, route, json.dumps(BODIES[route]).encode(), content_type), statuses=(415,))
 
 
+# Sampling, and what else all routes that generate have.
+SHARED = ["model", "temperature", "top_p", "n", "seed", "stream", "logit_bias", "adapters", "top_k", "json_schema"]
+
 FIELDS = {
-    COMPLETIONS: [
-        "model", "prompt", "max_tokens", "temperature", "top_p", "n", "stop", "seed", "logprobs", "logit_bias", "stream",
-        "stream_options", "presence_penalty", "frequency_penalty", "echo", "adapters", "top_k", "json_schema", "choices",
-    ],
+    COMPLETIONS: [*SHARED, "prompt", "max_tokens", "stop", "logprobs", "stream_options", "presence_penalty", "echo"],
     CHAT: [
-        "model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "n", "stop", "seed", "logprobs",
-        "top_logprobs", "logit_bias", "stream", "tools", "tool_choice", "parallel_tool_calls", "response_format", "adapters",
-        "chat_template", "chat_template_kwargs", "documents",
+        *SHARED,
+        *("messages", "max_tokens", "max_completion_tokens", "stop", "logprobs", "top_logprobs", "documents"),
+        *("tools", "tool_choice", "parallel_tool_calls", "response_format", "chat_template", "chat_template_kwargs"),
     ],
     RESPONSES: [
-        "model", "input", "instructions", "max_output_tokens", "temperature", "top_p", "stream", "text", "tools",
-        "tool_choice", "parallel_tool_calls", "metadata", "include", "truncation", "background", "adapters",
+        *SHARED,
+        *("input", "instructions", "max_output_tokens", "text", "tools", "tool_choice", "parallel_tool_calls"),
+        *("metadata", "include", "truncation", "background"),
     ],
     "/tokenize": ["prompt"],
     "/detokenize": ["tokens"],
-}  # fmt: skip
+}
 
 # Each is of the wrong type, or out of range, for every field but those named.
 VALUES = {
@@ -119,10 +122,10 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize("route, field", [(route, field) for route, fields in FIELDS.items() for field in fields])
+@pytest.mark.parametrize(("route", "field"), [(route, field) for route, fields in FIELDS.items() for field in fields])
 def test_wrong_values_of_a_field_are_refused_or_harmless(url, route, field):
     for value in VALUES.values():
-        status, answer = ask(url, route, BODIES[route] | {field: value})
+        status, answer = send(url, route, json.dumps(BODIES[route] | {field: value}).encode())
         if status == 200:
             continue
         error = refused(status, answer, statuses=(400, 404))
@@ -132,7 +135,8 @@ def test_wrong_values_of_a_field_are_refused_or_harmless(url, route, field):
 @pytest.mark.parametrize("route", [COMPLETIONS, CHAT, RESPONSES])
 def test_an_unknown_field_is_refused_by_its_name(url, route):
     error = refused(*ask(url, route, BODIES[route] | {"temprature": 1}))
-    assert error["param"] == "temprature" and "temperature" in error["message"]
+    assert error["param"] == "temprature"
+    assert "temperature" in error["message"]
 
 
 HOSTILE_SCHEMAS = {
@@ -144,7 +148,11 @@ HOSTILE_SCHEMAS = {
     "a hundred properties in each of a hundred": {
         "type": "object",
         "properties": {
-            str(i): {"type": "object", "properties": {str(j): {"type": "string"} for j in range(100)}, "required": ["0"]}
+            str(i): {
+                "type": "object",
+                "properties": {str(j): {"type": "string"} for j in range(100)},
+                "required": ["0"],
+            }
             for i in range(400)
         },
     },

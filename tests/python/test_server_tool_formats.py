@@ -7,7 +7,7 @@ import openai
 import pytest
 from support.server import MESSAGES, TOOLS, serving
 
-# What a template of each format prints beside messages, and the marker that is a special token in the place of <|im_start|>.
+# The marker that is a special token in the place of <|im_start|>, and what a template of the format prints.
 TEMPLATES = {
     "hermes": ("<tool_call>", 'For each call return <tool_call>{"name": …, "arguments": …}</tool_call>.'),
     "llama3": ("<|python_tag|>", '<|start_header_id|> Respond in the format {"name": …, "parameters": …}.'),
@@ -28,7 +28,9 @@ def folder_of(quill, folder, name):
         text = (folder / file).read_text()
         (folder / file).write_text(text.replace(json.dumps("<|im_start|>"), json.dumps(marker)))
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    config["chat_template"] = CHAT + "{% if tools %}" + teaches + "{% for tool in tools %}{{ tool | tojson }}{% endfor %}{% endif %}"
+    config["chat_template"] = (
+        CHAT + "{% if tools %}" + teaches + "{% for tool in tools %}{{ tool | tojson }}{% endfor %}{% endif %}"
+    )
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
 
@@ -36,9 +38,11 @@ def folder_of(quill, folder, name):
 @pytest.fixture(scope="module", params=TEMPLATES)
 def served(request, quill, tmp_path_factory):
     folder = folder_of(quill, tmp_path_factory.mktemp("formats") / "model", request.param)
-    with serving(folder, tool_call_parser=None) as url:
-        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-            yield request.param, client
+    with (
+        serving(folder, tool_call_parser=None) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        yield request.param, client
 
 
 def ask(client, **arguments):
@@ -57,11 +61,14 @@ def test_calls_are_made_in_the_format_of_the_template(served):
         return
     whole = ask(client, tool_choice=named).choices[0]
     (call,) = whole.message.tool_calls
-    assert whole.finish_reason == "tool_calls" and whole.message.content is None
+    assert whole.finish_reason == "tool_calls"
+    assert whole.message.content is None
     assert json.loads(call.function.arguments)["city"] in ("Rome", "Oslo")
     assert len(call.id) == 9 if name.startswith("mistral") else call.id.startswith("call_")
     pieces = [
-        piece for chunk in ask(client, tool_choice=named, stream=True) for piece in chunk.choices[0].delta.tool_calls or []
+        piece
+        for chunk in ask(client, tool_choice=named, stream=True)
+        for piece in chunk.choices[0].delta.tool_calls or []
     ]
     assert "".join(piece.function.arguments for piece in pieces) == call.function.arguments
 

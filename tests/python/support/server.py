@@ -36,7 +36,7 @@ TOOLS = [
 
 @contextlib.contextmanager
 def serving(model, *options, tool_call_parser="hermes"):
-    """Runs `exlora serve` on a free port and yields its URL. `tool_call_parser` None leaves the format to the chat template."""
+    """Runs `exlora serve` on a free port and yields its URL. Without a parser, the chat template tells the format."""
     tools = () if tool_call_parser is None else ("--tool-call-parser", tool_call_parser)
     command = [sys.executable, "-m", "exlora", "--json", "serve", "-m", str(model), "--port", "0", *tools, *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
