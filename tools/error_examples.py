@@ -38,7 +38,15 @@ Q_A, Q_B = (f"base_model.model.{Q_PROJ}.lora_{factor}.weight" for factor in "AB"
 CUDA = {"activation_overflow", "cuda_unavailable", "cuda_compile_failed", "cuda_driver_failed"}
 # What only a server answers.
 SERVER = {
-    "unauthorized", "forbidden", "route_not_found", "request_too_large", "request_timeout", "queue_full", "server_stopping"
+    "unauthorized",
+    "forbidden",
+    "route_not_found",
+    "request_too_large",
+    "request_timeout",
+    "queue_full",
+    "server_stopping",
+    "adapter_generation_mismatch",
+    "adapter_path_refused",
 }
 UNPROVOKED = {"internal", "interrupted", "forked_while_in_use"} | CUDA | SERVER
 

@@ -52,6 +52,7 @@ from exlora.errors import (
 )
 from exlora.model import ExLlamaV2
 from exlora.module import Intervention
+from exlora.server import Server, serve
 from exlora.tokenizer import ExLlamaV2Tokenizer
 from exlora.util import SeqTensor, Timer
 from exlora.vlm import ExLlamaV2MultimodalProjector, ExLlamaV2VisionTower

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, SupportsFloat, SupportsIndex, final
 from typing_extensions import disjoint_base
 
-__all__ = ["PAGE_TOKENS", "__version__", "AdapterInfo", "Chunk", "Completion", "Engine", "ExLlamaV2Base", "ExLlamaV2Lora", "InFlight", "Job", "Model", "PostSampling", "Request", "SamplingParams", "SequenceCache", "Tokenizer", "Usage", "error", "error_codes", "main", "peft_features", "read_model_config"]
+__all__ = ["PAGE_TOKENS", "__version__", "AdapterInfo", "Chunk", "Completion", "Engine", "ExLlamaV2Base", "ExLlamaV2Lora", "InFlight", "Job", "Model", "PostSampling", "Request", "SamplingParams", "SequenceCache", "Server", "Tokenizer", "Usage", "error", "error_codes", "main", "peft_features", "read_model_config"]
 
 PAGE_TOKENS: Final[int]
 """
@@ -1055,6 +1055,34 @@ class SequenceCache:
     def set_tokens(self, /, sequence: SupportsIndex, position: SupportsIndex, tokens: TokenIds) -> None:
         """
         Sets the tokens of a sequence from a position on, before they are computed in several steps.
+        """
+
+@final
+class Server:
+    """
+    An HTTP server that answers requests in a thread of its own. Deleting it stops it.
+    """
+    def __new__(cls, /, engine: Engine, *, host: str = "127.0.0.1", port: "SupportsIndex" = 8000, api_keys: SupportsGetItem[int, str] = [], admin_key: str | None = None, metrics_key: str | None = None, no_auth: bool = False, cors_origins: SupportsGetItem[int, str] = [], served_model_names: SupportsGetItem[int, str] = [], adapters_dir: str | PathLike[str] | None = None, pinned_adapters: SupportsGetItem[int, str] = [], max_queue: "SupportsIndex" = 256, shutdown_timeout: SupportsFloat = 30.0, defaults: str = "{}") -> Server:
+        """
+        Listens, and answers requests from now on. `defaults` is a JSON object: what a request has where it says nothing.
+        """
+    def begin_stop(self, /) -> None:
+        """
+        From now on, no request is accepted. Does not wait.
+        """
+    @property
+    def port(self, /) -> int:
+        """
+        The port that it listens on.
+        """
+    @property
+    def url(self, /) -> str:
+        """
+        Its URL, without a slash at the end.
+        """
+    def wait(self, /, timeout: SupportsFloat | None = None) -> bool:
+        """
+        Waits until it has ended, but no longer than `timeout` seconds; whether it has.
         """
 
 @final

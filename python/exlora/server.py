@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from types import TracebackType
 from typing import Any
@@ -42,7 +42,7 @@ class Server:
                        template teaches
     max_queue          requests that may wait beside those that run; more are refused with status 429
     shutdown_timeout   longest time that running requests have to end when the server is stopped, in seconds
-    defaults           what a request has where it says nothing, as keywords: those of `generate`, such as temperature=0.7
+    defaults           what a request has where it says nothing, as keywords: those of `generate`, as in temperature=1
     """
 
     def __init__(
@@ -118,11 +118,9 @@ class Server:
 def serve(engine: Engine | AsyncEngine, **options: Any) -> None:
     """Serves an engine until Ctrl-C or SIGTERM. Options are those of `Server`."""
     with Server(engine, **options) as server, _stopped_by_sigterm(server):
-        print(f"listening on {server.url}", flush=True)  # noqa: T201 - the one line that says where
-        try:
+        print(f"listening on {server.url}", flush=True)
+        with suppress(KeyboardInterrupt):
             server.wait()
-        except KeyboardInterrupt:
-            pass
 
 
 @contextmanager

@@ -60,7 +60,7 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Report what this build and this machine support, and check a device's kernels.
     Doctor(doctor::DoctorArgs),
-    /// Measure prefill and batched decode, with and without adapters.
+    /// Measure prefill and batched decode, with and without adapters; or a running server.
     Bench(bench::BenchArgs),
     /// Print a script that completes this command in a shell.
     Completions {
@@ -104,7 +104,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
 
 /// The definition of the command line.
 fn command() -> clap::Command {
-    Cli::command()
+    Cli::command().mut_subcommand("bench", bench::with_serve)
 }
 
 /// Returns the exit status.

@@ -1,11 +1,15 @@
 //! `exlora serve`: the HTTP server.
 
+use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueHint};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -18,6 +22,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::server::{Key, ServeOptions, Server, StopHandle, ToolCallFormat};
 
 #[derive(Args)]
+#[command(after_help = AFTER_HELP)]
 pub(super) struct ServeArgs {
     #[command(flatten)]
     server: HttpArgs,
@@ -26,6 +31,16 @@ pub(super) struct ServeArgs {
     #[command(flatten)]
     defaults: RequestSettings,
 }
+
+const AFTER_HELP: &str = "\
+Ask the base model, an adapter, or a mixture:
+  curl localhost:8000/v1/completions -H 'Content-Type: application/json' -d '{\"model\": \"base\", \"prompt\": \"Once upon\"}'
+  curl localhost:8000/v1/completions -H 'Content-Type: application/json' -d '{\"model\": \"sql\", \"prompt\": \"SELECT\"}'
+  curl localhost:8000/v1/completions -H 'Content-Type: application/json' \\
+      -d '{\"adapters\": {\"sql\": 0.7, \"tone\": 0.3}, \"prompt\": \"SELECT\"}'
+
+The options under Sampling are what a request has where it says nothing. Without max_tokens a completion has 16 new tokens, and a
+chat's answer goes on up to the end of the context. The first Ctrl-C or SIGTERM lets running requests end, the second does not.";
 
 #[derive(Args)]
 #[command(next_help_heading = "Server")]
@@ -63,6 +78,9 @@ struct HttpArgs {
     /// Name of an adapter that is never unloaded to make room for others; may be repeated. Those of --adapter never are.
     #[arg(long = "pin", value_name = "NAME")]
     pinned_adapters: Vec<String>,
+    /// Largest number of adapters that are loaded at the same time.
+    #[arg(long, value_name = "N", default_value_t = ServeOptions::default().max_adapter_loads)]
+    max_adapter_loads: usize,
     /// Requests that may wait beside those that run; more are refused with status 429.
     #[arg(long, value_name = "N", default_value_t = ServeOptions::default().max_queue)]
     max_queue: usize,
@@ -92,6 +110,7 @@ impl ServeArgs {
             shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
             adapters_dir: args.adapters_dir.clone(),
             pinned_adapters: args.pinned_adapters.clone(),
+            max_adapter_loads: args.max_adapter_loads,
             ..ServeOptions::default()
         }
     }
@@ -104,10 +123,18 @@ fn tool_call_format() -> impl TypedValueParser<Value = ToolCallFormat> {
 
 pub(super) fn run(args: &ServeArgs, json: bool) -> Result<()> {
     let (engine, _) = args.engine.load()?;
+    allow_open_files();
     let server = Server::bind(engine.clone(), args.options())?;
     stop_on_signals(server.stop_handle())?;
     report_ready(&engine, &server, json)?;
     server.serve()
+}
+
+/// Lets the process have as many open files as it may ask for: each connection is one.
+fn allow_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where it cannot, the server has fewer connections.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// One line: where the server listens, and what it serves.
@@ -125,18 +152,18 @@ fn report_ready(engine: &Engine, server: &Server, json: bool) -> Result<()> {
 fn stop_on_signals(handle: StopHandle) -> Result<()> {
     let failed = |e: std::io::Error| Error::new(ErrorCode::IoFailed, format!("cannot catch signals: {e}"));
     let (mut receiver, sender) = UnixStream::pair().map_err(failed)?;
-    let is_stopping = std::sync::Arc::default();
+    let is_stopping = Arc::default();
     for signal in [SIGINT, SIGTERM] {
         // Handlers run in this order: the first acts only if the flag was set before.
-        flag::register_conditional_default(signal, std::sync::Arc::clone(&is_stopping)).map_err(failed)?;
-        flag::register(signal, std::sync::Arc::clone(&is_stopping)).map_err(failed)?;
+        flag::register_conditional_default(signal, Arc::clone(&is_stopping)).map_err(failed)?;
+        flag::register(signal, Arc::clone(&is_stopping)).map_err(failed)?;
         pipe::register(signal, sender.try_clone().map_err(failed)?).map_err(failed)?;
     }
-    std::thread::Builder::new()
+    thread::Builder::new()
         .name("exlora-signals".to_owned())
         .spawn(move || {
             // Where the pipe is broken, no signal can come either.
-            if std::io::Read::read(&mut receiver, &mut [0]).is_ok() {
+            if receiver.read(&mut [0]).is_ok() {
                 handle.stop();
             }
         })

@@ -1,6 +1,7 @@
 //! From a request to jobs that run: its adapters leased, its prompt encoded, everything about it checked before any of it is
 //! computed.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Engine;
@@ -16,7 +17,9 @@ use super::sequence::{DecodeState, Purpose, Sequence};
 use super::sequence_kv::SequencePlan;
 use super::text::{ChatOptions, Detokenizer, RequestTokenizer, StopStrings};
 use super::turns::Waiter;
+use crate::adapter::batch::SlotId;
 use crate::adapter::mixture::Mixture;
+use crate::adapter::pool::AdapterLease;
 use crate::error::{Error, ErrorCode, Result};
 use crate::kv_cache::{PAGE_TOKENS, pages_for};
 use crate::model::Model;
@@ -349,7 +352,9 @@ impl Engine {
 
 /// What the adapters of a request decide about the sequence that begins with `tokens`.
 fn sequence_plan(model: &Model, mixture: &Mixture, tokens: &[u32]) -> SequencePlan {
+    let adapters: BTreeSet<SlotId> = mixture.leases().map(AdapterLease::slot).collect();
     SequencePlan {
+        adapters: adapters.into_iter().collect(),
         forward: mixture.forward_plan(tokens),
         kv_groups: model.kv_groups_of(mixture.layers()),
         row_cost: model.row_cost(mixture),

@@ -44,7 +44,7 @@ use crate::backend::BackendMemory;
 use crate::error::{Error, ErrorCode, Result};
 use crate::kv_cache::{PAGE_TOKENS, pages_for};
 use crate::model::batch::StepLimits;
-use crate::model::{Model, ModelOptions, Progress};
+use crate::model::{LoadHooks, Model, ModelOptions, Progress};
 use draft::Drafts;
 use engine_core::EngineCore;
 use output::no_memory_for_logits;
@@ -245,9 +245,13 @@ impl Engine {
         dir: impl AsRef<Path>,
         between_parts: &mut dyn FnMut() -> Result<()>,
     ) -> Result<AdapterInfo> {
-        let dir = dir.as_ref();
+        self.load_adapter_hooked(name, dir.as_ref(), &mut LoadHooks { between_parts, make_room: &mut || false })
+    }
+
+    /// As [`Engine::load_adapter`], with all hooks.
+    pub(crate) fn load_adapter_hooked(&self, name: &str, dir: &Path, hooks: &mut LoadHooks<'_>) -> Result<AdapterInfo> {
         let tokenizer = || AdapterTokenizer::attachment(dir, self.tokenizer.as_ref());
-        self.model().load_adapter_attaching(name, dir, between_parts, tokenizer)
+        self.model().load_adapter_attaching(name, dir, hooks, tokenizer)
     }
 
     /// Removes an adapter's name. Running requests keep the adapter.

@@ -13,6 +13,7 @@ use super::sampler::{Sampled, SamplerState, TopCounts};
 use super::sampling_params::SamplingParams;
 use super::sequence_kv::{SequenceKv, SequencePlan};
 use super::text::StopScan;
+use crate::adapter::batch::SlotId;
 use crate::error::{Error, ErrorCode, Result};
 
 /// What a sequence is for.
@@ -75,6 +76,11 @@ impl Sequence {
     ) -> Self {
         let (prompt_len, kv) = (tokens.len(), SequenceKv::new(plan));
         Self { job, purpose, prompt_len, tokens, kv, guidance: None, drafts, cached_tokens: None }
+    }
+
+    /// The slots of its adapters, sorted, each once.
+    pub(super) fn adapters(&self) -> &Arc<[SlotId]> {
+        &self.kv.plan.adapters
     }
 
     /// What limits its tokens, if anything does.

@@ -1,11 +1,16 @@
 //! The keys and values that one model has of a sequence: of which of its tokens, and on which pages.
 
+use std::sync::Arc;
+
+use crate::adapter::batch::SlotId;
 use crate::adapter::forward_plan::ForwardPlan;
 use crate::kv_cache::{PAGE_TOKENS, PagePool, PrefixKey, pages_for};
 
 /// What the adapters of a request decide.
 #[derive(Clone)]
 pub(super) struct SequencePlan {
+    /// The slots of the adapters, sorted, each once: sequences with the same ones wait in one queue.
+    pub adapters: Arc<[SlotId]>,
     /// Everything that its keys and values depend on, besides its tokens.
     pub forward: ForwardPlan,
     /// Number of KV groups: more than one if the layer map is longer than the base.

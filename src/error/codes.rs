@@ -131,6 +131,10 @@ catalog! {
     AdapterNameInvalid = "adapter_name_invalid", Invalid, "choose a non-empty name of printable characters";
     /// The adapter exceeds the memory or slot budget for adapters.
     AdapterBudgetExceeded = "adapter_budget_exceeded", Memory, "unload another adapter or raise the budget";
+    /// An adapter's name has another generation than the request expects.
+    AdapterGenerationMismatch = "adapter_generation_mismatch", Invalid, "look at the adapter again, and send the generation that it has now";
+    /// A client's path leads out of the server's folder of adapters, or to something that is no folder.
+    AdapterPathRefused = "adapter_path_refused", Invalid, "give the path of a folder below --adapters-dir";
     /// An adapter's weight in a mixture is not finite, or is not 1 although the adapter replaces weights, biases or embedding rows.
     AdapterWeightInvalid = "adapter_weight_invalid", Invalid, "use a finite weight, and 1 for an adapter that replaces parts of the model";
     /// A mixture has too many adapters, or two that replace the same part of the model or run its layers in different orders.

@@ -13,6 +13,14 @@ use crate::backend::PrepareError;
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::SiteId;
 
+/// What a caller does while an adapter is loaded, on the loading thread.
+pub(crate) struct LoadHooks<'a> {
+    /// Called every second or more often; an error (Ctrl-C) ends the loading.
+    pub between_parts: &'a mut dyn FnMut() -> Result<()>,
+    /// Called while the budget is short: unloads an adapter, or says `false`.
+    pub make_room: &'a mut dyn FnMut() -> bool,
+}
+
 impl Model {
     /// Loads an adapter under a name, or replaces the one that has the name. Running requests keep the old version. Steps go
     /// on while the adapter is read and prepared.
@@ -34,11 +42,11 @@ impl Model {
         dir: &Path,
         between_parts: &mut dyn FnMut() -> Result<()>,
     ) -> Result<AdapterInfo> {
-        self.load_adapter_attaching(name, dir, between_parts, || Ok(None))
+        self.load_adapter_attaching(name, dir, &mut LoadHooks { between_parts, make_room: &mut || false }, || Ok(None))
     }
 
-    /// As [`Model::load_adapter_with`], keeping an attachment with the adapter version. It is made once the adapter's files
-    /// have been checked.
+    /// As [`Model::load_adapter_with`], with all hooks, keeping an attachment with the adapter version. It is made once the
+    /// adapter's files have been checked.
     ///
     /// # Errors
     /// As [`Model::load_adapter_with`], and what `attachment` returned.
@@ -46,13 +54,13 @@ impl Model {
         &self,
         name: &str,
         dir: &Path,
-        between_parts: &mut dyn FnMut() -> Result<()>,
+        hooks: &mut LoadHooks<'_>,
         attachment: impl FnOnce() -> Result<Option<Attachment>>,
     ) -> Result<AdapterInfo> {
         let subject = |e: Error| e.with_subject(format!("adapter '{name}'"));
         // Before any file is read. Publishing checks it again.
         AdapterPool::check_name(name).map_err(subject)?;
-        let (reservation, summary) = self.install(dir, between_parts, attachment).map_err(subject)?;
+        let (reservation, summary) = self.install(dir, hooks, attachment).map_err(subject)?;
         self.adapters.publish(name, reservation, summary).map_err(subject)
     }
 
@@ -86,7 +94,8 @@ impl Model {
         between_parts: &mut dyn FnMut() -> Result<()>,
         attachment: impl FnOnce() -> Result<Option<Attachment>>,
     ) -> Result<AdapterLease> {
-        let (reservation, summary) = self.install(dir, between_parts, attachment)?;
+        let (reservation, summary) =
+            self.install(dir, &mut LoadHooks { between_parts, make_room: &mut || false }, attachment)?;
         Ok(self.adapters.insert_anonymous(reservation, summary))
     }
 
@@ -102,42 +111,47 @@ impl Model {
     fn install(
         &self,
         dir: &Path,
-        between_parts: &mut dyn FnMut() -> Result<()>,
+        hooks: &mut LoadHooks<'_>,
         attachment: impl FnOnce() -> Result<Option<Attachment>>,
     ) -> Result<(Reservation, AdapterSummary)> {
         let files = AdapterFiles::read(dir)?;
-        between_parts()?;
+        (hooks.between_parts)()?;
         let checked = files.check(&self.sites)?;
         let attachment = attachment()?;
         let reduced = checked.without_copies(|site, part, values| self.preparer.equals_base(site, part, values));
         // Before anything takes long; the size of the prepared adapter is checked again.
         let bytes = reduced.summary().bytes;
-        let mut reservation = self.reaping_if_short(|| self.adapters.reserve(bytes))?;
+        let mut reservation = self.with_room(hooks, || self.adapters.reserve(bytes))?;
         // What retired slots hold may be what a device lacks for this one. A running step frees them itself.
         if let Some(mut core) = self.core.try_lock() {
             self.reap(&mut core);
         }
-        let resolved = reduced.resolve(|site| self.preparer.dense_weight(site), between_parts)?;
-        let prepared = self.preparer.prepare(&resolved.deltas, between_parts).map_err(|error| match error {
+        let resolved = reduced.resolve(|site| self.preparer.dense_weight(site), hooks.between_parts)?;
+        let prepared = self.preparer.prepare(&resolved.deltas, hooks.between_parts).map_err(|error| match error {
             PrepareError::ZeroNorm { site, output } => self.zero_norm(dir, site, output),
             PrepareError::Failed(error) => error,
         })?;
-        self.reaping_if_short(|| reservation.resize(prepared.bytes()))?;
+        self.with_room(hooks, || reservation.resize(prepared.bytes()))?;
         reservation.attach(attachment);
         reservation.mark_installed();
         self.core.lock()?.compute.install_adapter(reservation.slot(), prepared)?;
         Ok((reservation, resolved.summary))
     }
 
-    /// Takes from the budget. If it is short, frees the retired slots and tries again, which may wait for a step.
-    fn reaping_if_short<T>(&self, mut take: impl FnMut() -> Result<T>) -> Result<T> {
-        match take() {
-            Err(error) if error.code() == ErrorCode::AdapterBudgetExceeded => {
-                self.reap(&mut *self.core.lock()?);
-                take()
+    /// Takes from the budget. While it is short, frees the retired slots, which may wait for a step, and then what
+    /// `make_room` unloads.
+    fn with_room<T>(&self, hooks: &mut LoadHooks<'_>, mut take: impl FnMut() -> Result<T>) -> Result<T> {
+        let is_short =
+            |outcome: &Result<T>| outcome.as_ref().is_err_and(|error| error.code() == ErrorCode::AdapterBudgetExceeded);
+        let mut outcome = take();
+        while is_short(&outcome) {
+            self.reap(&mut *self.core.lock()?);
+            outcome = take();
+            if is_short(&outcome) && !(hooks.make_room)() {
+                break;
             }
-            outcome => outcome,
         }
+        outcome
     }
 
     fn zero_norm(&self, dir: &Path, site: SiteId, output: usize) -> Error {
@@ -275,6 +289,26 @@ mod tests {
             model.unload_adapter("devil").expect("loaded");
         }
         assert_eq!((model.memory().adapters_bytes, model.adapters().resident()), (0, 0));
+    }
+
+    #[test]
+    fn room_is_made_while_the_budget_is_short() {
+        let model = model(AdapterLimits { max_adapters: 2, ..AdapterLimits::default() });
+        let load = |name: &str, make_room: &mut dyn FnMut() -> bool| {
+            let hooks = &mut LoadHooks { between_parts: &mut || Ok(()), make_room };
+            model.load_adapter_attaching(name, &fixture(DORA), hooks, || Ok(None))
+        };
+        for name in ["one", "two"] {
+            load(name, &mut || panic!("there is room")).expect("it loads");
+        }
+        // The first that is unloaded is still in use, so its slot is not free.
+        let lease = model.adapters().lease("one").expect("loaded");
+        let mut unloaded = ["one", "two"].into_iter();
+        let mut make_room = || unloaded.next().is_some_and(|name| model.unload_adapter(name).is_ok());
+        load("three", &mut make_room).expect("there is room once the second is gone");
+        let error = load("four", &mut || false).expect_err("nothing is unloaded");
+        assert_eq!((error.code(), model.adapters().list().len()), (ErrorCode::AdapterBudgetExceeded, 1));
+        drop(lease);
     }
 
     #[test]

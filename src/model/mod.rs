@@ -38,6 +38,7 @@ use config::DecoderConfig;
 use decoder::Decoder;
 use loader::DecoderLoader;
 
+pub(crate) use adapters::LoadHooks;
 pub use kv_storage::KvStorage;
 pub use loader::{HeadDType, Progress};
 pub use survey::{ModelSurvey, survey};

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -16,15 +17,22 @@ pub struct Connections {
 struct Table {
     open: usize,
     /// Those without a request, by the order in which they became so.
-    idle: BTreeMap<u64, Arc<Notify>>,
+    idle: BTreeMap<u64, Arc<Eviction>>,
     /// Number of the next one that becomes idle.
     next: u64,
+}
+
+/// Whether a connection has to close.
+#[derive(Default)]
+struct Eviction {
+    is_evicted: AtomicBool,
+    notify: Notify,
 }
 
 /// An open connection. Dropping it makes room for another one.
 pub struct Connection {
     connections: Arc<Connections>,
-    must_close: Arc<Notify>,
+    eviction: Arc<Eviction>,
     /// Its number among those that are idle; `None` while it has a request.
     idle_number: Mutex<Option<u64>>,
 }
@@ -44,19 +52,20 @@ impl Connections {
         let mut table = self.table.lock();
         if table.open >= self.max_open {
             let (_, longest_idle) = table.idle.pop_first()?;
-            longest_idle.notify_one();
+            // Its place is the new one's from now on.
+            longest_idle.is_evicted.store(true, Ordering::Relaxed);
+            longest_idle.notify.notify_one();
         } else {
             table.open += 1;
         }
-        let must_close = Arc::default();
-        let number = table.add_idle(&must_close);
-        let idle_number = Mutex::new(Some(number));
-        Some(Arc::new(Connection { connections: Arc::clone(self), must_close, idle_number }))
+        let eviction = Arc::default();
+        let idle_number = Mutex::new(Some(table.add_idle(&eviction)));
+        Some(Arc::new(Connection { connections: Arc::clone(self), eviction, idle_number }))
     }
 }
 
 impl Table {
-    fn add_idle(&mut self, connection: &Arc<Notify>) -> u64 {
+    fn add_idle(&mut self, connection: &Arc<Eviction>) -> u64 {
         let number = self.next;
         self.next += 1;
         self.idle.insert(number, Arc::clone(connection));
@@ -75,23 +84,27 @@ impl Connection {
 
     /// Waits until it has to close in favor of another one.
     pub async fn must_close(&self) {
-        self.must_close.notified().await;
+        self.eviction.notify.notified().await;
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
         let connection = &self.0;
-        let number = connection.connections.table.lock().add_idle(&connection.must_close);
-        *connection.idle_number.lock() = Some(number);
+        if !connection.eviction.is_evicted.load(Ordering::Relaxed) {
+            let number = connection.connections.table.lock().add_idle(&connection.eviction);
+            *connection.idle_number.lock() = Some(number);
+        }
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
         let mut table = self.connections.table.lock();
-        // One that was told to close has given its place away already.
-        let has_place = self.idle_number.lock().is_none_or(|number| table.idle.remove(&number).is_some());
+        if let Some(number) = self.idle_number.lock().take() {
+            table.idle.remove(&number);
+        }
+        let has_place = !self.eviction.is_evicted.load(Ordering::Relaxed);
         table.open -= usize::from(has_place);
     }
 }

@@ -103,6 +103,11 @@ impl EngineLoop {
         Ok(RequestStream { chunks })
     }
 
+    /// Samples that may run and wait together.
+    pub fn max_samples(&self) -> usize {
+        self.max_samples
+    }
+
     /// Samples that run or wait.
     pub fn samples(&self) -> usize {
         self.max_samples - self.places.available_permits()

@@ -55,6 +55,7 @@ impl ApiError {
     }
 
     /// The HTTP status.
+    #[cfg(test)]
     pub fn status(&self) -> StatusCode {
         self.status
     }
@@ -113,6 +114,7 @@ fn status_of(code: ErrorCode) -> StatusCode {
         ErrorCode::AdapterNotFound | ErrorCode::RouteNotFound => StatusCode::NOT_FOUND,
         ErrorCode::Unauthorized => StatusCode::UNAUTHORIZED,
         ErrorCode::Forbidden => StatusCode::FORBIDDEN,
+        ErrorCode::AdapterGenerationMismatch => StatusCode::CONFLICT,
         ErrorCode::RequestTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         ErrorCode::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
         ErrorCode::QueueFull => StatusCode::TOO_MANY_REQUESTS,

@@ -2,16 +2,20 @@
 
 use std::sync::Arc;
 
-use axum::body::to_bytes;
+use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
+use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::error::{ApiError, ApiResult};
 use super::state::AppState;
-use crate::error::{Error, ErrorCode};
+use crate::error::{Error, ErrorCode, Result};
 use crate::request_settings::{did_you_mean, field_names};
+
+/// What is read, and forgotten, of a body that is too large: many clients look at no answer before they have sent all of it.
+const MAX_DRAINED_BYTES: usize = 64 << 20;
 
 /// The fields of a JSON object that nobody has read yet.
 pub struct JsonFields {
@@ -73,19 +77,32 @@ impl FromRequest<Arc<AppState>> for JsonFields {
             let error = error.with_hint("send the header Content-Type: application/json");
             return Err(ApiError::from(error).with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE));
         }
-        let limit = state.options.max_body_bytes;
-        let too_large = || {
-            Error::new(ErrorCode::RequestTooLarge, "the body is too large")
-                .with_expected(format!("at most {limit} bytes"))
-        };
-        let body = tokio::time::timeout(state.options.body_timeout, to_bytes(request.into_body(), limit)).await;
-        let body = body
-            .map_err(|_| Error::new(ErrorCode::RequestTimeout, "the body did not arrive in time"))?
-            .map_err(|_| too_large())?;
+        let body = read(request.into_body(), state.options.max_body_bytes);
+        let late = |_| Error::new(ErrorCode::RequestTimeout, "the body did not arrive in time");
+        let body = tokio::time::timeout(state.options.body_timeout, body).await.map_err(late)??;
         let fields: Map<String, Value> =
             serde_json::from_slice(&body).map_err(|e| invalid(format!("the body is no JSON object: {e}")))?;
         Ok(fields.into())
     }
+}
+
+/// Reads a body of at most `limit` bytes.
+async fn read(body: Body, limit: usize) -> Result<Vec<u8>> {
+    let (mut parts, mut bytes, mut size) = (body.into_data_stream(), Vec::new(), 0_usize);
+    while let Some(part) = parts.next().await {
+        let part = part.map_err(|e| invalid(format!("the body did not arrive whole: {e}")))?;
+        size += part.len();
+        if size <= limit {
+            bytes.extend_from_slice(&part);
+        } else if size > limit.saturating_add(MAX_DRAINED_BYTES) {
+            break;
+        }
+    }
+    if size > limit {
+        return Err(Error::new(ErrorCode::RequestTooLarge, "the body is too large")
+            .with_expected(format!("at most {limit} bytes")));
+    }
+    Ok(bytes)
 }
 
 fn has_json(request: &Request) -> bool {

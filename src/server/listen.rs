@@ -21,6 +21,9 @@ use crate::error::{Error, ErrorCode, Result};
 /// Threads that read requests and write responses. What takes longer has threads of its own.
 const HTTP_THREADS: usize = 2;
 
+/// Most of the threads that encode prompts, check grammars and load adapters. What is beyond waits.
+const BLOCKING_THREADS: usize = 32;
+
 /// How long the server waits after an error of `accept`, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -154,6 +157,7 @@ fn most_connections(asked: usize) -> usize {
 fn http_threads() -> Result<Runtime> {
     runtime::Builder::new_multi_thread()
         .worker_threads(HTTP_THREADS)
+        .max_blocking_threads(BLOCKING_THREADS)
         .thread_name("exlora-http")
         .enable_io()
         .enable_time()

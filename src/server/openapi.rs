@@ -7,7 +7,7 @@ use utoipa::OpenApi;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 
 use super::schema::as_json;
-use super::{health, openai};
+use super::{adapters, health, openai, scrape};
 
 /// `/openapi.json`.
 pub fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
@@ -20,6 +20,9 @@ fn document() -> Value {
     let mut document = Server::openapi();
     document.merge(health::Document::openapi());
     document.merge(openai::Document::openapi());
+    document.merge(adapters::Document::openapi());
+    document.merge(adapters::CompatDocument::openapi());
+    document.merge(scrape::Document::openapi());
     let bearer = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
     document.components.get_or_insert_default().add_security_scheme("key", bearer);
     as_json(&document)

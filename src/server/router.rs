@@ -9,7 +9,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::error::ApiError;
 use super::state::AppState;
-use super::{adapters, auth, health, openai, openapi, page};
+use super::{adapters, auth, health, openai, openapi, page, request_log, scrape};
 use crate::error::{Error, ErrorCode, Result};
 
 /// The routes of a server.
@@ -23,6 +23,7 @@ pub fn router(state: &Arc<AppState>) -> Result<Router> {
         .merge(open)
         .merge(with_key)
         .merge(adapters::routes(state))
+        .merge(scrape::routes(state))
         .fallback(async || ApiError::from(Error::new(ErrorCode::RouteNotFound, "there is no such route")))
         .method_not_allowed_fallback(async || {
             let error = Error::new(ErrorCode::RouteNotFound, "the route does not take this method");
@@ -30,6 +31,7 @@ pub fn router(state: &Arc<AppState>) -> Result<Router> {
         })
         .layer(from_fn_with_state(Arc::clone(state), auth::require_local_host))
         .with_state(Arc::clone(state));
+    let routes = request_log::with_request_log(routes);
     // Outermost, since browsers ask it without a key.
     Ok(match cors(&state.options.cors_origins)? {
         Some(cors) => routes.layer(cors),

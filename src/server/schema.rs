@@ -1,5 +1,6 @@
 //! Schemas of the OpenAPI document.
 
+use axum::http::StatusCode;
 use serde_json::Value;
 use utoipa::openapi::schema::{Object, Schema};
 use utoipa::openapi::{OpenApi, RefOr};
@@ -25,7 +26,21 @@ pub fn one_object(parts: impl IntoIterator<Item = RefOr<Schema>>) -> RefOr<Schem
 pub fn as_json(document: &OpenApi) -> Value {
     let mut value = serde_json::to_value(document).unwrap_or_default();
     rename_options(&mut value);
+    describe_responses(&mut value);
     value
+}
+
+/// A response that is not described is described by its status.
+fn describe_responses(document: &mut Value) {
+    let paths = document["paths"].as_object_mut().into_iter().flat_map(|paths| paths.values_mut());
+    let operations = paths.filter_map(Value::as_object_mut).flat_map(|path| path.values_mut());
+    let responses = operations.filter_map(|operation| operation.get_mut("responses")?.as_object_mut());
+    for (status, response) in responses.flatten() {
+        let meaning = StatusCode::from_bytes(status.as_bytes()).ok().and_then(|status| status.canonical_reason());
+        if let Some(fields) = response.as_object_mut() {
+            fields.entry("description").or_insert_with(|| meaning.unwrap_or_default().into());
+        }
+    }
 }
 
 fn rename_options(value: &mut Value) {

@@ -43,8 +43,8 @@ impl AppState {
             options.served_model_names.push(folder_name.clone());
         }
         let engine_loop = EngineLoop::start(&engine, engine.max_rows().saturating_add(options.max_queue))?;
-        let adapters = Adapters::new(&engine, &options)?;
         let metrics = Metrics::default();
+        let adapters = Adapters::new(&engine, &options, &metrics)?;
         let (started, is_stopping) = (unix_seconds(), AtomicBool::new(false));
         Ok(Arc::new(Self {
             engine,

@@ -14,6 +14,8 @@ mod hostile;
 #[cfg(feature = "cli")]
 mod printing;
 mod reference;
+#[cfg(feature = "server")]
+mod server;
 mod tokenizer_files;
 
 use support::allocator::CountingAllocator;

@@ -42,6 +42,11 @@ impl AdapterPool {
         Self { shared: Arc::new(Shared { limits, state: Mutex::default() }) }
     }
 
+    /// The limits that it was made with.
+    pub fn limits(&self) -> AdapterLimits {
+        self.shared.limits
+    }
+
     /// Reserves a slot and budget for an adapter of that many bytes.
     ///
     /// # Errors

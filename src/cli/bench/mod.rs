@@ -4,8 +4,11 @@
 //! driven directly: no sampling, no text, no prefix cache. Prompts are random token ids; logits are computed for the last
 //! row of a prompt and for every decoded token, as requests need them. Decode runs after a context of the stated length,
 //! with all sequences of the batch in each step.
+//!
+//! With `--serve` a running server is measured instead (`serve/`).
 
 mod drafts;
+mod serve;
 mod stream;
 mod timing;
 
@@ -17,6 +20,7 @@ use clap::Args;
 use serde::Serialize;
 
 use self::drafts::{DraftArgs, DraftSpeed};
+use self::serve::ServeBenchArgs;
 use self::stream::{Assignment, Stream, StreamOptions};
 use self::timing::{Speed, Variant, Workload, measure, rounded};
 #[cfg(feature = "cuda")]
@@ -67,6 +71,26 @@ pub(super) struct BenchArgs {
     #[cfg(feature = "cuda")]
     #[arg(long, value_name = "SIZE", num_args = 0..=1, default_missing_value = "1GiB", value_parser = size)]
     ceilings: Option<usize>,
+    #[command(flatten)]
+    serve: ServeBenchArgs,
+}
+
+/// The options that both measurements have.
+const SHARED: [&str; 2] = ["prompt", "decode"];
+
+/// The options of a model beside those of a server: one or the other is measured.
+pub(super) fn with_serve(command: clap::Command) -> clap::Command {
+    let of_server: Vec<clap::Id> = ServeBenchArgs::ids();
+    command.mut_args(|arg| match arg.get_id() {
+        id if SHARED.contains(&id.as_str()) || of_server.contains(id) => arg,
+        // Its value is not looked at.
+        id if id == "model" => arg
+            .required(false)
+            .required_unless_present("serve")
+            .default_value_if("serve", clap::builder::ArgPredicate::IsPresent, "-")
+            .conflicts_with("serve"),
+        _ => arg.conflicts_with("serve"),
+    })
 }
 
 /// The result. Speeds count the tokens of all sequences together.
@@ -108,6 +132,10 @@ struct Measurement {
 }
 
 pub(super) fn run(args: &BenchArgs, json: bool) -> Result<()> {
+    if args.serve.is_given() {
+        let report = args.serve.measure(args.prompt, args.decode)?;
+        return if json { print_json(&report) } else { print(&report.table()) };
+    }
     let work = Workload {
         batch: args.batch,
         prompt: args.prompt,

@@ -4,7 +4,7 @@
 //! tokens of the others until the step's budget is used up (chunked prefill, `prefill.rs`); what is left of it verifies drafted
 //! tokens (`speculation.rs`). When pages run out, the sequence
 //! admitted last is preempted: it releases its pages and starts over later, and because of batch invariance it arrives at the
-//! same tokens.
+//! same tokens. Those that wait start in turns of their adapters (`waiting.rs`).
 //!
 //! **A sequence fails alone.** What is computed for one of them (choosing a token, text, stops, logits) can only end that one,
 //! also by a panic. If a forward pass fails, its sequences are tried in halves, down to the one that cannot be computed: the
@@ -17,8 +17,8 @@ mod prefill;
 mod speculation;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use parking_lot::Mutex;
@@ -37,13 +37,13 @@ use crate::model::batch::{SequenceRows, StepBatch};
 use crate::model::{KvStorage, Model};
 use accept::{StepResults, accept};
 use prefill::Prefill;
+use waiting::WaitingList;
 
 pub(super) use draft_model::DraftModel;
 
 /// The sequences of an engine and the pages they use.
 pub(super) struct Scheduler {
-    /// By the number of their job, so in the order of submission.
-    waiting: BTreeMap<u64, Sequence>,
+    waiting: WaitingList,
     running: Vec<Sequence>,
     pool: PagePool,
     kv: KvStorage,
@@ -75,7 +75,7 @@ impl Scheduler {
     /// `memory_exhausted`.
     pub(super) fn new(kv: KvStorage, draft_model: Option<DraftModel>, options: &EngineOptions) -> Result<Self> {
         Ok(Self {
-            waiting: BTreeMap::new(),
+            waiting: WaitingList::default(),
             running: Vec::new(),
             pool: PagePool::new(kv.shape().pages, options.prefix_cache)?,
             kv,
@@ -108,7 +108,7 @@ impl Scheduler {
     }
 
     pub(super) fn queue(&mut self, sequence: Sequence) {
-        self.waiting.insert(sequence.job.number(), sequence);
+        self.waiting.push(sequence);
     }
 
     /// Forgets every cached prefix.
@@ -122,7 +122,7 @@ impl Scheduler {
     /// Ends the sequence of a cancelled job, if it has not ended yet.
     pub(super) fn cancel(&mut self, job: u64) {
         let running = |sequences: &[Sequence]| sequences.iter().position(|sequence| sequence.job.number() == job);
-        let sequence = self.waiting.remove(&job);
+        let sequence = self.waiting.remove(job);
         if let Some(mut sequence) = sequence.or_else(|| Some(self.running.remove(running(&self.running)?))) {
             self.release(&mut sequence);
             end(&mut sequence, FinishReason::Cancelled);
@@ -131,8 +131,7 @@ impl Scheduler {
 
     /// Ends every sequence with an error and begins anew, with an empty cache.
     pub(super) fn reset(&mut self, error: &Error) {
-        let waiting = std::mem::take(&mut self.waiting).into_values();
-        for sequence in waiting.chain(std::mem::take(&mut self.running)) {
+        for sequence in self.waiting.take_all().chain(std::mem::take(&mut self.running)) {
             sequence.fail(error.clone());
         }
         self.pool.reset();
@@ -235,11 +234,11 @@ impl Scheduler {
     /// Starts waiting sequences while there are free rows, and free pages for all their tokens so far.
     fn admit(&mut self) {
         let mut rows: usize = self.running.iter().map(Sequence::contexts).sum();
-        while let Some((_, mut sequence)) = self.waiting.pop_first() {
+        while let Some(sequence) = self.waiting.next_mut() {
             rows += sequence.contexts();
             // A sequence with two contexts runs alone where there is one row.
             if rows > self.max_rows && !self.running.is_empty() {
-                return self.queue(sequence);
+                return;
             }
             // The logits of all positions need all positions computed.
             if matches!(sequence.purpose, Purpose::Generate(_)) {
@@ -248,7 +247,7 @@ impl Scheduler {
             // One spare page for each running sequence, or the new one would soon be preempted.
             if sequence.missing_pages() + self.running.len() > self.pool.free() && !self.running.is_empty() {
                 sequence.release(&mut self.pool);
-                return self.queue(sequence);
+                return;
             }
             if sequence.cached_tokens.is_none() {
                 sequence.cached_tokens = Some(sequence.kv.computed);
@@ -256,7 +255,7 @@ impl Scheduler {
             }
             sequence.job.set_started();
             sequence.report_progress();
-            self.running.push(sequence);
+            self.running.extend(self.waiting.pop());
         }
     }
 
@@ -306,7 +305,7 @@ impl Scheduler {
             // It had the whole cache: there will never be room for it.
             end(&mut sequence, FinishReason::Length);
         } else {
-            self.queue(sequence);
+            self.waiting.push_preempted(sequence);
         }
     }
 

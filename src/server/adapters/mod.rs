@@ -1,9 +1,17 @@
-//! Which adapters a request uses.
+//! Which adapters a request uses, which are resident, and the routes that load and unload them.
 
+mod compat_routes;
 mod fields;
+mod fingerprint;
+mod paths;
+mod record;
 mod residency;
 mod routes;
+mod selection;
+#[cfg(test)]
+mod tests;
 
+pub use self::compat_routes::Document as CompatDocument;
 pub use self::fields::AdapterFields;
-pub use self::residency::{Adapters, Selection};
-pub use self::routes::routes;
+pub use self::routes::{Document, routes};
+pub use self::selection::{Adapters, Selection};

@@ -11,7 +11,7 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::finish::UsageObject;
-use crate::engine::{AdapterRef, Chunk, Completion, Prompt, Request, Tokenizer, random_seed};
+use crate::engine::{Chunk, Completion, Prompt, Request, Tokenizer, random_seed};
 use crate::error::{Error, ErrorCode, Result};
 use crate::request_settings::RequestSettings;
 use crate::server::adapters::{AdapterFields, Selection};
@@ -177,8 +177,9 @@ impl Generation {
         let n = request.n;
         let choices = n.saturating_mul(prompts.len());
         let admission = state.engine_loop.admit(choices).inspect_err(|_| state.metrics.rejected())?;
-        let Selection { adapters, model } = state.adapters.select(adapters).await?;
-        let label = label_of(&adapters);
+        let selection = state.adapters.select(adapters).await?;
+        let label = selection.label();
+        let Selection { adapters, model } = selection;
         let mut request = Request { adapters, ..request };
         let engine = state.engine.clone();
         let check = move || {
@@ -237,7 +238,7 @@ impl Generation {
         if let Some(finish) = &chunk.finish {
             let generating = first.map_or_else(Default::default, |first| first.elapsed());
             metrics.finished(&progress.label, &finish.usage, generating);
-            self.usage.add(&finish.usage, choice % self.n == 0);
+            self.usage.add(&finish.usage, choice.is_multiple_of(self.n));
             self.ended += 1;
             progress.has_ended = self.ended == self.choices;
         }
@@ -250,14 +251,6 @@ impl Drop for Progress {
             self.state.metrics.failed(&self.label);
         }
     }
-}
-
-/// The names of a mixture's adapters; `base` for none.
-fn label_of(adapters: &[(AdapterRef, f32)]) -> String {
-    if adapters.is_empty() {
-        return "base".to_owned();
-    }
-    adapters.iter().map(|(adapter, _)| adapter.label()).collect::<Vec<_>>().join("+")
 }
 
 /// An id of a response, as OpenAI's begin: `chatcmpl-…`.

@@ -42,7 +42,9 @@ pub struct ModelList {
 }
 
 /// The base model under each of its names, then the adapters by name.
-#[utoipa::path(get, path = "/v1/models", tag = "openai", responses((status = 200, body = ModelList)))]
+#[utoipa::path(get, path = "/v1/models", tag = "openai", responses(
+    (status = 200, description = "all models", body = ModelList)
+))]
 pub async fn list(State(state): State<Arc<AppState>>) -> Json<ModelList> {
     Json(ModelList { object: "list", data: models(&state) })
 }
@@ -53,7 +55,7 @@ pub async fn list(State(state): State<Arc<AppState>>) -> Json<ModelList> {
     path = "/v1/models/{id}",
     tag = "openai",
     params(("id" = String, Path, description = "its id, which may have slashes and colons")),
-    responses((status = 200, body = ModelObject), (status = 404, description = "no such model", body = ErrorBody))
+    responses((status = 200, description = "the model", body = ModelObject), (status = 404, description = "no such model", body = ErrorBody))
 )]
 pub async fn find(State(state): State<Arc<AppState>>, Path(id): Path<String>) -> ApiResult<Json<ModelObject>> {
     let models = models(&state);

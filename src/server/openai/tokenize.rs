@@ -64,7 +64,8 @@ pub struct DetokenizeObject {
 
 /// Encodes a text or a chat.
 #[utoipa::path(post, path = "/tokenize", tag = "tokens", request_body = TokenizeFields, responses(
-    (status = 200, body = TokenizeObject), (status = 400, body = ErrorBody)
+    (status = 200, description = "the token ids", body = TokenizeObject),
+    (status = 400, description = "the request is wrong", body = ErrorBody)
 ))]
 pub async fn tokenize(State(state): State<Arc<AppState>>, mut fields: JsonFields) -> ApiResult<Json<TokenizeObject>> {
     let own: TokenizeFields = fields.read()?;
@@ -99,7 +100,8 @@ pub async fn tokenize(State(state): State<Arc<AppState>>, mut fields: JsonFields
 
 /// Decodes token ids.
 #[utoipa::path(post, path = "/detokenize", tag = "tokens", request_body = DetokenizeFields, responses(
-    (status = 200, body = DetokenizeObject), (status = 400, body = ErrorBody)
+    (status = 200, description = "their text", body = DetokenizeObject),
+    (status = 400, description = "the request is wrong", body = ErrorBody)
 ))]
 pub async fn detokenize(
     State(state): State<Arc<AppState>>,

@@ -103,3 +103,55 @@ fn a_mixture_of_too_many_adapters_is_refused() {
     assert_eq!(error.code(), exlora::ErrorCode::AdapterMixtureInvalid);
     assert_eq!((error.expected(), error.found()), (Some("at most 64"), Some("65")));
 }
+
+#[test]
+fn adapters_take_turns_among_the_requests_that_wait() {
+    let engine = engine_with(EngineOptions { max_rows: 1, prefix_cache: false, ..EngineOptions::default() });
+    // Weights make no other adapter.
+    let adapters = [
+        ("jargon", 1.0),
+        ("jargon", 0.5),
+        ("jargon", 0.25),
+        ("sqlite", 1.0),
+        ("jargon", 1.0),
+        ("", 0.0),
+        ("sqlite", 0.5),
+    ];
+    let request = |(seed, (name, weight)): (usize, (&str, f32))| match name {
+        "" => one_token(seed as u32, 3),
+        name => one_token(seed as u32, 3).adapter(name, weight),
+    };
+    let mut jobs: Vec<Job> = adapters.into_iter().enumerate().map(|it| submit(&engine, request(it))).collect();
+    assert_eq!(steps(&engine, &mut jobs), [1, 4, 6, 2, 7, 3, 5]);
+}
+
+#[test]
+fn a_request_is_not_kept_waiting_by_any_number_of_another_adapter() {
+    let engine = engine_with(EngineOptions { max_rows: 1, prefix_cache: false, ..EngineOptions::default() });
+    let _flood: Vec<Job> = (0..50).map(|seed| submit(&engine, one_token(seed, 3).adapter("jargon", 1.0))).collect();
+    engine.step().expect("a step");
+    let mut jobs = [submit(&engine, one_token(1, 3).adapter("sqlite", 1.0)), submit(&engine, one_token(2, 3))];
+    assert_eq!(steps(&engine, &mut jobs), [2, 3], "one of the others starts before them");
+}
+
+#[test]
+fn a_preempted_request_starts_again_before_those_that_never_ran() {
+    // Five pages: two requests have room for their prompts, and one of them for all its tokens.
+    let options = EngineOptions { max_rows: 2, prefix_cache: false, kv_tokens: Some(160), ..EngineOptions::default() };
+    let engine = engine_with(options);
+    let long = |seed| one_token(seed, 33).adapter("jargon", 1.0).max_new_tokens(60);
+    let mut long = [submit(&engine, long(1)), submit(&engine, long(2))];
+    engine.step().expect("a step");
+    let short = submit(&engine, one_token(3, 3));
+    let mut steps_of_one_alone = 0;
+    loop {
+        let [first, second] = long.each_mut().map(|job| job.poll_chunk().expect("no error").is_some());
+        steps_of_one_alone += usize::from(first && !second);
+        assert!(!short.has_started() || long[0].is_finished(), "the second waits for the first's pages");
+        if !engine.step().expect("a step") {
+            break;
+        }
+    }
+    assert!(steps_of_one_alone > 10, "the second was preempted");
+    assert!(long[1].is_finished() && short.has_started());
+}

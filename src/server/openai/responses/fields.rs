@@ -51,6 +51,16 @@ pub struct ResponseFields {
     top_logprobs: Option<usize>,
 }
 
+/// What the fields of a request ask for.
+pub struct ResponseParts {
+    /// The messages of the chat.
+    pub messages: Vec<Map<String, Json>>,
+    /// Functions, and the form of the text.
+    pub tools: ToolRequest,
+    /// What the response repeats.
+    pub echo: RequestEcho,
+}
+
 /// The body of a request, for the OpenAPI document: its own fields, and those that all routes have.
 pub struct ResponseRequest;
 
@@ -107,11 +117,11 @@ impl ResponseFields {
         }
     }
 
-    /// The messages of the chat, what the request asks for about tools and the form of the text, and what its response repeats.
+    /// What the request asks for.
     ///
     /// # Errors
     /// `request_invalid`, `setting_unsupported`.
-    pub fn into_parts(self) -> ApiResult<(Vec<Map<String, Json>>, ToolRequest, RequestEcho)> {
+    pub fn into_parts(self) -> ApiResult<ResponseParts> {
         let tools = self.tools.unwrap_or_default();
         let functions =
             tools.iter().enumerate().map(|(index, tool)| function(index, tool)).collect::<ApiResult<_>>()?;
@@ -129,7 +139,7 @@ impl ResponseFields {
             text: json!({"format": format.map_or_else(|| json!({"type": "text"}), Json::Object)}),
             ..RequestEcho::default()
         };
-        Ok((chat_messages(self.instructions, self.input)?, request, echo))
+        Ok(ResponseParts { messages: chat_messages(self.instructions, self.input)?, tools: request, echo })
     }
 }
 
@@ -184,9 +194,9 @@ mod tests {
         let tool = json!({"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": true});
         let format = json!({"type": "json_schema", "name": "n", "schema": {"type": "array"}});
         let asked = fields(json!({"input": "a", "tools": [tool], "text": {"format": format}}));
-        let (messages, request, echo) = asked.into_parts().expect("understood");
-        assert_eq!((messages.len(), request.functions[0].name.as_str()), (1, "f"));
-        assert_eq!(request.schema.expect("a schema")["type"], "array");
+        let ResponseParts { messages, tools, echo } = asked.into_parts().expect("understood");
+        assert_eq!((messages.len(), tools.functions[0].name.as_str()), (1, "f"));
+        assert_eq!(tools.schema.expect("a schema")["type"], "array");
         assert_eq!((&echo.tools[0], &echo.text["format"]), (&tool, &format));
     }
 

@@ -13,7 +13,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response as HttpResponse};
 
 use self::events::{Event, NumberedEvent};
-use self::fields::{ResponseFields, ResponseRequest};
+use self::fields::{ResponseFields, ResponseParts, ResponseRequest};
 use self::output::Output;
 use self::response::{IncompleteDetails, RequestEcho, Response, ResponseError, Status};
 use super::events::{self as streams, Events};
@@ -72,7 +72,7 @@ pub async fn create(State(state): State<Arc<AppState>>, mut fields: JsonFields) 
     }
     let (temperature, top_p) = (request.sampling.temperature, request.sampling.top_p);
     let streams = own.stream.unwrap_or(false);
-    let (messages, tools, echo) = own.into_parts()?;
+    let ResponseParts { messages, tools, echo } = own.into_parts()?;
     let prompts = vec![Prompt::Chat(chat_messages(messages)?)];
     let prepare = tools.prepare(state.options.tool_call_parser);
     let (generated, tool_use) = Generation::start_with(&state, request, prompts, &adapters, prepare).await?;
