@@ -38,6 +38,8 @@ class Server:
     served_model_name  name of the base model, or several, of which responses have the first
     adapters_dir       folder of adapters that are loaded when a request first names them
     pin                names of adapters that are never unloaded to make room for others
+    tool_call_parser   how the model writes calls of tools: "hermes", "llama3" or "mistral"; by default what its chat
+                       template teaches
     max_queue          requests that may wait beside those that run; more are refused with status 429
     shutdown_timeout   longest time that running requests have to end when the server is stopped, in seconds
     defaults           what a request has where it says nothing, as keywords: those of `generate`, as in temperature=1
@@ -57,6 +59,7 @@ class Server:
         served_model_name: str | Iterable[str] | None = None,
         adapters_dir: str | PathLike[str] | None = None,
         pin: str | Iterable[str] | None = None,
+        tool_call_parser: str | None = None,
         max_queue: int = 256,
         shutdown_timeout: float = 30.0,
         **defaults: Any,
@@ -75,6 +78,7 @@ class Server:
             served_model_names=_texts(served_model_name),
             adapters_dir=adapters_dir,
             pinned_adapters=_texts(pin),
+            tool_call_parser=tool_call_parser,
             max_queue=max_queue,
             shutdown_timeout=shutdown_timeout,
             defaults=json.dumps(_without_none(defaults)),

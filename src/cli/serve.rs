@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueHint};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
@@ -18,7 +19,7 @@ use super::args::{EngineArgs, RequestSettings, path};
 use super::output::{print, print_json};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorCode, Result};
-use crate::server::{Key, ServeOptions, Server, StopHandle};
+use crate::server::{Key, ServeOptions, Server, StopHandle, ToolCallFormat};
 
 #[derive(Args)]
 #[command(after_help = AFTER_HELP)]
@@ -68,6 +69,9 @@ struct HttpArgs {
     /// Name of the base model; may be repeated, responses have the first. By default the name of its folder.
     #[arg(long = "served-model-name", value_name = "NAME")]
     served_model_names: Vec<String>,
+    /// How the model writes calls of tools: hermes (also Qwen), llama3 or mistral. By default what its chat template teaches.
+    #[arg(long, value_name = "FORMAT", value_parser = tool_call_format())]
+    tool_call_parser: Option<ToolCallFormat>,
     /// Folder of adapters that are loaded when a request first names them, and below which clients may load others.
     #[arg(long, value_name = "DIR", value_parser = path(), value_hint = ValueHint::DirPath)]
     adapters_dir: Option<PathBuf>,
@@ -101,6 +105,7 @@ impl ServeArgs {
             cors_origins: args.cors_origins.clone(),
             served_model_names: args.served_model_names.clone(),
             defaults: self.defaults.clone(),
+            tool_call_parser: args.tool_call_parser,
             max_queue: args.max_queue,
             shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
             adapters_dir: args.adapters_dir.clone(),
@@ -109,6 +114,11 @@ impl ServeArgs {
             ..ServeOptions::default()
         }
     }
+}
+
+fn tool_call_format() -> impl TypedValueParser<Value = ToolCallFormat> {
+    PossibleValuesParser::new(ToolCallFormat::ALL.map(ToolCallFormat::name))
+        .try_map(|name| ToolCallFormat::from_name(&name))
 }
 
 pub(super) fn run(args: &ServeArgs, json: bool) -> Result<()> {

@@ -12,7 +12,7 @@ use super::engine::PyEngine;
 use super::gil::{PythonCalls, detached};
 use super::numbers::{count, integer};
 use crate::error::{Error, ErrorCode, Result};
-use crate::server::{Key, ServeOptions, Server, StopHandle};
+use crate::server::{Key, ServeOptions, Server, StopHandle, ToolCallFormat};
 
 /// How often a thread that waits for the server looks at it, and at signals.
 const LOOK: Duration = Duration::from_millis(20);
@@ -33,7 +33,7 @@ impl PyServer {
     #[pyo3(signature = (engine, *, host="127.0.0.1".to_owned(), port: "SupportsIndex"=8000, api_keys=Vec::new(),
                         admin_key=None, metrics_key=None, no_auth=false, cors_origins=Vec::new(),
                         served_model_names=Vec::new(), adapters_dir=None, pinned_adapters=Vec::new(),
-                        max_queue: "SupportsIndex"=256, shutdown_timeout=30.0, defaults="{}"))]
+                        tool_call_parser=None, max_queue: "SupportsIndex"=256, shutdown_timeout=30.0, defaults="{}"))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -48,6 +48,7 @@ impl PyServer {
         served_model_names: Vec<String>,
         adapters_dir: Option<PathBuf>,
         pinned_adapters: Vec<String>,
+        tool_call_parser: Option<&str>,
         #[pyo3(from_py_with = integer)] max_queue: i64,
         shutdown_timeout: f64,
         defaults: &str,
@@ -65,6 +66,7 @@ impl PyServer {
             served_model_names,
             adapters_dir,
             pinned_adapters,
+            tool_call_parser: tool_call_parser.map(ToolCallFormat::from_name).transpose()?,
             max_queue: count("max_queue", max_queue)?,
             shutdown_timeout: Duration::try_from_secs_f64(shutdown_timeout)
                 .map_err(|_| wrong("shutdown_timeout is a number of seconds, of at least 0"))?,

@@ -60,6 +60,16 @@ impl ApiError {
         self.status
     }
 
+    /// The stable code.
+    pub fn code(&self) -> &'static str {
+        self.body.error.code
+    }
+
+    /// What is wrong.
+    pub fn message(&self) -> &str {
+        &self.body.error.message
+    }
+
     /// The body, as an event of a stream that has begun has it too.
     pub fn body(&self) -> &ErrorBody {
         &self.body

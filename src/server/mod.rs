@@ -25,4 +25,5 @@ mod write_timeout;
 
 pub use self::key::Key;
 pub use self::listen::{Server, StopHandle};
+pub use self::openai::ToolCallFormat;
 pub use self::options::ServeOptions;

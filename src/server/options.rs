@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::key::Key;
+use super::openai::ToolCallFormat;
 use crate::request_settings::RequestSettings;
 
 /// Options of [`Server::bind`](super::Server::bind).
@@ -27,6 +28,8 @@ pub struct ServeOptions {
     pub served_model_names: Vec<String>,
     /// What a request has where it says nothing.
     pub defaults: RequestSettings,
+    /// The format in which the model writes calls of tools; by default the one that its chat template teaches.
+    pub tool_call_parser: Option<ToolCallFormat>,
     /// Samples that may wait beside those that run; requests beyond are refused.
     pub max_queue: usize,
     /// Largest body of a request, in bytes.
@@ -61,6 +64,7 @@ impl Default for ServeOptions {
             cors_origins: Vec::new(),
             served_model_names: Vec::new(),
             defaults: RequestSettings::default(),
+            tool_call_parser: None,
             max_queue: 256,
             max_body_bytes: 16 << 20,
             max_connections: 1024,

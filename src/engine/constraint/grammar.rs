@@ -92,13 +92,20 @@ impl Grammar {
 
     fn json_schema(&self, schema: &str) -> Result<TopLevelGrammar> {
         let schema: Value = serde_json::from_str(schema).map_err(|e| self.invalid(&format!("is not JSON: {e}")))?;
-        let mut schema = match schema {
+        let schema = match schema {
             Value::Object(keywords) => keywords,
             Value::Bool(true) => Map::new(),
             other => return Err(self.invalid("must be an object").with_found(other)),
         };
-        schema.entry("x-guidance").or_insert_with(|| json!({"whitespace_pattern": JSON_WHITESPACE}));
-        Ok(TopLevelGrammar::from_json_schema(Value::Object(schema)))
+        Ok(TopLevelGrammar::from_json_schema(Self::guided_schema(schema, false)))
+    }
+
+    /// A JSON schema with what llguidance is to do about it, unless it says that itself: a bound on white space between the parts
+    /// of a text, and whether keywords that cannot be kept are ignored (`lenient`) or an error.
+    pub(crate) fn guided_schema(mut schema: Map<String, Value>, lenient: bool) -> Value {
+        let guidance = || json!({"whitespace_pattern": JSON_WHITESPACE, "lenient": lenient});
+        schema.entry("x-guidance").or_insert_with(guidance);
+        Value::Object(schema)
     }
 
     fn regex(&self, pattern: &str) -> Result<TopLevelGrammar> {

@@ -196,6 +196,11 @@ impl Tokenizer {
         self.templates.render(messages, options)
     }
 
+    /// The source of the chat template that [`Tokenizer::apply_chat_template`] renders with these options, if there is one.
+    pub fn chat_template<'a>(&'a self, options: &'a ChatOptions) -> Option<&'a str> {
+        self.templates.source(options)
+    }
+
     /// Whether the model has a chat template.
     pub fn has_chat_template(&self) -> bool {
         !self.templates.is_empty()

@@ -10,10 +10,12 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::events::{self, Events};
-use super::finish::{UsageObject, finish_reason, stop_reason};
+use super::finish::{UsageObject, chat_finish_reason, stop_reason};
 use super::generation::{Generation, GenerationFields, GenerationRequest, WITHOUT_EFFECT, request_of, response_id};
 use super::logprobs::ChatLogprobs;
 use super::messages::chat_messages;
+use super::response_format::ResponseFormat;
+use super::tool_calls::{MessageReader, Tool, ToolCall, ToolCallDelta, ToolRequest, ToolUse, whole_message};
 use crate::engine::{ChatOptions, Chunk, Completion, Finish, Prompt, StopMatch, TokenLogprobs, Tokenizer};
 use crate::error::{Error, ErrorCode};
 use crate::request_settings::RequestSettings;
@@ -27,18 +29,8 @@ use crate::server::state::{AppState, unix_seconds};
 const MAX_TOP_LOGPROBS: usize = 20;
 
 /// Fields of OpenAI's that exlora does not have.
-const REFUSED: [&str; 10] = [
-    "tools",
-    "tool_choice",
-    "parallel_tool_calls",
-    "response_format",
-    "functions",
-    "function_call",
-    "audio",
-    "web_search_options",
-    "reasoning_effort",
-    "verbosity",
-];
+const REFUSED: [&str; 6] =
+    ["functions", "function_call", "audio", "web_search_options", "reasoning_effort", "verbosity"];
 
 /// The fields of a chat alone.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -61,13 +53,25 @@ struct ChatFields {
     chat_template_kwargs: Option<Map<String, Value>>,
     /// Documents for templates that take them.
     documents: Option<Vec<Value>>,
+    /// Functions that the model may call.
+    tools: Option<Vec<Tool>>,
+    /// Whether it calls them: `none`, `auto` (the default with tools), `required`, or an object that names one.
+    tool_choice: Option<Value>,
+    /// Whether it may call several at once; `true` by default.
+    parallel_tool_calls: Option<bool>,
+    /// What the text has to be: any text, a JSON object, or JSON under a schema.
+    response_format: Option<ResponseFormat>,
 }
 
 /// A message that was generated.
 #[derive(Debug, Serialize, ToSchema)]
 struct ChatMessageObject {
     role: &'static str,
-    content: String,
+    /// The text; null where there are only calls.
+    content: Option<String>,
+    /// Calls of the request's tools.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall>,
     /// Models of exlora never say that they refuse.
     refusal: Option<String>,
 }
@@ -78,7 +82,7 @@ struct ChatChoice {
     index: usize,
     message: ChatMessageObject,
     logprobs: Option<ChatLogprobs>,
-    /// `stop` or `length`.
+    /// `stop`, `length`, or `tool_calls`.
     finish_reason: Option<&'static str>,
     /// The stop string or token that was found.
     #[schema(value_type = Option<Value>)]
@@ -107,6 +111,9 @@ struct Delta {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<String>,
+    /// Calls, or more of the last one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCallDelta>,
 }
 
 /// A part of a message.
@@ -115,7 +122,7 @@ struct ChatChunkChoice {
     index: usize,
     delta: Delta,
     logprobs: Option<ChatLogprobs>,
-    /// `stop` or `length`; null while the message is generated.
+    /// `stop`, `length` or `tool_calls`; null while the message is generated.
     finish_reason: Option<&'static str>,
     /// The stop string or token that was found.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -162,6 +169,7 @@ pub async fn complete(State(state): State<Arc<AppState>>, mut fields: JsonFields
     let adapters: AdapterFields = fields.read()?;
     fields.finish(&WITHOUT_EFFECT, &REFUSED)?;
     let top_logprobs = top_logprobs(&own)?;
+    let tools = tool_request(own.tools, own.tool_choice, own.parallel_tool_calls, own.response_format)?;
     // Up to the end of the context.
     let mut request = request_of(&state, &generation, &settings, state.engine.max_tokens())?;
     // 0 asks for the log-probabilities of the chosen tokens alone.
@@ -175,9 +183,14 @@ pub async fn complete(State(state): State<Arc<AppState>>, mut fields: JsonFields
         chat_template_kwargs: own.chat_template_kwargs.unwrap_or_default(),
         ..ChatOptions::default()
     };
-    let generated = Generation::start(&state, request, vec![Prompt::Chat(messages)], &adapters).await?;
+    let prompts = vec![Prompt::Chat(messages)];
+    let tool_use = tools.prepare(state.options.tool_call_parser);
+    let (generated, tool_use) = Generation::start_with(&state, request, prompts, &adapters, tool_use).await?;
+    let id = response_id("chatcmpl")?;
+    let reader = |choice: usize| tool_use.as_ref().map(|tools: &ToolUse| tools.reader(&id, choice));
     let writer = Writer {
-        id: response_id("chatcmpl")?,
+        readers: (0..generated.choices).map(reader).collect(),
+        id,
         created: unix_seconds(),
         model: generated.model.clone(),
         tokenizer: generated.tokenizer.clone().filter(|_| top_logprobs.is_some()),
@@ -190,6 +203,19 @@ pub async fn complete(State(state): State<Arc<AppState>>, mut fields: JsonFields
     }
     let (completions, usage) = generated.completions().await?;
     Ok(Json(writer.whole(completions, usage)).into_response())
+}
+
+/// What the request asks for about tools and the form of the text.
+fn tool_request(
+    tools: Option<Vec<Tool>>,
+    choice: Option<Value>,
+    parallel: Option<bool>,
+    format: Option<ResponseFormat>,
+) -> ApiResult<ToolRequest> {
+    let functions = tools.unwrap_or_default().into_iter().map(|tool| tool.function).collect();
+    let schema = format.as_ref().map(ResponseFormat::schema).transpose();
+    let schema = schema.map_err(|error| ApiError::of_field("response_format", error))?.flatten();
+    ToolRequest::new(functions, choice.as_ref(), parallel, schema)
 }
 
 /// The number of top log-probabilities; `None` for no log-probabilities at all.
@@ -223,6 +249,8 @@ struct Writer {
     include_usage: bool,
     /// Whether the first event of each choice was sent.
     has_begun: Vec<bool>,
+    /// What finds calls of tools in the text of each choice, if there may be some.
+    readers: Vec<Option<MessageReader>>,
 }
 
 impl Writer {
@@ -230,17 +258,30 @@ impl Writer {
         self.tokenizer.as_ref().map(|tokenizer| ChatLogprobs::of(ids, logprobs, self.top, tokenizer))
     }
 
-    fn whole(self, completions: Vec<Completion>, usage: UsageObject) -> ChatObject {
-        let choice = |(index, completion): (usize, Completion)| ChatChoice {
-            index,
-            logprobs: self.logprobs(&completion.token_ids, &completion.logprobs),
-            message: ChatMessageObject { role: "assistant", content: completion.text, refusal: None },
-            finish_reason: Some(finish_reason(&completion.finish)),
-            stop_reason: stop_reason(&completion.finish),
-            seed: completion.finish.seed,
+    fn whole(mut self, completions: Vec<Completion>, usage: UsageObject) -> ChatObject {
+        let mut readers = std::mem::take(&mut self.readers);
+        let choice = |(index, completion): (usize, Completion)| {
+            let (content, tool_calls) = match readers[index].take() {
+                Some(reader) => whole_message(reader, &completion.text),
+                None => (completion.text, Vec::new()),
+            };
+            let has_calls = !tool_calls.is_empty();
+            let content = Some(content).filter(|content| !has_calls || !content.is_empty());
+            ChatChoice {
+                index,
+                logprobs: self.logprobs(&completion.token_ids, &completion.logprobs),
+                message: ChatMessageObject { role: "assistant", content, tool_calls, refusal: None },
+                finish_reason: Some(chat_finish_reason(&completion.finish, has_calls)),
+                stop_reason: stop_reason(&completion.finish),
+                seed: completion.finish.seed,
+            }
         };
         let choices = completions.into_iter().enumerate().map(choice).collect();
         ChatObject { object: "chat.completion", created: self.created, choices, usage, id: self.id, model: self.model }
+    }
+
+    fn has_calls(&self, index: usize) -> bool {
+        self.readers[index].as_ref().is_some_and(MessageReader::has_calls)
     }
 
     fn event(&self, choices: Vec<ChatChunkChoice>, usage: Option<UsageObject>) -> String {
@@ -254,7 +295,7 @@ impl Writer {
             index,
             delta,
             logprobs,
-            finish_reason: finish.map(finish_reason),
+            finish_reason: finish.map(|finish| chat_finish_reason(finish, self.has_calls(index))),
             stop_reason: finish.and_then(stop_reason),
             seed: finish.map(|finish| finish.seed),
         };
@@ -266,13 +307,20 @@ impl Events for Writer {
     fn chunk(&mut self, index: usize, chunk: Chunk) -> Vec<String> {
         let mut events = Vec::new();
         if !std::mem::replace(&mut self.has_begun[index], true) {
-            let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
+            let delta = Delta { role: Some("assistant"), content: Some(String::new()), ..Delta::default() };
             events.push(self.part(index, delta, None, None));
         }
         let logprobs = self.logprobs(&chunk.token_ids, &chunk.logprobs).filter(|logprobs| !logprobs.content.is_empty());
-        if !chunk.text.is_empty() || logprobs.is_some() {
-            let delta = Delta { role: None, content: Some(chunk.text) };
-            events.push(self.part(index, delta, logprobs, None));
+        let (content, tool_calls) = match &mut self.readers[index] {
+            Some(reader) => {
+                let delta = reader.push(&chunk.text, chunk.finish.is_some());
+                (delta.content, delta.tool_calls)
+            }
+            None => (chunk.text, Vec::new()),
+        };
+        if !content.is_empty() || !tool_calls.is_empty() || logprobs.is_some() {
+            let content = Some(content).filter(|content| tool_calls.is_empty() || !content.is_empty());
+            events.push(self.part(index, Delta { role: None, content, tool_calls }, logprobs, None));
         }
         if let Some(finish) = &chunk.finish {
             events.push(self.part(index, Delta::default(), None, Some(finish)));

@@ -13,6 +13,14 @@ pub fn finish_reason(finish: &Finish) -> &'static str {
     }
 }
 
+/// The same for a message that may have calls of tools, which a text that ended by itself is for: `tool_calls`.
+pub fn chat_finish_reason(finish: &Finish, has_calls: bool) -> &'static str {
+    match finish_reason(finish) {
+        "stop" if has_calls => "tool_calls",
+        reason => reason,
+    }
+}
+
 /// The stop that was found, as vLLM reports it: a string, a token id, or null.
 pub fn stop_reason(finish: &Finish) -> Option<StopMatch> {
     finish.matched.clone()

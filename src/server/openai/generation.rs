@@ -158,6 +158,20 @@ impl Generation {
         prompts: Vec<Prompt>,
         adapters: &AdapterFields,
     ) -> ApiResult<Self> {
+        Ok(Self::start_with(state, request, prompts, adapters, |_, _| Ok(())).await?.0)
+    }
+
+    /// The same for a request that `prepare` completes once its tokenizer is known, and what that returns.
+    ///
+    /// # Errors
+    /// As [`Generation::start`], and what `prepare` returns.
+    pub async fn start_with<T: Send + 'static>(
+        state: &Arc<AppState>,
+        request: Request,
+        prompts: Vec<Prompt>,
+        adapters: &AdapterFields,
+        prepare: impl FnOnce(&mut Request, Option<&Tokenizer>) -> Result<T> + Send + 'static,
+    ) -> ApiResult<(Self, T)> {
         let accepted = Instant::now();
         state.check_accepting()?;
         let n = request.n;
@@ -166,26 +180,28 @@ impl Generation {
         let selection = state.adapters.select(adapters).await?;
         let label = selection.label();
         let Selection { adapters, model } = selection;
-        let request = Request { adapters, ..request };
+        let mut request = Request { adapters, ..request };
         let engine = state.engine.clone();
         let check = move || {
             let tokenizer = engine.tokenizer_for(&request.adapters).ok();
+            let prepared = prepare(&mut request, tokenizer.as_deref())?;
             if let Some(tokenizer) = tokenizer.as_ref().filter(|_| request.logprobs > 0) {
                 // What the first call makes takes a while.
                 tokenizer.piece_bytes(0)?;
             }
             let check = |prompt| engine.check(Request { prompt, ..request.clone() });
             let checked = prompts.into_iter().map(check).collect::<Result<Vec<_>>>()?;
-            Ok((checked, tokenizer))
+            Ok((checked, tokenizer, prepared))
         };
-        let (checked, tokenizer) = blocking(check).await?;
+        let (checked, tokenizer, prepared) = blocking(check).await?;
         let prompts = checked.iter().map(|request| request.prompt_tokens().to_vec()).collect();
         let stream = state.engine_loop.submit(checked, admission)?;
         state.metrics.accepted(&label);
         let progress =
             Progress { state: Arc::clone(state), label, accepted, first_tokens: vec![None; choices], has_ended: false };
         let usage = UsageObject::default();
-        Ok(Self { model, n, choices, tokenizer, prompts, usage, stream, ended: 0, progress })
+        let generation = Self { model, n, choices, tokenizer, prompts, usage, stream, ended: 0, progress };
+        Ok((generation, prepared))
     }
 
     /// The next chunk of any choice, with the choice's index; `None` once all have ended.
@@ -222,7 +238,7 @@ impl Generation {
         if let Some(finish) = &chunk.finish {
             let generating = first.map_or_else(Default::default, |first| first.elapsed());
             metrics.finished(&progress.label, &finish.usage, generating);
-            self.usage.add(&finish.usage, choice % self.n == 0);
+            self.usage.add(&finish.usage, choice.is_multiple_of(self.n));
             self.ended += 1;
             progress.has_ended = self.ended == self.choices;
         }

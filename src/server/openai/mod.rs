@@ -8,7 +8,10 @@ mod generation;
 mod logprobs;
 mod messages;
 mod models;
+mod response_format;
+mod responses;
 mod tokenize;
+mod tool_calls;
 
 use std::sync::Arc;
 
@@ -16,6 +19,7 @@ use axum::Router;
 use axum::routing::{get, post};
 use utoipa::OpenApi;
 
+pub use self::tool_calls::ToolCallFormat;
 use crate::server::state::AppState;
 
 /// The routes, without their keys.
@@ -23,6 +27,7 @@ pub fn routes() -> Router<Arc<AppState>> {
     Router::new()
         .route("/v1/completions", post(completions::complete))
         .route("/v1/chat/completions", post(chat::complete))
+        .route("/v1/responses", post(responses::create))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::find))
         .route("/tokenize", post(tokenize::tokenize))
@@ -34,6 +39,7 @@ pub fn routes() -> Router<Arc<AppState>> {
 #[openapi(paths(
     completions::complete,
     chat::complete,
+    responses::create,
     models::list,
     models::find,
     tokenize::tokenize,

@@ -124,6 +124,11 @@ impl ChatTemplates {
         }
     }
 
+    /// The source of the template that a chat is rendered with, if there is one.
+    pub(super) fn source<'a>(&'a self, options: &'a ChatOptions) -> Option<&'a str> {
+        self.chosen(options).map(|template| template.source.as_str()).or(options.chat_template.as_deref())
+    }
+
     fn render_with(&self, template: &ChatTemplate, messages: &[ChatMessage], options: &ChatOptions) -> Result<String> {
         let failed = |clause: String| Error::new(ErrorCode::ChatTemplateFailed, clause);
         let parsed = template.parsed.as_ref().map_err(|refused| failed(refused.message().to_owned()))?;
