@@ -86,7 +86,9 @@ const SHARED: [&str; 2] = ["prompt", "decode"];
 pub(super) fn with_serve(command: clap::Command) -> clap::Command {
     let of_server: Vec<clap::Id> = ServeBenchArgs::ids();
     command.mut_args(|arg| match arg.get_id() {
-        id if SHARED.contains(&id.as_str()) || of_server.contains(id) => arg,
+        id if SHARED.contains(&id.as_str()) || id == "serve" => arg,
+        // Where --model is given, clap does not ask for --serve: the two exclude each other.
+        id if of_server.contains(id) => arg.conflicts_with("model"),
         // Its value is not looked at.
         id if id == "model" => arg
             .required(false)

@@ -16,9 +16,10 @@ fn help_names_the_commands_and_the_exit_status() {
     Commands:
       generate     Complete a prompt, or a file of requests in one batch, each with its own adapters
       chat         Chat with a model; adapters can change between turns
+      serve        Serve a model over HTTP as OpenAI does; every adapter is a model of its own
       inspect      Describe an adapter or model folder, and check whether it can be used
       doctor       Report what this build and this machine support, and check a device's kernels
-      bench        Measure prefill and batched decode, with and without adapters
+      bench        Measure prefill and batched decode, with and without adapters; or a running server
       completions  Print a script that completes this command in a shell
       help         Print this message or the help of the given subcommand(s)
 
@@ -51,7 +52,7 @@ fn wrong_usage_exits_with_2_and_names_the_right_usage() {
         (&["generate", "-m", BASE, "--prompt", "a", "--kv-dtype", "f8"], "[possible values: f16, f32, q8, q6, q4]"),
         (&["inspect"], "<DIR>"),
         (&["bench", "-m", BASE, "--mixture", "sql*0.5", "--distinct-adapters", "2"], "cannot be used with"),
-        (&["serve"], "unrecognized subcommand"),
+        (&["server"], "unrecognized subcommand"),
     ] {
         let outcome = exlora(args);
         assert_eq!((outcome.status, outcome.stdout.as_str()), (2, ""), "{args:?}");

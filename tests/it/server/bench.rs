@@ -26,7 +26,7 @@ fn it_measures_latencies_overall_and_for_each_adapter() {
     let server = Running::start(&engine, ServeOptions { api_keys: keys, ..options(&dir) });
     let url = format!("http://{}", server.address);
     let short = ["--serve", &url, "--api-key", "client", "--prompt", "40", "--decode", "6", "--concurrency", "4"];
-    let adapters = ["--served-adapters", "jargon,sqlite", "--requests", "10", "--popularity", "distinct"];
+    let adapters = ["--served-adapters", "jargon,sqlite", "--num-requests", "10", "--popularity", "distinct"];
     let found = line(&[&short[..], &adapters].concat());
     assert_eq!(
         (&found["requests"], &found["failed"], &found["tokens"]),
@@ -45,9 +45,10 @@ fn it_measures_latencies_overall_and_for_each_adapter() {
     // The first ones, which load the adapters, are not measured.
     assert_eq!(engine.stats().tokens_generated, 60 + 3);
 
-    let lora = ["--adapter-field", "lora", "--served-adapters", "0", "--popularity", "identical", "--requests", "3"];
+    let lora =
+        ["--adapter-field", "lora", "--served-adapters", "0", "--popularity", "identical", "--num-requests", "3"];
     assert_eq!(line(&[&short[..], &lora].concat())["per_adapter"]["0"]["requests"], 3);
-    let table = bench(&[&short[..], &["--requests", "3"]].concat());
+    let table = bench(&[&short[..], &["--num-requests", "3"]].concat());
     let table = String::from_utf8(table.stdout).expect("UTF-8");
     assert!(table.contains("the base alone") && table.contains("3 requests, 3 in flight"), "{table}");
 }
@@ -67,7 +68,7 @@ fn it_says_why_nothing_was_measured() {
     for wrong in [
         &["--serve", &url, "-m", "tests/fixtures/quill-4m"][..],
         &["--serve", &url, "--batch", "3"],
-        &["-m", "tests/fixtures/quill-4m", "--requests", "3"],
+        &["-m", "tests/fixtures/quill-4m", "--num-requests", "3"],
         &["--serve", "https://example.org"],
         &[],
     ] {

@@ -337,7 +337,7 @@ mod tests {
     fn bodies_end_where_their_framing_says() {
         let (found, connections) = lines_of(&[
             "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\na\nb\r\n",
-            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n3\r\none\r\n4;x=y\r\n\ntw\r\n2\r\no\n\r\n0\r\nt: v\r\n\r\n",
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n3\r\none\r\n3;x=y\r\n\ntw\r\n2\r\no\n\r\n0\r\nt: v\r\n\r\n",
             "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nuntil the end",
         ]);
         let found: Vec<Vec<String>> = found.into_iter().map(|lines| lines.expect("a response")).collect();

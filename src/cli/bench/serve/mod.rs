@@ -44,7 +44,7 @@ pub(super) struct ServeBenchArgs {
     served_model: Option<String>,
     /// Requests sent.
     #[arg(long, value_name = "N", default_value_t = 64, requires = "serve")]
-    requests: usize,
+    num_requests: usize,
     /// Requests in flight at a time.
     #[arg(long, value_name = "N", default_value_t = 8, requires = "serve")]
     concurrency: usize,
@@ -79,8 +79,12 @@ impl ServeBenchArgs {
     /// Measures the server with prompts of `prompt` tokens and `decode` new ones.
     pub(super) fn measure(&self, prompt: usize, decode: usize) -> Result<Report> {
         let url = self.url.clone().ok_or_else(|| invalid("there is no server to measure"))?;
-        let counts =
-            [("prompt", prompt), ("decode", decode), ("requests", self.requests), ("concurrency", self.concurrency)];
+        let counts = [
+            ("prompt", prompt),
+            ("decode", decode),
+            ("requests", self.num_requests),
+            ("concurrency", self.concurrency),
+        ];
         if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
             return Err(invalid(&format!("{name} must be at least 1")));
         }
@@ -92,8 +96,8 @@ impl ServeBenchArgs {
         };
         let mut random = Random::new(self.seed);
         let adapters: Vec<Option<usize>> = match self.served_adapters.len() {
-            0 => vec![None; self.requests],
-            all => self.popularity.assign(self.requests, all, &mut random).into_iter().map(Some).collect(),
+            0 => vec![None; self.num_requests],
+            all => self.popularity.assign(self.num_requests, all, &mut random).into_iter().map(Some).collect(),
         };
         let bodies = adapters.into_iter().map(|adapter| {
             let name = adapter.map(|place| self.served_adapters[place].as_str());
@@ -103,7 +107,7 @@ impl ServeBenchArgs {
             bodies: bodies.collect::<Result<_>>()?,
             url: url.clone(),
             key,
-            concurrency: self.concurrency.min(self.requests),
+            concurrency: self.concurrency.min(self.num_requests),
         };
         // Connected and loaded: what comes first is not measured.
         for adapter in std::iter::once(None).chain(self.served_adapters.iter().map(|name| Some(name.as_str()))) {
