@@ -65,30 +65,36 @@ export class Column {
   /** Streams the answer to a request. Ends without an exception; `state` says how. */
   async run(request, signal) {
     this.#enter("running");
-    const clock = { start: performance.now(), first: null, last: null };
-    let [pieces, tokens, finishReason] = [0, null, null];
+    const progress = { start: performance.now(), first: null, last: null, pieces: 0, tokens: null, finishReason: null };
     const node = document.createTextNode("");
     this.#text.replaceChildren(node);
+    let frame = null;
+    const show = () => {
+      frame = null;
+      this.#append(node, this.output.slice(node.length));
+      this.#showFigures(progress);
+    };
     try {
       for await (const piece of streamCompletion(request, signal)) {
         if (piece.text !== "") {
-          clock.last = performance.now();
-          clock.first ??= clock.last;
-          pieces += 1;
+          progress.last = performance.now();
+          progress.first ??= progress.last;
+          progress.pieces += 1;
           this.output += piece.text;
-          this.#append(node, piece.text);
         }
-        tokens = piece.tokens ?? tokens;
-        finishReason = piece.finishReason ?? finishReason;
-        this.#showFigures({ clock, tokens: tokens ?? pieces, isExact: tokens !== null, finishReason });
+        progress.tokens = piece.tokens ?? progress.tokens;
+        progress.finishReason = piece.finishReason ?? progress.finishReason;
+        // Once a frame: a layout for each of hundreds of tokens a second would leave no time for keys.
+        frame ??= requestAnimationFrame(show);
       }
       this.#enter("done");
     } catch (error) {
       this.error = error;
-      if (error.name !== "AbortError") this.#enter("failed");
-      else this.#enter("stopped");
-      this.#showFigures({ clock, tokens: tokens ?? pieces, isExact: tokens !== null, finishReason: this.state });
+      this.#enter(error.name === "AbortError" ? "stopped" : "failed");
+      progress.finishReason = this.state;
     }
+    if (frame !== null) cancelAnimationFrame(frame);
+    show();
   }
 
   /** A run that was stopped before this column began. */
@@ -124,13 +130,14 @@ export class Column {
     if (isAtEnd) this.#text.scrollTop = this.#text.scrollHeight;
   }
 
-  #showFigures({ clock, tokens, isExact, finishReason }) {
-    const first = clock?.first ?? null;
-    const seconds = first === null ? 0 : (clock.last - first) / 1000;
-    const about = isExact ? "" : "~";
-    setText(this.#figures.first, first === null ? "–" : `${Math.round(first - clock.start)} ms`);
-    // The first token is the prompt's time; the rate is that of the tokens after it.
+  #showFigures({ start, first = null, last, pieces = 0, tokens: exact = null, finishReason = null }) {
+    // Until the server says how many tokens there were, a piece counts as one.
+    const tokens = exact ?? pieces;
+    const about = exact === null ? "~" : "";
+    const seconds = first === null ? 0 : (last - first) / 1000;
     const rate = (tokens - 1) / seconds;
+    setText(this.#figures.first, first === null ? "–" : `${Math.round(first - start)} ms`);
+    // The first token is the prompt's time; the rate is that of the tokens after it.
     setText(this.#figures.rate, seconds > 0 && tokens > 1 ? about + rate.toFixed(rate < 100 ? 1 : 0) : "–");
     setText(this.#figures.tokens, tokens ? about + tokens : "–");
     setText(this.#figures.end, finishReason ?? "–");

@@ -242,6 +242,10 @@ byId("load-form").addEventListener("submit", (event) => {
   event.preventDefault();
   load();
 });
+byId("admin-key").addEventListener("change", () => {
+  setKey("admin", byId("admin-key").value);
+  poll();
+});
 byId("api-key-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   setKey("api", byId("api-key").value);

@@ -1,5 +1,5 @@
-//! The page at `/`: HTML, CSS and JavaScript modules, embedded as they are written. It asks nothing of any other server, and
-//! needs no key itself; what it asks of the API does.
+//! The page at `/`: HTML, CSS and JavaScript modules, embedded as they are written. It asks nothing of any other server,
+//! and needs no key itself; what it asks of the API does.
 
 use axum::Router;
 use axum::http::header::{
@@ -67,7 +67,8 @@ pub fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
     })
 }
 
-/// The asset, or 304 for a client that has it. A cached copy is used only after asking, so that an update is seen at once.
+/// The asset, or 304 for a client that has it. A cached copy is used only after asking, so that an update is seen at
+/// once.
 fn answer(asset: Asset, etag: &str, request: &HeaderMap) -> Response {
     let headers: [(HeaderName, &str); 6] = [
         (CONTENT_TYPE, asset.content_type),
