@@ -208,7 +208,7 @@ catalog! {
     /// As many requests wait as the server allows.
     QueueFull = "queue_full", Memory, "try again later";
     /// The server is being stopped.
-    ServerStopping = "server_stopping", Cancelled, "try again when it has been started again";
+    ServerStopping = "server_stopping", Cancelled, "";
     /// A bug in exlora.
     Internal = "internal", Internal, "please report it, with the full message";
 }

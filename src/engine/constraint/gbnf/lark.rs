@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt::Write;
 
-use super::{Node, Rules};
+use super::rules::{Node, Rules};
 
 /// Most rules that may be within each other, as llguidance follows their names.
 const MAX_DEPTH: usize = 500;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::iter::Peekable;
 use std::str::Chars;
 
-use super::{MAX_RULES, Node, Rules};
+use super::rules::{MAX_RULES, Node, Rules};
 
 /// Most groups that may be open at once.
 const MAX_NESTING: usize = 200;
