@@ -57,7 +57,7 @@ fn bench_measures_generation_with_and_without_a_schema() {
     }
     let table = bench(&short).stdout;
     assert!(table.contains("without a schema") && table.contains("with a schema"), "{table}");
-    let error = bench(&["--json-schema", "[", "--json"]).error();
+    let error = bench(&["--json-schema", "[", "--batch", "2", "--json"]).error();
     assert_eq!(error["code"], "constraint_invalid");
 }
 
