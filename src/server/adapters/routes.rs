@@ -118,7 +118,13 @@ struct AdapterList {
 }
 
 /// The adapters: what is resident, what can be loaded, and how each was used.
-#[utoipa::path(get, path = "/v1/adapters", tag = "adapters", responses((status = 200, body = AdapterList)))]
+#[utoipa::path(
+    get,
+    path = "/v1/adapters",
+    operation_id = "list_adapters",
+    tag = "adapters",
+    responses((status = 200, body = AdapterList))
+)]
 async fn list(State(state): State<Arc<AppState>>) -> Json<AdapterList> {
     let residency = &state.adapters.residency;
     let available = residency.available().await;

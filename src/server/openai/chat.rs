@@ -153,6 +153,7 @@ type ChatRequest = GenerationRequest<ChatFields>;
 #[utoipa::path(
     post,
     path = "/v1/chat/completions",
+    operation_id = "create_chat_completion",
     tag = "openai",
     request_body = ChatRequest,
     responses(

@@ -77,6 +77,7 @@ type CompletionRequest = GenerationRequest<CompletionFields>;
 #[utoipa::path(
     post,
     path = "/v1/completions",
+    operation_id = "create_completion",
     tag = "openai",
     request_body = CompletionRequest,
     responses(

@@ -42,7 +42,7 @@ pub struct ModelList {
 }
 
 /// The base model under each of its names, then the adapters by name.
-#[utoipa::path(get, path = "/v1/models", tag = "openai", responses(
+#[utoipa::path(get, path = "/v1/models", operation_id = "list_models", tag = "openai", responses(
     (status = 200, description = "all models", body = ModelList)
 ))]
 pub async fn list(State(state): State<Arc<AppState>>) -> Json<ModelList> {

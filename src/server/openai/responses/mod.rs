@@ -49,6 +49,7 @@ const REFUSED: [&str; 11] = [
 #[utoipa::path(
     post,
     path = "/v1/responses",
+    operation_id = "create_response",
     tag = "openai",
     request_body = ResponseRequest,
     responses(
