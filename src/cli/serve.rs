@@ -63,7 +63,7 @@ struct HttpArgs {
     /// Let everyone who can reach the server use it, also from other machines.
     #[arg(long)]
     no_auth: bool,
-    /// Origin of web pages that may send requests, as in https://example.org; may be repeated, * for all. None by default.
+    /// Origin of web pages that may send requests: scheme, host and port; may be repeated, * for all. None by default.
     #[arg(long = "cors-origin", value_name = "ORIGIN")]
     cors_origins: Vec<String>,
     /// Name of the base model; may be repeated, responses have the first. By default the name of its folder.
