@@ -25,5 +25,5 @@ mod write_timeout;
 
 pub use self::key::Key;
 pub use self::listen::{Server, StopHandle};
-pub use self::openai::ToolCallFormat;
+pub use self::openai::tool_calls::ToolCallFormat;
 pub use self::options::ServeOptions;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::key::Key;
-use super::openai::ToolCallFormat;
+use super::openai::tool_calls::ToolCallFormat;
 use crate::request_settings::RequestSettings;
 
 /// Options of [`Server::bind`](super::Server::bind).

@@ -11,7 +11,7 @@ mod models;
 mod response_format;
 mod responses;
 mod tokenize;
-mod tool_calls;
+pub(super) mod tool_calls;
 
 use std::sync::Arc;
 
@@ -19,7 +19,6 @@ use axum::Router;
 use axum::routing::{get, post};
 use utoipa::OpenApi;
 
-pub use self::tool_calls::ToolCallFormat;
 use crate::server::state::AppState;
 
 /// The routes, without their keys.
