@@ -8,6 +8,7 @@
 //! With `--serve` a running server is measured instead (`serve/`).
 
 mod drafts;
+mod generation;
 mod serve;
 mod stream;
 mod structured;
