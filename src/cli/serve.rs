@@ -90,17 +90,17 @@ struct HttpArgs {
 }
 
 impl ServeArgs {
-    fn options(&self) -> ServeOptions {
+    fn options(&self) -> Result<ServeOptions> {
         let args = &self.server;
         let from_environment = |name: &str| std::env::var(name).ok().filter(|key| !key.is_empty());
         let api_keys = args.api_keys.iter().cloned().chain(from_environment("EXLORA_API_KEY"));
         let admin_key = args.admin_key.clone().or_else(|| from_environment("EXLORA_ADMIN_KEY"));
-        ServeOptions {
+        Ok(ServeOptions {
             host: args.host.clone(),
             port: args.port,
-            api_keys: api_keys.map(|key| Key::new(&key)).collect(),
-            admin_key: admin_key.as_deref().map(Key::new),
-            metrics_key: args.metrics_key.as_deref().map(Key::new),
+            api_keys: api_keys.map(|key| Key::new(&key)).collect::<Result<_>>()?,
+            admin_key: admin_key.as_deref().map(Key::new).transpose()?,
+            metrics_key: args.metrics_key.as_deref().map(Key::new).transpose()?,
             no_auth: args.no_auth,
             cors_origins: args.cors_origins.clone(),
             served_model_names: args.served_model_names.clone(),
@@ -112,7 +112,7 @@ impl ServeArgs {
             pinned_adapters: args.pinned_adapters.clone(),
             max_adapter_loads: args.max_adapter_loads,
             ..ServeOptions::default()
-        }
+        })
     }
 }
 
@@ -122,9 +122,12 @@ fn tool_call_format() -> impl TypedValueParser<Value = ToolCallFormat> {
 }
 
 pub(super) fn run(args: &ServeArgs, json: bool) -> Result<()> {
+    let options = args.options()?;
+    // What is wrong with them is told before the model takes its time to load.
+    let listener = Server::listen(&options)?;
     let (engine, _) = args.engine.load()?;
     allow_open_files();
-    let server = Server::bind(engine.clone(), args.options())?;
+    let server = Server::new(listener, engine.clone(), options)?;
     stop_on_signals(server.stop_handle())?;
     report_ready(&engine, &server, json)?;
     server.serve()

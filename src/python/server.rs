@@ -58,9 +58,9 @@ impl PyServer {
         let options = ServeOptions {
             host,
             port: u16::try_from(port).map_err(|_| wrong("port is a number from 0 to 65535"))?,
-            api_keys: api_keys.iter().map(|key| Key::new(key)).collect(),
-            admin_key: admin_key.map(Key::new),
-            metrics_key: metrics_key.map(Key::new),
+            api_keys: api_keys.iter().map(|key| Key::new(key)).collect::<Result<_>>()?,
+            admin_key: admin_key.map(Key::new).transpose()?,
+            metrics_key: metrics_key.map(Key::new).transpose()?,
             no_auth,
             cors_origins,
             served_model_names,

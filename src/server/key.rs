@@ -5,19 +5,32 @@ use std::fmt;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use crate::error::{Error, ErrorCode, Result};
+
 /// A key that a client may show. Only its hash is kept, and nothing prints it.
 #[derive(Clone)]
 pub struct Key([u8; 32]);
 
 impl Key {
     /// A key.
-    pub fn new(key: &str) -> Self {
+    ///
+    /// # Errors
+    /// `request_invalid`: it is empty, or has what no header can carry: spaces, or characters that are not ASCII.
+    pub fn new(key: &str) -> Result<Self> {
+        if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(Error::new(ErrorCode::RequestInvalid, "a key is one that no client can show")
+                .with_expected("printable ASCII characters without spaces"));
+        }
+        Ok(Self::of_text(key))
+    }
+
+    fn of_text(key: &str) -> Self {
         Self(Sha256::digest(key).into())
     }
 
     /// Whether a client showed this key. Takes the same time whether it did or not.
     pub fn matches(&self, shown: &str) -> bool {
-        Self::new(shown).0.ct_eq(&self.0).into()
+        Self::of_text(shown).0.ct_eq(&self.0).into()
     }
 }
 
@@ -33,11 +46,18 @@ mod tests {
 
     #[test]
     fn a_key_matches_itself_and_is_never_printed() {
-        let key = Key::new("sk-1");
+        let key = Key::new("sk-1").expect("a key");
         assert!(key.matches("sk-1"));
         for other in ["", "sk-", "sk-11", "SK-1"] {
             assert!(!key.matches(other), "{other}");
         }
         assert!(!format!("{key:?}").contains("sk"));
+    }
+
+    #[test]
+    fn a_key_that_no_client_can_show_is_refused() {
+        for key in ["", " ", " k", "k k", "schl\u{fc}ssel", "k\n"] {
+            assert!(Key::new(key).is_err(), "{key:?}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::connections::Connections;
 use super::options::ServeOptions;
-use super::router::router;
+use super::router::{check_origins, router};
 use super::serve_connection::{serve_connection, until_stopped};
 use super::state::AppState;
 use crate::engine::Engine;
@@ -26,6 +26,9 @@ const BLOCKING_THREADS: usize = 32;
 
 /// How long the server waits after an error of `accept`, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long clients whose requests were ended have to read so.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Open files that are not connections: those of the model, of adapters that are being loaded, of Python.
 const OTHER_FILES: u64 = 96;
@@ -55,21 +58,37 @@ impl Server {
     /// Listens for requests to an engine, which nobody else may step. They are answered from [`Server::serve`] on.
     ///
     /// # Errors
+    /// As [`Server::listen`] and [`Server::new`].
+    pub fn bind(engine: Engine, options: ServeOptions) -> Result<Self> {
+        Self::new(Self::listen(&options)?, engine, options)
+    }
+
+    /// Listens where the options say, before there is an engine.
+    ///
+    /// # Errors
     /// `io_failed`: the address cannot be listened on. `request_invalid`: it is beyond loopback, and there is no key;
     /// or a CORS origin is none.
-    pub fn bind(engine: Engine, options: ServeOptions) -> Result<Self> {
-        let failed = |e: std::io::Error| {
-            let what = format!("cannot listen on {} port {}: {e}", options.host, options.port);
-            Error::new(ErrorCode::IoFailed, what).with_hint("choose another --port or --host")
-        };
+    pub fn listen(options: &ServeOptions) -> Result<TcpListener> {
+        let failed = |e| cannot_listen(options, &e);
+        check_origins(&options.cors_origins)?;
         let listener = TcpListener::bind((options.host.as_str(), options.port)).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
         if !address.ip().is_loopback() && options.api_keys.is_empty() && !options.no_auth {
             let what = format!("{} can be reached from other machines, and there is no key", address.ip());
             return Err(Error::new(ErrorCode::RequestInvalid, what)
                 .with_hint("give an API key, or say that everyone may use the server: --no-auth"));
         }
+        listener.set_nonblocking(true).map_err(failed)?;
+        Ok(listener)
+    }
+
+    /// A server that listens already, with the same options.
+    ///
+    /// # Errors
+    /// `io_failed`: the folder of adapters cannot be opened. `adapter_name_invalid`: an adapter has a name of the base. For
+    /// pinned adapters, those that loading an adapter has.
+    pub fn new(listener: TcpListener, engine: Engine, options: ServeOptions) -> Result<Self> {
+        let address = listener.local_addr().map_err(|e| cannot_listen(&options, &e))?;
         let (stop, _) = watch::channel(false);
         let state = AppState::new(engine, options, address.ip().is_loopback())?;
         let routes = router(&state)?;
@@ -137,11 +156,24 @@ impl Server {
         drop(listener);
         self.state.stop_accepting();
         let limit = self.state.options.shutdown_timeout;
-        let ended = async { while tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(limit, ended).await.is_err() {
+        if tokio::time::timeout(limit, all_ended(&mut tasks)).await.is_err() {
             tracing::warn!("requests that still ran after {} s are ended", limit.as_secs());
+            let state = Arc::clone(&self.state);
+            // It waits for a step.
+            let _ = tokio::task::spawn_blocking(move || state.engine_loop.stop()).await;
+            // Their clients are told so.
+            let _ = tokio::time::timeout(LAST_WORDS, all_ended(&mut tasks)).await;
         }
     }
+}
+
+fn cannot_listen(options: &ServeOptions, error: &std::io::Error) -> Error {
+    let what = format!("cannot listen on {} port {}: {error}", options.host, options.port);
+    Error::new(ErrorCode::IoFailed, what).with_hint("choose another --port or --host")
+}
+
+async fn all_ended(tasks: &mut JoinSet<()>) {
+    while tasks.join_next().await.is_some() {}
 }
 
 /// The largest number of connections that leaves files to open for everything else.

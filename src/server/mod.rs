@@ -14,6 +14,7 @@ mod openai;
 mod openapi;
 mod options;
 mod page;
+mod prompt_text;
 mod request_log;
 mod router;
 mod schema;

@@ -39,6 +39,14 @@ pub fn router(state: &Arc<AppState>) -> Result<Router> {
     })
 }
 
+/// Checks the origins of pages that may send requests.
+///
+/// # Errors
+/// `request_invalid`.
+pub fn check_origins(origins: &[String]) -> Result<()> {
+    cors(origins).map(|_| ())
+}
+
 /// What pages of other origins may do.
 fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
     if origins.is_empty() {

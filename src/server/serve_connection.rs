@@ -12,6 +12,7 @@ use http_body::{Frame, SizeHint};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
+use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tower::{ServiceExt, service_fn};
@@ -38,10 +39,14 @@ pub fn serve_connection(
     builder.http1().timer(TokioTimer::new()).header_read_timeout(options.header_timeout).max_buf_size(MAX_HEADER_BYTES);
     let place = Arc::clone(&connection);
     let service = service_fn(move |request: Request<_>| {
-        let (routes, busy) = (routes.clone(), place.busy());
+        let (routes, busy) = (routes.clone(), BusySince::default());
+        let received = |body| Body::new(ReceivedBody::new(Body::new(body), Arc::clone(&place), busy.clone()));
+        let (request, place) = (request.map(received), Arc::clone(&place));
         async move {
-            let response = routes.oneshot(request.map(Body::new)).await?;
-            Ok::<_, Infallible>(response.map(|body| Body::new(TrackedBody { body, _busy: busy })))
+            let response = routes.oneshot(request).await?;
+            // Also where nobody has read the body.
+            busy.begin(&place);
+            Ok::<_, Infallible>(response.map(|body| Body::new(SentBody { body, _busy: busy })))
         }
     });
     let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned();
@@ -68,13 +73,67 @@ pub async fn until_stopped(stopped: &mut watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stopped| *stopped).await;
 }
 
-/// A response's body. Its connection is busy until it was sent.
-struct TrackedBody {
-    body: Body,
-    _busy: Busy,
+/// Set once a request has arrived whole. Until then its connection counts as idle and gives way to others, so that nobody keeps
+/// them out by bodies that never arrive.
+#[derive(Clone, Default)]
+struct BusySince(Arc<Mutex<Option<Busy>>>);
+
+impl BusySince {
+    fn begin(&self, connection: &Arc<Connection>) {
+        self.0.lock().get_or_insert_with(|| connection.busy());
+    }
 }
 
-impl HttpBody for TrackedBody {
+/// A request's body, which tells when it has arrived.
+struct ReceivedBody {
+    body: Body,
+    connection: Arc<Connection>,
+    busy: BusySince,
+}
+
+impl ReceivedBody {
+    fn new(body: Body, connection: Arc<Connection>, busy: BusySince) -> Self {
+        let received = Self { body, connection, busy };
+        received.note_end();
+        received
+    }
+
+    fn note_end(&self) {
+        if self.body.is_end_stream() {
+            self.busy.begin(&self.connection);
+        }
+    }
+}
+
+impl HttpBody for ReceivedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        match frame {
+            Poll::Ready(None) => self.busy.begin(&self.connection),
+            _ => self.note_end(),
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A response's body. Its connection is busy until it was sent.
+struct SentBody {
+    body: Body,
+    _busy: BusySince,
+}
+
+impl HttpBody for SentBody {
     type Data = Bytes;
     type Error = axum::Error;
 

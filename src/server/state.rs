@@ -8,6 +8,7 @@ use super::adapters::Adapters;
 use super::engine_loop::{EngineLoop, stopping};
 use super::metrics::Metrics;
 use super::options::ServeOptions;
+use super::prompt_text::PromptText;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorCode, Result};
 
@@ -23,6 +24,8 @@ pub struct AppState {
     pub options: ServeOptions,
     /// What is counted.
     pub metrics: Metrics,
+    /// How much text of prompts is encoded.
+    pub prompt_text: PromptText,
     /// When the server was started, in seconds since 1970.
     pub started: u64,
     /// The name of the model's folder.
@@ -45,6 +48,7 @@ impl AppState {
         let engine_loop = EngineLoop::start(&engine, engine.max_rows().saturating_add(options.max_queue))?;
         let metrics = Metrics::default();
         let adapters = Adapters::new(&engine, &options, &metrics)?;
+        let prompt_text = PromptText::new(engine.max_tokens());
         let (started, is_stopping) = (unix_seconds(), AtomicBool::new(false));
         Ok(Arc::new(Self {
             engine,
@@ -52,6 +56,7 @@ impl AppState {
             adapters,
             options,
             metrics,
+            prompt_text,
             started,
             folder_name,
             is_loopback,

@@ -59,7 +59,7 @@ fn card(state: &AppState, id: String, scaling: Option<f32>) -> LoraCard {
 #[utoipa::path(get, path = "/v1/loras", tag = "tabbyAPI", responses((status = 200, body = LoraList)))]
 async fn list_loras(State(state): State<Arc<AppState>>) -> Json<LoraList> {
     let residency = &state.adapters.residency;
-    let mut names = residency.available().await;
+    let mut names = state.adapters.available().await;
     names.extend(residency.statuses().into_iter().map(|status| status.name));
     names.sort();
     names.dedup();

@@ -127,7 +127,7 @@ struct AdapterList {
 )]
 async fn list(State(state): State<Arc<AppState>>) -> Json<AdapterList> {
     let residency = &state.adapters.residency;
-    let available = residency.available().await;
+    let available = state.adapters.available().await;
     let (pool, data) = (state.engine.model().adapters(), residency.statuses());
     let limits = pool.limits();
     Json(AdapterList {

@@ -49,8 +49,15 @@ impl Adapters {
     /// The adapters of an engine. Those that are resident now stay; those that are to be pinned are loaded.
     ///
     /// # Errors
-    /// `io_failed`: the folder of adapters cannot be opened. For pinned adapters, those that loading an adapter has.
+    /// `io_failed`: the folder of adapters cannot be opened. `adapter_name_invalid`: an adapter has a name of the base. For
+    /// pinned adapters, those that loading an adapter has.
     pub fn new(engine: &Engine, options: &ServeOptions, metrics: &Metrics) -> Result<Self> {
+        let of_base = |name: &String| *name == BASE || options.served_model_names.contains(name);
+        let resident = engine.adapters().into_iter().map(|info| info.name);
+        if let Some(name) = resident.chain(options.pinned_adapters.iter().cloned()).find(of_base) {
+            return Err(Error::new(ErrorCode::AdapterNameInvalid, format!("'{name}' is a name of the base model"))
+                .with_hint("give the adapter another name, or the base with --served-model-name"));
+        }
         let dir = options.adapters_dir.as_deref().map(AdaptersDir::open).transpose()?;
         let residency = Residency::new(engine.clone(), dir, options.max_adapter_loads, metrics.clone());
         for name in &options.pinned_adapters {
@@ -69,7 +76,7 @@ impl Adapters {
     /// `adapter_not_found`; `request_invalid` for fields that contradict each other; `adapter_budget_exceeded`; any other that
     /// loading an adapter has.
     pub async fn select(&self, fields: &AdapterFields) -> Result<Selection> {
-        let named = fields.model.as_deref().filter(|name| !name.is_empty() && !self.is_base(name));
+        let named = fields.model.as_deref().filter(|name| !self.is_base(name));
         let mixture = match (&fields.adapters, &fields.lora) {
             (Some(_), Some(_)) => return Err(contradicting("the fields adapters and lora both name a mixture")),
             (adapters, lora) => adapters.as_ref().or(lora.as_ref()),
@@ -87,8 +94,8 @@ impl Adapters {
                 self.lease_mixture(&MixtureField(parts)).await?
             }
         };
-        let model = fields.model.as_deref().filter(|name| !name.is_empty());
-        Ok(Selection { adapters, model: model.unwrap_or(self.base_name()).to_owned() })
+        let model = fields.model.as_deref().unwrap_or(self.base_name());
+        Ok(Selection { adapters, model: model.to_owned() })
     }
 
     /// A lease on the adapter that a request calls its model: `sql`, or `base:sql` and `base::sql`, with any of the base's names.
@@ -118,6 +125,12 @@ impl Adapters {
             leases.push((AdapterRef::Lease(self.residency.lease(&name).await?), *weight));
         }
         Ok(leases)
+    }
+
+    /// The names of adapters that can be loaded. Reads the folder.
+    pub(super) async fn available(&self) -> Vec<String> {
+        // A folder that has a name of the base cannot be named.
+        self.residency.available().await.into_iter().filter(|name| !self.is_base(name)).collect()
     }
 
     /// All adapters that have been loaded, in that order.

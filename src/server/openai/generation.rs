@@ -176,13 +176,17 @@ impl Generation {
         state.check_accepting()?;
         let n = request.n;
         let choices = n.saturating_mul(prompts.len());
+        let bytes = state.prompt_text.check(&prompts)?;
         let admission = state.engine_loop.admit(choices).inspect_err(|_| state.metrics.rejected())?;
         let selection = state.adapters.select(adapters).await?;
         let label = selection.label();
         let Selection { adapters, model } = selection;
         let mut request = Request { adapters, ..request };
         let engine = state.engine.clone();
+        let permit = state.prompt_text.permit(bytes).await;
+        // Should the client go away meanwhile, what was begun keeps its place and its permit up to its end.
         let check = move || {
+            let _permit = permit;
             let tokenizer = engine.tokenizer_for(&request.adapters).ok();
             let prepared = prepare(&mut request, tokenizer.as_deref())?;
             if let Some(tokenizer) = tokenizer.as_ref().filter(|_| request.logprobs > 0) {
@@ -191,9 +195,9 @@ impl Generation {
             }
             let check = |prompt| engine.check(Request { prompt, ..request.clone() });
             let checked = prompts.into_iter().map(check).collect::<Result<Vec<_>>>()?;
-            Ok((checked, tokenizer, prepared))
+            Ok((checked, tokenizer, prepared, admission))
         };
-        let (checked, tokenizer, prepared) = blocking(check).await?;
+        let (checked, tokenizer, prepared, admission) = blocking(check).await?;
         let prompts = checked.iter().map(|request| request.prompt_tokens().to_vec()).collect();
         let stream = state.engine_loop.submit(checked, admission)?;
         state.metrics.accepted(&label);

@@ -14,6 +14,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::server::adapters::AdapterFields;
 use crate::server::error::{ApiError, ApiResult, ErrorBody};
 use crate::server::json::JsonFields;
+use crate::server::prompt_text::chat_bytes;
 use crate::server::state::{AppState, blocking};
 
 /// A text or a chat to encode.
@@ -84,7 +85,10 @@ pub async fn tokenize(State(state): State<Arc<AppState>>, mut fields: JsonFields
         ..ChatOptions::default()
     };
     let (with_spellings, max_model_len) = (own.return_token_strs.unwrap_or(false), state.engine.max_tokens());
+    let bytes = own.prompt.as_ref().map_or(0, String::len) + messages.as_deref().map_or(0, chat_bytes);
+    let permit = state.prompt_text.permit(bytes).await;
     let encode = move || {
+        let _permit = permit;
         let (text, adds_special) = match (messages, own.prompt) {
             (Some(messages), _) => (tokenizer.apply_chat_template(&messages, &chat)?, false),
             (None, text) => (text.unwrap_or_default(), true),

@@ -22,7 +22,7 @@ fn line(args: &[&str]) -> Value {
 #[test]
 fn it_measures_latencies_overall_and_for_each_adapter() {
     let (engine, dir) = (engine(EngineOptions::default()), adapters_dir());
-    let keys = vec![Key::new("client")];
+    let keys = vec![Key::new("client").expect("a key")];
     let server = Running::start(&engine, ServeOptions { api_keys: keys, ..options(&dir) });
     let url = format!("http://{}", server.address);
     let short = ["--serve", &url, "--api-key", "client", "--prompt", "40", "--decode", "6", "--concurrency", "4"];
@@ -56,7 +56,8 @@ fn it_measures_latencies_overall_and_for_each_adapter() {
 #[test]
 fn it_says_why_nothing_was_measured() {
     let (engine, dir) = (engine(EngineOptions::default()), adapters_dir());
-    let server = Running::start(&engine, ServeOptions { api_keys: vec![Key::new("client")], ..options(&dir) });
+    let server =
+        Running::start(&engine, ServeOptions { api_keys: vec![Key::new("client").expect("a key")], ..options(&dir) });
     let url = format!("http://{}", server.address);
     let error = &line(&["--serve", &url])["error"];
     assert_eq!(error["code"], "io_failed");

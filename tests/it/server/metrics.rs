@@ -81,8 +81,11 @@ fn metrics_are_prometheus_text_for_each_adapter() {
 #[test]
 fn metrics_take_a_key_of_their_own_or_the_admin_key() {
     let (engine, dir) = (engine(EngineOptions::default()), adapters_dir());
-    let keys =
-        ServeOptions { metrics_key: Some(Key::new("watch")), api_keys: vec![Key::new("client")], ..options(&dir) };
+    let keys = ServeOptions {
+        metrics_key: Some(Key::new("watch").expect("a key")),
+        api_keys: vec![Key::new("client").expect("a key")],
+        ..options(&dir)
+    };
     let server = Running::start(&engine, keys);
     let status = |key: &str| server.send("GET", "/metrics", &format!("Authorization: Bearer {key}\r\n"), "").status;
     assert_eq!([status("watch"), status(ADMIN), status("client"), status("")], [200, 200, 401, 401]);

@@ -148,7 +148,7 @@ impl Drop for Running {
 fn options(dir: &TempDir) -> ServeOptions {
     ServeOptions {
         adapters_dir: Some(dir.path().to_owned()),
-        admin_key: Some(Key::new(ADMIN)),
+        admin_key: Some(Key::new(ADMIN).expect("a key")),
         ..ServeOptions::default()
     }
 }
