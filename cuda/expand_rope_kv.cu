@@ -55,7 +55,7 @@ __device__ __forceinline__ float rotate(const ExpandRopeKv& a, uint32_t position
   return result;
 }
 
-extern "C" __global__ void __launch_bounds__(MAX_HEAD_DIM) expand_rope_kv(const __grid_constant__ ExpandRopeKv a) {
+extern "C" __global__ void __launch_bounds__(MAX_HEAD_DIM, 1) expand_rope_kv(const __grid_constant__ ExpandRopeKv a) {
   const uint32_t channel = threadIdx.x;
   const bool is_channel = channel < a.head_dim;
   const uint32_t linear = blockIdx.x < a.heads ? 0 : blockIdx.x < a.heads + a.kv.kv_heads ? 1 : 2;

@@ -30,6 +30,12 @@ use crate::server::metrics::Metrics;
 /// A folder's files are looked at no more often than this, however many requests name the adapter.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
+/// How long a load waits for an adapter that requests use now, where the budget is full and no other can be unloaded.
+const ROOM_WAIT: Duration = Duration::from_secs(10);
+
+/// How often it looks.
+const ROOM_PAUSE: Duration = Duration::from_millis(5);
+
 /// Most names that an error lists.
 const MAX_LISTED_NAMES: usize = 16;
 
@@ -41,6 +47,7 @@ pub(super) struct Residency {
     /// One for each load that may run at a time.
     permits: Semaphore,
     pub(super) look_interval: Duration,
+    pub(super) room_wait: Duration,
     metrics: Metrics,
     table: Mutex<Table>,
 }
@@ -108,6 +115,7 @@ impl Residency {
             load,
             permits: Semaphore::new(most_loads.max(1)),
             look_interval: LOOK_INTERVAL,
+            room_wait: ROOM_WAIT,
             metrics,
             table: Mutex::new(table),
         }
@@ -417,7 +425,7 @@ impl Residency {
         // Before the files are read: what changes while they are read is noticed by the next request.
         let fingerprint = Fingerprint::of(&folder).ok();
         let start = Instant::now();
-        let loaded = (self.load)(&self.engine, name, &folder, &mut || self.evict_one());
+        let loaded = (self.load)(&self.engine, name, &folder, &mut || self.make_room());
         let (load_time, lease) = (start.elapsed(), self.pool().lease(name));
         let mut table = self.table.lock();
         let error = match loaded {
@@ -445,24 +453,47 @@ impl Residency {
         }
     }
 
-    /// Unloads the least recently used adapter that nobody uses and that is not to stay; `false` if there is none.
-    fn evict_one(&self) -> bool {
-        let mut table = self.table.lock();
-        let unused = self.pool().list().into_iter().filter(|info| info.leases == 0).map(|info| info.name);
-        let candidates = unused.filter_map(|name| {
-            let record = table.records.get(&name)?;
-            let may_go = record.source.is_some() && !record.is_pinned && !table.loading.contains_key(&name);
-            may_go.then_some((record.last_use, name))
-        });
-        let Some((_, name)) = candidates.min() else { return false };
-        if self.engine.unload_adapter(&name).is_err() {
-            return false;
+    /// Unloads an adapter, for which it waits while requests use all that may go; `false` if there is none.
+    fn make_room(&self) -> bool {
+        let start = Instant::now();
+        loop {
+            match self.evict_one() {
+                Room::Made => return true,
+                Room::Busy if start.elapsed() < self.room_wait => std::thread::sleep(ROOM_PAUSE),
+                Room::Busy | Room::None => return false,
+            }
         }
-        table.record(&name).counts.evictions += 1;
-        self.metrics.adapter_evicted(&name);
-        tracing::info!(adapter = name, "an adapter is unloaded, for another one needs the room");
-        true
     }
+
+    /// Unloads the least recently used adapter that nobody uses and that is not to stay.
+    fn evict_one(&self) -> Room {
+        let mut table = self.table.lock();
+        let may_go =
+            |name: &String| table.records.get(name).is_some_and(|record| record.source.is_some() && !record.is_pinned);
+        let resident: Vec<AdapterInfo> = self.pool().list().into_iter().filter(|info| may_go(&info.name)).collect();
+        let unused = resident.iter().filter(|info| info.leases == 0 && !table.loading.contains_key(&info.name));
+        let by_use = unused.filter_map(|info| Some((table.records.get(&info.name)?.last_use, &info.name)));
+        let Some((_, name)) = by_use.min() else {
+            // The load that asks is one of those that run; what the others load may go later.
+            return if resident.is_empty() && table.loading.len() <= 1 { Room::None } else { Room::Busy };
+        };
+        if self.engine.unload_adapter(name).is_err() {
+            return Room::Busy;
+        }
+        table.record(name).counts.evictions += 1;
+        self.metrics.adapter_evicted(name);
+        tracing::info!(adapter = name, "an adapter is unloaded, for another one needs the room");
+        Room::Made
+    }
+}
+
+/// Whether an adapter was unloaded to make room.
+enum Room {
+    Made,
+    /// Requests use all that may go, or they are being loaded.
+    Busy,
+    /// None may go.
+    None,
 }
 
 impl Table {

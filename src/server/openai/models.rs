@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -57,7 +58,12 @@ pub async fn list(State(state): State<Arc<AppState>>) -> Json<ModelList> {
     params(("id" = String, Path, description = "its id, which may have slashes and colons")),
     responses((status = 200, description = "the model", body = ModelObject), (status = 404, description = "no such model", body = ErrorBody))
 )]
-pub async fn find(State(state): State<Arc<AppState>>, Path(id): Path<String>) -> ApiResult<Json<ModelObject>> {
+pub async fn find(
+    State(state): State<Arc<AppState>>,
+    id: Result<Path<String>, PathRejection>,
+) -> ApiResult<Json<ModelObject>> {
+    // What is no UTF-8 is the name of nothing.
+    let id = id.map_or_else(|_| char::REPLACEMENT_CHARACTER.to_string(), |Path(id)| id);
     let models = models(&state);
     let names: Vec<String> = models.iter().map(|model| model.id.clone()).collect();
     let found = models.into_iter().find(|model| model.id == id);

@@ -7,7 +7,7 @@ use exlora::server::ServeOptions;
 use exlora::{AdapterLimits, EngineOptions, Request};
 use serde_json::{Value, json};
 
-use super::{ADMIN, Running, adapters_dir, engine, options};
+use super::{ADMIN, Running, adapters_dir, engine, expect_no_leases, options};
 
 #[test]
 fn an_adapter_is_loaded_when_it_is_first_named() {
@@ -45,7 +45,7 @@ fn an_adapter_is_loaded_when_it_is_first_named() {
     assert!(
         sqlite["bytes"].as_u64() > Some(0) && sqlite["last_used"].as_f64() > Some(1.6e9) && listed["bytes"].is_u64()
     );
-    assert_eq!(engine.stats().leases, 0);
+    expect_no_leases(&engine);
 }
 
 #[test]
@@ -226,5 +226,5 @@ fn adapters_come_and_go_while_requests_for_others_run() {
             });
         }
     });
-    assert_eq!(engine.stats().leases, 0);
+    expect_no_leases(&engine);
 }

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod bench;
+mod limits;
 mod metrics;
 
 use std::fs;
@@ -9,7 +10,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use exlora::server::{Key, ServeOptions, Server, StopHandle};
 use exlora::{Engine, EngineOptions};
@@ -27,6 +28,15 @@ fn fixture(name: &str) -> String {
 
 fn engine(options: EngineOptions) -> Engine {
     Engine::load(fixture("quill-4m"), options).expect("the bundled model loads")
+}
+
+/// The engine's thread lets go of a request just after its client has the answer.
+fn expect_no_leases(engine: &Engine) {
+    let start = Instant::now();
+    while engine.stats().leases > 0 {
+        assert!(start.elapsed() < LIMIT, "leases are left");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Makes `dir/name` a copy of a bundled adapter, its files replaced by renaming.
