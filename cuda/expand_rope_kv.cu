@@ -55,7 +55,14 @@ __device__ __forceinline__ float rotate(const ExpandRopeKv& a, uint32_t position
   return result;
 }
 
-extern "C" __global__ void __launch_bounds__(MAX_HEAD_DIM, 1) expand_rope_kv(const __grid_constant__ ExpandRopeKv a) {
+// For sm_100, ptxas spills a few registers of the codes' variants unless it is told that four blocks are enough.
+#if defined(KEY_BITS) && __CUDA_ARCH__ >= 1000
+#define LAUNCH_BOUNDS __launch_bounds__(MAX_HEAD_DIM, 4)
+#else
+#define LAUNCH_BOUNDS __launch_bounds__(MAX_HEAD_DIM)
+#endif
+
+extern "C" __global__ void LAUNCH_BOUNDS expand_rope_kv(const __grid_constant__ ExpandRopeKv a) {
   const uint32_t channel = threadIdx.x;
   const bool is_channel = channel < a.head_dim;
   const uint32_t linear = blockIdx.x < a.heads ? 0 : blockIdx.x < a.heads + a.kv.kv_heads ? 1 : 2;
