@@ -1,47 +1,22 @@
 //! Whole models over quantized KV caches on the device: against the stored values of transformers and peft, and bit for bit against
 //! themselves in other batches, chunks and caches.
 
-use std::collections::BTreeMap;
-
-use exlora::checkpoint::Checkpoint;
 use exlora::{Device, Engine, EngineOptions, KvDType, Request};
-use serde::Deserialize;
 use serde_json::json;
+use support::Rng;
 use support::adapters::{Adapter, Folder};
 use support::model::{Plain, TinyModel};
-use support::{Rng, fixtures};
+use support::reference::{Item, reference};
 
 use crate::decoder::{DEVIL, JARGON, SQLITE, assert_same_bits, engine, mixed_batch, on_cuda, request};
 use crate::support::find_compiler;
 
 const MODEL: &str = "quill-4m-gptq-4bit-g128-sym";
 
-#[derive(Deserialize)]
-struct Reference {
-    prompts: BTreeMap<String, Prompt>,
-    items: Vec<Item>,
-}
-
-#[derive(Deserialize)]
-struct Prompt {
-    ids: Vec<u32>,
-}
-
-#[derive(Deserialize)]
-struct Item {
-    model: String,
-    adapter: Option<String>,
-    lora_scaling: f32,
-    prompt: String,
-    logits_key: Option<String>,
-}
-
 /// The logits after the stored prompts, of the base and of every adapter, compared with those of transformers and peft in float32:
 /// `tolerance` is that of the CPU (tests/it/reference.rs), relative to a vector's largest magnitude.
 fn check_stored_logits(kv_dtype: KvDType, tolerance: f32) {
-    let text = std::fs::read_to_string(fixtures().join("reference/reference.json")).expect("the reference");
-    let reference: Reference = serde_json::from_str(&text).expect("json");
-    let logits = Checkpoint::read_file(&fixtures().join("reference/logits.safetensors")).expect("the logits");
+    let (reference, logits) = reference();
     let is_compared = |item: &&Item| item.model == MODEL && item.logits_key.is_some() && item.lora_scaling == 1.0;
     let items: Vec<&Item> = reference.items.iter().filter(is_compared).step_by(2).collect();
     assert!(items.len() >= 12 && [JARGON, SQLITE, DEVIL].iter().all(|name| has_adapter(&items, name)));

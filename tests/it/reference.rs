@@ -1,11 +1,8 @@
 //! The stored values that transformers and peft computed in float32 on the dequantized weights (tests/fixtures/README.md).
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-
-use exlora::checkpoint::Checkpoint;
 use exlora::{Device, Engine, EngineOptions, KvDType, Request};
-use serde::Deserialize;
+use support::fixtures;
+use support::reference::{Item, reference};
 
 /// Largest difference of a logit, relative to the vector's largest magnitude.
 const TOLERANCE_F16_KV: f32 = 2e-3;
@@ -18,37 +15,9 @@ const TOLERANCE_F32_KV: f32 = 2e-5;
 /// An EXL2 weight is a product rounded to float16, which the fast kernels leave unrounded (src/quant/exl2.rs); measured 6.3e-4.
 const TOLERANCE_UNROUNDED: f32 = 1e-3;
 
-#[derive(Deserialize)]
-struct Reference {
-    prompts: BTreeMap<String, Prompt>,
-    items: Vec<Item>,
-}
-
-#[derive(Deserialize)]
-struct Prompt {
-    ids: Vec<u32>,
-}
-
-#[derive(Deserialize)]
-struct Item {
-    model: String,
-    adapter: Option<String>,
-    lora_scaling: f32,
-    prompt: String,
-    ids: Vec<u32>,
-    min_margin: f32,
-    logits_key: Option<String>,
-}
-
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
-}
-
 /// All items of a model that need no DoRA, in one batch.
 fn check(model: &str, device: Device, kv_dtype: KvDType, tolerance: f32) {
-    let text = std::fs::read_to_string(fixtures().join("reference/reference.json")).expect("the reference");
-    let reference: Reference = serde_json::from_str(&text).expect("json");
-    let logits = Checkpoint::read_file(&fixtures().join("reference/logits.safetensors")).expect("the logits");
+    let (reference, logits) = reference();
     let engine = Engine::load(fixtures().join(model), EngineOptions { device, kv_dtype, ..EngineOptions::default() });
     let engine = engine.expect("the model loads");
     for adapter in ["jargon-lora-r8", "sqlite-rslora-r16"] {

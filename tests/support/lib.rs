@@ -12,6 +12,7 @@ pub mod harness;
 pub mod magnitudes;
 pub mod model;
 pub mod random_adapters;
+pub mod reference;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
