@@ -117,8 +117,7 @@ impl ServeArgs {
 }
 
 fn tool_call_format() -> impl TypedValueParser<Value = ToolCallFormat> {
-    PossibleValuesParser::new(ToolCallFormat::ALL.map(ToolCallFormat::name))
-        .try_map(|name| ToolCallFormat::from_name(&name))
+    PossibleValuesParser::new(ToolCallFormat::ALL.map(ToolCallFormat::name)).try_map(|name| name.parse())
 }
 
 pub(super) fn run(args: &ServeArgs, json: bool) -> Result<()> {

@@ -10,7 +10,6 @@ use super::request::{MAX_SAMPLES, Request};
 use super::turns::Waiter;
 use super::{CheckedRequest, Engine};
 use crate::error::Result;
-use crate::kv_cache::PAGE_TOKENS;
 
 /// Requests are submitted ahead of their results up to this many times the number that run at once: enough that a row never
 /// waits for the next request, few enough that other callers' requests don't wait for long.
@@ -53,9 +52,7 @@ struct HeldSamples {
 
 impl HeldSamples {
     fn can_start(&self) -> bool {
-        let prompt = self.request.prefill_tokens();
-        // Of a prompt shorter than a page, nothing is kept.
-        prompt < PAGE_TOKENS || self.first.prefilled() >= prompt || self.first.is_finished()
+        self.first.has_cached_prompt(self.request.prefill_tokens())
     }
 }
 

@@ -82,6 +82,11 @@ impl Job {
         (self.state.prefilled(), self.prefill_tokens)
     }
 
+    /// Whether other samples of the request find in the prefix cache what there will be of its prompt.
+    pub fn has_cached_prompt(&self) -> bool {
+        self.state.has_cached_prompt(self.prefill_tokens)
+    }
+
     /// Forbids tokens for the one that the next step chooses, in the place of those that were forbidden before it. Ids that the
     /// model does not have are ignored. With drafts a step may choose several tokens, of which this concerns the first.
     pub fn forbid_next(&self, ids: &[u32]) {

@@ -10,6 +10,7 @@ use super::output::Chunk;
 use super::turns::Waiter;
 use crate::adapter::pool::AdapterLease;
 use crate::error::{Error, Result};
+use crate::kv_cache::PAGE_TOKENS;
 
 /// Numbers of the jobs that were cancelled, until their sequences are removed.
 #[derive(Default)]
@@ -124,6 +125,12 @@ impl JobState {
 
     pub(super) fn set_started(&self) {
         self.has_started.store(true, Ordering::Release);
+    }
+
+    /// Whether others with the same prompt, of that many tokens, find in the prefix cache what there will be of it.
+    pub(super) fn has_cached_prompt(&self, tokens: usize) -> bool {
+        // Of a prompt shorter than a page, nothing is kept.
+        tokens < PAGE_TOKENS || self.prefilled() >= tokens || self.is_finished()
     }
 
     pub(super) fn prefilled(&self) -> usize {

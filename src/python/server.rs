@@ -12,7 +12,7 @@ use super::engine::PyEngine;
 use super::gil::{PythonCalls, detached};
 use super::numbers::{count, integer};
 use crate::error::{Error, ErrorCode, Result};
-use crate::server::{Key, ServeOptions, Server, StopHandle, ToolCallFormat};
+use crate::server::{Key, ServeOptions, Server, StopHandle};
 
 /// How often a thread that waits for the server looks at it, and at signals.
 const LOOK: Duration = Duration::from_millis(20);
@@ -66,7 +66,7 @@ impl PyServer {
             served_model_names,
             adapters_dir,
             pinned_adapters,
-            tool_call_parser: tool_call_parser.map(ToolCallFormat::from_name).transpose()?,
+            tool_call_parser: tool_call_parser.map(str::parse).transpose()?,
             max_queue: count("max_queue", max_queue)?,
             shutdown_timeout: Duration::try_from_secs_f64(shutdown_timeout)
                 .map_err(|_| wrong("shutdown_timeout is a number of seconds, of at least 0"))?,

@@ -14,7 +14,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::engine::{CheckedRequest, Chunk, Engine, Job};
 use crate::error::{Error, ErrorCode, Result};
-use crate::kv_cache::PAGE_TOKENS;
 
 /// How long the thread waits for a request where a step had nothing to do, because another thread's step did it.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -148,7 +147,7 @@ struct Running {
     jobs: Vec<(usize, Job)>,
     /// Samples that were started.
     started: usize,
-    first_is_prefilled: bool,
+    has_cached_prompt: bool,
 }
 
 fn run(engine: &Engine, incoming: &Receiver<Message>) {
@@ -161,7 +160,7 @@ fn run(engine: &Engine, incoming: &Receiver<Message>) {
                     submission: *submission,
                     jobs: Vec::new(),
                     started: 0,
-                    first_is_prefilled: false,
+                    has_cached_prompt: false,
                 });
                 continue;
             }
@@ -209,7 +208,7 @@ impl Running {
     /// cache.
     fn start_samples(&mut self, engine: &Engine) {
         let request = &self.submission.request;
-        let of_all = if self.first_is_prefilled { request.samples() } else { 1 };
+        let of_all = if self.has_cached_prompt { request.samples() } else { 1 };
         for sample in self.started..of_all {
             self.jobs.push((sample, engine.start_sample(request, sample)));
         }
@@ -222,15 +221,13 @@ impl Running {
         if chunks.is_closed() {
             return false;
         }
-        let mut is_prefilled = self.first_is_prefilled;
+        let mut has_cached_prompt = self.has_cached_prompt;
         self.jobs.retain_mut(|(sample, job)| {
             let is_running = pass_on_chunks(first_sample + *sample, job, chunks);
-            let (done, all) = job.prefill_progress();
-            // Of a prompt shorter than a page, nothing is kept.
-            is_prefilled |= done >= all || all < PAGE_TOKENS || !is_running;
+            has_cached_prompt |= job.has_cached_prompt();
             is_running
         });
-        self.first_is_prefilled = is_prefilled;
+        self.has_cached_prompt = has_cached_prompt;
         !self.jobs.is_empty() || self.started < self.submission.request.samples()
     }
 

@@ -13,7 +13,6 @@ use utoipa::{OpenApi, ToSchema};
 
 use super::compat_routes;
 use super::residency::Status;
-use crate::error::{Error, ErrorCode};
 use crate::server::auth;
 use crate::server::error::{ApiError, ApiResult, ErrorBody};
 use crate::server::json::JsonFields;
@@ -172,10 +171,7 @@ struct LoadFields {
 async fn load(State(state): State<Arc<AppState>>, mut body: JsonFields) -> ApiResult<Json<AdapterObject>> {
     let LoadFields { lora_name: name, lora_path, load_inplace, expected_generation, pinned } = body.read()?;
     body.finish(&[], &[])?;
-    if state.adapters.is_base(&name) {
-        let what = format!("'{name}' is a name of the base model");
-        return Err(ApiError::of_field("lora_name", Error::new(ErrorCode::AdapterNameInvalid, what)));
-    }
+    state.adapters.check_name(&name).map_err(|error| ApiError::of_field("lora_name", error))?;
     let residency = &state.adapters.residency;
     let (path, replaces) = (lora_path.as_deref().unwrap_or(&name), load_inplace.unwrap_or(false));
     let mut status = residency.load(&name, path, replaces, expected_generation).await?;

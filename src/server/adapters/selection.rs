@@ -52,22 +52,17 @@ impl Adapters {
     /// `io_failed`: the folder of adapters cannot be opened. `adapter_name_invalid`: an adapter has a name of the base. For
     /// pinned adapters, those that loading an adapter has.
     pub fn new(engine: &Engine, options: &ServeOptions, metrics: &Metrics) -> Result<Self> {
-        let of_base = |name: &String| *name == BASE || options.served_model_names.contains(name);
-        let resident = engine.adapters().into_iter().map(|info| info.name);
-        if let Some(name) = resident.chain(options.pinned_adapters.iter().cloned()).find(of_base) {
-            return Err(Error::new(ErrorCode::AdapterNameInvalid, format!("'{name}' is a name of the base model"))
-                .with_hint("give the adapter another name, or the base with --served-model-name"));
-        }
         let dir = options.adapters_dir.as_deref().map(AdaptersDir::open).transpose()?;
         let residency = Residency::new(engine.clone(), dir, options.max_adapter_loads, metrics.clone());
-        for name in &options.pinned_adapters {
-            residency.load_pinned(name)?;
-        }
-        Ok(Self {
+        let adapters = Self {
             residency: Arc::new(residency),
             base_names: options.served_model_names.clone(),
             default_mixture: Mutex::default(),
-        })
+        };
+        let resident = engine.adapters().into_iter().map(|info| info.name);
+        resident.chain(options.pinned_adapters.iter().cloned()).try_for_each(|name| adapters.check_name(&name))?;
+        options.pinned_adapters.iter().try_for_each(|name| adapters.residency.load_pinned(name))?;
+        Ok(adapters)
     }
 
     /// The adapters that a request names, leased: those that are not resident are loaded.
@@ -156,8 +151,20 @@ impl Adapters {
         self.base_names.iter().map(String::as_str).chain([BASE])
     }
 
+    /// Checks that an adapter may have a name, which is none of the base's.
+    ///
+    /// # Errors
+    /// `adapter_name_invalid`.
+    pub(super) fn check_name(&self, name: &str) -> Result<()> {
+        if !self.is_base(name) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorCode::AdapterNameInvalid, format!("'{name}' is a name of the base model"))
+            .with_hint("give the adapter another name, or the base with --served-model-name"))
+    }
+
     /// Whether clients call the base model so.
-    pub(super) fn is_base(&self, name: &str) -> bool {
+    fn is_base(&self, name: &str) -> bool {
         self.base_names().any(|base| base == name)
     }
 }

@@ -1,5 +1,7 @@
 //! The formats in which models write calls of tools, and how a model's is told.
 
+use std::str::FromStr;
+
 use crate::engine::Tokenizer;
 use crate::error::{Error, ErrorCode, Result};
 
@@ -14,6 +16,22 @@ pub enum ToolCallFormat {
     Mistral,
 }
 
+impl FromStr for ToolCallFormat {
+    type Err = Error;
+
+    /// The format with this name.
+    ///
+    /// # Errors
+    /// `request_invalid`: there is none.
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|format| format.name() == name).ok_or_else(|| {
+            Error::new(ErrorCode::RequestInvalid, "the tool call parser is unknown")
+                .with_expected("hermes, llama3 or mistral")
+                .with_found(name.escape_debug())
+        })
+    }
+}
+
 impl ToolCallFormat {
     /// All formats.
     pub const ALL: [Self; 3] = [Self::Hermes, Self::Llama3, Self::Mistral];
@@ -25,18 +43,6 @@ impl ToolCallFormat {
             Self::Llama3 => "llama3",
             Self::Mistral => "mistral",
         }
-    }
-
-    /// The format with this name.
-    ///
-    /// # Errors
-    /// `request_invalid`: there is none.
-    pub fn from_name(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|format| format.name() == name).ok_or_else(|| {
-            Error::new(ErrorCode::RequestInvalid, "the tool call parser is unknown")
-                .with_expected("hermes, llama3 or mistral")
-                .with_found(name.escape_debug())
-        })
     }
 
     /// The text that a call begins with; Llama 3 models may leave it out.
@@ -109,8 +115,8 @@ mod tests {
     #[test]
     fn a_format_has_one_name() {
         for format in ToolCallFormat::ALL {
-            assert_eq!(ToolCallFormat::from_name(format.name()).expect("known"), format);
+            assert_eq!(format.name().parse::<ToolCallFormat>().expect("known"), format);
         }
-        assert!(ToolCallFormat::from_name("pythonic").is_err());
+        assert!("pythonic".parse::<ToolCallFormat>().is_err());
     }
 }
