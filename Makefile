@@ -232,6 +232,13 @@ bench-peers: $(VENV)/.lint-tools ## Install other engines (12 GB) and measure th
 	PATH=$(CURDIR)/target/release:$$PATH $(BIN)/python benches/compare/interleave.py \
 	    --model target/bench-models/1.1b --peers $(PEERS) --rounds $(PEER_ROUNDS) --record
 
+.PHONY: bench-serve
+bench-serve: $(VENV)/.lint-tools ## As bench-peers, of exlora's and llama.cpp's servers
+	cargo build --quiet --release --features cli
+	bash benches/compare/install_peers.sh $(PEERS) target/bench-models/1.1b
+	PATH=$(CURDIR)/target/release:$$PATH $(BIN)/python benches/compare/serve.py \
+	    --model target/bench-models/1.1b --llama-server $(PEERS)/llama-server/bin/llama-server --rounds $(PEER_ROUNDS)
+
 .PHONY: plot
 plot: $(VENV)/.plot-tools ## Plot the newest record to docs/distinct_adapters.svg
 	$(BIN)/python tools/bench_plot.py

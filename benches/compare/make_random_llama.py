@@ -247,7 +247,11 @@ def write_gguf(path, weights, shape):
     ):
         getattr(file, "add_" + key)(value)
     file.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
-    file.add_tokenizer_model("no_vocab")
+    # A server needs texts of tokens; those of tokenizer.json.
+    file.add_tokenizer_model("llama")
+    file.add_token_list([f"t{token}" for token in range(vocab)])
+    file.add_token_scores([0.0] * vocab)
+    file.add_token_types([gguf.TokenType.NORMAL] * vocab)
     whole = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
     part = {**GGUF_NAMES, "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
     for name, w in weights.items():
