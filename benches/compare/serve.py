@@ -26,9 +26,7 @@ from pathlib import Path
 
 ADAPTERS = 8
 STREAMS = 8
-# Tokens of a prompt, new tokens of a request, requests.
-MIXED = (128, 64, 24)
-# All at once and little to prefill: what is left is decoding.
+# Prompt, new tokens, requests: all at once and little to prefill, so that what is left is decoding.
 DECODING = (16, 128, STREAMS)
 THREADS = 2
 # Seconds in which a server must answer.
@@ -43,6 +41,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True, help="folder of make_random_llama.py")
     parser.add_argument("--llama-server", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
+    parser.add_argument("--decode", type=int, default=64, help="new tokens of each request")
+    parser.add_argument("--requests", type=int, default=24, help="sent eight at a time")
     parser.add_argument("--only", default=f"{EXLORA},{LLAMA}", help="servers to measure")
     parser.add_argument("--json", type=Path, help="write every measurement here")
     return parser.parse_args()
@@ -116,12 +117,12 @@ def drive(server: str, url: str, adapters: int, shape: tuple[int, int, int], see
 
 def measure(options: argparse.Namespace, adapters: Path, seed: int) -> list[dict]:
     """One round: rows with the server, the number of adapters, what was measured and its value."""
-    rows = []
+    rows, shape = [], (options.prompt, options.decode, options.requests)
     for server in options.only.split(","):
         port = free_port()
         with running(commands(options, adapters, port)[server], port) as url:
             for count in ADAPTER_COUNTS:
-                report = drive(server, url, count, MIXED, seed)
+                report = drive(server, url, count, shape, seed)
                 keys = {"server": server, "adapters": count}
                 rows.append({**keys, "what": "requests_per_s", "value": report["requests_per_s"]})
                 rows.append({**keys, "what": "ttft_ms", "value": report["time_to_first_token_ms"]["p50"]})
@@ -131,8 +132,8 @@ def measure(options: argparse.Namespace, adapters: Path, seed: int) -> list[dict
                 rows.append({"server": server, "adapters": 0, "what": "decode_tps", "value": STREAMS * 1e3 / per_token})
     if EXLORA in options.only.split(","):
         model = ["-m", str(options.model / "gptq-4bit-g128"), "--threads", str(THREADS), "--rounds", "1"]
-        shape = ["--batch", str(STREAMS), "--prompt", str(DECODING[0]), "--decode", str(DECODING[1])]
-        value = bench(*model, *shape)["base"]["decode_tps"]
+        decoding = ["--batch", str(STREAMS), "--prompt", str(DECODING[0]), "--decode", str(DECODING[1])]
+        value = bench(*model, *decoding)["base"]["decode_tps"]
         rows.append({"server": "Engine", "adapters": 0, "what": "decode_tps", "value": value})
     return rows
 
@@ -144,8 +145,8 @@ def table(rounds: list[list[dict]], servers: list[str]) -> str:
 
     def cell(found: list[float], digits: int) -> str:
         if not found:
-            return "–"
-        return f"{statistics.median(found):.{digits}f} ({min(found):.{digits}f}–{max(found):.{digits}f})"
+            return "-"
+        return f"{statistics.median(found):.{digits}f} ({min(found):.{digits}f}-{max(found):.{digits}f})"
 
     lines = ["| adapters | " + " | ".join(f"{server}: requests/s | first token, ms, p50 | p99" for server in servers)]
     lines[0] += " |"
