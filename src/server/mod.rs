@@ -15,6 +15,7 @@ mod openapi;
 mod options;
 mod page;
 mod prompt_text;
+mod request_head;
 mod request_log;
 mod router;
 mod schema;
@@ -22,6 +23,7 @@ mod scrape;
 mod serve_connection;
 mod sse;
 mod state;
+mod unique_fields;
 mod write_timeout;
 
 pub use self::key::Key;
