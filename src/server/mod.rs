@@ -5,6 +5,7 @@ mod auth;
 mod connections;
 mod engine_loop;
 mod error;
+mod exposition;
 mod health;
 mod json;
 mod key;
