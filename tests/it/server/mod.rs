@@ -1,5 +1,6 @@
 //! The HTTP server, over sockets.
 
+mod adapter_names;
 mod adapters;
 mod bench;
 mod heads;
