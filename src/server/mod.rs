@@ -2,6 +2,7 @@
 
 mod adapters;
 mod auth;
+mod client_watch;
 mod connections;
 mod engine_loop;
 mod error;
@@ -22,6 +23,7 @@ mod router;
 mod schema;
 mod scrape;
 mod serve_connection;
+mod socket;
 mod sse;
 mod state;
 mod unique_fields;

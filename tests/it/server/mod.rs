@@ -3,6 +3,7 @@
 mod adapter_names;
 mod adapters;
 mod bench;
+mod clients;
 mod heads;
 mod limits;
 mod metrics;
