@@ -6,6 +6,7 @@ mod bench;
 mod clients;
 mod heads;
 mod limits;
+mod logs;
 mod metrics;
 
 use std::fs;
