@@ -13,18 +13,16 @@ mod exit_status;
 mod generate;
 mod inspect;
 mod interrupt;
+mod logging;
 mod output;
 mod result_line;
 mod serve;
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 
 use self::exit_status::{FAILED, SUCCESS, WRONG_USAGE};
 use crate::error::Result;
@@ -35,7 +33,7 @@ use crate::error::Result;
     name = "exlora",
     version,
     after_help = "Exit status: 0 success, 1 failure, 2 wrong usage, 3 some requests of a batch failed, 130 Ctrl-C. \
-                  EXLORA_LOG sets the log level on stderr, as in EXLORA_LOG=info."
+                  EXLORA_LOG sets the log level on stderr, as in EXLORA_LOG=info; EXLORA_LOG_FORMAT=json writes JSON lines."
 )]
 struct Cli {
     /// Print JSON lines on stdout instead of text.
@@ -89,7 +87,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
             return u8::try_from(error.exit_code()).unwrap_or(WRONG_USAGE);
         }
     };
-    start_logging();
+    if let Err(error) = logging::start(matches!(cli.command, Command::Serve(_))) {
+        output::report(&error, cli.json);
+        return FAILED;
+    }
     if let Some(path) = settings {
         tracing::info!(path = %path.display(), "defaults of the options");
     }
@@ -129,21 +130,6 @@ fn run_command(cli: &Cli) -> Result<u8> {
         }
     }
     Ok(SUCCESS)
-}
-
-/// Logs to stderr at the level in `EXLORA_LOG`, warnings by default.
-fn start_logging() {
-    let filter = EnvFilter::builder()
-        .with_default_directive(LevelFilter::WARN.into())
-        .with_env_var("EXLORA_LOG")
-        .from_env_lossy();
-    // Fails if the process already has a subscriber, which it then keeps.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .without_time()
-        .try_init();
 }
 
 #[cfg(test)]

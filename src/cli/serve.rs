@@ -32,20 +32,24 @@ pub(super) struct ServeArgs {
     defaults: RequestSettings,
 }
 
+// Paragraphs are one line each, which is wrapped to the terminal's width.
 const AFTER_HELP: &str = "\
 Ask the base model, an adapter, or a mixture:
-  curl localhost:8000/v1/completions -H 'Content-Type: application/json' -d '{\"model\": \"base\", \"prompt\": \"Once upon\"}'
-  curl localhost:8000/v1/completions -H 'Content-Type: application/json' -d '{\"model\": \"sql\", \"prompt\": \"SELECT\"}'
+  curl localhost:8000/v1/completions -H 'Content-Type: application/json' \\
+      -d '{\"model\": \"base\", \"prompt\": \"Once upon\"}'
+  curl localhost:8000/v1/completions -H 'Content-Type: application/json' \\
+      -d '{\"model\": \"sql\", \"prompt\": \"SELECT\"}'
   curl localhost:8000/v1/completions -H 'Content-Type: application/json' \\
       -d '{\"adapters\": {\"sql\": 0.7, \"tone\": 0.3}, \"prompt\": \"SELECT\"}'
 
-The options under Sampling are what a request has where it says nothing. Without max_tokens a completion has 16 new tokens, and a
-chat's answer goes on up to the end of the context. The first Ctrl-C or SIGTERM lets running requests end, the second does not.";
+The options under Sampling are what a request has where it says nothing. \
+Without max_tokens a completion has 16 new tokens, and a chat's answer goes on up to the end of the context. \
+The first Ctrl-C or SIGTERM lets running requests end, the second does not.";
 
 #[derive(Args)]
 #[command(next_help_heading = "Server")]
 struct HttpArgs {
-    /// Address or host name to listen on; beyond this machine only with --api-key or --no-auth.
+    /// Address or host name to listen on, of IPv6 also in brackets; beyond this machine only with --api-key or --no-auth.
     #[arg(long, default_value = "127.0.0.1")]
     host: String,
     /// Port to listen on; 0 for any that is free.
@@ -90,6 +94,21 @@ struct HttpArgs {
 }
 
 impl ServeArgs {
+    /// Checks that there is something to load a pinned adapter from.
+    fn check_pins(&self) -> Result<()> {
+        let is_loaded = |name: &String| self.engine.adapters.iter().any(|adapter| adapter.name == *name);
+        let unknown = self.server.pinned_adapters.iter().find(|name| !is_loaded(name));
+        match unknown.filter(|_| self.server.adapters_dir.is_none()) {
+            None => Ok(()),
+            Some(name) => {
+                let what =
+                    format!("--pin {name}: no --adapter has this name, and there is no --adapters-dir to load it from");
+                Err(Error::new(ErrorCode::RequestInvalid, what)
+                    .with_hint(format!("give --adapters-dir DIR, or --adapter {name}=DIR")))
+            }
+        }
+    }
+
     fn options(&self) -> Result<ServeOptions> {
         let args = &self.server;
         let from_environment = |name: &str| std::env::var(name).ok().filter(|key| !key.is_empty());
@@ -123,6 +142,7 @@ fn tool_call_format() -> impl TypedValueParser<Value = ToolCallFormat> {
 pub(super) fn run(args: &ServeArgs, json: bool) -> Result<()> {
     let options = args.options()?;
     // What is wrong with them is told before the model takes its time to load.
+    args.check_pins()?;
     let listener = Server::listen(&options)?;
     let (engine, _) = args.engine.load()?;
     allow_open_files();
@@ -142,12 +162,12 @@ fn allow_open_files() {
 /// One line: where the server listens, and what it serves.
 fn report_ready(engine: &Engine, server: &Server, json: bool) -> Result<()> {
     let adapters: Vec<String> = engine.adapters().into_iter().map(|adapter| adapter.name).collect();
-    let model = engine.model().path().display().to_string();
+    let (url, name, path) = (server.url(), server.model_name(), engine.model().path().display().to_string());
     if json {
-        return print_json(&json!({ "url": server.url(), "model": model, "adapters": adapters }));
+        return print_json(&json!({ "url": url, "served_model_name": name, "model": path, "adapters": adapters }));
     }
     let names = if adapters.is_empty() { "none".to_owned() } else { adapters.join(", ") };
-    print(&format!("listening on {}, model {model}, adapters: {names}\n", server.url()))
+    print(&format!("listening on {url}, model {name} ({path}), adapters: {names}\n"))
 }
 
 /// The first Ctrl-C or SIGTERM stops the server, the second one ends the process at once.

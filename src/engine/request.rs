@@ -82,9 +82,7 @@ impl PartialEq for AdapterRef {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (AdapterRef::Name(name), AdapterRef::Name(other)) => name == other,
-            (AdapterRef::Lease(lease), AdapterRef::Lease(other)) => {
-                (lease.content_hash(), lease.info().generation) == (other.content_hash(), other.info().generation)
-            }
+            (AdapterRef::Lease(lease), AdapterRef::Lease(other)) => lease.is_same_version(other),
             _ => false,
         }
     }
@@ -121,8 +119,17 @@ impl AdapterRef {
 /// `adapter_not_found`, `adapter_model_mismatch`, `adapter_weight_invalid`, `adapter_mixture_invalid`.
 pub(crate) fn lease_all(adapters: &[(AdapterRef, f32)], model: &Model) -> Result<Mixture> {
     Mixture::check_length(adapters.len())?;
-    let lease = |(adapter, weight): &(AdapterRef, f32)| Ok((adapter.lease(model.adapters())?, *weight));
-    Mixture::new(adapters.iter().map(lease).collect::<Result<_>>()?, model.sites())
+    let mut leases: Vec<(AdapterLease, f32)> = Vec::with_capacity(adapters.len());
+    for (adapter, weight) in adapters {
+        // What is named twice is one version, on which the request has one lease.
+        let known = adapters[..leases.len()].iter().position(|(other, _)| other == adapter);
+        let lease = match known {
+            Some(index) => leases[index].0.clone(),
+            None => adapter.lease(model.adapters())?,
+        };
+        leases.push((lease, *weight));
+    }
+    Mixture::new(leases, model.sites())
 }
 
 /// Largest number of samples of a request.

@@ -11,7 +11,7 @@ pub struct EngineStats {
     pub adapters_bytes: usize,
     /// Adapter versions in slots, including those kept only by running requests.
     pub adapters_resident: usize,
-    /// Leases held by requests.
+    /// Leases: for each request, the number of adapters that it uses.
     pub leases: usize,
     /// KV caches.
     pub kv_bytes: usize,

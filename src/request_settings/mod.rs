@@ -17,6 +17,8 @@ use utoipa::ToSchema;
 pub(crate) use self::field_names::field_names;
 pub(crate) use self::prompt_json::prompt_of_json;
 use self::prompt_json::{negative_prompt, prompt_as_json};
+#[cfg(feature = "server")]
+pub(crate) use self::suggestion::closest;
 pub(crate) use self::suggestion::did_you_mean;
 use crate::engine::{Grammar, Prompt, Request, Stop};
 #[cfg(feature = "cli")]

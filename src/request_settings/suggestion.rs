@@ -1,23 +1,26 @@
-//! The known name that a misspelled one is closest to.
+//! What somebody may have meant by a name that does not exist.
 
-/// `; did you mean 'temperature'?`, or nothing if no known name is similar.
+/// `; did you mean 'temperature'?` where a known name is similar, else nothing.
 pub(crate) fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    closest(name, known).first().map_or_else(String::new, |candidate| format!("; did you mean '{candidate}'?"))
+}
+
+/// The known names that are similar, the most similar first.
+pub(crate) fn closest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     // The measure and the threshold of clap's own suggestions. A name of that length is no misspelling.
     const SIMILAR: f64 = 0.7;
     if name.len() > 100 {
-        return String::new();
+        return Vec::new();
     }
-    let best = known
-        .into_iter()
-        .map(|candidate| (strsim::jaro(name, candidate), candidate))
-        .filter(|(similarity, _)| *similarity > SIMILAR)
-        .max_by(|one, other| one.0.total_cmp(&other.0));
-    best.map_or_else(String::new, |(_, candidate)| format!("; did you mean '{candidate}'?"))
+    let rated = known.into_iter().map(|candidate| (strsim::jaro(name, candidate), candidate));
+    let mut similar: Vec<(f64, &str)> = rated.filter(|(similarity, _)| *similarity > SIMILAR).collect();
+    similar.sort_by(|one, other| other.0.total_cmp(&one.0));
+    similar.into_iter().map(|(_, candidate)| candidate).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::did_you_mean;
+    use super::{closest, did_you_mean};
 
     #[test]
     fn the_most_similar_name_is_suggested() {
@@ -25,6 +28,7 @@ mod tests {
         assert_eq!(did_you_mean("temprature", known), "; did you mean 'temperature'?");
         assert_eq!(did_you_mean("topp", known), "; did you mean 'top_p'?");
         assert_eq!(did_you_mean("banana", known), "");
+        assert_eq!(closest("top_", known), ["top_k", "top_p"]);
         assert_eq!(did_you_mean(&"t".repeat(1 << 20), known), "");
     }
 }

@@ -37,6 +37,10 @@ struct ErrorObject {
     code: &'static str,
 }
 
+/// The code of a response that is an error, which the log shows too.
+#[derive(Clone, Copy)]
+pub struct ResponseCode(pub &'static str);
+
 /// The result of a handler.
 pub type ApiResult<T> = Result<T, ApiError>;
 
@@ -55,7 +59,6 @@ impl ApiError {
     }
 
     /// The HTTP status.
-    #[cfg(test)]
     pub fn status(&self) -> StatusCode {
         self.status
     }
@@ -94,7 +97,9 @@ impl From<Error> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
+        let code = ResponseCode(self.body.error.code);
         let mut response = (self.status, Json(self.body)).into_response();
+        response.extensions_mut().insert(code);
         match self.status {
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
                 response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_SECONDS);

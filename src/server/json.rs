@@ -11,11 +11,12 @@ use serde_json::{Map, Value};
 
 use super::error::{ApiError, ApiResult};
 use super::state::AppState;
+use super::unique_fields::UniqueFields;
 use crate::error::{Error, ErrorCode, Result};
 use crate::request_settings::{did_you_mean, field_names};
 
 /// What is read, and forgotten, of a body that is too large: many clients look at no answer before they have sent all of it.
-const MAX_DRAINED_BYTES: usize = 64 << 20;
+pub const MAX_DRAINED_BYTES: usize = 64 << 20;
 
 /// The fields of a JSON object that nobody has read yet.
 pub struct JsonFields {
@@ -80,7 +81,7 @@ impl FromRequest<Arc<AppState>> for JsonFields {
         let body = read(request.into_body(), state.options.max_body_bytes);
         let late = |_| Error::new(ErrorCode::RequestTimeout, "the body did not arrive in time");
         let body = tokio::time::timeout(state.options.body_timeout, body).await.map_err(late)??;
-        let fields: Map<String, Value> =
+        let UniqueFields(fields) =
             serde_json::from_slice(&body).map_err(|e| invalid(format!("the body is no JSON object: {e}")))?;
         Ok(fields.into())
     }

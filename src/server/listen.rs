@@ -71,7 +71,9 @@ impl Server {
     pub fn listen(options: &ServeOptions) -> Result<TcpListener> {
         let failed = |e| cannot_listen(options, &e);
         check_origins(&options.cors_origins)?;
-        let listener = TcpListener::bind((options.host.as_str(), options.port)).map_err(failed)?;
+        // An address of IPv6 may be in brackets, as in a URL.
+        let host = options.host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&options.host);
+        let listener = TcpListener::bind((host, options.port)).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         if !address.ip().is_loopback() && options.api_keys.is_empty() && !options.no_auth {
             let what = format!("{} can be reached from other machines, and there is no key", address.ip());
@@ -103,6 +105,11 @@ impl Server {
     /// Its URL, without a slash at the end.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// The base model's name in responses.
+    pub fn model_name(&self) -> &str {
+        self.state.model_name()
     }
 
     /// What stops it.

@@ -14,6 +14,7 @@ use metrics::{Counter, Histogram, Key, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use parking_lot::Mutex;
 
+use super::exposition::ordered;
 use crate::engine::Usage;
 
 /// Most values of the label `adapter`.
@@ -47,9 +48,9 @@ const COUNTERS: [(&str, &str); 9] = [
     (REJECTED, "Requests that were refused because too many waited"),
     (PROMPT_TOKENS, "Prompt tokens of completions that ended"),
     (CACHED_TOKENS, "Those of them that were found in the prefix cache"),
-    (GENERATED_TOKENS, "Tokens of completions that ended"),
+    (GENERATED_TOKENS, "Tokens that were generated, counted as they come"),
     (USES, "Requests that named an adapter, alone or in a mixture"),
-    (FAILED_LOADS, "Loads of adapters that failed"),
+    (FAILED_LOADS, "Loads of adapters that failed, but for those for want of room"),
     (EVICTIONS, "Times an adapter was unloaded because another one needed the room"),
 ];
 
@@ -149,12 +150,17 @@ impl Metrics {
         self.0.record(&self.0.of_requests(label).first_token, since_accepted);
     }
 
-    /// A sample of a request ended with these token counts; `generating` is the time since its first token.
+    /// A sample of a request has further tokens.
+    pub fn generated(&self, label: &str, tokens: usize) {
+        self.0.of_requests(label).generated_tokens.increment(tokens as u64);
+    }
+
+    /// A sample of a request, whose tokens were counted, ended with these token counts; `generating` is the time since its first
+    /// token.
     pub fn finished(&self, label: &str, usage: &Usage, generating: Duration) {
         let metrics = self.0.of_requests(label);
         metrics.prompt_tokens.increment(usage.prompt_tokens as u64);
         metrics.cached_tokens.increment(usage.cached_tokens as u64);
-        metrics.generated_tokens.increment(usage.completion_tokens as u64);
         if let Some(further) = u32::try_from(usage.completion_tokens).ok().and_then(|tokens| tokens.checked_sub(1))
             && further > 0
         {
@@ -208,10 +214,10 @@ impl Metrics {
         }
     }
 
-    /// Everything in Prometheus' text form.
+    /// Everything in Prometheus' text form, in one order.
     pub fn render(&self) -> String {
         self.0.unread_times.store(0, Ordering::Relaxed);
-        self.0.handle.render()
+        ordered(&self.0.handle.render())
     }
 }
 
@@ -285,6 +291,9 @@ mod tests {
             metrics.first_token(label, Duration::from_millis(30));
         }
         let usage = Usage { prompt_tokens: 10, cached_tokens: 4, completion_tokens: 5, ..Usage::default() };
+        for tokens in [1, 4] {
+            metrics.generated("sql", tokens);
+        }
         metrics.finished("sql", &usage, Duration::from_millis(40));
         metrics.failed("base");
         let text = metrics.render();

@@ -2,9 +2,11 @@
 
 mod adapters;
 mod auth;
+mod client_watch;
 mod connections;
 mod engine_loop;
 mod error;
+mod exposition;
 mod health;
 mod json;
 mod key;
@@ -15,13 +17,16 @@ mod openapi;
 mod options;
 mod page;
 mod prompt_text;
+mod request_head;
 mod request_log;
 mod router;
 mod schema;
 mod scrape;
 mod serve_connection;
+mod socket;
 mod sse;
 mod state;
+mod unique_fields;
 mod write_timeout;
 
 pub use self::key::Key;

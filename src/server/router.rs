@@ -9,7 +9,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::error::ApiError;
 use super::state::AppState;
-use super::{adapters, auth, health, openai, openapi, page, request_log, scrape};
+use super::{adapters, auth, health, openai, openapi, page, request_head, request_log, scrape};
 use crate::error::{Error, ErrorCode, Result};
 
 /// The routes of a server.
@@ -30,6 +30,7 @@ pub fn router(state: &Arc<AppState>) -> Result<Router> {
             ApiError::from(error).with_status(StatusCode::METHOD_NOT_ALLOWED)
         })
         .layer(from_fn_with_state(Arc::clone(state), auth::require_local_host))
+        .layer(from_fn_with_state(Arc::clone(state), request_head::check_head))
         .with_state(Arc::clone(state));
     let routes = request_log::with_request_log(routes);
     // Outermost, since browsers ask it without a key.

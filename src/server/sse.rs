@@ -6,6 +6,12 @@ use axum::response::Response;
 use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 
+/// The type of a response that is a stream of events.
+pub const CONTENT_TYPE: &str = "text/event-stream";
+
+/// What clients read over.
+pub const COMMENT: &str = ":\n\n";
+
 /// The last event of a stream.
 pub const DONE: &str = "data: [DONE]\n\n";
 

@@ -169,7 +169,8 @@ def test_a_chat_is_answered_as_a_whole_and_as_a_stream(server, engine):
 def test_models_are_the_base_and_each_adapter(server, engine):
     _, _, listed = send(server, "GET", "/v1/models")
     models = {model["id"]: model for model in listed["data"]}
-    assert list(models) == ["quill", "other", "sql", "wit"]
+    assert list(models) == ["quill", "other", "base", "sql", "wit"]
+    assert all(model["loaded"] for model in models.values())
     info = next(info for info in engine.adapters() if info.name == "sql")
     assert (models["sql"]["parent"], models["sql"]["rank"]) == ("quill", 16)
     assert models["sql"]["content_hash"] == info.content_hash
@@ -353,7 +354,7 @@ class At:
 def test_a_signal_lets_running_requests_end(fixtures, folders, number):
     with command(fixtures, "--adapter", f"sql={folders['sql']}") as (process, line):
         assert line.startswith("listening on http://127.0.0.1:")
-        assert line.endswith("adapters: sql\n")
+        assert line.endswith(f", model quill-4m ({fixtures / 'quill-4m'}), adapters: sql\n")
         with stream(At(line), max_tokens=200) as response:
             process.send_signal(number)
             assert response.read().endswith(b"data: [DONE]\n\n")
@@ -363,7 +364,7 @@ def test_a_signal_lets_running_requests_end(fixtures, folders, number):
 def test_the_ready_line_can_be_json_and_keys_come_from_the_environment(fixtures):
     with command(fixtures, "--json", "--served-model-name", "q", EXLORA_API_KEY="k") as (_, line):
         ready = json.loads(line)
-        assert ready["adapters"] == []
+        assert (ready["adapters"], ready["served_model_name"]) == ([], "q")
         server = At(ready["url"])
         assert send(server, "GET", "/v1/models")[0] == 401
         status, _, models = send(server, "GET", "/v1/models", Authorization="Bearer k")

@@ -35,7 +35,7 @@ pub struct AdapterInfo {
     pub generation: u64,
     /// Bytes it occupies in the backend.
     pub resident_bytes: usize,
-    /// Number of leases currently held on it.
+    /// Number of leases currently held on it: one for each request that uses it.
     pub leases: usize,
     /// What was read from its files.
     pub summary: AdapterSummary,

@@ -105,13 +105,15 @@ fn an_anonymous_adapter_lives_as_long_as_its_leases() {
     let pool = pool(100, 1);
     let lease = pool.insert_anonymous(pool.reserve(5).expect("room"), summary("one"));
     assert_eq!((lease.info().name.as_str(), lease.info().leases), ("", 1));
-    let clone = lease.clone();
-    assert_eq!((pool.leases(), lease.info().leases), (2, 2));
+    let (clone, other) = (lease.clone(), lease.another());
+    assert_eq!((pool.leases(), lease.info().leases), (2, 2), "a clone is no lease of its own");
     drop(lease);
-    assert_eq!(reaped(&pool), []);
-    assert!(pool.list().is_empty());
-    let slot = clone.slot();
+    assert_eq!(pool.leases(), 2, "its clone is left");
     drop(clone);
+    assert_eq!((pool.leases(), reaped(&pool)), (1, vec![]));
+    assert!(pool.list().is_empty());
+    let slot = other.slot();
+    drop(other);
     assert_eq!(reaped(&pool), [slot]);
 }
 

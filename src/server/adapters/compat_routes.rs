@@ -58,14 +58,10 @@ fn card(state: &AppState, id: String, scaling: Option<f32>) -> LoraCard {
 /// All adapters that are loaded or can be.
 #[utoipa::path(get, path = "/v1/loras", tag = "tabbyAPI", responses((status = 200, body = LoraList)))]
 async fn list_loras(State(state): State<Arc<AppState>>) -> Json<LoraList> {
-    let residency = &state.adapters.residency;
-    let mut names = state.adapters.available().await;
-    names.extend(residency.statuses().into_iter().map(|status| status.name));
-    names.sort();
-    names.dedup();
+    let names = state.adapters.listed().await;
     let mixture = state.adapters.default_mixture();
     let weight = |id: &str| mixture.iter().find(|(name, _)| name == id).map(|(_, weight)| *weight);
-    let cards = names.into_iter().map(|id| {
+    let cards = names.into_keys().map(|id| {
         let scaling = weight(&id);
         card(&state, id, scaling)
     });
@@ -128,7 +124,7 @@ async fn load_loras(State(state): State<Arc<AppState>>, mut body: JsonFields) ->
     Mixture::check_length(loras.len())?;
     let (mut mixture, mut failure) = (Vec::new(), Vec::new());
     for LoraToLoad { name, scaling } in loras {
-        match state.adapters.residency.lease(&name).await {
+        match state.adapters.lease(&name).await {
             Ok(lease) => mixture.push((lease, name, scaling.unwrap_or(1.0))),
             Err(error) => {
                 tracing::warn!(adapter = %printable(&name), %error, "an adapter cannot be loaded");
@@ -139,8 +135,9 @@ async fn load_loras(State(state): State<Arc<AppState>>, mut body: JsonFields) ->
     let parts = mixture.iter().map(|(lease, _, weight)| (lease.clone(), *weight)).collect();
     // Requests would fail for it one by one.
     Mixture::new(parts, state.engine.model().sites())?;
-    let mixture: Vec<(String, f32)> = mixture.into_iter().map(|(_, name, weight)| (name, weight)).collect();
-    let success = mixture.iter().map(|(name, _)| name.clone()).collect();
+    let success = mixture.iter().map(|(_, name, _)| name.clone()).collect();
+    // By the adapters' own names, whatever links the client named.
+    let mixture = mixture.into_iter().map(|(lease, _, weight)| (lease.label(), weight)).collect();
     state.adapters.set_default_mixture(mixture);
     Ok(Json(LoadedLoras { success, failure }))
 }

@@ -3,6 +3,7 @@
 mod compat_routes;
 mod fields;
 mod fingerprint;
+mod names;
 mod paths;
 mod record;
 mod residency;

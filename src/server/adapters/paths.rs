@@ -1,9 +1,11 @@
 //! Which folders a client may name: those below `--adapters-dir`, after all links are resolved.
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use crate::error::{Error, ErrorCode, Result};
+use crate::request_settings::closest;
 
 /// Longest path that a client may send, in bytes: Linux's own limit.
 const MAX_PATH_BYTES: usize = 4096;
@@ -62,7 +64,7 @@ impl AdaptersDir {
     /// The folder that a client's path names: relative to this folder, or absolute and inside.
     ///
     /// # Errors
-    /// `adapter_path_refused`, `adapter_config_not_found`.
+    /// `adapter_path_refused`, `adapter_not_found`.
     pub(super) fn resolve(&self, path: &str) -> Result<PathBuf> {
         if path.is_empty() || path.len() > MAX_PATH_BYTES || path.contains('\0') {
             return Err(refused("the path is empty, too long or contains a NUL", path));
@@ -117,13 +119,42 @@ impl AdaptersDir {
         Some(path.strip_prefix(&self.root).ok()?.to_string_lossy().into_owned())
     }
 
-    /// The names of the adapters whose folders lie directly in this one, sorted. Each is looked at when it is taken.
+    /// The one name of the adapter in a folder that [`find`](Self::find) returned, whatever links led there: its path below
+    /// this folder. `None` where that is no UTF-8.
+    pub(super) fn name_of(&self, folder: &Path) -> Option<String> {
+        folder.strip_prefix(&self.root).ok()?.to_str().map(str::to_owned)
+    }
+
+    /// The name of the adapter that is found under a name; `None` if there is none, or it is refused.
+    pub(super) fn adapter_at(&self, name: &str) -> Option<String> {
+        let folder = self.find(name).ok().flatten()?;
+        if folder.join(CONFIG).is_file() { self.name_of(&folder) } else { None }
+    }
+
+    /// The names of the adapters whose folders lie directly in this one, or that links in it lead to, each once, by the order of
+    /// those entries. Each is looked at when it is taken.
     pub(super) fn names(&self) -> impl Iterator<Item = String> {
+        let mut seen = HashSet::new();
+        let names = self.entries().into_iter().filter_map(|entry| self.adapter_at(&entry));
+        names.filter(move |name| seen.insert(name.clone()))
+    }
+
+    /// The names that are closest to one that no adapter has, at most `most`.
+    pub(super) fn close_names(&self, name: &str, most: usize) -> Vec<String> {
+        let entries = self.entries();
+        closest(name, entries.iter().map(String::as_str))
+            .into_iter()
+            .filter_map(|name| self.adapter_at(name))
+            .take(most)
+            .collect()
+    }
+
+    /// The names of all that lies directly in this folder, sorted.
+    fn entries(&self) -> Vec<String> {
         let entries = std::fs::read_dir(&self.root).into_iter().flatten().flatten().take(MAX_ENTRIES);
         let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
         names.sort();
-        let has_config = |folder: &Path| folder.join(CONFIG).is_file();
-        names.into_iter().filter(move |name| matches!(self.find(name), Ok(Some(folder)) if has_config(&folder)))
+        names
     }
 }
 
@@ -132,7 +163,7 @@ fn refused(what: &str, path: &str) -> Error {
 }
 
 fn not_found(path: &str) -> Error {
-    Error::new(ErrorCode::AdapterConfigNotFound, "the adapters' folder has no such folder")
+    Error::new(ErrorCode::AdapterNotFound, "the adapters' folder has no such folder")
         .with_found(format!("'{path}'"))
         .with_hint("give a path relative to --adapters-dir")
 }
@@ -196,7 +227,8 @@ mod tests {
         {
             assert_eq!(adapters.find(name).expect("not refused"), None, "{name}");
         }
-        assert_eq!(adapters.names().collect::<Vec<_>>(), ["inside", "sql"]);
+        assert_eq!(adapters.names().collect::<Vec<_>>(), ["sql"], "a link is no other adapter");
+        assert_eq!(adapters.close_names("sqk", 3), ["sql"]);
     }
 
     #[test]
@@ -236,7 +268,7 @@ mod tests {
         for name in ["out", "above", "itself", "devices", "stolen", "out_above/secret"] {
             assert_eq!(adapters.find(name).expect_err(name).code(), ErrorCode::AdapterPathRefused);
         }
-        assert_eq!(adapters.resolve("nobody").expect_err("missing").code(), ErrorCode::AdapterConfigNotFound);
+        assert_eq!(adapters.resolve("nobody").expect_err("missing").code(), ErrorCode::AdapterNotFound);
         // It is not told whether something exists outside.
         let [there, missing] = ["/etc", "/etc/nothing"].map(|path| adapters.resolve(path).expect_err("outside"));
         assert_eq!(there.message(), missing.message());
@@ -253,6 +285,25 @@ mod tests {
         assert_eq!(adapters.relative(&folder).as_deref(), Some("sql"));
         assert!(AdaptersDir::open(&dir.path().join("nothing")).is_err());
         assert!(AdaptersDir::open(&dir.path().join("adapters/sql").join(CONFIG)).is_err());
+    }
+
+    #[test]
+    fn whatever_links_lead_to_a_folder_it_has_one_name() {
+        let Folders { dir, adapters } = folders();
+        let links = [("..", "adapters/team/up"), ("team/wit", "adapters/prod")];
+        for (target, link) in links {
+            symlink(target, dir.path().join(link)).expect("linked");
+        }
+        let folder = adapters.find("sql").expect("not refused").expect("found");
+        let mut up = "team/up/sql".to_owned();
+        for _ in 0..20 {
+            assert_eq!(adapters.find(&up).expect("not refused").as_ref(), Some(&folder));
+            assert_eq!(adapters.adapter_at(&up).as_deref(), Some("sql"), "{up}");
+            up = format!("team/up/{up}");
+        }
+        assert_eq!(adapters.adapter_at("team/up/inside").as_deref(), Some("sql"));
+        assert_eq!(adapters.adapter_at("many"), None, "it has no config");
+        assert_eq!(adapters.names().collect::<Vec<_>>(), ["sql", "team/wit"]);
     }
 
     fn part() -> impl Strategy<Value = String> {

@@ -50,7 +50,7 @@ pub struct Counts {
     pub last_used: Option<SystemTime>,
     /// Times it was loaded.
     pub loads: u64,
-    /// Times its files could not be loaded in its place.
+    /// Times its files could not be loaded, for another reason than want of room.
     pub failed_loads: u64,
     /// The time that loads took together.
     pub load_time: Duration,

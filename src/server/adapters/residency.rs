@@ -1,9 +1,10 @@
 //! Which adapters are resident: loaded when they are first named, unloaded when others need the room.
 //!
-//! An adapter's name is its folder's path below `--adapters-dir`, or what a client said when it loaded the folder. Whoever names
-//! an adapter gets a lease. If it is not resident it is loaded, on a thread that no step and no other request waits for, and once
-//! however many ask for it; if the budget is full, the least recently used adapter without lease or pin is unloaded first. A
-//! load holds its lease until all who wait for it have theirs, so what was just loaded is not what is unloaded next.
+//! An adapter's name is its folder's path below `--adapters-dir`, links resolved, or what a client said when it loaded the
+//! folder. Whoever names an adapter gets a lease. If it is not resident it is loaded, on a thread that no step and no other
+//! request waits for, and once however many ask for it; if the budget is full, the least recently used adapter without lease or
+//! pin is unloaded first. A load holds its lease until all who wait for it have theirs, so what was just loaded is not what is
+//! unloaded next.
 //!
 //! When a folder's files change, the next request that names the adapter loads it as a new version. Should that fail, as it
 //! does while files are being copied, the version that is loaded stays until the files change once more.
@@ -36,20 +37,17 @@ const ROOM_WAIT: Duration = Duration::from_secs(10);
 /// How often it looks.
 const ROOM_PAUSE: Duration = Duration::from_millis(5);
 
-/// Most names that an error lists.
-const MAX_LISTED_NAMES: usize = 16;
-
 /// The adapters of an engine, and where they come from.
 pub(super) struct Residency {
     engine: Engine,
-    dir: Option<AdaptersDir>,
+    pub(super) dir: Option<AdaptersDir>,
     pub(super) load: LoadFn,
     /// One for each load that may run at a time.
     permits: Semaphore,
     pub(super) look_interval: Duration,
     pub(super) room_wait: Duration,
     metrics: Metrics,
-    table: Mutex<Table>,
+    pub(super) table: Mutex<Table>,
 }
 
 /// Loads a folder under a name; the last argument unloads an adapter, or says that there is none to unload.
@@ -57,20 +55,20 @@ pub(super) type LoadFn =
     Box<dyn Fn(&Engine, &str, &Path, &mut dyn FnMut() -> bool) -> Result<AdapterInfo> + Send + Sync>;
 
 #[derive(Default)]
-struct Table {
+pub(super) struct Table {
     /// By name: what was ever loaded and not unloaded by a client, and what was resident when the server started.
-    records: BTreeMap<String, Record>,
+    pub(super) records: BTreeMap<String, Record>,
     /// The loads that run, by name.
-    loading: HashMap<String, Loading>,
+    pub(super) loading: HashMap<String, Loading>,
     /// Number of uses so far, over all names.
     uses: u64,
     /// Names by the number that llama.cpp's clients know; never forgotten, so that a number never means another adapter.
-    ids: Vec<String>,
+    pub(super) ids: Vec<String>,
 }
 
 /// A load that runs, and how it ended.
 #[derive(Clone)]
-struct Loading {
+pub(super) struct Loading {
     outcome: watch::Receiver<Option<Result<AdapterLease>>>,
     /// Whether a client asked for it, and not the request that named it first.
     is_asked_for: bool,
@@ -121,7 +119,7 @@ impl Residency {
         }
     }
 
-    fn pool(&self) -> &AdapterPool {
+    pub(super) fn pool(&self) -> &AdapterPool {
         self.engine.model().adapters()
     }
 
@@ -130,6 +128,7 @@ impl Residency {
     /// # Errors
     /// `adapter_not_found`, `adapter_path_refused`, `adapter_budget_exceeded`, and any other that loading an adapter has.
     pub(super) async fn lease(self: &Arc<Self>, name: &str) -> Result<AdapterLease> {
+        let name = &*self.identity(name).await?;
         let mut is_stale = self.has_changed(name).await;
         loop {
             let loading = match self.lease_or_load(name, is_stale)? {
@@ -138,7 +137,7 @@ impl Residency {
             };
             let outcome = loading.outcome().await;
             if !loading.is_asked_for {
-                let lease = outcome?;
+                let lease = outcome?.another();
                 self.note_use(&mut self.table.lock(), name);
                 return Ok(lease);
             }
@@ -205,9 +204,10 @@ impl Residency {
             let (loading, is_own) = self.start_replacing(name, path, replaces, expected)?;
             let outcome = loading.outcome().await;
             if is_own {
-                // The lease is held until its status was read.
-                let lease = outcome?;
-                return Ok(self.status_of(name, Some(lease.info())));
+                // The load's own lease is held until its status was read, of which it is no part.
+                let mut info = outcome?.info();
+                info.leases = info.leases.saturating_sub(1);
+                return Ok(self.status_of(name, Some(info)));
             }
         }
     }
@@ -264,10 +264,11 @@ impl Residency {
     /// # Errors
     /// As [`Residency::lease`].
     pub(super) fn load_pinned(&self, name: &str) -> Result<()> {
-        if self.pool().lease(name).is_err() {
-            self.load_folder(name, Wanted::Name, self.folder(name, &Wanted::Name)?, false)?;
+        let name = if self.is_known(name) { name.to_owned() } else { self.name_of_folder(name)? };
+        if self.pool().lease(&name).is_err() {
+            self.load_folder(&name, Wanted::Name, self.folder(&name, &Wanted::Name)?, false)?;
         }
-        self.set_pinned(name, true);
+        self.set_pinned(&name, true);
         Ok(())
     }
 
@@ -314,25 +315,6 @@ impl Residency {
         Status { name: name.to_owned(), id: record.id, info, is_pinned, path, counts: record.counts }
     }
 
-    /// The name that llama.cpp's clients know by this number.
-    ///
-    /// # Errors
-    /// `adapter_not_found`.
-    pub(super) fn name_of(&self, id: usize) -> Result<String> {
-        let table = self.table.lock();
-        table.ids.get(id).cloned().ok_or_else(|| {
-            let all = table.ids.len();
-            Error::new(ErrorCode::AdapterNotFound, format!("no adapter has the id {id}"))
-                .with_found(format!("{all} ids"))
-                .with_hint("GET /lora-adapters lists the ids, or name the adapter by its name")
-        })
-    }
-
-    /// The names of adapters that can be loaded. Reads the folder.
-    pub(super) async fn available(self: &Arc<Self>) -> Vec<String> {
-        self.blocking(|this| Ok(this.dir.iter().flat_map(AdaptersDir::names).collect())).await.unwrap_or_default()
-    }
-
     /// The generation that has the name, 0 if none has, after comparing it with what a client expects.
     fn check_generation(&self, name: &str, expected: Option<u64>) -> Result<u64> {
         let generation = self.pool().lease(name).map_or(0, |lease| lease.info().generation);
@@ -356,7 +338,6 @@ impl Residency {
         tokio::spawn(async move {
             let outcome = this.run(&name, wanted, !is_asked_for).await;
             if let Err(error) = &outcome {
-                this.metrics.adapter_load_failed();
                 tracing::info!(adapter = name, %error, "an adapter was not loaded");
             }
             // `outcome` holds a lease, so nothing evicts the adapter in between.
@@ -382,7 +363,7 @@ impl Residency {
     }
 
     /// Runs `f` on a thread that may wait.
-    async fn blocking<T: Send + 'static>(
+    pub(super) async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
         f: impl FnOnce(&Self) -> Result<T> + Send + 'static,
     ) -> Result<T> {
@@ -391,32 +372,18 @@ impl Residency {
         outcome.unwrap_or_else(|_| Err(given_up()))
     }
 
-    fn folder(&self, name: &str, wanted: &Wanted) -> Result<PathBuf> {
+    pub(super) fn folder(&self, name: &str, wanted: &Wanted) -> Result<PathBuf> {
         let Some(dir) = &self.dir else {
-            return Err(Error::new(ErrorCode::AdapterPathRefused, "the server has no folder of adapters")
-                .with_hint("start it with --adapters-dir"));
+            let what = format!("the server has no folder to load adapter '{name}' from");
+            return Err(Error::new(ErrorCode::AdapterPathRefused, what).with_hint("start it with --adapters-dir"));
         };
         match wanted {
             Wanted::Path(path) => dir.resolve(path),
-            Wanted::Name => dir.find(name)?.ok_or_else(|| self.not_found(name, dir)),
+            Wanted::Name => dir.find(name)?.ok_or_else(|| {
+                Error::new(ErrorCode::AdapterNotFound, format!("there is no adapter named '{name}'"))
+                    .with_hint("give the name of a folder below --adapters-dir")
+            }),
         }
-    }
-
-    fn not_found(&self, name: &str, dir: &AdaptersDir) -> Error {
-        // One more than is listed, to say that there are more.
-        let mut names: Vec<String> = dir.names().take(MAX_LISTED_NAMES + 1).collect();
-        names.extend(self.pool().list().into_iter().map(|info| info.name));
-        names.sort();
-        names.dedup();
-        let listed = names.iter().take(MAX_LISTED_NAMES).map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
-        let found = match names.len() {
-            0 => "no adapters".to_owned(),
-            all if all > MAX_LISTED_NAMES => format!("{listed} and more"),
-            _ => listed,
-        };
-        Error::new(ErrorCode::AdapterNotFound, format!("there is no adapter named '{name}'"))
-            .with_found(found)
-            .with_hint("GET /v1/models lists the names")
     }
 
     /// Loads a folder under a name, on a thread that may take its time. If that fails, `keeps_old` asks for the version that is
@@ -441,8 +408,13 @@ impl Residency {
             }
             Err(error) => error,
         };
+        // Where there was no room, nothing is wrong with the files.
+        let is_failure = error.code() != ErrorCode::AdapterBudgetExceeded;
+        if is_failure {
+            self.metrics.adapter_load_failed();
+        }
         let Some(record) = table.records.get_mut(name) else { return Err(error) };
-        record.counts.failed_loads += 1;
+        record.counts.failed_loads += u64::from(is_failure);
         match (lease, &mut record.source) {
             (Ok(lease), Some(source)) if keeps_old => {
                 tracing::warn!(adapter = name, %error, "its files have changed and cannot be loaded: the version before stays");

@@ -106,7 +106,7 @@ impl From<Status> for AdapterObject {
 #[derive(Serialize, ToSchema)]
 struct AdapterList {
     object: &'static str,
-    /// Those that have been loaded, in that order.
+    /// Those that have been loaded, by name.
     data: Vec<AdapterObject>,
     /// Names of those in the server's folder of adapters, each of which is loaded when a request names it.
     available: Vec<String>,
@@ -127,11 +127,12 @@ struct AdapterList {
 async fn list(State(state): State<Arc<AppState>>) -> Json<AdapterList> {
     let residency = &state.adapters.residency;
     let available = state.adapters.available().await;
-    let (pool, data) = (state.engine.model().adapters(), residency.statuses());
+    let (pool, mut statuses) = (state.engine.model().adapters(), residency.statuses());
+    statuses.sort_by(|one, other| one.name.cmp(&other.name));
     let limits = pool.limits();
     Json(AdapterList {
         object: "list",
-        data: data.into_iter().map(AdapterObject::from).collect(),
+        data: statuses.into_iter().map(AdapterObject::from).collect(),
         available,
         bytes: pool.resident_bytes(),
         max_bytes: limits.max_bytes,
@@ -164,6 +165,7 @@ struct LoadFields {
         (status = 200, body = AdapterObject),
         (status = 400, description = "it cannot be loaded, or lies elsewhere", body = ErrorBody),
         (status = 403, description = "the server has no admin key", body = ErrorBody),
+        (status = 404, description = "there is no such folder", body = ErrorBody),
         (status = 409, description = "the name has another generation", body = ErrorBody),
         (status = 503, description = "there is no room for it", body = ErrorBody),
     )
@@ -204,7 +206,8 @@ struct Unloaded {
     unloaded: bool,
 }
 
-/// Unloads an adapter. Running requests keep it. One in the server's folder of adapters is loaded again when a request names it.
+/// Unloads an adapter, and forgets what is known of its name but for its id. Running requests keep it. One in the server's folder
+/// of adapters is loaded again, as a new version, when a request names it; to take it away, remove its folder first.
 #[utoipa::path(
     post,
     path = "/v1/unload_lora_adapter",

@@ -1,5 +1,6 @@
 //! From the fields of a request to leases on its adapters.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -8,14 +9,18 @@ use super::fields::{AdapterFields, AdapterKey, MixtureField};
 use super::paths::AdaptersDir;
 use super::residency::{Residency, Status};
 use crate::adapter::mixture::Mixture;
-use crate::adapter::pool::AdapterLease;
+use crate::adapter::pool::{AdapterInfo, AdapterLease};
 use crate::engine::{AdapterRef, Engine};
 use crate::error::{Error, ErrorCode, Result};
+use crate::request_settings::did_you_mean;
 use crate::server::metrics::Metrics;
 use crate::server::options::ServeOptions;
 
 /// The base model's name in every server.
 const BASE: &str = "base";
+
+/// Most names that an error lists.
+const MAX_LISTED_NAMES: usize = 16;
 
 /// The adapters that requests may name.
 pub struct Adapters {
@@ -61,7 +66,8 @@ impl Adapters {
         };
         let resident = engine.adapters().into_iter().map(|info| info.name);
         resident.chain(options.pinned_adapters.iter().cloned()).try_for_each(|name| adapters.check_name(&name))?;
-        options.pinned_adapters.iter().try_for_each(|name| adapters.residency.load_pinned(name))?;
+        let pinned = |error: Error| error.with_subject("a pinned adapter");
+        options.pinned_adapters.iter().try_for_each(|name| adapters.residency.load_pinned(name).map_err(pinned))?;
         Ok(adapters)
     }
 
@@ -95,37 +101,88 @@ impl Adapters {
 
     /// A lease on the adapter that a request calls its model: `sql`, or `base:sql` and `base::sql`, with any of the base's names.
     async fn lease_model(&self, model: &str) -> Result<AdapterLease> {
-        let lease = self.residency.lease(model).await;
-        let Some(name) = self.behind_base_name(model) else { return lease };
-        match lease {
-            Err(error) if error.code() == ErrorCode::AdapterNotFound => self.residency.lease(name).await,
+        self.lease(self.behind_base_name(model).unwrap_or(model)).await
+    }
+
+    /// A lease on the adapter of that name, which is loaded if need be.
+    ///
+    /// # Errors
+    /// `adapter_not_found`, which says what can be named instead; those that loading an adapter has.
+    pub(super) async fn lease(&self, name: &str) -> Result<AdapterLease> {
+        // A folder whose name is read otherwise cannot be named.
+        if self.check_name(name).is_err() {
+            return Err(self.not_found(name).await);
+        }
+        match self.residency.lease(name).await {
+            Err(error) if error.code() == ErrorCode::AdapterNotFound => Err(self.not_found(name).await),
             lease => lease,
         }
     }
 
+    /// What follows the longest of the base's names in `base:sql` or `base::sql`; `None` if no such name, or nothing behind it.
     fn behind_base_name<'a>(&self, model: &'a str) -> Option<&'a str> {
         let after = |base: &str| model.strip_prefix(base)?.strip_prefix(':');
-        let name = self.base_names().find_map(after)?;
+        let name = self.base_names().filter_map(after).min_by_key(|name| name.len())?;
         Some(name.strip_prefix(':').unwrap_or(name)).filter(|name| !name.is_empty())
     }
 
     async fn lease_mixture(&self, MixtureField(parts): &MixtureField) -> Result<Vec<(AdapterRef, f32)>> {
         Mixture::check_length(parts.len())?;
-        let mut leases = Vec::with_capacity(parts.len());
+        let mut leases: Vec<(AdapterRef, f32)> = Vec::with_capacity(parts.len());
         for (key, weight) in parts {
-            let name = match key {
-                AdapterKey::Name(name) => name.clone(),
-                AdapterKey::Id(id) => self.residency.name_of(*id)?,
+            // What a list names twice is one version, on which the request has one lease.
+            let known = parts[..leases.len()].iter().position(|(other, _)| other == key);
+            let adapter = match (known, key) {
+                (Some(index), _) => leases[index].0.clone(),
+                (None, AdapterKey::Name(name)) => AdapterRef::Lease(self.lease(name).await?),
+                (None, AdapterKey::Id(id)) => AdapterRef::Lease(self.lease(&self.residency.name_of(*id)?).await?),
             };
-            leases.push((AdapterRef::Lease(self.residency.lease(&name).await?), *weight));
+            leases.push((adapter, *weight));
         }
         Ok(leases)
     }
 
+    /// The error for a name that no adapter has: the names that there are, the closest ones, and those of the base.
+    pub async fn not_found(&self, name: &str) -> Error {
+        // One more than is listed, to say that there are more.
+        let known = self.residency.known_names(name, MAX_LISTED_NAMES + 1).await;
+        let quoted = |name: &str| format!("'{name}'");
+        let listed = known.all.iter().take(MAX_LISTED_NAMES).map(|name| quoted(name)).collect::<Vec<_>>().join(", ");
+        let found = match known.all.len() {
+            0 => "no adapters".to_owned(),
+            all if all > MAX_LISTED_NAMES => format!("{listed} and more"),
+            _ => listed,
+        };
+        let known = known.close.iter().map(String::as_str).chain(self.base_names());
+        let what = format!("there is no adapter named '{name}'{}", did_you_mean(name, known));
+        let bases = self.listed_base_names().iter().map(|name| quoted(name)).collect::<Vec<_>>().join(" or ");
+        Error::new(ErrorCode::AdapterNotFound, what)
+            .with_found(found)
+            .with_hint(format!("the base model is {bases}; GET /v1/models lists all names"))
+    }
+
+    /// The names that a request may have as its model, with what is known of those that are in memory. Reads the folder.
+    pub async fn listed(&self) -> BTreeMap<String, Option<AdapterInfo>> {
+        let mut listed: BTreeMap<_, _> = self.available().await.into_iter().map(|name| (name, None)).collect();
+        // One that the program itself has loaded and unloaded has no path any more.
+        let loadable = self.statuses().into_iter().filter(|status| status.path.is_some());
+        listed.extend(loadable.map(|status| (status.name, status.info)));
+        listed
+    }
+
+    /// The name of the adapter that a name means, whether it is listed or not; `None` if there is none.
+    pub async fn find(&self, name: &str) -> Option<String> {
+        let name = self.behind_base_name(name).unwrap_or(name);
+        if self.check_name(name).is_ok() { self.residency.find(name).await } else { None }
+    }
+
     /// The names of adapters that can be loaded. Reads the folder.
     pub(super) async fn available(&self) -> Vec<String> {
-        // A folder that has a name of the base cannot be named.
-        self.residency.available().await.into_iter().filter(|name| !self.is_base(name)).collect()
+        // A folder that has a name of the base, or begins with one and a colon, cannot be named.
+        let names = self.residency.available().await.into_iter();
+        let mut names: Vec<String> = names.filter(|name| self.check_name(name).is_ok()).collect();
+        names.sort();
+        names
     }
 
     /// All adapters that have been loaded, in that order.
@@ -151,15 +208,29 @@ impl Adapters {
         self.base_names.iter().map(String::as_str).chain([BASE])
     }
 
-    /// Checks that an adapter may have a name, which is none of the base's.
+    /// All names of the base model, each once: the one in responses first, `base` last.
+    pub fn listed_base_names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = Vec::new();
+        for name in self.base_names() {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
+    }
+
+    /// Checks that an adapter may have a name: it is none of the base's, and none that is read as one of these and an adapter.
     ///
     /// # Errors
     /// `adapter_name_invalid`.
     pub(super) fn check_name(&self, name: &str) -> Result<()> {
-        if !self.is_base(name) {
-            return Ok(());
-        }
-        Err(Error::new(ErrorCode::AdapterNameInvalid, format!("'{name}' is a name of the base model"))
+        let begins_with = |base: &&str| name.strip_prefix(base).is_some_and(|rest| rest.starts_with(':'));
+        let what = match self.base_names().find(begins_with) {
+            _ if self.is_base(name) => format!("'{name}' is a name of the base model"),
+            Some(base) => format!("'{name}' would be read as the base model '{base}' and an adapter"),
+            None => return Ok(()),
+        };
+        Err(Error::new(ErrorCode::AdapterNameInvalid, what)
             .with_hint("give the adapter another name, or the base with --served-model-name"))
     }
 

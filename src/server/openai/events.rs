@@ -57,6 +57,7 @@ async fn next_event<E: Events>(mut progress: Progress<E>) -> Option<(String, Pro
             Some(Ok((choice, chunk))) => events.chunk(choice, chunk),
             Some(Err(error)) => {
                 progress.has_ended = true;
+                tracing::info!(code = error.code(), "a stream failed");
                 events.failed(&error)
             }
             None => {

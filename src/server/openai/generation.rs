@@ -111,6 +111,8 @@ struct Progress {
     accepted: Instant,
     /// When each choice had its first token.
     first_tokens: Vec<Option<Instant>>,
+    /// New tokens of each choice that were counted.
+    tokens: Vec<usize>,
     has_ended: bool,
 }
 
@@ -201,8 +203,14 @@ impl Generation {
         let prompts = checked.iter().map(|request| request.prompt_tokens().to_vec()).collect();
         let stream = state.engine_loop.submit(checked, admission)?;
         state.metrics.accepted(&label);
-        let progress =
-            Progress { state: Arc::clone(state), label, accepted, first_tokens: vec![None; choices], has_ended: false };
+        let progress = Progress {
+            state: Arc::clone(state),
+            label,
+            accepted,
+            first_tokens: vec![None; choices],
+            tokens: vec![0; choices],
+            has_ended: false,
+        };
         let usage = UsageObject::default();
         let generation = Self { model, n, choices, tokenizer, prompts, usage, stream, ended: 0, progress };
         Ok((generation, prepared))
@@ -239,6 +247,14 @@ impl Generation {
             *first = Some(Instant::now());
             metrics.first_token(&progress.label, progress.accepted.elapsed());
         }
+        let counted = &mut progress.tokens[choice];
+        let new = match &chunk.finish {
+            // Some of them may be no part of the text.
+            Some(finish) => finish.usage.completion_tokens.saturating_sub(*counted),
+            None => chunk.token_ids.len(),
+        };
+        *counted += new;
+        metrics.generated(&progress.label, new);
         if let Some(finish) = &chunk.finish {
             let generating = first.map_or_else(Default::default, |first| first.elapsed());
             metrics.finished(&progress.label, &finish.usage, generating);

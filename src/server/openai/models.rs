@@ -1,5 +1,6 @@
 //! `GET /v1/models`: the base model, and each adapter as a model.
 
+use std::path::Path as FilePath;
 use std::sync::Arc;
 
 use axum::Json;
@@ -9,12 +10,11 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::adapter::pool::AdapterInfo;
-use crate::error::{Error, ErrorCode};
 use crate::server::error::{ApiError, ApiResult, ErrorBody};
 use crate::server::state::AppState;
 
 /// A model, or an adapter as one.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ModelObject {
     id: String,
     object: &'static str,
@@ -27,10 +27,12 @@ pub struct ModelObject {
     parent: Option<String>,
     /// Longest prompt and output together, in tokens.
     max_model_len: usize,
-    /// Of an adapter: `r` of its adapter_config.json.
+    /// Whether it is in memory. If not, the next request that names it loads it.
+    loaded: bool,
+    /// Of an adapter in memory: `r` of its adapter_config.json.
     #[serde(skip_serializing_if = "Option::is_none")]
     rank: Option<usize>,
-    /// Of an adapter: SHA-256 over its config and weights.
+    /// Of an adapter in memory: SHA-256 over its config and weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     content_hash: Option<String>,
 }
@@ -42,12 +44,13 @@ pub struct ModelList {
     data: Vec<ModelObject>,
 }
 
-/// The base model under each of its names, then the adapters by name.
+/// The base model under each of its names, then the adapters by name: those that were loaded, and those directly in the server's
+/// folder of adapters.
 #[utoipa::path(get, path = "/v1/models", operation_id = "list_models", tag = "openai", responses(
     (status = 200, description = "all models", body = ModelList)
 ))]
 pub async fn list(State(state): State<Arc<AppState>>) -> Json<ModelList> {
-    Json(ModelList { object: "list", data: models(&state) })
+    Json(ModelList { object: "list", data: models(&state).await })
 }
 
 /// One of them.
@@ -64,39 +67,49 @@ pub async fn find(
 ) -> ApiResult<Json<ModelObject>> {
     // What is no UTF-8 is the name of nothing.
     let id = id.map_or_else(|_| char::REPLACEMENT_CHARACTER.to_string(), |Path(id)| id);
-    let models = models(&state);
-    let names: Vec<String> = models.iter().map(|model| model.id.clone()).collect();
-    let found = models.into_iter().find(|model| model.id == id);
-    found.map(Json).ok_or_else(|| {
-        let what = format!("there is no model or adapter '{id}'");
-        let error = Error::new(ErrorCode::AdapterNotFound, what).with_expected(names.join(", "));
-        ApiError::of_field("model", error.with_hint("see /v1/models for the ids"))
-    })
+    let models = models(&state).await;
+    let with_id = |id: &str| models.iter().find(|model| model.id == id).cloned();
+    if let Some(model) = with_id(&id) {
+        return Ok(Json(model));
+    }
+    // Folders further down are adapters too, and links are other names of theirs.
+    match state.adapters.find(&id).await {
+        Some(name) => Ok(Json(with_id(&name).unwrap_or_else(|| adapter(&state, name, None)))),
+        None => Err(ApiError::of_field("model", state.adapters.not_found(&id).await)),
+    }
 }
 
-fn models(state: &AppState) -> Vec<ModelObject> {
-    let base = |name: &String| ModelObject {
-        id: name.clone(),
+async fn models(state: &AppState) -> Vec<ModelObject> {
+    let bases = state.adapters.listed_base_names().into_iter().map(|name| base(state, name));
+    let adapters = state.adapters.listed().await.into_iter().map(|(name, info)| adapter(state, name, info));
+    bases.chain(adapters).collect()
+}
+
+fn base(state: &AppState, name: &str) -> ModelObject {
+    ModelObject {
+        id: name.to_owned(),
         object: "model",
         created: state.started,
         owned_by: "exlora",
         root: state.folder_name.clone(),
         parent: None,
         max_model_len: state.engine.max_tokens(),
+        loaded: true,
         rank: None,
         content_hash: None,
-    };
-    let adapter = |adapter: AdapterInfo| ModelObject {
-        id: adapter.name.clone(),
-        object: "model",
-        created: state.started,
-        owned_by: "exlora",
-        root: adapter.summary.path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
+    }
+}
+
+/// An adapter, with what is known of it if it is in memory.
+fn adapter(state: &AppState, name: String, info: Option<AdapterInfo>) -> ModelObject {
+    let summary = info.map(|info| info.summary);
+    let folder = summary.as_ref().map_or(FilePath::new(&name), |summary| &summary.path);
+    ModelObject {
+        root: folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
         parent: Some(state.model_name().to_owned()),
-        max_model_len: state.engine.max_tokens(),
-        rank: Some(adapter.summary.rank),
-        content_hash: Some(adapter.summary.content_hash.clone()),
-    };
-    let bases = state.options.served_model_names.iter().map(base);
-    bases.chain(state.engine.adapters().into_iter().map(adapter)).collect()
+        loaded: summary.is_some(),
+        rank: summary.as_ref().map(|summary| summary.rank),
+        content_hash: summary.map(|summary| summary.content_hash),
+        ..base(state, &name)
+    }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{BASE, command, exlora, finish, start};
+use super::{BASE, SQL, command, exlora, finish, start};
 
 #[test]
 fn help_names_the_commands_and_the_exit_status() {
@@ -30,7 +30,8 @@ fn help_names_the_commands_and_the_exit_status() {
       -V, --version        Print version
 
     Exit status: 0 success, 1 failure, 2 wrong usage, 3 some requests of a batch failed, 130 Ctrl-C.
-    EXLORA_LOG sets the log level on stderr, as in EXLORA_LOG=info.
+    EXLORA_LOG sets the log level on stderr, as in EXLORA_LOG=info; EXLORA_LOG_FORMAT=json writes JSON
+    lines.
     ");
     assert_eq!(exlora(&["--version"]).stdout.trim(), format!("exlora {}", env!("CARGO_PKG_VERSION")));
 }
@@ -58,6 +59,36 @@ fn wrong_usage_exits_with_2_and_names_the_right_usage() {
         assert_eq!((outcome.status, outcome.stdout.as_str()), (2, ""), "{args:?}");
         assert!(outcome.stderr.contains(right), "{args:?}: {}", outcome.stderr);
     }
+}
+
+#[test]
+fn the_help_of_serve_is_wrapped_once() {
+    for width in [80, 120] {
+        let help = finish(start(command().args(["serve", "--help"]).env("COLUMNS", width.to_string()))).stdout;
+        let (_, after) = help.split_once("Ask the base model").expect("examples");
+        let (examples, rules) = after.rsplit_once("\n\n").expect("examples, then rules");
+        let example = "  curl localhost:8000/v1/completions -H 'Content-Type: application/json' \\\n      -d '{\"model\": \"base\", ";
+        assert!(examples.contains(example), "{examples}");
+        let lines: Vec<&str> = rules.trim_end().lines().collect();
+        assert!(lines.iter().all(|line| line.len() <= width), "{rules}");
+        for pair in lines.windows(2) {
+            let next = pair[1].split(' ').next().expect("a word");
+            assert!(pair[0].len() + 1 + next.len() > width, "{next} has room in the line before:\n{rules}");
+        }
+    }
+}
+
+#[test]
+fn a_pinned_adapter_needs_a_folder_to_be_loaded_from() {
+    let error = exlora(&["serve", "-m", "no/such/model", "--port", "0", "--pin", "sql", "--json"]).error();
+    assert_eq!(error["code"], "request_invalid", "before the model is looked at");
+    let (message, hint) = (error["message"].to_string(), error["hint"].to_string());
+    assert!(message.contains("--pin sql") && message.contains("no --adapters-dir"), "{error}");
+    assert!(hint.contains("--adapters-dir DIR") && hint.contains("--adapter sql=DIR"), "{error}");
+    let named = format!("sql={SQL}");
+    let error =
+        exlora(&["serve", "-m", "no/such/model", "--port", "0", "--pin", "sql", "--adapter", &named, "--json"]).error();
+    assert_eq!(error["code"], "checkpoint_not_found");
 }
 
 #[test]
@@ -135,7 +166,7 @@ fn every_shell_gets_a_script_of_completions() {
 #[test]
 fn the_reference_lists_every_option_command_and_key() {
     let reference = std::fs::read_to_string("docs/cli.md").expect("is there");
-    for command in ["generate", "chat", "inspect", "doctor", "bench", "completions"] {
+    for command in ["generate", "chat", "serve", "inspect", "doctor", "bench", "completions"] {
         let help = exlora(&[command, "--help"]).stdout;
         assert!(reference.contains(&format!("exlora {command}")), "{command}");
         for word in help.split(|c: char| c.is_whitespace() || c == ',') {

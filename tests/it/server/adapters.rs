@@ -37,7 +37,9 @@ fn an_adapter_is_loaded_when_it_is_first_named() {
     assert_eq!([&mixed, &base], [&expected[1].text, &expected[2].text]);
 
     let listed = server.get("/v1/adapters").ok();
-    let sqlite = &listed["data"][0];
+    let names = listed["data"].as_array().expect("a list").iter().map(|adapter| adapter["name"].clone());
+    assert_eq!(names.collect::<Vec<_>>(), ["jargon", "sqlite"], "by name");
+    let sqlite = &listed["data"][1];
     let shown =
         ["name", "id", "resident", "rank", "hits", "loads", "pinned", "path", "leases"].map(|key| sqlite[key].clone());
     let expected = json!(["sqlite", 0, true, 16, 8, 1, false, "sqlite", 0]);
@@ -64,6 +66,11 @@ fn an_unknown_adapter_is_not_found_and_never_the_base() {
     }
     let message = server.complete(json!({"model": "nobody"})).body;
     assert!(message.contains("'jargon', 'sqlite'"), "{message}");
+    assert!(message.contains("the base model is 'quill-4m' or 'base'"), "{message}");
+    for (close, meant) in [("sqlit", "sqlite"), ("Jargon", "jargon"), ("quill4m", "quill-4m"), ("bas", "base")] {
+        let message = server.complete(json!({"model": close})).body;
+        assert!(message.contains(&format!("did you mean '{meant}'?")), "{message}");
+    }
     for fields in [
         json!({"model": "jargon", "adapters": "sqlite"}),
         json!({"adapters": "jargon", "lora": []}),
@@ -72,6 +79,14 @@ fn an_unknown_adapter_is_not_found_and_never_the_base() {
         json!({"lora": [{"id": 0, "scale": 1, "weight": 2}]}),
     ] {
         assert_eq!(server.complete(fields.clone()).refusal(), (400, "request_invalid".to_owned()), "{fields}");
+    }
+    for twice in [
+        r#"{"prompt": "a", "adapters": {"jargon": 1, "sqlite": 1, "jargon": 0.5}}"#,
+        r#"{"prompt": "a", "model": "jargon", "model": "sqlite"}"#,
+    ] {
+        let answer = server.send("POST", "/v1/completions", "", twice);
+        assert_eq!(answer.refusal(), (400, "request_invalid".to_owned()));
+        assert!(answer.body.contains("is there twice"), "{}", answer.body);
     }
 }
 
@@ -107,10 +122,15 @@ fn clients_load_replace_and_unload_adapters_as_in_vllm() {
     let not_found = (404, "adapter_not_found".to_owned());
     assert_eq!(unload(json!({"lora_name": "mine"})).refusal(), not_found);
     assert_eq!(server.complete(json!({"model": "mine"})).refusal(), not_found);
-    for name in ["base", "quill-4m"] {
+    for name in ["base", "quill-4m", "base:z", "base:", "base::z", "quill-4m:z", "base:base"] {
         let refusal = load(json!({"lora_name": name, "lora_path": "jargon"})).refusal();
-        assert_eq!(refusal, (400, "adapter_name_invalid".to_owned()));
+        assert_eq!(refusal, (400, "adapter_name_invalid".to_owned()), "{name}");
     }
+    load(json!({"lora_name": "sql:v2", "lora_path": "jargon"})).ok();
+    for path in ["nothing", "jargon/nothing", "nothing/jargon"] {
+        assert_eq!(load(json!({"lora_name": "mine", "lora_path": path})).refusal(), not_found, "{path}");
+    }
+    assert_eq!(load(json!({"lora_name": "nothing"})).refusal(), not_found);
 }
 
 #[test]

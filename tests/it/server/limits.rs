@@ -57,7 +57,7 @@ fn no_name_but_the_bases_own_is_the_base() {
     }
     assert_eq!(server.get("/v1/models/%ff").refusal(), (404, "adapter_not_found".to_owned()));
     drop(server);
-    for name in ["base", "quill-4m"] {
+    for name in ["base", "quill-4m", "base:z", "quill-4m:z"] {
         engine.load_adapter(name, fixture("adapters/jargon-lora-r8")).expect("loads");
         let error = Server::bind(engine.clone(), ServeOptions { port: 0, ..ServeOptions::default() }).err();
         assert_eq!(error.map(|error| error.code()), Some(ErrorCode::AdapterNameInvalid), "{name}");
@@ -85,4 +85,42 @@ fn clients_are_told_when_their_requests_are_ended() {
     stream.read_to_string(&mut rest).expect("the rest");
     assert!(rest.contains("server_stopping"), "{}", &rest[rest.len().saturating_sub(300)..]);
     thread.join().expect("it ends");
+}
+
+#[test]
+fn connections_without_a_whole_request_do_not_hold_up_the_end() {
+    let dir = adapters_dir();
+    let limit = Duration::from_secs(2);
+    let options = ServeOptions { port: 0, shutdown_timeout: limit, ..options(&dir) };
+    let server = Server::bind(engine(EngineOptions::default()), options).expect("it listens");
+    let (address, stop) = (server.local_addr(), server.stop_handle());
+    let thread = std::thread::spawn(move || server.serve().expect("it serves"));
+    let health = "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let body = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{";
+    let is_kept = |text: &str, answers: usize| {
+        let mut stream = TcpStream::connect(address).expect("it listens");
+        stream.set_read_timeout(Some(LIMIT)).expect("set");
+        stream.write_all(text.as_bytes()).expect("sent");
+        for _ in 0..answers {
+            let mut answer = Vec::new();
+            while !answer.ends_with(b"ok\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).expect("an answer");
+                answer.extend(byte);
+            }
+        }
+        stream
+    };
+    let idle = [is_kept("", 0), is_kept(health, 1), is_kept(&health.repeat(2), 2)];
+    let begun = [is_kept("GET /hea", 0), is_kept(body, 0)];
+    let start = Instant::now();
+    stop.stop();
+    for mut stream in idle {
+        assert_eq!(stream.read(&mut [0; 16]).expect("the end"), 0);
+    }
+    assert!(start.elapsed() < limit, "idle connections are closed at once");
+    thread.join().expect("it ends");
+    // Behind the limit come a second for last words and one for threads.
+    assert!(start.elapsed() < limit + Duration::from_secs(10), "{:?}", start.elapsed());
+    drop(begun);
 }

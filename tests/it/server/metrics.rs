@@ -8,10 +8,13 @@ use serde_json::json;
 
 use super::{ADMIN, Running, adapters_dir, engine, options};
 
-/// Prometheus' text form: samples by name and labels as written. Every line must be understood, and follow the type of its metric.
+/// Prometheus' text form: samples by name and labels as written. Every line must be understood, and follow the type of its metric;
+/// metrics are in order.
 fn samples(text: &str) -> BTreeMap<String, f64> {
     let mut samples = BTreeMap::new();
     let mut types: BTreeMap<&str, &str> = BTreeMap::new();
+    let names = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    assert!(names.is_sorted_by(|one, other| one < other), "each once, sorted: {text}");
     for line in text.lines().filter(|line| !line.is_empty()) {
         if let Some(comment) = line.strip_prefix("# ") {
             let mut words = comment.splitn(3, ' ');
@@ -52,6 +55,8 @@ fn metrics_are_prometheus_text_for_each_adapter() {
         }
     }
     assert_eq!(server.complete(json!({"model": "nobody"})).status, 404);
+    std::fs::create_dir(dir.path().join("empty")).expect("created");
+    assert_eq!(server.complete(json!({"model": "empty"})).refusal(), (400, "adapter_config_not_found".to_owned()));
     let answer = server.get("/metrics");
     assert_eq!(answer.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
     let samples = samples(&answer.body);
@@ -101,6 +106,38 @@ fn every_answer_has_an_id_the_clients_own_or_a_new_one() {
     let [one, other] =
         ["/health", "/v1/nowhere"].map(|path| server.get(path).header("x-request-id").expect("an id").to_owned());
     assert!(one.len() >= 16 && one != other, "{one} {other}");
-    let own = server.send("GET", "/v1/models", "x-request-id: mine-7\r\n", "");
-    assert_eq!(own.header("x-request-id"), Some("mine-7"));
+    let long = "x".repeat(128);
+    for own in ["mine-7", "Mine_7 {8}", &long] {
+        let answer = server.send("GET", "/v1/models", &format!("x-request-id: {own}\r\n"), "");
+        assert_eq!(answer.header("x-request-id"), Some(&*own.to_lowercase()));
+    }
+    for unusable in [&format!("{long}x"), "", "caf\u{e9}", "a\tb"] {
+        let answer = server.send("GET", "/v1/models", &format!("x-request-id: {unusable}\r\n"), "");
+        let id = answer.header("x-request-id").expect("an id");
+        assert!(id.len() == one.len() && id != unusable, "{id}");
+    }
+}
+
+#[test]
+fn tokens_are_counted_while_a_request_runs() {
+    let dir = adapters_dir();
+    let engine = engine(EngineOptions { max_seq_len: Some(1024), ..EngineOptions::default() });
+    let server = Running::start(&engine, ServeOptions { admin_key: None, ..options(&dir) });
+    let counted = || {
+        let text = server.get("/metrics").body;
+        samples(&text).get("exlora_generated_tokens_total{adapter=\"jargon\"}").copied().unwrap_or_default()
+    };
+    let fields = json!({"model": "jargon", "prompt": "Once", "max_tokens": 900, "n": 8, "ignore_eos": true});
+    std::thread::scope(|scope| {
+        let request = scope.spawn(|| server.post("/v1/completions", &fields).ok());
+        let mut seen = Vec::new();
+        while !request.is_finished() {
+            seen.push(counted());
+        }
+        let usage = &request.join().expect("an answer")["usage"];
+        assert_eq!(usage["completion_tokens"], 7200);
+        assert!(seen.iter().any(|tokens| (1.0..7200.0).contains(tokens)), "{seen:?}");
+        assert!(seen.is_sorted(), "{seen:?}");
+    });
+    assert_eq!(counted(), 7200.0);
 }

@@ -1,8 +1,12 @@
 //! The HTTP server, over sockets.
 
+mod adapter_names;
 mod adapters;
 mod bench;
+mod clients;
+mod heads;
 mod limits;
+mod logs;
 mod metrics;
 
 use std::fs;
@@ -73,6 +77,16 @@ struct Answer {
 }
 
 impl Answer {
+    /// What was read up to the end of a connection. Interim responses say nothing.
+    fn read(mut text: &str) -> Self {
+        while let Some(rest) = text.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n") {
+            text = rest;
+        }
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no head in {text:?}"));
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+        Self { status, headers: head.to_lowercase(), body: body.to_owned() }
+    }
+
     fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("{} {}", self.status, self.body))
     }
@@ -114,9 +128,7 @@ impl Running {
         stream.write_all((head + body).as_bytes()).expect("sent");
         let mut text = String::new();
         stream.read_to_string(&mut text).expect("an answer");
-        let (head, body) = text.split_once("\r\n\r\n").expect("a head");
-        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
-        Answer { status, headers: head.to_lowercase(), body: body.to_owned() }
+        Answer::read(&text)
     }
 
     fn get(&self, path: &str) -> Answer {
