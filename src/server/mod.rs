@@ -2,6 +2,8 @@
 
 mod adapters;
 mod auth;
+mod client_names;
+mod client_paths;
 mod connections;
 mod engine_loop;
 mod error;

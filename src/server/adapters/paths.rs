@@ -117,6 +117,11 @@ impl AdaptersDir {
         Some(path.strip_prefix(&self.root).ok()?.to_string_lossy().into_owned())
     }
 
+    /// An error with paths as clients name them.
+    pub(super) fn as_seen_by_clients(&self, error: Error) -> Error {
+        error.with_folder_called(&self.root, "")
+    }
+
     /// The names of the adapters whose folders lie directly in this one, sorted. Each is looked at when it is taken.
     pub(super) fn names(&self) -> impl Iterator<Item = String> {
         let entries = std::fs::read_dir(&self.root).into_iter().flatten().flatten().take(MAX_ENTRIES);

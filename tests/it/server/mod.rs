@@ -2,6 +2,7 @@
 
 mod adapters;
 mod bench;
+mod fields;
 mod limits;
 mod metrics;
 
