@@ -51,6 +51,25 @@ impl CheckedRequest {
         &self.prompt
     }
 
+    /// Refuses a request for more new tokens than the context or the KV cache leaves after its prompt, which would otherwise
+    /// end there.
+    ///
+    /// # Errors
+    /// `request_invalid`.
+    pub fn check_room(&self) -> Result<()> {
+        let (prompt, asked) = (self.prompt.len(), self.request.max_new_tokens);
+        let room = self.decode.max_tokens - prompt;
+        if asked <= room {
+            return Ok(());
+        }
+        let what = format!("max_new_tokens is more than a prompt of {prompt} tokens leaves room for");
+        Err(Error::new(ErrorCode::RequestInvalid, what)
+            .with_setting("max_new_tokens")
+            .with_expected(format!("at most {room}"))
+            .with_found(asked)
+            .with_hint("ask for fewer new tokens, shorten the prompt, or leave the field out for all that is left"))
+    }
+
     /// Tokens of the prompt, and of the negative prompt if it has one.
     pub(super) fn prefill_tokens(&self) -> usize {
         self.prompt.len() + self.negative.as_ref().map_or(0, |negative| negative.tokens.len())
@@ -65,9 +84,11 @@ impl Engine {
     #[doc(hidden)]
     pub fn check(&self, request: Request) -> Result<CheckedRequest> {
         let (mixture, tokenizer) = self.lease(&request.adapters)?;
-        let mut prompt = self.encode(&tokenizer, &request.prompt, request.add_special_tokens, &request.chat)?;
+        let of_prompt = |error: Error| error.with_setting("prompt");
+        let encoded = self.encode(&tokenizer, &request.prompt, request.add_special_tokens, &request.chat);
+        let mut prompt = encoded.map_err(of_prompt)?;
         let healed = if request.token_healing { cut_last_token(&mut prompt.tokens, &tokenizer) } else { None };
-        let plan = self.plan(&mixture, &prompt)?;
+        let plan = self.plan(&mixture, &prompt).map_err(of_prompt)?;
         request.check(plan.vocab)?;
         let negative = self.negative_prompt(&request, healed, &mixture, &tokenizer)?;
         let draft = self.draft_plan(&request, &prompt.tokens)?;
@@ -117,7 +138,8 @@ impl Engine {
         let (Some(prompt), Some(scale)) = (&request.negative_prompt, request.sampling.cfg_scale) else {
             return Ok(None);
         };
-        let of_negative_prompt = |error: Error| error.with_subject("the negative prompt");
+        let of_negative_prompt =
+            |error: Error| error.with_setting("negative_prompt").with_subject("the negative prompt");
         // What is said of a chat is said of the prompt, where that is one.
         let chat = if matches!(prompt, Prompt::Chat(_)) { request.chat.clone() } else { ChatOptions::default() };
         let encoded = self.encode(text, prompt, request.add_special_tokens, &chat);
@@ -140,6 +162,7 @@ impl Engine {
                 ErrorCode::PromptTooLong,
                 "prompt and negative prompt do not fit the KV cache together",
             )
+            .with_setting("negative_prompt")
             .with_expected(format!("at most {} tokens", pages * PAGE_TOKENS))
             .with_found(format!("{prompt} and {negative} tokens"))
             .with_hint("shorten the prompts, or enlarge the KV cache (kv_tokens)"));
@@ -240,7 +263,9 @@ impl Engine {
             None => {
                 let what =
                     "stop strings and banned strings need a tokenizer, and the model folder has no tokenizer.json";
-                return Err(Error::new(ErrorCode::TokenizerNotFound, what).with_path(self.model().path()));
+                let setting = if stop_texts.is_empty() { "banned_strings" } else { "stop" };
+                let error = Error::new(ErrorCode::TokenizerNotFound, what).with_setting(setting);
+                return Err(error.with_path(self.model().path()));
             }
         };
         let banned = (!request.banned_strings.is_empty()).then(|| Box::new(BannedText::new(&request.banned_strings)));

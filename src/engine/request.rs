@@ -231,45 +231,48 @@ impl Request {
     /// # Errors
     /// `request_invalid`, `sampling_invalid`.
     pub(super) fn check(&self, vocab: usize) -> Result<()> {
-        let invalid = |what: &str, expected: String, found: usize| {
-            Err(Error::new(ErrorCode::RequestInvalid, what).with_expected(expected).with_found(found))
+        let wrong = |setting: &str, what: &str| {
+            Error::new(ErrorCode::RequestInvalid, format!("{setting} {what}")).with_setting(setting)
+        };
+        let invalid = |setting: &str, what: &str, expected: String, found: usize| {
+            Err(wrong(setting, what).with_expected(expected).with_found(found))
         };
         if self.max_new_tokens == 0 {
-            return invalid("max_new_tokens is 0", "at least 1".to_owned(), 0);
+            return invalid("max_new_tokens", "is 0", "at least 1".to_owned(), 0);
         }
         if !(1..=MAX_SAMPLES).contains(&self.n) {
-            return invalid("n is out of range", format!("1 to {MAX_SAMPLES} samples"), self.n);
+            return invalid("n", "is out of range", format!("1 to {MAX_SAMPLES} samples"), self.n);
         }
         for (name, tokens) in [("logprobs", self.logprobs), ("probs", self.probs)] {
             if tokens > vocab {
-                let what = format!("{name} asks for more tokens than the model has");
-                return invalid(&what, format!("at most {vocab}"), tokens);
+                return invalid(name, "asks for more tokens than the model has", format!("at most {vocab}"), tokens);
             }
         }
         if self.n > 1 && !self.filters.filters.is_empty() {
-            return invalid("filters know one text", "n = 1".to_owned(), self.n);
+            return invalid("n", "is above 1, and filters know one text", "n = 1".to_owned(), self.n);
         }
         if self.token_healing && self.grammar.is_some() {
-            let what = "token_healing and a grammar exclude each other: a grammar begins where the prompt ends";
-            return Err(Error::new(ErrorCode::RequestInvalid, what));
+            let what = "and a grammar exclude each other: a grammar begins where the prompt ends";
+            return Err(wrong("token_healing", what));
         }
         let scale = self.sampling.cfg_scale;
         if self.negative_prompt.is_some() && scale.is_none() {
-            return Err(Error::new(ErrorCode::RequestInvalid, "there is a negative prompt and no cfg_scale")
+            return Err(wrong("negative_prompt", "is given and no cfg_scale")
                 .with_hint("cfg_scale says how much it counts; above 1 the text is guided away from it"));
         }
         if self.negative_prompt.is_none() && scale.is_some_and(|scale| scale != 1.0) {
-            return Err(Error::new(ErrorCode::RequestInvalid, "there is a cfg_scale and no negative prompt")
+            return Err(wrong("cfg_scale", "is given and no negative_prompt")
                 .with_hint("give a negative prompt, or leave cfg_scale out"));
         }
         if !(1..=MAX_NGRAM).contains(&self.max_ngram) {
-            return invalid("max_ngram is out of range", format!("1 to {MAX_NGRAM} tokens"), self.max_ngram);
+            return invalid("max_ngram", "is out of range", format!("1 to {MAX_NGRAM} tokens"), self.max_ngram);
         }
         if let Some(tokens) = self.num_draft_tokens.filter(|&tokens| tokens > MAX_DRAFT_TOKENS) {
-            return invalid("num_draft_tokens is out of range", format!("at most {MAX_DRAFT_TOKENS}"), tokens);
+            return invalid("num_draft_tokens", "is out of range", format!("at most {MAX_DRAFT_TOKENS}"), tokens);
         }
-        check_strings("stop string", self.stop_strings())?;
-        check_strings("banned string", self.banned_strings.iter().map(String::as_str))?;
+        let of = |setting: &'static str| move |error: Error| error.with_setting(setting);
+        check_strings("stop string", self.stop_strings()).map_err(of("stop"))?;
+        check_strings("banned string", self.banned_strings.iter().map(String::as_str)).map_err(of("banned_strings"))?;
         self.sampling.check(vocab)
     }
 

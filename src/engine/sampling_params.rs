@@ -145,7 +145,7 @@ impl SamplingParams {
     fn check_numbers(&self, problems: &mut Vec<Error>) {
         let mut check = |name: &str, value: f32, valid: bool, expected: &str| {
             if !valid {
-                problems.push(out_of_range(name).with_expected(expected).with_found(value));
+                problems.push(out_of_range(name, "").with_expected(expected).with_found(value));
             }
         };
         for (name, value) in [
@@ -184,15 +184,17 @@ impl SamplingParams {
             check(name, value, (0.0..=1.0).contains(&value), "a number from 0 to 1");
         }
         for &(id, bias) in &self.logit_bias {
-            let name = format!("logit_bias of token {id}");
-            check(&name, bias, bias.is_finite() || bias == f32::NEG_INFINITY, "a finite number or minus infinity");
+            if !bias.is_finite() && bias != f32::NEG_INFINITY {
+                let error = out_of_range("logit_bias", &format!(" of token {id}"));
+                problems.push(error.with_expected("a finite number or minus infinity").with_found(bias));
+            }
         }
     }
 
     fn check_lengths(&self, problems: &mut Vec<Error>) {
         for (name, value) in [("dry_allowed_length", self.dry_allowed_length), ("dry_max_ngram", self.dry_max_ngram)] {
             if value == 0 {
-                problems.push(out_of_range(name).with_expected("at least 1").with_found(value));
+                problems.push(out_of_range(name, "").with_expected("at least 1").with_found(value));
             }
         }
     }
@@ -207,13 +209,13 @@ impl SamplingParams {
         ] {
             if let Some(id) = ids.into_iter().find(|&id| id as usize >= vocab) {
                 let what = format!("{name} names a token the model does not have");
-                let error = Error::new(ErrorCode::SamplingInvalid, what);
+                let error = Error::new(ErrorCode::SamplingInvalid, what).with_setting(name);
                 problems.push(error.with_expected(format!("ids below {vocab}")).with_found(id));
             }
         }
         if self.allowed_token_ids.as_ref().is_some_and(Vec::is_empty) {
-            problems
-                .push(Error::new(ErrorCode::SamplingInvalid, "allowed_token_ids is empty, so no token can be chosen"));
+            let what = "allowed_token_ids is empty, so no token can be chosen";
+            problems.push(Error::new(ErrorCode::SamplingInvalid, what).with_setting("allowed_token_ids"));
         }
     }
 
@@ -243,8 +245,9 @@ pub(super) fn is_share(share: f32) -> bool {
     0.0 < share && share < 1.0
 }
 
-fn out_of_range(name: &str) -> Error {
-    Error::new(ErrorCode::SamplingInvalid, format!("{name} is out of range"))
+/// The error of a setting; `part` says of which part of it.
+fn out_of_range(setting: &str, part: &str) -> Error {
+    Error::new(ErrorCode::SamplingInvalid, format!("{setting}{part} is out of range")).with_setting(setting)
 }
 
 #[cfg(test)]
@@ -265,6 +268,11 @@ mod tests {
         };
         let error = bad.check(10).expect_err("an error");
         assert_eq!(error.code(), ErrorCode::SamplingInvalid);
+        let settings: Vec<_> =
+            error.clone().into_list().iter().filter_map(|e| e.setting().map(str::to_owned)).collect();
+        let named =
+            ["frequency_penalty", "temperature", "repetition_penalty", "top_p", "min_p", "logit_bias", "logit_bias"];
+        assert_eq!(settings, named);
         let text = error.to_string();
         for name in
             ["temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "token 1", "ids below 10"]

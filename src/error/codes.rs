@@ -48,7 +48,8 @@ macro_rules! catalog {
                 match self { $(ErrorCode::$variant => concat!($($summary),+).trim_ascii(),)+ }
             }
 
-            /// What usually helps: the hint of errors that have no hint of their own.
+            /// What usually helps: the hint of errors that have no hint of their own. Empty where only the message can tell, which
+            /// names what is wrong and what was expected.
             pub fn remedy(self) -> &'static str {
                 match self { $(ErrorCode::$variant => $remedy,)+ }
             }
@@ -152,7 +153,7 @@ catalog! {
     /// The chat template rejected the messages.
     ChatTemplateFailed = "chat_template_failed", Invalid, "check the roles and the order of the messages";
     /// A request or option is invalid.
-    RequestInvalid = "request_invalid", Invalid, "see the message";
+    RequestInvalid = "request_invalid", Invalid, "";
     /// The prompt has no tokens.
     PromptEmpty = "prompt_empty", Invalid, "give at least one token";
     /// The prompt exceeds the model's context length or the KV cache.
@@ -162,13 +163,13 @@ catalog! {
     /// A token id is outside the vocabulary.
     TokenOutOfRange = "token_out_of_range", Invalid, "use the model's own tokenizer";
     /// A sampling setting is out of range.
-    SamplingInvalid = "sampling_invalid", Invalid, "see the message";
+    SamplingInvalid = "sampling_invalid", Invalid, "";
     /// A grammar of a request cannot be understood, is not supported, or is too expensive.
     ConstraintInvalid = "constraint_invalid", Invalid, "see docs/structured-output.md for what a grammar may contain";
     /// A grammar or filter of a request allows no token, or failed while the text was generated.
-    ConstraintFailed = "constraint_failed", Invalid, "see the message";
+    ConstraintFailed = "constraint_failed", Invalid, "allow more: a wider grammar, fewer filters, or none";
     /// A hook of a request raised an exception.
-    HookFailed = "hook_failed", Invalid, "see the message";
+    HookFailed = "hook_failed", Invalid, "correct the hook: the exception is its own";
     /// The logits are not finite, so no token can be sampled.
     LogitsNotFinite = "logits_not_finite", Invalid, "use smaller adapter weights; if that does not help, the base model or an adapter is damaged";
     /// A setting of exllamav2 that exlora does not support.
@@ -194,11 +195,11 @@ catalog! {
     /// Memory for weights, adapters or the KV cache could not be allocated.
     MemoryExhausted = "memory_exhausted", Memory, "use a smaller KV cache or model";
     /// A file or stream could not be read or written.
-    IoFailed = "io_failed", Io, "see the message";
+    IoFailed = "io_failed", Io, "check that it exists, who may use it, and the room on the disk";
     /// The server wants a key, and the request has none that it accepts.
     Unauthorized = "unauthorized", Invalid, "send the key as Authorization: Bearer KEY";
     /// The server does not allow this request, whatever key it has.
-    Forbidden = "forbidden", Unsupported, "see the message";
+    Forbidden = "forbidden", Unsupported, "whoever runs the server decides what it allows: see `exlora serve --help`";
     /// The server has no such route, or the route has no such method.
     RouteNotFound = "route_not_found", NotFound, "see /openapi.json for the routes";
     /// The request is larger than the server allows.

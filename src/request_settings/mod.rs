@@ -1,7 +1,9 @@
 //! Settings of a request by the names of its fields: keys of a JSON request, options of the command, and `/set` in a chat.
 
 mod field_names;
+mod numbers;
 mod prompt_json;
+mod read_json;
 mod suggestion;
 
 use std::collections::BTreeMap;
@@ -15,8 +17,12 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 pub(crate) use self::field_names::field_names;
+#[cfg(feature = "cli")]
+use self::numbers::{seed_arg, top_k_arg};
 pub(crate) use self::prompt_json::prompt_of_json;
 use self::prompt_json::{negative_prompt, prompt_as_json};
+use self::read_json::unexpected;
+pub(crate) use self::read_json::{read_json, read_json_at};
 #[cfg(feature = "server")]
 pub(crate) use self::suggestion::closest;
 pub(crate) use self::suggestion::did_you_mean;
@@ -51,8 +57,10 @@ pub struct RequestSettings {
     /// Sampling temperature; 0, the default, is greedy.
     #[cfg_attr(feature = "cli", arg(long, value_name = "T"))]
     temperature: Option<f32>,
-    /// Sample from the K most likely tokens; 0, the default, is all.
-    #[cfg_attr(feature = "cli", arg(long, value_name = "K"))]
+    /// Sample from the K most likely tokens; 0, the default, is all, and so is -1.
+    #[cfg_attr(feature = "cli", arg(long, value_name = "K", value_parser = top_k_arg, allow_negative_numbers = true))]
+    #[serde(default, deserialize_with = "numbers::top_k")]
+    #[schema(value_type = Option<i64>)]
     top_k: Option<usize>,
     /// Nucleus sampling: the most likely tokens up to this total probability; 1, the default, is all.
     #[cfg_attr(feature = "cli", arg(long, value_name = "P"))]
@@ -156,8 +164,11 @@ pub struct RequestSettings {
     /// Choose only tokens with this id; may be repeated. All by default.
     #[cfg_attr(feature = "cli", arg(long, value_name = "ID"))]
     allowed_token_ids: Option<Vec<u32>>,
-    /// Random seed: the same seed gives the same text. A random one by default, which is reported.
-    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
+    /// Random seed: the same seed gives the same text. A random one by default, which is reported. A negative one is the number of
+    /// 64 bits with the same bits.
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N", value_parser = seed_arg, allow_negative_numbers = true))]
+    #[serde(default, deserialize_with = "numbers::seed")]
+    #[schema(value_type = Option<i128>)]
     seed: Option<u64>,
     /// Stop before this string; may be repeated.
     #[cfg_attr(feature = "cli", arg(long, value_name = "TEXT", value_parser = stop_text_arg))]
@@ -221,6 +232,11 @@ pub struct RequestSettings {
 }
 
 impl RequestSettings {
+    /// The largest number of new tokens, if it is given.
+    pub(crate) fn max_new_tokens(&self) -> Option<usize> {
+        self.max_new_tokens
+    }
+
     /// Changes what is given in a request.
     ///
     /// # Errors
@@ -361,8 +377,13 @@ fn stop_text_arg(text: &str) -> Result<Stop, std::convert::Infallible> {
 }
 
 fn logit_bias<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<(u32, f32)>>, D::Error> {
-    let bias: Option<BTreeMap<u32, f32>> = Deserialize::deserialize(deserializer)?;
-    Ok(bias.map(|bias| bias.into_iter().collect()))
+    let bias: Option<BTreeMap<String, f32>> = Deserialize::deserialize(deserializer)?;
+    let one = |(id, bias): (String, f32)| match id.parse::<u32>() {
+        Ok(id) => Ok((id, bias)),
+        Err(_) => Err(unexpected(&Value::from(id), "token ids as the names of numbers")),
+    };
+    let bias = bias.map(|bias| bias.into_iter().map(one).collect::<Result<BTreeMap<u32, f32>, D::Error>>());
+    Ok(bias.transpose()?.map(|bias| bias.into_iter().collect()))
 }
 
 fn logit_bias_as_map<S: Serializer>(bias: &Option<Vec<(u32, f32)>>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -385,13 +406,14 @@ fn stops<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Stop>>
         Value::String(text) => Some(Stop::Text(text.clone())),
         other => other.as_u64().and_then(|id| u32::try_from(id).ok()).map(Stop::Token),
     };
-    let stops = match &Value::deserialize(deserializer)? {
+    let value = Value::deserialize(deserializer)?;
+    let items = match &value {
         Value::Null => return Ok(None),
-        Value::Array(items) => items.iter().map(stop).collect(),
-        one => stop(one).map(|stop| vec![stop]),
+        Value::Array(items) => items,
+        one => std::slice::from_ref(one),
     };
-    let expected = "stop must be a string, a token id, or a list of them";
-    stops.map(Some).ok_or_else(|| serde::de::Error::custom(expected))
+    let wrong = |item| unexpected(item, "a string, a token id, or an array of them");
+    items.iter().map(|item| stop(item).ok_or_else(|| wrong(item))).collect::<Result<_, _>>().map(Some)
 }
 
 fn stops_as_list<S: Serializer>(stops: &Option<Vec<Stop>>, serializer: S) -> Result<S::Ok, S::Error> {

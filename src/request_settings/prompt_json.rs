@@ -6,13 +6,16 @@ use serde_json::Value;
 use crate::engine::{ChatMessage, Prompt};
 use crate::error::{Error, ErrorCode, Result};
 
+/// What a prompt may be.
+const PROMPT: &str = "a string, an array of token ids, or an array of messages";
+
 /// Reads the prompt that is the value of `key`.
 ///
 /// # Errors
 /// `request_invalid`.
 pub(crate) fn prompt_of_json(key: &str, value: Value) -> Result<Prompt> {
-    let invalid = |what: String| Error::new(ErrorCode::RequestInvalid, what);
-    let expected = || invalid(format!("{key} must be text, a list of token ids, or a list of messages"));
+    let invalid = |what: String| Error::new(ErrorCode::RequestInvalid, what).with_setting(key);
+    let expected = || invalid(format!("{key} must be {PROMPT}"));
     match value {
         Value::String(text) => Ok(Prompt::Text(text)),
         Value::Array(items) if items.iter().all(Value::is_number) => {

@@ -47,9 +47,7 @@ pub type ApiResult<T> = Result<T, ApiError>;
 impl ApiError {
     /// An error about a field of the request.
     pub fn of_field(param: impl Into<String>, error: Error) -> Self {
-        let mut error = Self::from(error);
-        error.body.error.param = Some(param.into());
-        error
+        error.with_setting(param).into()
     }
 
     /// The same with another status.
@@ -80,18 +78,20 @@ impl ApiError {
 }
 
 impl From<Error> for ApiError {
+    /// The error's setting is the field that is wrong. Absolute paths of the server's disk are none of the client's business.
     fn from(error: Error) -> Self {
         let status = status_of(error.code());
+        if status == StatusCode::INTERNAL_SERVER_ERROR {
+            tracing::error!(%error, "a request failed");
+        }
+        let error = error.without_absolute_paths();
         let message = match status {
             // What the operating system or the server's own files say is not the client's.
-            StatusCode::INTERNAL_SERVER_ERROR => {
-                tracing::error!(%error, "a request failed");
-                error.message().to_owned()
-            }
+            StatusCode::INTERNAL_SERVER_ERROR => error.message().to_owned(),
             _ => error.to_string(),
         };
-        let code = error.code().as_str();
-        Self { status, body: ErrorBody { error: ErrorObject { message, r#type: type_of(status), param: None, code } } }
+        let (param, code) = (error.setting().map(str::to_owned), error.code().as_str());
+        Self { status, body: ErrorBody { error: ErrorObject { message, r#type: type_of(status), param, code } } }
     }
 }
 
@@ -169,5 +169,13 @@ mod tests {
         assert_eq!(body["error"]["type"], "invalid_request_error");
         assert_eq!(body["error"]["param"], "prompt");
         assert!(body["error"]["message"].as_str().is_some_and(|text| text.contains("at least one token")));
+    }
+
+    #[test]
+    fn a_client_sees_no_folder_of_the_machine() {
+        let error =
+            Error::new(ErrorCode::AdapterConfigInvalid, "it is no JSON").with_path("/srv/a/adapter_config.json");
+        let error = ApiError::from(error);
+        assert!(error.message().starts_with("it is no JSON: adapter_config.json ("), "{}", error.message());
     }
 }

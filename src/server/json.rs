@@ -9,11 +9,12 @@ use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use super::client_names::ClientNames;
 use super::error::{ApiError, ApiResult};
 use super::state::AppState;
-use super::unique_fields::UniqueFields;
+use super::unique_value::UniqueValue;
 use crate::error::{Error, ErrorCode, Result};
-use crate::request_settings::{did_you_mean, field_names};
+use crate::request_settings::{did_you_mean, field_names, read_json};
 
 /// What is read, and forgotten, of a body that is too large: many clients look at no answer before they have sent all of it.
 pub const MAX_DRAINED_BYTES: usize = 64 << 20;
@@ -23,6 +24,8 @@ pub struct JsonFields {
     fields: Map<String, Value>,
     /// Names that were asked for.
     known: Vec<&'static str>,
+    /// What the client calls settings that were given under another name.
+    names: ClientNames,
 }
 
 impl JsonFields {
@@ -35,36 +38,52 @@ impl JsonFields {
         self.known.extend(names);
         let own: Map<String, Value> =
             names.iter().filter_map(|&name| Some((name.to_owned(), self.fields.remove(name)?))).collect();
-        serde_path_to_error::deserialize(Value::Object(own)).map_err(|e| {
-            let path = e.path().to_string();
-            match path.as_str() {
-                // A field is missing.
-                "." => invalid(e.inner().to_string()).into(),
-                _ => ApiError::of_field(path.clone(), invalid(format!("{path}: {}", e.inner()))),
-            }
-        })
+        read_json(Value::Object(own)).map_err(|error| self.names.error(error).into())
     }
 
-    /// Refuses fields that were not read, but for those that change no answer and nulls.
+    /// Takes a field, if it is there and not null.
+    pub fn take(&mut self, name: &'static str) -> Option<Value> {
+        self.known.push(name);
+        self.fields.remove(name).filter(|value| !value.is_null())
+    }
+
+    /// A field that nobody has read, if it is there and not null.
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        self.fields.get(name).filter(|value| !value.is_null())
+    }
+
+    /// Gives a setting that the client calls otherwise.
+    ///
+    /// # Errors
+    /// `request_invalid`: it is given twice, with different values.
+    pub fn give(&mut self, setting: &'static str, field: &str, value: Value) -> ApiResult<()> {
+        if let Some(other) = self.get(setting) {
+            if *other == value {
+                return Ok(());
+            }
+            let other = self.names.field_of(setting).unwrap_or(setting);
+            let what = format!("{field} and {other} give different values of one setting");
+            return Err(ApiError::of_field(field, invalid(what).with_hint("leave one of them out")));
+        }
+        self.names.add(setting, field);
+        self.fields.insert(setting.to_owned(), value);
+        Ok(())
+    }
+
+    /// Refuses fields that nobody has read, but for nulls. Returns what the client calls its settings.
     ///
     /// # Errors
     /// `request_invalid`.
-    pub fn finish(self, without_effect: &[&str], refused: &[&str]) -> ApiResult<()> {
-        let is_unknown = |name: &String, value: &Value| !value.is_null() && !without_effect.contains(&name.as_str());
-        let Some((name, _)) = self.fields.iter().find(|(name, value)| is_unknown(name, value)) else { return Ok(()) };
-        let error = if refused.contains(&name.as_str()) {
-            let what = format!("the field {name} is not supported");
-            Error::new(ErrorCode::SettingUnsupported, what).with_hint("leave the field out")
-        } else {
-            invalid(format!("unknown field {name}{}", did_you_mean(name, self.known.iter().copied())))
-        };
-        Err(ApiError::of_field(name.as_str(), error))
+    pub fn finish(self) -> ApiResult<ClientNames> {
+        let Some((name, _)) = self.fields.iter().find(|(_, value)| !value.is_null()) else { return Ok(self.names) };
+        let what = format!("unknown field {name}{}", did_you_mean(name, self.known.iter().copied()));
+        Err(ApiError::of_field(name.as_str(), invalid(what)))
     }
 }
 
 impl From<Map<String, Value>> for JsonFields {
     fn from(fields: Map<String, Value>) -> Self {
-        Self { fields, known: Vec::new() }
+        Self { fields, known: Vec::new(), names: ClientNames::default() }
     }
 }
 
@@ -81,9 +100,12 @@ impl FromRequest<Arc<AppState>> for JsonFields {
         let body = read(request.into_body(), state.options.max_body_bytes);
         let late = |_| Error::new(ErrorCode::RequestTimeout, "the body did not arrive in time");
         let body = tokio::time::timeout(state.options.body_timeout, body).await.map_err(late)??;
-        let UniqueFields(fields) =
-            serde_json::from_slice(&body).map_err(|e| invalid(format!("the body is no JSON object: {e}")))?;
-        Ok(fields.into())
+        let fields =
+            serde_json::from_slice(&body).map_err(|e| invalid(format!("the body cannot be read as JSON: {e}")))?;
+        match fields {
+            UniqueValue(Value::Object(fields)) => Ok(fields.into()),
+            _ => Err(invalid("the body is no JSON object".to_owned()).into()),
+        }
     }
 }
 
@@ -137,20 +159,31 @@ mod tests {
     #[test]
     fn a_wrong_value_is_named_by_its_path() {
         let error = fields(r#"{"list": [1, "x"], "other": 1}"#).read::<Example>().expect_err("refused");
-        assert!(message(error).contains("list[1]: invalid type"));
+        assert!(message(error).contains("list[1] has a wrong value"));
         let found: Example = fields(r#"{"number": 0.5, "list": null}"#).read().expect("reads");
         assert_eq!((found.number, found.list), (Some(0.5), None));
     }
 
     #[test]
-    fn what_is_not_understood_is_refused_unless_it_changes_nothing() {
+    fn what_is_not_understood_is_refused() {
         let finish = |text: &str| {
             let mut fields = fields(text);
             fields.read::<Example>().expect("reads");
-            fields.finish(&["user"], &["audio"]).map_err(message)
+            fields.finish().map(drop).map_err(message)
         };
-        assert!(finish(r#"{"user": "x", "number": 1, "numbr": null}"#).is_ok());
+        assert!(finish(r#"{"number": 1, "numbr": null}"#).is_ok());
         assert!(finish(r#"{"numbr": 1}"#).is_err_and(|text| text.contains("did you mean 'number'?")));
-        assert!(finish(r#"{"audio": {}}"#).is_err_and(|text| text.contains("audio is not supported")));
+    }
+
+    #[test]
+    fn a_setting_that_was_given_otherwise_is_wrong_by_its_other_name() {
+        let mut fields = fields("{}");
+        fields.give("number", "temperature", "hot".into()).expect("given");
+        assert!(fields.give("number", "temp", "hot".into()).is_ok());
+        let error = fields.give("number", "temp", 3.into()).expect_err("another value");
+        assert!(message(error).contains("temp and temperature give different values"));
+        let error = serde_json::to_value(fields.read::<Example>().expect_err("no number").body()).expect("serializes");
+        assert_eq!(error["error"]["param"], "temperature");
+        assert!(error["error"]["message"].to_string().contains("temperature has a wrong value"), "{error}");
     }
 }

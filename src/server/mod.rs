@@ -2,6 +2,8 @@
 
 mod adapters;
 mod auth;
+mod client_names;
+mod client_paths;
 mod client_watch;
 mod connections;
 mod engine_loop;
@@ -26,7 +28,7 @@ mod serve_connection;
 mod socket;
 mod sse;
 mod state;
-mod unique_fields;
+mod unique_value;
 mod write_timeout;
 
 pub use self::key::Key;

@@ -47,6 +47,14 @@ mod tests {
         for field in ["messages", "stream", "temperature", "adapters", "json_schema", "max_completion_tokens"] {
             assert!(chat["properties"][field].is_object(), "{field} in {chat}");
         }
+        // Fields that are called otherwise here, or understood with some values alone.
+        for schema in ["ChatRequest", "CompletionRequest", "ResponseRequest"] {
+            let properties = &document["components"]["schemas"][schema]["properties"];
+            assert_eq!(properties["guided_json"]["description"], "The same as `json_schema`.", "{schema}");
+            assert_eq!(properties["use_beam_search"]["enum"], serde_json::json!([false, null]), "{schema}");
+            assert!(properties["structured_outputs"]["properties"]["choice"].is_object(), "{schema}");
+            assert!(properties["stream"].is_object() && properties["user"].is_object(), "{schema}");
+        }
         // A chat's log-probabilities are asked for by a boolean.
         assert!(chat["properties"]["logprobs"]["type"].to_string().contains("boolean"), "{chat}");
     }

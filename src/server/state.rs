@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::adapters::Adapters;
+use super::client_paths::ClientPaths;
 use super::engine_loop::{EngineLoop, stopping};
 use super::metrics::Metrics;
 use super::options::ServeOptions;
@@ -30,6 +31,8 @@ pub struct AppState {
     pub started: u64,
     /// The name of the model's folder.
     pub folder_name: String,
+    /// What clients see of its files.
+    pub client_paths: ClientPaths,
     /// Whether only this machine reaches the server.
     pub is_loopback: bool,
     is_stopping: AtomicBool,
@@ -49,6 +52,7 @@ impl AppState {
         let metrics = Metrics::default();
         let adapters = Adapters::new(&engine, &options, &metrics)?;
         let prompt_text = PromptText::new(engine.max_tokens());
+        let client_paths = ClientPaths::new(engine.model().path().to_owned(), &folder_name);
         let (started, is_stopping) = (unix_seconds(), AtomicBool::new(false));
         Ok(Arc::new(Self {
             engine,
@@ -59,6 +63,7 @@ impl AppState {
             prompt_text,
             started,
             folder_name,
+            client_paths,
             is_loopback,
             is_stopping,
         }))

@@ -33,12 +33,17 @@ fn every_code_is_rendered_with_all_its_parts() {
     }
 }
 
+/// Codes of so many mistakes that no one remedy helps; their messages name the setting, what was expected and what was found.
+const SAID_BY_THE_MESSAGE: [ErrorCode; 2] = [ErrorCode::RequestInvalid, ErrorCode::SamplingInvalid];
+
 #[test]
-fn every_code_has_a_summary_and_all_but_cancellations_a_remedy() {
+fn every_code_has_a_summary_and_a_remedy_that_says_what_to_do() {
     for &code in ErrorCode::ALL {
         assert!(code.summary().ends_with('.'), "{}: {}", code.as_str(), code.summary());
         assert!(!code.remedy().ends_with('.'), "{}: {}", code.as_str(), code.remedy());
-        assert_eq!(code.remedy().is_empty(), code.kind() == ErrorKind::Cancelled, "{}", code.as_str());
+        assert!(!code.remedy().contains("see the message"), "{}: that is no remedy", code.as_str());
+        let has_none = code.kind() == ErrorKind::Cancelled || SAID_BY_THE_MESSAGE.contains(&code);
+        assert_eq!(code.remedy().is_empty(), has_none, "{}", code.as_str());
     }
 }
 

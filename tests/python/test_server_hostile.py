@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import shutil
 import subprocess
 from urllib.parse import urlsplit
@@ -109,6 +110,9 @@ FIELDS = {
     "/detokenize": ["tokens"],
 }
 
+# What types and parts of types are called in Rust, and not in JSON.
+RUST_WORDS = re.compile(r"\b([iu](8|16|32|64|128|size)|f32|f64|struct|enum|variant|sequence)\b")
+
 # Each is of the wrong type, or out of range, for every field but those named.
 VALUES = {
     "a list of objects": [{"x": 1}],
@@ -124,12 +128,16 @@ VALUES = {
 
 @pytest.mark.parametrize(("route", "field"), [(route, field) for route, fields in FIELDS.items() for field in fields])
 def test_wrong_values_of_a_field_are_refused_or_harmless(url, route, field):
+    # Another name for the same setting would contradict it.
+    body = {name: value for name, value in BODIES[route].items() if (name, field) != ("max_tokens", "max_completion_tokens")}
     for value in VALUES.values():
-        status, answer = send(url, route, json.dumps(BODIES[route] | {field: value}).encode())
+        status, answer = send(url, route, json.dumps(body | {field: value}).encode())
         if status == 200:
             continue
         error = refused(status, answer, statuses=(400, 404))
         assert len(error["message"]) < 2000
+        assert re.split(r"[.[]", error["param"])[0] == field, error
+        assert not RUST_WORDS.search(error["message"]), error
 
 
 @pytest.mark.parametrize("route", [COMPLETIONS, CHAT, RESPONSES])

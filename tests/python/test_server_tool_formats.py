@@ -82,3 +82,19 @@ def test_a_text_that_calls_nothing_is_the_same_with_strict_tools(served):
     free = client.chat.completions.create(**arguments, tools=TOOLS)
     checked = client.chat.completions.create(**arguments, tools=strict)
     assert checked.choices[0].message == free.choices[0].message
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 4, 7, 11, 16])
+def test_a_call_that_is_cut_off_is_no_content(served, max_tokens):
+    name, client = served
+    if name == "unknown":
+        return
+    arguments = {"tool_choice": "required", "parallel_tool_calls": False, "max_tokens": max_tokens}
+    whole = ask(client, **arguments).choices[0]
+    assert whole.finish_reason in ("length", "tool_calls")
+    assert not whole.message.content
+    chunks = [chunk.choices[0] for chunk in ask(client, **arguments, stream=True)]
+    assert not "".join(chunk.delta.content or "" for chunk in chunks)
+    assert chunks[-1].finish_reason == whole.finish_reason
+    pieces = [piece.function.arguments for chunk in chunks for piece in chunk.delta.tool_calls or []]
+    assert "".join(pieces) == "".join(call.function.arguments for call in whole.message.tool_calls or [])

@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::cli::args::{MixtureArg, RequestSettings, did_you_mean, prompt_of_json};
+use crate::cli::args::{MixtureArg, RequestSettings, did_you_mean, prompt_of_json, read_json, read_json_at};
 use crate::cli::result_line::RequestKeys;
 use crate::engine::{ChatOptions, Request};
 use crate::error::{Error, ErrorCode, Result};
@@ -54,31 +54,27 @@ fn request(mut fields: Map<String, Value>, defaults: &Request) -> Result<Request
         request.draft_adapters = mixture("draft_adapters", &adapters)?.refs();
     }
     request.chat = chat_options(&mut fields, &request.chat)?;
-    let settings: RequestSettings = serde_path_to_error::deserialize(Value::Object(fields))
-        .map_err(|e| invalid(format!("{}: {}", e.path(), e.inner())))?;
+    let settings: RequestSettings = read_json(Value::Object(fields))?;
     settings.apply(&mut request)?;
     Ok(request)
 }
 
 /// How a chat is rendered. What is null is as if it were not there.
 fn chat_options(fields: &mut Map<String, Value>, defaults: &ChatOptions) -> Result<ChatOptions> {
-    fn read<T: serde::de::DeserializeOwned>(name: &str, value: Value) -> Result<T> {
-        serde_json::from_value(value).map_err(|e| invalid(format!("{name}: {e}")))
-    }
     let mut options = defaults.clone();
     for name in CHAT_KEYS {
         let Some(value) = fields.remove(name).filter(|value| !value.is_null()) else { continue };
         match name {
-            "tools" => options.tools = Some(read(name, value)?),
-            "documents" => options.documents = Some(read(name, value)?),
-            "chat_template" => options.chat_template = Some(read(name, value)?),
-            "chat_template_kwargs" => options.chat_template_kwargs = read(name, value)?,
-            "add_generation_prompt" => options.add_generation_prompt = Some(read(name, value)?),
+            "tools" => options.tools = Some(read_json_at(name, value)?),
+            "documents" => options.documents = Some(read_json_at(name, value)?),
+            "chat_template" => options.chat_template = Some(read_json_at(name, value)?),
+            "chat_template_kwargs" => options.chat_template_kwargs = read_json_at(name, value)?,
+            "add_generation_prompt" => options.add_generation_prompt = Some(read_json_at(name, value)?),
             _ => {
                 options.continue_final_message = match value {
                     Value::Bool(false) => None,
                     Value::Bool(true) => Some("content".to_owned()),
-                    field => Some(read(name, field)?),
+                    field => Some(read_json_at(name, field)?),
                 }
             }
         }
@@ -146,11 +142,11 @@ mod tests {
         assert_eq!((request.chat.tools, request.chat.documents), (Some(vec![serde_json::json!({"name": "f"})]), None));
         assert_eq!(request.chat.chat_template_kwargs["enable_thinking"], false);
         assert_eq!(request.chat.continue_final_message.as_deref(), Some("content"));
-        assert!(message(r#"{"prompt": "a", "tools": 3}"#).contains("tools: "));
+        assert!(message(r#"{"prompt": "a", "tools": 3}"#).contains("tools has a wrong value: expected an array"));
         let guided = one(r#"{"prompt": "a", "negative_prompt": [1, 2], "cfg_scale": 1.5}"#);
         assert_eq!(guided.negative_prompt, Some(Prompt::Tokens(vec![1, 2])));
         assert_eq!(guided.sampling.cfg_scale, Some(1.5));
-        assert!(message(r#"{"prompt": "a", "negative_prompt": 3}"#).contains("negative_prompt must be text"));
+        assert!(message(r#"{"prompt": "a", "negative_prompt": 3}"#).contains("negative_prompt must be a string"));
     }
 
     #[test]
@@ -189,9 +185,12 @@ mod tests {
         assert!(text.starts_with("unknown field `temprature`; did you mean 'temperature'?"), "{text}");
         assert!(message("{").starts_with("EOF"), "{}", message("{"));
         assert!(message(r#"{"adapter": "sql"}"#).contains("missing field `prompt`"));
-        assert!(message(r#"{"prompt": "a", "stop": [true]}"#).contains("stop must be"));
+        assert!(
+            message(r#"{"prompt": "a", "stop": [true]}"#)
+                .contains("expected a string, a token id, or an array of them")
+        );
         let text = message(r#"{"prompt": "a", "temperature": "hot"}"#);
-        assert!(text.starts_with("temperature: invalid type: string \"hot\""), "{text}");
+        assert!(text.starts_with("temperature has a wrong value: expected a number, found \"hot\""), "{text}");
         let (keys, request) = parse(r#"{"custom_id": "x", "prompt": 1}"#, 2, &Request::new(""));
         assert_eq!((keys.index, keys.custom_id, request.is_err()), (2, Some("x".into()), true));
     }

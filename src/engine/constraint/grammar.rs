@@ -43,10 +43,10 @@ impl Grammar {
         let (first, second) = (given.next(), given.next());
         match (&first, &second) {
             (Some(one), Some(other)) => {
-                let found = format!("{} and {}", one.name(), other.name());
-                Err(Error::new(ErrorCode::RequestInvalid, "a request has one grammar")
-                    .with_expected("one of json_schema, json_object, regex, grammar, gbnf and choices")
-                    .with_found(found))
+                let what = format!("{} and {} are given, and a request has one grammar", one.name(), other.name());
+                Err(Error::new(ErrorCode::RequestInvalid, what)
+                    .with_setting(one.name())
+                    .with_expected("one of json_schema, json_object, regex, grammar, gbnf and choices"))
             }
             _ => Ok(first),
         }
@@ -131,7 +131,7 @@ impl Grammar {
 
     /// An error about the grammar.
     pub(super) fn invalid(&self, what: &str) -> Error {
-        Error::new(ErrorCode::ConstraintInvalid, format!("{} {what}", self.name()))
+        Error::new(ErrorCode::ConstraintInvalid, format!("{} {what}", self.name())).with_setting(self.name())
     }
 
     /// The name of the request's field that it was given as.

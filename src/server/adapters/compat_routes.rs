@@ -116,7 +116,7 @@ struct LoadedLoras {
 )]
 async fn load_loras(State(state): State<Arc<AppState>>, mut body: JsonFields) -> ApiResult<Json<LoadedLoras>> {
     let LoadLorasFields { loras, .. } = body.read()?;
-    body.finish(&[], &[])?;
+    body.finish()?;
     if loras.is_empty() {
         let error = Error::new(ErrorCode::RequestInvalid, "the list names no adapter");
         return Err(ApiError::of_field("loras", error.with_hint("POST /v1/lora/unload leaves the base alone")));

@@ -119,6 +119,11 @@ impl AdaptersDir {
         Some(path.strip_prefix(&self.root).ok()?.to_string_lossy().into_owned())
     }
 
+    /// An error with paths as clients name them.
+    pub(super) fn as_seen_by_clients(&self, error: Error) -> Error {
+        error.with_folder_called(&self.root, "")
+    }
+
     /// The one name of the adapter in a folder that [`find`](Self::find) returned, whatever links led there: its path below
     /// this folder. `None` where that is no UTF-8.
     pub(super) fn name_of(&self, folder: &Path) -> Option<String> {

@@ -340,6 +340,8 @@ impl Residency {
             if let Err(error) = &outcome {
                 tracing::info!(adapter = name, %error, "an adapter was not loaded");
             }
+            let outcome =
+                outcome.map_err(|error| this.dir.iter().fold(error, |error, dir| dir.as_seen_by_clients(error)));
             // `outcome` holds a lease, so nothing evicts the adapter in between.
             this.table.lock().loading.remove(&name);
             sender.send_replace(Some(outcome));

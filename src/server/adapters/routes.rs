@@ -172,7 +172,7 @@ struct LoadFields {
 )]
 async fn load(State(state): State<Arc<AppState>>, mut body: JsonFields) -> ApiResult<Json<AdapterObject>> {
     let LoadFields { lora_name: name, lora_path, load_inplace, expected_generation, pinned } = body.read()?;
-    body.finish(&[], &[])?;
+    body.finish()?;
     state.adapters.check_name(&name).map_err(|error| ApiError::of_field("lora_name", error))?;
     let residency = &state.adapters.residency;
     let (path, replaces) = (lora_path.as_deref().unwrap_or(&name), load_inplace.unwrap_or(false));
@@ -222,7 +222,7 @@ struct Unloaded {
 )]
 async fn unload(State(state): State<Arc<AppState>>, mut body: JsonFields) -> ApiResult<Json<Unloaded>> {
     let UnloadFields { lora_name: name, expected_generation, .. } = body.read()?;
-    body.finish(&[], &[])?;
+    body.finish()?;
     let generation = state.adapters.residency.unload(&name, expected_generation).await?;
     Ok(Json(Unloaded { name, generation: (generation > 0).then_some(generation), unloaded: true }))
 }

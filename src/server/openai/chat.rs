@@ -9,17 +9,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::compat_fields::{CompatField, only, refused, same_as};
 use super::events::{self, Events};
-use super::finish::{UsageObject, chat_finish_reason, stop_reason};
-use super::generation::{Generation, GenerationFields, GenerationRequest, WITHOUT_EFFECT, request_of, response_id};
+use super::finish::{UsageObject, chat_finish_reason, stop_reason, text_end};
+use super::generation::{Generation, response_id};
+use super::generation_request::{GenerationBody, GenerationRequest, RouteFields};
 use super::logprobs::ChatLogprobs;
 use super::messages::chat_messages;
 use super::response_format::ResponseFormat;
 use super::tool_calls::{MessageReader, Tool, ToolCall, ToolCallDelta, ToolRequest, ToolUse, whole_message};
 use crate::engine::{ChatOptions, Chunk, Completion, Finish, Prompt, StopMatch, TokenLogprobs, Tokenizer};
 use crate::error::{Error, ErrorCode};
-use crate::request_settings::RequestSettings;
-use crate::server::adapters::AdapterFields;
 use crate::server::error::{ApiError, ApiResult, ErrorBody};
 use crate::server::json::JsonFields;
 use crate::server::sse;
@@ -27,10 +27,6 @@ use crate::server::state::{AppState, unix_seconds};
 
 /// OpenAI's largest number of top log-probabilities.
 const MAX_TOP_LOGPROBS: usize = 20;
-
-/// Fields of OpenAI's that exlora does not have.
-const REFUSED: [&str; 6] =
-    ["functions", "function_call", "audio", "web_search_options", "reasoning_effort", "verbosity"];
 
 /// The fields of a chat alone.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -41,8 +37,6 @@ struct ChatFields {
     logprobs: Option<bool>,
     /// Number of top log-probabilities for each token.
     top_logprobs: Option<usize>,
-    /// What the model produces: `["text"]`.
-    modalities: Option<Vec<String>>,
     /// Whether the prompt ends with the start of an assistant's message.
     add_generation_prompt: Option<bool>,
     /// Whether the last message is continued.
@@ -61,6 +55,27 @@ struct ChatFields {
     parallel_tool_calls: Option<bool>,
     /// What the text has to be: any text, a JSON object, or JSON under a schema.
     response_format: Option<ResponseFormat>,
+}
+
+impl RouteFields for ChatFields {
+    const COMPAT: &'static [CompatField] = &[
+        only("modalities", &["[\"text\"]"], "the model produces text only"),
+        only("echo", &["false"], "add the message to the answer"),
+        same_as("best_of", "n", "every choice is returned; use n"),
+        only("verbosity", &["\"medium\""], "say in a message how much the model is to write"),
+        only("include_reasoning", &["true"], "the text of a model that reasons is not told apart"),
+        only("mm_processor_kwargs", &["{}"], "the model reads text only"),
+        only("function_call", &["\"none\""], "use tool_choice"),
+        refused("functions", "use tools"),
+        refused("audio", "the model produces text only"),
+        refused("web_search_options", "give the model a tool for it"),
+        refused(
+            "reasoning_effort",
+            "chat_template_kwargs has what the model's template knows, such as enable_thinking",
+        ),
+        refused("thinking_token_budget", "use max_tokens"),
+    ];
+    const PROMPT: &'static str = "messages";
 }
 
 /// A message that was generated.
@@ -163,20 +178,18 @@ type ChatRequest = GenerationRequest<ChatFields>;
         (status = 429, description = "too many requests wait", body = ErrorBody),
     )
 )]
-pub async fn complete(State(state): State<Arc<AppState>>, mut fields: JsonFields) -> ApiResult<Response> {
-    let own: ChatFields = fields.read()?;
-    let generation: GenerationFields = fields.read()?;
-    let settings: RequestSettings = fields.read()?;
-    let adapters: AdapterFields = fields.read()?;
-    fields.finish(&WITHOUT_EFFECT, &REFUSED)?;
+pub async fn complete(State(state): State<Arc<AppState>>, fields: JsonFields) -> ApiResult<Response> {
+    let body: GenerationBody<ChatFields> = GenerationBody::read(fields)?;
+    let (streams, include_usage) = (body.streams, body.includes_usage);
+    // Up to the end of the context.
+    let (mut client, own) = body.into_request(&state, state.engine.max_tokens())?;
     let top_logprobs = top_logprobs(&own)?;
     let tools = tool_request(own.tools, own.tool_choice, own.parallel_tool_calls, own.response_format)?;
-    // Up to the end of the context.
-    let mut request = request_of(&state, &generation, &settings, state.engine.max_tokens())?;
+    tools.name_grammar(&client.request, "response_format", &mut client.names);
     // 0 asks for the log-probabilities of the chosen tokens alone.
-    request.logprobs = top_logprobs.map_or(0, |top| top.max(1));
+    client.request.logprobs = top_logprobs.map_or(0, |top| top.max(1));
     let messages = chat_messages(own.messages)?;
-    request.chat = ChatOptions {
+    client.request.chat = ChatOptions {
         add_generation_prompt: own.add_generation_prompt,
         continue_final_message: own.continue_final_message.unwrap_or(false).then(|| "content".to_owned()),
         documents: own.documents,
@@ -186,7 +199,7 @@ pub async fn complete(State(state): State<Arc<AppState>>, mut fields: JsonFields
     };
     let prompts = vec![Prompt::Chat(messages)];
     let tool_use = tools.prepare(state.options.tool_call_parser);
-    let (generated, tool_use) = Generation::start_with(&state, request, prompts, &adapters, tool_use).await?;
+    let (generated, tool_use) = Generation::start_with(&state, client, prompts, tool_use).await?;
     let id = response_id("chatcmpl")?;
     let reader = |choice: usize| tool_use.as_ref().map(|tools: &ToolUse| tools.reader(&id, choice));
     let writer = Writer {
@@ -196,10 +209,10 @@ pub async fn complete(State(state): State<Arc<AppState>>, mut fields: JsonFields
         model: generated.model.clone(),
         tokenizer: generated.tokenizer.clone().filter(|_| top_logprobs.is_some()),
         top: top_logprobs.unwrap_or(0),
-        include_usage: generation.stream_options.is_some_and(|options| options.include_usage),
+        include_usage,
         has_begun: vec![false; generated.choices],
     };
-    if generation.stream.unwrap_or(false) {
+    if streams {
         return Ok(events::response(generated, writer));
     }
     let (completions, usage) = generated.completions().await?;
@@ -214,26 +227,18 @@ fn tool_request(
     format: Option<ResponseFormat>,
 ) -> ApiResult<ToolRequest> {
     let functions = tools.unwrap_or_default().into_iter().map(|tool| tool.function).collect();
-    let schema = format.as_ref().map(ResponseFormat::schema).transpose();
-    let schema = schema.map_err(|error| ApiError::of_field("response_format", error))?.flatten();
+    let schema = format.map(|format| format.schema("response_format.json_schema")).transpose()?.flatten();
     ToolRequest::new(functions, choice.as_ref(), parallel, schema)
 }
 
 /// The number of top log-probabilities; `None` for no log-probabilities at all.
 fn top_logprobs(fields: &ChatFields) -> ApiResult<Option<usize>> {
-    let invalid = |field: &str, code, what: String| Err(ApiError::of_field(field, Error::new(code, what)));
-    if fields.modalities.iter().flatten().any(|kind| kind != "text") {
-        return invalid("modalities", ErrorCode::SettingUnsupported, "the model produces text only".to_owned());
-    }
+    let invalid = |what: String| ApiError::of_field("top_logprobs", Error::new(ErrorCode::RequestInvalid, what));
     match (fields.logprobs.unwrap_or(false), fields.top_logprobs) {
         (_, Some(top)) if top > MAX_TOP_LOGPROBS => {
-            let what = format!("top_logprobs is out of range: at most {MAX_TOP_LOGPROBS}");
-            invalid("top_logprobs", ErrorCode::RequestInvalid, what)
+            Err(invalid(format!("top_logprobs is out of range: at most {MAX_TOP_LOGPROBS}")))
         }
-        (false, Some(1..)) => {
-            let what = "top_logprobs is given without logprobs".to_owned();
-            invalid("top_logprobs", ErrorCode::RequestInvalid, what)
-        }
+        (false, Some(1..)) => Err(invalid("top_logprobs is given without logprobs".to_owned())),
         (false, _) => Ok(None),
         (true, top) => Ok(Some(top.unwrap_or(0))),
     }
@@ -263,7 +268,7 @@ impl Writer {
         let mut readers = std::mem::take(&mut self.readers);
         let choice = |(index, completion): (usize, Completion)| {
             let (content, tool_calls) = match readers[index].take() {
-                Some(reader) => whole_message(reader, &completion.text),
+                Some(reader) => whole_message(reader, &completion.text, text_end(&completion.finish)),
                 None => (completion.text, Vec::new()),
             };
             let has_calls = !tool_calls.is_empty();
@@ -314,7 +319,7 @@ impl Events for Writer {
         let logprobs = self.logprobs(&chunk.token_ids, &chunk.logprobs).filter(|logprobs| !logprobs.content.is_empty());
         let (content, tool_calls) = match &mut self.readers[index] {
             Some(reader) => {
-                let delta = reader.push(&chunk.text, chunk.finish.is_some());
+                let delta = reader.push(&chunk.text, chunk.finish.as_ref().map(text_end));
                 (delta.content, delta.tool_calls)
             }
             None => (chunk.text, Vec::new()),

@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::compat_fields::{CompatField, only, same_as};
 use super::events::{self, Events};
 use super::finish::{UsageObject, finish_reason, stop_reason};
-use super::generation::{Generation, GenerationFields, GenerationRequest, WITHOUT_EFFECT, request_of, response_id};
+use super::generation::{Generation, response_id};
+use super::generation_request::{GenerationBody, GenerationRequest, RouteFields};
 use super::logprobs::CompletionLogprobs;
 use crate::engine::{Chunk, Completion, Finish, Prompt, StopMatch, TokenLogprobs, Tokenizer};
 use crate::error::{Error, ErrorCode};
-use crate::request_settings::RequestSettings;
-use crate::server::adapters::AdapterFields;
 use crate::server::error::{ApiError, ApiResult, ErrorBody};
 use crate::server::json::JsonFields;
 use crate::server::sse;
@@ -24,9 +24,6 @@ use crate::server::state::{AppState, unix_seconds};
 
 /// OpenAI's largest number of new tokens where a request does not say.
 const DEFAULT_MAX_TOKENS: usize = 16;
-
-/// Fields of OpenAI's that exlora does not have.
-const REFUSED: [&str; 1] = ["suffix"];
 
 /// The fields of a completion alone.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -36,10 +33,16 @@ struct CompletionFields {
     /// Number of top log-probabilities for each token.
     logprobs: Option<usize>,
     /// Whether the text begins with the prompt.
-    #[serde(default)]
     echo: Option<bool>,
-    /// Must be that of `n`: no choices are generated and thrown away.
-    best_of: Option<usize>,
+}
+
+impl RouteFields for CompletionFields {
+    const COMPAT: &'static [CompatField] = &[
+        same_as("best_of", "n", "every choice is returned; use n"),
+        only("suffix", &["\"\""], "leave it out: the model does not fill gaps"),
+        only("response_format", &["{\"type\": \"text\"}"], "use json_schema or json_object"),
+        only("parallel_tool_calls", &["true"], "tools are those of /v1/chat/completions"),
+    ];
 }
 
 /// A completion of a prompt.
@@ -87,46 +90,39 @@ type CompletionRequest = GenerationRequest<CompletionFields>;
         (status = 429, description = "too many requests wait", body = ErrorBody),
     )
 )]
-pub async fn complete(State(state): State<Arc<AppState>>, mut fields: JsonFields) -> ApiResult<Response> {
-    let own: CompletionFields = fields.read()?;
-    let generation: GenerationFields = fields.read()?;
-    let settings: RequestSettings = fields.read()?;
-    let adapters: AdapterFields = fields.read()?;
-    fields.finish(&WITHOUT_EFFECT, &REFUSED)?;
-    let mut request = request_of(&state, &generation, &settings, DEFAULT_MAX_TOKENS)?;
+pub async fn complete(State(state): State<Arc<AppState>>, fields: JsonFields) -> ApiResult<Response> {
+    let body: GenerationBody<CompletionFields> = GenerationBody::read(fields)?;
+    let (streams, include_usage) = (body.streams, body.includes_usage);
+    let (mut client, own) = body.into_request(&state, DEFAULT_MAX_TOKENS)?;
     // 0 asks for the log-probabilities of the chosen tokens alone.
-    request.logprobs = own.logprobs.map_or(0, |top| top.max(1));
-    if own.best_of.is_some_and(|best_of| best_of != request.n) {
-        let error = Error::new(ErrorCode::SettingUnsupported, "best_of is not supported: every choice is returned");
-        return Err(ApiError::of_field("best_of", error.with_hint("use n")));
-    }
+    client.request.logprobs = own.logprobs.map_or(0, |top| top.max(1));
     let echo = own.echo.unwrap_or(false);
     if echo && own.logprobs.is_some() {
         let error = Error::new(ErrorCode::SettingUnsupported, "echo has no log-probabilities of the prompt");
         return Err(ApiError::of_field("echo", error.with_hint("leave out echo or logprobs")));
     }
-    let skip_special_tokens = request.skip_special_tokens;
+    let skip_special_tokens = client.request.skip_special_tokens;
     let prompts = prompts_of(own.prompt)?;
-    let generation_of = Generation::start(&state, request, prompts, &adapters).await?;
+    let generation = Generation::start(&state, client, prompts).await?;
     let echoed = match echo {
-        true => echoed(&generation_of, skip_special_tokens)?,
+        true => echoed(&generation, skip_special_tokens)?,
         false => Vec::new(),
     };
     let writer = Writer {
         id: response_id("cmpl")?,
         created: unix_seconds(),
-        model: generation_of.model.clone(),
-        n: generation_of.n,
-        tokenizer: generation_of.tokenizer.clone().filter(|_| own.logprobs.is_some()),
+        model: generation.model.clone(),
+        n: generation.n,
+        tokenizer: generation.tokenizer.clone().filter(|_| own.logprobs.is_some()),
         top: own.logprobs.unwrap_or(0),
-        include_usage: generation.stream_options.is_some_and(|options| options.include_usage),
-        offsets: vec![0; generation_of.choices],
+        include_usage,
+        offsets: vec![0; generation.choices],
         echoed,
     };
-    if generation.stream.unwrap_or(false) {
-        return Ok(events::response(generation_of, writer));
+    if streams {
+        return Ok(events::response(generation, writer));
     }
-    let (completions, usage) = generation_of.completions().await?;
+    let (completions, usage) = generation.completions().await?;
     Ok(Json(writer.whole(completions, usage)).into_response())
 }
 

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::tool_calls::TextEnd;
 use crate::engine::{Finish, FinishReason, StopMatch, Usage};
 
 /// OpenAI's name of the reason: `stop` or `length`.
@@ -18,6 +19,14 @@ pub fn chat_finish_reason(finish: &Finish, has_calls: bool) -> &'static str {
     match finish_reason(finish) {
         "stop" if has_calls => "tool_calls",
         reason => reason,
+    }
+}
+
+/// Whether the text of a choice is whole.
+pub fn text_end(finish: &Finish) -> TextEnd {
+    match finish.reason {
+        FinishReason::Stop => TextEnd::Whole,
+        _ => TextEnd::Cut,
     }
 }
 

@@ -1,88 +1,16 @@
-//! From the fields of a request to choices that are generated: what `/v1/completions`, `/v1/chat/completions` and
-//! `/v1/responses` share.
+//! From a request to choices that are generated: what `/v1/completions`, `/v1/chat/completions` and `/v1/responses` share.
 
-use std::borrow::Cow;
-use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Instant;
 
-use serde::Deserialize;
-use utoipa::openapi::{RefOr, Schema};
-use utoipa::{PartialSchema, ToSchema};
-
 use super::finish::UsageObject;
+use super::generation_request::ClientRequest;
 use crate::engine::{Chunk, Completion, Prompt, Request, Tokenizer, random_seed};
-use crate::error::{Error, ErrorCode, Result};
-use crate::request_settings::RequestSettings;
+use crate::error::{Error, ErrorCode, ErrorKind, Result};
 use crate::server::adapters::{AdapterFields, Selection};
 use crate::server::engine_loop::{RequestStream, stopping};
 use crate::server::error::{ApiError, ApiResult};
-use crate::server::schema::one_object;
 use crate::server::state::{AppState, blocking};
-
-/// Fields that change no answer: who asks, and what OpenAI keeps or bills.
-pub const WITHOUT_EFFECT: [&str; 10] = [
-    "user",
-    "metadata",
-    "store",
-    "service_tier",
-    "safety_identifier",
-    "prompt_cache_key",
-    "prompt_cache_retention",
-    "prediction",
-    "request_id",
-    "priority",
-];
-
-/// OpenAI's and vLLM's fields for what exlora has other names for.
-#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
-pub struct GenerationFields {
-    /// Whether the text is sent as server-sent events while it is generated.
-    pub stream: Option<bool>,
-    /// Options of such a stream.
-    pub stream_options: Option<StreamOptions>,
-    /// Largest number of new tokens.
-    pub max_tokens: Option<usize>,
-    /// The same under OpenAI's newer name.
-    pub max_completion_tokens: Option<usize>,
-    /// Up to this number of new tokens, nothing else ends the text.
-    pub min_tokens: Option<usize>,
-    /// Whether the model's end-of-sequence tokens do not end the text.
-    pub ignore_eos: Option<bool>,
-}
-
-/// The body of a request that generates text: the fields `F` of its route, and those that all routes have.
-pub struct GenerationRequest<F>(PhantomData<F>);
-
-impl<F: ToSchema> PartialSchema for GenerationRequest<F> {
-    fn schema() -> RefOr<Schema> {
-        one_object([F::schema(), GenerationFields::schema(), AdapterFields::schema(), RequestSettings::schema()])
-    }
-}
-
-impl<F: ToSchema> ToSchema for GenerationRequest<F> {
-    fn name() -> Cow<'static, str> {
-        F::name().replace("Fields", "Request").into()
-    }
-
-    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
-        schemas.push((StreamOptions::name().into_owned(), StreamOptions::schema()));
-        F::schemas(schemas);
-    }
-}
-
-/// Options of a stream.
-#[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct StreamOptions {
-    /// Whether the last event before the end has the token counts.
-    #[serde(default)]
-    pub include_usage: bool,
-    /// Whether events are padded against eavesdroppers; they are not.
-    #[serde(default)]
-    #[expect(dead_code, reason = "accepted, since it changes no answer")]
-    pub include_obfuscation: bool,
-}
 
 /// The choices of a request, which are being generated: `n` for each prompt, in order.
 pub struct Generation {
@@ -116,51 +44,13 @@ struct Progress {
     has_ended: bool,
 }
 
-/// A request without a prompt: the server's defaults, and what the client's fields change of them.
-///
-/// # Errors
-/// `request_invalid`.
-pub fn request_of(
-    state: &AppState,
-    fields: &GenerationFields,
-    settings: &RequestSettings,
-    default_max_tokens: usize,
-) -> ApiResult<Request> {
-    let mut request = state.engine.request("");
-    // The engine's own number is for nobody in particular.
-    request.max_new_tokens = state.engine.generation_config().new_tokens().unwrap_or(default_max_tokens);
-    state.options.defaults.apply(&mut request)?;
-    settings.apply(&mut request)?;
-    let limits = [fields.max_completion_tokens, fields.max_tokens];
-    if let Some(tokens) = limits.into_iter().flatten().next() {
-        request.max_new_tokens = tokens;
-    }
-    if let Some(tokens) = fields.min_tokens {
-        request.min_new_tokens = tokens;
-    }
-    if let Some(ignores) = fields.ignore_eos {
-        request.stop_at_eos = !ignores;
-    }
-    if request.probs > 0 {
-        let what = "the field probs is not supported: a response has no place for them";
-        let error = Error::new(ErrorCode::SettingUnsupported, what);
-        return Err(ApiError::of_field("probs", error.with_hint("use logprobs, or leave the field out")));
-    }
-    Ok(request)
-}
-
 impl Generation {
     /// Checks a request and starts it, once for each prompt.
     ///
     /// # Errors
     /// `queue_full`, `server_stopping`, and those of [`Engine::submit`](crate::Engine::submit).
-    pub async fn start(
-        state: &Arc<AppState>,
-        request: Request,
-        prompts: Vec<Prompt>,
-        adapters: &AdapterFields,
-    ) -> ApiResult<Self> {
-        Ok(Self::start_with(state, request, prompts, adapters, |_, _| Ok(())).await?.0)
+    pub async fn start(state: &Arc<AppState>, request: ClientRequest, prompts: Vec<Prompt>) -> ApiResult<Self> {
+        Ok(Self::start_with(state, request, prompts, |_, _| Ok(())).await?.0)
     }
 
     /// The same for a request that `prepare` completes once its tokenizer is known, and what that returns.
@@ -169,18 +59,21 @@ impl Generation {
     /// As [`Generation::start`], and what `prepare` returns.
     pub async fn start_with<T: Send + 'static>(
         state: &Arc<AppState>,
-        request: Request,
+        request: ClientRequest,
         prompts: Vec<Prompt>,
-        adapters: &AdapterFields,
         prepare: impl FnOnce(&mut Request, Option<&Tokenizer>) -> Result<T> + Send + 'static,
     ) -> ApiResult<(Self, T)> {
         let accepted = Instant::now();
         state.check_accepting()?;
+        let ClientRequest { request, adapters, names, limits_new_tokens } = request;
+        let of_client = |error: Error| ApiError::from(state.client_paths.error(names.error(error)));
         let n = request.n;
         let choices = n.saturating_mul(prompts.len());
-        let bytes = state.prompt_text.check(&prompts)?;
-        let admission = state.engine_loop.admit(choices).inspect_err(|_| state.metrics.rejected())?;
-        let selection = state.adapters.select(adapters).await?;
+        let bytes = state.prompt_text.check(&prompts).map_err(|error| of_client(error.with_setting("prompt")))?;
+        let admission = state.engine_loop.admit(choices).inspect_err(|_| state.metrics.rejected());
+        let admission = admission.map_err(|error| of_client(about_samples(error)))?;
+        let selection = state.adapters.select(&adapters).await;
+        let selection = selection.map_err(|error| of_client(about_adapters(error, &adapters)))?;
         let label = selection.label();
         let Selection { adapters, model } = selection;
         let mut request = Request { adapters, ..request };
@@ -195,11 +88,17 @@ impl Generation {
                 // What the first call makes takes a while.
                 tokenizer.piece_bytes(0)?;
             }
-            let check = |prompt| engine.check(Request { prompt, ..request.clone() });
+            let check = |prompt| {
+                let checked = engine.check(Request { prompt, ..request.clone() })?;
+                if limits_new_tokens {
+                    checked.check_room()?;
+                }
+                Ok(checked)
+            };
             let checked = prompts.into_iter().map(check).collect::<Result<Vec<_>>>()?;
             Ok((checked, tokenizer, prepared, admission))
         };
-        let (checked, tokenizer, prepared, admission) = blocking(check).await?;
+        let (checked, tokenizer, prepared, admission) = blocking(check).await.map_err(of_client)?;
         let prompts = checked.iter().map(|request| request.prompt_tokens().to_vec()).collect();
         let stream = state.engine_loop.submit(checked, admission)?;
         state.metrics.accepted(&label);
@@ -270,6 +169,29 @@ impl Drop for Progress {
         if !self.has_ended {
             self.state.metrics.failed(&self.label);
         }
+    }
+}
+
+/// The error of a request that asks for more choices than there may be, which is its `n`; a full queue is no field's fault.
+fn about_samples(error: Error) -> Error {
+    match error.code() {
+        ErrorCode::RequestInvalid => error.with_setting("n"),
+        _ => error,
+    }
+}
+
+/// The error of a request whose adapters cannot be used: that of the field that names them, but for what is the server's matter.
+fn about_adapters(error: Error, fields: &AdapterFields) -> Error {
+    let field = match fields {
+        AdapterFields { lora: Some(_), .. } => "lora",
+        AdapterFields { adapters: Some(_), .. } => "adapters",
+        AdapterFields { model: Some(_), .. } => "model",
+        // The server's own default mixture.
+        _ => return error,
+    };
+    match error.code().kind() {
+        ErrorKind::NotFound | ErrorKind::Invalid | ErrorKind::Unsupported => error.with_setting(field),
+        _ => error,
     }
 }
 

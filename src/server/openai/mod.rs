@@ -1,10 +1,12 @@
 //! OpenAI's routes.
 
 mod chat;
+mod compat_fields;
 mod completions;
 mod events;
 mod finish;
 mod generation;
+mod generation_request;
 mod logprobs;
 mod messages;
 mod models;

@@ -99,7 +99,7 @@ pub async fn tokenize(State(state): State<Arc<AppState>>, mut fields: JsonFields
         let token_strs = with_spellings.then(|| tokens.iter().map(spelling).collect());
         Ok(TokenizeObject { count: tokens.len(), max_model_len, tokens, token_strs })
     };
-    Ok(Json(blocking(encode).await?))
+    Ok(Json(blocking(encode).await.map_err(|error| state.client_paths.error(error))?))
 }
 
 /// Decodes token ids.
@@ -120,7 +120,7 @@ pub async fn detokenize(
 /// The tokenizer of the adapters that the rest of the fields name.
 async fn tokenizer(state: &Arc<AppState>, mut fields: JsonFields) -> ApiResult<Arc<Tokenizer>> {
     let adapters: AdapterFields = fields.read()?;
-    fields.finish(&[], &[])?;
+    fields.finish()?;
     let selection = state.adapters.select(&adapters).await?;
-    Ok(state.engine.tokenizer_for(&selection.adapters)?)
+    Ok(state.engine.tokenizer_for(&selection.adapters).map_err(|error| state.client_paths.error(error))?)
 }

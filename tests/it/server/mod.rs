@@ -4,6 +4,7 @@ mod adapter_names;
 mod adapters;
 mod bench;
 mod clients;
+mod fields;
 mod heads;
 mod limits;
 mod logs;

@@ -2,18 +2,17 @@
 
 use serde::Deserialize;
 use serde_json::{Map, Value as Json, json};
-use utoipa::openapi::{RefOr, Schema};
-use utoipa::{PartialSchema, ToSchema};
+use utoipa::ToSchema;
 
 use super::input::chat_messages;
 use super::response::RequestEcho;
 use crate::error::{Error, ErrorCode};
-use crate::request_settings::RequestSettings;
-use crate::server::adapters::AdapterFields;
+use crate::request_settings::read_json_at;
 use crate::server::error::{ApiError, ApiResult};
-use crate::server::openai::response_format::{NamedSchema, ResponseFormat};
+use crate::server::openai::compat_fields::{CompatField, only, refused, renamed};
+use crate::server::openai::generation_request::RouteFields;
+use crate::server::openai::response_format::{FormatType, NamedSchema, ResponseFormat};
 use crate::server::openai::tool_calls::{Function, ToolRequest};
-use crate::server::schema::one_object;
 
 /// The fields of a request for a response.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -22,13 +21,6 @@ pub struct ResponseFields {
     input: Json,
     /// What stands before the input as the message of the system.
     instructions: Option<String>,
-    /// Largest number of new tokens.
-    pub max_output_tokens: Option<usize>,
-    /// Whether the response is sent as server-sent events while it is generated.
-    pub stream: Option<bool>,
-    /// Options of such a stream.
-    #[expect(dead_code, reason = "accepted, since it changes no answer")]
-    stream_options: Option<ResponseStreamOptions>,
     /// What the text has to be.
     text: Option<TextFields>,
     /// Functions that the model may call.
@@ -41,14 +33,30 @@ pub struct ResponseFields {
     /// Repeated in the response.
     #[schema(value_type = Option<Object>)]
     metadata: Option<Map<String, Json>>,
-    /// What else the response contains: nothing.
-    include: Option<Vec<String>>,
-    /// What happens to an input that is too long: it is an error (`disabled`).
-    truncation: Option<String>,
-    /// Must be `false`.
-    background: Option<bool>,
-    /// Must be 0.
-    top_logprobs: Option<usize>,
+}
+
+impl RouteFields for ResponseFields {
+    const COMPAT: &'static [CompatField] = &[
+        renamed("max_output_tokens", "max_new_tokens"),
+        only("include", &["[]"], "a response contains nothing else"),
+        only("truncation", &["\"disabled\""], "an input that is too long is an error"),
+        only("background", &["false"], "leave it out, and read the response as a stream"),
+        only("top_logprobs", &["0"], "/v1/chat/completions has log-probabilities"),
+        only("logprobs", &["0", "false"], "/v1/chat/completions has log-probabilities"),
+        only("n", &["1"], "a response has one output; /v1/chat/completions has several choices"),
+        refused("previous_response_id", "responses are not kept; send the messages before as input"),
+        refused("conversation", "responses are not kept; send the messages before as input"),
+        refused("prompt", "use input and instructions"),
+        refused("reasoning", "chat_template_kwargs of /v1/chat/completions has what the model's template knows"),
+        refused("max_tool_calls", "the client makes the calls"),
+        refused("context_management", "send the input that the model is to read"),
+        refused("moderation", "leave it out"),
+        refused("image", "the model reads text only"),
+        refused("prompt_cache_options", "leave it out"),
+        refused("background_options", "leave it out"),
+        refused("access_programs", "leave it out"),
+    ];
+    const PROMPT: &'static str = "input";
 }
 
 /// What the fields of a request ask for.
@@ -59,31 +67,6 @@ pub struct ResponseParts {
     pub tools: ToolRequest,
     /// What the response repeats.
     pub echo: RequestEcho,
-}
-
-/// The body of a request, for the OpenAPI document: its own fields, and those that all routes have.
-pub struct ResponseRequest;
-
-impl PartialSchema for ResponseRequest {
-    fn schema() -> RefOr<Schema> {
-        one_object([ResponseFields::schema(), AdapterFields::schema(), RequestSettings::schema()])
-    }
-}
-
-impl ToSchema for ResponseRequest {
-    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
-        ResponseFields::schemas(schemas);
-    }
-}
-
-/// Options of a stream.
-#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-struct ResponseStreamOptions {
-    /// Whether events are padded against eavesdroppers; they are not.
-    #[serde(default)]
-    #[expect(dead_code, reason = "accepted, since it changes no answer")]
-    include_obfuscation: Option<bool>,
 }
 
 /// What the text has to be.
@@ -98,40 +81,23 @@ struct TextFields {
 }
 
 impl ResponseFields {
-    /// Refuses values that ask for what exlora does not have.
-    ///
-    /// # Errors
-    /// `setting_unsupported`.
-    pub fn refuse_unsupported(&self) -> ApiResult<()> {
-        let verbosity = self.text.as_ref().and_then(|text| text.verbosity.as_deref());
-        let refused = [
-            ("include", self.include.as_ref().is_some_and(|include| !include.is_empty())),
-            ("truncation", self.truncation.as_deref().is_some_and(|truncation| truncation != "disabled")),
-            ("background", self.background == Some(true)),
-            ("top_logprobs", self.top_logprobs.is_some_and(|top| top > 0)),
-            ("text.verbosity", verbosity.is_some_and(|verbosity| verbosity != "medium")),
-        ];
-        match refused.into_iter().find(|&(_, is_refused)| is_refused) {
-            None => Ok(()),
-            Some((field, _)) => Err(unsupported(field, &format!("the value of {field} is not supported"))),
-        }
-    }
-
     /// What the request asks for.
     ///
     /// # Errors
     /// `request_invalid`, `setting_unsupported`.
     pub fn into_parts(self) -> ApiResult<ResponseParts> {
+        let verbosity = self.text.as_ref().and_then(|text| text.verbosity.as_deref());
+        if verbosity.is_some_and(|verbosity| verbosity != "medium") {
+            return Err(unsupported("text.verbosity", "text.verbosity is not supported with this value"));
+        }
         let tools = self.tools.unwrap_or_default();
         let functions =
             tools.iter().enumerate().map(|(index, tool)| function(index, tool)).collect::<ApiResult<_>>()?;
         let format = self.text.and_then(|text| text.format);
-        let schema = response_format(format.clone())?.map(|format| format.schema()).transpose();
-        let schema = schema.map_err(|error| ApiError::of_field("text.format", error))?.flatten();
+        let schema = response_format(format.clone())?.map(|format| format.schema("text.format")).transpose()?.flatten();
         let request = ToolRequest::new(functions, self.tool_choice.as_ref(), self.parallel_tool_calls, schema)?;
         let echo = RequestEcho {
             instructions: self.instructions.clone(),
-            max_output_tokens: self.max_output_tokens,
             metadata: self.metadata.unwrap_or_default(),
             parallel_tool_calls: request.parallel,
             tool_choice: self.tool_choice.filter(|choice| !choice.is_null()).unwrap_or_else(|| "auto".into()),
@@ -153,28 +119,18 @@ fn function(index: usize, tool: &Map<String, Json>) -> ApiResult<Function> {
         ));
     }
     let fields = tool.iter().filter(|(name, _)| *name != "type").map(|(name, value)| (name.clone(), value.clone()));
-    read(&place, fields.collect())
+    Ok(read_json_at(&place, Json::Object(fields.collect()))?)
 }
 
 /// The form of the text: as in chats, but with the schema beside the type.
 fn response_format(format: Option<Map<String, Json>>) -> ApiResult<Option<ResponseFormat>> {
     let Some(mut format) = format else { return Ok(None) };
     if format.get("type").is_none_or(|kind| kind != "json_schema") {
-        return read("text.format", format).map(Some);
+        return Ok(Some(read_json_at("text.format", Json::Object(format))?));
     }
     format.shift_remove("type");
-    let json_schema: NamedSchema = read("text.format", format)?;
-    Ok(Some(ResponseFormat::JsonSchema { json_schema }))
-}
-
-/// Reads an object that lies at this place of the request.
-fn read<T: serde::de::DeserializeOwned>(place: &str, fields: Map<String, Json>) -> ApiResult<T> {
-    serde_path_to_error::deserialize(Json::Object(fields)).map_err(|e| {
-        let path = e.path().to_string();
-        let place = if path == "." { place.to_owned() } else { format!("{place}.{path}") };
-        let what = format!("{place}: {}", e.inner());
-        ApiError::of_field(place, Error::new(ErrorCode::RequestInvalid, what))
-    })
+    let json_schema: NamedSchema = read_json_at("text.format", Json::Object(format))?;
+    Ok(Some(ResponseFormat { r#type: FormatType::JsonSchema, json_schema: Some(json_schema) }))
 }
 
 fn unsupported(field: &str, what: &str) -> ApiError {
@@ -184,6 +140,8 @@ fn unsupported(field: &str, what: &str) -> ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::json::JsonFields;
+    use crate::server::openai::generation_request::GenerationBody;
 
     fn fields(value: Json) -> ResponseFields {
         serde_json::from_value(value).expect("well-formed")
@@ -202,30 +160,38 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_is_refused_by_its_place() {
-        let place = |value: Json| {
+        let refusal = |value: Json| {
             let mut whole = json!({"input": "a"});
             whole.as_object_mut().expect("an object").extend(value.as_object().expect("an object").clone());
-            let asked = fields(whole);
-            let error = asked.refuse_unsupported().and_then(|()| asked.into_parts().map(drop)).expect_err("refused");
-            serde_json::to_value(error.body()).expect("serializes")["error"]["param"].clone()
+            let whole = JsonFields::from(whole.as_object().expect("an object").clone());
+            let read = GenerationBody::<ResponseFields>::read(whole).and_then(|body| body.own.into_parts());
+            read.err().map(|error| serde_json::to_value(error.body()).expect("serializes")["error"]["param"].clone())
         };
         for (value, expected) in [
             (json!({"include": ["x"]}), "include"),
             (json!({"truncation": "auto"}), "truncation"),
             (json!({"background": true}), "background"),
             (json!({"top_logprobs": 1}), "top_logprobs"),
+            (json!({"logprobs": 1}), "logprobs"),
+            (json!({"n": 2}), "n"),
+            (json!({"previous_response_id": "x"}), "previous_response_id"),
+            (json!({"max_output_tokens": "x"}), "max_output_tokens"),
+            (json!({"stream_options": {}}), "stream_options"),
             (json!({"text": {"verbosity": "low"}}), "text.verbosity"),
             (json!({"text": {"format": {"type": "xml"}}}), "text.format.type"),
-            (json!({"text": {"format": {"type": "json_schema"}}}), "text.format"),
+            (json!({"text": {"format": {"type": "json_schema"}}}), "text.format.name"),
+            (json!({"text": {"format": {"type": "json_schema", "name": "a b"}}}), "text.format.name"),
             (json!({"tools": [{"type": "web_search"}]}), "tools[0].type"),
-            (json!({"tools": [{"type": "function"}]}), "tools[0]"),
+            (json!({"tools": [{"type": "function"}]}), "tools[0].name"),
             (json!({"tools": [{"type": "function", "name": "f", "async": true}]}), "tools[0].async"),
             (json!({"tool_choice": "any"}), "tool_choice"),
         ] {
-            assert_eq!(place(value), expected);
+            assert_eq!(refusal(value.clone()), Some(json!(expected)), "{value}");
         }
-        let accepted =
-            json!({"input": "a", "include": [], "truncation": "disabled", "background": false, "top_logprobs": 0});
-        assert!(fields(accepted).refuse_unsupported().is_ok());
+        let accepted = json!({
+            "include": [], "truncation": "disabled", "background": false, "top_logprobs": 0, "n": 1, "store": true,
+            "stream": true, "stream_options": {"include_obfuscation": false},
+        });
+        assert_eq!(refusal(accepted), None);
     }
 }

@@ -13,37 +13,23 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response as HttpResponse};
 
 use self::events::{Event, NumberedEvent};
-use self::fields::{ResponseFields, ResponseParts, ResponseRequest};
+use self::fields::{ResponseFields, ResponseParts};
 use self::output::Output;
 use self::response::{IncompleteDetails, RequestEcho, Response, ResponseError, Status};
 use super::events::{self as streams, Events};
-use super::finish::UsageObject;
-use super::generation::{Generation, GenerationFields, WITHOUT_EFFECT, request_of, response_id};
+use super::finish::{UsageObject, text_end};
+use super::generation::{Generation, response_id};
+use super::generation_request::{GenerationBody, GenerationRequest};
 use super::messages::chat_messages;
 use super::tool_calls::{Parsed, ToolCallParser};
 use crate::engine::{Chunk, Finish, FinishReason, Prompt};
-use crate::error::{Error, ErrorCode};
-use crate::request_settings::RequestSettings;
-use crate::server::adapters::AdapterFields;
 use crate::server::error::{ApiError, ApiResult, ErrorBody};
 use crate::server::json::JsonFields;
 use crate::server::sse;
 use crate::server::state::{AppState, unix_seconds};
 
-/// Fields of OpenAI's that exlora does not have.
-const REFUSED: [&str; 11] = [
-    "previous_response_id",
-    "conversation",
-    "prompt",
-    "reasoning",
-    "max_tool_calls",
-    "context_management",
-    "moderation",
-    "image",
-    "prompt_cache_options",
-    "background_options",
-    "access_programs",
-];
+/// The body of a request, for the OpenAPI document.
+type ResponseRequest = GenerationRequest<ResponseFields>;
 
 /// Answers an input.
 #[utoipa::path(
@@ -59,28 +45,27 @@ const REFUSED: [&str; 11] = [
         (status = 429, description = "too many requests wait", body = ErrorBody),
     )
 )]
-pub async fn create(State(state): State<Arc<AppState>>, mut fields: JsonFields) -> ApiResult<HttpResponse> {
-    let own: ResponseFields = fields.read()?;
-    let settings: RequestSettings = fields.read()?;
-    let adapters: AdapterFields = fields.read()?;
-    fields.finish(&WITHOUT_EFFECT, &REFUSED)?;
-    own.refuse_unsupported()?;
-    let generation = GenerationFields { max_completion_tokens: own.max_output_tokens, ..GenerationFields::default() };
-    let request = request_of(&state, &generation, &settings, state.engine.max_tokens())?;
-    if request.n != 1 {
-        let what = "n is not supported: a response has one output";
-        return Err(ApiError::of_field("n", Error::new(ErrorCode::SettingUnsupported, what).with_hint("leave it out")));
-    }
-    let (temperature, top_p) = (request.sampling.temperature, request.sampling.top_p);
-    let streams = own.stream.unwrap_or(false);
+pub async fn create(State(state): State<Arc<AppState>>, fields: JsonFields) -> ApiResult<HttpResponse> {
+    let body: GenerationBody<ResponseFields> = GenerationBody::read(fields)?;
+    let (streams, max_output_tokens) = (body.streams, body.settings.max_new_tokens());
+    let (mut client, own) = body.into_request(&state, state.engine.max_tokens())?;
+    // The server's default may be another number.
+    client.request.n = 1;
+    let (temperature, top_p) = (client.request.sampling.temperature, client.request.sampling.top_p);
     let ResponseParts { messages, tools, echo } = own.into_parts()?;
+    tools.name_grammar(&client.request, "text.format", &mut client.names);
     let prompts = vec![Prompt::Chat(chat_messages(messages)?)];
     let prepare = tools.prepare(state.options.tool_call_parser);
-    let (generated, tool_use) = Generation::start_with(&state, request, prompts, &adapters, prepare).await?;
+    let (generated, tool_use) = Generation::start_with(&state, client, prompts, prepare).await?;
     let id = response_id("resp")?.replacen('-', "_", 1);
     let item_id = id.trim_start_matches("resp_");
-    let echo =
-        RequestEcho { model: generated.model.clone(), temperature: Some(temperature), top_p: Some(top_p), ..echo };
+    let echo = RequestEcho {
+        model: generated.model.clone(),
+        max_output_tokens,
+        temperature: Some(temperature),
+        top_p: Some(top_p),
+        ..echo
+    };
     let writer = Writer {
         output: Output::new(item_id, tool_use.as_ref().map(|tools| tools.call_ids(&id, 0))),
         parser: tool_use.map(|tools| tools.parser()),
@@ -113,8 +98,8 @@ impl Writer {
             None if text.is_empty() => Vec::new(),
             None => vec![Parsed::Content(text)],
         };
-        if let (Some(parser), Some(_)) = (&mut self.parser, finish) {
-            parsed.extend(parser.finish());
+        if let (Some(parser), Some(finish)) = (&mut self.parser, finish) {
+            parsed.extend(parser.finish(text_end(finish)));
         }
         parsed.into_iter().for_each(|parsed| self.output.push(parsed, out));
         if let Some(finish) = finish {

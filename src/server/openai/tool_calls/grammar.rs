@@ -182,7 +182,7 @@ mod tests {
     use serde_json::json;
 
     use super::super::json_call::Parsed;
-    use super::super::parser::ToolCallParser;
+    use super::super::parser::{TextEnd, ToolCallParser};
     use super::*;
     use crate::engine::{Engine, EngineOptions, Filters, FinishReason, PostSamplingHook, Request};
     use crate::error::ErrorCode;
@@ -355,7 +355,7 @@ mod tests {
             let done = &ENGINE.generate(&[request]).expect("generates")[0];
             let mut parser = ToolCallParser::new(format, functions().map(|function| function.name), true);
             let mut events = parser.push(&done.text);
-            events.extend(parser.finish());
+            events.extend(parser.finish(TextEnd::Whole));
             prop_assert!(parser.has_calls(), "{}", done.text);
             if done.finish.reason == FinishReason::Stop {
                 for event in events {

@@ -35,6 +35,8 @@ pub(super) struct JsonCall {
     /// Arguments that came before the name.
     early_arguments: Option<String>,
     has_arguments: bool,
+    /// Whether it has keys besides the name and the arguments.
+    has_other_keys: bool,
     has_begun: bool,
 }
 
@@ -66,6 +68,7 @@ impl JsonCall {
             name: None,
             early_arguments: None,
             has_arguments: false,
+            has_other_keys: false,
             has_begun: false,
         }
     }
@@ -73,6 +76,18 @@ impl JsonCall {
     /// Whether the event of its beginning was made: from then on it stays a call.
     pub fn has_begun(&self) -> bool {
         self.has_begun
+    }
+
+    /// Whether what was read is the beginning of a call of one of these functions, as far as can be told.
+    pub fn may_call(&self, functions: &[String]) -> bool {
+        let begins = |whole: &str| format!("\"{whole}\"").starts_with(&self.text);
+        match (&self.expected, self.key) {
+            _ if self.name.is_some() => true,
+            _ if self.has_other_keys => false,
+            (Expected::RestOfKey(_), _) => ["name", "arguments", "parameters"].into_iter().any(begins),
+            (Expected::RestOfValue(_), Key::Name) => functions.iter().any(|function| begins(function)),
+            _ => true,
+        }
     }
 
     /// Reads the next character. `accepts` tells which functions may be called.
@@ -129,6 +144,7 @@ impl JsonCall {
             "name" | "arguments" | "parameters" => return None,
             _ => Key::Other,
         };
+        self.has_other_keys |= self.key == Key::Other;
         self.expected = Expected::Colon;
         Some(())
     }

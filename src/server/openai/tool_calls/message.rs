@@ -5,7 +5,7 @@ use utoipa::ToSchema;
 
 use super::call_id::CallIds;
 use super::json_call::Parsed;
-use super::parser::ToolCallParser;
+use super::parser::{TextEnd, ToolCallParser};
 use super::tools::ToolType;
 
 /// A call of a message.
@@ -76,12 +76,12 @@ impl MessageReader {
         Self { parser, ids, calls: 0 }
     }
 
-    /// What the next piece of the text adds; `is_last` for the end of the text.
-    pub fn push(&mut self, text: &str, is_last: bool) -> MessageDelta {
+    /// What the next piece of the text adds; `end` if it is the last one.
+    pub fn push(&mut self, text: &str, end: Option<TextEnd>) -> MessageDelta {
         let mut delta = MessageDelta::default();
         let mut events = self.parser.push(text);
-        if is_last {
-            events.extend(self.parser.finish());
+        if let Some(end) = end {
+            events.extend(self.parser.finish(end));
         }
         for event in events {
             match event {
@@ -119,8 +119,8 @@ impl MessageReader {
 }
 
 /// The message of a whole text: its content, and its calls.
-pub fn whole_message(mut reader: MessageReader, text: &str) -> (String, Vec<ToolCall>) {
-    let delta = reader.push(text, true);
+pub fn whole_message(mut reader: MessageReader, text: &str, end: TextEnd) -> (String, Vec<ToolCall>) {
+    let delta = reader.push(text, Some(end));
     let call = |call: ToolCallDelta| ToolCall {
         id: call.id.unwrap_or_default(),
         r#type: ToolType::Function,
@@ -144,19 +144,19 @@ mod tests {
     #[test]
     fn the_first_piece_of_a_call_has_its_id_and_name_and_the_others_its_index() {
         let mut reader = reader();
-        let first = reader.push("Yes <tool_call>{\"name\": \"f\", \"arguments\": {\"a", false);
+        let first = reader.push("Yes <tool_call>{\"name\": \"f\", \"arguments\": {\"a", None);
         assert_eq!(first.content, "Yes");
         let mut call = serde_json::to_value(&first.tool_calls).expect("serializes");
         assert!(call[0]["id"].take().as_str().is_some_and(|id| id.starts_with("call_")));
         let function = json!({"name": "f", "arguments": "{\"a"});
         assert_eq!(call, json!([{"index": 0, "id": null, "type": "function", "function": function}]));
 
-        let next = reader.push("\": 1}", false);
+        let next = reader.push("\": 1}", None);
         assert_eq!(
             serde_json::to_value(&next.tool_calls).expect("serializes"),
             json!([{"index": 0, "function": {"arguments": "\": 1}"}}])
         );
-        let second = reader.push("}</tool_call><tool_call>{\"name\": \"f\"}", true);
+        let second = reader.push("}</tool_call><tool_call>{\"name\": \"f\"}", Some(TextEnd::Whole));
         assert_eq!((second.tool_calls.len(), second.tool_calls[0].index), (1, 1));
         assert!(reader.has_calls());
     }
@@ -165,7 +165,7 @@ mod tests {
     fn a_whole_message_has_every_call_with_all_its_arguments() {
         let text = "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1}}</tool_call>\n\
                     <tool_call>{\"name\": \"g\", \"arguments\": {}}</tool_call>";
-        let (content, calls) = whole_message(reader(), text);
+        let (content, calls) = whole_message(reader(), text, TextEnd::Whole);
         assert_eq!(content, "");
         let functions: Vec<_> = calls.iter().map(|call| (&*call.function.name, &*call.function.arguments)).collect();
         assert_eq!(functions, [("f", "{\"a\": 1}"), ("g", "{}")]);

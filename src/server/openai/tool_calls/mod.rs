@@ -14,6 +14,6 @@ pub use call_id::CallIds;
 pub use format::ToolCallFormat;
 pub use json_call::Parsed;
 pub use message::{MessageReader, ToolCall, ToolCallDelta, whole_message};
-pub use parser::ToolCallParser;
+pub use parser::{TextEnd, ToolCallParser};
 pub use tool_use::{ToolRequest, ToolUse};
 pub use tools::{Function, Tool};

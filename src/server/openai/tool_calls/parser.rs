@@ -23,6 +23,15 @@ pub struct ToolCallParser {
     calls: usize,
 }
 
+/// How a text ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TextEnd {
+    /// By itself.
+    Whole,
+    /// At the largest number of tokens.
+    Cut,
+}
+
 #[derive(Debug)]
 enum State {
     /// Outside of calls, after so many characters of the marker.
@@ -70,19 +79,30 @@ impl ToolCallParser {
     }
 
     /// What is left at the end of the text. Content that was held back is content; white space and separators beside calls are
-    /// dropped.
-    pub fn finish(&mut self) -> Vec<Parsed> {
+    /// dropped, and so is what may have become a call where the text was cut off.
+    pub fn finish(&mut self, end: TextEnd) -> Vec<Parsed> {
         let is_between_calls = match &self.state {
             State::AfterJson { .. } => true,
             State::Content { marker: 0 } => self.calls > 0,
             _ => false,
         };
-        if is_between_calls {
+        if is_between_calls || (end == TextEnd::Cut && self.may_be_in_call()) {
             self.held.clear();
         }
         self.give_up_held();
         self.state = State::Content { marker: 0 };
         std::mem::take(&mut self.parsed)
+    }
+
+    /// Whether the text that is held may be the beginning of a call.
+    fn may_be_in_call(&self) -> bool {
+        match &self.state {
+            State::Content { marker } => *marker > 0,
+            State::Start => false,
+            // Without a marker, JSON is most often an answer.
+            State::Json { call, is_marked } => *is_marked || call.may_call(&self.functions),
+            _ => true,
+        }
     }
 
     /// Whether a call began.
@@ -319,9 +339,13 @@ mod tests {
         message
     }
 
-    fn parse(mut parser: ToolCallParser, pieces: &[&str]) -> Message {
+    fn parse(parser: ToolCallParser, pieces: &[&str]) -> Message {
+        parse_to(TextEnd::Whole, parser, pieces)
+    }
+
+    fn parse_to(end: TextEnd, mut parser: ToolCallParser, pieces: &[&str]) -> Message {
         let mut events: Vec<Parsed> = pieces.iter().flat_map(|piece| parser.push(piece)).collect();
-        events.extend(parser.finish());
+        events.extend(parser.finish(end));
         join(events)
     }
 
@@ -417,6 +441,59 @@ mod tests {
         );
     }
 
+    /// However early a text is cut off: its content is the beginning of the whole text's, and its calls are those of the whole
+    /// text, the last with the beginning of its arguments.
+    #[test]
+    fn a_call_that_is_cut_off_is_no_content() {
+        let hermes = "<tool_call>\n{\"name\": \"get_time\", \"arguments\": {\"a\": \"<b\"}}\n</tool_call>";
+        let llama = "{\"name\": \"get_time\", \"parameters\": {\"a\": [1]}}";
+        let texts = [
+            (ToolCallFormat::Hermes, format!("Let me see.\n{hermes}\n{hermes}")),
+            (ToolCallFormat::Llama3, format!("{llama}; {llama}")),
+            (ToolCallFormat::Llama3, format!("Wait.\n<|python_tag|>{llama}")),
+            (ToolCallFormat::Llama3, "{\"parameters\": {}, \"name\": \"f\"}".to_owned()),
+            (
+                ToolCallFormat::Mistral,
+                "So: [TOOL_CALLS] [{\"name\": \"f\", \"arguments\": {\"a\": [\"]\"]}}]".to_owned(),
+            ),
+            (
+                ToolCallFormat::Mistral,
+                "Hm.[TOOL_CALLS]f[CALL_ID]aB3dE6gH9[ARGS]{\"a\": 1}[TOOL_CALLS]f[ARGS]{}".to_owned(),
+            ),
+        ];
+        for (format, text) in texts {
+            let (whole_content, whole_calls) = parse(parser(format), &[&text]);
+            for (end, _) in text.char_indices() {
+                let cut = &text[..end];
+                let (content, calls) = parse_to(TextEnd::Cut, parser(format), &[cut]);
+                assert!(
+                    whole_content.starts_with(content.trim_end()),
+                    "{format:?}: {cut:?} has the content {content:?}"
+                );
+                assert!(calls.len() <= whole_calls.len());
+                for (call, whole) in calls.iter().zip(&whole_calls) {
+                    assert!(call.0 == whole.0 && whole.1.starts_with(&call.1), "{cut:?}: {call:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_call_stays_content_where_it_is_cut_off() {
+        for (format, text) in [
+            (ToolCallFormat::Llama3, "{\"answer\": 42, \"name\": \"f"),
+            (ToolCallFormat::Llama3, "{\"name\": \"Ada"),
+            (ToolCallFormat::Llama3, "{\"name\": \"Ada\", \"arguments\": {"),
+            (ToolCallFormat::Llama3, "{\"names"),
+            (ToolCallFormat::Hermes, "{\"name\": \"f\", \"arguments\": {"),
+            (ToolCallFormat::Hermes, "<tool_call>none"),
+            (ToolCallFormat::Hermes, "1 <tool_cal> 2  "),
+            (ToolCallFormat::Mistral, "[1] and [2]"),
+        ] {
+            assert_eq!(parse_to(TextEnd::Cut, parser(format), &[text]), (text.to_owned(), Vec::new()), "{format:?}");
+        }
+    }
+
     #[test]
     fn arguments_come_in_pieces() {
         let mut parser = parser(ToolCallFormat::Hermes);
@@ -426,7 +503,7 @@ mod tests {
         assert_eq!(parser.push("\": 1"), [Parsed::Arguments("\": 1".into())]);
         assert_eq!(parser.push("}}</tool"), [Parsed::Arguments("}".into())]);
         assert_eq!(parser.push("_call>"), []);
-        assert_eq!(parser.finish(), []);
+        assert_eq!(parser.finish(TextEnd::Whole), []);
         assert!(parser.has_calls());
     }
 

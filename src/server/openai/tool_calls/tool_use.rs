@@ -11,6 +11,7 @@ use super::parser::ToolCallParser;
 use super::tools::{Function, ToolChoice, check_functions};
 use crate::engine::{Grammar, Request, Tokenizer};
 use crate::error::{Error, ErrorCode, Result};
+use crate::server::client_names::ClientNames;
 use crate::server::error::{ApiError, ApiResult};
 
 /// What a request asks for about tools and the form of its text, checked as far as that needs no tokenizer.
@@ -48,6 +49,16 @@ impl ToolRequest {
         check_functions(&functions).map_err(|error| ApiError::of_field("tools", error))?;
         let choice = ToolChoice::parse(choice, &functions).map_err(|error| ApiError::of_field("tool_choice", error))?;
         Ok(Self { functions, choice, parallel: parallel.unwrap_or(true), schema })
+    }
+
+    /// Notes which field of the client's the grammar that [`ToolRequest::apply`] sets comes from; `format` is that of the schema.
+    pub fn name_grammar(&self, request: &Request, format: &str, names: &mut ClientNames) {
+        match (&request.grammar, &self.choice, &self.schema) {
+            // It is one of the client's other fields, and a second one is refused.
+            (Some(_), ..) | (None, ToolChoice::None, None) => {}
+            (None, ToolChoice::None, Some(_)) => names.add("json_schema", format),
+            (None, ..) => names.add("grammar", "tools"),
+        }
     }
 
     /// What completes a request once its tokenizer is known, as [`ToolRequest::apply`] does.

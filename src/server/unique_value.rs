@@ -1,4 +1,4 @@
-//! JSON objects that name nothing twice: which of two values counts would be a guess, and a weight that is dropped changes the
+//! JSON whose objects name nothing twice: which of two values counts would be a guess, and a weight that is dropped changes the
 //! answer in silence.
 
 use std::fmt;
@@ -6,43 +6,12 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-/// The fields of an object. Neither it nor any object in it has two fields of one name.
-pub struct UniqueFields(pub Map<String, Value>);
-
-/// Any value, of which the same holds.
-struct UniqueValue(Value);
-
-impl<'de> Deserialize<'de> for UniqueFields {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(FieldsVisitor).map(Self)
-    }
-}
+/// A value. No object in it has two fields of one name.
+pub struct UniqueValue(pub Value);
 
 impl<'de> Deserialize<'de> for UniqueValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(ValueVisitor).map(Self)
-    }
-}
-
-struct FieldsVisitor;
-
-impl<'de> Visitor<'de> for FieldsVisitor {
-    type Value = Map<String, Value>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut fields = Map::new();
-        while let Some(name) = map.next_key::<String>()? {
-            if fields.contains_key(&name) {
-                return Err(A::Error::custom(format_args!("'{name}' is there twice")));
-            }
-            let UniqueValue(value) = map.next_value()?;
-            fields.insert(name, value);
-        }
-        Ok(fields)
     }
 }
 
@@ -91,8 +60,16 @@ impl<'de> Visitor<'de> for ValueVisitor {
         Ok(items.into())
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Value, A::Error> {
-        FieldsVisitor.visit_map(map).map(Value::Object)
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut fields = Map::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if fields.contains_key(&name) {
+                return Err(A::Error::custom(format_args!("'{name}' is there twice")));
+            }
+            let UniqueValue(value) = map.next_value()?;
+            fields.insert(name, value);
+        }
+        Ok(fields.into())
     }
 }
 
@@ -103,7 +80,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Value, String> {
-        serde_json::from_str::<UniqueFields>(text).map(|UniqueFields(fields)| fields.into()).map_err(|e| e.to_string())
+        serde_json::from_str(text).map(|UniqueValue(value)| value).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -116,7 +93,7 @@ mod tests {
         ] {
             assert!(read(text).is_err_and(|error| error.contains("'a' is there twice")), "{text}");
         }
-        for text in ["[]", "1", "null", "{", r#"{"a"}"#, r#"{"a": 1} {}"#] {
+        for text in ["", "{", r#"{"a"}"#, r#"{"a": 1} {}"#] {
             assert!(read(text).is_err(), "{text}");
         }
     }
