@@ -23,7 +23,8 @@ pub enum SiteKind {
     Linear,
     /// `y = W[x]`, a row of W `[in_features, out_features]`: the inputs are token ids.
     Embedding,
-    /// `y = W x / rms(x)` channel by channel, with W `[out_features]`; input and output have the same width.
+    /// `y = W x / rms(x) + b` channel by channel, or the same with the standard deviation, with W `[out_features]`; input and
+    /// output have the same width.
     Norm,
 }
 
@@ -40,22 +41,31 @@ pub struct Site {
     pub out_features: usize,
     /// Whether the base has a bias here.
     pub has_bias: bool,
+    /// Heads of a norm whose weight is `[heads, head_dim]`.
+    pub heads: Option<usize>,
 }
 
 impl Site {
     /// A linear without bias.
     pub fn linear(path: impl Into<String>, in_features: usize, out_features: usize) -> Self {
-        Self { path: path.into(), kind: SiteKind::Linear, in_features, out_features, has_bias: false }
+        Self { path: path.into(), kind: SiteKind::Linear, in_features, out_features, has_bias: false, heads: None }
     }
 
     /// An embedding of `rows` tokens.
     pub fn embedding(path: impl Into<String>, rows: usize, width: usize) -> Self {
-        Self { path: path.into(), kind: SiteKind::Embedding, in_features: rows, out_features: width, has_bias: false }
+        let path = path.into();
+        Self { path, kind: SiteKind::Embedding, in_features: rows, out_features: width, has_bias: false, heads: None }
     }
 
     /// A norm over `width` channels.
     pub fn norm(path: impl Into<String>, width: usize) -> Self {
-        Self { path: path.into(), kind: SiteKind::Norm, in_features: width, out_features: width, has_bias: false }
+        let path = path.into();
+        Self { path, kind: SiteKind::Norm, in_features: width, out_features: width, has_bias: false, heads: None }
+    }
+
+    /// A norm with a weight `[heads, head_dim]`.
+    pub fn head_norm(path: impl Into<String>, heads: usize, head_dim: usize) -> Self {
+        Self { heads: Some(heads), ..Self::norm(path, heads * head_dim) }
     }
 
     /// The same, with a bias.
@@ -69,7 +79,10 @@ impl Site {
         match self.kind {
             SiteKind::Linear => vec![self.out_features, self.in_features],
             SiteKind::Embedding => vec![self.in_features, self.out_features],
-            SiteKind::Norm => vec![self.out_features],
+            SiteKind::Norm => match self.heads {
+                Some(heads) => vec![heads, self.out_features / heads.max(1)],
+                None => vec![self.out_features],
+            },
         }
     }
 }

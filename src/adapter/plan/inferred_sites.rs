@@ -104,7 +104,7 @@ impl InferredModule {
         if self.is_embedding {
             in_features = in_features.max(rows);
         }
-        Site { path, kind, in_features, out_features, has_bias: self.has_bias }
+        Site { path, kind, in_features, out_features, has_bias: self.has_bias, heads: None }
     }
 }
 

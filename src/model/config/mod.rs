@@ -3,6 +3,7 @@
 //! A model family is one row of a table (`family`). Nothing else in the crate knows an architecture's name. No number of the
 //! file sizes an allocation before it has been compared with a cap, and no weight is looked up before the cap holds.
 
+mod description;
 mod family;
 mod fields;
 mod rope;
@@ -15,10 +16,11 @@ use serde_json::Value;
 
 use self::family::{Family, HeadDimRule};
 use self::fields::{Fields, in_range, invalid, unsupported};
-use crate::backend::{Activation, Rope};
+use crate::backend::{Activation, HeadNormScope, NormKind, Rope};
 use crate::checkpoint::with_path_hint;
 use crate::error::{Error, ErrorCode, Result};
 
+pub use self::description::{AttentionScores, Block, Mlp, Multipliers, Norms};
 pub use self::family::architectures;
 pub(crate) use self::fields::read_json;
 pub use self::rope::RopeOverrides;
@@ -63,19 +65,23 @@ pub struct DecoderConfig {
     pub max_positions: usize,
     /// Positions that no sequence may pass: beyond them, dynamic rope scaling makes the rotation depend on the length.
     pub position_limit: Option<usize>,
-    /// Epsilon of the norms.
-    pub norm_eps: f32,
-    /// Gate function of the MLP.
-    pub activation: Activation,
+    /// Its norms.
+    pub norms: Norms,
+    /// How a layer is put together.
+    pub block: Block,
+    /// The MLP.
+    pub mlp: Mlp,
+    /// What attention does with scores.
+    pub scores: AttentionScores,
+    /// Constant factors along the residual stream.
+    pub multipliers: Multipliers,
     /// Which linears have a bias.
     pub biases: Biases,
-    /// Whether queries and keys are normalized per head.
-    pub has_qk_norm: bool,
     /// Attention window of each layer, in positions; `None` is full causal attention.
     pub windows: Vec<Option<usize>>,
-    /// The rotation of queries and keys.
-    pub rope: Arc<Rope>,
-    /// The base of its frequencies.
+    /// The rotation of queries and keys of each layer, one `Arc` for all layers that share it; `None` where they are not rotated.
+    pub ropes: Vec<Option<Arc<Rope>>>,
+    /// The base of the frequencies of [`DecoderConfig::main_rope`].
     pub rope_theta: f64,
     /// What linear scaling divides positions by; 1 without it.
     pub rope_scale: f64,
@@ -157,12 +163,20 @@ impl DecoderConfig {
             vocab_size,
             max_positions: rotary.max_positions,
             position_limit: rotary.position_limit,
-            norm_eps: norm_eps(&fields)?,
-            activation: activation(&fields)?,
+            norms: Norms {
+                kind: NormKind::Rms,
+                eps: norm_eps(&fields)?,
+                offset: 0.0,
+                has_bias: false,
+                qk: family.has_qk_norm.then_some(HeadNormScope::Head),
+            },
+            block: Block::PRE_NORMS,
+            mlp: Mlp::gated(activation(&fields)?),
+            scores: AttentionScores::of_width(head_dim),
+            multipliers: Multipliers::default(),
             biases: biases(family, &fields)?,
-            has_qk_norm: family.has_qk_norm,
             windows: attention.windows,
-            rope: Arc::new(rotary.rope),
+            ropes: vec![Some(Arc::new(rotary.rope)); layers],
             rope_theta: rotary.theta,
             rope_scale: rotary.linear_factor,
             tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
@@ -172,6 +186,12 @@ impl DecoderConfig {
                 .and_then(|id| id.try_into().ok()),
             pad_token_id: pad_token_id(&fields, vocab_size)?,
         })
+    }
+
+    /// The rotation of the layers that see farthest: of the first rotated layer without a window, else of the first rotated one.
+    pub fn main_rope(&self) -> Option<&Arc<Rope>> {
+        let rotated = || self.ropes.iter().zip(&self.windows).filter_map(|(rope, window)| Some((rope.as_ref()?, window)));
+        rotated().find(|(_, window)| window.is_none()).or_else(|| rotated().next()).map(|(rope, _)| rope)
     }
 
     /// The longest sequence to serve, in positions: what was asked for, by default `max_positions`.
@@ -357,7 +377,7 @@ mod tests {
         let mistral = config(json!({"model_type": "mistral", "num_attention_heads": 8})).expect("mistral");
         assert_eq!((mistral.kv_heads, mistral.windows[0], mistral.max_positions), (8, Some(4096), 131_072));
         let qwen3 = config(json!({"model_type": "qwen3", "num_attention_heads": 32})).expect("qwen3");
-        assert_eq!((qwen3.head_dim, qwen3.kv_heads, qwen3.has_qk_norm), (128, 32, true));
+        assert_eq!((qwen3.head_dim, qwen3.kv_heads, qwen3.norms.qk), (128, 32, Some(HeadNormScope::Head)));
         let qwen2 = config(json!({"model_type": "qwen2", "num_key_value_heads": 2})).expect("qwen2");
         assert_eq!(qwen2.biases, Biases { qkv: true, output: false, mlp: false });
         assert!(qwen2.eos_token_ids.is_empty());

@@ -84,7 +84,7 @@ pub(super) fn rotary_embedding(
     let linear_factor = if is_linear { parameters.number("factor")? } else { 1.0 };
     let mut position_limit = None;
     let (mut rope, mut length) = match kind.as_str() {
-        "default" => (Rope { inv_freq: parameters.frequencies(head_dim)?, factor: 1.0 }, positions as f64),
+        "default" => (Rope::halves(parameters.frequencies(head_dim)?, 1.0), positions as f64),
         "linear" => parameters.linear()?,
         "proportional" => parameters.proportional()?,
         "dynamic" => {
@@ -197,7 +197,7 @@ impl RopeParameters {
     fn linear(&self) -> Result<(Rope, f64)> {
         let (base, factor) = (self.frequencies(self.rotary_dim()?)?, self.number("factor")?);
         let inv_freq = base.iter().map(|frequency| frequency / factor as f32).collect();
-        Ok((Rope { inv_freq, factor: 1.0 }, self.positions as f64 * factor))
+        Ok((Rope::halves(inv_freq, 1.0), self.positions as f64 * factor))
     }
 
     /// As linear, with the slow channels not rotated at all; frequencies are those of the whole head.
@@ -211,7 +211,7 @@ impl RopeParameters {
         let base = frequencies(self.number("rope_theta")?, self.head_dim, rotated as usize);
         let mut inv_freq: Vec<f32> = base.iter().map(|frequency| frequency / factor as f32).collect();
         inv_freq.resize(pairs, 0.0);
-        Ok((Rope { inv_freq, factor: 1.0 }, self.positions as f64 * factor))
+        Ok((Rope::halves(inv_freq, 1.0), self.positions as f64 * factor))
     }
 
     /// NTK scaling, up to the length beyond which its base grows with the sequence.
@@ -220,7 +220,7 @@ impl RopeParameters {
         let stretch = factor * positions / positions - (factor - 1.0);
         let theta = self.number("rope_theta")? * stretch.powf(dim / (dim - 2.0));
         let dim = dim as usize;
-        Ok(Rope { inv_freq: frequencies(theta, dim, dim.div_ceil(2)), factor: 1.0 })
+        Ok(Rope::halves(frequencies(theta, dim, dim.div_ceil(2)), 1.0))
     }
 
     /// Llama 3.1: the frequencies of long wavelengths are divided by the factor, those of short ones are kept, the rest is
@@ -246,7 +246,7 @@ impl RopeParameters {
                 (1.0 - smooth) * frequency / factor + smooth * frequency
             }
         };
-        Ok(Rope { inv_freq: base.into_iter().map(blend).collect(), factor: 1.0 })
+        Ok(Rope::halves(base.into_iter().map(blend).collect(), 1.0))
     }
 
     /// YaRN (arXiv 2309.00071): interpolation for slow channels, extrapolation for fast ones, a linear ramp between them.
@@ -295,7 +295,7 @@ impl RopeParameters {
         };
         let base = frequencies(theta, rotary_dim, rotary_dim.div_ceil(2));
         let inv_freq = base.into_iter().enumerate().map(blend).collect();
-        Ok((Rope { inv_freq, factor: attention_factor as f32 }, original * factor))
+        Ok((Rope::halves(inv_freq, attention_factor as f32), original * factor))
     }
 }
 
