@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::config::DecoderConfig;
 use super::loader::{DecoderLoader, HeadDType};
-use crate::backend::{EmbeddingId, GroupId, LinearSource, NormId, WeightLoader};
+use crate::backend::{EmbeddingId, GroupId, LinearSource, NormId, NormSource, WeightLoader};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::quant::QuantConfig;
@@ -61,7 +61,7 @@ impl WeightLoader for NullBackend {
         Ok(EmbeddingId(0))
     }
 
-    fn load_norm(&mut self, _: SiteId, _: TensorView<'_>) -> Result<NormId> {
+    fn load_norm(&mut self, _: &NormSource<'_>) -> Result<NormId> {
         Ok(NormId(0))
     }
 }
