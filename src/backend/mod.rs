@@ -18,6 +18,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod kv_quant;
 mod kv_shape;
+mod packed_norm;
 pub mod reference;
 mod slots;
 mod sorted_deltas;
@@ -29,9 +30,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use self::kv_shape::{KvDType, KvShape};
 pub use self::types::{
-    Activation, ActivationDType, AttentionSpec, BufferId, EmbeddingId, GroupId, HeadNorm, HeadNormScope, HeadSpec, KvId,
-    LinearSource, MlpShape, NormId, NormKind, NormSource, NormSpec, QueryTemperature, Rope, RopeLayout, StepInputs,
-    StepRows, Write,
+    Activation, ActivationDType, AttentionSpec, BufferId, EmbeddingId, Feature, GroupId, HeadNorm, HeadNormScope,
+    HeadSpec, KvId, LinearSource, MlpShape, NormId, NormKind, NormSource, NormSpec, QueryTemperature, Rope, RopeLayout,
+    StepInputs, StepRows, Write,
 };
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::adapter::delta::SiteDelta;
@@ -81,6 +82,14 @@ pub trait BackendBuilder: WeightLoader {
     /// allocation. `None` where each finds its own memory. Without it too they load.
     fn measurer(&mut self) -> Option<&mut dyn WeightLoader> {
         None
+    }
+
+    /// Checks that its operations have a feature, before a model that needs it loads.
+    ///
+    /// # Errors
+    /// `model_feature_unsupported`.
+    fn check(&self, _feature: Feature) -> Result<()> {
+        Ok(())
     }
 
     /// The backend, whose base weights never change again.

@@ -153,6 +153,13 @@ pub struct HeadNorm {
     pub scope: HeadNormScope,
 }
 
+impl HeadNorm {
+    /// An RMS norm over each head.
+    pub fn rms(id: NormId, eps: f32) -> Self {
+        Self { norm: NormSpec::rms(id, eps), scope: HeadNormScope::Head }
+    }
+}
+
 /// Which channels of a head a rotation turns together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RopeLayout {
@@ -225,6 +232,23 @@ pub struct AttentionSpec {
 }
 
 impl AttentionSpec {
+    /// Attention of layer 0 to all positions, scaled by `1 / sqrt(head_dim)`, with neither norms nor a rotation.
+    pub fn new(heads: usize, kv_heads: usize, head_dim: usize) -> Self {
+        Self {
+            layer: 0,
+            heads,
+            kv_heads,
+            head_dim,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            score_cap: None,
+            window: None,
+            q_norm: None,
+            k_norm: None,
+            rope: None,
+            query_temperature: None,
+        }
+    }
+
     /// Checks that the spec and every row lie within a cache of that shape.
     ///
     /// # Errors
@@ -322,6 +346,41 @@ pub enum Activation {
     GeluTanh,
     /// `x P(x)`, with the normal distribution `P(x) = erfc(-x / sqrt(2)) / 2`.
     Gelu,
+}
+
+/// What a model may need of a backend beyond what a Llama needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Feature {
+    /// [`NormKind::Layer`].
+    LayerNorm,
+    /// Norms with biases.
+    NormBias,
+    /// Norms of queries and keys of another scope than [`HeadNormScope::Head`].
+    WideHeadNorm,
+    /// [`AttentionSpec::query_temperature`].
+    QueryTemperature,
+    /// [`MlpShape::Plain`].
+    PlainMlp,
+    /// [`Activation::GeluTanh`].
+    GeluTanh,
+    /// [`Activation::Gelu`].
+    Gelu,
+}
+
+impl Feature {
+    /// What it is, for messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Feature::LayerNorm => "layer norms",
+            Feature::NormBias => "norms with a bias",
+            Feature::WideHeadNorm => "norms over all heads of queries and keys, or with weights for each head",
+            Feature::QueryTemperature => "queries scaled by their position",
+            Feature::PlainMlp => "an MLP without gate",
+            Feature::GeluTanh => "the GELU approximated by a tanh",
+            Feature::Gelu => "the exact GELU",
+        }
+    }
 }
 
 /// What an MLP's activation reads.

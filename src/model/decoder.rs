@@ -7,7 +7,7 @@ use crate::backend::{
 };
 use crate::error::{Error, ErrorCode, Result};
 use crate::model::batch::StepBatch;
-use crate::model::config::DecoderConfig;
+use crate::model::config::{DecoderConfig, Multipliers};
 
 /// KV groups of a layer map with that many layers.
 pub(super) fn kv_groups_of(layers: usize, base_layers: usize) -> usize {
@@ -103,11 +103,7 @@ impl Decoder {
             logit_adapters: &batch.logit_adapters,
         })?;
         compute.embed(weights.embedding, &batch.tokens, weights.embed_multiplier, &batch.adapters, b.hidden)?;
-        let mut start = 0;
-        for &(row, end) in &batch.embeds_rows {
-            compute.write_rows(b.hidden, row, &batch.embeds[start..end])?;
-            start = end;
-        }
+        self.write_embeds(compute, batch)?;
         match batch.layer_map.clone() {
             None => {
                 let (rows, kv) = kv_group(&batch.kv_groups, kvs, 0)?;
@@ -129,6 +125,25 @@ impl Decoder {
         // Last, so that a device is waited for once.
         batch.kv_overflows = compute.take_kv_overflows()?;
         batch.activation_overflows = compute.take_activation_overflows()?;
+        Ok(())
+    }
+
+    /// Prompt embeds in place of what the table has for a token. Where the embeddings' factor belongs to the table, they have it
+    /// already, as transformers' `inputs_embeds`.
+    fn write_embeds(&self, compute: &mut dyn Compute, batch: &StepBatch) -> Result<()> {
+        let Multipliers { embed, is_embed_of_table, .. } = self.config.multipliers;
+        let mut start = 0;
+        for &(row, end) in &batch.embeds_rows {
+            let values = &batch.embeds[start..end];
+            match is_embed_of_table || embed == 1.0 {
+                true => compute.write_rows(self.buffers.hidden, row, values)?,
+                false => {
+                    let scaled: Vec<f32> = values.iter().map(|value| embed * value).collect();
+                    compute.write_rows(self.buffers.hidden, row, &scaled)?;
+                }
+            }
+            start = end;
+        }
         Ok(())
     }
 

@@ -75,7 +75,7 @@ impl<'a> DecoderLoader<'a> {
         let c = self.config;
         let table = quant::open_dense(self.checkpoint, self.embedding_name(), &[c.vocab_size, c.hidden_size])?;
         let site = self.sites.push(Site::embedding(EMBEDDING, c.vocab_size, c.hidden_size));
-        let embed_multiplier = match c.multipliers.is_embed_rounded {
+        let embed_multiplier = match c.multipliers.is_embed_of_table {
             true => rounded_to(table.dtype(), c.multipliers.embed),
             false => c.multipliers.embed,
         };

@@ -87,8 +87,9 @@ impl AttentionScores {
 pub struct Multipliers {
     /// On embeddings, what adapters change included.
     pub embed: f32,
-    /// Whether that factor is rounded to the type in which the embedding table is stored, as transformers does for Gemma.
-    pub is_embed_rounded: bool,
+    /// Whether that factor belongs to the embedding table, as Gemma's: it is rounded to the type in which the table is stored, as
+    /// transformers does, and vectors in place of tokens have it already.
+    pub is_embed_of_table: bool,
     /// On what attention and MLP add to the residual stream.
     pub residual: f32,
     /// On the logits.
@@ -99,6 +100,6 @@ pub struct Multipliers {
 
 impl Default for Multipliers {
     fn default() -> Self {
-        Self { embed: 1.0, is_embed_rounded: false, residual: 1.0, logit: 1.0, logit_cap: None }
+        Self { embed: 1.0, is_embed_of_table: false, residual: 1.0, logit: 1.0, logit_cap: None }
     }
 }

@@ -5,6 +5,7 @@
 
 mod description;
 mod family;
+mod features;
 mod fields;
 mod rope;
 mod windows;
