@@ -174,6 +174,20 @@ impl SiteTable {
         self.add_alias(path, parts);
     }
 
+    /// Adds an alias for each module of which a fused site consists, in the order of its outputs: `q_proj`, `k_proj` and `v_proj`
+    /// of a `qkv_proj`.
+    ///
+    /// # Panics
+    /// If a site has one of the paths.
+    pub fn add_part_aliases<'p>(&mut self, site: SiteId, parts: impl IntoIterator<Item = (&'p str, usize)>) {
+        let mut start = 0;
+        for (path, width) in parts {
+            let part = AliasPart { alias_outputs: 0..width, site, site_outputs: start..start + width };
+            self.add_alias(path, vec![part]);
+            start += width;
+        }
+    }
+
     /// The site with that id.
     ///
     /// # Panics
@@ -233,5 +247,15 @@ mod tests {
         assert_eq!(outputs, [(split[0], 0..8), (split[1], 8..12), (split[2], 12..16)]);
         assert!(parts.iter().all(|part| part.site_outputs == (0..sites.get(part.site).out_features)));
         assert_eq!((sites.find("qkv_proj"), sites.find("k_proj")), (None, Some(split[1])));
+    }
+
+    #[test]
+    fn aliases_of_the_parts_of_a_fused_site_cover_it() {
+        let mut sites = SiteTable::default();
+        let fused = sites.push(Site::linear("qkv_proj", 6, 16));
+        sites.add_part_aliases(fused, [("q_proj", 8), ("k_proj", 4), ("v_proj", 4)]);
+        let part = |path| sites.find_alias(path).expect("an alias")[0].clone();
+        let outputs = ["q_proj", "k_proj", "v_proj"].map(|path| (part(path).alias_outputs, part(path).site_outputs));
+        assert_eq!(outputs, [(0..8, 0..8), (0..4, 8..12), (0..4, 12..16)]);
     }
 }

@@ -89,7 +89,9 @@ impl<'a> DecoderLoader<'a> {
         let final_norm = self.norm(Site::norm("model.norm", c.hidden_size))?;
         let head = HeadSpec { group: self.head()?, multiplier: c.multipliers.logit, cap: c.multipliers.logit_cap };
         (self.sites.embedding, self.sites.head) = (Some(site), self.sites.find(HEAD));
-        self.sites.is_head_tied = c.tie_word_embeddings;
+        // Of a multimodal model the config says so by default, of whatever text model.
+        let has_own_head = c.is_wrapped && quant::format_of(self.checkpoint, HEAD).is_some();
+        self.sites.is_head_tied = c.tie_word_embeddings && !has_own_head;
         self.checkpoint.release();
         Ok((DecoderWeights { embedding, embed_multiplier, layers, final_norm, head }, self.sites))
     }
@@ -133,11 +135,23 @@ impl<'a> DecoderLoader<'a> {
         Ok(LayerWeights { norms, qkv, attention, output, up, down })
     }
 
-    /// A group that other model families store as one module, by whose `path` their adapters find its members.
-    fn fused_group(&mut self, path: &str, in_features: usize, members: &[Member]) -> Result<GroupId> {
-        let group = self.group(in_features, members)?;
-        let sites: Vec<SiteId> = members.iter().filter_map(|(member, ..)| self.sites.find(member)).collect();
-        self.sites.add_fused_alias(path, &sites);
+    /// A group of linears that a checkpoint has apart or, at `fused`, as one module, whatever its family does: some quantizers
+    /// split them. Adapters find it by either names.
+    fn fused_group(&mut self, fused: &str, in_features: usize, members: &[Member]) -> Result<GroupId> {
+        let is_stored = |path: &str| quant::format_of(self.checkpoint, path).is_some();
+        if !is_stored(fused) || members.iter().any(|(path, ..)| is_stored(path)) {
+            let group = self.group(in_features, members)?;
+            let sites: Vec<SiteId> = members.iter().filter_map(|(member, ..)| self.sites.find(member)).collect();
+            self.sites.add_fused_alias(fused, &sites);
+            return Ok(group);
+        }
+        let outputs = members.iter().map(|(_, outputs, _)| outputs).sum();
+        let has_bias = members.iter().any(|&(.., has_bias)| has_bias);
+        let group = self.group(in_features, &[(fused.to_owned(), outputs, has_bias)])?;
+        if let Some(site) = self.sites.find(fused) {
+            self.sites.add_part_aliases(site, members.iter().map(|(path, outputs, _)| (path.as_str(), *outputs)));
+        }
+        members.iter().skip(1).try_for_each(|_| self.advance())?;
         Ok(group)
     }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use super::config::DecoderConfig;
 use super::loader::{DecoderLoader, HeadDType};
+use super::text_checkpoint;
 use crate::backend::{EmbeddingId, GroupId, LinearSource, NormId, NormSource, WeightLoader};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
@@ -34,7 +35,7 @@ pub struct ModelSurvey {
 pub fn survey(dir: &Path) -> Result<ModelSurvey> {
     let (config, json) = DecoderConfig::read(dir)?;
     let quant = QuantConfig::read(dir, &json)?;
-    let checkpoint = Checkpoint::open(dir)?;
+    let checkpoint = text_checkpoint::open(dir)?;
     let loader = DecoderLoader {
         config: &config,
         quant: quant.as_ref(),

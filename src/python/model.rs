@@ -114,6 +114,7 @@ pub(super) fn read_model_config(py: Python<'_>, path: PathBuf) -> PyResult<Named
     let (config, json) = DecoderConfig::read(&path)?;
     let is_quantized = QuantConfig::read(&path, &json)?.is_some();
     let rope = config.main_rope().cloned();
+    let of_layers: Vec<_> = config.ropes.iter().map(|rope| rope.as_ref().map(|rope| rope.inv_freq.clone())).collect();
     let dict = PyDict::new(py);
     dict.set_item("architecture", config.architecture)?;
     dict.set_item("hidden_size", config.hidden_size)?;
@@ -132,6 +133,7 @@ pub(super) fn read_model_config(py: Python<'_>, path: PathBuf) -> PyResult<Named
     dict.set_item("mlp_bias", config.biases.mlp)?;
     dict.set_item("sliding_windows", config.windows)?;
     dict.set_item("rope_inv_freq", rope.as_ref().map(|rope| rope.inv_freq.clone()))?;
+    dict.set_item("layer_rope_inv_freq", of_layers)?;
     dict.set_item("rope_attention_factor", rope.as_ref().map(|rope| rope.factor))?;
     dict.set_item("rotary_embedding_base", config.rope_theta)?;
     dict.set_item("scale_pos_emb", config.rope_scale)?;

@@ -1,7 +1,18 @@
-//! The parts of a decoder's description that are data of its family: norms, how a block is put together, attention, MLP,
+//! The parts of a decoder's description that are data of its family: biases, norms, how a block is put together, attention, MLP,
 //! multipliers. Every name is a module's path below its layer.
 
 use crate::backend::{Activation, HeadNormScope, MlpShape, NormKind, QueryTemperature};
+
+/// Which linears of a layer have a bias.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Biases {
+    /// q, k and v.
+    pub qkv: bool,
+    /// o.
+    pub output: bool,
+    /// Those of the MLP.
+    pub mlp: bool,
+}
 
 /// What all norms of a decoder have in common, those of queries and keys included.
 #[derive(Clone, Copy, Debug, PartialEq)]
