@@ -64,7 +64,7 @@ impl Function for Silu {
     }
 }
 
-/// `x / (1 + exp(-2 u))` with `u = sqrt(2 / pi) (x + 0.044715 x^3)`, within `1e-7 (3 + 2 |u|)` of itself.
+/// `x / (1 + exp(-2 u))` with `u = sqrt(2 / pi) (x + 0.044715 x^3)`, within `1e-7 (4 + 3 |u|)` of itself.
 struct GeluTanh;
 
 impl Function for GeluTanh {

@@ -568,7 +568,7 @@ mod tests {
     #[test]
     fn gelu_by_tanh_is_its_formula_over_the_whole_range() {
         let u = |x: f64| (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
-        let tolerance = |x: f64, expected: f64| 1e-7 * (3.0 + 2.0 * u(x).abs()) * expected.abs();
+        let tolerance = |x: f64, expected: f64| 1e-7 * (4.0 + 3.0 * u(x).abs()) * expected.abs();
         check(Activation::GeluTanh, |x| x / (1.0 + (-2.0 * u(x)).exp()), tolerance);
     }
 
