@@ -11,6 +11,7 @@ constexpr uint32_t ACTIVATE_THREADS = 256;
 
 // Kinds of activation; src/backend/cuda/ops/expand.rs passes them.
 constexpr uint32_t SILU = 0;
+constexpr uint32_t GELU_TANH = 1;
 
 struct ExpandActivate {
   Projection projection;
@@ -25,6 +26,9 @@ __device__ __forceinline__ float activate(uint32_t activation, float x) {
   switch (activation) {
   case SILU:
     return x / (1.0f + expf(-x));
+  case GELU_TANH:
+    // -2 sqrt(2 / pi) (x + 0.044715 x^3)
+    return x / (1.0f + expf(-1.5957691f * fmaf(0.044715f * x, x * x, x)));
   default:
     return __int_as_float(0x7fffffff);
   }

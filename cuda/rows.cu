@@ -1,5 +1,5 @@
 // Plain operations on rows, for what the fused kernels do not find in the form that they read:
-//   expand_rows   y[i, :] = or += the linears of a group, finished as expand.cuh tells
+//   expand_rows   y[i, :] = the linears of a group, finished as expand.cuh tells, or += factor times them
 //   square_rows   sum_squares of x, as writers of the residual stream leave it
 //   norm_rows     out[i, :] = weight x[i, :] / sqrt(mean(x[i, :]^2) + eps), the mean being that of sum_squares, the weight that of
 //                 row i's adapters
@@ -14,9 +14,9 @@ struct ExpandRows {
   Projection projection;
   const StepTables* step;
   float* y;
-  // Whether y keeps what it holds, and the result is added once.
+  // Whether y keeps what it holds, and the result, times the factor, is added once.
   uint32_t is_added;
-  uint32_t padding;
+  float factor;
 };
 
 extern "C" __global__ void __launch_bounds__(SQUARES_COLUMNS) expand_rows(const __grid_constant__ ExpandRows a) {
@@ -33,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(SQUARES_COLUMNS) expand_rows(const 
   for (uint32_t row = blockIdx.y; row < a.step->rows; row += gridDim.y) {
     const float value = expand_output(a.projection, *a.step, row, linear, column - starts[linear]);
     float* y = a.y + static_cast<uint64_t>(row) * outputs + column;
-    *y = a.is_added != 0 ? *y + value : value;
+    *y = a.is_added != 0 ? fmaf(a.factor, value, *y) : value;
   }
 }
 

@@ -107,6 +107,8 @@ pub mod server;
 pub mod sites;
 #[doc(hidden)]
 pub mod tensor;
+#[doc(hidden)]
+pub mod text_prefix;
 
 pub use adapter::plan::AdapterSummary;
 pub use adapter::pool::{AdapterInfo, AdapterLease, AdapterLimits};

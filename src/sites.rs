@@ -23,7 +23,8 @@ pub enum SiteKind {
     Linear,
     /// `y = W[x]`, a row of W `[in_features, out_features]`: the inputs are token ids.
     Embedding,
-    /// `y = W x / rms(x)` channel by channel, with W `[out_features]`; input and output have the same width.
+    /// `y = W x / rms(x) + b` channel by channel, or the same with the standard deviation, with W `[out_features]`; input and
+    /// output have the same width.
     Norm,
 }
 
@@ -40,22 +41,31 @@ pub struct Site {
     pub out_features: usize,
     /// Whether the base has a bias here.
     pub has_bias: bool,
+    /// Heads of a norm whose weight is `[heads, head_dim]`.
+    pub heads: Option<usize>,
 }
 
 impl Site {
     /// A linear without bias.
     pub fn linear(path: impl Into<String>, in_features: usize, out_features: usize) -> Self {
-        Self { path: path.into(), kind: SiteKind::Linear, in_features, out_features, has_bias: false }
+        Self { path: path.into(), kind: SiteKind::Linear, in_features, out_features, has_bias: false, heads: None }
     }
 
     /// An embedding of `rows` tokens.
     pub fn embedding(path: impl Into<String>, rows: usize, width: usize) -> Self {
-        Self { path: path.into(), kind: SiteKind::Embedding, in_features: rows, out_features: width, has_bias: false }
+        let path = path.into();
+        Self { path, kind: SiteKind::Embedding, in_features: rows, out_features: width, has_bias: false, heads: None }
     }
 
     /// A norm over `width` channels.
     pub fn norm(path: impl Into<String>, width: usize) -> Self {
-        Self { path: path.into(), kind: SiteKind::Norm, in_features: width, out_features: width, has_bias: false }
+        let path = path.into();
+        Self { path, kind: SiteKind::Norm, in_features: width, out_features: width, has_bias: false, heads: None }
+    }
+
+    /// A norm with a weight `[heads, head_dim]`.
+    pub fn head_norm(path: impl Into<String>, heads: usize, head_dim: usize) -> Self {
+        Self { heads: Some(heads), ..Self::norm(path, heads * head_dim) }
     }
 
     /// The same, with a bias.
@@ -69,7 +79,10 @@ impl Site {
         match self.kind {
             SiteKind::Linear => vec![self.out_features, self.in_features],
             SiteKind::Embedding => vec![self.in_features, self.out_features],
-            SiteKind::Norm => vec![self.out_features],
+            SiteKind::Norm => match self.heads {
+                Some(heads) => vec![heads, self.out_features / heads.max(1)],
+                None => vec![self.out_features],
+            },
         }
     }
 }
@@ -161,6 +174,20 @@ impl SiteTable {
         self.add_alias(path, parts);
     }
 
+    /// Adds an alias for each module of which a fused site consists, in the order of its outputs: `q_proj`, `k_proj` and `v_proj`
+    /// of a `qkv_proj`.
+    ///
+    /// # Panics
+    /// If a site has one of the paths.
+    pub fn add_part_aliases<'p>(&mut self, site: SiteId, parts: impl IntoIterator<Item = (&'p str, usize)>) {
+        let mut start = 0;
+        for (path, width) in parts {
+            let part = AliasPart { alias_outputs: 0..width, site, site_outputs: start..start + width };
+            self.add_alias(path, vec![part]);
+            start += width;
+        }
+    }
+
     /// The site with that id.
     ///
     /// # Panics
@@ -220,5 +247,15 @@ mod tests {
         assert_eq!(outputs, [(split[0], 0..8), (split[1], 8..12), (split[2], 12..16)]);
         assert!(parts.iter().all(|part| part.site_outputs == (0..sites.get(part.site).out_features)));
         assert_eq!((sites.find("qkv_proj"), sites.find("k_proj")), (None, Some(split[1])));
+    }
+
+    #[test]
+    fn aliases_of_the_parts_of_a_fused_site_cover_it() {
+        let mut sites = SiteTable::default();
+        let fused = sites.push(Site::linear("qkv_proj", 6, 16));
+        sites.add_part_aliases(fused, [("q_proj", 8), ("k_proj", 4), ("v_proj", 4)]);
+        let part = |path| sites.find_alias(path).expect("an alias")[0].clone();
+        let outputs = ["q_proj", "k_proj", "v_proj"].map(|path| (part(path).alias_outputs, part(path).site_outputs));
+        assert_eq!(outputs, [(0..8, 0..8), (0..4, 8..12), (0..4, 12..16)]);
     }
 }

@@ -45,6 +45,12 @@ def _verdict(row: dict[str, str]) -> str:
     return f"refused: `{row['code']}`" if row["code"] else row["verdict"]
 
 
+def architectures() -> str:
+    """One row per architecture, in the order of the families' table."""
+    rows = [f"| `{row['name']}` | {row['models']} |" for row in _exlora.architectures()]
+    return "\n".join(["| architecture | models |", "| --- | --- |", *rows])
+
+
 def performance() -> str:
     """The newest record."""
     return bench_record.summary(bench_record.read(bench_record.newest()))
@@ -54,6 +60,7 @@ def performance() -> str:
 TABLES = [
     ("docs/errors.md", "error codes", error_codes),
     ("docs/peft.md", "peft features", peft_features),
+    ("README.md", "architectures", architectures),
     ("README.md", "performance", performance),
 ]
 

@@ -274,7 +274,7 @@ PROVOKE: dict[str, Callable[[], object]] = {
     "quant_value_invalid": lambda: model(PACKED, of_bytes(f"{Q_PROJ}.g_idx", struct.pack("<i", 4000))),
     "model_config_invalid": lambda: model(config={"num_attention_heads": 0}),
     "model_architecture_unsupported": lambda: model(config={"architectures": ["GPT2LMHeadModel"]}),
-    "model_feature_unsupported": lambda: model(config={"hidden_act": "gelu"}),
+    "model_feature_unsupported": lambda: model(config={"hidden_act": "relu"}),
     "adapter_config_not_found": lambda: model().load_adapter("sql", ADAPTER),
     "adapter_config_invalid": lambda: adapter(r="16"),
     "adapter_type_unsupported": lambda: adapter(peft_type="IA3"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, SupportsFloat, SupportsIndex, final
 from typing_extensions import disjoint_base
 
-__all__ = ["PAGE_TOKENS", "__version__", "AdapterInfo", "Chunk", "Completion", "Engine", "ExLlamaV2Base", "ExLlamaV2Lora", "InFlight", "Job", "Model", "PostSampling", "Request", "SamplingParams", "SequenceCache", "Server", "Tokenizer", "Usage", "error", "error_codes", "main", "peft_features", "read_model_config"]
+__all__ = ["PAGE_TOKENS", "__version__", "AdapterInfo", "Chunk", "Completion", "Engine", "ExLlamaV2Base", "ExLlamaV2Lora", "InFlight", "Job", "Model", "PostSampling", "Request", "SamplingParams", "SequenceCache", "Server", "Tokenizer", "Usage", "architectures", "error", "error_codes", "main", "peft_features", "read_model_config"]
 
 PAGE_TOKENS: Final[int]
 """
@@ -1230,6 +1230,11 @@ class Usage:
         """
         All counts by name.
         """
+
+def architectures() -> list[dict[str, str]]:
+    """
+    The supported architectures: a dict with `name`, as config.json has it, and `models`, which of them have it, for each.
+    """
 
 def error(code: str, message: str, *, path: str | None = None, expected: str | None = None, found: str | None = None, hint: str | None = None) -> ExloraError:
     """

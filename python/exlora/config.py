@@ -43,9 +43,12 @@ class ExLlamaV2Config:
     mlp_bias: bool
     #: Attention window of each layer; None is full causal attention.
     sliding_windows: list[int | None]
-    #: Rotary frequency of each pair of channels, and the factor of its cosine and sine.
-    rope_inv_freq: list[float]
-    rope_attention_factor: float
+    #: Rotary frequency of each pair of channels, and the factor of its cosine and sine, in the layers that see farthest; None if no
+    #: layer is rotated.
+    rope_inv_freq: list[float] | None
+    rope_attention_factor: float | None
+    #: Rotary frequencies of each layer; None of those that are not rotated.
+    layer_rope_inv_freq: list[list[float] | None]
     #: Base of the rotary frequencies, `rope_theta`.
     rotary_embedding_base: float
     bos_token_id: int | None
@@ -101,7 +104,7 @@ class ExLlamaV2Config:
         return self.architecture
 
     def arch_compat_overrides(self, quiet: bool = False, warn_only: bool = False) -> None:
-        """Nothing to override: every supported architecture runs on every backend."""
+        """Nothing to override: what a device cannot compute is refused when the model is loaded."""
 
     def set_low_mem(self) -> None:
         """Sets the smaller chunks of exllamav2's low-memory mode."""

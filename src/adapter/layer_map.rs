@@ -6,7 +6,8 @@
 //!                                        repeat of it           0  0  1  0
 //! ```
 //!
-//! Repeats share the base's weights; each layer of the adapter has its own tensors.
+//! Repeats share the base's weights; each layer of the adapter has its own tensors. An adapter of a multimodal model has a prefix
+//! before the paths of its text model, which only its file and its config know.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use crate::adapter::config::AdapterConfig;
 use crate::error::{Error, ErrorCode};
 use crate::sites::{LayerList, SiteTable};
+use crate::text_prefix::TextPrefix;
 
 /// Most layers of a map.
 pub(super) const MAX_LAYERS: usize = 1024;
@@ -26,6 +28,8 @@ const MAX_REPEATS: usize = 16;
 pub(super) struct LayerMap {
     /// `model.layers.`.
     prefix: String,
+    /// What the file has before the paths of the text model.
+    spelling: TextPrefix,
     /// Base layer and repeat of each layer of the adapter; `None` means the base's own layers.
     layers: Option<Vec<(u32, u32)>>,
     /// Its ranges were refused, so that nothing is known of single layers.
@@ -44,15 +48,15 @@ pub(super) enum Location<'p> {
 }
 
 impl LayerMap {
-    /// The layer map of a config over a model's layers, and the problem with it.
-    pub fn of(config: &AdapterConfig, sites: &SiteTable) -> (Self, Option<Error>) {
+    /// The layer map of a config over a model's layers, for a file with that spelling, and the problem with it.
+    pub fn of(config: &AdapterConfig, sites: &SiteTable, spelling: TextPrefix) -> (Self, Option<Error>) {
         let prefix = format!("{}.", sites.layers.prefix);
         let (layers, problem) = match layers(&config.layer_replication, &sites.layers) {
             Ok(layers) => (layers, None),
             Err(error) => (None, Some(error)),
         };
         let is_broken = problem.is_some() || config.is_broken("layer_replication");
-        (Self { prefix, layers, is_broken }, problem)
+        (Self { prefix, spelling, layers, is_broken }, problem)
     }
 
     /// The base layer of each layer; `None` means the base's own layers.
@@ -62,10 +66,11 @@ impl LayerMap {
 
     /// Where a module of the adapter is in the base.
     pub fn locate<'p>(&self, path: &'p str) -> Location<'p> {
-        let Some((layer, rest)) = self.split(path) else { return Location::At(path.into(), 0) };
+        let path = self.spelling.removed_from(path);
+        let Some((layer, rest)) = self.split(&path) else { return Location::At(path, 0) };
         match &self.layers {
             _ if self.is_broken => Location::Unknown,
-            None => Location::At(path.into(), 0),
+            None => Location::At(path, 0),
             Some(layers) => match layers.get(layer) {
                 Some((base, repeat)) => Location::At(format!("{}{base}{rest}", self.prefix).into(), *repeat),
                 None => Location::OutsideMap,
@@ -78,10 +83,16 @@ impl LayerMap {
         let (layer, rest, layers) = match (self.split(path), &self.layers) {
             (Some(_), _) if self.is_broken => return Vec::new(),
             (Some((layer, rest)), Some(layers)) => (layer, rest, layers),
-            _ => return vec![(path.to_owned(), 0)],
+            _ => return vec![(self.in_file(path).into_owned(), 0)],
         };
         let found = layers.iter().enumerate().filter(|(_, (base, _))| *base as usize == layer);
-        found.map(|(index, (_, repeat))| (format!("{}{index}{rest}", self.prefix), *repeat)).collect()
+        let path = |index: usize| self.in_file(&format!("{}{index}{rest}", self.prefix)).into_owned();
+        found.map(|(index, (_, repeat))| (path(index), *repeat)).collect()
+    }
+
+    /// The path in the adapter's file of a module of the base that is in no layer.
+    pub fn in_file<'p>(&self, path: &'p str) -> Cow<'p, str> {
+        self.spelling.added_to(path)
     }
 
     /// The layer of a path and the rest of the path, if it is inside a layer.
@@ -136,7 +147,7 @@ mod tests {
         let config = AdapterConfig { layer_replication: ranges.to_vec(), ..AdapterConfig::default() };
         let mut sites = SiteTable::default();
         sites.layers = LayerList { prefix: "model.layers".into(), count };
-        LayerMap::of(&config, &sites)
+        LayerMap::of(&config, &sites, TextPrefix::None)
     }
 
     #[test]
@@ -152,6 +163,20 @@ mod tests {
         assert_eq!(map.locate("lm_head"), at("lm_head", 0));
         let found = map.occurrences("model.layers.1.mlp");
         assert_eq!(found, [("model.layers.1.mlp".to_owned(), 0), ("model.layers.2.mlp".to_owned(), 1)]);
+    }
+
+    #[test]
+    fn a_prefix_is_taken_off_and_put_back() {
+        for ranges in [&[][..], &[(0, 1), (0, 2)]] {
+            let config = AdapterConfig { layer_replication: ranges.to_vec(), ..AdapterConfig::default() };
+            let mut sites = SiteTable::default();
+            sites.layers = LayerList { prefix: "model.layers".into(), count: 2 };
+            let (map, _) = LayerMap::of(&config, &sites, TextPrefix::Inner);
+            let (file, repeat) = map.occurrences("model.layers.0.mlp").pop().expect("one or two");
+            assert!(file.starts_with("model.language_model.layers."), "{file}");
+            assert_eq!(map.locate(&file), Location::At("model.layers.0.mlp".into(), repeat));
+            assert_eq!(map.in_file("model.embed_tokens"), "model.language_model.embed_tokens");
+        }
     }
 
     #[test]

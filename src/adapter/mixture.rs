@@ -177,6 +177,7 @@ pub(crate) mod tests {
             sites: 1,
             max_rank: 1,
             bytes: 1,
+            ignored_tensors: 0,
             constraints,
         };
         pool.insert_anonymous(pool.reserve(1).expect("room"), summary)

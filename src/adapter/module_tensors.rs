@@ -1,13 +1,15 @@
 //! The tensors of an adapter's file, by module.
 //!
 //! One spelling of the names throughout a file is accepted; two are not, since they would be two adapters. An unknown name is
-//! an error; PEFT would silently use the base model there.
+//! an error; PEFT would silently use the base model there. Of a multimodal model, what belongs to other modalities than text is
+//! left out and counted, because it cannot act on a request of text.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::adapter::keys::{Key, PREFIX, Part, Role};
 use crate::adapter::unsupported::Feature;
 use crate::error::{Error, ErrorCode, printable};
+use crate::text_prefix::{TextPrefix, is_other_modality};
 
 /// The tensors of one module, by their names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +42,10 @@ impl<'a> ModuleTensors<'a> {
 pub struct Contents<'a> {
     /// Tensors by module path.
     pub modules: BTreeMap<String, ModuleTensors<'a>>,
+    /// What stands before the paths of the text model's modules.
+    pub prefix: TextPrefix,
+    /// Number of tensors of modules of other modalities, which are not in `modules`.
+    pub ignored: usize,
     /// Problems with the names.
     pub problems: Vec<Error>,
 }
@@ -75,12 +81,52 @@ pub fn classify<'a>(names: impl IntoIterator<Item = &'a str>) -> Contents<'a> {
                 .push(Error::new(ErrorCode::AdapterTensorUnexpected, "unknown tensor").with_tensor(name)),
         }
     }
+    contents.leave_out_other_modalities();
+    contents.find_prefix();
     contents.problems.extend(spellings.problems());
     contents.problems.extend(features.into_iter().map(|(feature, (name, count))| {
         let refusal = feature.refusal().with_tensor(name);
         if count > 1 { refusal.with_found(format!("{count} tensors of it")) } else { refusal }
     }));
     contents
+}
+
+impl Contents<'_> {
+    /// Leaves out the modules of other modalities, unless there are no others.
+    fn leave_out_other_modalities(&mut self) {
+        if self.modules.keys().all(|path| is_other_modality(path)) {
+            return;
+        }
+        let (others, text) =
+            std::mem::take(&mut self.modules).into_iter().partition(|(path, _)| is_other_modality(path));
+        let others: BTreeMap<String, ModuleTensors<'_>> = others;
+        (self.modules, self.ignored) = (text, others.values().map(|tensors| tensors.names().len()).sum());
+    }
+
+    /// Finds the prefix that all paths have which show one.
+    fn find_prefix(&mut self) {
+        let mut shown: BTreeMap<TextPrefix, &str> = BTreeMap::new();
+        for (path, tensors) in &self.modules {
+            if let Some(prefix) = TextPrefix::shown_by(path) {
+                shown.entry(prefix).or_insert(tensors.example());
+            }
+        }
+        let mut names = shown.iter();
+        if let Some((&prefix, first)) = names.next() {
+            self.prefix = prefix;
+            if let Some((_, other)) = names.next() {
+                self.problems.push(
+                    Error::new(
+                        ErrorCode::AdapterTensorUnexpected,
+                        "modules with different prefixes of a multimodal model",
+                    )
+                    .with_tensor(*other)
+                    .with_expected("one spelling of the paths of its text model")
+                    .with_found(format!("'{first}' too")),
+                );
+            }
+        }
+    }
 }
 
 fn foreign(tool: &str, name: &str) -> Error {
@@ -168,6 +214,27 @@ mod tests {
         {
             assert_eq!(classified(&["a.lora_A.mine.weight", other]), [ErrorCode::AdapterTensorUnexpected], "{other}");
         }
+    }
+
+    #[test]
+    fn the_prefix_of_a_multimodal_model_is_the_same_throughout_a_file() {
+        let name = |path: &str| format!("base_model.model.{path}.lora_A.weight");
+        let (up, vision) = ("layers.0.mlp.up_proj", name("model.vision_tower.blocks.0.qkv"));
+        let spellings = [
+            (name(&format!("model.{up}")), TextPrefix::None),
+            (name(&format!("model.language_model.{up}")), TextPrefix::Inner),
+            (name(&format!("language_model.model.{up}")), TextPrefix::Outer),
+        ];
+        for (text, prefix) in &spellings {
+            let head = name("lm_head");
+            let contents = classify([text.as_str(), &head, &vision]);
+            assert_eq!((contents.prefix, contents.ignored, contents.modules.len()), (*prefix, 1, 2), "{text}");
+            assert!(contents.problems.is_empty());
+        }
+        let codes = classify([spellings[0].0.as_str(), &spellings[1].0]).problems;
+        assert_eq!(codes.iter().map(Error::code).collect::<Vec<_>>(), [ErrorCode::AdapterTensorUnexpected]);
+        // Alone, they match nothing, which is reported with their names.
+        assert_eq!(classify([vision.as_str()]).modules.len(), 1);
     }
 
     #[test]

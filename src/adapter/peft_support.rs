@@ -123,6 +123,16 @@ const OTHERS: &[FeatureRow] = &[
         "one spelling over the whole file",
     ),
     row(
+        "names of a multimodal model (`model.language_model.`, `language_model.model.`)",
+        Verdict::Yes,
+        "on the text model under any of its spellings; one over the whole file",
+    ),
+    row(
+        "LoRA on modules of vision or audio",
+        Verdict::NoEffect,
+        "left out and counted, beside what acts on text; alone it is refused",
+    ),
+    row(
         "a mixture of adapters, each with a weight",
         Verdict::Yes,
         "like `set_adapter([...])` and `set_scale`; with DoRA the order matters",

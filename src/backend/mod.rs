@@ -18,6 +18,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod kv_quant;
 mod kv_shape;
+mod packed_norm;
 pub mod reference;
 mod slots;
 mod sorted_deltas;
@@ -29,7 +30,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use self::kv_shape::{KvDType, KvShape};
 pub use self::types::{
-    Activation, ActivationDType, AttentionSpec, BufferId, EmbeddingId, GroupId, KvId, LinearSource, NormId, Rope,
+    Activation, ActivationDType, AttentionSpec, BufferId, EmbeddingId, Feature, GroupId, HeadNorm, HeadNormScope,
+    HeadSpec, KvId, LinearSource, MlpShape, NormId, NormKind, NormSource, NormSpec, QueryTemperature, Rope, RopeLayout,
     StepInputs, StepRows, Write,
 };
 use crate::adapter::batch::{AdapterBatch, SlotId};
@@ -67,11 +69,11 @@ pub trait WeightLoader {
         self.load_embedding(site, table)
     }
 
-    /// Takes a norm's weight `[width]`; adapters find it at `site`.
+    /// Takes a norm's weight and bias.
     ///
     /// # Errors
     /// `memory_exhausted`.
-    fn load_norm(&mut self, site: SiteId, weight: TensorView<'_>) -> Result<NormId>;
+    fn load_norm(&mut self, source: &NormSource<'_>) -> Result<NormId>;
 }
 
 /// A backend that still takes weights.
@@ -80,6 +82,14 @@ pub trait BackendBuilder: WeightLoader {
     /// allocation. `None` where each finds its own memory. Without it too they load.
     fn measurer(&mut self) -> Option<&mut dyn WeightLoader> {
         None
+    }
+
+    /// Checks that its operations have a feature, before a model that needs it loads.
+    ///
+    /// # Errors
+    /// `model_feature_unsupported`.
+    fn check(&self, _feature: Feature) -> Result<()> {
+        Ok(())
     }
 
     /// The backend, whose base weights never change again.
@@ -336,25 +346,26 @@ pub trait Compute: Send {
         out: BufferId,
     ) -> Result<()>;
 
-    /// RMS norm: `out[i] = weight * x[i] / sqrt(mean(x[i]^2) + eps)`, with the weight of row i's adapter where it has one.
+    /// `out[i] = weight * normed(x[i]) + bias`, see [`NormKind`], with the weight and bias of row i's adapter where it has
+    /// them. `write` says whether that replaces `out[i]` or is added to it, once.
     ///
     /// # Errors
     /// The device failed.
     fn norm(
         &mut self,
-        weight: NormId,
-        eps: f32,
+        norm: &NormSpec,
         x: BufferId,
         rows: usize,
         batch: &AdapterBatch,
         out: BufferId,
+        write: Write,
     ) -> Result<()>;
 
     /// `y[i] = W x[i] + b`, then for each of row i's (slot, w) in order `y[i] += w * scale * (B (A x[i]) + b_B)`, or with a
     /// magnitude `y[i] = b + (m / n) (y[i] - b + w * scale * B (A x[i]))`; W and b are those of the adapter of the row
     /// that replaces them, if one does. The members' outputs follow each other in `y`. Every projection is computed here.
     /// The sum W x is finished first, then each adapter acts on it in turn, and b is outside of what a magnitude rescales;
-    /// [`Write::Add`] adds the result to the old `y` once.
+    /// [`Write::Add`] adds the result, times its factor, to the old `y` once.
     ///
     /// # Errors
     /// `internal` if a row names an empty slot: it is never computed as the base. The device failed.
@@ -368,8 +379,8 @@ pub trait Compute: Send {
         write: Write,
     ) -> Result<()>;
 
-    /// Norms and rotates q and k, appends k and v to the cache, then `out[i] = softmax(scale q k^T) v` over the positions
-    /// that row i sees. `qkv` is `[rows, (heads + 2 kv_heads) * head_dim]`, `out` `[rows, heads * head_dim]`. Keys and
+    /// Norms and rotates q and k, appends k and v to the cache, multiplies q by the temperature of its position, then
+    /// `out[i] = softmax(cap(scale q k^T)) v` over the positions that row i sees. `qkv` is `[rows, (heads + 2 kv_heads) * head_dim]`, `out` `[rows, heads * head_dim]`. Keys and
     /// values are read back as stored, also those of this step. `batch` is for the norms, as in [`Compute::norm`].
     ///
     /// What is not finite as stored is stored as NaN, so that every row that sees it becomes NaN: an infinite key would
@@ -404,21 +415,28 @@ pub trait Compute: Send {
         Ok(Vec::new())
     }
 
-    /// `out[i] = act(gate) * up`, with `gate_up[i] = gate | up`.
+    /// `out[i] = act(gate) * up` with `x[i] = gate | up`, or `out[i] = act(x[i])`, as `shape` says.
     ///
     /// # Errors
     /// The device failed.
-    fn activate(&mut self, activation: Activation, gate_up: BufferId, rows: usize, out: BufferId) -> Result<()>;
+    fn activate(
+        &mut self,
+        activation: Activation,
+        shape: MlpShape,
+        x: BufferId,
+        rows: usize,
+        out: BufferId,
+    ) -> Result<()>;
 
-    /// Logits of some rows of `x` through the head's group: `logits` is `[rows.len(), stride]`, and `batch` routes the
-    /// picked rows (its row `j` is row `rows[j]` of `x`). A row whose adapter replaces the head by one with more outputs
-    /// has those too; outputs that a row does not have are not written.
+    /// Logits of some rows of `x` through a head: `logits` is `[rows.len(), stride]`, and `batch` routes the picked rows (its
+    /// row `j` is row `rows[j]` of `x`). Multiplier and cap act on the whole, what adapters change included. A row whose adapter
+    /// replaces the head by one with more outputs has those too; outputs that a row does not have are not written.
     ///
     /// # Errors
     /// The device failed.
     fn head(
         &mut self,
-        group: GroupId,
+        head: &HeadSpec,
         x: BufferId,
         rows: &[u32],
         batch: &AdapterBatch,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::adapter::delta::{LowRank, ReplacedRows, SiteDelta};
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::SiteId;
-use crate::tensor::{Tensor, shape_text};
+use crate::tensor::shape_text;
 
 /// Which of a backend's weights a site is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,10 +23,12 @@ pub(crate) enum SitePlace {
 pub(crate) struct PlacedSite {
     /// Where it is.
     pub(crate) place: SitePlace,
-    /// Of the base, as stored: `[out_features, in_features]`, `[vocab, hidden]`, `[width]`.
+    /// Of the base, as stored: `[out_features, in_features]`, `[vocab, hidden]`, `[width]`, `[heads, head_dim]`.
     pub(crate) shape: Vec<usize>,
     /// Whether the weight may be replaced by one of more rows.
     pub(crate) may_grow: bool,
+    /// Whether it has a bias, or may be given one.
+    pub(crate) takes_bias: bool,
 }
 
 /// Deltas by the index of their group, embedding or norm, and by repeat.
@@ -35,7 +37,7 @@ pub(crate) struct Sorted<'a> {
     /// By member, ascending.
     pub(crate) groups: BTreeMap<(usize, u32), Vec<(usize, &'a SiteDelta<'a>)>>,
     pub(crate) tables: BTreeMap<(usize, u32), &'a SiteDelta<'a>>,
-    pub(crate) norms: BTreeMap<(usize, u32), &'a Tensor<'a>>,
+    pub(crate) norms: BTreeMap<(usize, u32), &'a SiteDelta<'a>>,
 }
 
 impl<'a> Sorted<'a> {
@@ -56,10 +58,7 @@ impl<'a> Sorted<'a> {
                     is_fresh
                 }
                 SitePlace::Embedding(table) => sorted.tables.insert((table, delta.repeat), delta).is_none(),
-                SitePlace::Norm(norm) => match &delta.weight {
-                    Some(weight) => sorted.norms.insert((norm, delta.repeat), weight).is_none(),
-                    None => return Err(misfit("a delta changes nothing", delta)),
-                },
+                SitePlace::Norm(norm) => sorted.norms.insert((norm, delta.repeat), delta).is_none(),
             };
             if !is_fresh {
                 return Err(misfit("an adapter has two deltas for one site and repeat", delta));
@@ -86,17 +85,21 @@ impl PlacedSite {
             }
             rows = weight.shape()[0];
         }
-        let others =
-            delta.bias.is_some() || delta.rows.is_some() || delta.low_rank.is_some() || delta.removed.is_some();
+        if delta.bias.is_some() && !self.takes_bias {
+            return Err(misfit("an embedding or a norm has no bias", delta));
+        }
+        let others = delta.rows.is_some() || delta.low_rank.is_some() || delta.removed.is_some();
         let (inputs, outputs) = match self.place {
             SitePlace::Linear { .. } => (self.shape[1], rows),
-            SitePlace::Embedding(_) if delta.bias.is_some() => return Err(misfit("an embedding has no bias", delta)),
             SitePlace::Embedding(_) if delta.removed.is_some() => {
                 return Err(misfit("an embedding is not truncated", delta));
             }
             SitePlace::Embedding(_) => (rows, self.shape[1]),
-            SitePlace::Norm(_) if others => return Err(misfit("a norm has a weight alone", delta)),
-            SitePlace::Norm(_) => return Ok(()),
+            SitePlace::Norm(_) if others => return Err(misfit("a norm has a weight and a bias alone", delta)),
+            SitePlace::Norm(_) => match delta.bias.as_ref().filter(|bias| bias.shape() != self.shape) {
+                Some(_) => return Err(misfit("a norm's bias does not fit its site", delta)),
+                None => return Ok(()),
+            },
         };
         let bias_fits = delta.bias.as_ref().is_none_or(|bias| bias.shape() == [outputs]);
         let rows_fit = delta.rows.as_ref().is_none_or(|replaced| fits_rows(replaced, rows, self.shape[1]));

@@ -19,7 +19,7 @@ pub struct BufferId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupId(pub u32);
 
-/// A norm's weight.
+/// A norm's weight, and its bias if it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NormId(pub u32);
 
@@ -39,6 +39,25 @@ pub struct LinearSource<'a> {
     pub weight: StoredWeight<'a>,
     /// The base's bias `[out_features]`; a format's padding beyond that is not read.
     pub bias: Option<TensorView<'a>>,
+}
+
+/// A norm as a checkpoint stores it.
+pub struct NormSource<'a> {
+    /// Where adapters find it.
+    pub site: SiteId,
+    /// The stored weight: `[width]`, or `[heads, head_dim]` where each head has its own.
+    pub weight: TensorView<'a>,
+    /// The stored bias, of the weight's shape.
+    pub bias: Option<TensorView<'a>>,
+    /// What is added to a stored weight, the base's or an adapter's, in f32: 1 for Gemma, whose norms multiply by `1 + weight`.
+    pub offset: f32,
+}
+
+impl<'a> NormSource<'a> {
+    /// A weight that is taken as it is stored, without bias.
+    pub fn plain(site: SiteId, weight: TensorView<'a>) -> Self {
+        Self { site, weight, bias: None, offset: 0.0 }
+    }
 }
 
 /// How quantized linears of the CPU take their activations.
@@ -76,15 +95,113 @@ impl FromStr for ActivationDType {
     }
 }
 
+/// What a norm divides by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// The root of the mean square: `weight * x / sqrt(mean(x^2) + eps)`.
+    Rms,
+    /// The standard deviation, after the mean was subtracted: `weight * (x - mean(x)) / sqrt(var(x) + eps)`.
+    Layer,
+}
+
+/// A norm of a decoder: `weight * normed + bias`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NormSpec {
+    /// Its weight and bias.
+    pub id: NormId,
+    /// What it divides by.
+    pub kind: NormKind,
+    /// Added to the mean of squares.
+    pub eps: f32,
+}
+
+impl NormSpec {
+    /// An RMS norm.
+    pub fn rms(id: NormId, eps: f32) -> Self {
+        Self { id, kind: NormKind::Rms, eps }
+    }
+}
+
+/// What a norm of queries or keys takes its mean over, and which weights it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadNormScope {
+    /// Each head; one weight `[head_dim]` for all.
+    Head,
+    /// Each head; a weight `[heads, head_dim]` with a row for each.
+    HeadOwn,
+    /// All heads together; a weight `[heads * head_dim]`.
+    All,
+}
+
+impl HeadNormScope {
+    /// Shape of the weight for that many heads.
+    pub fn weight_shape(self, heads: usize, head_dim: usize) -> Vec<usize> {
+        match self {
+            HeadNormScope::Head => vec![head_dim],
+            HeadNormScope::HeadOwn => vec![heads, head_dim],
+            HeadNormScope::All => vec![heads * head_dim],
+        }
+    }
+}
+
+/// A norm of the queries or keys of a layer, before the rotation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HeadNorm {
+    /// The norm.
+    pub norm: NormSpec,
+    /// Over what.
+    pub scope: HeadNormScope,
+}
+
+impl HeadNorm {
+    /// An RMS norm over each head.
+    pub fn rms(id: NormId, eps: f32) -> Self {
+        Self { norm: NormSpec::rms(id, eps), scope: HeadNormScope::Head }
+    }
+}
+
+/// Which channels of a head a rotation turns together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RopeLayout {
+    /// `i` and `i + pairs`: the halves of what is rotated ("NeoX").
+    #[default]
+    Halves,
+    /// `2 i` and `2 i + 1` ("GPT-J").
+    Pairs,
+}
+
 /// Rotary embedding of a layer: the first `2 * inv_freq.len()` channels of each head are rotated, the rest are kept.
-///
-/// Channel `i` pairs with channel `i + inv_freq.len()` (the "NeoX" halves that Hugging Face models use).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     /// Radians per position of each channel pair.
     pub inv_freq: Vec<f32>,
     /// Factor on cosine and sine (yarn's attention factor; 1 otherwise).
     pub factor: f32,
+    /// Which channels are a pair.
+    pub layout: RopeLayout,
+}
+
+impl Rope {
+    /// Rotates by these frequencies the halves of a head against each other.
+    pub fn halves(inv_freq: Vec<f32>, factor: f32) -> Self {
+        Self { inv_freq, factor, layout: RopeLayout::Halves }
+    }
+}
+
+/// A factor on queries that grows with their position: `1 + beta * ln(1 + floor(position / positions))`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QueryTemperature {
+    /// How fast it grows.
+    pub beta: f32,
+    /// Positions for which it stays the same.
+    pub positions: f32,
+}
+
+impl QueryTemperature {
+    /// The factor at a position.
+    pub fn at(&self, position: u32) -> f32 {
+        1.0 + self.beta * (1.0 + (position as f32 / self.positions).floor()).ln()
+    }
 }
 
 /// What one layer's attention does with its q,k,v.
@@ -100,19 +217,38 @@ pub struct AttentionSpec {
     pub head_dim: usize,
     /// Factor on the scores, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
+    /// Bound of the scaled scores: `cap * tanh(score / cap)`.
+    pub score_cap: Option<f32>,
     /// A row sees this many positions, its own included; `None` sees all before it.
     pub window: Option<usize>,
-    /// RMS norm over each query head, before the rotation.
-    pub q_norm: Option<NormId>,
-    /// RMS norm over each key head, before the rotation.
-    pub k_norm: Option<NormId>,
-    /// Epsilon of both norms.
-    pub norm_eps: f32,
-    /// The rotation, shared by layers.
-    pub rope: Arc<Rope>,
+    /// Norm of the queries, before the rotation.
+    pub q_norm: Option<HeadNorm>,
+    /// Norm of the keys, before the rotation.
+    pub k_norm: Option<HeadNorm>,
+    /// The rotation, shared by layers; `None` where queries and keys are not rotated.
+    pub rope: Option<Arc<Rope>>,
+    /// Factor on the rotated queries.
+    pub query_temperature: Option<QueryTemperature>,
 }
 
 impl AttentionSpec {
+    /// Attention of layer 0 to all positions, scaled by `1 / sqrt(head_dim)`, with neither norms nor a rotation.
+    pub fn new(heads: usize, kv_heads: usize, head_dim: usize) -> Self {
+        Self {
+            layer: 0,
+            heads,
+            kv_heads,
+            head_dim,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            score_cap: None,
+            window: None,
+            q_norm: None,
+            k_norm: None,
+            rope: None,
+            query_temperature: None,
+        }
+    }
+
     /// Checks that the spec and every row lie within a cache of that shape.
     ///
     /// # Errors
@@ -126,7 +262,8 @@ impl AttentionSpec {
             && self.head_dim > 0
             && shape.page_tokens > 0
             && self.heads.is_multiple_of(self.kv_heads)
-            && 2 * self.rope.inv_freq.len() <= self.head_dim
+            && self.rope.as_ref().is_none_or(|rope| 2 * rope.inv_freq.len() <= self.head_dim)
+            && self.score_cap.is_none_or(|cap| cap > 0.0)
             && self.window != Some(0)
             && rows.sequences.len() == rows.len()
             && rows.block_tables.iter().flatten().all(|&page| (page as usize) < shape.pages);
@@ -198,19 +335,94 @@ pub struct StepInputs<'a> {
     pub logit_adapters: &'a AdapterBatch,
 }
 
-/// Gate functions of a gated MLP.
+/// Activation functions of an MLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Activation {
     /// `x / (1 + exp(-x))`.
     Silu,
+    /// `x P(x)`, with the normal distribution P in its approximation by a tanh: `x / (1 + exp(-2 u))`, where
+    /// `u = sqrt(2 / pi) (x + 0.044715 x^3)`.
+    GeluTanh,
+    /// `x P(x)`, with the normal distribution `P(x) = erfc(-x / sqrt(2)) / 2`.
+    Gelu,
 }
 
-/// Whether a linear replaces its output or adds to it (the residual stream).
+/// What a model may need of a backend beyond what a Llama needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Feature {
+    /// [`NormKind::Layer`].
+    LayerNorm,
+    /// Norms with biases.
+    NormBias,
+    /// Norms of queries and keys of another scope than [`HeadNormScope::Head`].
+    WideHeadNorm,
+    /// [`AttentionSpec::query_temperature`].
+    QueryTemperature,
+    /// [`MlpShape::Plain`].
+    PlainMlp,
+    /// [`Activation::GeluTanh`].
+    GeluTanh,
+    /// [`Activation::Gelu`].
+    Gelu,
+}
+
+impl Feature {
+    /// What it is, for messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Feature::LayerNorm => "layer norms",
+            Feature::NormBias => "norms with a bias",
+            Feature::WideHeadNorm => "norms over all heads of queries and keys, or with weights for each head",
+            Feature::QueryTemperature => "queries scaled by their position",
+            Feature::PlainMlp => "an MLP without gate",
+            Feature::GeluTanh => "the GELU approximated by a tanh",
+            Feature::Gelu => "the exact GELU",
+        }
+    }
+}
+
+/// What an MLP's activation reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MlpShape {
+    /// `gate | up`: `act(gate) * up`.
+    Gated,
+    /// `x`: `act(x)`.
+    Plain,
+}
+
+/// Whether an operation replaces its output or adds to it (the residual stream).
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Write {
     /// `y = …`
     Replace,
+    /// `y += factor * …`, what adapters change included.
+    Add {
+        /// The residual multiplier; 1 for most models.
+        factor: f32,
+    },
+}
+
+impl Write {
     /// `y += …`
-    Add,
+    pub const ADD: Write = Write::Add { factor: 1.0 };
+}
+
+/// An output head and what is done with its products, in this order.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HeadSpec {
+    /// Its weight.
+    pub group: GroupId,
+    /// Factor on the logits.
+    pub multiplier: f32,
+    /// Bound of the logits: `cap * tanh(logit / cap)`.
+    pub cap: Option<f32>,
+}
+
+impl HeadSpec {
+    /// A head whose products are the logits.
+    pub fn of(group: GroupId) -> Self {
+        Self { group, multiplier: 1.0, cap: None }
+    }
 }

@@ -12,6 +12,7 @@ mod missing;
 mod on_disk;
 mod shards;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -160,6 +161,23 @@ impl Checkpoint {
         }
         self.files.push(StoredFile { path, bytes });
         Ok(())
+    }
+
+    /// The same tensors by other names: what `new_name` makes of each.
+    ///
+    /// # Errors
+    /// `checkpoint_tensor_duplicate`: two would have the same.
+    pub fn renamed(mut self, new_name: impl for<'n> Fn(&'n str) -> Cow<'n, str>) -> Result<Self> {
+        self.by_name.clear();
+        for (index, (info, file)) in self.tensors.iter_mut().enumerate() {
+            info.name = new_name(&info.name).into_owned();
+            if self.by_name.insert(info.name.clone(), index).is_some() {
+                return Err(Error::new(ErrorCode::CheckpointTensorDuplicate, "two tensors mean the same")
+                    .with_path(&self.files[*file].path)
+                    .with_tensor(&info.name));
+            }
+        }
+        Ok(self)
     }
 
     /// The tensor with this name.

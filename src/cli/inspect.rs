@@ -86,6 +86,9 @@ fn contents_lines(contents: &AdapterContents) -> Vec<Line> {
         lines.push(("vocabulary", ends.join(", ")));
     }
     lines.push(("stored", format!("{} as {}", size(contents.bytes as u64), contents.dtypes.join(", "))));
+    if contents.ignored_tensors > 0 {
+        lines.push(("left out", format!("{} tensors of other modalities than text", contents.ignored_tensors)));
+    }
     lines.push(("content", contents.content_hash.clone()));
     lines
 }

@@ -2,8 +2,8 @@
 
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::backend::{
-    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, KvId, KvShape, NormId, PreparedAdapter,
-    StepRows, Write,
+    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, HeadSpec, KvId, KvShape, MlpShape, NormSpec,
+    PreparedAdapter, StepRows, Write,
 };
 use crate::error::{Error, ErrorCode, Result};
 
@@ -73,14 +73,14 @@ impl Compute for FaultyCompute {
 
     fn norm(
         &mut self,
-        weight: NormId,
-        eps: f32,
+        norm: &NormSpec,
         x: BufferId,
         rows: usize,
         batch: &AdapterBatch,
         out: BufferId,
+        write: Write,
     ) -> Result<()> {
-        self.inner.norm(weight, eps, x, rows, batch, out)
+        self.inner.norm(norm, x, rows, batch, out, write)
     }
 
     fn linear(
@@ -115,19 +115,26 @@ impl Compute for FaultyCompute {
         self.inner.take_activation_overflows()
     }
 
-    fn activate(&mut self, activation: Activation, gate_up: BufferId, rows: usize, out: BufferId) -> Result<()> {
-        self.inner.activate(activation, gate_up, rows, out)
+    fn activate(
+        &mut self,
+        activation: Activation,
+        shape: MlpShape,
+        x: BufferId,
+        rows: usize,
+        out: BufferId,
+    ) -> Result<()> {
+        self.inner.activate(activation, shape, x, rows, out)
     }
 
     fn head(
         &mut self,
-        group: GroupId,
+        head: &HeadSpec,
         x: BufferId,
         rows: &[u32],
         batch: &AdapterBatch,
         logits: &mut [f32],
         stride: usize,
     ) -> Result<()> {
-        self.inner.head(group, x, rows, batch, logits, stride)
+        self.inner.head(head, x, rows, batch, logits, stride)
     }
 }

@@ -52,6 +52,8 @@ pub struct AdapterContents {
     pub dtypes: Vec<String>,
     /// Bytes of its tensors.
     pub bytes: usize,
+    /// Number of its tensors that belong to modules of other modalities (vision, audio), and cannot act on text.
+    pub ignored_tensors: usize,
     /// SHA-256 over config and weights.
     pub content_hash: String,
 }
@@ -121,6 +123,7 @@ fn contents(adapter: &ReducedAdapter<'_>, files: &AdapterFiles, sites: &SiteTabl
         head_rows: summary.constraints.head_rows,
         dtypes,
         bytes: tensors.iter().map(|tensor| tensor.bytes().len()).sum(),
+        ignored_tensors: summary.ignored_tensors,
         content_hash: summary.content_hash.clone(),
     }
 }

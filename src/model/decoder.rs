@@ -2,11 +2,12 @@
 
 use crate::adapter::batch::AdapterBatch;
 use crate::backend::{
-    AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, KvId, NormId, StepInputs, StepRows, Write,
+    AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, HeadSpec, KvId, MlpShape, NormSpec, StepInputs, StepRows,
+    Write,
 };
 use crate::error::{Error, ErrorCode, Result};
 use crate::model::batch::StepBatch;
-use crate::model::config::DecoderConfig;
+use crate::model::config::{DecoderConfig, Multipliers};
 
 /// KV groups of a layer map with that many layers.
 pub(super) fn kv_groups_of(layers: usize, base_layers: usize) -> usize {
@@ -16,20 +17,29 @@ pub(super) fn kv_groups_of(layers: usize, base_layers: usize) -> usize {
 /// The ids of a decoder's weights in a backend.
 pub(super) struct DecoderWeights {
     pub(super) embedding: EmbeddingId,
+    pub(super) embed_multiplier: f32,
     pub(super) layers: Vec<LayerWeights>,
-    pub(super) final_norm: NormId,
-    pub(super) head: GroupId,
+    pub(super) final_norm: NormSpec,
+    pub(super) head: HeadSpec,
 }
 
 /// The ids of one layer's weights, and its attention.
 pub(super) struct LayerWeights {
-    pub(super) attention_norm: NormId,
+    pub(super) norms: LayerNorms,
     pub(super) qkv: GroupId,
     pub(super) attention: AttentionSpec,
     pub(super) output: GroupId,
-    pub(super) mlp_norm: NormId,
-    pub(super) gate_up: GroupId,
+    /// Gate and up, or up alone.
+    pub(super) up: GroupId,
     pub(super) down: GroupId,
+}
+
+/// The norms that a layer has over the residual stream, and over what is added to it.
+pub(super) struct LayerNorms {
+    pub(super) pre_attention: Option<NormSpec>,
+    pub(super) post_attention: Option<NormSpec>,
+    pub(super) pre_mlp: Option<NormSpec>,
+    pub(super) post_mlp: Option<NormSpec>,
 }
 
 /// A decoder whose weights and buffers are in a backend.
@@ -43,14 +53,15 @@ pub(super) struct Decoder {
 struct Buffers {
     /// The residual stream, `hidden_size`.
     hidden: BufferId,
-    /// A norm's output, `hidden_size`.
+    /// What a branch reads where it is not the residual stream: a norm's output. Then what it adds, before the norm over that.
+    /// `hidden_size`.
     normed: BufferId,
     /// `(heads + 2 kv_heads) * head_dim`.
     qkv: BufferId,
     /// `heads * head_dim`.
     attended: BufferId,
-    /// `2 * intermediate_size`.
-    gate_up: BufferId,
+    /// `2 * intermediate_size`, or once if the MLP has no gate.
+    up: BufferId,
     /// `intermediate_size`.
     activated: BufferId,
 }
@@ -59,12 +70,16 @@ impl Decoder {
     /// Creates the buffers of the forward pass.
     pub(super) fn new(weights: DecoderWeights, config: &DecoderConfig, compute: &mut dyn Compute) -> Self {
         let (query, key) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        let up = match config.mlp.shape {
+            MlpShape::Gated => 2,
+            MlpShape::Plain => 1,
+        };
         let buffers = Buffers {
             hidden: compute.create_buffer(config.hidden_size),
             normed: compute.create_buffer(config.hidden_size),
             qkv: compute.create_buffer(query + 2 * key),
             attended: compute.create_buffer(query),
-            gate_up: compute.create_buffer(2 * config.intermediate_size),
+            up: compute.create_buffer(up * config.intermediate_size),
             activated: compute.create_buffer(config.intermediate_size),
         };
         Self { weights, buffers, config: config.clone() }
@@ -79,7 +94,7 @@ impl Decoder {
         kvs: &[KvId],
         logits: &mut [f32],
     ) -> Result<()> {
-        let (b, eps, rows) = (&self.buffers, self.config.norm_eps, batch.tokens.len());
+        let (b, weights, rows) = (&self.buffers, &self.weights, batch.tokens.len());
         compute.begin_step(&StepInputs {
             tokens: &batch.tokens,
             adapters: &batch.adapters,
@@ -87,16 +102,12 @@ impl Decoder {
             logit_rows: &batch.logit_rows,
             logit_adapters: &batch.logit_adapters,
         })?;
-        compute.embed(self.weights.embedding, &batch.tokens, 1.0, &batch.adapters, b.hidden)?;
-        let mut start = 0;
-        for &(row, end) in &batch.embeds_rows {
-            compute.write_rows(b.hidden, row, &batch.embeds[start..end])?;
-            start = end;
-        }
+        compute.embed(weights.embedding, &batch.tokens, weights.embed_multiplier, &batch.adapters, b.hidden)?;
+        self.write_embeds(compute, batch)?;
         match batch.layer_map.clone() {
             None => {
                 let (rows, kv) = kv_group(&batch.kv_groups, kvs, 0)?;
-                for layer in &self.weights.layers {
+                for layer in &weights.layers {
                     self.layer(compute, layer, &layer.attention, &batch.adapters, rows, kv)?;
                 }
             }
@@ -107,13 +118,32 @@ impl Decoder {
             compute.read_rows(b.hidden, &mut batch.last_states)?;
         }
         if !batch.logit_rows.is_empty() {
-            compute.norm(self.weights.final_norm, eps, b.hidden, rows, &batch.adapters, b.normed)?;
+            compute.norm(&weights.final_norm, b.hidden, rows, &batch.adapters, b.normed, Write::Replace)?;
             let (picked, adapters) = (&batch.logit_rows, &batch.logit_adapters);
-            compute.head(self.weights.head, b.normed, picked, adapters, logits, batch.logit_width)?;
+            compute.head(&weights.head, b.normed, picked, adapters, logits, batch.logit_width)?;
         }
         // Last, so that a device is waited for once.
         batch.kv_overflows = compute.take_kv_overflows()?;
         batch.activation_overflows = compute.take_activation_overflows()?;
+        Ok(())
+    }
+
+    /// Prompt embeds in place of what the table has for a token. Where the embeddings' factor belongs to the table, they have it
+    /// already, as transformers' `inputs_embeds`.
+    fn write_embeds(&self, compute: &mut dyn Compute, batch: &StepBatch) -> Result<()> {
+        let Multipliers { embed, is_embed_of_table, .. } = self.config.multipliers;
+        let mut start = 0;
+        for &(row, end) in &batch.embeds_rows {
+            let values = &batch.embeds[start..end];
+            match is_embed_of_table || embed == 1.0 {
+                true => compute.write_rows(self.buffers.hidden, row, values)?,
+                false => {
+                    let scaled: Vec<f32> = values.iter().map(|value| embed * value).collect();
+                    compute.write_rows(self.buffers.hidden, row, &scaled)?;
+                }
+            }
+            start = end;
+        }
         Ok(())
     }
 
@@ -148,16 +178,50 @@ impl Decoder {
         rows: &StepRows,
         kv: KvId,
     ) -> Result<()> {
-        let (b, eps, count) = (&self.buffers, self.config.norm_eps, rows.len());
-        compute.norm(layer.attention_norm, eps, b.hidden, count, adapters, b.normed)?;
-        compute.linear(layer.qkv, b.normed, count, adapters, b.qkv, Write::Replace)?;
+        let (b, norms, count) = (&self.buffers, &layer.norms, rows.len());
+        let read = self.branch_input(compute, norms.pre_attention, count, adapters)?;
+        compute.linear(layer.qkv, read, count, adapters, b.qkv, Write::Replace)?;
         compute.attend(attention, kv, rows, adapters, b.qkv, b.attended)?;
-        compute.linear(layer.output, b.attended, count, adapters, b.hidden, Write::Add)?;
+        if self.config.block.is_parallel {
+            // Before the residual stream changes, which is what the MLP reads where there is no norm.
+            compute.linear(layer.up, read, count, adapters, b.up, Write::Replace)?;
+            self.add_branch(compute, layer.output, b.attended, norms.post_attention, count, adapters)?;
+        } else {
+            self.add_branch(compute, layer.output, b.attended, norms.post_attention, count, adapters)?;
+            let read = self.branch_input(compute, norms.pre_mlp, count, adapters)?;
+            compute.linear(layer.up, read, count, adapters, b.up, Write::Replace)?;
+        }
+        compute.activate(self.config.mlp.activation, self.config.mlp.shape, b.up, count, b.activated)?;
+        self.add_branch(compute, layer.down, b.activated, norms.post_mlp, count, adapters)
+    }
 
-        compute.norm(layer.mlp_norm, eps, b.hidden, count, adapters, b.normed)?;
-        compute.linear(layer.gate_up, b.normed, count, adapters, b.gate_up, Write::Replace)?;
-        compute.activate(self.config.activation, b.gate_up, count, b.activated)?;
-        compute.linear(layer.down, b.activated, count, adapters, b.hidden, Write::Add)
+    /// What a branch reads: the residual stream, or its norm if there is one.
+    fn branch_input(
+        &self,
+        compute: &mut dyn Compute,
+        norm: Option<NormSpec>,
+        count: usize,
+        adapters: &AdapterBatch,
+    ) -> Result<BufferId> {
+        let Some(norm) = norm else { return Ok(self.buffers.hidden) };
+        compute.norm(&norm, self.buffers.hidden, count, adapters, self.buffers.normed, Write::Replace)?;
+        Ok(self.buffers.normed)
+    }
+
+    /// Adds what a branch's last linear makes of `x`, or the norm of that if there is one, to the residual stream.
+    fn add_branch(
+        &self,
+        compute: &mut dyn Compute,
+        linear: GroupId,
+        x: BufferId,
+        norm: Option<NormSpec>,
+        count: usize,
+        adapters: &AdapterBatch,
+    ) -> Result<()> {
+        let (b, write) = (&self.buffers, Write::Add { factor: self.config.multipliers.residual });
+        let Some(norm) = norm else { return compute.linear(linear, x, count, adapters, b.hidden, write) };
+        compute.linear(linear, x, count, adapters, b.normed, Write::Replace)?;
+        compute.norm(&norm, b.normed, count, adapters, b.hidden, write)
     }
 }
 

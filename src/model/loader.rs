@@ -2,14 +2,18 @@
 
 use std::str::FromStr;
 
+use half::{bf16, f16};
+
 use super::config::DecoderConfig;
-use super::decoder::{DecoderWeights, LayerWeights};
-use crate::backend::{AttentionSpec, GroupId, LinearSource, NormId, WeightLoader};
+use super::decoder::{DecoderWeights, LayerNorms, LayerWeights};
+use crate::backend::{
+    AttentionSpec, GroupId, HeadNorm, HeadNormScope, HeadSpec, LinearSource, NormSource, NormSpec, WeightLoader,
+};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result};
 use crate::quant::{self, QuantConfig, RoundedWeight, StoredWeight};
 use crate::sites::{LayerList, Site, SiteId, SiteTable};
-use crate::tensor::TensorView;
+use crate::tensor::{DType, TensorView};
 
 /// How far loading has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +75,10 @@ impl<'a> DecoderLoader<'a> {
         let c = self.config;
         let table = quant::open_dense(self.checkpoint, self.embedding_name(), &[c.vocab_size, c.hidden_size])?;
         let site = self.sites.push(Site::embedding(EMBEDDING, c.vocab_size, c.hidden_size));
+        let embed_multiplier = match c.multipliers.is_embed_of_table {
+            true => rounded_to(table.dtype(), c.multipliers.embed),
+            false => c.multipliers.embed,
+        };
         let embedding = match self.checkpoint.on_disk(self.embedding_name()) {
             Some(on_disk) => self.weights.load_embedding_on_disk(site, table, on_disk)?,
             None => self.weights.load_embedding(site, table)?,
@@ -78,12 +86,14 @@ impl<'a> DecoderLoader<'a> {
         self.advance()?;
         self.sites.layers = LayerList { prefix: LAYERS.to_owned(), count: c.layers };
         let layers = (0..c.layers).map(|layer| self.layer(layer)).collect::<Result<Vec<_>>>()?;
-        let final_norm = self.norm("model.norm", c.hidden_size)?;
-        let head = self.head()?;
+        let final_norm = self.norm(Site::norm("model.norm", c.hidden_size))?;
+        let head = HeadSpec { group: self.head()?, multiplier: c.multipliers.logit, cap: c.multipliers.logit_cap };
         (self.sites.embedding, self.sites.head) = (Some(site), self.sites.find(HEAD));
-        self.sites.is_head_tied = c.tie_word_embeddings;
+        // Of a multimodal model the config says so by default, of whatever text model.
+        let has_own_head = c.is_wrapped && quant::format_of(self.checkpoint, HEAD).is_some();
+        self.sites.is_head_tied = c.tie_word_embeddings && !has_own_head;
         self.checkpoint.release();
-        Ok((DecoderWeights { embedding, layers, final_norm, head }, self.sites))
+        Ok((DecoderWeights { embedding, embed_multiplier, layers, final_norm, head }, self.sites))
     }
 
     fn layer(&mut self, index: usize) -> Result<LayerWeights> {
@@ -92,7 +102,7 @@ impl<'a> DecoderLoader<'a> {
         let at = |name: &str| format!("{LAYERS}.{index}.{name}");
         let bias = c.biases;
 
-        let attention_norm = self.norm(&at("input_layernorm"), c.hidden_size)?;
+        let pre_attention = self.block_norm(index, c.block.pre_attention)?;
         let qkv = [("q_proj", query), ("k_proj", key), ("v_proj", key)]
             .map(|(name, width)| (at(&format!("self_attn.{name}")), width, bias.qkv));
         let qkv = self.fused_group(&at("self_attn.qkv_proj"), c.hidden_size, &qkv)?;
@@ -101,28 +111,47 @@ impl<'a> DecoderLoader<'a> {
             heads: c.heads,
             kv_heads: c.kv_heads,
             head_dim: c.head_dim,
-            scale: 1.0 / (c.head_dim as f32).sqrt(),
+            scale: c.scores.scale,
+            score_cap: c.scores.cap,
             window: c.windows[index],
-            q_norm: self.head_norm(&at("self_attn.q_norm"))?,
-            k_norm: self.head_norm(&at("self_attn.k_norm"))?,
-            norm_eps: c.norm_eps,
-            rope: c.rope.clone(),
+            q_norm: self.qk_norm(&at("self_attn.q_norm"), c.heads)?,
+            k_norm: self.qk_norm(&at("self_attn.k_norm"), c.kv_heads)?,
+            rope: c.ropes[index].clone(),
+            query_temperature: c.scores.query_temperature,
         };
         let output = self.group(query, &[(at("self_attn.o_proj"), c.hidden_size, bias.output)])?;
+        let post_attention = self.block_norm(index, c.block.post_attention)?;
 
-        let mlp_norm = self.norm(&at("post_attention_layernorm"), c.hidden_size)?;
-        let gate_up = ["gate_proj", "up_proj"].map(|name| (at(&format!("mlp.{name}")), c.intermediate_size, bias.mlp));
-        let gate_up = self.fused_group(&at("mlp.gate_up_proj"), c.hidden_size, &gate_up)?;
-        let down = self.group(c.intermediate_size, &[(at("mlp.down_proj"), c.hidden_size, bias.mlp)])?;
+        let pre_mlp = self.block_norm(index, c.block.pre_mlp)?;
+        let inputs: Vec<Member> = c.mlp.inputs.iter().map(|name| (at(name), c.intermediate_size, bias.mlp)).collect();
+        let up = match inputs.len() {
+            1 => self.group(c.hidden_size, &inputs)?,
+            _ => self.fused_group(&at("mlp.gate_up_proj"), c.hidden_size, &inputs)?,
+        };
+        let down = self.group(c.intermediate_size, &[(at(c.mlp.output), c.hidden_size, bias.mlp)])?;
+        let post_mlp = self.block_norm(index, c.block.post_mlp)?;
         self.checkpoint.release();
-        Ok(LayerWeights { attention_norm, qkv, attention, output, mlp_norm, gate_up, down })
+        let norms = LayerNorms { pre_attention, post_attention, pre_mlp, post_mlp };
+        Ok(LayerWeights { norms, qkv, attention, output, up, down })
     }
 
-    /// A group that other model families store as one module, by whose `path` their adapters find its members.
-    fn fused_group(&mut self, path: &str, in_features: usize, members: &[Member]) -> Result<GroupId> {
-        let group = self.group(in_features, members)?;
-        let sites: Vec<SiteId> = members.iter().filter_map(|(member, ..)| self.sites.find(member)).collect();
-        self.sites.add_fused_alias(path, &sites);
+    /// A group of linears that a checkpoint has apart or, at `fused`, as one module, whatever its family does: some quantizers
+    /// split them. Adapters find it by either names.
+    fn fused_group(&mut self, fused: &str, in_features: usize, members: &[Member]) -> Result<GroupId> {
+        let is_stored = |path: &str| quant::format_of(self.checkpoint, path).is_some();
+        if !is_stored(fused) || members.iter().any(|(path, ..)| is_stored(path)) {
+            let group = self.group(in_features, members)?;
+            let sites: Vec<SiteId> = members.iter().filter_map(|(member, ..)| self.sites.find(member)).collect();
+            self.sites.add_fused_alias(fused, &sites);
+            return Ok(group);
+        }
+        let outputs = members.iter().map(|(_, outputs, _)| outputs).sum();
+        let has_bias = members.iter().any(|&(.., has_bias)| has_bias);
+        let group = self.group(in_features, &[(fused.to_owned(), outputs, has_bias)])?;
+        if let Some(site) = self.sites.find(fused) {
+            self.sites.add_part_aliases(site, members.iter().map(|(path, outputs, _)| (path.as_str(), *outputs)));
+        }
+        members.iter().skip(1).try_for_each(|_| self.advance())?;
         Ok(group)
     }
 
@@ -195,21 +224,48 @@ impl<'a> DecoderLoader<'a> {
         if self.config.tie_word_embeddings && only_head { head } else { embedding }
     }
 
-    fn head_norm(&mut self, path: &str) -> Result<Option<NormId>> {
-        if !self.config.has_qk_norm {
-            return Ok(None);
-        }
-        self.norm(path, self.config.head_dim).map(Some)
+    /// A norm over the residual stream, or over what is added to it, if blocks have it.
+    fn block_norm(&mut self, layer: usize, name: Option<&str>) -> Result<Option<NormSpec>> {
+        let path = |name| format!("{LAYERS}.{layer}.{name}");
+        name.map(|name| self.norm(Site::norm(path(name), self.config.hidden_size))).transpose()
     }
 
-    fn norm(&mut self, path: &str, width: usize) -> Result<NormId> {
-        let weight = quant::open_dense(self.checkpoint, &format!("{path}.weight"), &[width])?;
-        let site = self.sites.push(Site::norm(path, width));
-        self.weights.load_norm(site, weight)
+    /// A norm over that many heads of queries or keys, if the architecture has it.
+    fn qk_norm(&mut self, path: &str, heads: usize) -> Result<Option<HeadNorm>> {
+        let head_dim = self.config.head_dim;
+        let Some(scope) = self.config.norms.qk else { return Ok(None) };
+        let site = match scope {
+            HeadNormScope::Head => Site::norm(path, head_dim),
+            HeadNormScope::HeadOwn => Site::head_norm(path, heads, head_dim),
+            HeadNormScope::All => Site::norm(path, heads * head_dim),
+        };
+        Ok(Some(HeadNorm { norm: self.norm(site)?, scope }))
+    }
+
+    fn norm(&mut self, site: Site) -> Result<NormSpec> {
+        let norms = self.config.norms;
+        let open =
+            |part: &str| quant::open_dense(self.checkpoint, &format!("{}.{part}", site.path), &site.weight_shape());
+        let weight = open("weight")?;
+        let bias = norms.has_bias.then(|| open("bias")).transpose()?;
+        let site = self.sites.push(site.with_bias(bias.is_some()));
+        let id = self.weights.load_norm(&NormSource { site, weight, bias, offset: norms.offset })?;
+        Ok(NormSpec { id, kind: norms.kind, eps: norms.eps })
     }
 
     fn advance(&mut self) -> Result<()> {
         self.done += 1;
-        (self.progress)(Progress { done: self.done, total: self.config.layers * 7 + 2 })
+        // The linears of a layer with its projections apart; then embedding and head.
+        let of_layer = 5 + self.config.mlp.inputs.len();
+        (self.progress)(Progress { done: self.done, total: self.config.layers * of_layer + 2 })
+    }
+}
+
+/// A number as a table of floats of that type would hold it.
+fn rounded_to(dtype: DType, value: f32) -> f32 {
+    match dtype {
+        DType::BF16 => bf16::from_f32(value).to_f32(),
+        DType::F16 => f16::from_f32(value).to_f32(),
+        _ => value,
     }
 }

@@ -11,6 +11,7 @@ mod decoder;
 mod kv_storage;
 mod loader;
 mod survey;
+mod text_checkpoint;
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -25,7 +26,6 @@ use crate::backend::{
     ActivationDType, AdapterPreparer, Backend, BackendBuilder, BackendMemory, Compute, KvDType, KvShape, MemoryUse,
     WeightLoader, cpu, reference,
 };
-use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result, printable};
 use crate::fork_safe_mutex::ForkSafeMutex;
 use crate::guard::catch_panic;
@@ -134,8 +134,9 @@ impl Model {
         let (config, json) = DecoderConfig::read_with(dir, &options.rope)?;
         let max_seq_len = config.max_seq_len(options.max_seq_len)?;
         let quant = QuantConfig::read(dir, &json)?;
-        let checkpoint = Checkpoint::open(dir)?;
+        let checkpoint = text_checkpoint::open(dir)?;
         let mut builder = open_backend(options)?;
+        config.features().try_for_each(|feature| builder.check(feature)).map_err(|e| e.with_path(dir))?;
         let load = |weights: &mut dyn WeightLoader, progress: &mut dyn FnMut(Progress) -> Result<()>| {
             DecoderLoader {
                 config: &config,

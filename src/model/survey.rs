@@ -7,7 +7,8 @@ use std::path::Path;
 
 use super::config::DecoderConfig;
 use super::loader::{DecoderLoader, HeadDType};
-use crate::backend::{EmbeddingId, GroupId, LinearSource, NormId, WeightLoader};
+use super::text_checkpoint;
+use crate::backend::{EmbeddingId, GroupId, LinearSource, NormId, NormSource, WeightLoader};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::quant::QuantConfig;
@@ -34,7 +35,7 @@ pub struct ModelSurvey {
 pub fn survey(dir: &Path) -> Result<ModelSurvey> {
     let (config, json) = DecoderConfig::read(dir)?;
     let quant = QuantConfig::read(dir, &json)?;
-    let checkpoint = Checkpoint::open(dir)?;
+    let checkpoint = text_checkpoint::open(dir)?;
     let loader = DecoderLoader {
         config: &config,
         quant: quant.as_ref(),
@@ -61,7 +62,7 @@ impl WeightLoader for NullBackend {
         Ok(EmbeddingId(0))
     }
 
-    fn load_norm(&mut self, _: SiteId, _: TensorView<'_>) -> Result<NormId> {
+    fn load_norm(&mut self, _: &NormSource<'_>) -> Result<NormId> {
         Ok(NormId(0))
     }
 }

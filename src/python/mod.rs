@@ -33,6 +33,7 @@ use std::ffi::OsString;
 use pyo3::prelude::*;
 
 use crate::adapter::peft_support::{FeatureRow, Verdict, table};
+use crate::model::config;
 
 /// The compiled half of exlora. Use the package `exlora`.
 #[pymodule(gil_used = false)]
@@ -52,8 +53,6 @@ mod _exlora {
     #[pymodule_export]
     use super::model::{PyModel, read_model_config};
     #[pymodule_export]
-    use super::peft_features;
-    #[pymodule_export]
     use super::post_sampling::PyPostSampling;
     #[pymodule_export]
     use super::request::PyRequest;
@@ -67,6 +66,8 @@ mod _exlora {
     use super::server::PyServer;
     #[pymodule_export]
     use super::tokenizer::PyTokenizer;
+    #[pymodule_export]
+    use super::{architectures, peft_features};
 
     /// Tokens of a KV page.
     #[pymodule_export]
@@ -83,6 +84,12 @@ mod _exlora {
 fn main(py: Python<'_>, argv: Vec<OsString>) -> PyResult<u8> {
     device::tell_python_paths(py)?;
     Ok(py.detach(|| crate::cli::run(argv)))
+}
+
+/// The supported architectures: a dict with `name`, as config.json has it, and `models`, which of them have it, for each.
+#[pyfunction]
+fn architectures() -> Vec<BTreeMap<&'static str, &'static str>> {
+    config::architectures().map(|known| [("name", known.name), ("models", known.models)].into()).collect()
 }
 
 /// How each PEFT feature is treated: a dict with `feature`, `verdict` (yes, refused, no effect), `code` (of the

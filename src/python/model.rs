@@ -113,6 +113,8 @@ impl PyModel {
 pub(super) fn read_model_config(py: Python<'_>, path: PathBuf) -> PyResult<NamedValues<'_>> {
     let (config, json) = DecoderConfig::read(&path)?;
     let is_quantized = QuantConfig::read(&path, &json)?.is_some();
+    let rope = config.main_rope().cloned();
+    let of_layers: Vec<_> = config.ropes.iter().map(|rope| rope.as_ref().map(|rope| rope.inv_freq.clone())).collect();
     let dict = PyDict::new(py);
     dict.set_item("architecture", config.architecture)?;
     dict.set_item("hidden_size", config.hidden_size)?;
@@ -123,15 +125,16 @@ pub(super) fn read_model_config(py: Python<'_>, path: PathBuf) -> PyResult<Named
     dict.set_item("head_dim", config.head_dim)?;
     dict.set_item("vocab_size", config.vocab_size)?;
     dict.set_item("max_seq_len", config.max_positions)?;
-    dict.set_item("norm_eps", config.norm_eps)?;
+    dict.set_item("norm_eps", config.norms.eps)?;
     dict.set_item("is_quantized", is_quantized)?;
     dict.set_item("tie_word_embeddings", config.tie_word_embeddings)?;
     dict.set_item("qkv_bias", config.biases.qkv)?;
     dict.set_item("o_bias", config.biases.output)?;
     dict.set_item("mlp_bias", config.biases.mlp)?;
     dict.set_item("sliding_windows", config.windows)?;
-    dict.set_item("rope_inv_freq", config.rope.inv_freq.clone())?;
-    dict.set_item("rope_attention_factor", config.rope.factor)?;
+    dict.set_item("rope_inv_freq", rope.as_ref().map(|rope| rope.inv_freq.clone()))?;
+    dict.set_item("layer_rope_inv_freq", of_layers)?;
+    dict.set_item("rope_attention_factor", rope.as_ref().map(|rope| rope.factor))?;
     dict.set_item("rotary_embedding_base", config.rope_theta)?;
     dict.set_item("scale_pos_emb", config.rope_scale)?;
     dict.set_item("eos_token_ids", config.eos_token_ids)?;

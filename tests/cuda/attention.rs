@@ -12,7 +12,9 @@ use exlora::backend::cuda::ops::attention::{Attention, AttentionKernel, Attentio
 use exlora::backend::cuda::ops::expand::{ExpandKernels, ExpandRopeKv, Projection};
 use exlora::backend::cuda::ops::kv_layout::KvLayout;
 use exlora::backend::cuda::tables::RoutedNorm;
-use exlora::backend::{AttentionSpec, Backend, BufferId, KvDType, KvId, KvShape, Rope, StepRows, reference};
+use exlora::backend::{
+    AttentionSpec, Backend, BufferId, HeadNorm, KvDType, KvId, KvShape, NormSource, Rope, StepRows, reference,
+};
 use exlora::sites::SiteId;
 use exlora::tensor::DType;
 use half::{bf16, f16};
@@ -130,7 +132,9 @@ impl Oracle {
         let mut builder = reference::open();
         let mut norm = |weight: &[f32], site| {
             let tensor = Tensor::new(DType::F32, &[layer.head_dim], weight);
-            layer.has_norms.then(|| builder.load_norm(SiteId(site), tensor.view()).expect("loaded"))
+            let source = NormSource::plain(SiteId(site), tensor.view());
+            let id = layer.has_norms.then(|| builder.load_norm(&source).expect("loaded"));
+            id.map(|id| HeadNorm::rms(id, NORM_EPS))
         };
         let [q, k] = layer.norm_weights();
         let (q_norm, k_norm) = (norm(&q, 0), norm(&k, 1));
@@ -139,15 +143,12 @@ impl Oracle {
         let buffers = [layer.width(), layer.heads * layer.head_dim].map(|width| backend.compute.create_buffer(width));
         let spec = AttentionSpec {
             layer: LAYER,
-            heads: layer.heads,
-            kv_heads: layer.kv_heads,
-            head_dim: layer.head_dim,
             scale: layer.scale(),
             window: layer.window,
             q_norm,
             k_norm,
-            norm_eps: NORM_EPS,
-            rope: Arc::new(Rope { inv_freq: layer.inv_freq(), factor: ROPE_FACTOR }),
+            rope: Some(Arc::new(Rope::halves(layer.inv_freq(), ROPE_FACTOR))),
+            ..AttentionSpec::new(layer.heads, layer.kv_heads, layer.head_dim)
         };
         Self { layer: layer.clone(), backend, kv, spec, buffers }
     }

@@ -4,7 +4,7 @@ use exlora::ErrorCode;
 use exlora::adapter::batch::{AdapterBatch, SlotId};
 use exlora::backend::cuda::layout::ElementType;
 use exlora::backend::cuda::{CudaOptions, open};
-use exlora::backend::{Activation, BackendBuilder, PrepareError, Write};
+use exlora::backend::{Activation, BackendBuilder, Feature, HeadSpec, MlpShape, NormSpec, PrepareError, Write};
 use exlora::tensor::DType;
 use support::Rng;
 use support::adapter_cases::LinearsCase;
@@ -68,7 +68,7 @@ impl Linears {
         let place = |&outputs: &usize| Place { inputs, outputs, is_table: false, spare_rows: 0 };
         let adapters = random_adapters(rng, &widths.iter().map(place).collect::<Vec<_>>());
         let mixtures = random_mixtures(rng, &adapters, rows);
-        let write = if rng.below(2) == 0 { Write::Replace } else { Write::Add };
+        let write = [Write::Replace, Write::ADD, Write::Add { factor: 0.22 }][rng.below(3)];
         let (x, y) = (rng.normals(rows * inputs, 1.0), rng.normals(rows * outputs, 1.0));
         Self { inputs, outputs, members, adapters, x, y, mixtures, write, repeat: rng.below(3) as u32 }
     }
@@ -136,6 +136,17 @@ fn heads_with_every_kind_of_delta_agree_with_the_reference() {
         let expected = case.run(oracle());
         let (device, limit) = devices()[seed as usize % 2];
         assert_heads_agree(&format!("seed {seed}, {device:?}"), &case, &case.run(device), &expected, limit);
+    }
+}
+
+#[test]
+fn the_logits_of_one_linear_are_scaled_and_bounded_as_the_reference_does_it() {
+    let scaled = |group| HeadSpec { multiplier: 0.25, cap: Some(1.5), ..HeadSpec::of(group) };
+    let heads = (0..).map(|seed| LinearsCase::random(seed, 96, 5));
+    for case in heads.filter(|case| case.members.len() == 1).take(2) {
+        let expected = case.head(oracle(), scaled, 7.0);
+        let (device, limit) = devices()[0];
+        assert_heads_agree("capped", &case, &case.head(device, scaled, 7.0), &expected, limit);
     }
 }
 
@@ -211,8 +222,11 @@ fn norms_gates_and_embeddings_that_are_read_back_agree_with_the_reference() {
         let (x, gate_up) = (harness.put(width, &x), harness.put(2 * width, &gate_up));
         let out = [(); 3].map(|()| harness.buffer(width, rows));
         let base = AdapterBatch::default();
-        harness.compute().norm(weight, 1e-5, x, rows, &base, out[0]).expect("the norm runs");
-        harness.compute().activate(Activation::Silu, gate_up, rows, out[1]).expect("the gate runs");
+        harness
+            .compute()
+            .norm(&NormSpec::rms(weight, 1e-5), x, rows, &base, out[0], Write::Replace)
+            .expect("the norm runs");
+        harness.compute().activate(Activation::Silu, MlpShape::Gated, gate_up, rows, out[1]).expect("the gate runs");
         harness.compute().embed(table, &tokens, 1.25, &base, out[2]).expect("tokens embed");
         out.map(|out| harness.get(out, width, rows))
     };
@@ -222,6 +236,24 @@ fn norms_gates_and_embeddings_that_are_read_back_agree_with_the_reference() {
         assert_ratio("norm", width, &found[0], &expected[0], 1e-6);
         assert_ratio("gate", width, &found[1], &expected[1], limit);
         assert_eq!(bits(&found[2]), bits(&expected[2]));
+    }
+}
+
+#[test]
+fn what_no_kernel_computes_is_refused_by_name_before_a_weight_is_read() {
+    let builder = cuda().open();
+    assert!(builder.check(Feature::GeluTanh).is_ok());
+    for feature in [
+        Feature::LayerNorm,
+        Feature::NormBias,
+        Feature::WideHeadNorm,
+        Feature::QueryTemperature,
+        Feature::PlainMlp,
+        Feature::Gelu,
+    ] {
+        let error = builder.check(feature).expect_err("refused");
+        assert_eq!(error.code(), ErrorCode::ModelFeatureUnsupported);
+        assert!(error.to_string().contains(feature.name()) && error.to_string().contains("CUDA"), "{error}");
     }
 }
 
@@ -250,9 +282,12 @@ fn a_chain_in_an_order_that_does_not_fuse_agrees_with_the_reference() {
         let compute = harness.compute();
         compute.linear(first, x, rows, &batch, a, Write::Replace).expect("runs");
         compute.linear(first, x, rows, &AdapterBatch::default(), b, Write::Replace).expect("runs");
-        compute.norm(norm, 1e-5, a, rows, &batch, c).expect("runs");
-        compute.linear(second, c, rows, &AdapterBatch::default(), b, Write::Add).expect("runs");
-        compute.norm(norm, 1e-5, b, rows, &batch, c).expect("runs");
+        compute.norm(&NormSpec::rms(norm, 1e-5), a, rows, &batch, c, Write::Replace).expect("runs");
+        compute.linear(second, c, rows, &AdapterBatch::default(), b, Write::ADD).expect("runs");
+        compute.norm(&NormSpec::rms(norm, 1e-5), b, rows, &batch, c, Write::Replace).expect("runs");
+        // What is added is the norm of a norm that nobody has read yet; then of what the sum has become.
+        compute.norm(&NormSpec::rms(norm, 1e-5), c, rows, &batch, b, Write::Add { factor: 0.5 }).expect("runs");
+        compute.norm(&NormSpec::rms(norm, 1e-5), b, rows, &batch, a, Write::ADD).expect("runs");
         [a, b, c].map(|buffer| harness.get(buffer, width, rows))
     };
     let expected = run(oracle());
@@ -268,7 +303,10 @@ fn a_norm_whose_input_has_changed_is_an_error_and_not_a_wrong_value() {
     let mut harness = Harness::open(device);
     let (norm, _) = harness.norm_weight(&[1.0; 8]);
     let (x, out) = (harness.put(8, &[1.0; 8]), harness.buffer(8, 1));
-    harness.compute().norm(norm, 1e-5, x, 1, &AdapterBatch::default(), out).expect("the norm is noted");
+    harness
+        .compute()
+        .norm(&NormSpec::rms(norm, 1e-5), x, 1, &AdapterBatch::default(), out, Write::Replace)
+        .expect("the norm is noted");
     harness.compute().write_rows(x, 0, &[2.0; 8]).expect("rows fit");
     let error = harness.compute().read_rows(out, &mut [0.0; 8]).unwrap_err();
     assert_eq!(error.code(), ErrorCode::Internal);
@@ -304,13 +342,13 @@ fn a_wider_head_than_the_buffer_is_an_error() {
     let (x, y) = (harness.put(8, &[1.0; 8]), harness.buffer(2, 1));
     let batch = route(&[vec![(SlotId(0), 1.0)]]);
     let compute = harness.compute();
-    let error = compute.head(group, x, &[0], &batch, &mut [0.0; 2], 2).unwrap_err();
+    let error = compute.head(&HeadSpec::of(group), x, &[0], &batch, &mut [0.0; 2], 2).unwrap_err();
     assert_eq!(error.code(), ErrorCode::Internal);
     let error = compute.linear(group, x, 1, &batch, y, Write::Replace).unwrap_err();
     assert_eq!(error.code(), ErrorCode::Internal);
     let mut logits = [0.0; 8];
     let batch = route(&[vec![(SlotId(0), 1.0)], vec![]]);
-    compute.head(group, x, &[0, 0], &batch, &mut logits, 4).expect("the head runs");
+    compute.head(&HeadSpec::of(group), x, &[0, 0], &batch, &mut logits, 4).expect("the head runs");
     assert_eq!(logits, [8.0, 8.0, 8.0, 0.0, 8.0, 8.0, 0.0, 0.0]);
 }
 

@@ -6,7 +6,7 @@ use ::support::Rng;
 use ::support::harness::{Device, Harness, Member, Tensor, Weight, oracle};
 use exlora::adapter::batch::AdapterBatch;
 use exlora::backend::cuda::ops::attention::SPLIT_TOKENS;
-use exlora::backend::{AttentionSpec, KvDType, KvShape, Rope, StepRows, Write};
+use exlora::backend::{AttentionSpec, HeadNorm, KvDType, KvShape, Rope, RopeLayout, StepRows, Write};
 use exlora::tensor::DType;
 
 use crate::compute::{assert_ratio, devices};
@@ -17,6 +17,7 @@ const HEAD_DIM: usize = 8;
 /// q, k and v of a row.
 const WIDTH: usize = (HEADS + 2 * KV_HEADS) * HEAD_DIM;
 const PAGE_TOKENS: usize = 32;
+const LAYERS: usize = 3;
 
 /// Rows of those positions of each sequence; a sequence has every second page.
 fn rows(positions: [std::ops::Range<usize>; 2]) -> StepRows {
@@ -43,22 +44,24 @@ fn attend(device: Device, steps: &[StepRows], windows: [Option<usize>; 2]) -> Ve
     let [q_norm, k_norm] = [1, 2].map(|seed| harness.norm_weight(&Rng(seed).normals(HEAD_DIM, 1.0)).0);
     let spec = |layer: usize, window, has_norms: bool| AttentionSpec {
         layer,
-        heads: HEADS,
-        kv_heads: KV_HEADS,
-        head_dim: HEAD_DIM,
         scale: 0.75,
+        // Layer 2 is not rotated, and its scores are bounded; layer 1 rotates pairs of neighbors.
+        score_cap: (layer == 2).then_some(2.0),
         window,
-        q_norm: has_norms.then_some(q_norm),
-        k_norm: has_norms.then_some(k_norm),
-        norm_eps: 1e-5,
-        rope: Arc::new(Rope {
-            inv_freq: (0..2 + 2 * layer).map(|pair| 0.5f32.powi((pair + layer) as i32)).collect(),
-            factor: 1.0 + 0.25 * layer as f32,
+        q_norm: has_norms.then_some(HeadNorm::rms(q_norm, 1e-5)),
+        k_norm: has_norms.then_some(HeadNorm::rms(k_norm, 1e-5)),
+        rope: (layer < 2).then(|| {
+            Arc::new(Rope {
+                inv_freq: (0..2 + 2 * layer).map(|pair| 0.5f32.powi((pair + layer) as i32)).collect(),
+                factor: 1.0 + 0.25 * layer as f32,
+                layout: [RopeLayout::Halves, RopeLayout::Pairs][layer],
+            })
         }),
+        ..AttentionSpec::new(HEADS, KV_HEADS, HEAD_DIM)
     };
-    let specs = [spec(0, windows[0], true), spec(1, windows[1], false)];
+    let specs = [spec(0, windows[0], true), spec(1, windows[1], false), spec(2, windows[1], true)];
     let shape = KvShape {
-        layers: 2,
+        layers: LAYERS,
         pages: 36,
         page_tokens: PAGE_TOKENS,
         kv_heads: KV_HEADS,
@@ -89,7 +92,7 @@ fn layers_with_rotations_windows_and_norms_of_their_own_agree_with_the_reference
     for ((device, limit), windows) in devices().into_iter().zip([[None, Some(300)], [Some(7), None]]) {
         let expected = attend(oracle(), &steps, windows);
         for (index, (found, expected)) in attend(device, &steps, windows).iter().zip(&expected).enumerate() {
-            let what = format!("{device:?}, step {}, layer {}", index / 2, index % 2);
+            let what = format!("{device:?}, step {}, layer {}", index / LAYERS, index % LAYERS);
             assert_ratio(&what, HEADS * HEAD_DIM, found, expected, limit);
         }
     }
@@ -103,7 +106,13 @@ fn a_prompt_in_small_steps_has_room_for_what_blocks_of_a_row_count() {
     let expected = attend(oracle(), &steps, [None, Some(300)]);
     let (device, limit) = devices()[0];
     for (index, (found, expected)) in attend(device, &steps, [None, Some(300)]).iter().zip(&expected).enumerate() {
-        assert_ratio(&format!("step {}, layer {}", index / 2, index % 2), HEADS * HEAD_DIM, found, expected, limit);
+        assert_ratio(
+            &format!("step {}, layer {}", index / LAYERS, index % LAYERS),
+            HEADS * HEAD_DIM,
+            found,
+            expected,
+            limit,
+        );
     }
 }
 
@@ -115,18 +124,8 @@ fn a_step_at_the_positions_of_the_one_before_finds_its_tables_where_they_are_now
         let mut harness = Harness::open(device);
         let weight = Tensor::new(DType::F16, &[WIDTH, WIDTH], &Rng(3).normals(WIDTH * WIDTH, 0.1));
         let (group, _) = harness.group(&[Member { weight: Weight::Dense(weight), bias: None }]);
-        let spec = AttentionSpec {
-            layer: 0,
-            heads: HEADS,
-            kv_heads: KV_HEADS,
-            head_dim: HEAD_DIM,
-            scale: 0.75,
-            window: None,
-            q_norm: None,
-            k_norm: None,
-            norm_eps: 1e-5,
-            rope: Arc::new(Rope { inv_freq: vec![0.5, 0.25], factor: 1.0 }),
-        };
+        let rope = Some(Arc::new(Rope::halves(vec![0.5, 0.25], 1.0)));
+        let spec = AttentionSpec { scale: 0.75, rope, ..AttentionSpec::new(HEADS, KV_HEADS, HEAD_DIM) };
         let (layers, pages) = (1, 4);
         let (kv_heads, head_dim) = (KV_HEADS, HEAD_DIM);
         let shape = KvShape { layers, pages, page_tokens: PAGE_TOKENS, kv_heads, head_dim, dtype: KvDType::F16 };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use exlora::adapter::batch::{AdapterBatch, SlotId};
-use exlora::backend::{AttentionSpec, KvDType, KvShape, Rope, StepRows, Write};
+use exlora::backend::{AttentionSpec, HeadNorm, HeadSpec, KvDType, KvShape, NormSpec, Rope, StepRows, Write};
 use exlora::tensor::DType;
 use support::Rng;
 use support::deltas::{Change, Low, random_low};
@@ -62,10 +62,10 @@ impl Norms {
         let x = harness.put(self.width, &self.x);
         let [normed, y] = [self.width, 24].map(|width| harness.buffer(width, rows));
         let compute = harness.compute();
-        compute.norm(norm, 1e-5, x, rows, batch, normed).expect("the norm runs");
+        compute.norm(&NormSpec::rms(norm, 1e-5), x, rows, batch, normed, Write::Replace).expect("the norm runs");
         compute.linear(group, normed, rows, batch, y, Write::Replace).expect("the linear runs");
         let mut logits = vec![0.0; picked.len() * 24];
-        compute.head(group, normed, picked, head, &mut logits, 24).expect("the head runs");
+        compute.head(&HeadSpec::of(group), normed, picked, head, &mut logits, 24).expect("the head runs");
         [harness.get(normed, self.width, rows), harness.get(y, 24, rows), logits]
     }
 }
@@ -92,6 +92,27 @@ fn rows_are_normed_by_the_weights_of_their_last_adapters_that_bring_one() {
             }
         }
     }
+}
+
+#[test]
+fn a_norm_with_an_offset_is_added_with_what_adapters_bring() {
+    let (width, rows) = (300, 7);
+    let mut rng = Rng(13);
+    let [x, y] = [(); 2].map(|()| rng.normals(rows * width, 2.0));
+    let [base, replaced] = [(); 2].map(|()| Tensor::new(DType::BF16, &[width], &rng.normals(width, 0.3)));
+    let change = Change { weight: Some(replaced), ..Change::default() };
+    let mixtures: Vec<Mixture> =
+        (0..rows).map(|row| if row % 2 == 0 { vec![] } else { vec![(SlotId(0), 1.0)] }).collect();
+    let run = |device: Device| {
+        let mut harness = Harness::open(device);
+        let (norm, site) = harness.norm_with(&base, None, 1.0);
+        harness.upload(SlotId(0), &[site], std::slice::from_ref(&change)).expect("the adapter uploads");
+        let (x, y) = (harness.put(width, &x), harness.put(width, &y));
+        let add = Write::Add { factor: 0.22 };
+        harness.compute().norm(&NormSpec::rms(norm, 1e-5), x, rows, &route(&mixtures), y, add).expect("the norm runs");
+        harness.get(y, width, rows)
+    };
+    assert_ratio("sums", width, &run(cuda()), &run(oracle()), 1e-6);
 }
 
 #[test]
@@ -134,7 +155,7 @@ fn a_linear_takes_the_norms_of_the_batch_that_was_normed_and_not_of_its_own() {
         let x = harness.put(40, &case.x);
         let [out, y] = [40, 24].map(|width| harness.buffer(width, 4));
         let compute = harness.compute();
-        compute.norm(norm, 1e-5, x, 4, &normed, out).expect("the norm runs");
+        compute.norm(&NormSpec::rms(norm, 1e-5), x, 4, &normed, out, Write::Replace).expect("the norm runs");
         let other = route(&[vec![(SlotId(2), 1.0)], vec![(SlotId(0), 1.0)], vec![], vec![]]);
         compute.linear(group, out, 4, &other, y, Write::Replace).expect("the linear runs");
         harness.get(y, 24, 4)
@@ -148,7 +169,7 @@ fn replaced_head_norms_equal_those_of_a_model_that_has_them() {
         let mut rng = Rng(seed);
         let [q, k, new_q, new_k] = [(); 4].map(|()| rng.normals(dim, 1.0));
         let qkv = rng.normals(4 * 4 * dim, 1.0);
-        let rope = Arc::new(Rope { inv_freq: vec![1.0, 0.1, 0.01], factor: 1.0 });
+        let rope = Arc::new(Rope::halves(vec![1.0, 0.1, 0.01], 1.0));
         let vector = |values: &[f32]| Tensor::new(DType::F32, &[dim], values);
         let attend = |q: &[f32], k: &[f32], batch: &AdapterBatch| {
             let mut harness = Harness::open(cuda());
@@ -158,18 +179,9 @@ fn replaced_head_norms_equal_those_of_a_model_that_has_them() {
             let of = |site: usize, weight: &[f32]| Change { site, weight: Some(vector(weight)), ..Change::default() };
             harness.upload(SlotId(0), &sites, &[of(0, &new_q), of(1, &new_q)]).expect("the adapter uploads");
             harness.upload(SlotId(1), &sites, &[of(1, &new_k)]).expect("the adapter uploads");
-            let spec = AttentionSpec {
-                layer: 0,
-                heads: 2,
-                kv_heads: 1,
-                head_dim: dim,
-                scale: 0.2,
-                window: None,
-                q_norm: Some(q),
-                k_norm: Some(k),
-                norm_eps: 1e-6,
-                rope: Arc::clone(&rope),
-            };
+            let [q_norm, k_norm] = [q, k].map(|id| Some(HeadNorm::rms(id, 1e-6)));
+            let rope = Some(Arc::clone(&rope));
+            let spec = AttentionSpec { scale: 0.2, q_norm, k_norm, rope, ..AttentionSpec::new(2, 1, dim) };
             let (kv_heads, head_dim, dtype) = (1, dim, KvDType::F32);
             let shape = KvShape { layers: 1, pages: 2, page_tokens: 16, kv_heads, head_dim, dtype };
             let kv = harness.compute().create_kv(shape).expect("the cache fits");

@@ -2,7 +2,7 @@
 
 use exlora::ErrorCode;
 use exlora::adapter::batch::{AdapterBatch, SlotId};
-use exlora::backend::{Compute, GroupId, Write};
+use exlora::backend::{Compute, GroupId, NormSpec, Write};
 use exlora::sites::SiteId;
 use exlora::tensor::DType;
 use support::Rng;
@@ -44,7 +44,7 @@ fn a_norm_of_small_values_adds_its_epsilon_wherever_it_is_applied() {
         let [normed, y] = [(); 2].map(|()| harness.buffer(WIDTH, 3));
         let base = AdapterBatch::default();
         let compute = harness.compute();
-        compute.norm(norm, 1e-5, x, 3, &base, normed).expect("runs");
+        compute.norm(&NormSpec::rms(norm, 1e-5), x, 3, &base, normed, Write::Replace).expect("runs");
         // The linear applies the norm; reading it back does, too.
         compute.linear(group, normed, 3, &base, y, Write::Replace).expect("runs");
         let mut found = harness.get(y, WIDTH, 3);
@@ -63,7 +63,7 @@ fn a_linear_may_replace_what_its_input_is_the_norm_of() {
         let (y, normed) = (harness.put(WIDTH, &y), harness.buffer(WIDTH, 9));
         let base = AdapterBatch::default();
         let compute = harness.compute();
-        compute.norm(norm, 1e-5, y, 9, &base, normed).expect("runs");
+        compute.norm(&NormSpec::rms(norm, 1e-5), y, 9, &base, normed, Write::Replace).expect("runs");
         compute.linear(group, normed, 9, &base, y, Write::Replace).expect("runs");
         harness.get(y, WIDTH, 9)
     });

@@ -319,7 +319,7 @@ fn a_finished_row_has_the_same_bits_alone_and_in_any_batch() {
 }
 
 /// Runs `expand_activate`; returns the bits of its results and the rows that overflowed.
-fn activate(products: &Products, element: ElementType, blocks: usize) -> (Vec<u16>, Vec<u32>) {
+fn activate(products: &Products, element: ElementType, activation: Activation, blocks: usize) -> (Vec<u16>, Vec<u32>) {
     let device = device();
     let on_device = products.upload(&device, &StepRows::default());
     let (rows, width) = (products.rows(), products.out_features[0]);
@@ -331,7 +331,7 @@ fn activate(products: &Products, element: ElementType, blocks: usize) -> (Vec<u1
         activated: activated.address(),
         overflow_rows: overflow_rows.address(),
         intermediate_size: width as u32,
-        activation: activation_kind(Activation::Silu),
+        activation: activation_kind(activation),
     };
     kernels(&device, element).activate(&arguments, blocks).expect("launched");
     (download(&activated), download(&overflow_rows))
@@ -339,11 +339,18 @@ fn activate(products: &Products, element: ElementType, blocks: usize) -> (Vec<u1
 
 #[test]
 fn gate_and_up_are_finished_and_activated() {
-    for (element, width, tolerance) in
-        [(ElementType::F16, 40, 1e-3), (ElementType::F16, 270, 1e-3), (ElementType::Bf16, 270, 1e-2)]
-    {
+    let silu: fn(f64) -> f64 = |x| x / (1.0 + (-x).exp());
+    let gelu: fn(f64) -> f64 = |x| {
+        let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+        0.5 * x * (1.0 + u.tanh())
+    };
+    for (element, width, activation, formula, tolerance) in [
+        (ElementType::F16, 40, Activation::Silu, silu, 1e-3),
+        (ElementType::F16, 270, Activation::GeluTanh, gelu, 1e-3),
+        (ElementType::Bf16, 270, Activation::Silu, silu, 1e-2),
+    ] {
         let products = Products::mixed(&mut Rng(width as u64), &[width, width], [8, 5, 16]);
-        let (got, overflow_rows) = activate(&products, element, 2);
+        let (got, overflow_rows) = activate(&products, element, activation, 2);
         let got: Vec<f32> = match element {
             ElementType::F16 => got.into_iter().map(|bits| f16::from_bits(bits).to_f32()).collect(),
             ElementType::Bf16 => got.into_iter().map(|bits| bf16::from_bits(bits).to_f32()).collect(),
@@ -351,7 +358,7 @@ fn gate_and_up_are_finished_and_activated() {
         let batch = route(&products.routes);
         for row in 0..products.rows() {
             let y = products.finished(row, &batch);
-            let want: Vec<f64> = (0..width).map(|i| y[i] / (1.0 + (-y[i]).exp()) * y[width + i]).collect();
+            let want: Vec<f64> = (0..width).map(|i| formula(y[i]) * y[width + i]).collect();
             assert_close(&got[row * width..][..width], &want, tolerance, &format!("row {row}, {element:?}"));
         }
         assert!(overflow_rows.iter().all(|&overflowed| overflowed == 0));
@@ -367,11 +374,11 @@ fn a_row_whose_activation_overflows_is_named_and_its_value_infinite() {
     products.projected[66 + 65] = 300.0;
     products.projected[2 * 66] = f32::INFINITY;
     products.bias = vec![None, None];
-    let (got, overflow_rows) = activate(&products, ElementType::F16, 4);
+    let (got, overflow_rows) = activate(&products, ElementType::F16, Activation::Silu, 4);
     assert_eq!(overflow_rows, [0, 1, 0, 0]);
     assert_eq!(got[33 + 32], f16::INFINITY.to_bits());
     assert_eq!(got[2 * 33], f16::INFINITY.to_bits());
-    let (_, overflow_rows) = activate(&products, ElementType::Bf16, 4);
+    let (_, overflow_rows) = activate(&products, ElementType::Bf16, Activation::Silu, 4);
     assert_eq!(overflow_rows, [0; 4]);
 }
 

@@ -335,9 +335,17 @@ EXPAND_MUTANTS = (
         name="expand_rows_adds_to_nothing",
         kind="wrong branch",
         file=ROWS,
-        old="a.is_added != 0 ? *y + value : value",
+        old="a.is_added != 0 ? fmaf(a.factor, value, *y) : value",
         new="value",
         tests=("compute::linears_with_every_kind",),
+    ),
+    Mutant(
+        name="expand_activate_computes_gelu_without_its_cubic_term",
+        kind="wrong factor",
+        file=EXPAND_ACTIVATE,
+        old="fmaf(0.044715f * x, x * x, x)",
+        new="x",
+        tests=("expand::gate_and_up_are_finished",),
     ),
     Mutant(
         name="expand_rows_takes_an_output_for_the_linear_before",

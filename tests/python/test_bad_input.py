@@ -138,8 +138,8 @@ def test_an_unknown_architecture_is_refused_by_name(name, model):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"hidden_act": "gelu"}, "gelu"),
-        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "factor": 2.0}}, "longrope"),
+        ({"hidden_act": "relu"}, "relu"),
+        ({"layer_types": ["linear_attention"] * 4}, "linear_attention"),
         ({"rope_parameters": {"rope_type": "nobodys", "rope_theta": 1e4, "factor": 2.0}}, "nobodys"),
     ],
     ids=str,

@@ -11,7 +11,7 @@ import torch
 from exlora import Engine, ExLlamaV2Config, ExloraError
 from safetensors.torch import save_file
 from support import config_variants
-from support.config_variants import Description, Refused
+from support.config_variants import FULL_FAMILIES, SLIDING, UNIFORM_FAMILIES, Description, Refused
 
 REFUSALS = {"model_config_invalid", "model_feature_unsupported", "model_architecture_unsupported"}
 
@@ -22,8 +22,12 @@ def exloras(folder: pathlib.Path) -> Description | ExloraError:
         config = vars(ExLlamaV2Config(folder))
     except ExloraError as error:
         return error
-    values = {name: config[name] for name in Description.__dataclass_fields__}
-    return Description(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    return Description(**{name: tuples(config[name]) for name in Description.__dataclass_fields__})
+
+
+def tuples(value: Any) -> Any:
+    """Lists as tuples, at any depth."""
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
 def is_refused_on_purpose(text: str, code: str) -> bool:
@@ -31,12 +35,16 @@ def is_refused_on_purpose(text: str, code: str) -> bool:
     config = json.loads(text)
     if code == "model_architecture_unsupported":
         return True
-    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    family, types = config["model_type"], config.get("layer_types")
     if code == "model_feature_unsupported":
         # A Llama ignores its layer types, except in its cache, which then contradicts its mask.
-        has_layer_types = config["model_type"] == "llama" and config.get("layer_types")
-        is_longrope = "longrope" in (rope.get("rope_type"), rope.get("type"))
-        return has_layer_types or is_longrope or config.get("hidden_act") not in (None, "silu", "swish")
+        has_layer_types = family in (*FULL_FAMILIES, *UNIFORM_FAMILIES) and types
+        activation = config.get("hidden_activation" if family in ("gemma2", "gemma3_text") else "hidden_act")
+        is_served = activation in (None, "silu", "swish", "gelu", "gelu_pytorch_tanh")
+        return has_layer_types or not is_served or config.get("use_bidirectional_attention")
+    if family == "smollm3" and types and SLIDING in types and not config.get("use_sliding_window"):
+        # Its mask has a window, its layers have none.
+        return True
     # A head of one channel cannot be rotated, and a model without width or positions computes nothing.
     is_empty = 0 in (config.get("max_position_embeddings"), config["intermediate_size"], config["hidden_size"])
     return is_empty or config.get("head_dim") in (1, True)
@@ -67,8 +75,9 @@ def check_logits(model: torch.nn.Module, folder: pathlib.Path) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            is_matrix = parameter.ndim == 2 and "embed" not in name
-            parameter.copy_(noise * parameter.shape[1] ** -0.5 if is_matrix else 1 + 0.2 * noise)
+            is_matrix = parameter.ndim == 2 and not ("embed" in name or "norm" in name)
+            center = 0.0 if is_matrix or name.endswith("bias") or "gemma" in model.config.model_type else 1.0
+            parameter.copy_(center + noise * (parameter.shape[1] ** -0.5 if is_matrix else 0.2))
     tensors = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
     if model.lm_head.weight is model.model.embed_tokens.weight:
         del tensors["lm_head.weight"]
@@ -76,7 +85,13 @@ def check_logits(model: torch.nn.Module, folder: pathlib.Path) -> None:
     want = config_variants.logits(model).numpy()
     tokens = [token % want.shape[1] for token in config_variants.PROMPT]
     # A factor below 1 shortens the context, which transformers does not know.
-    engine = Engine(folder, threads=1, kv_dtype="f32", max_seq_len=64)
+    limit = 64
+    if config_variants.is_longrope(model.config):
+        limit = min(limit, ExLlamaV2Config(folder).max_seq_len)
+        if limit < len(tokens):
+            # Beyond that, exlora refuses.
+            return
+    engine = Engine(folder, threads=1, kv_dtype="f32", max_seq_len=limit)
     got = np.asarray(engine.logits(tokens))
     assert np.abs(got - want).max() < 1e-4 * np.abs(want).max(), (folder / "config.json").read_text()
 

@@ -1,6 +1,7 @@
 //! Random adapters on an embedding or on linears, and rows with mixtures of them, to be computed by any backend.
 
 use exlora::adapter::batch::SlotId;
+use exlora::backend::{GroupId, HeadSpec, Write};
 
 use super::Rng;
 use super::harness::{Device, FLOATS, Harness, Member, Mixture, Tensor, random_member};
@@ -98,14 +99,33 @@ impl LinearsCase {
 
     /// Outputs `[rows, stride]`; what a row has no outputs for stays 7.
     pub fn run(&self, device: Device) -> Vec<f32> {
+        self.head(device, HeadSpec::of, 7.0)
+    }
+
+    /// As logits `[rows, stride]` of a head; what a row has no outputs for stays `unwritten`.
+    pub fn head(&self, device: Device, head: impl Fn(GroupId) -> HeadSpec, unwritten: f32) -> Vec<f32> {
+        let (mut harness, group) = self.open(device);
+        let x = harness.put(self.inputs, &self.x);
+        let picked: Vec<u32> = (0..self.rows() as u32).collect();
+        let mut logits = vec![unwritten; self.rows() * self.stride];
+        let batch = route_in(self.repeat, &self.mixtures);
+        harness.compute().head(&head(group), x, &picked, &batch, &mut logits, self.stride).expect("the head runs");
+        logits
+    }
+
+    /// As a linear written to rows that hold `y`, which fails where an adapter brings more outputs.
+    pub fn linear(&self, device: Device, y: &[f32], write: Write) -> Vec<f32> {
+        let (mut harness, group) = self.open(device);
+        let (x, y) = (harness.put(self.inputs, &self.x), harness.put(self.stride, y));
+        let batch = route_in(self.repeat, &self.mixtures);
+        harness.compute().linear(group, x, self.rows(), &batch, y, write).expect("the linear runs");
+        harness.get(y, self.stride, self.rows())
+    }
+
+    fn open(&self, device: Device) -> (Harness, GroupId) {
         let mut harness = Harness::open(device);
         let (group, sites) = harness.group(&self.members);
         upload_all(&mut harness, &sites, &self.adapters);
-        let x = harness.put(self.inputs, &self.x);
-        let picked: Vec<u32> = (0..self.rows() as u32).collect();
-        let mut logits = vec![7.0; self.rows() * self.stride];
-        let batch = route_in(self.repeat, &self.mixtures);
-        harness.compute().head(group, x, &picked, &batch, &mut logits, self.stride).expect("the head runs");
-        logits
+        (harness, group)
     }
 }

@@ -5,7 +5,7 @@ use exlora::adapter::batch::{AdapterBatch, SlotId};
 use exlora::adapter::delta::SiteDelta;
 use exlora::backend::cpu::{self, CpuOptions, Isa};
 use exlora::backend::{
-    Backend, BackendBuilder, BackendMemory, BufferId, Compute, EmbeddingId, GroupId, LinearSource, NormId,
+    Backend, BackendBuilder, BackendMemory, BufferId, Compute, EmbeddingId, GroupId, LinearSource, NormId, NormSource,
     PrepareError, reference,
 };
 use exlora::quant::{QuantGroup, StoredWeight};
@@ -196,7 +196,14 @@ impl Harness {
     /// Loads a norm's weight of any type at a site of its own.
     pub fn norm_weight_of(&mut self, weight: &Tensor) -> (NormId, SiteId) {
         let site = self.site();
-        (self.builder().load_norm(site, weight.view()).expect("the norm loads"), site)
+        (self.builder().load_norm(&NormSource::plain(site, weight.view())).expect("the norm loads"), site)
+    }
+
+    /// Loads a norm with a bias, or an offset that is added to its weight, at a site of its own.
+    pub fn norm_with(&mut self, weight: &Tensor, bias: Option<&Tensor>, offset: f32) -> (NormId, SiteId) {
+        let site = self.site();
+        let source = NormSource { site, weight: weight.view(), bias: bias.map(Tensor::view), offset };
+        (self.builder().load_norm(&source).expect("the norm loads"), site)
     }
 
     /// Loads an embedding table at a site of its own.

@@ -9,11 +9,11 @@ use std::collections::BTreeMap;
 
 use crate::adapter::AdapterFiles;
 use crate::adapter::delta::{CheckedDelta, SiteDelta};
-use crate::adapter::module_tensors::{self, ModuleTensors};
+use crate::adapter::module_tensors::{self, Contents, ModuleTensors};
 use crate::adapter::plan::checker::Checker;
 use crate::adapter::plan::fused_modules::ModuleDeltas;
 use crate::adapter::plan::states::CheckedAdapter;
-use crate::adapter::plan::summary::ModelFacts;
+use crate::adapter::plan::summary::CheckFacts;
 use crate::error::{Error, ErrorCode, Result, printable};
 use crate::sites::SiteTable;
 
@@ -32,26 +32,31 @@ impl AdapterFiles {
 
     /// As [`AdapterFiles::check`], but returns what could be read beside the problems: for reports.
     pub(crate) fn examine(&self, sites: &SiteTable) -> (CheckedAdapter<'_>, Result<()>) {
-        let mut checker = Checker::new(self, sites);
-        let deltas = checker.deltas();
+        let contents = module_tensors::classify(self.weights().names());
+        let ignored_tensors = contents.ignored;
+        if ignored_tensors > 0 {
+            let path = self.path().to_string_lossy();
+            tracing::warn!(path = %printable(&path), tensors = ignored_tensors, "tensors of other modalities cannot act on text and are left out");
+        }
+        let mut checker = Checker::new(self, sites, contents.prefix);
+        let deltas = checker.deltas(contents);
         if checker.problems.len() == 0 && !checker.has_effect {
             tracing::warn!(path = %printable(&self.path().to_string_lossy()), "the adapter has no effect: every B is zero");
         }
         let layer_map = checker.layer_map.base_layers();
-        let model = ModelFacts { embedding: sites.embedding, head: sites.head, layer_map };
+        let facts = CheckFacts { embedding: sites.embedding, head: sites.head, layer_map, ignored_tensors };
         let truncations = checker.truncations;
         let deltas = deltas.into_iter().map(|delta| {
             let truncation = truncations.get(&(delta.site, delta.repeat)).copied();
             CheckedDelta { delta, truncation }
         });
-        (CheckedAdapter::new(self, model, deltas.collect()), checker.problems.finish())
+        (CheckedAdapter::new(self, facts, deltas.collect()), checker.problems.finish())
     }
 }
 
 impl<'a> Checker<'a, '_> {
     /// The deltas of everything valid in the file; the rest is reported.
-    fn deltas(&mut self) -> Vec<SiteDelta<'a>> {
-        let mut contents = module_tensors::classify(self.files.weights().names());
+    fn deltas(&mut self, mut contents: Contents<'a>) -> Vec<SiteDelta<'a>> {
         let is_unreadable = !contents.problems.is_empty();
         let reported = &self.config().problems;
         for problem in std::mem::take(&mut contents.problems) {

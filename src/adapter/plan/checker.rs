@@ -1,5 +1,6 @@
 //! What is known while an adapter is checked, shared by all parts of the check.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::adapter::AdapterFiles;
@@ -10,6 +11,7 @@ use crate::adapter::layer_map::LayerMap;
 use crate::adapter::problems::Problems;
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::{SiteId, SiteTable};
+use crate::text_prefix::TextPrefix;
 
 /// The state of a check.
 pub(super) struct Checker<'a, 's> {
@@ -30,9 +32,10 @@ pub(super) struct Checker<'a, 's> {
 }
 
 impl<'a, 's> Checker<'a, 's> {
-    /// A check of these files against these sites. It begins with the problems of the config.
-    pub fn new(files: &'a AdapterFiles, sites: &'s SiteTable) -> Self {
-        let (layer_map, problem) = LayerMap::of(files.config(), sites);
+    /// A check of these files, with that prefix before the paths of the text model, against these sites. It begins with the
+    /// problems of the config.
+    pub fn new(files: &'a AdapterFiles, sites: &'s SiteTable, prefix: TextPrefix) -> Self {
+        let (layer_map, problem) = LayerMap::of(files.config(), sites, prefix);
         let mut checker = Self {
             files,
             sites,
@@ -55,6 +58,11 @@ impl<'a, 's> Checker<'a, 's> {
 
     pub fn config(&self) -> &'a AdapterConfig {
         self.files.config()
+    }
+
+    /// The path of a site in the file, to which the config's patterns apply. For sites in no layer.
+    pub fn path_in_file(&self, site: SiteId) -> Cow<'s, str> {
+        self.layer_map.in_file(&self.sites.get(site).path)
     }
 
     /// Reports a problem, with the file that has it.

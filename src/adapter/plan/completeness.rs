@@ -51,14 +51,14 @@ impl<'a> Checker<'a, '_> {
         }
     }
 
-    /// Every bias of the base's linears (`all`), or those of linears with factors (`lora_only`).
+    /// Every bias of the base (`all`), or those of linears with factors (`lora_only`).
     fn check_biases(&mut self, deltas: &[SiteDelta<'a>]) {
         let sites = self.sites;
         let biased = |site: &Site| site.kind == SiteKind::Linear && site.has_bias;
         let required: Vec<(String, SiteId, u32)> = match self.config().biases {
             TrainedBiases::None => return,
             TrainedBiases::All => {
-                let all = sites.iter().filter(|(_, site)| biased(site));
+                let all = sites.iter().filter(|(_, site)| site.has_bias);
                 let paths = |(id, site): (SiteId, &Site)| {
                     let occurrences = self.layer_map.occurrences(&site.path);
                     occurrences.into_iter().map(move |(path, repeat)| (path, id, repeat)).collect::<Vec<_>>()
@@ -78,7 +78,8 @@ impl<'a> Checker<'a, '_> {
         };
         for (path, id, repeat) in required {
             if self.biased.insert((id, repeat)) {
-                self.missing(&path, Part::BaseBias, "bias");
+                let part = if sites.get(id).kind == SiteKind::Linear { Part::BaseBias } else { Part::Bias };
+                self.missing(&path, part, "bias");
             }
         }
     }
@@ -86,8 +87,9 @@ impl<'a> Checker<'a, '_> {
     /// Every entry of `trainable_token_indices`; a tied head may share its rows with the embedding.
     fn check_token_rows(&mut self, contents: &Contents<'a>) {
         const FIELD: &str = "trainable_token_indices";
-        let path_of = |site: Option<SiteId>| site.map(|site| self.sites.get(site).path.as_str());
-        let (embedding, head) = (path_of(self.sites.embedding), path_of(self.sites.head));
+        let [embedding, head] =
+            [self.sites.embedding, self.sites.head].map(|site| site.map(|site| self.path_in_file(site)));
+        let (embedding, head) = (embedding.as_deref(), head.as_deref());
         let with_rows = || contents.modules.iter().filter(|(_, tensors)| tensors.get(Part::Rows).is_some());
         let has_rows = |path: &str| contents.modules.get(path).is_some_and(|tensors| tensors.get(Part::Rows).is_some());
         let mut missing = Vec::new();

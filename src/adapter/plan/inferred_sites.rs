@@ -30,12 +30,12 @@ impl AdapterFiles {
         let mut sites = SiteTable::default();
         sites.is_head_tied = self.config().ensure_weight_tying || shares_rows(&contents, self);
         if let Some(end) = self.config().layer_replication.iter().map(|(_, end)| *end as usize).max() {
-            let prefix =
-                contents.modules.keys().find_map(|path| Some(&path[..path.find(".layers.")? + ".layers".len()]));
-            let prefix = prefix.unwrap_or("model.layers").to_owned();
+            let layers = |path: &str| Some(path[..path.find(".layers.")? + ".layers".len()].to_owned());
+            let prefix = contents.modules.keys().find_map(|path| layers(&contents.prefix.removed_from(path)));
+            let prefix = prefix.unwrap_or_else(|| "model.layers".to_owned());
             sites.layers = LayerList { prefix, count: end.min(MAX_LAYERS) };
         }
-        let (layer_map, _) = LayerMap::of(self.config(), &sites);
+        let (layer_map, _) = LayerMap::of(self.config(), &sites, contents.prefix);
         let mut modules: BTreeMap<String, InferredModule> = BTreeMap::new();
         for (path, tensors) in &contents.modules {
             if let Location::At(base, _) = layer_map.locate(path) {
@@ -104,13 +104,13 @@ impl InferredModule {
         if self.is_embedding {
             in_features = in_features.max(rows);
         }
-        Site { path, kind, in_features, out_features, has_bias: self.has_bias }
+        Site { path, kind, in_features, out_features, has_bias: self.has_bias, heads: None }
     }
 }
 
 /// Whether the head has rows that the config gives to the embedding only: then the two are tied.
 fn shares_rows(contents: &Contents<'_>, files: &AdapterFiles) -> bool {
-    let rows = contents.modules.get(HEAD).and_then(|head| head.get(Part::Rows));
+    let rows = contents.modules.get(&*contents.prefix.added_to(HEAD)).and_then(|head| head.get(Part::Rows));
     let is_named =
         files.config().token_rows.iter().flat_map(|(name, _)| name).any(|name| HEAD.ends_with(name.as_str()));
     rows.is_some() && !is_named

@@ -117,7 +117,7 @@ impl<'a> Checker<'a, '_> {
         }
         // A tied head shares the embedding's rows unless the config gives it its own.
         let shared = self.sites.embedding.filter(|_| module.is_head && self.sites.is_head_tied);
-        let shared = || shared.and_then(|site| self.token_ids(&self.sites.get(site).path, true));
+        let shared = || shared.and_then(|site| self.token_ids(&self.path_in_file(site), true));
         let Some(ids) = self.token_ids(module.path, module.is_embedding).or_else(shared) else {
             let what = format!("trainable_token_indices in adapter_config.json has no tokens for '{}'", module.path);
             self.problem(problem(what, ErrorCode::AdapterTensorUnexpected));

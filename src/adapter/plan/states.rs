@@ -4,7 +4,7 @@ use crate::adapter::AdapterFiles;
 use crate::adapter::delta::{CheckedDelta, SiteDelta};
 #[cfg(not(feature = "kasa"))]
 use crate::adapter::delta::{LowRank, Truncation};
-use crate::adapter::plan::summary::{AdapterSummary, ModelFacts};
+use crate::adapter::plan::summary::{AdapterSummary, CheckFacts};
 #[cfg(feature = "kasa")]
 use crate::adapter::svd::remove_smallest_singular_values;
 use crate::error::Result;
@@ -17,13 +17,13 @@ use crate::tensor::{Tensor, TensorView};
 #[derive(Debug)]
 pub struct CheckedAdapter<'a> {
     files: &'a AdapterFiles,
-    model: ModelFacts,
+    facts: CheckFacts,
     deltas: Vec<CheckedDelta<'a>>,
 }
 
 impl<'a> CheckedAdapter<'a> {
-    pub(super) fn new(files: &'a AdapterFiles, model: ModelFacts, deltas: Vec<CheckedDelta<'a>>) -> Self {
-        Self { files, model, deltas }
+    pub(super) fn new(files: &'a AdapterFiles, facts: CheckFacts, deltas: Vec<CheckedDelta<'a>>) -> Self {
+        Self { files, facts, deltas }
     }
 
     /// The deltas, ordered by site and repeat.
@@ -34,7 +34,7 @@ impl<'a> CheckedAdapter<'a> {
     /// Leaves out weights and biases that equal the base's: copies of them are in the file where a vocabulary was saved.
     /// `equals_base` says whether the base has exactly this tensor at a site; where that is unknown, it says no.
     pub fn without_copies(self, equals_base: impl Fn(SiteId, SitePart, TensorView<'_>) -> bool) -> ReducedAdapter<'a> {
-        let Self { files, model, mut deltas } = self;
+        let Self { files, facts, mut deltas } = self;
         for CheckedDelta { delta, .. } in &mut deltas {
             let site = delta.site;
             let is_copy = |part, tensor: &Tensor<'_>| equals_base(site, part, tensor.view());
@@ -42,7 +42,7 @@ impl<'a> CheckedAdapter<'a> {
             delta.bias.take_if(|bias| is_copy(SitePart::Bias, bias));
         }
         deltas.retain(|CheckedDelta { delta, .. }| !delta.is_empty());
-        let summary = AdapterSummary::of(files, &model, &deltas);
+        let summary = AdapterSummary::of(files, &facts, &deltas);
         ReducedAdapter { deltas, summary }
     }
 }

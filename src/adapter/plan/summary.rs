@@ -29,30 +29,34 @@ pub struct AdapterSummary {
     pub max_rank: usize,
     /// Bytes of its tensors, after structured factors were expanded.
     pub bytes: usize,
+    /// Number of its tensors that belong to modules of other modalities (vision, audio) of a multimodal model, and cannot act on
+    /// text.
+    pub ignored_tensors: usize,
     /// What a request must respect if it names the adapter.
     pub constraints: AdapterConstraints,
 }
 
-/// What a summary needs of the model besides the deltas.
+/// What a summary needs of a check besides the deltas.
 #[derive(Debug)]
-pub(super) struct ModelFacts {
+pub(super) struct CheckFacts {
     pub embedding: Option<SiteId>,
     pub head: Option<SiteId>,
     pub layer_map: Option<Arc<[u32]>>,
+    pub ignored_tensors: usize,
 }
 
 impl AdapterSummary {
     /// Summarizes the deltas of an adapter.
-    pub(super) fn of(files: &AdapterFiles, model: &ModelFacts, deltas: &[CheckedDelta<'_>]) -> Self {
+    pub(super) fn of(files: &AdapterFiles, facts: &CheckFacts, deltas: &[CheckedDelta<'_>]) -> Self {
         let config = files.config();
         let mut constraints = AdapterConstraints {
             invocation: config.invocation.clone(),
-            layers: model.layer_map.clone(),
+            layers: facts.layer_map.clone(),
             ..AdapterConstraints::default()
         };
         let (mut bytes, mut max_rank) = (0, 0);
         for CheckedDelta { delta, truncation } in deltas {
-            constraints.add(delta, model.embedding, model.head);
+            constraints.add(delta, facts.embedding, facts.head);
             bytes += stored_bytes(delta);
             max_rank = max_rank.max(delta.low_rank.as_ref().map_or(0, LowRank::rank));
             if let Some(truncation) = truncation {
@@ -71,6 +75,7 @@ impl AdapterSummary {
             sites: deltas.len(),
             max_rank,
             bytes,
+            ignored_tensors: facts.ignored_tensors,
             constraints,
         }
     }

@@ -28,7 +28,7 @@ impl<'a> Checker<'a, '_> {
     /// it under either name.
     fn share_weight(&mut self, deltas: &mut Vec<SiteDelta<'a>>, embedding: SiteId, head: SiteId) {
         let sites = [embedding, head];
-        let paths = sites.map(|site| self.sites.get(site).path.as_str());
+        let paths = sites.map(|site| self.path_in_file(site));
         if paths.iter().any(|path| self.config().is_saved(path)) {
             return;
         }
@@ -40,7 +40,7 @@ impl<'a> Checker<'a, '_> {
                 let what = format!("'{}' and '{}' share a weight, but the file has two", paths[0], paths[1]);
                 self.problem(
                     Error::new(ErrorCode::AdapterTensorUnexpected, what)
-                        .with_tensor(Part::BaseWeight.tensor_name(paths[1]))
+                        .with_tensor(Part::BaseWeight.tensor_name(&paths[1]))
                         .with_expected("the same values for both")
                         .with_found("different values")
                         .with_hint("the adapter was made for a base whose head is not tied"),
@@ -64,7 +64,7 @@ impl<'a> Checker<'a, '_> {
         let Some(from) = deltas.iter().find(|delta| delta.site == embedding).cloned() else { return };
         let position = deltas.iter().position(|delta| delta.site == head);
         let mut to = position.map_or_else(|| SiteDelta::at(head), |at| deltas.remove(at));
-        let path = &self.sites.get(head).path;
+        let path = &*self.path_in_file(head);
         let is_head_saved = self.config().is_saved(path);
         // With a resized vocabulary the shared rows are saved under the head's name too.
         if let (Some(rows), Some(copy), None) = (&from.rows, &to.rows, self.token_ids(path, false))
@@ -113,7 +113,7 @@ impl<'a> Checker<'a, '_> {
             return;
         };
         if choices > tokens {
-            let (embedding, head) = (&self.sites.get(embedding).path, &self.sites.get(head).path);
+            let [embedding, head] = [embedding, head].map(|site| self.path_in_file(site));
             let what = format!("'{head}' has {choices} rows and '{embedding}' {tokens}: some tokens have no embedding");
             self.problem(
                 Error::new(ErrorCode::AdapterShapeMismatch, what)

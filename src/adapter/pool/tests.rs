@@ -20,6 +20,7 @@ fn summary(hash: &str) -> AdapterSummary {
         sites: 1,
         max_rank: 8,
         bytes: 10,
+        ignored_tensors: 0,
         constraints: AdapterConstraints::default(),
     }
 }

@@ -6,25 +6,23 @@ use super::adapter::resident::Adapter;
 use super::adapter::routing::{RoutedNorm, Routing};
 use super::ops::attention;
 use super::ops::embed::Embedding;
-use super::ops::kv_append::HeadNorms;
+use super::ops::kv_append::{HeadNorms, RoutedHeadNorm};
 use super::ops::linear::{self, Context};
-use super::ops::rowwise::for_rows;
-use super::runtime::buffers::{Buffer, Inputs, Output};
+use super::ops::rowwise::{NORMED_PER_NS, for_rows};
+use super::runtime::buffers::{Buffer, Inputs, Output, Store};
 use super::runtime::kv_cache::KvCache;
 use super::runtime::threads::Pool;
 use super::weights::BaseWeights;
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::backend::slots::Slots;
 use crate::backend::{
-    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, KvId, KvShape, MemoryUse, NormId,
-    PreparedAdapter, StepRows, Write,
+    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, HeadNorm, HeadSpec, KvId, KvShape, MemoryUse,
+    MlpShape, NormSpec, PreparedAdapter, StepRows, Write,
 };
 use crate::error::{Error, ErrorCode, Result};
 
-/// Values of a row that a thread norms in a nanosecond.
-const NORMED_PER_NS: usize = 8;
 /// Values that a thread activates and multiplies in a nanosecond.
-const GATED_PER_NS: usize = 2;
+const ACTIVATED_PER_NS: usize = 2;
 
 /// Everything that a step changes, beside the weights it reads.
 pub(super) struct CpuCompute {
@@ -66,10 +64,20 @@ fn pair(buffers: &mut [Buffer], x: BufferId, y: BufferId) -> Result<(&Buffer, &m
     }
 }
 
-fn routed_norm<'a>(weights: &'a BaseWeights, id: NormId, routing: Routing<'a>) -> Result<RoutedNorm<'a>> {
-    let index = id.0 as usize;
-    let base = weights.norm(index).ok_or_else(|| unknown("a norm"))?;
-    Ok(RoutedNorm::new(routing, index, base))
+/// A norm, over `width` channels.
+fn routed_norm<'a>(
+    weights: &'a BaseWeights,
+    spec: NormSpec,
+    width: usize,
+    routing: Routing<'a>,
+) -> Result<RoutedNorm<'a>> {
+    let (form, base) = weights.norm(spec.id.0 as usize).ok_or_else(|| unknown("a norm"))?;
+    if form.width() != width {
+        return Err(Error::new(ErrorCode::Internal, "a norm's weight does not fit")
+            .with_expected(width)
+            .with_found(form.width()));
+    }
+    Ok(RoutedNorm::new(routing, spec, width, base))
 }
 
 impl Compute for CpuCompute {
@@ -132,20 +140,21 @@ impl Compute for CpuCompute {
 
     fn norm(
         &mut self,
-        weight: NormId,
-        eps: f32,
+        norm: &NormSpec,
         x: BufferId,
         rows: usize,
         batch: &AdapterBatch,
         out: BufferId,
+        write: Write,
     ) -> Result<()> {
-        let weight = routed_norm(&self.weights, weight, Routing::new(batch, &self.adapters, rows)?)?;
         let (x, out) = pair(&mut self.buffers, x, out)?;
-        x.expect(weight.len(), rows)?;
-        out.expect(weight.len(), rows)?;
-        let (kernels, width, stride, x) = (self.weights.kernels, weight.len(), out.stride, x.rows());
+        let routing = Routing::new(batch, &self.adapters, rows)?;
+        let norm = routed_norm(&self.weights, *norm, x.width, routing)?;
+        x.expect(norm.width, rows)?;
+        out.expect(norm.width, rows)?;
+        let (kernels, width, stride, x) = (self.weights.kernels, norm.width, out.stride, x.rows());
         for_rows(&mut self.pool, rows, width, NORMED_PER_NS, out.values_mut(), stride, |i, out| {
-            kernels.norm(weight.of_row(i), eps, &x.row(i)[..width], out);
+            kernels.norm(&norm.of_row(i), &x.row(i)[..width], write, out);
         })
     }
 
@@ -167,7 +176,7 @@ impl Compute for CpuCompute {
         let context =
             Context { kernels: self.weights.kernels, arena: &self.weights.arena, group, group_index, routing };
         let inputs = Inputs { x: x.rows(), rows, picked: None };
-        let output = Output { stride: y.stride, width: y.width, y: y.values_mut(), write };
+        let output = Output { stride: y.stride, width: y.width, y: y.values_mut(), store: write.into() };
         linear::run(&mut self.pool, &context, inputs, output, &mut self.linear_scratch)
     }
 
@@ -182,20 +191,16 @@ impl Compute for CpuCompute {
     ) -> Result<()> {
         let cache = self.kvs.get_mut(kv.0 as usize).and_then(Option::as_mut).ok_or_else(|| unknown("a KV cache"))?;
         let routing = Routing::new(batch, &self.adapters, rows.len())?;
-        let norm = |id: Option<NormId>| {
-            let norm = id.map(|id| routed_norm(&self.weights, id, routing)).transpose()?;
-            match norm.filter(|norm| norm.len() != spec.head_dim) {
-                Some(norm) => Err(Error::new(ErrorCode::Internal, "a norm's weight does not fit")
-                    .with_expected(spec.head_dim)
-                    .with_found(norm.len())),
-                None => Ok(norm),
-            }
+        let norm = |norm: Option<HeadNorm>, heads: usize| {
+            let Some(HeadNorm { norm, scope }) = norm else { return Ok(None) };
+            let width = scope.weight_shape(heads, spec.head_dim).into_iter().product();
+            Ok::<_, Error>(Some(RoutedHeadNorm { norm: routed_norm(&self.weights, norm, width, routing)?, scope }))
         };
-        let norms = HeadNorms { q: norm(spec.q_norm)?, k: norm(spec.k_norm)? };
+        let norms = HeadNorms { q: norm(spec.q_norm, spec.heads)?, k: norm(spec.k_norm, spec.kv_heads)? };
         let (qkv, out) = pair(&mut self.buffers, qkv, out)?;
         qkv.expect((spec.heads + 2 * spec.kv_heads) * spec.head_dim, rows.len())?;
         out.expect(spec.heads * spec.head_dim, rows.len())?;
-        let output = Output { stride: out.stride, width: out.width, y: out.values_mut(), write: Write::Replace };
+        let output = Output { stride: out.stride, width: out.width, y: out.values_mut(), store: Store::Replace };
         attention::run(
             &mut self.pool,
             self.weights.kernels,
@@ -213,30 +218,39 @@ impl Compute for CpuCompute {
         Ok(std::mem::take(&mut self.attention_scratch.kv_overflows).into_iter().collect())
     }
 
-    fn activate(&mut self, activation: Activation, gate_up: BufferId, rows: usize, out: BufferId) -> Result<()> {
+    fn activate(
+        &mut self,
+        activation: Activation,
+        shape: MlpShape,
+        x: BufferId,
+        rows: usize,
+        out: BufferId,
+    ) -> Result<()> {
         let kernels = self.weights.kernels;
-        let (gate_up, out) = pair(&mut self.buffers, gate_up, out)?;
-        gate_up.expect(2 * out.width, rows)?;
+        let (x, out) = pair(&mut self.buffers, x, out)?;
+        let inputs = match shape {
+            MlpShape::Gated => 2 * out.width,
+            MlpShape::Plain => out.width,
+        };
+        x.expect(inputs, rows)?;
         out.expect(out.width, rows)?;
-        let (width, stride, gate_up) = (out.width, out.stride, gate_up.rows());
-        for_rows(&mut self.pool, rows, width, GATED_PER_NS, out.values_mut(), stride, |i, out| {
-            let (gate, up) = gate_up.row(i)[..2 * width].split_at(width);
-            match activation {
-                Activation::Silu => kernels.silu_gate(gate, up, out),
-            }
+        let (width, stride, x) = (out.width, out.stride, x.rows());
+        for_rows(&mut self.pool, rows, width, ACTIVATED_PER_NS, out.values_mut(), stride, |i, out| {
+            let (gate, up) = x.row(i)[..inputs].split_at(width);
+            kernels.activate(activation, gate, (shape == MlpShape::Gated).then_some(up), out);
         })
     }
 
     fn head(
         &mut self,
-        group: GroupId,
+        head: &HeadSpec,
         x: BufferId,
         rows: &[u32],
         batch: &AdapterBatch,
         logits: &mut [f32],
         stride: usize,
     ) -> Result<()> {
-        let group_index = group.0 as usize;
+        let group_index = head.group.0 as usize;
         let group = self.weights.groups.get(group_index).ok_or_else(|| unknown("a group"))?;
         let x = self.buffers.get(x.0 as usize).ok_or_else(|| unknown("a buffer"))?;
         x.expect(group.in_features, rows.iter().max().map_or(0, |&row| row as usize + 1))?;
@@ -249,7 +263,7 @@ impl Compute for CpuCompute {
         let context =
             Context { kernels: self.weights.kernels, arena: &self.weights.arena, group, group_index, routing };
         let inputs = Inputs { x: x.rows(), rows: rows.len(), picked: Some(rows) };
-        let output = Output { stride, width: stride, y: logits, write: Write::Replace };
+        let output = Output { stride, width: stride, y: logits, store: head.into() };
         linear::run(&mut self.pool, &context, inputs, output, &mut self.linear_scratch)
     }
 }

@@ -32,7 +32,8 @@ use self::runtime::cores::default_threads;
 use self::runtime::threads::Pool;
 use self::weights::BaseWeights;
 use super::{
-    ActivationDType, Backend, BackendBuilder, EmbeddingId, GroupId, LinearSource, MemoryUse, NormId, WeightLoader,
+    ActivationDType, Backend, BackendBuilder, EmbeddingId, GroupId, LinearSource, MemoryUse, NormId, NormSource,
+    WeightLoader,
 };
 use crate::checkpoint::TensorOnDisk;
 use crate::error::{Error, ErrorCode, Result};
@@ -97,8 +98,8 @@ impl WeightLoader for CpuBuilder {
         }
     }
 
-    fn load_norm(&mut self, site: SiteId, weight: TensorView<'_>) -> Result<NormId> {
-        self.weights.load_norm(site, weight)
+    fn load_norm(&mut self, source: &NormSource<'_>) -> Result<NormId> {
+        self.weights.load_norm(source)
     }
 }
 

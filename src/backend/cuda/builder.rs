@@ -10,10 +10,10 @@ use super::ops::repack::Repacker;
 use super::preparer::CudaPreparer;
 use super::weights::{BaseWeights, Placer, WeightSizes};
 use crate::backend::{
-    Backend, BackendBuilder, DeviceMemoryProbe, DeviceMemoryUse, EmbeddingId, GroupId, LinearSource, MemoryUse, NormId,
-    WeightLoader,
+    Backend, BackendBuilder, DeviceMemoryProbe, DeviceMemoryUse, EmbeddingId, Feature, GroupId, LinearSource,
+    MemoryUse, NormId, NormSource, WeightLoader,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorCode, Result};
 use crate::quant::StoredWeight;
 use crate::sites::SiteId;
 use crate::tensor::{DType, TensorView};
@@ -106,13 +106,23 @@ impl WeightLoader for CudaBuilder {
         weights.load_embedding(placer, site, table)
     }
 
-    fn load_norm(&mut self, site: SiteId, weight: TensorView<'_>) -> Result<NormId> {
-        let Loading { weights, placer } = self.loading(weight.dtype())?;
-        weights.load_norm(placer, site, weight)
+    fn load_norm(&mut self, source: &NormSource<'_>) -> Result<NormId> {
+        let Loading { weights, placer } = self.loading(source.weight.dtype())?;
+        weights.load_norm(placer, source)
     }
 }
 
 impl BackendBuilder for CudaBuilder {
+    fn check(&self, feature: Feature) -> Result<()> {
+        match feature {
+            Feature::GeluTanh => Ok(()),
+            other => {
+                let what = format!("a model with {} is not supported on CUDA", other.name());
+                Err(Error::new(ErrorCode::ModelFeatureUnsupported, what).with_hint("load the model on the CPU"))
+            }
+        }
+    }
+
     fn measurer(&mut self) -> Option<&mut dyn WeightLoader> {
         Some(&mut self.sizes)
     }

@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 
 use half::f16;
 
+use super::activation::capped;
 use super::matrix::{dot, unknown};
+use super::norm::norm_heads;
 use crate::backend::kv_quant::{dequantize, group_width, quantize, rotate_to_read, rotate_to_store};
-use crate::backend::{AttentionSpec, KvDType, KvShape, StepRows};
+use crate::backend::{AttentionSpec, HeadNorm, KvDType, KvShape, Rope, RopeLayout, StepRows};
 use crate::error::{Error, ErrorCode, Result};
 
 /// Keys and values, each `[layer][page][position][kv head][channel]`.
@@ -68,14 +70,13 @@ impl Cache {
         }
         for (i, &position) in rows.positions.iter().enumerate() {
             let (keys, values) = qkv[i][q_width..].split_at(spec.kv_heads * dim);
+            let keys = prepare_heads(spec, spec.k_norm.as_ref(), norms[i][1].as_deref(), position, keys);
             let table = &rows.block_tables[rows.sequences[i] as usize];
             for head in 0..spec.kv_heads {
                 let at = self.at(spec.layer, table, position as usize, head);
-                let key = prepare_head(spec, norms[i][1].as_deref(), position, &keys[head * dim..(head + 1) * dim]);
-                let value = &values[head * dim..(head + 1) * dim];
+                let [key, value] = [&keys[..], values].map(|x| &x[head * dim..(head + 1) * dim]);
                 let [key_bits, value_bits] = self.shape.dtype.code_bits().map_or([None; 2], |bits| bits.map(Some));
-                let stored =
-                    [(&*key, key_bits), (value, value_bits)].map(|(x, bits)| stored(self.shape.dtype, bits, x));
+                let stored = [(key, key_bits), (value, value_bits)].map(|(x, bits)| stored(self.shape.dtype, bits, x));
                 self.keys[at..at + dim].copy_from_slice(&stored[0]);
                 self.values[at..at + dim].copy_from_slice(&stored[1]);
                 let is_overflow = |x: &[f32], stored: &[f32]| {
@@ -86,7 +87,7 @@ impl Cache {
                         None => x.iter().zip(stored).any(|(x, stored)| x.is_finite() && !stored.is_finite()),
                     }
                 };
-                if is_overflow(&key, &stored[0]) || is_overflow(value, &stored[1]) {
+                if is_overflow(key, &stored[0]) || is_overflow(value, &stored[1]) {
                     overflows.insert(i as u32);
                 }
             }
@@ -97,10 +98,14 @@ impl Cache {
             let last = position as usize;
             let first = spec.window.map_or(0, |window| (last + 1).saturating_sub(window));
             let mut row = Vec::new();
-            for (head, q) in qkv[i][..q_width].chunks_exact(dim).enumerate() {
-                let q = prepare_head(spec, norms[i][0].as_deref(), position, q);
+            let queries = &qkv[i][..q_width];
+            let queries = prepare_heads(spec, spec.q_norm.as_ref(), norms[i][0].as_deref(), position, queries);
+            let temperature = spec.query_temperature.map_or(1.0, |temperature| temperature.at(position));
+            for (head, q) in queries.chunks_exact(dim).enumerate() {
+                let q: Vec<f32> = q.iter().map(|q| q * temperature).collect();
                 let at: Vec<usize> = (first..=last).map(|j| self.at(spec.layer, table, j, head / group)).collect();
-                let scores: Vec<f32> = at.iter().map(|&at| spec.scale * dot(&q, &self.keys[at..at + dim])).collect();
+                let score = |&at: &usize| capped(spec.score_cap, spec.scale * dot(&q, &self.keys[at..at + dim]));
+                let scores: Vec<f32> = at.iter().map(score).collect();
                 let peak = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let weights: Vec<f64> = scores.iter().map(|&score| f64::from(score - peak).exp()).collect();
                 let total: f64 = weights.iter().sum();
@@ -113,12 +118,6 @@ impl Cache {
         }
         Ok(all_mixed)
     }
-}
-
-/// `weight * x / sqrt(mean(x^2) + eps)`
-pub(super) fn rms_norm(weight: &[f32], eps: f32, x: &[f32]) -> Vec<f32> {
-    let factor = 1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt();
-    x.iter().zip(weight).map(|(x, weight)| weight * (x * factor)).collect()
 }
 
 /// A head as the cache stores it, or what its codes of that many bits stand for: NaN where that is not finite.
@@ -147,16 +146,36 @@ fn rounded_to_codes(bits: u32, x: &[f32]) -> Vec<f32> {
     rotated
 }
 
-/// Norms (if there is a norm) and rotates one head.
-fn prepare_head(spec: &AttentionSpec, norm: Option<&[f32]>, position: u32, x: &[f32]) -> Vec<f32> {
-    let mut head = norm.map_or_else(|| x.to_vec(), |weight| rms_norm(weight, spec.norm_eps, x));
-    let pairs = spec.rope.inv_freq.len();
-    for (i, frequency) in spec.rope.inv_freq.iter().enumerate() {
-        let angle = position as f32 * frequency;
-        let (cos, sin) = (angle.cos() * spec.rope.factor, angle.sin() * spec.rope.factor);
-        let (a, b) = (head[i], head[i + pairs]);
-        head[i] = a * cos - b * sin;
-        head[i + pairs] = b * cos + a * sin;
+/// Norms and rotates all heads of queries or keys, where the layer does that.
+fn prepare_heads(
+    spec: &AttentionSpec,
+    norm: Option<&HeadNorm>,
+    packed: Option<&[f32]>,
+    position: u32,
+    x: &[f32],
+) -> Vec<f32> {
+    let mut heads = match (norm, packed) {
+        (Some(norm), Some(packed)) => norm_heads(norm, packed, spec.head_dim, x),
+        _ => x.to_vec(),
+    };
+    if let Some(rope) = &spec.rope {
+        heads.chunks_exact_mut(spec.head_dim).for_each(|head| rotate(rope, position, head));
     }
-    head
+    heads
+}
+
+/// Rotates one head.
+fn rotate(rope: &Rope, position: u32, head: &mut [f32]) {
+    let pairs = rope.inv_freq.len();
+    for (i, frequency) in rope.inv_freq.iter().enumerate() {
+        let angle = position as f32 * frequency;
+        let (cos, sin) = (angle.cos() * rope.factor, angle.sin() * rope.factor);
+        let (first, second) = match rope.layout {
+            RopeLayout::Halves => (i, i + pairs),
+            RopeLayout::Pairs => (2 * i, 2 * i + 1),
+        };
+        let (a, b) = (head[first], head[second]);
+        head[first] = a * cos - b * sin;
+        head[second] = b * cos + a * sin;
+    }
 }

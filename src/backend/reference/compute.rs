@@ -3,15 +3,17 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::attention::{Cache, rms_norm};
+use super::activation::{activated, capped};
+use super::attention::Cache;
 use super::delta::{Adapter, BaseWeight, Delta};
 use super::matrix::{Matrix, dot, unknown};
+use super::norm::norm;
 use super::weights::BaseWeights;
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::backend::slots::Slots;
 use crate::backend::{
-    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, KvId, KvShape, MemoryUse, NormId,
-    PreparedAdapter, StepRows, Write,
+    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, HeadNorm, HeadSpec, KvId, KvShape, MemoryUse,
+    MlpShape, NormId, NormSpec, PreparedAdapter, StepRows, Write,
 };
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::SiteId;
@@ -72,12 +74,23 @@ impl ReferenceCompute {
         Ok(deltas)
     }
 
-    /// A norm's weight for a row.
-    fn norm_weight(&self, id: NormId, batch: &AdapterBatch, row: usize) -> Result<&[f32]> {
-        let (site, norm) = self.weights.norms.get(id.0 as usize).ok_or_else(unknown)?;
-        let deltas = self.deltas(batch, row, *site)?;
-        let replaced = deltas.iter().rev().find_map(|(_, _, delta)| delta.weight.as_ref());
-        Ok(replaced.map_or(norm, |weight| &weight.values))
+    /// A norm's packed values for a row, of a norm over `width` channels.
+    fn norm_values(&self, id: NormId, width: usize, batch: &AdapterBatch, row: usize) -> Result<&[f32]> {
+        let norm = self.weights.norms.get(id.0 as usize).ok_or_else(unknown)?;
+        let deltas = self.deltas(batch, row, norm.site)?;
+        let replaced = deltas.iter().rev().find_map(|(_, _, delta)| delta.norm.as_deref());
+        let packed = replaced.unwrap_or(&norm.packed);
+        if norm.width() == width { Ok(packed) } else { Err(unknown()) }
+    }
+
+    /// Writes a row of results as an operation says.
+    fn store(&mut self, id: BufferId, i: usize, result: &[f32], write: Write) -> Result<()> {
+        let out = self.row_mut(id, i, result.len())?;
+        match write {
+            Write::Replace => out.copy_from_slice(result),
+            Write::Add { factor } => out.iter_mut().zip(result).for_each(|(out, result)| *out += factor * result),
+        }
+        Ok(())
     }
 
     /// [`Compute::linear`] of one row, member after member.
@@ -211,16 +224,17 @@ impl Compute for ReferenceCompute {
 
     fn norm(
         &mut self,
-        weight: NormId,
-        eps: f32,
+        spec: &NormSpec,
         x: BufferId,
         rows: usize,
         batch: &AdapterBatch,
         out: BufferId,
+        write: Write,
     ) -> Result<()> {
         for i in 0..rows {
-            let normed = rms_norm(self.norm_weight(weight, batch, i)?, eps, self.row(x, i)?);
-            self.row_mut(out, i, normed.len())?.copy_from_slice(&normed);
+            let x = self.row(x, i)?;
+            let normed = norm(spec, self.norm_values(spec.id, x.len(), batch, i)?, x);
+            self.store(out, i, &normed, write)?;
         }
         Ok(())
     }
@@ -236,11 +250,7 @@ impl Compute for ReferenceCompute {
     ) -> Result<()> {
         for i in 0..rows {
             let result = self.project(group, self.row(x, i)?, batch, i)?;
-            let y = self.row_mut(y, i, result.len())?;
-            match write {
-                Write::Replace => y.copy_from_slice(&result),
-                Write::Add => y.iter_mut().zip(result).for_each(|(y, result)| *y += result),
-            }
+            self.store(y, i, &result, write)?;
         }
         Ok(())
     }
@@ -256,8 +266,12 @@ impl Compute for ReferenceCompute {
     ) -> Result<()> {
         let norms: Vec<[Option<Vec<f32>>; 2]> = (0..rows.len())
             .map(|i| {
-                let norm = |id: Option<NormId>| id.map(|id| Ok(self.norm_weight(id, batch, i)?.to_vec())).transpose();
-                Ok([norm(spec.q_norm)?, norm(spec.k_norm)?])
+                let norm = |norm: Option<HeadNorm>, heads: usize| {
+                    let Some(HeadNorm { norm, scope }) = norm else { return Ok(None) };
+                    let width = scope.weight_shape(heads, spec.head_dim).into_iter().product();
+                    Ok::<_, Error>(Some(self.norm_values(norm.id, width, batch, i)?.to_vec()))
+                };
+                Ok([norm(spec.q_norm, spec.heads)?, norm(spec.k_norm, spec.kv_heads)?])
             })
             .collect::<Result<_>>()?;
         let qkv: Vec<&[f32]> = (0..rows.len()).map(|i| row(&self.buffers, qkv, i)).collect::<Result<_>>()?;
@@ -273,22 +287,31 @@ impl Compute for ReferenceCompute {
         Ok(std::mem::take(&mut self.kv_overflows).into_iter().collect())
     }
 
-    fn activate(&mut self, activation: Activation, gate_up: BufferId, rows: usize, out: BufferId) -> Result<()> {
-        let act = |x: f32| match activation {
-            Activation::Silu => x / (1.0 + (-x).exp()),
-        };
+    fn activate(
+        &mut self,
+        activation: Activation,
+        shape: MlpShape,
+        x: BufferId,
+        rows: usize,
+        out: BufferId,
+    ) -> Result<()> {
         for i in 0..rows {
-            let row = self.row(gate_up, i)?;
-            let (gate, up) = row.split_at(row.len() / 2);
-            let gated: Vec<f32> = gate.iter().zip(up).map(|(&gate, up)| act(gate) * up).collect();
-            self.row_mut(out, i, gated.len())?.copy_from_slice(&gated);
+            let row = self.row(x, i)?;
+            let result: Vec<f32> = match shape {
+                MlpShape::Gated => {
+                    let (gate, up) = row.split_at(row.len() / 2);
+                    gate.iter().zip(up).map(|(&gate, up)| activated(activation, gate) * up).collect()
+                }
+                MlpShape::Plain => row.iter().map(|&x| activated(activation, x)).collect(),
+            };
+            self.store(out, i, &result, Write::Replace)?;
         }
         Ok(())
     }
 
     fn head(
         &mut self,
-        group: GroupId,
+        head: &HeadSpec,
         x: BufferId,
         rows: &[u32],
         batch: &AdapterBatch,
@@ -296,9 +319,11 @@ impl Compute for ReferenceCompute {
         stride: usize,
     ) -> Result<()> {
         for (i, &row) in rows.iter().enumerate() {
-            let result = self.project(group, self.row(x, row as usize)?, batch, i)?;
+            let result = self.project(head.group, self.row(x, row as usize)?, batch, i)?;
             let row = logits.get_mut(i * stride..(i + 1) * stride).ok_or_else(unknown)?;
-            row.get_mut(..result.len()).ok_or_else(unknown)?.copy_from_slice(&result);
+            let row = row.get_mut(..result.len()).ok_or_else(unknown)?;
+            let logit = |product: f32| capped(head.cap, head.multiplier * product);
+            row.iter_mut().zip(result).for_each(|(row, product)| *row = logit(product));
         }
         Ok(())
     }

@@ -29,9 +29,11 @@ impl Adapter {
 pub(super) struct Delta {
     pub(super) weight: Option<Matrix>,
     pub(super) bias: Option<Vec<f32>>,
+    /// The packed values of a norm, in place of weight and bias.
+    pub(super) norm: Option<Vec<f32>>,
     /// Rows of the weight that are replaced, ascending, and their values.
-    row_ids: Vec<u32>,
-    row_values: Matrix,
+    pub(super) row_ids: Vec<u32>,
+    pub(super) row_values: Matrix,
     pub(super) low_rank: Option<LowRank>,
     /// What truncation (KaSA) subtracts from the weight, at any request weight.
     pub(super) removed: Option<LowRank>,
@@ -62,6 +64,7 @@ impl Delta {
         Ok(Self {
             weight: delta.weight.as_ref().map(|weight| matrix(&weight.view())).transpose()?,
             bias: vector(delta.bias.as_ref())?,
+            norm: None,
             row_ids: rows.map_or_else(Vec::new, |rows| rows.ids.clone()),
             row_values: rows.map(|rows| matrix(&rows.values.view())).transpose()?.unwrap_or_default(),
             low_rank: delta.low_rank.as_ref().map(LowRank::new).transpose()?,
@@ -75,7 +78,8 @@ impl Delta {
             [low.a.bytes(), low.b.bytes()].into_iter().chain(vectors)
         });
         let weight = self.weight.as_ref().map_or(0, Matrix::bytes) + self.row_values.bytes();
-        weight + self.bias.as_ref().map_or(0, |bias| size_of_val(&**bias)) + low.sum::<usize>()
+        let vectors = self.bias.iter().chain(&self.norm).map(|values| size_of_val(&**values));
+        weight + vectors.sum::<usize>() + low.sum::<usize>()
     }
 
     /// The replaced rows of the weight.

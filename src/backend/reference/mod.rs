@@ -2,12 +2,15 @@
 //! exlora computes.
 //!
 //! One thread, weights dequantized to f32, no layout, no vectors. Values are f32; a sum is taken in f64 in the order of
-//! its index and rounded once, so that a fast path differs by its own rounding alone.
+//! its index, an activation's or a bound's function in f64 too, and rounded once, so that a fast path differs by its own rounding
+//! alone.
 
+mod activation;
 mod attention;
 mod compute;
 mod delta;
 mod matrix;
+mod norm;
 mod weights;
 
 use std::sync::Arc;

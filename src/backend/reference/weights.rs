@@ -5,9 +5,11 @@ use std::collections::HashMap;
 use super::delta::{Adapter, BaseWeight, Delta, Norms};
 use super::matrix::{Matrix, matrix, unknown};
 use crate::adapter::delta::SiteDelta;
+use crate::backend::packed_norm::PackedNorm;
 use crate::backend::sorted_deltas::SitePlace;
 use crate::backend::{
-    AdapterPreparer, EmbeddingId, GroupId, LinearSource, NormId, PrepareError, PreparedAdapter, WeightLoader,
+    AdapterPreparer, EmbeddingId, GroupId, LinearSource, NormId, NormSource, PrepareError, PreparedAdapter,
+    WeightLoader,
 };
 use crate::error::Result;
 use crate::quant::StoredWeight;
@@ -23,13 +25,34 @@ pub(super) struct Linear {
     pub(super) bias: Option<Vec<f32>>,
 }
 
+/// A norm's packed values.
+pub(super) struct Norm {
+    pub(super) site: SiteId,
+    form: PackedNorm,
+    pub(super) packed: Vec<f32>,
+}
+
 /// The base's dequantized weights.
 #[derive(Default)]
 pub(super) struct BaseWeights {
     pub(super) groups: Vec<Vec<Linear>>,
     pub(super) tables: Vec<(SiteId, Matrix)>,
-    pub(super) norms: Vec<(SiteId, Vec<f32>)>,
+    pub(super) norms: Vec<Norm>,
     sites: HashMap<SiteId, SitePlace>,
+}
+
+impl Norm {
+    /// Channels that it has weights for.
+    pub(super) fn width(&self) -> usize {
+        self.form.width()
+    }
+
+    /// What an adapter makes of it.
+    fn replaced(&self, delta: &SiteDelta<'_>) -> Result<Delta> {
+        let mut packed = vec![0.0; self.packed.len()];
+        self.form.replace(&self.packed, delta, &mut packed)?;
+        Ok(Delta { norm: Some(packed), ..Delta::default() })
+    }
 }
 
 impl BaseWeights {
@@ -37,7 +60,7 @@ impl BaseWeights {
     pub(super) fn bytes(&self) -> usize {
         let linear = |linear: &Linear| linear.weight.bytes() + linear.bias.as_ref().map_or(0, |b| size_of_val(&**b));
         let tables = self.tables.iter().map(|(_, table)| table.bytes());
-        let norms = self.norms.iter().map(|(_, norm)| size_of_val(&**norm));
+        let norms = self.norms.iter().map(|norm| size_of_val(&*norm.packed));
         self.groups.iter().flatten().map(linear).sum::<usize>() + tables.chain(norms).sum::<usize>()
     }
 
@@ -73,7 +96,10 @@ impl AdapterPreparer for BaseWeights {
             }
             (Some(&SitePlace::Linear { group, member }), SitePart::Bias) => self.groups[group][member].bias.as_deref(),
             (Some(&SitePlace::Embedding(table)), SitePart::Weight) => Some(&self.tables[table].1.values),
-            (Some(&SitePlace::Norm(vector)), SitePart::Weight) => Some(&self.norms[vector].1),
+            (Some(&SitePlace::Norm(norm)), part) => {
+                let Norm { form, packed, .. } = &self.norms[norm];
+                return form.equals(packed, part, &values);
+            }
             _ => None,
         };
         values.dtype().is_float() && held.is_some_and(|held| held == values.to_f32())
@@ -97,8 +123,12 @@ impl AdapterPreparer for BaseWeights {
     ) -> Result<PreparedAdapter, PrepareError> {
         let mut adapter = Adapter::default();
         for delta in deltas {
-            let key = (delta.site, delta.repeat);
-            if !self.sites.contains_key(&delta.site) || adapter.deltas.insert(key, Delta::new(delta)?).is_some() {
+            let changed = match self.sites.get(&delta.site) {
+                Some(&SitePlace::Norm(norm)) => self.norms[norm].replaced(delta)?,
+                Some(_) => Delta::new(delta)?,
+                None => return Err(unknown().into()),
+            };
+            if adapter.deltas.insert((delta.site, delta.repeat), changed).is_some() {
                 return Err(unknown().into());
             }
         }
@@ -139,9 +169,12 @@ impl WeightLoader for BaseWeights {
         Ok(EmbeddingId(self.tables.len() as u32 - 1))
     }
 
-    fn load_norm(&mut self, site: SiteId, weight: TensorView<'_>) -> Result<NormId> {
-        self.sites.insert(site, SitePlace::Norm(self.norms.len()));
-        self.norms.push((site, weight.to_f32()));
+    fn load_norm(&mut self, source: &NormSource<'_>) -> Result<NormId> {
+        let form = PackedNorm::of(source)?;
+        let mut packed = vec![0.0; form.len()];
+        form.pack(source, &mut packed);
+        self.sites.insert(source.site, SitePlace::Norm(self.norms.len()));
+        self.norms.push(Norm { site: source.site, form, packed });
         Ok(NormId(self.norms.len() as u32 - 1))
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::case::{BaseWeight, Case, Loading, Precision, base_rows, buffers, read};
-use crate::backend::{AttentionSpec, Backend, KvDType, KvShape, Rope, StepRows, Write};
+use crate::backend::{AttentionSpec, Backend, HeadNorm, KvDType, KvShape, Rope, StepRows, Write};
 use crate::error::Result;
 
 /// Positions of a page.
@@ -99,19 +99,15 @@ fn attention(name: &str, heads: Heads) -> Case {
 fn spec(loading: &mut Loading<'_>, heads: Heads) -> Result<AttentionSpec> {
     let Heads { heads, kv_heads, head_dim, window, is_normed, .. } = heads;
     let mut norm = || is_normed.then(|| loading.norm(head_dim)).transpose();
-    let (q_norm, k_norm) = (norm()?, norm()?);
+    let [q_norm, k_norm] = [norm()?, norm()?].map(|norm| norm.map(|id| HeadNorm::rms(id, 1e-6)));
     let inv_freq = (0..head_dim / 2).map(|i| 10_000f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
     Ok(AttentionSpec {
-        layer: 0,
-        heads,
-        kv_heads,
-        head_dim,
         scale: (head_dim as f32).powf(-0.5),
         window,
         q_norm,
         k_norm,
-        norm_eps: 1e-6,
-        rope: Arc::new(Rope { inv_freq, factor: 1.0 }),
+        rope: Some(Arc::new(Rope::halves(inv_freq, 1.0))),
+        ..AttentionSpec::new(heads, kv_heads, head_dim)
     })
 }
 

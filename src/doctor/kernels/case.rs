@@ -5,7 +5,7 @@ use half::bf16;
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::adapter::delta::{LowRank, SiteDelta};
 use crate::backend::{
-    Backend, BackendBuilder, BufferId, Compute, EmbeddingId, GroupId, LinearSource, NormId, PrepareError,
+    Backend, BackendBuilder, BufferId, Compute, EmbeddingId, GroupId, LinearSource, NormId, NormSource, PrepareError,
 };
 use crate::doctor::random::Rng;
 use crate::doctor::random_weights::RandomCodes;
@@ -145,7 +145,7 @@ impl Loading<'_> {
     /// A norm's weight `[width]`.
     pub(super) fn norm(&mut self, width: usize) -> Result<NormId> {
         let (site, weight) = (self.site(), Tensor::from_f32(&[width], &self.rng.normals(width, 1.0)));
-        self.builder.load_norm(site, weight.view())
+        self.builder.load_norm(&NormSource::plain(site, weight.view()))
     }
 
     /// An embedding table `[vocab, width]`.

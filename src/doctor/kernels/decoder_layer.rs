@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use super::case::{BaseWeight, Case, Precision, buffers, install, route};
-use crate::backend::{Activation, AttentionSpec, Backend, KvDType, KvShape, Rope, StepInputs, StepRows, Write};
+use crate::backend::{
+    Activation, AttentionSpec, Backend, HeadSpec, KvDType, KvShape, MlpShape, NormSpec, Rope, StepInputs, StepRows,
+    Write,
+};
 
 const HIDDEN: usize = 192;
 const INTERMEDIATE: usize = 320;
@@ -65,17 +68,17 @@ fn decoder_layer() -> Case {
                 logit_adapters: &of_picked,
             })?;
             compute.embed(embedding, &tokens, 1.0, &batch, hidden)?;
-            compute.norm(attention_norm, EPS, hidden, count, &batch, normed)?;
+            compute.norm(&NormSpec::rms(attention_norm, EPS), hidden, count, &batch, normed, Write::Replace)?;
             compute.linear(qkv.id, normed, count, &batch, projected, Write::Replace)?;
             compute.attend(&attention(), kv, &rows, &batch, projected, attended)?;
-            compute.linear(output.id, attended, count, &batch, hidden, Write::Add)?;
-            compute.norm(mlp_norm, EPS, hidden, count, &batch, normed)?;
+            compute.linear(output.id, attended, count, &batch, hidden, Write::ADD)?;
+            compute.norm(&NormSpec::rms(mlp_norm, EPS), hidden, count, &batch, normed, Write::Replace)?;
             compute.linear(gate_up.id, normed, count, &batch, gates, Write::Replace)?;
-            compute.activate(Activation::Silu, gates, count, activated)?;
-            compute.linear(down.id, activated, count, &batch, hidden, Write::Add)?;
-            compute.norm(final_norm, EPS, hidden, count, &batch, normed)?;
+            compute.activate(Activation::Silu, MlpShape::Gated, gates, count, activated)?;
+            compute.linear(down.id, activated, count, &batch, hidden, Write::ADD)?;
+            compute.norm(&NormSpec::rms(final_norm, EPS), hidden, count, &batch, normed, Write::Replace)?;
             let mut logits = vec![0.0; picked.len() * VOCAB];
-            compute.head(head.id, normed, &picked, &of_picked, &mut logits, VOCAB)?;
+            compute.head(&HeadSpec::of(head.id), normed, &picked, &of_picked, &mut logits, VOCAB)?;
             compute.drop_kv(kv);
             Ok(logits)
         }))
@@ -83,19 +86,7 @@ fn decoder_layer() -> Case {
 }
 
 fn attention() -> AttentionSpec {
-    AttentionSpec {
-        layer: 0,
-        heads: HEADS,
-        kv_heads: HEADS,
-        head_dim: HEAD_DIM,
-        scale: (HEAD_DIM as f32).powf(-0.5),
-        window: None,
-        q_norm: None,
-        k_norm: None,
-        norm_eps: EPS,
-        rope: Arc::new(Rope {
-            inv_freq: (0..HEAD_DIM / 2).map(|i| 10_000f32.powf(-2.0 * i as f32 / HEAD_DIM as f32)).collect(),
-            factor: 1.0,
-        }),
-    }
+    let inv_freq = (0..HEAD_DIM / 2).map(|i| 10_000f32.powf(-2.0 * i as f32 / HEAD_DIM as f32)).collect();
+    let rope = Some(Arc::new(Rope::halves(inv_freq, 1.0)));
+    AttentionSpec { scale: (HEAD_DIM as f32).powf(-0.5), rope, ..AttentionSpec::new(HEADS, HEADS, HEAD_DIM) }
 }

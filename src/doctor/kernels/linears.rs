@@ -3,7 +3,7 @@
 use super::case::{BaseWeight, Case, Group, Loading, Precision, Run, base_rows, buffers, install, read, route};
 use crate::adapter::batch::AdapterBatch;
 use crate::adapter::delta::{LowRank, SiteDelta};
-use crate::backend::{Backend, Write};
+use crate::backend::{Backend, NormSpec, Write};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -69,8 +69,8 @@ fn residual() -> Case {
             let [input, hidden, normed, output] = buffers(compute, rows, [128, INPUTS, INPUTS, OUTPUTS])?;
             compute.write_rows(input, 0, &x)?;
             compute.write_rows(hidden, 0, &residual)?;
-            compute.linear(first.id, input, rows, &batch, hidden, Write::Add)?;
-            compute.norm(norm, 1e-5, hidden, rows, &batch, normed)?;
+            compute.linear(first.id, input, rows, &batch, hidden, Write::ADD)?;
+            compute.norm(&NormSpec::rms(norm, 1e-5), hidden, rows, &batch, normed, Write::Replace)?;
             compute.linear(second.id, normed, rows, &batch, output, Write::Replace)?;
             let mut values = read(compute, hidden, rows, INPUTS)?;
             values.extend(read(compute, output, rows, OUTPUTS)?);

@@ -2,7 +2,7 @@
 
 use super::case::{BaseWeight, Case, Precision, base_rows, buffers, install, read, route};
 use crate::adapter::delta::{LowRank, ReplacedRows, SiteDelta};
-use crate::backend::{Activation, Backend};
+use crate::backend::{Activation, Backend, HeadSpec, MlpShape, NormSpec, Write};
 use crate::tensor::Tensor;
 
 /// Width of a row: several blocks of 256 columns, the last one partly filled.
@@ -78,7 +78,7 @@ fn norm() -> Case {
             let compute = &mut *backend.compute;
             let [input, out] = buffers(compute, ROWS, [WIDTH; 2])?;
             compute.write_rows(input, 0, &x)?;
-            compute.norm(weight, 1e-5, input, ROWS, &base_rows(ROWS), out)?;
+            compute.norm(&NormSpec::rms(weight, 1e-5), input, ROWS, &base_rows(ROWS), out, Write::Replace)?;
             read(compute, out, ROWS, WIDTH)
         }))
     })
@@ -103,7 +103,7 @@ fn replaced_norm() -> Case {
             compute.write_rows(input, 0, &x)?;
             let (base, first, second): (&[_], &[_], &[_]) = (&[], &[(0, 1.0)], &[(1, 1.0)]);
             let batch = route(&[base, first, second, first, base, base, second, second, first]);
-            compute.norm(norm, 1e-5, input, ROWS, &batch, out)?;
+            compute.norm(&NormSpec::rms(norm, 1e-5), input, ROWS, &batch, out, Write::Replace)?;
             read(compute, out, ROWS, WIDTH)
         }))
     })
@@ -116,7 +116,7 @@ fn activate() -> Case {
             let compute = &mut *backend.compute;
             let [gate_up, out] = buffers(compute, ROWS, [2 * WIDTH, WIDTH])?;
             compute.write_rows(gate_up, 0, &x)?;
-            compute.activate(Activation::Silu, gate_up, ROWS, out)?;
+            compute.activate(Activation::Silu, MlpShape::Gated, gate_up, ROWS, out)?;
             read(compute, out, ROWS, WIDTH)
         }))
     })
@@ -148,7 +148,7 @@ fn logits() -> Case {
             compute.write_rows(input, 0, &x)?;
             let mut logits = vec![0.0; picked.len() * stride];
             let batch = route(&[&[], &[(0, 1.0)], &[(1, 1.0)], &[(2, 1.0)], &[(0, 0.5)]]);
-            compute.head(head.id, input, &picked, &batch, &mut logits, stride)?;
+            compute.head(&HeadSpec::of(head.id), input, &picked, &batch, &mut logits, stride)?;
             Ok(logits)
         }))
     })

@@ -1,50 +1,63 @@
-//! The supported model families: what each architecture fixes, which members of config.json it reads, and their defaults. All
-//! facts are those of transformers 5.23, `configuration_*.py` and `modeling_*.py`.
+//! What a model family is: what its architecture fixes, which members of config.json it reads, and what they are where they are
+//! absent. The rows are in `family_table`.
 
-use serde_json::Value;
-
-use super::fields::{FieldType, Fields, invalid, wrong};
-use crate::error::{Error, ErrorCode, Result};
+use super::description::{Block, Mlp};
+use super::fields::FieldType;
+use crate::backend::{HeadNormScope, NormKind, RopeLayout};
 
 /// A model family. `model_type` of config.json selects it.
 pub(super) struct Family {
     pub model_type: &'static str,
     pub architecture: &'static str,
-    /// q, k and v have biases, whatever `attention_bias` says.
-    pub fixed_qkv_bias: bool,
-    /// `attention_bias` is read, for q, k, v and o.
-    pub optional_attention_bias: bool,
-    /// `mlp_bias` is read.
-    pub optional_mlp_bias: bool,
-    pub has_qk_norm: bool,
-    pub window: WindowRule,
+    /// The models that have it, for users.
+    pub models: &'static str,
+    pub sizes: DefaultSizes,
+    pub kv_heads: KvHeadsRule,
     pub head_dim: HeadDimRule,
     /// Whether `hidden_size` must be a multiple of the number of heads.
     pub heads_divide_hidden: bool,
-    /// `num_key_value_heads`, if it is absent; `None` is the number of heads.
-    pub default_kv_heads: Option<i64>,
-    /// Whether `num_key_value_heads` may be null, which is the number of heads.
-    pub nullable_kv_heads: bool,
-    pub default_intermediate_size: usize,
-    pub default_vocab_size: usize,
-    pub default_positions: usize,
-    pub default_bos: Option<i64>,
-    pub default_eos: Option<i64>,
+    pub norms: NormRule,
+    pub block: Block,
+    /// The MLP, with the activation that is meant where none is given.
+    pub mlp: Mlp,
+    pub activation: ActivationRule,
+    pub biases: BiasRules,
+    pub window: WindowRule,
+    /// `sliding_window`, if it is absent.
+    pub default_window: Option<i64>,
+    pub rotation: RotationRule,
+    pub scale: ScaleRule,
+    /// `attn_logit_softcapping` is read; what it is if it is absent.
+    pub score_cap: Option<f64>,
+    pub embed: EmbedRule,
+    /// `residual_multiplier` is read.
+    pub has_residual_multiplier: bool,
+    pub logits: LogitRule,
+    /// `tie_word_embeddings`, if it is absent.
+    pub is_head_tied: bool,
+    pub tokens: DefaultTokens,
     /// Members that transformers checks and exlora does not need: name, type, whether they may be null.
     pub unused: &'static [(&'static str, FieldType, bool)],
 }
 
-/// Which layers have an attention window.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum WindowRule {
-    /// None; `layer_types` may only say so.
-    None,
-    /// All, if `sliding_window` is not null.
-    Every,
-    /// Those that `layer_types` names; by default all, if `sliding_window` is not null.
-    ByLayerType,
-    /// Those that `layer_types` names, by default from `max_window_layers` on; `use_sliding_window` switches `sliding_window` on.
-    BySwitch,
+/// Sizes that are meant where config.json has none.
+#[derive(Clone, Copy)]
+pub(super) struct DefaultSizes {
+    pub hidden: usize,
+    pub intermediate: usize,
+    pub layers: usize,
+    pub heads: usize,
+    pub vocab: usize,
+    pub positions: usize,
+}
+
+/// How `num_key_value_heads` is read.
+#[derive(Clone, Copy)]
+pub(super) struct KvHeadsRule {
+    /// What it is if it is absent; `None` is the number of heads.
+    pub default: Option<i64>,
+    /// Whether it may be null, which is the number of heads.
+    pub is_nullable: bool,
 }
 
 /// How `head_dim` is read.
@@ -62,130 +75,166 @@ pub(super) enum HeadDimRule {
     Required,
 }
 
-const UNUSED: &[(&str, FieldType, bool)] = &[
-    ("initializer_range", FieldType::Float, false),
-    ("use_cache", FieldType::Flag, false),
-    ("attention_dropout", FieldType::Number, false),
-];
-const UNUSED_BY_LLAMA: &[(&str, FieldType, bool)] = &[
-    ("initializer_range", FieldType::Float, false),
-    ("use_cache", FieldType::Flag, false),
-    ("attention_dropout", FieldType::Number, true),
-    ("pretraining_tp", FieldType::Integer, true),
-];
-
-const LLAMA: Family = Family {
-    model_type: "llama",
-    architecture: "LlamaForCausalLM",
-    fixed_qkv_bias: false,
-    optional_attention_bias: true,
-    optional_mlp_bias: true,
-    has_qk_norm: false,
-    window: WindowRule::None,
-    head_dim: HeadDimRule::Nullable,
-    heads_divide_hidden: true,
-    default_kv_heads: None,
-    nullable_kv_heads: true,
-    default_intermediate_size: 11008,
-    default_vocab_size: 32000,
-    default_positions: 2048,
-    default_bos: Some(1),
-    default_eos: Some(2),
-    unused: UNUSED_BY_LLAMA,
-};
-
-const MISTRAL: Family = Family {
-    model_type: "mistral",
-    architecture: "MistralForCausalLM",
-    optional_attention_bias: false,
-    optional_mlp_bias: false,
-    window: WindowRule::Every,
-    head_dim: HeadDimRule::NullableOrZero,
-    heads_divide_hidden: false,
-    default_kv_heads: Some(8),
-    nullable_kv_heads: false,
-    default_intermediate_size: 14336,
-    default_positions: 131_072,
-    unused: UNUSED,
-    ..LLAMA
-};
-
-const MINISTRAL: Family = Family {
-    model_type: "ministral",
-    architecture: "MinistralForCausalLM",
-    window: WindowRule::ByLayerType,
-    head_dim: HeadDimRule::Required,
-    ..MISTRAL
-};
-
-const QWEN2: Family = Family {
-    model_type: "qwen2",
-    architecture: "Qwen2ForCausalLM",
-    fixed_qkv_bias: true,
-    optional_attention_bias: false,
-    optional_mlp_bias: false,
-    window: WindowRule::BySwitch,
-    head_dim: HeadDimRule::Undeclared,
-    heads_divide_hidden: false,
-    default_kv_heads: Some(32),
-    default_intermediate_size: 22016,
-    default_vocab_size: 151_936,
-    default_positions: 32768,
-    default_bos: None,
-    default_eos: None,
-    unused: UNUSED,
-    ..LLAMA
-};
-
-const QWEN3: Family = Family {
-    model_type: "qwen3",
-    architecture: "Qwen3ForCausalLM",
-    fixed_qkv_bias: false,
-    optional_attention_bias: true,
-    has_qk_norm: true,
-    head_dim: HeadDimRule::Fixed(128),
-    ..QWEN2
-};
-
-const FAMILIES: &[Family] = &[LLAMA, MISTRAL, MINISTRAL, QWEN2, QWEN3];
-
-/// The supported architectures, by their names in config.json.
-pub fn architectures() -> impl Iterator<Item = &'static str> {
-    FAMILIES.iter().map(|family| family.architecture)
+/// The norms of a family.
+#[derive(Clone, Copy)]
+pub(super) struct NormRule {
+    pub kind: NormKind,
+    /// The member with their epsilon, and what it is if it is absent.
+    pub eps: (&'static str, f64),
+    pub offset: f32,
+    pub has_bias: bool,
+    pub qk: QkNormRule,
 }
 
-impl Family {
-    /// The family that transformers' `AutoModelForCausalLM` would build: that of `model_type`. `architectures` must not name
-    /// anything else than a supported one, since the weights would be those of something else.
-    pub(super) fn of(fields: &Fields<'_>) -> Result<&'static Self> {
-        let architecture = fields.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str);
-        let is_supported = |name: &str| FAMILIES.iter().any(|family| family.architecture.eq_ignore_ascii_case(name));
-        if let Some(name) = architecture.filter(|name| !is_supported(name)) {
-            return Err(unsupported_architecture(name));
-        }
-        let model_type = match fields.get("model_type") {
-            None => {
-                return Err(invalid("model_type").with_expected("the name of the model family").with_found("nothing"));
-            }
-            Some(Value::String(name)) => name.as_str(),
-            Some(value) => return Err(wrong("model_type", "the name of the model family", value)),
-        };
-        // As AutoConfig does: a Mistral whose layers differ is a Ministral.
-        let model_type = match model_type {
-            "mistral" if fields.get("layer_types").is_some() => "ministral",
-            other => other,
-        };
-        let family = FAMILIES.iter().find(|family| family.model_type == model_type);
-        let family = family.ok_or_else(|| unsupported_architecture(model_type))?;
-        if let Some(name) = architecture.filter(|name| !family.architecture.eq_ignore_ascii_case(name)) {
-            tracing::warn!(architecture = name, family.model_type, "model_type decides, not architectures");
-        }
-        Ok(family)
-    }
+/// Whether queries and keys have norms.
+#[derive(Clone, Copy)]
+pub(super) enum QkNormRule {
+    Never,
+    Always(HeadNormScope),
+    /// If `use_qk_norm` says so.
+    BySwitch(HeadNormScope),
 }
 
-fn unsupported_architecture(name: &str) -> Error {
-    Error::new(ErrorCode::ModelArchitectureUnsupported, format!("unsupported architecture '{name}'"))
-        .with_expected(architectures().collect::<Vec<_>>().join(", "))
-        .with_found(name)
+/// Which member names the MLP's activation.
+#[derive(Clone, Copy)]
+pub(super) struct ActivationRule {
+    pub key: &'static str,
+    /// Whether `gelu` means its approximation by a tanh.
+    pub gelu_is_tanh: bool,
+}
+
+/// Whether a linear has a bias.
+#[derive(Clone, Copy)]
+pub(super) enum BiasRule {
+    Never,
+    Always,
+    /// As this member says, or else this.
+    Read(&'static str, bool),
+}
+
+/// The biases of a layer's linears.
+#[derive(Clone, Copy)]
+pub(super) struct BiasRules {
+    pub qkv: BiasRule,
+    pub output: BiasRule,
+    pub mlp: BiasRule,
+}
+
+/// Which layers have an attention window.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum WindowRule {
+    /// None; `layer_types` may only say so.
+    None,
+    /// All, if `sliding_window` is not null; `layer_types` may only say so.
+    Every,
+    /// Those that `layer_types` names; by default all.
+    ByLayerType,
+    /// Those that `layer_types` names, by default from `max_window_layers` on; `use_sliding_window` switches `sliding_window` on.
+    BySwitch,
+    /// Those that `layer_types` names, by default all but every n-th. The number may have a member.
+    Pattern { key: Option<&'static str>, full_every: i64 },
+    /// Those that `layer_types` names, by default those that are not rotated; `use_sliding_window` switches `sliding_window` on.
+    BySwitchUnrotated,
+}
+
+/// How queries and keys are rotated.
+#[derive(Clone, Copy)]
+pub(super) struct RotationRule {
+    pub layout: RopeLayout,
+    /// `rope_theta`, if it is absent.
+    pub theta: f64,
+    /// Whether a part of a head may be rotated.
+    pub is_partial: bool,
+    /// `partial_rotary_factor`, if it is absent.
+    pub share: f64,
+    pub parameters: RopeParametersRule,
+    pub layers: RotatedLayers,
+    /// Whether queries have a temperature, by `llama_4_scaling_beta` of the rope parameters.
+    pub has_query_temperature: bool,
+}
+
+/// How rope parameters are spelled.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum RopeParametersRule {
+    /// One set for all layers.
+    Shared,
+    /// One set for all layers, which is this JSON where there is none.
+    SharedOr(&'static str),
+    /// As `Shared`; original positions have a member of their own, which is this if it is absent, and the only scaling is longrope,
+    /// also under the names `su` and `yarn`.
+    Longrope { original_positions: usize },
+    /// A set for layers with a window and one for those without. The base of the former is that of the member, or this.
+    ByLayerType { local_theta: (Option<&'static str>, f64) },
+}
+
+/// Which layers are rotated.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum RotatedLayers {
+    All,
+    /// Those with an attention window.
+    Windowed,
+    /// Those that `no_rope_layers` has no 0 for, by default all but every n-th, where n is `no_rope_layer_interval`.
+    Listed {
+        unrotated_every: i64,
+    },
+}
+
+/// What attention's scores are multiplied by.
+#[derive(Clone, Copy)]
+pub(super) enum ScaleRule {
+    /// `1 / sqrt(head_dim)`.
+    HeadDim,
+    /// `1 / sqrt(query_pre_attn_scalar)`, which is this if it is absent.
+    QueryScalar(i64),
+    /// `attention_multiplier`, 1 if it is absent.
+    Multiplier,
+}
+
+/// What embeddings are multiplied by.
+#[derive(Clone, Copy)]
+pub(super) enum EmbedRule {
+    One,
+    /// `sqrt(hidden_size)`, rounded to the type of the embedding table.
+    RootOfWidth,
+    /// `embedding_multiplier`, 1 if it is absent.
+    Multiplier,
+}
+
+/// What is done with the logits.
+#[derive(Clone, Copy)]
+pub(super) enum LogitRule {
+    Nothing,
+    /// Multiplied by `logit_scale`, which is this if it is absent.
+    Scaled(f64),
+    /// Divided by `logits_scaling`, 1 if it is absent.
+    Divided,
+    /// Bounded by `final_logit_softcapping`, which is this if it is absent.
+    Capped(Option<f64>),
+}
+
+/// Token ids that are meant where config.json has none.
+#[derive(Clone, Copy)]
+pub(super) struct DefaultTokens {
+    pub bos: Option<i64>,
+    pub eos: &'static [i64],
+    /// Whether null means those end ids too.
+    pub null_is_default_eos: bool,
+    pub pad: Option<i64>,
+}
+
+/// A multimodal model whose text model is one of the families. Its config.json has that in `text_config`.
+pub(super) struct Wrapper {
+    pub model_type: &'static str,
+    pub architecture: &'static str,
+    pub models: &'static str,
+    pub text: WrappedText,
+}
+
+/// The family of a wrapped text model.
+#[derive(Clone, Copy)]
+pub(super) enum WrappedText {
+    /// This one.
+    Always(&'static str),
+    /// That of `model_type` in `text_config`, or this one.
+    Named(&'static str),
 }

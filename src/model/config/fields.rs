@@ -67,6 +67,25 @@ impl<'a> Fields<'a> {
         value.as_f64().filter(|_| value.is_f64()).ok_or_else(|| wrong(name, "a float, such as 1.0", value))
     }
 
+    /// A float or null.
+    pub(super) fn nullable_float(&self, name: &str, default: Option<f64>) -> Result<Option<f64>> {
+        match self.get(name) {
+            None => Ok(default),
+            Some(Value::Null) => Ok(None),
+            Some(_) => self.float(name, 0.0).map(Some),
+        }
+    }
+
+    /// A float or an integer.
+    pub(super) fn number(&self, name: &str, default: f64) -> Result<f64> {
+        self.get(name).map_or(Ok(default), |value| value.as_f64().ok_or_else(|| wrong(name, "a number", value)))
+    }
+
+    /// `true`, `false` or null, which is `false`.
+    pub(super) fn nullable_flag(&self, name: &str) -> Result<bool> {
+        if self.non_null(name).is_none() { Ok(false) } else { self.flag(name, false) }
+    }
+
     /// `true` or `false`.
     pub(super) fn flag(&self, name: &str, default: bool) -> Result<bool> {
         self.get(name).map_or(Ok(default), |value| value.as_bool().ok_or_else(|| wrong(name, "true or false", value)))
@@ -84,10 +103,17 @@ impl<'a> Fields<'a> {
         texts.map(Some).ok_or_else(|| wrong(name, "a list of strings or null", value))
     }
 
+    /// A list of integers or null.
+    pub(super) fn nullable_integers(&self, name: &str) -> Result<Option<Vec<i64>>> {
+        let Some(value) = self.non_null(name) else { return Ok(None) };
+        let integers = value.as_array().and_then(|items| items.iter().map(Value::as_i64).collect());
+        integers.map(Some).ok_or_else(|| wrong(name, "a list of integers or null", value))
+    }
+
     /// Ids: one, several, or null. Negative ones mean none.
-    pub(super) fn nullable_ids(&self, name: &str, default: Option<i64>) -> Result<Vec<u32>> {
+    pub(super) fn nullable_ids(&self, name: &str, default: &[i64]) -> Result<Vec<u32>> {
         let ids = match self.get(name) {
-            None => default.into_iter().collect(),
+            None => default.to_vec(),
             Some(Value::Null) => Vec::new(),
             Some(Value::Array(items)) => items
                 .iter()
@@ -254,9 +280,16 @@ mod tests {
         assert_eq!(fields.float("float", 0.0).ok(), Some(3.0));
         assert!(fields.float("int", 0.0).is_err() && fields.float("flag", 0.0).is_err());
         assert!(fields.flag("flag", false).is_ok() && fields.flag("int", false).is_err());
-        assert_eq!(fields.nullable_ids("ids", None).ok(), Some(vec![1, 2]));
-        assert_eq!(fields.nullable_ids("null", Some(2)).ok(), Some(vec![]));
-        assert_eq!(fields.nullable_ids("absent", Some(2)).ok(), Some(vec![2]));
-        assert!(fields.nullable_ids("flags", None).is_err() && fields.nullable_ids("float", None).is_err());
+        assert_eq!((fields.number("int", 0.0).ok(), fields.number("absent", 0.5).ok()), (Some(3.0), Some(0.5)));
+        assert!(fields.number("flag", 0.0).is_err() && fields.number("null", 0.0).is_err());
+        assert_eq!(fields.nullable_float("null", Some(1.0)).ok(), Some(None));
+        assert_eq!(fields.nullable_float("absent", Some(1.0)).ok(), Some(Some(1.0)));
+        assert!(fields.nullable_float("int", None).is_err());
+        assert_eq!(fields.nullable_integers("ids").ok(), Some(Some(vec![1, 2])));
+        assert!(fields.nullable_integers("flags").is_err() && fields.nullable_integers("int").is_err());
+        assert_eq!(fields.nullable_ids("ids", &[]).ok(), Some(vec![1, 2]));
+        assert_eq!(fields.nullable_ids("null", &[2]).ok(), Some(vec![]));
+        assert_eq!(fields.nullable_ids("absent", &[2]).ok(), Some(vec![2]));
+        assert!(fields.nullable_ids("flags", &[]).is_err() && fields.nullable_ids("float", &[]).is_err());
     }
 }

@@ -3,9 +3,18 @@
 //! A model family is one row of a table (`family`). Nothing else in the crate knows an architecture's name. No number of the
 //! file sizes an allocation before it has been compared with a cap, and no weight is looked up before the cap holds.
 
+mod architecture;
+mod description;
 mod family;
+mod family_table;
+mod features;
 mod fields;
+mod readers;
 mod rope;
+mod rope_frequencies;
+mod rope_parameters;
+mod sizes;
+mod token_ids;
 mod windows;
 
 use std::path::Path;
@@ -13,32 +22,20 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use self::family::{Family, HeadDimRule};
-use self::fields::{Fields, in_range, invalid, unsupported};
-use crate::backend::{Activation, Rope};
+use self::architecture::TextModel;
+use self::family::Family;
+use self::fields::{Fields, invalid, is_truthy, unsupported};
+use self::sizes::Sizes;
+use self::token_ids::TokenIds;
+use crate::backend::Rope;
 use crate::checkpoint::with_path_hint;
 use crate::error::{Error, ErrorCode, Result};
 
-pub use self::family::architectures;
+pub use self::architecture::{Architecture, architectures};
+pub use self::description::{AttentionScores, Biases, Block, Mlp, Multipliers, Norms};
 pub(crate) use self::fields::read_json;
 pub use self::rope::RopeOverrides;
-
-/// Caps on the sizes of a model, far above those of real ones.
-const MAX_WIDTH: usize = 1 << 31;
-const MAX_LAYERS: usize = 1 << 13;
-const MAX_HEADS: usize = 1 << 16;
-const MAX_HEAD_DIM: usize = 1 << 16;
-
-/// Which linears of a layer have a bias.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Biases {
-    /// q, k and v.
-    pub qkv: bool,
-    /// o.
-    pub output: bool,
-    /// gate, up and down.
-    pub mlp: bool,
-}
+pub(crate) use self::token_ids::{eos_ids, generation_eos_ids};
 
 /// A decoder as config.json describes it.
 #[derive(Clone, Debug)]
@@ -61,26 +58,34 @@ pub struct DecoderConfig {
     pub vocab_size: usize,
     /// Longest sequence the model is made for, in positions: `max_position_embeddings`, stretched by rope scaling.
     pub max_positions: usize,
-    /// Positions that no sequence may pass: beyond them, dynamic rope scaling makes the rotation depend on the length.
+    /// Positions that no sequence may pass: beyond them, dynamic scaling and longrope make the rotation of
+    /// all positions depend on the length.
     pub position_limit: Option<usize>,
-    /// Epsilon of the norms.
-    pub norm_eps: f32,
-    /// Gate function of the MLP.
-    pub activation: Activation,
+    /// Its norms.
+    pub norms: Norms,
+    /// How a layer is put together.
+    pub block: Block,
+    /// The MLP.
+    pub mlp: Mlp,
+    /// What attention does with scores.
+    pub scores: AttentionScores,
+    /// Constant factors along the residual stream.
+    pub multipliers: Multipliers,
     /// Which linears have a bias.
     pub biases: Biases,
-    /// Whether queries and keys are normalized per head.
-    pub has_qk_norm: bool,
     /// Attention window of each layer, in positions; `None` is full causal attention.
     pub windows: Vec<Option<usize>>,
-    /// The rotation of queries and keys.
-    pub rope: Arc<Rope>,
-    /// The base of its frequencies.
+    /// The rotation of queries and keys of each layer, one `Arc` for all layers that share it; `None` where they are not rotated.
+    pub ropes: Vec<Option<Arc<Rope>>>,
+    /// The base of the frequencies of [`DecoderConfig::main_rope`].
     pub rope_theta: f64,
     /// What linear scaling divides positions by; 1 without it.
     pub rope_scale: f64,
     /// Whether the head shares the embedding's weight.
     pub tie_word_embeddings: bool,
+    /// Whether it is the text model of a multimodal one. `tie_word_embeddings` of those is no more than a default: a head that is
+    /// stored is the head.
+    pub is_wrapped: bool,
     /// End-of-text ids: those of config.json in their order, then what generation_config.json adds.
     pub eos_token_ids: Vec<u32>,
     /// Beginning-of-text id, if config.json has one.
@@ -134,44 +139,51 @@ impl DecoderConfig {
     /// # Errors
     /// As [`DecoderConfig::from_json`].
     pub fn from_json_with(value: &Value, overrides: &RopeOverrides) -> Result<Self> {
-        let fields = Fields::of(value)?;
-        let family = Family::of(&fields)?;
-        check_unused(family, &fields)?;
-        let hidden_size = fields.count("hidden_size", 4096, MAX_WIDTH)?;
-        let vocab_size = fields.count("vocab_size", family.default_vocab_size, MAX_WIDTH)?;
-        let layers = fields.count("num_hidden_layers", 32, MAX_LAYERS)?;
-        let heads = fields.count("num_attention_heads", 32, MAX_HEADS)?;
-        let kv_heads = kv_heads(family, &fields, heads)?;
-        let head_dim = head_dim(family, &fields, hidden_size, heads)?;
-        let positions = fields.count("max_position_embeddings", family.default_positions, i64::MAX as usize)?;
-        let attention = windows::layer_attention(family, &fields, layers)?;
-        let rotary = rope::rotary_embedding(&fields, &attention.types, head_dim, positions, overrides)?;
+        let model = TextModel::of(Fields::of(value)?)?;
+        let TextModel { family, architecture, ref fields, wrapper } = model;
+        check_unused(family, fields, false)?;
+        if let Some(outer) = &wrapper {
+            check_unused(family, outer, true)?;
+        }
+        let Sizes { hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, positions } =
+            Sizes::read(family, fields)?;
+        let attention = windows::layer_attention(family, fields, layers)?;
+        let rotary = rope::rotary_embeddings(family, fields, &attention, head_dim, positions, overrides)?;
+        let tokens = TokenIds::read(&model, vocab)?;
         Ok(Self {
-            architecture: family.architecture.to_owned(),
-            hidden_size,
-            intermediate_size: fields.count("intermediate_size", family.default_intermediate_size, MAX_WIDTH)?,
+            architecture: architecture.to_owned(),
+            hidden_size: hidden,
+            intermediate_size: intermediate,
             layers,
             heads,
             kv_heads,
             head_dim,
-            vocab_size,
+            vocab_size: vocab,
             max_positions: rotary.max_positions,
             position_limit: rotary.position_limit,
-            norm_eps: norm_eps(&fields)?,
-            activation: activation(&fields)?,
-            biases: biases(family, &fields)?,
-            has_qk_norm: family.has_qk_norm,
+            norms: readers::norms(family, fields)?,
+            block: family.block,
+            mlp: readers::mlp(family, fields)?,
+            scores: readers::scores(family, fields, head_dim, rotary.query_temperature)?,
+            multipliers: readers::multipliers(family, fields, hidden, wrapper.is_some())?,
+            biases: readers::biases(family, fields)?,
             windows: attention.windows,
-            rope: Arc::new(rotary.rope),
+            ropes: rotary.ropes,
             rope_theta: rotary.theta,
             rope_scale: rotary.linear_factor,
-            tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
-            eos_token_ids: fields.nullable_ids("eos_token_id", family.default_eos)?,
-            bos_token_id: fields
-                .nullable_integer("bos_token_id", family.default_bos)?
-                .and_then(|id| id.try_into().ok()),
-            pad_token_id: pad_token_id(&fields, vocab_size)?,
+            tie_word_embeddings: is_head_tied(&model)?,
+            is_wrapped: wrapper.is_some(),
+            eos_token_ids: tokens.eos,
+            bos_token_id: tokens.bos,
+            pad_token_id: tokens.pad,
         })
+    }
+
+    /// The rotation of the layers that see farthest: of the first rotated layer without a window, else of the first rotated one.
+    pub fn main_rope(&self) -> Option<&Arc<Rope>> {
+        let rotated =
+            || self.ropes.iter().zip(&self.windows).filter_map(|(rope, window)| Some((rope.as_ref()?, window)));
+        rotated().find(|(_, window)| window.is_none()).or_else(|| rotated().next()).map(|(rope, _)| rope)
     }
 
     /// The longest sequence to serve, in positions: what was asked for, by default `max_positions`.
@@ -188,7 +200,7 @@ impl DecoderConfig {
         }
         if let Some(limit) = self.position_limit.filter(|&limit| asked > limit) {
             let what =
-                "rope_type 'dynamic' is not supported beyond the length of the training, where it recomputes the past";
+                "this rope_type is not supported beyond the length of the original training, where it changes the past";
             return Err(unsupported(what)
                 .with_expected(format!("max_seq_len of at most {limit}"))
                 .with_found(asked)
@@ -205,29 +217,29 @@ impl DecoderConfig {
     }
 }
 
-/// `eos_token_id` of a generation_config.json, if there is one.
-///
-/// # Errors
-/// `model_config_invalid`; `checkpoint_unreadable`, `checkpoint_too_large`.
-pub(crate) fn generation_eos_ids(path: &Path) -> Result<Vec<u32>> {
-    let Some(value) = read_json(path)? else { return Ok(Vec::new()) };
-    eos_ids(&value).map_err(|e| e.with_path(path))
-}
-
-/// `eos_token_id` of a parsed generation_config.json.
-///
-/// # Errors
-/// `model_config_invalid`.
-pub(crate) fn eos_ids(generation_config: &Value) -> Result<Vec<u32>> {
-    Fields::of(generation_config)?.nullable_ids("eos_token_id", None)
+/// Whether the head is tied to the embedding. A multimodal model says so beside its text model or in it.
+fn is_head_tied(model: &TextModel<'_>) -> Result<bool> {
+    let name = "tie_word_embeddings";
+    let of_text = model.fields.flag(name, model.family.is_head_tied)?;
+    match &model.wrapper {
+        Some(outer) if outer.get(name).is_some() => outer.flag(name, true),
+        // What it says by default, and the text model need not.
+        Some(_) => Ok(true),
+        None => Ok(of_text),
+    }
 }
 
 /// Refuses what would make transformers build something else, and checks the types of members that make no difference.
-fn check_unused(family: &Family, fields: &Fields<'_>) -> Result<()> {
+/// `is_wrapper` says whether they are those of a multimodal model around the text model.
+fn check_unused(family: &Family, fields: &Fields<'_>, is_wrapper: bool) -> Result<()> {
     for name in ["text_config", "decoder", "generator", "per_layer_config"] {
-        if fields.non_null(name).is_some() {
+        if fields.non_null(name).is_some() && !(is_wrapper && name == "text_config") {
             return Err(unsupported(format!("a model with '{name}' is not supported")).with_found(name));
         }
+    }
+    if fields.get("use_bidirectional_attention").is_some_and(is_truthy) {
+        let what = "a model with use_bidirectional_attention, which makes embeddings and no text, is not supported";
+        return Err(unsupported(what).with_found(true));
     }
     let is_other = |name: &Value| name.as_str().is_none_or(|name| name != "config.json" && name.starts_with("config."));
     match fields.get("configuration_files") {
@@ -235,7 +247,7 @@ fn check_unused(family: &Family, fields: &Fields<'_>) -> Result<()> {
         None => {}
         Some(_) => return Err(unsupported("configuration_files with other files than config.json are not supported")),
     }
-    for (name, expected, may_be_null) in family.unused {
+    for (name, expected, may_be_null) in family.unused.iter().filter(|_| !is_wrapper) {
         fields.check(name, *expected, *may_be_null)?;
     }
     match fields.non_null("dtype").or(fields.non_null("torch_dtype")) {
@@ -259,80 +271,12 @@ fn is_torch_dtype(name: &str) -> bool {
     is_float8 || is_integer || [&floats[..], &integers, &complex].concat().contains(&name)
 }
 
-fn kv_heads(family: &Family, fields: &Fields<'_>, heads: usize) -> Result<usize> {
-    let name = "num_key_value_heads";
-    let kv_heads = match family.nullable_kv_heads {
-        true => fields.nullable_integer(name, family.default_kv_heads)?,
-        false => Some(fields.integer(name, family.default_kv_heads.unwrap_or(heads as i64))?),
-    };
-    let kv_heads = in_range(name, kv_heads.unwrap_or(heads as i64), MAX_HEADS)?;
-    if heads.is_multiple_of(kv_heads) {
-        return Ok(kv_heads);
-    }
-    Err(invalid(name).with_expected(format!("a divisor of {heads}")).with_found(kv_heads))
-}
-
-fn head_dim(family: &Family, fields: &Fields<'_>, hidden_size: usize, heads: usize) -> Result<usize> {
-    let name = "head_dim";
-    if family.heads_divide_hidden && !hidden_size.is_multiple_of(heads) {
-        return Err(invalid("num_attention_heads")
-            .with_expected(format!("a divisor of {hidden_size}"))
-            .with_found(heads));
-    }
-    let derived = (hidden_size / heads) as i64;
-    let head_dim = match family.head_dim {
-        HeadDimRule::Nullable => fields.nullable_integer(name, None)?.unwrap_or(derived),
-        HeadDimRule::NullableOrZero => {
-            fields.nullable_integer(name, None)?.filter(|&width| width != 0).unwrap_or(derived)
-        }
-        HeadDimRule::Fixed(width) => fields.integer(name, width)?,
-        HeadDimRule::Undeclared => fields.integer(name, derived)?,
-        HeadDimRule::Required => fields.integer(name, 0)?,
-    };
-    match in_range(name, head_dim, MAX_HEAD_DIM)? {
-        width if width.is_multiple_of(2) => Ok(width),
-        width => Err(invalid(name).with_expected("an even number").with_found(width)),
-    }
-}
-
-fn norm_eps(fields: &Fields<'_>) -> Result<f32> {
-    match fields.float("rms_norm_eps", 1e-6)? as f32 {
-        eps if eps.is_finite() && eps >= 0.0 => Ok(eps),
-        eps => Err(invalid("rms_norm_eps").with_expected("a number of at least 0").with_found(eps)),
-    }
-}
-
-fn activation(fields: &Fields<'_>) -> Result<Activation> {
-    match fields.text("hidden_act", "silu")? {
-        "silu" | "swish" => Ok(Activation::Silu),
-        other => Err(unsupported(format!("unsupported hidden_act '{other}'"))),
-    }
-}
-
-fn biases(family: &Family, fields: &Fields<'_>) -> Result<Biases> {
-    let attention = family.optional_attention_bias && fields.flag("attention_bias", false)?;
-    Ok(Biases {
-        qkv: family.fixed_qkv_bias || attention,
-        output: attention,
-        mlp: family.optional_mlp_bias && fields.flag("mlp_bias", false)?,
-    })
-}
-
-/// The padding id, which torch takes from the end of the vocabulary if it is negative, and which must be in it.
-fn pad_token_id(fields: &Fields<'_>, vocab_size: usize) -> Result<Option<u32>> {
-    let Some(id) = fields.nullable_integer("pad_token_id", None)? else { return Ok(None) };
-    let vocab = vocab_size as i64;
-    if !(-vocab..vocab).contains(&id) {
-        return Err(invalid("pad_token_id").with_expected(format!("an id below {vocab}")).with_found(id));
-    }
-    Ok(id.try_into().ok())
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::backend::HeadNormScope;
 
     fn config(changes: Value) -> Result<DecoderConfig> {
         let mut value = json!({
@@ -357,7 +301,7 @@ mod tests {
         let mistral = config(json!({"model_type": "mistral", "num_attention_heads": 8})).expect("mistral");
         assert_eq!((mistral.kv_heads, mistral.windows[0], mistral.max_positions), (8, Some(4096), 131_072));
         let qwen3 = config(json!({"model_type": "qwen3", "num_attention_heads": 32})).expect("qwen3");
-        assert_eq!((qwen3.head_dim, qwen3.kv_heads, qwen3.has_qk_norm), (128, 32, true));
+        assert_eq!((qwen3.head_dim, qwen3.kv_heads, qwen3.norms.qk), (128, 32, Some(HeadNormScope::Head)));
         let qwen2 = config(json!({"model_type": "qwen2", "num_key_value_heads": 2})).expect("qwen2");
         assert_eq!(qwen2.biases, Biases { qkv: true, output: false, mlp: false });
         assert!(qwen2.eos_token_ids.is_empty());
@@ -415,7 +359,7 @@ mod tests {
         assert_eq!(error.code(), ErrorCode::ModelArchitectureUnsupported);
         assert!(error.to_string().contains("MambaForCausalLM"));
         assert_eq!(refused(json!({"model_type": "mamba"})).code(), ErrorCode::ModelArchitectureUnsupported);
-        assert_eq!(refused(json!({"hidden_act": "gelu"})).code(), ErrorCode::ModelFeatureUnsupported);
+        assert_eq!(refused(json!({"hidden_act": "relu"})).code(), ErrorCode::ModelFeatureUnsupported);
         assert_eq!(refused(json!({"text_config": {}})).code(), ErrorCode::ModelFeatureUnsupported);
         let sliding = json!({"layer_types": ["sliding_attention", "full_attention", "full_attention"]});
         assert_eq!(refused(sliding).code(), ErrorCode::ModelFeatureUnsupported);

@@ -1,32 +1,34 @@
-//! Rotary position embedding: `rope_parameters` of config.json, or the older `rope_scaling` and `rope_theta`, to frequencies and
-//! to the length that they stretch the context to.
-//!
-//! Formulas: transformers 5.23, `modeling_rope_utils.py`; computed in f32 as there, so that long positions agree. The stretched
-//! length is that of vLLM (`max_model_len`).
+//! The rotation of queries and keys in each layer: `rope_parameters` of config.json, or the older `rope_scaling` and `rope_theta`.
 
-use std::f64::consts::PI;
+use std::sync::Arc;
 
-use serde_json::{Map, Value};
-
-use super::fields::{Fields, invalid, is_truthy, unsupported, wrong};
-use crate::backend::Rope;
+use super::family::{Family, RopeParametersRule};
+use super::fields::Fields;
+use super::rope_frequencies::Rotation;
+use super::rope_parameters::RopeParameters;
+use super::windows::{FULL, LayerAttention, SLIDING};
+use crate::backend::{QueryTemperature, Rope};
 use crate::error::{Error, ErrorCode, Result};
 
-/// The rotation of queries and keys, and how far it reaches.
+/// The rotations of a decoder, and how far they reach.
 #[derive(Debug)]
-pub(super) struct RotaryEmbedding {
-    pub rope: Rope,
-    /// Longest sequence that it is made for, in positions.
+pub(super) struct RotaryEmbeddings {
+    /// That of each layer, if it has one.
+    pub ropes: Vec<Option<Arc<Rope>>>,
+    /// Longest sequence that they are made for, in positions.
     pub max_positions: usize,
     /// Positions that no sequence may pass, because the frequencies would depend on its length.
     pub position_limit: Option<usize>,
-    /// The base of its frequencies.
+    /// The base of the frequencies; of layers without a window, if they have another.
     pub theta: f64,
-    /// What positions are divided by before anything else: the factor of linear scaling.
+    /// What positions are divided by before anything else: the factor of linear scaling, of the same layers.
     pub linear_factor: f64,
+    /// The temperature of queries.
+    pub query_temperature: Option<QueryTemperature>,
 }
 
-/// What a user sets of the rotation in place of what config.json says. The default changes nothing.
+/// What a user sets of the rotation in place of what config.json says. The default changes nothing. Where layers with a window have
+/// a rotation of their own, that of the others is meant.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RopeOverrides {
     /// The base of the frequencies, `rope_theta`.
@@ -52,272 +54,109 @@ impl RopeOverrides {
     }
 }
 
-/// `rope_parameters` in the form that transformers brings all spellings to.
-#[derive(Debug)]
-struct RopeParameters {
-    members: Map<String, Value>,
-    head_dim: usize,
-    /// `max_position_embeddings`.
-    positions: usize,
+/// A rotation with what a user replaced.
+struct OverriddenRotation {
+    rotation: Rotation,
+    theta: f64,
+    linear_factor: f64,
 }
 
-/// Reads the rotary embedding of heads of width `head_dim`. `layer_types` are those that parameters of their own may be
-/// given for.
-pub(super) fn rotary_embedding(
+/// Reads the rotations of heads of width `head_dim`.
+pub(super) fn rotary_embeddings(
+    family: &Family,
     fields: &Fields<'_>,
-    layer_types: &[&str],
+    attention: &LayerAttention<'_>,
     head_dim: usize,
     positions: usize,
     overrides: &RopeOverrides,
-) -> Result<RotaryEmbedding> {
-    let mut parameters = RopeParameters::read(fields, layer_types, head_dim, positions)?;
-    parameters.override_base(overrides)?;
-    let kind = match parameters.members.get("rope_type") {
-        Some(Value::String(kind)) => kind.as_str(),
-        other => return Err(wrong("rope_type", "a name", other.unwrap_or(&Value::Null))),
-    };
-    let (theta, kind) = (parameters.number("rope_theta")?, kind.to_owned());
-    let is_linear = kind == "linear";
-    if let Some(scale) = overrides.scale.filter(|_| is_linear) {
-        parameters.members.insert("factor".to_owned(), scale.into());
-    }
-    let linear_factor = if is_linear { parameters.number("factor")? } else { 1.0 };
-    let mut position_limit = None;
-    let (mut rope, mut length) = match kind.as_str() {
-        "default" => (Rope { inv_freq: parameters.frequencies(head_dim)?, factor: 1.0 }, positions as f64),
-        "linear" => parameters.linear()?,
-        "proportional" => parameters.proportional()?,
-        "dynamic" => {
-            position_limit = Some(positions);
-            (parameters.dynamic()?, positions as f64)
+) -> Result<RotaryEmbeddings> {
+    let read = |kind| RopeParameters::read(family, fields, &attention.types, kind, head_dim, positions);
+    let is_by_type = matches!(family.rotation.parameters, RopeParametersRule::ByLayerType { .. });
+    // Of the layers that see farthest.
+    let main_type = if is_by_type && !attention.types.contains(&FULL) { SLIDING } else { FULL };
+    let mut parameters = read(main_type)?;
+    let query_temperature =
+        family.rotation.has_query_temperature.then(|| parameters.query_temperature()).transpose()?;
+    let main = overridden(&mut parameters, overrides)?;
+    let (mut max_positions, mut position_limit) = (main.rotation.length, main.rotation.position_limit);
+    let layout = family.rotation.layout;
+    let shared = |rope: Rope| Arc::new(Rope { layout, ..rope });
+    let main_rope = shared(main.rotation.rope);
+    let mut ropes = vec![Some(Arc::clone(&main_rope)); attention.is_rotated.len()];
+    if is_by_type {
+        // As vLLM has it: such a model's length is what it says, whatever stretches one of its rotations.
+        max_positions = positions as f64;
+        if main_type == FULL && attention.types.contains(&SLIDING) {
+            let local = read(SLIDING)?.rotation()?;
+            position_limit = position_limit.into_iter().chain(local.position_limit).min();
+            let local = shared(local.rope);
+            let types = ropes.iter_mut().zip(&attention.types);
+            types.filter(|(_, kind)| **kind == SLIDING).for_each(|(rope, _)| *rope = Some(Arc::clone(&local)));
         }
-        "yarn" => parameters.yarn()?,
-        "llama3" => (parameters.llama3()?, positions as f64),
-        other => return Err(unsupported(format!("rope_type '{other}' is not supported")).with_found(other)),
-    };
-    if let Some(scale) = overrides.scale.filter(|_| !is_linear) {
-        rope.inv_freq.iter_mut().for_each(|frequency| *frequency /= scale as f32);
-        length *= scale;
     }
-    if rope.inv_freq.len() * 2 != head_dim {
-        return Err(unsupported("partial_rotary_factor is not 1"));
+    for (rope, is_rotated) in ropes.iter_mut().zip(&attention.is_rotated) {
+        rope.take_if(|_| !is_rotated);
     }
-    if !rope.factor.is_finite() || rope.inv_freq.iter().any(|frequency| !frequency.is_finite()) {
-        return Err(invalid("rope_parameters").with_expected("parameters with finite frequencies"));
-    }
-    // A float becomes an integer by saturation.
-    let max_positions = (length as usize).clamp(1, u32::MAX as usize);
-    Ok(RotaryEmbedding { rope, max_positions, position_limit, theta, linear_factor })
+    let limit = position_limit.unwrap_or(usize::MAX).min(u32::MAX as usize).max(1);
+    Ok(RotaryEmbeddings {
+        ropes,
+        // A float becomes an integer by saturation.
+        max_positions: (max_positions as usize).clamp(1, limit),
+        position_limit,
+        theta: main.theta,
+        linear_factor: main.linear_factor,
+        query_temperature,
+    })
 }
 
-impl RopeParameters {
-    /// All spellings, in the priority of transformers: `rope_scaling`, unless it is empty, replaces `rope_parameters`; in either,
-    /// `rope_theta` and `partial_rotary_factor` precede those at the top level, and `rope_type` precedes `type`.
-    fn read(fields: &Fields<'_>, layer_types: &[&str], head_dim: usize, positions: usize) -> Result<Self> {
-        let object = |name: &str, value: &Value| match value {
-            Value::Null => Ok(Map::new()),
-            Value::Object(members) => Ok(members.clone()),
-            other => Err(wrong(name, "an object or null", other)),
-        };
-        let new = object("rope_parameters", fields.get("rope_parameters").unwrap_or(&Value::Null))?;
-        let mut members = match fields.get("rope_scaling").filter(|value| is_truthy(value)) {
-            Some(old) => object("rope_scaling", old)?,
-            None => new,
-        };
-        if let Some(kind) = layer_types.iter().find(|kind| members.contains_key(**kind)) {
-            return Err(unsupported(format!("rope_parameters of their own for layers of type '{kind}'")));
-        }
-        let theta = fields.get("rope_theta").cloned().unwrap_or_else(|| 10_000.0.into());
-        members.entry("rope_theta").or_insert(theta);
-        if let Some(share) = fields.non_null("partial_rotary_factor") {
-            members.entry("partial_rotary_factor").or_insert(share.clone());
-        }
-        let kind = members.get("type").cloned().unwrap_or_else(|| "default".into());
-        members.entry("rope_type").or_insert(kind);
-        if let Some(original) = fields.get("original_max_position_embeddings") {
-            members.insert("original_max_position_embeddings".to_owned(), original.clone());
-        } else {
-            members.entry("original_max_position_embeddings").or_insert(positions.into());
-        }
-        Ok(Self { members, head_dim, positions })
-    }
-
-    /// Replaces and scales the base of the frequencies.
-    fn override_base(&mut self, overrides: &RopeOverrides) -> Result<()> {
-        let RopeOverrides { theta, scale: _, alpha } = *overrides;
-        if theta.is_none() && alpha.is_none() {
-            return Ok(());
-        }
-        let width = self.head_dim as f64;
+/// The rotation of parameters, some of which a user replaces.
+fn overridden(parameters: &mut RopeParameters, overrides: &RopeOverrides) -> Result<OverriddenRotation> {
+    let RopeOverrides { theta, scale, alpha } = *overrides;
+    if theta.is_some() || alpha.is_some() {
+        let width = parameters.head_dim as f64;
         let stretch = alpha.map_or(1.0, |alpha| alpha.powf(width / (width - 2.0)));
-        let theta = theta.map_or_else(|| self.number("rope_theta"), Ok)? * stretch;
-        self.members.insert("rope_theta".to_owned(), theta.into());
-        Ok(())
+        let theta = theta.map_or_else(|| parameters.number("rope_theta"), Ok)? * stretch;
+        parameters.set("rope_theta", theta);
     }
-
-    /// A number; `true` and `false` are numbers in Python.
-    fn number(&self, name: &str) -> Result<f64> {
-        self.optional_number(name)?.ok_or_else(|| invalid(name).with_expected("a number").with_found("nothing"))
+    let is_linear = parameters.kind()? == "linear";
+    if let Some(scale) = scale.filter(|_| is_linear) {
+        parameters.set("factor", scale);
     }
-
-    /// A number, or `None` if it is absent or null.
-    fn optional_number(&self, name: &str) -> Result<Option<f64>> {
-        match self.members.get(name) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::Bool(flag)) => Ok(Some(f64::from(u8::from(*flag)))),
-            Some(value) => value.as_f64().map(Some).ok_or_else(|| wrong(name, "a number", value)),
-        }
+    let (theta, linear_factor) =
+        (parameters.number("rope_theta")?, if is_linear { parameters.number("factor")? } else { 1.0 });
+    let mut rotation = parameters.rotation()?;
+    if let Some(scale) = scale.filter(|_| !is_linear) {
+        rotation.rope.inv_freq.iter_mut().for_each(|frequency| *frequency /= scale as f32);
+        rotation.length *= scale;
     }
-
-    /// A number by which something is divided.
-    fn divisor(&self, name: &str) -> Result<f64> {
-        match self.number(name)? {
-            0.0 => Err(invalid(name).with_expected("a number other than 0").with_found(0)),
-            number => Ok(number),
-        }
-    }
-
-    /// `partial_rotary_factor`, by default 1.
-    fn rotary_share(&self) -> Result<f64> {
-        if self.members.contains_key("partial_rotary_factor") { self.number("partial_rotary_factor") } else { Ok(1.0) }
-    }
-
-    /// The width that is rotated. The default rotation ignores `partial_rotary_factor`.
-    fn rotary_dim(&self) -> Result<usize> {
-        let dim = (self.head_dim as f64 * self.rotary_share()?) as usize;
-        if dim.div_ceil(2) == self.head_dim / 2 { Ok(dim) } else { Err(unsupported("partial_rotary_factor is not 1")) }
-    }
-
-    /// `theta^(-2i / dim)` for each pair of channels.
-    fn frequencies(&self, dim: usize) -> Result<Vec<f32>> {
-        Ok(frequencies(self.number("rope_theta")?, dim, dim.div_ceil(2)))
-    }
-
-    /// Every frequency is divided by the factor.
-    fn linear(&self) -> Result<(Rope, f64)> {
-        let (base, factor) = (self.frequencies(self.rotary_dim()?)?, self.number("factor")?);
-        let inv_freq = base.iter().map(|frequency| frequency / factor as f32).collect();
-        Ok((Rope { inv_freq, factor: 1.0 }, self.positions as f64 * factor))
-    }
-
-    /// As linear, with the slow channels not rotated at all; frequencies are those of the whole head.
-    fn proportional(&self) -> Result<(Rope, f64)> {
-        let factor = if self.members.contains_key("factor") { self.number("factor")? } else { 1.0 };
-        let pairs = self.head_dim / 2;
-        let rotated = (self.rotary_share()? * self.head_dim as f64 / 2.0).floor();
-        if !(0.0..=pairs as f64).contains(&rotated) {
-            return Err(invalid("partial_rotary_factor").with_expected("a number from 0 to 1"));
-        }
-        let base = frequencies(self.number("rope_theta")?, self.head_dim, rotated as usize);
-        let mut inv_freq: Vec<f32> = base.iter().map(|frequency| frequency / factor as f32).collect();
-        inv_freq.resize(pairs, 0.0);
-        Ok((Rope { inv_freq, factor: 1.0 }, self.positions as f64 * factor))
-    }
-
-    /// NTK scaling, up to the length beyond which its base grows with the sequence.
-    fn dynamic(&self) -> Result<Rope> {
-        let (dim, factor, positions) = (self.rotary_dim()? as f64, self.number("factor")?, self.positions as f64);
-        let stretch = factor * positions / positions - (factor - 1.0);
-        let theta = self.number("rope_theta")? * stretch.powf(dim / (dim - 2.0));
-        let dim = dim as usize;
-        Ok(Rope { inv_freq: frequencies(theta, dim, dim.div_ceil(2)), factor: 1.0 })
-    }
-
-    /// Llama 3.1: the frequencies of long wavelengths are divided by the factor, those of short ones are kept, the rest is
-    /// interpolated.
-    fn llama3(&self) -> Result<Rope> {
-        let base = self.frequencies(self.rotary_dim()?)?;
-        if let Some(flag @ Value::Bool(_)) = self.members.get("low_freq_factor") {
-            // The one number that torch does not take a flag for.
-            return Err(wrong("low_freq_factor", "a number", flag));
-        }
-        let (low, high) = (self.divisor("low_freq_factor")?, self.divisor("high_freq_factor")?);
-        let original = self.number("original_max_position_embeddings")?;
-        let factor = self.number("factor")? as f32;
-        let (longest, shortest) = ((original / low) as f32, (original / high) as f32);
-        let blend = |frequency: f32| {
-            let wavelength = (2.0 * PI) as f32 / frequency;
-            if wavelength > longest {
-                frequency / factor
-            } else if wavelength < shortest {
-                frequency
-            } else {
-                let smooth = (original as f32 / wavelength - low as f32) / (high - low) as f32;
-                (1.0 - smooth) * frequency / factor + smooth * frequency
-            }
-        };
-        Ok(Rope { inv_freq: base.into_iter().map(blend).collect(), factor: 1.0 })
-    }
-
-    /// YaRN (arXiv 2309.00071): interpolation for slow channels, extrapolation for fast ones, a linear ramp between them.
-    fn yarn(&self) -> Result<(Rope, f64)> {
-        let theta = self.number("rope_theta")?;
-        let original = self.divisor("original_max_position_embeddings")?;
-        if !self.members.contains_key("factor") {
-            return Err(invalid("factor").with_expected("a number or null").with_found("nothing"));
-        }
-        let factor = self.optional_number("factor")?.unwrap_or(self.positions as f64 / original);
-        let non_zero = |name: &str| Ok::<_, crate::Error>(self.optional_number(name)?.filter(|value| *value != 0.0));
-        let magnitude = |mscale: f64| 0.1 * mscale * factor.ln() + 1.0;
-        let has_magnitudes =
-            ["mscale", "mscale_all_dim"].iter().all(|name| self.members.get(*name).is_some_and(is_truthy));
-        let attention_factor = match self.optional_number("attention_factor")? {
-            Some(given) => given,
-            None if factor <= 1.0 => 1.0,
-            None if has_magnitudes => magnitude(self.number("mscale")?) / magnitude(self.number("mscale_all_dim")?),
-            None => magnitude(1.0),
-        };
-
-        let rotary_dim = self.rotary_dim()?;
-        if rotary_dim != self.head_dim {
-            return Err(unsupported("partial_rotary_factor is not 1"));
-        }
-        let dim = rotary_dim as f64;
-        let turns_at = |turns: f64| dim * (original / (turns * 2.0 * PI)).ln() / (2.0 * theta.ln());
-        let fast = turns_at(non_zero("beta_fast")?.unwrap_or(32.0));
-        let slow = turns_at(non_zero("beta_slow")?.unwrap_or(1.0));
-        if !(fast.is_finite() && slow.is_finite()) {
-            return Err(invalid("rope_parameters").with_expected("positive numbers, and a rope_theta other than 1"));
-        }
-        let (low, high) = match self.members.get("truncate").is_none_or(is_truthy) {
-            true => (fast.floor(), slow.ceil()),
-            false => (fast, slow),
-        };
-        let (low, mut high) = (low.max(0.0), high.min(dim - 1.0));
-        if low == high {
-            high += 0.001;
-        }
-        let ramp = |channel: usize| ((channel as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
-        let blend = |(channel, extrapolated): (usize, f32)| {
-            let interpolated = extrapolated / factor as f32;
-            let keep = 1.0 - ramp(channel);
-            interpolated * (1.0 - keep) + extrapolated * keep
-        };
-        let base = frequencies(theta, rotary_dim, rotary_dim.div_ceil(2));
-        let inv_freq = base.into_iter().enumerate().map(blend).collect();
-        Ok((Rope { inv_freq, factor: attention_factor as f32 }, original * factor))
-    }
-}
-
-/// `theta^(-2i / dim)` for the first pairs of channels.
-fn frequencies(theta: f64, dim: usize, pairs: usize) -> Vec<f32> {
-    (0..pairs).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / dim as f32)).collect()
+    Ok(OverriddenRotation { rotation, theta, linear_factor })
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
+    use super::super::family_table::FAMILIES;
     use super::*;
-    use crate::error::ErrorCode;
 
-    /// The embedding of 16 channels and 64 positions that the members of config.json describe.
-    fn read(config: Value) -> Result<RotaryEmbedding> {
-        rotary_embedding(&Fields::of(&config)?, &[], 16, 64, &RopeOverrides::default())
+    /// The rotations of 16 channels and 64 positions that the members of config.json describe for two layers of a family.
+    fn read_as(model_type: &str, types: &[&str], config: &Value) -> Result<RotaryEmbeddings> {
+        let family = FAMILIES.iter().find(|family| family.model_type == model_type).expect("a family");
+        let (windows, is_rotated) = (vec![None; 2], vec![true; 2]);
+        let attention = LayerAttention { windows, types: types.to_vec(), is_rotated };
+        rotary_embeddings(family, &Fields::of(config)?, &attention, 16, 64, &RopeOverrides::default())
+    }
+
+    fn read(config: Value) -> Result<RotaryEmbeddings> {
+        read_as("llama", &[], &config)
+    }
+
+    fn first(rotary: RotaryEmbeddings) -> Rope {
+        rotary.ropes[0].as_deref().expect("rotated").clone()
     }
 
     fn rope(parameters: Value) -> Rope {
-        read(json!({"rope_parameters": parameters})).expect("readable").rope
+        first(read(json!({"rope_parameters": parameters})).expect("readable"))
     }
 
     #[test]
@@ -368,7 +207,7 @@ mod tests {
 
     #[test]
     fn the_old_spelling_precedes_the_new_one_and_inner_members_precede_outer_ones() {
-        let scaling = |config: Value| read(config).expect("readable").rope.inv_freq;
+        let scaling = |config: Value| first(read(config).expect("readable")).inv_freq;
         let linear = |factor: f64, theta: f64| {
             scaling(json!({"rope_parameters": {"rope_type": "linear", "factor": factor, "rope_theta": theta}}))
         };
@@ -391,8 +230,93 @@ mod tests {
 
     #[test]
     fn an_unknown_rope_type_is_refused_by_name() {
-        let error = read(json!({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}})).expect_err("refused");
+        let error = read(json!({"rope_scaling": {"rope_type": "spiral", "factor": 4.0}})).expect_err("refused");
         assert_eq!(error.code(), ErrorCode::ModelFeatureUnsupported);
-        assert!(error.to_string().contains("longrope"));
+        assert!(error.to_string().contains("spiral"));
+    }
+
+    #[test]
+    fn longrope_reaches_as_far_as_its_short_divisors_hold() {
+        let divisors = |first: f64| (0..8).map(|i| first + f64::from(i)).collect::<Vec<_>>();
+        let config = |short: f64, long: f64| {
+            json!({"original_max_position_embeddings": 16,
+                   "rope_scaling": {"type": "longrope", "short_factor": divisors(short), "long_factor": divisors(long)}})
+        };
+        let rotary = read_as("phi3", &[], &config(1.0, 2.0)).expect("readable");
+        assert_eq!((rotary.max_positions, rotary.position_limit), (16, Some(16)));
+        let (long, plain) = (first(rotary), rope(json!({})));
+        assert!((f64::from(long.factor) - (1.0 + 4f64.ln() / 16f64.ln()).sqrt()).abs() < 1e-6);
+        for (pair, (scaled, plain)) in long.inv_freq.iter().zip(&plain.inv_freq).enumerate() {
+            assert!((scaled * (1 + pair) as f32 / plain - 1.0).abs() < 1e-6);
+        }
+        let same = read_as("phi3", &[], &config(2.0, 2.0)).expect("readable");
+        assert_eq!((same.max_positions, same.position_limit), (64, None));
+        for older in ["su", "yarn"] {
+            let mut config = config(1.0, 2.0);
+            config["rope_scaling"]["type"] = older.into();
+            assert_eq!(read_as("phi3", &[], &config).expect("readable").position_limit, Some(16), "{older}");
+        }
+        let mut short = config(1.0, 2.0);
+        short["rope_scaling"]["long_factor"] = json!([1.0, 2.0]);
+        assert_eq!(read_as("phi3", &[], &short).expect_err("refused").code(), ErrorCode::ModelConfigInvalid);
+        let linear = json!({"rope_scaling": {"type": "linear", "factor": 2.0}});
+        assert_eq!(read_as("phi3", &[], &linear).expect_err("refused").code(), ErrorCode::ModelFeatureUnsupported);
+    }
+
+    #[test]
+    fn a_part_of_a_head_is_rotated_where_the_model_can() {
+        let pairs = |model_type, config: Value| {
+            read_as(model_type, &[], &config).map(|rotary| first(rotary).inv_freq.len()).ok()
+        };
+        assert_eq!(pairs("glm", json!({})), Some(4));
+        assert_eq!(pairs("glm4", json!({"partial_rotary_factor": null})), Some(8));
+        assert_eq!(pairs("phi3", json!({"partial_rotary_factor": 0.75})), Some(6));
+        assert_eq!(pairs("phi3", json!({"partial_rotary_factor": null})), None);
+        let inside = json!({"partial_rotary_factor": 0.75, "rope_parameters": {"partial_rotary_factor": 0.25}});
+        assert_eq!(pairs("glm", inside), Some(2));
+        assert_eq!(pairs("glm", json!({"partial_rotary_factor": 1.5})), None);
+        // Without scaling, other models ignore the member.
+        assert_eq!(pairs("llama", json!({"partial_rotary_factor": 0.5})), Some(8));
+    }
+
+    #[test]
+    fn each_type_of_layer_may_have_parameters_of_its_own() {
+        let types = [SLIDING, FULL];
+        let second = |model_type, config: &Value| {
+            let rotary = read_as(model_type, &types, config).expect("readable");
+            let frequency = |layer: usize| rotary.ropes[layer].as_ref().expect("rotated").inv_freq[4];
+            (frequency(0), frequency(1), rotary.theta)
+        };
+        let root = |theta: f64| (1.0 / theta.sqrt()) as f32;
+        let near = |(a, b, theta): (f32, f32, f64), (x, y, base): (f32, f32, f64)| {
+            assert!((a / x - 1.0).abs() < 1e-5 && (b / y - 1.0).abs() < 1e-5 && theta == base, "{a} {b} {theta}");
+        };
+        near(second("gemma3_text", &json!({})), (root(1e4), root(1e6), 1e6));
+        let old = json!({"rope_theta": 1e5, "rope_local_base_freq": 1e3,
+                         "rope_scaling": {"rope_type": "linear", "factor": 8.0}});
+        near(second("gemma3_text", &old), (root(1e3), root(1e5) / 8.0, 1e5));
+        let new = json!({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 4, "rope_theta": 1e5},
+                                             "sliding_attention": {"rope_type": "default", "rope_theta": 1e2}}});
+        near(second("gemma3_text", &new), (root(1e2), root(1e5) / 4.0, 1e5));
+        near(second("olmo3", &json!({"rope_theta": 1e4})), (root(5e5), root(1e4), 1e4));
+        let stretched = read_as("gemma3_text", &types, &old).expect("readable");
+        assert_eq!((stretched.max_positions, stretched.linear_factor), (64, 8.0));
+        let flat = json!({"rope_parameters": {"rope_type": "linear"}, "rope_scaling": {"factor": 2.0}});
+        assert!(read_as("gemma3_text", &types, &flat).is_err());
+        // A type of its own is nothing that other models know.
+        assert!(read_as("qwen2", &types, &new).is_err());
+    }
+
+    #[test]
+    fn the_temperature_of_queries_is_part_of_the_rope_parameters() {
+        let temperature = |config: Value| read_as("ministral3", &[], &config).map(|rotary| rotary.query_temperature);
+        let released = temperature(json!({})).expect("readable").expect("has one");
+        assert_eq!((released.beta, released.positions), (0.1, 16384.0));
+        let own = json!({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "llama_4_scaling_beta": 0.25,
+                                             "original_max_position_embeddings": 8}});
+        let own = temperature(own).expect("readable").expect("has one");
+        assert_eq!((own.beta, own.positions), (0.25, 8.0));
+        assert!(temperature(json!({"rope_parameters": {"rope_type": "default"}})).is_err());
+        assert!(read(json!({})).expect("readable").query_temperature.is_none());
     }
 }

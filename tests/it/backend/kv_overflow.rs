@@ -1,9 +1,7 @@
 //! Keys and values that the KV cache cannot hold: the rows that see them are NaN, and are named; no other row changes.
 
-use std::sync::Arc;
-
 use exlora::adapter::batch::AdapterBatch;
-use exlora::backend::{AttentionSpec, KvDType, KvShape, Rope, StepRows};
+use exlora::backend::{AttentionSpec, KvDType, KvShape, StepRows};
 
 use support::Rng;
 use support::harness::{Device, Harness, bits, fast, isas, oracle};
@@ -40,18 +38,7 @@ impl Case {
         let shape =
             KvShape { layers: 1, pages: 4, page_tokens: 8, kv_heads: KV_HEADS, head_dim: DIM, dtype: self.dtype };
         let kv = harness.compute().create_kv(shape).expect("a cache");
-        let spec = AttentionSpec {
-            layer: 0,
-            heads: HEADS,
-            kv_heads: KV_HEADS,
-            head_dim: DIM,
-            scale: 0.5,
-            window: self.window,
-            q_norm: None,
-            k_norm: None,
-            norm_eps: 1e-5,
-            rope: Arc::new(Rope { inv_freq: Vec::new(), factor: 1.0 }),
-        };
+        let spec = AttentionSpec { scale: 0.5, window: self.window, ..AttentionSpec::new(HEADS, KV_HEADS, DIM) };
         let mut rows = StepRows::default();
         rows.push(0..ROWS, [2, 0]);
         rows.push(0..ROWS, [1, 3]);

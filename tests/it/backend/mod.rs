@@ -5,5 +5,6 @@ mod int8_activations;
 mod kv_overflow;
 mod parity;
 mod parity_adapters;
+mod rows;
 #[cfg(feature = "cuda")]
 mod strip64;

@@ -8,7 +8,10 @@ use std::sync::Arc;
 use exlora::ErrorCode;
 use exlora::adapter::batch::{AdapterBatch, SlotId};
 use exlora::backend::cpu::Isa;
-use exlora::backend::{Activation, AttentionSpec, KvDType, KvShape, Rope, StepRows, Write};
+use exlora::backend::{
+    Activation, AttentionSpec, HeadNorm, HeadNormScope, HeadSpec, KvDType, KvShape, MlpShape, NormKind, NormSpec,
+    QueryTemperature, Rope, RopeLayout, StepRows, Write,
+};
 use exlora::quant::QuantGroup;
 use exlora::tensor::DType;
 use proptest::prelude::*;
@@ -46,7 +49,7 @@ impl Case {
         let slots: Vec<SlotId> = (0..rng.below(4)).map(|i| SlotId(2 * i as u32 + 1)).collect();
         let adapters = slots.iter().map(|&slot| (slot, random_adapter(rng, inputs, &widths))).collect();
         let mixtures = (0..rows).map(|_| random_mixture(rng, &slots)).collect();
-        let write = if rng.below(2) == 0 { Write::Replace } else { Write::Add };
+        let write = [Write::Replace, Write::ADD, Write::Add { factor: 0.22 }][rng.below(3)];
         let (x, y) = (rng.normals(rows * inputs, 1.0), rng.normals(rows * outputs, 1.0));
         Self { inputs, outputs, members, adapters, x, y, mixtures, write }
     }
@@ -186,7 +189,7 @@ proptest! {
             let chosen = case.pick(&picked);
             let ids: Vec<u32> = picked.iter().map(|&row| row as u32).collect();
             let mut logits = vec![f32::NAN; picked.len() * case.outputs];
-            harness.compute().head(group, x, &ids, &route(&chosen.mixtures), &mut logits, case.outputs).expect("the head runs");
+            harness.compute().head(&HeadSpec::of(group), x, &ids, &route(&chosen.mixtures), &mut logits, case.outputs).expect("the head runs");
             prop_assert_eq!(bits(&logits), bits(&chosen.run(fast(isa, 1))));
         }
     }
@@ -204,8 +207,8 @@ proptest! {
             let (x, gate_up) = (harness.put(width, &x), harness.put(2 * width, &gate_up));
             let out = [(); 3].map(|()| harness.buffer(width, rows));
             let base = AdapterBatch::default();
-            harness.compute().norm(weight, 1e-5, x, rows, &base, out[0]).expect("the norm runs");
-            harness.compute().activate(Activation::Silu, gate_up, rows, out[1]).expect("the gate runs");
+            harness.compute().norm(&NormSpec::rms(weight, 1e-5), x, rows, &base, out[0], Write::Replace).expect("the norm runs");
+            harness.compute().activate(Activation::Silu, MlpShape::Gated, gate_up, rows, out[1]).expect("the gate runs");
             harness.compute().embed(table, &tokens, 1.25, &base, out[2]).expect("tokens embed");
             out.map(|out| harness.get(out, width, rows))
         };
@@ -219,6 +222,30 @@ proptest! {
     }
 }
 
+/// Norms of queries and keys, and their weights.
+#[derive(Clone)]
+struct HeadNorms {
+    kind: NormKind,
+    scope: HeadNormScope,
+    q: Tensor,
+    k: Tensor,
+    /// Of queries alone.
+    bias: Option<Tensor>,
+}
+
+impl HeadNorms {
+    fn random(rng: &mut Rng, heads: usize, kv_heads: usize, dim: usize) -> Self {
+        let scope = [HeadNormScope::Head, HeadNormScope::HeadOwn, HeadNormScope::All][rng.below(3)];
+        let mut tensor = |heads: usize| {
+            let shape = scope.weight_shape(heads, dim);
+            Tensor::new(DType::F32, &shape, &rng.normals(shape.iter().product(), 1.0))
+        };
+        let (q, k, bias) = (tensor(heads), tensor(kv_heads), tensor(heads));
+        let kind = [NormKind::Rms, NormKind::Layer][rng.below(2)];
+        Self { kind, scope, q, k, bias: (rng.below(2) == 0).then_some(bias) }
+    }
+}
+
 /// Sequences of random length under one attention.
 #[derive(Clone)]
 struct Attention {
@@ -226,8 +253,10 @@ struct Attention {
     kv_heads: usize,
     dim: usize,
     window: Option<usize>,
-    norms: Option<(Vec<f32>, Vec<f32>)>,
-    rope: Arc<Rope>,
+    score_cap: Option<f32>,
+    query_temperature: Option<QueryTemperature>,
+    norms: Option<HeadNorms>,
+    rope: Option<Arc<Rope>>,
     dtype: KvDType,
     /// q,k,v of each position of each sequence.
     sequences: Vec<Vec<f32>>,
@@ -250,14 +279,18 @@ impl Attention {
         // without norm, and turned by an angle of zero. What norms and angles do is seen where keys are stored as f32.
         let exact_keys = dtype != KvDType::F32;
         let frequency = |i| if exact_keys { 0.0 } else { 10000f32.powf(-(i as f32) / pairs as f32) };
-        let rope = Arc::new(Rope { inv_freq: (0..pairs).map(frequency).collect(), factor: [1.0, 1.2][rng.below(2)] });
+        let layout = [RopeLayout::Halves, RopeLayout::Pairs][rng.below(2)];
+        let rope = Rope { inv_freq: (0..pairs).map(frequency).collect(), factor: [1.0, 1.2][rng.below(2)], layout };
+        let rope = (rng.below(5) > 0).then(|| Arc::new(rope));
         let width = (heads + 2 * kv_heads) * dim;
         Self {
             heads,
             kv_heads,
             dim,
             window: [None, Some(1), Some(7), Some(40)][rng.below(4)],
-            norms: (!exact_keys && rng.below(2) == 0).then(|| (rng.normals(dim, 1.0), rng.normals(dim, 1.0))),
+            score_cap: [None, None, Some(1.5), Some(20.0)][rng.below(4)],
+            query_temperature: (rng.below(3) == 0).then_some(QueryTemperature { beta: 0.3, positions: 8.0 }),
+            norms: (!exact_keys && rng.below(3) > 0).then(|| HeadNorms::random(rng, heads, kv_heads, dim)),
             rope,
             dtype,
             sequences: (0..1 + rng.below(3))
@@ -292,18 +325,21 @@ impl Attention {
     fn run_after(&self, device: Device, chunk: usize, page_tokens: usize, stale: Option<f32>) -> Vec<Vec<f32>> {
         let mut harness = Harness::open(device);
         let (width, out_width) = (self.width(), self.heads * self.dim);
-        let norms = self.norms.as_ref().map(|(q, k)| (harness.norm_weight(q).0, harness.norm_weight(k).0));
+        let norms = self.norms.as_ref().map(|HeadNorms { kind, scope, q, k, bias }| {
+            [(q, bias.as_ref()), (k, None)].map(|(weight, bias)| {
+                let (id, _) = harness.norm_with(weight, bias, 0.0);
+                HeadNorm { norm: NormSpec { id, kind: *kind, eps: 1e-6 }, scope: *scope }
+            })
+        });
         let spec = AttentionSpec {
             layer: 1,
-            heads: self.heads,
-            kv_heads: self.kv_heads,
-            head_dim: self.dim,
-            scale: (self.dim as f32).powf(-0.5),
+            score_cap: self.score_cap,
             window: self.window,
-            q_norm: norms.map(|(q, _)| q),
-            k_norm: norms.map(|(_, k)| k),
-            norm_eps: 1e-6,
-            rope: Arc::clone(&self.rope),
+            q_norm: norms.map(|[q, _]| q),
+            k_norm: norms.map(|[_, k]| k),
+            rope: self.rope.clone(),
+            query_temperature: self.query_temperature,
+            ..AttentionSpec::new(self.heads, self.kv_heads, self.dim)
         };
         // Pages of the sequences are interleaved and run backwards, so that no order is taken for granted.
         let tokens = |sequence: &Vec<f32>| sequence.len() / width;
@@ -542,18 +578,7 @@ fn a_cache_larger_than_memory_is_an_error() {
 fn pages_outside_the_cache_are_an_error() {
     let case = Attention { window: None, norms: None, ..Attention::random(1) };
     let (kv_heads, head_dim) = (case.kv_heads, case.dim);
-    let spec = AttentionSpec {
-        layer: 0,
-        heads: case.heads,
-        kv_heads,
-        head_dim,
-        scale: 1.0,
-        window: None,
-        q_norm: None,
-        k_norm: None,
-        norm_eps: 0.0,
-        rope: Arc::clone(&case.rope),
-    };
+    let spec = AttentionSpec { rope: case.rope.clone(), ..AttentionSpec::new(case.heads, kv_heads, head_dim) };
     for device in [Device::CPU, oracle()] {
         let mut harness = Harness::open(device);
         let shape = KvShape { layers: 1, pages: 2, page_tokens: 16, kv_heads, head_dim, dtype: KvDType::F16 };

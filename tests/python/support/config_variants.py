@@ -7,6 +7,7 @@ configs that transformers' config classes accept cannot be computed.
 
 import json
 import random
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,17 @@ import transformers
 transformers.utils.logging.set_verbosity_error()
 torch.set_num_threads(1)
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+# Families whose layers have no attention windows; those in which all layers have the same; those with rope parameters for
+# each type of layer.
+FULL_FAMILIES = ("llama", "granite", "gemma", "glm", "glm4", "olmo2", "cohere")
+UNIFORM_FAMILIES = ("mistral", "ministral3", "phi3", "starcoder2")
+TYPED_ROPE_FAMILIES = ("gemma3_text", "olmo3")
+FAMILIES = (
+    *FULL_FAMILIES,
+    *UNIFORM_FAMILIES,
+    *TYPED_ROPE_FAMILIES,
+    *("qwen2", "qwen3", "ministral", "gemma2", "cohere2", "smollm3"),
+)
 HIDDEN, LAYERS, HEADS, KV_HEADS, VOCAB, POSITIONS = 32, 3, 4, 2, 64, 64
 # Longer than the windows and than the original contexts of the scaled rotary embeddings.
 PROMPT = [(7 + 31 * i + i * i // 3) % VOCAB for i in range(24)]
@@ -36,7 +47,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "vocab_size": ([64, 80], [64.0, None, 0]),
     "max_position_embeddings": ([64, 256, ABSENT], [0, 64.0, None, "64"]),
     "rms_norm_eps": ([1e-5, 1e-6, ABSENT], [0.0, 1, -1.0, None, "1e-5", True]),
-    "hidden_act": (["silu", "swish", ABSENT], ["gelu", "SiLU", "nobodys", None, 1]),
+    "hidden_act": (["silu", "swish", "gelu", "gelu_pytorch_tanh", ABSENT], ["relu", "SiLU", "nobodys", None, 1]),
     "tie_word_embeddings": ([True, False, ABSENT], [None, 1, "true"]),
     "attention_bias": ([True, False, ABSENT], [None, 1]),
     "mlp_bias": ([True, False, ABSENT], [None, 0]),
@@ -62,7 +73,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "pad_token_id": ([0, 63, None, ABSENT], [-1, 64, -65, [0], 0.0]),
     "dtype": (["float32", "float16", None, ABSENT], ["nobodys", "auto"]),
     "torch_dtype": (["float32", "bfloat16", None, ABSENT], ["nobodys", "auto", 5]),
-    "model_type": (list(FAMILIES), ["ministral", "nobodys", None, 1, ABSENT]),
+    "model_type": (["llama", "mistral", "qwen2", "qwen3"], ["nobodys", None, 1, ABSENT]),
     "architectures": ([None, [], ABSENT, ["LlamaForCausalLM"], ["Qwen2ForCausalLM"]], [["MambaForCausalLM"], "x", 1]),
     "use_cache": ([True, False], [None, 0]),
     "attention_dropout": ([0.0, 0], [None, "0"]),
@@ -74,6 +85,43 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "partial_rotary_factor": ([1.0, None], [0.5, 0.96, 1, "1"]),
     "rope_theta": ([10000.0, 500, 1e6], [None, 0, -5.0, 1.0, "10000", True]),
     "somebodys_own_key": ([None, {"a": [1]}, "text"], []),
+}
+
+# Members that only some families read.
+OWN_VALUES: dict[tuple[str, ...], dict[str, tuple[list[Any], list[Any]]]] = {
+    ("gemma2", "gemma3_text"): {
+        "hidden_activation": (["gelu_pytorch_tanh", "silu", "gelu", ABSENT], [None, 1, "relu"]),
+        "query_pre_attn_scalar": ([16, 8, ABSENT], [0, -1, 16.0, None]),
+        "attn_logit_softcapping": ([2.0, None, ABSENT], [1, "2.0"]),
+        "final_logit_softcapping": ([5.0, None, ABSENT], [1, True]),
+    },
+    ("gemma", "gemma2", "gemma3_text"): {"use_bidirectional_attention": ([None, False, ABSENT], [True])},
+    ("gemma3_text", "cohere2"): {"sliding_window_pattern": ([2, 3, ABSENT], [0, None, "2"])},
+    ("gemma3_text",): {"rope_local_base_freq": ([1000.0, 500, ABSENT], [None, "500"])},
+    ("granite",): {
+        "embedding_multiplier": ([3.0, 2, ABSENT], [None, "1", True]),
+        "residual_multiplier": ([0.22, 1, ABSENT], [None]),
+        "attention_multiplier": ([0.1, 1, ABSENT], [None]),
+        "logits_scaling": ([4.0, 2, ABSENT], [None, 0]),
+    },
+    ("cohere", "cohere2"): {
+        "logit_scale": ([0.25, ABSENT], [None, 1]),
+        "layer_norm_eps": ([1e-5, 1e-6, ABSENT], [None, 1]),
+    },
+    ("cohere",): {"use_qk_norm": ([True, False, None, ABSENT], [1, "true"])},
+    ("starcoder2",): {
+        "norm_epsilon": ([1e-5, 1e-6, ABSENT], [None, 1]),
+        "use_bias": ([True, False, ABSENT], [None, 1]),
+    },
+    ("phi3", "starcoder2"): {
+        "resid_pdrop": ([0.0, 0], []),
+        "residual_dropout": ([0.0, 0], []),
+        "embedding_dropout": ([0.0], []),
+    },
+    ("smollm3",): {
+        "no_rope_layers": ([None, ABSENT, [1, 0, 1], [0, 0, 1, 1]], [[1], [1.0, 1, 1], "x", [True, False, True]]),
+        "no_rope_layer_interval": ([2, 3, ABSENT], [0, None]),
+    },
 }
 
 # The parameters of each kind of rotary embedding.
@@ -92,7 +140,12 @@ ROPE_PARAMETERS: dict[str, dict[str, list[Any]]] = {
         "mscale_all_dim": [ABSENT, 0.5, 1.0],
         "truncate": [ABSENT, True, False, None],
     },
-    "longrope": {"factor": [2.0], "short_factor": [[1.0] * 4], "long_factor": [[2.0] * 4]},
+    "longrope": {
+        "factor": [2.0, None, ABSENT],
+        "short_factor": [[1.0, 1.5, 2, 2.5], [1.0] * 4, [1.0] * 2],
+        "long_factor": [[2.0] * 4, [2.0] * 4, [1.0] * 4],
+        "attention_factor": [ABSENT, ABSENT, None, 1.5],
+    },
     "nobodys": {"factor": [2.0]},
 }
 ODD_PARAMETER = [None, "2", 0, -1.0, True, ABSENT, [2.0], 0.5]
@@ -101,14 +154,17 @@ ODD_PARAMETER = [None, "2", 0, -1.0, True, ABSENT, [2.0], 0.5]
 def variant(seed: int) -> str:
     """The text of a config.json."""
     draw = random.Random(seed)
-    config = base(draw.choice(FAMILIES))
+    family = draw.choice(FAMILIES)
+    config = base(family)
+    own = {name: values for members, all_ in OWN_VALUES.items() if family in members for name, values in all_.items()}
     names = draw.sample(sorted(VALUES), draw.choice([0, 1, 1, 1, 2, 3]))
+    names += draw.sample(sorted(own), min(len(own), draw.choice([0, 1, 2])))
     for name in names:
-        usual, odd = VALUES[name]
+        usual, odd = own.get(name) or VALUES[name]
         value = draw.choice(odd if odd and draw.random() < 0.35 else usual)
         _set(config, name, value)
     if draw.random() < 0.5:
-        _draw_rope(draw, config)
+        _draw_rope(draw, config, family)
     if isinstance(config.get("layer_types"), list) and draw.random() < 0.8:
         config["num_hidden_layers"] = LAYERS
         if draw.random() < 0.7:
@@ -118,9 +174,10 @@ def variant(seed: int) -> str:
 
 def base(family: str) -> dict[str, Any]:
     """The config.json of a tiny model."""
+    names = {"gemma3_text": "Gemma3", "smollm3": "SmolLM3"}
     config: dict[str, Any] = {
         "model_type": family,
-        "architectures": [f"{family.capitalize()}ForCausalLM"],
+        "architectures": [f"{names.get(family, family.capitalize())}ForCausalLM"],
         "hidden_size": HIDDEN,
         "intermediate_size": 48,
         "num_hidden_layers": LAYERS,
@@ -131,8 +188,13 @@ def base(family: str) -> dict[str, Any]:
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
     }
-    if family == "qwen3":
+    if family in ("qwen3", "ministral", "ministral3", "gemma", "gemma2", "gemma3_text", "glm", "glm4"):
         config["head_dim"] = 8
+    if family in ("ministral3", "glm", "glm4", "phi3", "smollm3"):
+        # The default is outside of so small a vocabulary.
+        config["pad_token_id"] = 0
+    if family in ("ministral", "gemma2", "gemma3_text", "olmo3", "cohere2"):
+        config["sliding_window"] = 6
     return config
 
 
@@ -143,8 +205,10 @@ def _set(config: dict[str, Any], name: str, value: Any) -> None:
         config[name] = value
 
 
-def _draw_rope(draw: random.Random, config: dict[str, Any]) -> None:
+def _draw_rope(draw: random.Random, config: dict[str, Any], family: str) -> None:
     kind = draw.choice([*ROPE_PARAMETERS, "linear", "yarn", "llama3"])
+    if family == "phi3" and draw.random() < 0.8:
+        kind = draw.choice(["default", "longrope", "longrope", "yarn"])
     rope: dict[str, Any] = {}
     for name, values in ROPE_PARAMETERS[kind].items():
         _set(rope, name, draw.choice(values))
@@ -170,8 +234,14 @@ def _draw_rope(draw: random.Random, config: dict[str, Any]) -> None:
             _set(place, "partial_rotary_factor", draw.choice([1.0, 0.5, 0.96, None, 1]))
     if draw.random() < 0.05:
         rope["mrope_section"] = [1, 1, 2]
-    if draw.random() < 0.05:
+    if family == "ministral3" and draw.random() < 0.8:
+        rope["llama_4_scaling_beta"] = draw.choice([0.1, 0.5, 1])
+    if draw.random() < (0.5 if family in TYPED_ROPE_FAMILIES else 0.05):
         rope = {FULL: rope}
+        if draw.random() < 0.5:
+            rope[SLIDING] = draw.choice([None, {}, {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}])
+        if draw.random() < 0.2:
+            rope["truncate"] = False
     where = draw.choice(["rope_scaling", "rope_scaling", "rope_parameters", "rope_parameters", "both", "odd"])
     if where in ("rope_scaling", "both"):
         config["rope_scaling"] = rope
@@ -218,21 +288,30 @@ class Description:
     bos_token_id: int | None
     pad_token_id: int | None
     sliding_windows: tuple[int | None, ...]
-    rope_inv_freq: tuple[float, ...]
-    rope_attention_factor: float
+    layer_rope_inv_freq: tuple[tuple[float, ...] | None, ...]
+    rope_attention_factor: float | None
 
     def differences(self, other: "Description") -> list[str]:
         """The members that differ, floats by more than rounding."""
         differing = []
         for name, value in vars(self).items():
             theirs = getattr(other, name)
-            if name.startswith("rope") or name == "norm_eps":
-                is_equal = np.shape(value) == np.shape(theirs) and np.allclose(value, theirs, rtol=2e-6, atol=0)
+            if name in ("layer_rope_inv_freq", "rope_attention_factor", "norm_eps"):
+                is_equal = _is_close(value, theirs)
             else:
                 is_equal = value == theirs
             if not is_equal:
                 differing.append(f"{name}: {value} and {theirs}")
         return differing
+
+
+def _is_close(ours: Any, theirs: Any) -> bool:
+    """Whether two numbers, or tuples of them with None among them, are equal but for rounding."""
+    if ours is None or theirs is None:
+        return ours is theirs
+    if isinstance(ours, tuple | list):
+        return len(ours) == len(theirs) and all(map(_is_close, ours, theirs))
+    return bool(np.isclose(ours, theirs, rtol=2e-6, atol=0))
 
 
 class Refused(Exception):
@@ -272,9 +351,9 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 def _last_logits(model: torch.nn.Module) -> torch.Tensor:
     """Those of the last token, which follows the others in the cache.
 
-    A Llama is run without: it ignores `sliding_window`, but its cache does not, and may contradict it.
+    A family without windows is run without: it ignores `sliding_window`, but its cache does not, and may contradict it.
     """
-    if model.config.model_type == "llama":
+    if model.config.model_type in FULL_FAMILIES:
         return logits(model)[-1:]
     ids = torch.tensor([PROMPT]) % model.config.vocab_size
     cache = model(input_ids=ids[:, :-1], use_cache=True).past_key_values
@@ -288,29 +367,58 @@ def describe(model: Any) -> Description:
     attention, mlp = layers[0].self_attn, layers[0].mlp
     eos = config.eos_token_id
     eos_ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
-    rotary = model.model.rotary_emb
+    # Phi stores q, k and v as one, which has no bias.
+    is_fused = hasattr(attention, "qkv_proj")
+    query = config.num_attention_heads * attention.head_dim if is_fused else attention.q_proj.out_features
+    key = (attention.qkv_proj.out_features - query) // 2 if is_fused else attention.k_proj.out_features
+    down = mlp.c_proj if hasattr(mlp, "c_proj") else mlp.down_proj
+    norm = model.model.norm
     return Description(
         architecture=type(model).__name__,
-        hidden_size=attention.q_proj.in_features,
-        intermediate_size=mlp.down_proj.in_features,
+        hidden_size=attention.o_proj.out_features,
+        intermediate_size=down.in_features,
         num_hidden_layers=len(layers),
-        num_attention_heads=attention.q_proj.out_features // attention.head_dim,
-        num_key_value_heads=attention.k_proj.out_features // attention.head_dim,
+        num_attention_heads=query // attention.head_dim,
+        num_key_value_heads=key // attention.head_dim,
         head_dim=attention.head_dim,
         vocab_size=model.lm_head.out_features,
         max_seq_len=_max_model_len(config),
-        norm_eps=model.model.norm.variance_epsilon,
+        norm_eps=norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps,
         tie_word_embeddings=model.lm_head.weight is model.model.embed_tokens.weight,
-        qkv_bias=attention.q_proj.bias is not None,
+        qkv_bias=not is_fused and attention.q_proj.bias is not None,
         o_bias=attention.o_proj.bias is not None,
-        mlp_bias=mlp.down_proj.bias is not None,
+        mlp_bias=down.bias is not None,
         eos_token_ids=tuple(token for token in eos_ids if token >= 0),
         bos_token_id=_id(config.bos_token_id),
         pad_token_id=_id(config.pad_token_id),
         sliding_windows=tuple(_window(config, layer.self_attn) for layer in layers),
-        rope_inv_freq=tuple(rotary.original_inv_freq.tolist()),
-        rope_attention_factor=float(rotary.attention_scaling),
+        layer_rope_inv_freq=tuple(_frequencies(model, layer) for layer in range(len(layers))),
+        rope_attention_factor=_attention_factor(model),
     )
+
+
+def _is_rotated(attention: Any) -> bool:
+    if attention.config.model_type == "cohere2":
+        return attention.sliding_window is not None
+    return bool(getattr(attention, "use_rope", True))
+
+
+def _frequencies(model: Any, layer: int) -> tuple[float, ...] | None:
+    if not _is_rotated(model.model.layers[layer].self_attn):
+        return None
+    is_typed = model.config.model_type in TYPED_ROPE_FAMILIES
+    prefix = f"{model.config.layer_types[layer]}_" if is_typed else ""
+    return tuple(getattr(model.model.rotary_emb, f"{prefix}original_inv_freq").tolist())
+
+
+def _attention_factor(model: Any) -> float | None:
+    """That of the layers that see farthest, if they are rotated."""
+    config, rotary = model.config, model.model.rotary_emb
+    if config.model_type in TYPED_ROPE_FAMILIES:
+        kind = FULL if FULL in config.layer_types else SLIDING
+        return float(getattr(rotary, f"{kind}_attention_scaling"))
+    is_any_rotated = any(_is_rotated(layer.self_attn) for layer in model.model.layers)
+    return float(rotary.attention_scaling) if is_any_rotated else None
 
 
 def _id(token: int | None) -> int | None:
@@ -318,15 +426,20 @@ def _id(token: int | None) -> int | None:
 
 
 def _window(config: Any, attention: Any) -> int | None:
-    # A Llama ignores the member; a Mistral keeps it in its config, the others in their layers.
-    if config.model_type == "llama":
+    # A Llama ignores the member; a Mistral keeps it in its config, others in their layers.
+    if config.model_type in FULL_FAMILIES:
         return None
-    return config.sliding_window if config.model_type == "mistral" else attention.sliding_window
+    return config.sliding_window if config.model_type in UNIFORM_FAMILIES else attention.sliding_window
 
 
 def _max_model_len(config: Any) -> int:
     """The length that vLLM derives, except that its dynamic scaling is not transformers'."""
     rope, length = config.rope_parameters, config.max_position_embeddings
+    if config.model_type in TYPED_ROPE_FAMILIES:
+        used = [rope[kind] for kind in set(config.layer_types)]
+        return min([length, *(_longrope_limit(rope) for rope in used if rope["rope_type"] == "longrope")])
+    if rope["rope_type"] == "longrope":
+        return max(1, min(length, _longrope_limit(rope)))
     if rope["rope_type"] in ("default", "llama3", "dynamic"):
         return length
     if rope["rope_type"] == "yarn":
@@ -334,3 +447,16 @@ def _max_model_len(config: Any) -> int:
         original = getattr(config, "original_max_position_embeddings", rope["original_max_position_embeddings"])
         return max(1, int(length if rope["factor"] is None else original * rope["factor"]))
     return max(1, int(length * rope.get("factor", 1.0)))
+
+
+def is_longrope(config: Any) -> bool:
+    """Whether a rotation of the model depends on the length of the sequence in that way."""
+    rope = config.rope_parameters
+    used = [rope[kind] for kind in set(config.layer_types)] if config.model_type in TYPED_ROPE_FAMILIES else [rope]
+    return any(rope["rope_type"] == "longrope" for rope in used)
+
+
+def _longrope_limit(rope: dict[str, Any]) -> int:
+    """The length beyond which its frequencies are others, for all positions."""
+    same = np.array_equal(np.float32(rope["short_factor"]), np.float32(rope["long_factor"]))
+    return sys.maxsize if same else int(rope["original_max_position_embeddings"])

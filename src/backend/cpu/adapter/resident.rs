@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! group, repeat   [A of q | rows of q | A of k | …]   tiles of 16      member: W?  b?  ids of its rows  B, b_B, m, a b c
-//! table, repeat   E?  rows  A^T [token][rank]  B …                     norm: values
+//! table, repeat   E?  rows  A^T [token][rank]  B …                     norm: its packed values
 //! ```
 
 use super::embedding::EmbeddingDelta;
@@ -73,8 +73,8 @@ impl Adapter {
         for (&at, delta) in &sorted.tables {
             tables.set(at, EmbeddingDelta::lay_out(&mut layout, delta));
         }
-        for (&at, weight) in &sorted.norms {
-            norms.set(at, layout.take::<f32>(weight.view().len()));
+        for &at in sorted.norms.keys() {
+            norms.set(at, layout.take::<f32>(base.norm(at.0).map_or(0, |(form, _)| form.len())));
         }
         let mut adapter = Self { region: layout.map()?, groups, tables, norms };
         adapter.fill(pool, base, &sorted, between_parts)?;
@@ -103,9 +103,9 @@ impl Adapter {
             delta.fill(region, source);
             delta.fill_magnitude(pool, base, &base.tables[table], region, source, between_parts)?;
         }
-        for (&(norm, repeat), weight) in &sorted.norms {
-            let Some(&part) = self.norms.get(norm, repeat) else { continue };
-            weight.view().read_f32(0..weight.view().len(), region.part_mut(part));
+        for (&(norm, repeat), source) in &sorted.norms {
+            let (Some(&part), Some((form, packed))) = (self.norms.get(norm, repeat), base.norm(norm)) else { continue };
+            form.replace(packed, source, region.part_mut(part))?;
         }
         Ok(())
     }
@@ -125,7 +125,7 @@ impl Adapter {
         self.tables.get(table, repeat)
     }
 
-    /// The weight that replaces a norm's.
+    /// The packed values that replace a norm's.
     pub(crate) fn norm(&self, norm: usize, repeat: u32) -> Option<&[f32]> {
         self.norms.get(norm, repeat).map(|&part| self.region.part(part))
     }

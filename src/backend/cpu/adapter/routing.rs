@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use super::resident::Adapter;
 use crate::adapter::batch::AdapterBatch;
+use crate::backend::NormSpec;
+use crate::backend::cpu::kernels::rowwise::RowNorm;
 use crate::error::{Error, ErrorCode, Result};
 
 /// Which resident adapters act on which rows.
@@ -89,9 +91,12 @@ impl<'a> Routing<'a> {
     }
 }
 
-/// A norm's weight, with those of adapters that replace it.
+/// A norm, with what adapters replace of it.
 #[derive(Clone, Copy)]
 pub(crate) struct RoutedNorm<'a> {
+    spec: NormSpec,
+    /// Channels that it has weights for.
+    pub(crate) width: usize,
     base: &'a [f32],
     norm: usize,
     routing: Routing<'a>,
@@ -99,20 +104,21 @@ pub(crate) struct RoutedNorm<'a> {
 }
 
 impl<'a> RoutedNorm<'a> {
-    /// The norm with index `norm`, whose base weight is `base`.
-    pub(crate) fn new(routing: Routing<'a>, norm: usize, base: &'a [f32]) -> Self {
-        let repeat = routing.repeat();
+    /// A norm over `width` channels, whose packed values are `base`.
+    pub(crate) fn new(routing: Routing<'a>, spec: NormSpec, width: usize, base: &'a [f32]) -> Self {
+        let (norm, repeat) = (spec.id.0 as usize, routing.repeat());
         let is_replaced = routing.segments().any(|(_, adapter, _)| adapter.norm(norm, repeat).is_some());
-        Self { base, norm, routing, is_replaced }
+        Self { spec, width, base, norm, routing, is_replaced }
     }
 
-    /// Number of values.
-    pub(crate) fn len(&self) -> usize {
-        self.base.len()
+    /// As it acts on a row.
+    pub(crate) fn of_row(&self, row: usize) -> RowNorm<'a> {
+        let (weight, bias) = self.values_of_row(row).split_at(self.width);
+        RowNorm { kind: self.spec.kind, eps: self.spec.eps, weight, bias }
     }
 
-    /// Its values for a row.
-    pub(crate) fn of_row(&self, row: usize) -> &'a [f32] {
+    /// Its packed values for a row, `[weights, biases]` or weights alone.
+    fn values_of_row(&self, row: usize) -> &'a [f32] {
         if !self.is_replaced {
             return self.base;
         }

@@ -2,7 +2,7 @@
 //! `runtime/kv_cache.rs` lays them out.
 //!
 //! ```text
-//! score   s[j] = scale * sum over channels c, ascending, of q[c] k[j, c]             (fused)
+//! score   s[j] = scale * sum over channels c, ascending, of q[c] k[j, c]             (fused), then cap * tanh(s[j] / cap)
 //! peak    max s;  weight  p[j] = exp(s[j] - peak)
 //! part    peak, sum of p[j], sum over positions j, ascending, of p[j] v[j]           (fused)
 //! ```
@@ -17,6 +17,7 @@
 #![allow(unsafe_code, reason = "vector loads through pointers, inside loops that must not check bounds")]
 
 use super::kv_format::{KvFormat, View};
+use super::rowwise::bound;
 use super::tile::prefetch_line;
 use super::vector::{LANES, LINE, Vector};
 
@@ -130,7 +131,11 @@ unsafe fn attend_some<V: Vector, F: KvFormat, const Q: usize>(
         {
             let (sums, rest) = part.split_at_mut(view.value_stride);
             sums.fill(0.0);
-            (rest[PEAK], rest[SUM]) = exponentiate::<V>(&mut scores[seen.first - start..=seen.last - start]);
+            let scores = &mut scores[seen.first - start..=seen.last - start];
+            if view.score_cap.is_some() {
+                bound::<V>(1.0, view.score_cap, scores);
+            }
+            (rest[PEAK], rest[SUM]) = exponentiate::<V>(scores);
         }
         let weights = Weights { values: scores.as_ptr(), stride, start };
         let mut query = 0;

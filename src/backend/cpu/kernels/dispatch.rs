@@ -5,20 +5,21 @@
 
 #![allow(unsafe_code, reason = "kernels are compiled for instruction sets that are detected at run time")]
 
+use super::activate::{self, ActivateFn};
 use super::attend::{self, AttendFn, Seen};
 use super::dequantize::{self, DequantizeFn};
 use super::digits::{self, DigitProductFn, Digits, SplitFn};
 use super::int8::{self, RoundFn};
 use super::isa::Isa;
 use super::kv_format::{Codes, Floats, View};
-use super::rowwise::{self, GateFn, NormFn};
+use super::rowwise::{self, BoundFn, NormFn, RowNorm};
 use super::tile::{self, ExpandFn, ProductFn, Span, SquaresFn, Tiles, Width};
 use super::vector::{F16, F32, LANES, Scalar};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};
 #[cfg(target_arch = "x86_64")]
 use super::x86_integers::{Integers256, Integers512};
-use crate::backend::KvDType;
+use crate::backend::{Activation, KvDType, Write};
 
 /// Maximum rows of one product call.
 pub(crate) const MAX_ROWS: usize = 8;
@@ -34,7 +35,8 @@ pub(crate) struct Kernels {
     dequantize: DequantizeFn,
     expand: ExpandFn,
     norm: NormFn,
-    silu_gate: GateFn,
+    bound: BoundFn,
+    activate: ActivateFn,
     attend_f16: AttendFn,
     attend_f32: AttendFn,
     attend_q8: AttendFn,
@@ -233,24 +235,31 @@ impl Kernels {
         unsafe { (self.expand)(b.as_ptr(), width, t, coefficient, y) };
     }
 
-    /// RMS norm of one row: `out = weight * x / sqrt(mean(x^2) + eps)`.
+    /// `out = ` or `+= weight * normed(x) + bias` of one row.
     ///
     /// # Panics
     /// If the lengths differ.
     #[inline]
-    pub(crate) fn norm(&self, weight: &[f32], eps: f32, x: &[f32], out: &mut [f32]) {
+    pub(crate) fn norm(&self, norm: &RowNorm<'_>, x: &[f32], write: Write, out: &mut [f32]) {
         // SAFETY: the table exists only where its instruction set does.
-        unsafe { (self.norm)(weight, eps, x, out) };
+        unsafe { (self.norm)(norm, x, write, out) };
     }
 
-    /// `out = silu(gate) * up` of one row.
+    /// `x = cap * tanh(factor * x / cap)`, or `factor * x` without a cap.
+    #[inline]
+    pub(crate) fn bound(&self, factor: f32, cap: Option<f32>, x: &mut [f32]) {
+        // SAFETY: the table exists only where its instruction set does.
+        unsafe { (self.bound)(factor, cap, x) };
+    }
+
+    /// `out = act(x) * up`, or `out = act(x)` without `up`, of one row.
     ///
     /// # Panics
     /// If the lengths differ.
     #[inline]
-    pub(crate) fn silu_gate(&self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    pub(crate) fn activate(&self, activation: Activation, x: &[f32], up: Option<&[f32]>, out: &mut [f32]) {
         // SAFETY: the table exists only where its instruction set does.
-        unsafe { (self.silu_gate)(gate, up, out) };
+        unsafe { (self.activate)(activation, x, up, out) };
     }
 
     /// The parts `[queries][part_len]` of query vectors `q [queries][head_dim]`, normed and rotated, for what each sees of one
@@ -339,15 +348,21 @@ macro_rules! kernels_for {
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn norm(weight: &[f32], eps: f32, x: &[f32], out: &mut [f32]) {
+            unsafe fn norm(norm: &RowNorm<'_>, x: &[f32], write: Write, out: &mut [f32]) {
                 // SAFETY: as `product`.
-                unsafe { rowwise::norm::<$vector>(weight, eps, x, out) }
+                unsafe { rowwise::norm::<$vector>(norm, x, write, out) }
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn silu_gate(gate: &[f32], up: &[f32], out: &mut [f32]) {
+            unsafe fn bound(factor: f32, cap: Option<f32>, x: &mut [f32]) {
                 // SAFETY: as `product`.
-                unsafe { rowwise::silu_gate::<$vector>(gate, up, out) }
+                unsafe { rowwise::bound::<$vector>(factor, cap, x) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn activate(activation: Activation, x: &[f32], up: Option<&[f32]>, out: &mut [f32]) {
+                // SAFETY: as `product`.
+                unsafe { activate::activate::<$vector>(activation, x, up, out) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -405,7 +420,8 @@ macro_rules! kernels_for {
                     dequantize,
                     expand,
                     norm,
-                    silu_gate,
+                    bound,
+                    activate,
                     attend_f16,
                     attend_f32,
                     attend_q8,
@@ -513,30 +529,94 @@ static AVX512_VNNI: Kernels = avx512::with(Isa::Avx512Vnni, Some(avx512_vnni_int
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_gate_is_silu_over_the_whole_range() {
-        let gates: Vec<f32> = (-2000..2000).map(|i| i as f32 * 0.05).chain([0.0, -0.0, 1e30, 1e4, -1e4]).collect();
-        let up = vec![1.5; gates.len()];
-        for isa in Isa::ALL {
-            let Some(kernels) = Kernels::of(isa) else { continue };
-            let mut out = vec![0.0; gates.len()];
-            kernels.silu_gate(&gates, &up, &mut out);
-            for (&gate, &found) in gates.iter().zip(&out) {
-                let x = f64::from(gate);
-                let expected = 1.5 * x / (1.0 + (-x).exp());
-                let tolerance = 4e-7 * expected.abs() + 1e-30;
-                assert!((f64::from(found) - expected).abs() <= tolerance, "{isa}: silu({gate}) = {found}");
+    /// Values over the whole range, and where functions saturate.
+    fn values() -> Vec<f32> {
+        (-2000..2000)
+            .map(|i| i as f32 * 0.05)
+            .chain((-100..100).map(|i| i as f32 * 1e-4))
+            .chain([-0.0, 1e4, -1e4])
+            .collect()
+    }
+
+    fn kernels() -> impl Iterator<Item = &'static Kernels> {
+        Isa::ALL.into_iter().filter_map(Kernels::of)
+    }
+
+    /// Compares a function with its formula in f64: within `tolerance(x, expected)` everywhere.
+    fn check(activation: Activation, formula: impl Fn(f64) -> f64, tolerance: impl Fn(f64, f64) -> f64) {
+        let x = values();
+        let up = vec![1.5; x.len()];
+        for kernels in kernels() {
+            let (mut gated, mut plain) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+            kernels.activate(activation, &x, Some(&up), &mut gated);
+            kernels.activate(activation, &x, None, &mut plain);
+            for ((&x, gated), plain) in x.iter().zip(gated).zip(plain) {
+                assert_eq!(gated, 1.5 * plain);
+                let expected = formula(f64::from(x));
+                let error = (f64::from(plain) - expected).abs();
+                let most = tolerance(f64::from(x), expected) + 1e-30;
+                assert!(error <= most, "{}: {activation:?}({x}) = {plain}, not {expected}", kernels.isa);
             }
         }
     }
 
     #[test]
+    fn silu_is_its_formula_over_the_whole_range() {
+        check(Activation::Silu, |x| x / (1.0 + (-x).exp()), |_, expected| 4e-7 * expected.abs());
+    }
+
+    #[test]
+    fn gelu_by_tanh_is_its_formula_over_the_whole_range() {
+        let u = |x: f64| (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
+        let tolerance = |x: f64, expected: f64| 1e-7 * (4.0 + 3.0 * u(x).abs()) * expected.abs();
+        check(Activation::GeluTanh, |x| x / (1.0 + (-2.0 * u(x)).exp()), tolerance);
+    }
+
+    #[test]
+    fn gelu_has_the_values_of_the_normal_distribution() {
+        // P(x) by Simpson's rule over the density, from x to where nothing is left.
+        let tail = |x: f64| {
+            let (steps, width) = (4000, 12.0 / 4000.0);
+            let density = |i: usize| (-(x + i as f64 * width).powi(2) / 2.0).exp();
+            let weight = |i: usize| if i == 0 || i == steps { 1.0 } else { [2.0, 4.0][i % 2] };
+            let sum: f64 = (0..=steps).map(|i| weight(i) * density(i)).sum();
+            sum * width / 3.0 / (2.0 * std::f64::consts::PI).sqrt()
+        };
+        let formula = |x: f64| if x < 0.0 { x * tail(-x) } else { x - x * tail(x) };
+        let tolerance = |x: f64, expected: f64| {
+            if x > 0.0 { 3e-7 * x } else { 1e-7 * (5.0 + x * x) * expected.abs() + 1e-12 }
+        };
+        check(Activation::Gelu, formula, tolerance);
+    }
+
+    #[test]
+    fn a_bound_is_its_tanh_also_near_zero_and_only_a_factor_without_a_cap() {
+        let x = values();
+        for kernels in kernels() {
+            let mut capped = x.clone();
+            kernels.bound(0.5, Some(3.0), &mut capped);
+            for (&x, &found) in x.iter().zip(&capped) {
+                let expected = 3.0 * (0.5 * f64::from(x) / 3.0).tanh();
+                let error = (f64::from(found) - expected).abs();
+                assert!(error <= 1e-6 * expected.abs(), "{}: {x} became {found}, not {expected}", kernels.isa);
+            }
+            let mut scaled = x.clone();
+            kernels.bound(0.5, None, &mut scaled);
+            assert!(x.iter().zip(scaled).all(|(x, scaled)| 0.5 * x == scaled));
+        }
+    }
+
+    #[test]
     fn nan_stays_nan() {
-        for isa in Isa::ALL {
-            let Some(kernels) = Kernels::of(isa) else { continue };
-            let mut out = [0.0; 2];
-            kernels.silu_gate(&[f32::NAN, 1.0], &[1.0, 1.0], &mut out);
-            assert!(out[0].is_nan() && !out[1].is_nan());
+        for kernels in kernels() {
+            for activation in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
+                let mut out = [0.0; 2];
+                kernels.activate(activation, &[f32::NAN, 1.0], Some(&[1.0, 1.0]), &mut out);
+                assert!(out[0].is_nan() && !out[1].is_nan());
+            }
+            let mut bounded = [f32::NAN, 1.0];
+            kernels.bound(1.0, Some(2.0), &mut bounded);
+            assert!(bounded[0].is_nan() && !bounded[1].is_nan());
         }
     }
 }

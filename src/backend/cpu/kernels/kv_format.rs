@@ -37,6 +37,8 @@ pub(crate) struct View<'a> {
     pub(crate) block_table: &'a [u32],
     /// Factor on the scores.
     pub(crate) scale: f32,
+    /// Bound of the scaled scores.
+    pub(crate) score_cap: Option<f32>,
 }
 
 impl View<'_> {

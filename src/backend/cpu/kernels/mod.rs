@@ -1,6 +1,7 @@
 //! What computes on one thread: pure functions over slices, compiled for each instruction set. Kernels know neither the
 //! thread pool nor adapters.
 
+pub(crate) mod activate;
 pub(crate) mod attend;
 pub(crate) mod dequantize;
 pub(crate) mod digits;

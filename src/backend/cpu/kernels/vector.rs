@@ -142,6 +142,34 @@ pub(crate) trait Vector: Copy {
         }
         p.mul(n.exp2_of_integer())
     }
+
+    /// `e^self - 1` within 4 units in the last place, also near 0; clamped to `[-1, e^88]`, NaN stays NaN.
+    ///
+    /// As [`Vector::exp`], with `e^x - 1 = 2^n (e^r - 1) + (2^n - 1)`, whose second term is 0 near 0.
+    #[inline(always)]
+    fn exp_m1(self) -> Self {
+        // SAFETY: `self` proves the instruction set.
+        let splat = |value| unsafe { Self::splat(value) };
+        let x = splat(88.0).min(splat(-87.336_54).max(self));
+        let n = x.mul(splat(std::f32::consts::LOG2_E)).round();
+        let r = n.mul_add(splat(-0.693_359_4), x);
+        let r = n.mul_add(splat(2.121_944_4e-4), r);
+        let mut p = splat(1.0 / 5040.0);
+        for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0] {
+            p = p.mul_add(r, splat(c));
+        }
+        let power = n.exp2_of_integer();
+        p.mul(r).mul_add(power, power.sub(splat(1.0)))
+    }
+
+    /// The hyperbolic tangent, `e / (e + 2)` with `e = exp(2 self) - 1`; within 8 units in the last place, NaN stays NaN.
+    #[inline(always)]
+    fn tanh(self) -> Self {
+        // SAFETY: `self` proves the instruction set.
+        let two = unsafe { Self::splat(2.0) };
+        let e = self.mul(two).exp_m1();
+        e.div(e.add(two))
+    }
 }
 
 /// The portable vector: plain loops.

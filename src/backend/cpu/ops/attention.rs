@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use super::kv_append::{HeadNorms, HeadPreparer, KeyValue, Rotations, append, rotations};
+use super::kv_append::{HeadNorms, HeadPreparer, KeyValue, Rotations, append, norm_all_heads, rotations};
 use crate::backend::cpu::kernels::attend::{PEAK, SEGMENT, SUM, Seen, part_len, scores_len};
 use crate::backend::cpu::kernels::dispatch::Kernels;
 use crate::backend::cpu::runtime::arena::grow;
@@ -27,7 +27,7 @@ use crate::backend::cpu::runtime::buffers::{Output, Rows};
 use crate::backend::cpu::runtime::kv_cache::KvCache;
 use crate::backend::cpu::runtime::threads::{Disjoint, Pool};
 use crate::backend::kv_quant::rotate_to_read;
-use crate::backend::{AttentionSpec, StepRows};
+use crate::backend::{AttentionSpec, RopeLayout, StepRows};
 use crate::error::Result;
 
 /// Query vectors of a block, unless a single row has more: their sums stay in a core's own caches.
@@ -43,6 +43,8 @@ const MULTIPLIES_PER_NS: usize = 32;
 #[derive(Default)]
 pub(crate) struct Scratch {
     rotations: Vec<Rotations>,
+    /// Queries and keys under norms over all heads.
+    normed: Vec<f32>,
     threads: Vec<ThreadScratch>,
     key_values: Vec<KeyValue>,
     blocks: Vec<Block>,
@@ -101,7 +103,6 @@ struct Attention<'a> {
     cache: &'a KvCache,
     spec: &'a AttentionSpec,
     rows: &'a StepRows,
-    qkv: Rows<'a>,
     preparer: HeadPreparer<'a>,
 }
 
@@ -126,13 +127,18 @@ pub(crate) fn run(
     spec.check(&layout.shape, rows)?;
     let group = spec.heads / spec.kv_heads;
     let part = part_len(layout.value_stride);
-    let Scratch { rotations: known, threads, key_values, blocks, parts, unfinished, kv_overflows } = scratch;
+    let Scratch { rotations: known, normed, threads, key_values, blocks, parts, unfinished, kv_overflows } = scratch;
+    let rope = spec.rope.as_ref();
     let preparer = HeadPreparer {
         kernels,
         norms,
-        eps: spec.norm_eps,
-        rotations: rotations(known, &spec.rope, &rows.positions),
-        pairs: spec.rope.inv_freq.len(),
+        heads: norm_all_heads(pool, kernels, norms, spec, (rows.len(), qkv), normed)?,
+        layout: rope.map_or(RopeLayout::Halves, |rope| rope.layout),
+        rotations: match rope {
+            Some(rope) => rotations(known, rope, &rows.positions),
+            None => &[],
+        },
+        pairs: rope.map_or(0, |rope| rope.inv_freq.len()),
     };
 
     key_values.resize_with(pool.threads(), KeyValue::default);
@@ -161,7 +167,7 @@ pub(crate) fn run(
         grow(&mut own.merged, queries * part)?;
     }
 
-    let attention = Attention { kernels, cache, spec, rows, qkv, preparer };
+    let attention = Attention { kernels, cache, spec, rows, preparer };
     let (threads, parts) = (Disjoint::new(threads), Disjoint::new(parts));
     let out = Disjoint::new(output.y);
     pool.run_on(workers, tasks, |task, thread| {
@@ -277,9 +283,12 @@ impl Attention<'_> {
     fn prepare(&self, block: &Block, head: usize, q: &mut [f32]) {
         let (dim, width) = (self.spec.head_dim, self.group() * self.spec.head_dim);
         for (row, q) in block.rows.clone().zip(q.chunks_exact_mut(width)) {
-            let x = &self.qkv.row(row)[head * width..(head + 1) * width];
-            for (x, q) in x.chunks_exact(dim).zip(q.chunks_exact_mut(dim)) {
-                self.preparer.prepare(row, self.preparer.norms.q, x, q);
+            let temperature = self.spec.query_temperature.map(|temperature| temperature.at(self.rows.positions[row]));
+            for (query_head, q) in (head * self.group()..).zip(q.chunks_exact_mut(dim)) {
+                self.preparer.prepare(row, self.preparer.norms.q, (query_head, query_head * dim), q);
+                if let Some(temperature) = temperature {
+                    q.iter_mut().for_each(|q| *q *= temperature);
+                }
                 self.rotate_to_read(q);
             }
         }

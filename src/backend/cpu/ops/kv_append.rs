@@ -4,12 +4,14 @@
 
 use std::sync::Arc;
 
+use super::rowwise::{NORMED_PER_NS, for_rows};
 use crate::backend::cpu::adapter::routing::RoutedNorm;
 use crate::backend::cpu::kernels::dispatch::Kernels;
+use crate::backend::cpu::runtime::arena::grow;
 use crate::backend::cpu::runtime::buffers::Rows;
 use crate::backend::cpu::runtime::kv_cache::KvCache;
 use crate::backend::cpu::runtime::threads::{Disjoint, Pool};
-use crate::backend::{AttentionSpec, Rope, StepRows};
+use crate::backend::{AttentionSpec, HeadNormScope, Rope, RopeLayout, StepRows, Write};
 use crate::error::Result;
 
 /// Keys and values that a thread prepares and stores in a nanosecond.
@@ -44,35 +46,105 @@ pub(super) fn rotations<'a>(known: &'a mut Vec<Rotations>, rope: &Arc<Rope>, pos
     &rotations.values
 }
 
-/// The norms over heads, if the model has them.
+/// The norms of queries and keys, if the layer has them.
 #[derive(Clone, Copy)]
 pub(crate) struct HeadNorms<'a> {
-    pub(crate) q: Option<RoutedNorm<'a>>,
-    pub(crate) k: Option<RoutedNorm<'a>>,
+    pub(crate) q: Option<RoutedHeadNorm<'a>>,
+    pub(crate) k: Option<RoutedHeadNorm<'a>>,
 }
 
-/// Where a head's norm and rotation come from.
+/// A norm of queries or keys.
+#[derive(Clone, Copy)]
+pub(crate) struct RoutedHeadNorm<'a> {
+    pub(crate) norm: RoutedNorm<'a>,
+    pub(crate) scope: HeadNormScope,
+}
+
+impl RoutedHeadNorm<'_> {
+    fn is_over_all_heads(&self) -> bool {
+        self.scope == HeadNormScope::All
+    }
+}
+
+/// Norms queries and keys where their norms are over all heads: `[rows, (heads + kv_heads) * head_dim]` in `normed`, or what
+/// `qkv` has where no norm is.
+///
+/// # Errors
+/// `memory_exhausted`; `internal` if a task panicked.
+pub(super) fn norm_all_heads<'a>(
+    pool: &mut Pool,
+    kernels: &Kernels,
+    norms: HeadNorms<'_>,
+    spec: &AttentionSpec,
+    (rows, qkv): (usize, Rows<'a>),
+    normed: &'a mut Vec<f32>,
+) -> Result<Rows<'a>> {
+    if ![norms.q, norms.k].iter().flatten().any(RoutedHeadNorm::is_over_all_heads) {
+        return Ok(qkv);
+    }
+    let q_width = spec.heads * spec.head_dim;
+    let width = q_width + spec.kv_heads * spec.head_dim;
+    grow(normed, rows * width)?;
+    for_rows(pool, rows, width, NORMED_PER_NS, normed, width, |row, out| {
+        let ((q, k), (q_out, k_out)) = (qkv.row(row)[..width].split_at(q_width), out.split_at_mut(q_width));
+        for (norm, x, out) in [(norms.q, q, q_out), (norms.k, k, k_out)] {
+            match norm.filter(RoutedHeadNorm::is_over_all_heads) {
+                Some(RoutedHeadNorm { norm, .. }) => kernels.norm(&norm.of_row(row), x, Write::Replace, out),
+                None => out.copy_from_slice(x),
+            }
+        }
+    })?;
+    Ok(Rows { values: normed, stride: width })
+}
+
+/// Where heads, their norms and rotations come from.
 pub(super) struct HeadPreparer<'a> {
     pub(super) kernels: &'a Kernels,
     pub(super) norms: HeadNorms<'a>,
-    pub(super) eps: f32,
+    /// Queries, then keys of each row; normed where the norm is over all heads.
+    pub(super) heads: Rows<'a>,
+    pub(super) layout: RopeLayout,
     /// `[row][cos, sin][pair]`
     pub(super) rotations: &'a [f32],
     pub(super) pairs: usize,
 }
 
 impl HeadPreparer<'_> {
-    /// Norms and rotates one head of one row.
-    pub(super) fn prepare(&self, row: usize, norm: Option<RoutedNorm<'_>>, x: &[f32], out: &mut [f32]) {
-        match norm {
-            Some(weight) => self.kernels.norm(weight.of_row(row), self.eps, x, out),
+    /// Norms and rotates one head of one row, which begins at channel `first` of the row.
+    pub(super) fn prepare(
+        &self,
+        row: usize,
+        norm: Option<RoutedHeadNorm<'_>>,
+        (head, first): (usize, usize),
+        out: &mut [f32],
+    ) {
+        let dim = out.len();
+        let x = &self.heads.row(row)[first..first + dim];
+        match norm.filter(|norm| !norm.is_over_all_heads()) {
+            Some(RoutedHeadNorm { norm, scope }) => {
+                let of_row = norm.of_row(row);
+                let of_head = match scope {
+                    HeadNormScope::HeadOwn => of_row.of_channels(head * dim..(head + 1) * dim),
+                    _ => of_row,
+                };
+                self.kernels.norm(&of_head, x, Write::Replace, out);
+            }
             None => out.copy_from_slice(x),
         }
         let rotations = &self.rotations[row * 2 * self.pairs..(row + 1) * 2 * self.pairs];
-        let (cos, sin) = rotations.split_at(self.pairs);
-        let (first, rest) = out.split_at_mut(self.pairs);
-        for (((a, b), cos), sin) in first.iter_mut().zip(rest).zip(cos).zip(sin) {
-            (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+        let turns = rotations[..self.pairs].iter().zip(&rotations[self.pairs..]);
+        match self.layout {
+            RopeLayout::Halves => {
+                let (first, rest) = out.split_at_mut(self.pairs);
+                for ((a, b), (cos, sin)) in first.iter_mut().zip(rest).zip(turns) {
+                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                }
+            }
+            RopeLayout::Pairs => {
+                for ([a, b], (cos, sin)) in out.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
+                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                }
+            }
         }
     }
 }
@@ -117,7 +189,7 @@ pub(super) fn append(
             let page = rows.block_tables[rows.sequences[row] as usize][position / page_tokens] as usize;
             let k = (spec.heads + head) * dim;
             let v = k + spec.kv_heads * dim;
-            preparer.prepare(row, preparer.norms.k, &qkv.row(row)[k..k + dim], key);
+            preparer.prepare(row, preparer.norms.k, (head, k), key);
             value.copy_from_slice(&qkv.row(row)[v..v + dim]);
             let start = page * layout.page_bytes() + layout.keys_of(spec.layer, head);
             // SAFETY: keys and values of a head belong to its task alone, which takes one row's at a time.

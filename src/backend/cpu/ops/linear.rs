@@ -15,13 +15,12 @@ use std::ops::Range;
 use super::epilogue::Epilogue;
 use super::rowwise::for_rows;
 use super::shrink::{Shrunk, row_blocks, shrink};
-use crate::backend::Write;
 use crate::backend::cpu::adapter::resident::Adapter;
 use crate::backend::cpu::adapter::routing::Routing;
 use crate::backend::cpu::kernels::dispatch::{Kernels, MAX_ROWS};
 use crate::backend::cpu::kernels::vector::LANES;
 use crate::backend::cpu::runtime::arena::{Arena, grow};
-use crate::backend::cpu::runtime::buffers::{Inputs, Output};
+use crate::backend::cpu::runtime::buffers::{Inputs, Output, Store};
 use crate::backend::cpu::runtime::threads::{Disjoint, Pool};
 use crate::backend::cpu::weights::group::{Group, PackedInput};
 use crate::backend::cpu::weights::pack::DenseTiles;
@@ -210,7 +209,7 @@ impl<'a> Context<'a> {
         scratch: &Scratch,
     ) -> Result<()> {
         let epilogue = Epilogue::new(self.kernels, self.arena, self.routing, self.group_index, &scratch.shrunk);
-        let (stride, write) = (output.stride, output.write);
+        let (stride, store) = (output.stride, output.store);
         let out = Disjoint::new(output.y);
         let weights = &scratch.weights;
         pool.run_on(threads, weights.last().map_or(0, WeightRows::end_task), |task, _| {
@@ -251,9 +250,13 @@ impl<'a> Context<'a> {
                     // SAFETY: each row and tile belongs to one task.
                     let out = unsafe { out.part(start..start + outputs.min(first + count * LANES) - first) };
                     for (out, y) in out.chunks_mut(LANES).zip(sums.iter().step_by(MAX_ROWS)) {
-                        match write {
-                            Write::Replace => out.copy_from_slice(&y[..out.len()]),
-                            Write::Add => out.iter_mut().zip(y).for_each(|(out, y)| *out += *y),
+                        match store {
+                            Store::Replace => out.copy_from_slice(&y[..out.len()]),
+                            Store::Add { factor } => out.iter_mut().zip(y).for_each(|(out, y)| *out += factor * *y),
+                            Store::Bounded { factor, cap } => {
+                                out.copy_from_slice(&y[..out.len()]);
+                                self.kernels.bound(factor, cap, out);
+                            }
                         }
                     }
                 }

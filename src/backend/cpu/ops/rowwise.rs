@@ -3,6 +3,9 @@
 use crate::backend::cpu::runtime::threads::Pool;
 use crate::error::Result;
 
+/// Values of a row that a thread norms in a nanosecond.
+pub(crate) const NORMED_PER_NS: usize = 8;
+
 /// Calls `row(i, out row i)` for each row, on as many threads as are worth it if one computes `values_per_ns` values in a
 /// nanosecond. `stride` is the distance of rows in `out`, `width` what of it is written.
 ///

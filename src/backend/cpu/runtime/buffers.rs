@@ -1,8 +1,8 @@
 //! Activations of a step.
 
 use super::arena::Region;
-use crate::backend::Write;
 use crate::backend::cpu::kernels::tile::BLOCK;
+use crate::backend::{HeadSpec, Write};
 use crate::error::{Error, ErrorCode, Result};
 
 /// Rows of activations, `stride` values apart; the padding beyond a row's width is zero.
@@ -107,5 +107,34 @@ pub(crate) struct Output<'a> {
     pub(crate) stride: usize,
     /// Values of a row that may be written.
     pub(crate) width: usize,
-    pub(crate) write: Write,
+    pub(crate) store: Store,
+}
+
+/// What is done with a linear's results where they are stored.
+#[derive(Clone, Copy)]
+pub(crate) enum Store {
+    /// They replace what is there.
+    Replace,
+    /// They are added to it, times a factor.
+    Add { factor: f32 },
+    /// They are multiplied by a factor and bounded by a cap, and replace what is there.
+    Bounded { factor: f32, cap: Option<f32> },
+}
+
+impl From<Write> for Store {
+    fn from(write: Write) -> Self {
+        match write {
+            Write::Replace => Store::Replace,
+            Write::Add { factor } => Store::Add { factor },
+        }
+    }
+}
+
+impl From<&HeadSpec> for Store {
+    fn from(head: &HeadSpec) -> Self {
+        match *head {
+            HeadSpec { multiplier: 1.0, cap: None, .. } => Store::Replace,
+            HeadSpec { multiplier: factor, cap, .. } => Store::Bounded { factor, cap },
+        }
+    }
 }

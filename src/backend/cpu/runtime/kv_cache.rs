@@ -52,6 +52,7 @@ impl KvCache {
             value_codes: layout.value_codes,
             block_table,
             scale: spec.scale,
+            score_cap: spec.score_cap,
         }
     }
 

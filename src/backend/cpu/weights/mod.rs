@@ -13,12 +13,20 @@ use self::group::Group;
 use super::kernels::dispatch::Kernels;
 use super::runtime::arena::{Arena, ArenaSlice};
 use super::runtime::threads::Pool;
+use crate::backend::packed_norm::PackedNorm;
 use crate::backend::sorted_deltas::{PlacedSite, SitePlace};
-use crate::backend::{ActivationDType, EmbeddingId, GroupId, LinearSource, NormId};
+use crate::backend::{ActivationDType, EmbeddingId, GroupId, LinearSource, NormId, NormSource};
 use crate::checkpoint::TensorOnDisk;
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::{SiteId, SitePart};
 use crate::tensor::{TensorView, shape_text};
+
+/// A norm, whose packed values are in the arena.
+pub(crate) struct Norm {
+    /// The form of the values.
+    pub(crate) form: PackedNorm,
+    values: ArenaSlice,
+}
 
 /// The base's weights, and the kernels that read them.
 pub(crate) struct BaseWeights {
@@ -27,7 +35,7 @@ pub(crate) struct BaseWeights {
     pub(crate) arena: Arena,
     pub(crate) groups: Vec<Group>,
     pub(crate) tables: Vec<EmbeddingTable>,
-    pub(crate) norms: Vec<ArenaSlice>,
+    pub(crate) norms: Vec<Norm>,
     pub(crate) sites: HashMap<SiteId, SitePlace>,
 }
 
@@ -92,39 +100,40 @@ impl BaseWeights {
         Ok(EmbeddingId(self.tables.len() as u32 - 1))
     }
 
-    /// Widens a norm's weight to f32.
+    /// Packs a norm.
     ///
     /// # Errors
     /// `memory_exhausted`; `internal` if it holds no floats.
-    pub(crate) fn load_norm(&mut self, site: SiteId, weight: TensorView<'_>) -> Result<NormId> {
-        if !weight.dtype().is_float() {
-            return Err(Error::new(ErrorCode::Internal, "a norm's weight must hold floats").with_found(weight.dtype()));
-        }
-        let slice = self.arena.take(weight.len() * size_of::<f32>())?;
-        weight.read_f32(0..weight.len(), self.arena.values_mut(slice));
-        self.sites.insert(site, SitePlace::Norm(self.norms.len()));
-        self.norms.push(slice);
+    pub(crate) fn load_norm(&mut self, source: &NormSource<'_>) -> Result<NormId> {
+        let form = PackedNorm::of(source)?;
+        let values = self.arena.take(form.len() * size_of::<f32>())?;
+        form.pack(source, self.arena.values_mut(values));
+        self.sites.insert(source.site, SitePlace::Norm(self.norms.len()));
+        self.norms.push(Norm { form, values });
         Ok(NormId(self.norms.len() as u32 - 1))
     }
 
-    /// A norm's weight.
-    pub(crate) fn norm(&self, norm: usize) -> Option<&[f32]> {
-        self.norms.get(norm).map(|&slice| self.arena.values(slice))
+    /// A norm's form and packed values.
+    pub(crate) fn norm(&self, norm: usize) -> Option<(&PackedNorm, &[f32])> {
+        self.norms.get(norm).map(|norm| (&norm.form, self.arena.values(norm.values)))
     }
 
     /// Where a site is, if it was loaded.
     pub(crate) fn find(&self, site: SiteId) -> Option<PlacedSite> {
         let place = *self.sites.get(&site)?;
-        let (shape, may_grow) = match place {
+        let (shape, may_grow, takes_bias) = match place {
             SitePlace::Linear { group, member } => {
                 let group = &self.groups[group];
                 // The outputs of a group's members are contiguous, so none can grow.
-                (vec![group.members[member].out_features(), group.in_features], group.members.len() == 1)
+                (vec![group.members[member].out_features(), group.in_features], group.members.len() == 1, true)
             }
-            SitePlace::Embedding(table) => (vec![self.tables[table].vocab, self.tables[table].hidden], true),
-            SitePlace::Norm(norm) => (vec![self.norm(norm).map_or(0, <[f32]>::len)], false),
+            SitePlace::Embedding(table) => (vec![self.tables[table].vocab, self.tables[table].hidden], true, false),
+            SitePlace::Norm(norm) => {
+                let form = &self.norms[norm].form;
+                (form.shape().to_vec(), false, form.has_bias())
+            }
         };
-        Some(PlacedSite { place, shape, may_grow })
+        Some(PlacedSite { place, shape, may_grow, takes_bias })
     }
 
     /// Whether a weight or bias is stored as plain floats and holds exactly these.
@@ -141,7 +150,10 @@ impl BaseWeights {
                 self.groups[group].members[member].bias(arena).is_some_and(same)
             }
             (Some(&SitePlace::Embedding(table)), SitePart::Weight) => self.tables[table].equals(arena, values),
-            (Some(&SitePlace::Norm(norm)), SitePart::Weight) => same(arena.values(self.norms[norm])),
+            (Some(&SitePlace::Norm(norm)), part) => {
+                let Norm { form, values: held } = &self.norms[norm];
+                form.equals(arena.values(*held), part, &values)
+            }
             _ => false,
         }
     }

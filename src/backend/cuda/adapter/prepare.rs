@@ -56,8 +56,9 @@ pub(crate) fn prepare(
         let embedding = push_embedding(&mut image, &weights.tables[place.0], delta, threads, between_parts)?;
         embeddings.set(&mut image, place, embedding);
     }
-    for (&place, weight) in &sorted.norms {
-        let weight = push_floats(&mut image, Some(weight))?;
+    for (&place, delta) in &sorted.norms {
+        let values = weights.norms[place.0].replaced(delta)?;
+        let weight = push_floats(&mut image, Some(&Tensor::from_f32(&[values.len()], &values)))?;
         norms.set(&mut image, place, SlotNorm { weight });
     }
     let memory = copy(&weights.device, uploads, &mut image, between_parts)?;

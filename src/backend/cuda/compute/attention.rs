@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use super::inputs::Expandable;
-use super::{CudaCompute, unknown};
+use super::{CudaCompute, uncomputed, unknown};
 use crate::adapter::batch::AdapterBatch;
 use crate::backend::cuda::buffers::{Content, NormRouting};
 use crate::backend::cuda::layout::ElementType;
 use crate::backend::cuda::ops::attention::Attention;
 use crate::backend::cuda::ops::expand::ExpandRopeKv;
 use crate::backend::cuda::tables::RoutedNorm;
-use crate::backend::{AttentionSpec, NormId, Rope, StepRows};
+use crate::backend::{AttentionSpec, HeadNorm, HeadNormScope, NormKind, Rope, RopeLayout, StepRows};
 use crate::error::{Error, ErrorCode, Result};
 
 impl CudaCompute {
@@ -36,12 +36,16 @@ impl CudaCompute {
         if rows.is_empty() {
             return Ok(());
         }
+        if spec.query_temperature.is_some() {
+            return Err(uncomputed("a query temperature"));
+        }
         let q_norm = self.head_norm(spec.q_norm, spec, rows.len(), batch)?;
         let k_norm = self.head_norm(spec.k_norm, spec, rows.len(), batch)?;
         let positions = self.step.attention(rows)?;
         let Expandable { projection, step } = self.expandable(qkv, &widths, rows.len())?;
         let tables = self.step.address(positions.offset);
-        let inv_freq = self.rope(&spec.rope)?;
+        let rope = spec.rope.as_ref();
+        let inv_freq = rope.map_or(Ok(0), |rope| self.rope(rope))?;
         let queries = self.scratch.queries.reserve(&self.device, rows.len() * widths[0] * size_of::<f32>())?;
         let expand = ExpandRopeKv {
             projection,
@@ -55,10 +59,10 @@ impl CudaCompute {
             inv_freq,
             heads: spec.heads as u32,
             head_dim: spec.head_dim as u32,
-            rope_pairs: spec.rope.inv_freq.len() as u32,
-            is_interleaved: 0,
-            rope_factor: spec.rope.factor,
-            norm_eps: spec.norm_eps,
+            rope_pairs: rope.map_or(0, |rope| rope.inv_freq.len() as u32),
+            is_interleaved: u32::from(rope.is_some_and(|rope| rope.layout == RopeLayout::Pairs)),
+            rope_factor: rope.map_or(1.0, |rope| rope.factor),
+            norm_eps: spec.q_norm.or(spec.k_norm).map_or(0.0, |norm| norm.norm.eps),
         };
         self.kernels.expand(dtype)?.rope_kv(&expand, rows.len())?;
 
@@ -84,7 +88,7 @@ impl CudaCompute {
             arrivals: self.scratch.arrivals.reserve_zeroed(&self.device, counters)?,
             overflow_rows: self.row_flags.activation_overflows(&self.device)?,
             scale: spec.scale,
-            score_cap: 0.0,
+            score_cap: spec.score_cap.unwrap_or(0.0),
             group_heads: group_heads as u32,
             window: spec.window.map_or(0, |window| u32::try_from(window).unwrap_or(u32::MAX)),
             partial_splits: plan.partial_splits,
@@ -101,13 +105,17 @@ impl CudaCompute {
     /// A norm over each head, if the model has one.
     fn head_norm(
         &mut self,
-        norm: Option<NormId>,
+        norm: Option<HeadNorm>,
         spec: &AttentionSpec,
         rows: usize,
         batch: &AdapterBatch,
     ) -> Result<Option<NormRouting>> {
-        let Some(norm) = norm else { return Ok(None) };
-        let routing = self.route_norm(norm.0 as usize, rows, batch)?;
+        let Some(HeadNorm { norm, scope }) = norm else { return Ok(None) };
+        let other_eps = [spec.q_norm, spec.k_norm].into_iter().flatten().any(|other| other.norm.eps != norm.eps);
+        if norm.kind != NormKind::Rms || scope != HeadNormScope::Head || other_eps {
+            return Err(uncomputed("norms of queries and keys but the RMS norm of each head, with one epsilon"));
+        }
+        let routing = self.route_norm(norm.id.0 as usize, rows, batch)?;
         let width = self.weights.norms[routing.norm].width();
         if width != spec.head_dim {
             return Err(Error::new(ErrorCode::Internal, "a norm's weight does not fit")

@@ -3,8 +3,6 @@
 use super::inputs::LinearInput;
 use super::{CudaCompute, unknown};
 use crate::adapter::batch::AdapterBatch;
-use crate::backend::KvDType;
-use crate::backend::Write;
 use crate::backend::cuda::buffers::{Content, PendingProjection};
 use crate::backend::cuda::ops::expand::{ExpandLogits, ExpandResidual, Projection};
 use crate::backend::cuda::ops::linear::{InputType, LinearArguments, TILE_OUTPUTS};
@@ -13,6 +11,7 @@ use crate::backend::cuda::step::Rows;
 use crate::backend::cuda::tables::GROUP_LINEARS;
 use crate::backend::cuda::weights::Group;
 use crate::backend::cuda::weights::linear::Linear;
+use crate::backend::{HeadSpec, KvDType, Write};
 use crate::error::{Error, ErrorCode, Result};
 use crate::tensor::zeros;
 
@@ -66,26 +65,26 @@ impl CudaCompute {
         self.finish_pending()?;
         let projected = match write {
             Write::Replace => self.buffers[y].rows(&self.device)?,
-            Write::Add => {
+            Write::Add { .. } => {
                 self.plain_rows(y)?;
                 self.scratch.projected.reserve(&self.device, rows * out_features * size_of::<f32>())?
             }
         };
         let pending = self.project(group, input, Rows::First(rows), batch, projected, out_features)?;
-        if write == Write::Replace {
+        let Write::Add { factor } = write else {
             self.set_content(y, Content::Projected(pending));
             return Ok(());
-        }
+        };
         let (projection, step) = (self.projection(&pending, projected)?, self.step.address(pending.routing.offset));
         let hidden = self.buffers[y].rows(&self.device)?;
         if linears == 1 {
             let sum_squares = self.buffers[y].squares(&self.device)?;
             let hidden_size = out_features as u32;
-            let expand = ExpandResidual { projection, step, hidden, sum_squares, hidden_size, factor: 1.0 };
+            let expand = ExpandResidual { projection, step, hidden, sum_squares, hidden_size, factor };
             self.kernels.expand(KvDType::F16)?.residual(&expand, rows)?;
             self.set_content(y, Content::Rows { has_squares: true });
         } else {
-            self.kernels.rows.expand(&ExpandRows { projection, step, y: hidden, is_added: 1, padding: 0 }, rows)?;
+            self.kernels.rows.expand(&ExpandRows { projection, step, y: hidden, is_added: 1, factor }, rows)?;
             self.set_content(y, Content::Rows { has_squares: false });
         }
         Ok(())
@@ -94,15 +93,19 @@ impl CudaCompute {
     /// See [`Compute::head`](crate::backend::Compute::head).
     pub(super) fn run_head(
         &mut self,
-        group: usize,
+        head: &HeadSpec,
         x: usize,
         picked: &[u32],
         batch: &AdapterBatch,
         logits: &mut [f32],
         stride: usize,
     ) -> Result<()> {
+        let group = head.group.0 as usize;
         let shape = self.weights.groups.get(group).ok_or_else(|| unknown("a group"))?;
         let (in_features, out_features, linears) = (shape.in_features, shape.out_features, shape.linears.len());
+        if linears > 1 && *head != HeadSpec::of(head.group) {
+            return Err(Error::new(ErrorCode::Internal, "the logits of several linears are not scaled"));
+        }
         self.expect(x, in_features, picked.iter().max().map_or(0, |&row| row as usize + 1))?;
         let outputs_of_rows: Vec<usize> = (0..picked.len()).map(|row| self.outputs_of_row(group, batch, row)).collect();
         let columns = outputs_of_rows.iter().copied().max().unwrap_or(out_features);
@@ -130,8 +133,8 @@ impl CudaCompute {
                 argmax: 0,
                 stride: columns as u32,
                 columns: columns as u32,
-                multiplier: 1.0,
-                cap: 0.0,
+                multiplier: head.multiplier,
+                cap: head.cap.unwrap_or(0.0),
             };
             self.kernels.expand(KvDType::F16)?.logits(&expand, picked.len())?;
         } else {

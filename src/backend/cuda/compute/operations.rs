@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use super::inputs::Expandable;
-use super::{CudaCompute, unknown};
+use super::{CudaCompute, uncomputed, unknown};
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::backend::cuda::adapter::Adapter;
-use crate::backend::cuda::buffers::{Buffer, Content, PendingNorm};
+use crate::backend::cuda::buffers::{Buffer, Content};
 use crate::backend::cuda::kv_cache::KvCache;
 use crate::backend::cuda::ops::expand::{ExpandActivate, activation_kind};
 use crate::backend::{
-    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, KvDType, KvId, KvShape, NormId,
-    PreparedAdapter, StepInputs, StepRows, Write,
+    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, HeadSpec, KvDType, KvId, KvShape, MlpShape,
+    NormSpec, PreparedAdapter, StepInputs, StepRows, Write,
 };
 use crate::error::Result;
 
@@ -122,24 +122,14 @@ impl Compute for CudaCompute {
 
     fn norm(
         &mut self,
-        weight: NormId,
-        eps: f32,
+        norm: &NormSpec,
         x: BufferId,
         rows: usize,
         batch: &AdapterBatch,
         out: BufferId,
+        write: Write,
     ) -> Result<()> {
-        let (norm, source, out) = (weight.0 as usize, x.0 as usize, out.0 as usize);
-        let width = self.weights.norms.get(norm).ok_or_else(|| unknown("a norm"))?.width();
-        if source == out {
-            return Err(unknown("one buffer for input and output,"));
-        }
-        self.expect(source, width, rows)?;
-        self.expect(out, width, rows)?;
-        let norm = self.route_norm(norm, rows, batch)?;
-        self.rows_with_squares(source, rows)?;
-        self.set_content(out, Content::Normed(PendingNorm { source, norm, eps, rows }));
-        Ok(())
+        self.run_norm(norm, x.0 as usize, rows, batch, out.0 as usize, write)
     }
 
     fn linear(
@@ -174,8 +164,18 @@ impl Compute for CudaCompute {
         Ok(self.row_flags.take_activations())
     }
 
-    fn activate(&mut self, activation: Activation, gate_up: BufferId, rows: usize, out: BufferId) -> Result<()> {
-        let (gate_up, out) = (gate_up.0 as usize, out.0 as usize);
+    fn activate(
+        &mut self,
+        activation: Activation,
+        shape: MlpShape,
+        x: BufferId,
+        rows: usize,
+        out: BufferId,
+    ) -> Result<()> {
+        if shape != MlpShape::Gated || activation == Activation::Gelu {
+            return Err(uncomputed("an MLP without gate, or the exact GELU"));
+        }
+        let (gate_up, out) = (x.0 as usize, out.0 as usize);
         let width = self.buffers.get(out).ok_or_else(|| unknown("a buffer"))?.width;
         if gate_up == out {
             return Err(unknown("one buffer for input and output,"));
@@ -202,14 +202,14 @@ impl Compute for CudaCompute {
 
     fn head(
         &mut self,
-        group: GroupId,
+        head: &HeadSpec,
         x: BufferId,
         rows: &[u32],
         batch: &AdapterBatch,
         logits: &mut [f32],
         stride: usize,
     ) -> Result<()> {
-        self.run_head(group.0 as usize, x.0 as usize, rows, batch, logits, stride)
+        self.run_head(head, x.0 as usize, rows, batch, logits, stride)
     }
 }
 

@@ -93,10 +93,12 @@ pub struct ExpandActivate {
     pub activation: u32,
 }
 
-/// The number by which kernels know an activation.
+/// The number by which kernels know an activation; they do not compute [`Activation::Gelu`].
 pub fn activation_kind(activation: Activation) -> u32 {
     match activation {
         Activation::Silu => 0,
+        Activation::GeluTanh => 1,
+        Activation::Gelu => 2,
     }
 }
 

@@ -12,7 +12,7 @@ use crate::backend::cuda::driver::{Arguments, Device, Kernel};
 use crate::backend::cuda::tables::RoutedNorm;
 use crate::error::Result;
 
-/// `y[i] = ` or `+=` a group's linears.
+/// `y[i] = ` a group's linears, or `+= factor *` them.
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 #[repr(C)]
 pub struct ExpandRows {
@@ -22,10 +22,10 @@ pub struct ExpandRows {
     pub step: u64,
     /// `[rows, outputs]` f32, written; may be `projected` itself.
     pub y: u64,
-    /// 1 if the result is added to what `y` holds.
+    /// 1 if the result, times `factor`, is added to what `y` holds.
     pub is_added: u32,
-    /// Always 0.
-    pub padding: u32,
+    /// Factor on what is added.
+    pub factor: f32,
 }
 
 /// Sums of squares of rows.

@@ -18,7 +18,7 @@ use super::driver::Device;
 use super::layout::ElementType;
 use super::tables::GROUP_LINEARS;
 use crate::backend::sorted_deltas::{PlacedSite, SitePlace};
-use crate::backend::{EmbeddingId, GroupId, LinearSource, NormId};
+use crate::backend::{EmbeddingId, GroupId, LinearSource, NormId, NormSource};
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::{SiteId, SitePart};
 use crate::tensor::TensorView;
@@ -96,13 +96,13 @@ impl BaseWeights {
         Ok(EmbeddingId(self.tables.len() as u32 - 1))
     }
 
-    /// Copies a norm's weight.
+    /// Copies a norm.
     ///
     /// # Errors
     /// `memory_exhausted`; `internal` if it holds no floats; the device failed.
-    pub(crate) fn load_norm(&mut self, placer: &mut Placer, site: SiteId, weight: TensorView<'_>) -> Result<NormId> {
-        let norm = Norm::load(placer, weight)?;
-        self.sites.insert(site, SitePlace::Norm(self.norms.len()));
+    pub(crate) fn load_norm(&mut self, placer: &mut Placer, source: &NormSource<'_>) -> Result<NormId> {
+        let norm = Norm::load(placer, source)?;
+        self.sites.insert(source.site, SitePlace::Norm(self.norms.len()));
         self.norms.push(norm);
         Ok(NormId(self.norms.len() as u32 - 1))
     }
@@ -110,16 +110,19 @@ impl BaseWeights {
     /// Where a site is, if it was loaded.
     pub(crate) fn find(&self, site: SiteId) -> Option<PlacedSite> {
         let place = *self.sites.get(&site)?;
-        let (shape, may_grow) = match place {
+        let (shape, may_grow, takes_bias) = match place {
             SitePlace::Linear { group, member } => {
                 let group = &self.groups[group];
                 // The outputs of a group's members are contiguous, so none can grow.
-                (vec![group.linears[member].out_features(), group.in_features], group.linears.len() == 1)
+                (vec![group.linears[member].out_features(), group.in_features], group.linears.len() == 1, true)
             }
-            SitePlace::Embedding(table) => (vec![self.tables[table].vocab, self.tables[table].hidden], true),
-            SitePlace::Norm(norm) => (vec![self.norms[norm].width()], false),
+            SitePlace::Embedding(table) => (vec![self.tables[table].vocab, self.tables[table].hidden], true, false),
+            SitePlace::Norm(norm) => {
+                let form = &self.norms[norm].form;
+                (form.shape().to_vec(), false, form.has_bias())
+            }
         };
-        Some(PlacedSite { place, shape, may_grow })
+        Some(PlacedSite { place, shape, may_grow, takes_bias })
     }
 
     /// Whether a weight or bias is stored as plain floats and holds exactly these.
@@ -138,7 +141,7 @@ impl BaseWeights {
                 Ok(self.groups[group].linears[member].bias_equals(values))
             }
             (Some(&SitePlace::Embedding(table)), SitePart::Weight) => self.tables[table].equals(values),
-            (Some(&SitePlace::Norm(norm)), SitePart::Weight) => Ok(self.norms[norm].equals(values)),
+            (Some(&SitePlace::Norm(norm)), part) => Ok(self.norms[norm].equals(part, &values)),
             _ => Ok(false),
         }
     }

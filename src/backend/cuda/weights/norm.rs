@@ -1,12 +1,18 @@
 //! Weights of norms on the device, in f32.
 
 use super::placer::Placer;
+use crate::adapter::delta::SiteDelta;
+use crate::backend::NormSource;
 use crate::backend::cuda::driver::DeviceMemory;
+use crate::backend::packed_norm::PackedNorm;
 use crate::error::{Error, ErrorCode, Result};
+use crate::sites::SitePart;
 use crate::tensor::TensorView;
 
-/// A norm's weight `[width]`.
+/// A norm's packed values.
 pub(crate) struct Norm {
+    /// The form of the values.
+    pub(crate) form: PackedNorm,
     /// The values in f32.
     pub(crate) memory: DeviceMemory,
     /// The same, to compare adapters with.
@@ -14,25 +20,37 @@ pub(crate) struct Norm {
 }
 
 impl Norm {
-    /// Copies a weight to the device.
+    /// Copies a norm to the device.
     ///
     /// # Errors
-    /// `memory_exhausted`; `internal` if it holds no floats; the device failed.
-    pub(super) fn load(placer: &mut Placer, weight: TensorView<'_>) -> Result<Self> {
-        if !weight.dtype().is_float() {
-            return Err(Error::new(ErrorCode::Internal, "a norm's weight must hold floats").with_found(weight.dtype()));
+    /// `memory_exhausted`; `internal` if it holds no floats, or has a bias, which kernels do not add; the device failed.
+    pub(super) fn load(placer: &mut Placer, source: &NormSource<'_>) -> Result<Self> {
+        let form = PackedNorm::of(source)?;
+        if form.has_bias() {
+            return Err(Error::new(ErrorCode::Internal, "kernels do not add the bias of a norm"));
         }
-        let values = weight.try_to_f32()?;
-        Ok(Self { memory: placer.place(bytemuck::cast_slice(&values))?, values })
+        let mut values = vec![0.0; form.len()];
+        form.pack(source, &mut values);
+        Ok(Self { form, memory: placer.place(bytemuck::cast_slice(&values))?, values })
     }
 
-    /// Number of values.
+    /// Channels that it has weights for.
     pub(crate) fn width(&self) -> usize {
-        self.values.len()
+        self.form.width()
     }
 
-    /// Whether it holds exactly these values.
-    pub(super) fn equals(&self, values: TensorView<'_>) -> bool {
-        values.shape() == [self.values.len()] && values.to_f32() == self.values
+    /// Its values with what an adapter brings in their place.
+    ///
+    /// # Errors
+    /// As [`PackedNorm::replace`].
+    pub(crate) fn replaced(&self, delta: &SiteDelta<'_>) -> Result<Vec<f32>> {
+        let mut values = vec![0.0; self.values.len()];
+        self.form.replace(&self.values, delta, &mut values)?;
+        Ok(values)
+    }
+
+    /// Whether a part of it is stored as exactly these values.
+    pub(super) fn equals(&self, part: SitePart, values: &TensorView<'_>) -> bool {
+        self.form.equals(&self.values, part, values)
     }
 }

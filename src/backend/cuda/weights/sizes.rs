@@ -2,7 +2,7 @@
 
 use super::linear::LinearPlan;
 use crate::backend::cuda::driver::ArenaSize;
-use crate::backend::{EmbeddingId, GroupId, LinearSource, NormId, WeightLoader};
+use crate::backend::{EmbeddingId, GroupId, LinearSource, NormId, NormSource, WeightLoader};
 use crate::error::Result;
 use crate::sites::SiteId;
 use crate::tensor::TensorView;
@@ -37,8 +37,8 @@ impl WeightLoader for WeightSizes {
         Ok(EmbeddingId(0))
     }
 
-    fn load_norm(&mut self, _: SiteId, weight: TensorView<'_>) -> Result<NormId> {
-        self.size.add(weight.len() * size_of::<f32>());
+    fn load_norm(&mut self, source: &NormSource<'_>) -> Result<NormId> {
+        self.size.add(source.weight.len() * size_of::<f32>());
         Ok(NormId(0))
     }
 }

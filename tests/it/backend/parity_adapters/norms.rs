@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use exlora::adapter::batch::{AdapterBatch, SlotId};
-use exlora::backend::{AttentionSpec, KvDType, KvShape, Rope, StepRows};
+use exlora::backend::{AttentionSpec, HeadNorm, KvDType, KvShape, NormSpec, Rope, StepRows, Write};
 use exlora::tensor::DType;
 use proptest::prelude::*;
 
@@ -31,7 +31,7 @@ proptest! {
                 let (vector, site) = harness.norm_weight(weight);
                 let (x, out) = (harness.put(width, &x), harness.buffer(width, rows));
                 upload_all(&mut harness, &[site], adapters);
-                harness.compute().norm(vector, 1e-5, x, rows, batch, out).expect("the norm runs");
+                harness.compute().norm(&NormSpec::rms(vector, 1e-5), x, rows, batch, out, Write::Replace).expect("the norm runs");
                 harness.get(out, width, rows)
             };
             for repeat in 0..3 {
@@ -53,7 +53,7 @@ proptest! {
         let mut rng = Rng(seed);
         let [q, k, new_q, new_k] = [(); 4].map(|()| rng.normals(DIM, 1.0));
         let qkv = rng.normals(4 * 4 * DIM, 1.0);
-        let rope = Arc::new(Rope { inv_freq: vec![1.0, 0.1, 0.01], factor: 1.0 });
+        let rope = Arc::new(Rope::halves(vec![1.0, 0.1, 0.01], 1.0));
         let vector = |values: &[f32]| Tensor::new(DType::F32, &[DIM], values);
         for device in isas().map(|isa| fast(isa, 2)).chain([oracle()]) {
             let attend = |q: &[f32], k: &[f32], batch: &AdapterBatch| {
@@ -62,10 +62,9 @@ proptest! {
                 let sites = [q_site, k_site];
                 let changes = [0, 1].map(|site| Change { site, weight: Some(vector([&new_q, &new_k][site])), ..Change::default() });
                 harness.upload(SlotId(0), &sites, &changes).expect("the adapter uploads");
-                let spec = AttentionSpec {
-                    layer: 0, heads: 2, kv_heads: 1, head_dim: DIM, scale: 0.2, window: None,
-                    q_norm: Some(q), k_norm: Some(k), norm_eps: 1e-6, rope: Arc::clone(&rope),
-                };
+                let [q_norm, k_norm] = [q, k].map(|id| Some(HeadNorm::rms(id, 1e-6)));
+                let rope = Some(Arc::clone(&rope));
+                let spec = AttentionSpec { scale: 0.2, q_norm, k_norm, rope, ..AttentionSpec::new(2, 1, DIM) };
                 let shape = KvShape { layers: 1, pages: 2, page_tokens: 16, kv_heads: 1, head_dim: DIM, dtype: KvDType::F32 };
                 let kv = harness.compute().create_kv(shape).expect("the cache fits");
                 // Two sequences of two positions.
