@@ -5,6 +5,7 @@ mod bench;
 mod fields;
 mod limits;
 mod metrics;
+mod prompt_embeds;
 
 use std::fs;
 use std::io::{Read, Write};
