@@ -1,5 +1,6 @@
 //! Settings of a request by the names of its fields: keys of a JSON request, options of the command, and `/set` in a chat.
 
+mod embeds_json;
 mod field_names;
 mod numbers;
 mod prompt_json;
@@ -16,6 +17,7 @@ use serde_json::Map;
 use serde_json::Value;
 use utoipa::ToSchema;
 
+pub(crate) use self::embeds_json::prompt_embeds_of_json;
 pub(crate) use self::field_names::field_names;
 #[cfg(feature = "cli")]
 use self::numbers::{seed_arg, top_k_arg};

@@ -5,13 +5,15 @@
 
 use serde_json::{Map, Value};
 
-use crate::cli::args::{MixtureArg, RequestSettings, did_you_mean, prompt_of_json, read_json, read_json_at};
+use crate::cli::args::{
+    MixtureArg, RequestSettings, did_you_mean, prompt_embeds_of_json, prompt_of_json, read_json, read_json_at,
+};
 use crate::cli::result_line::RequestKeys;
 use crate::engine::{ChatOptions, Request};
 use crate::error::{Error, ErrorCode, Result};
 
 /// What a line may have besides the settings of [`RequestSettings`].
-const OWN_KEYS: [&str; 5] = ["prompt", "adapter", "draft_adapters", "id", "custom_id"];
+const OWN_KEYS: [&str; 6] = ["prompt", "prompt_embeds", "adapter", "draft_adapters", "id", "custom_id"];
 
 /// Which of them say how a chat is rendered.
 const CHAT_KEYS: [&str; 6] =
@@ -45,8 +47,13 @@ fn request(mut fields: Map<String, Value>, defaults: &Request) -> Result<Request
         return Err(invalid(format!("unknown field `{unknown}`{similar}")).with_expected(known.join(", ")));
     }
     let mut request = defaults.clone();
-    let given = fields.remove("prompt").ok_or_else(|| invalid("missing field `prompt`".to_owned()))?;
-    request.prompt = prompt_of_json("prompt", given)?;
+    request.prompt = match (fields.remove("prompt"), fields.remove("prompt_embeds").filter(|embeds| !embeds.is_null()))
+    {
+        (Some(given), None) => prompt_of_json("prompt", given)?,
+        (None, Some(embeds)) => prompt_embeds_of_json("prompt_embeds", &embeds)?.into(),
+        (Some(_), Some(_)) => return Err(invalid("prompt and prompt_embeds are given".to_owned())),
+        (None, None) => return Err(invalid("missing field `prompt`".to_owned())),
+    };
     if let Some(adapter) = fields.remove("adapter") {
         request.adapters = mixture("adapter", &adapter)?.refs();
     }
@@ -185,6 +192,8 @@ mod tests {
         assert!(text.starts_with("unknown field `temprature`; did you mean 'temperature'?"), "{text}");
         assert!(message("{").starts_with("EOF"), "{}", message("{"));
         assert!(message(r#"{"adapter": "sql"}"#).contains("missing field `prompt`"));
+        assert!(message(r#"{"prompt_embeds": "x"}"#).contains("no base64"));
+        assert!(message(r#"{"prompt": "a", "prompt_embeds": "x"}"#).contains("prompt and prompt_embeds"));
         assert!(
             message(r#"{"prompt": "a", "stop": [true]}"#)
                 .contains("expected a string, a token id, or an array of them")

@@ -17,10 +17,11 @@ use super::generation_request::{GenerationBody, GenerationRequest, RouteFields};
 use super::logprobs::CompletionLogprobs;
 use crate::engine::{Chunk, Completion, Finish, Prompt, StopMatch, TokenLogprobs, Tokenizer};
 use crate::error::{Error, ErrorCode};
+use crate::request_settings::prompt_embeds_of_json;
 use crate::server::error::{ApiError, ApiResult, ErrorBody};
 use crate::server::json::JsonFields;
 use crate::server::sse;
-use crate::server::state::{AppState, unix_seconds};
+use crate::server::state::{AppState, blocking, unix_seconds};
 
 /// OpenAI's largest number of new tokens where a request does not say.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -29,7 +30,10 @@ const DEFAULT_MAX_TOKENS: usize = 16;
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 struct CompletionFields {
     /// A text, a list of texts, token ids, or a list of lists of token ids.
-    prompt: Value,
+    prompt: Option<Value>,
+    /// In place of a prompt, vectors in place of token ids, or a list of such prompts: each base64 of a safetensors file with one
+    /// tensor of floats, `[tokens, hidden_size]`. Files of torch.save are refused.
+    prompt_embeds: Option<Value>,
     /// Number of top log-probabilities for each token.
     logprobs: Option<usize>,
     /// Whether the text begins with the prompt.
@@ -101,8 +105,27 @@ pub async fn complete(State(state): State<Arc<AppState>>, fields: JsonFields) ->
         let error = Error::new(ErrorCode::SettingUnsupported, "echo has no log-probabilities of the prompt");
         return Err(ApiError::of_field("echo", error.with_hint("leave out echo or logprobs")));
     }
+    if echo && own.prompt_embeds.is_some() {
+        let error =
+            Error::new(ErrorCode::SettingUnsupported, "echo is not supported with prompt_embeds: they have no text");
+        return Err(ApiError::of_field("echo", error.with_hint("leave out echo")));
+    }
     let skip_special_tokens = client.request.skip_special_tokens;
-    let prompts = prompts_of(own.prompt)?;
+    let prompts = match (own.prompt, own.prompt_embeds) {
+        (prompt, Some(embeds)) if prompt.as_ref().is_none_or(is_nothing) => {
+            client.names.add("prompt", "prompt_embeds");
+            embeds_of(&state, embeds).await?
+        }
+        (_, Some(_)) => {
+            let what = "prompt_embeds and a prompt are given";
+            let error = Error::new(ErrorCode::RequestInvalid, what).with_hint("leave one of them out");
+            return Err(ApiError::of_field("prompt_embeds", error));
+        }
+        (Some(prompt), None) => prompts_of(prompt)?,
+        (None, None) => {
+            return Err(ApiError::of_field("prompt", Error::new(ErrorCode::RequestInvalid, "prompt is missing")));
+        }
+    };
     let generation = Generation::start(&state, client, prompts).await?;
     let echoed = match echo {
         true => echoed(&generation, skip_special_tokens)?,
@@ -150,6 +173,31 @@ fn prompts_of(prompt: Value) -> ApiResult<Vec<Prompt>> {
         }
         _ => Err(expected()),
     }
+}
+
+/// Whether a prompt is one that clients send beside `prompt_embeds`.
+fn is_nothing(prompt: &Value) -> bool {
+    match prompt {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        _ => false,
+    }
+}
+
+/// The prompts of a request that are vectors. Large ones are read one at a time, as large texts are encoded.
+async fn embeds_of(state: &AppState, embeds: Value) -> ApiResult<Vec<Prompt>> {
+    let items = match embeds {
+        Value::Array(items) if !items.is_empty() => items,
+        one => vec![one],
+    };
+    let bytes = items.iter().filter_map(Value::as_str).map(str::len).sum();
+    let permit = state.prompt_text.permit(bytes).await;
+    let read = move || {
+        let _permit = permit;
+        items.iter().map(|item| Ok(Prompt::from(prompt_embeds_of_json("prompt_embeds", item)?))).collect()
+    };
+    Ok(blocking(read).await?)
 }
 
 /// The texts of the prompts.

@@ -9,6 +9,7 @@ mod heads;
 mod limits;
 mod logs;
 mod metrics;
+mod prompt_embeds;
 
 use std::fs;
 use std::io::{Read, Write};
