@@ -206,7 +206,7 @@ impl Engine {
                 ("the prompt does not fit the KV cache", "shorten the prompt, or enlarge the KV cache (kv_tokens)")
             }
             (false, Some(limit)) if limit == max_tokens => (
-                "the prompt is longer than the model's positions, which dynamic rope scaling does not extend here",
+                "the prompt is longer than the model's positions, which dynamic scaling and longrope do not extend here",
                 "shorten the prompt",
             ),
             (false, _) => (

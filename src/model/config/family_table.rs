@@ -21,6 +21,13 @@ const UNUSED_NULLABLE_DROPOUT: Unused = &[
     ("use_cache", FieldType::Flag, false),
     ("attention_dropout", FieldType::Number, true),
 ];
+/// Of Gemma 3, which never applies its cap of scores.
+const UNUSED_BY_GEMMA3: Unused = &[
+    ("initializer_range", FieldType::Float, false),
+    ("use_cache", FieldType::Flag, false),
+    ("attention_dropout", FieldType::Number, true),
+    ("attn_logit_softcapping", FieldType::Float, true),
+];
 const UNUSED_BY_LLAMA: Unused = &[
     ("initializer_range", FieldType::Float, false),
     ("use_cache", FieldType::Flag, false),
@@ -246,7 +253,6 @@ const GEMMA3: Family = Family {
     sizes: DefaultSizes { vocab: 262_208, positions: 131_072, ..GEMMA2.sizes },
     norms: NormRule { qk: QkNormRule::Always(HeadNormScope::Head), ..GEMMA.norms },
     window: WindowRule::Pattern { key: Some("sliding_window_pattern"), full_every: 6 },
-    // It has the member, and never applies it.
     score_cap: None,
     rotation: RotationRule {
         theta: 1_000_000.0,
@@ -254,6 +260,7 @@ const GEMMA3: Family = Family {
         ..ROTATION
     },
     logits: LogitRule::Capped(None),
+    unused: UNUSED_BY_GEMMA3,
     ..GEMMA2
 };
 

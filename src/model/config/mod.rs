@@ -200,7 +200,7 @@ impl DecoderConfig {
         }
         if let Some(limit) = self.position_limit.filter(|&limit| asked > limit) {
             let what =
-                "this rope_type is not supported beyond the length of the original training, where it changes the past";
+                "dynamic scaling and longrope are not supported beyond the original length, where they change the past";
             return Err(unsupported(what)
                 .with_expected(format!("max_seq_len of at most {limit}"))
                 .with_found(asked)
