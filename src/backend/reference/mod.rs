@@ -7,6 +7,7 @@
 mod attention;
 mod compute;
 mod delta;
+mod kv_pages;
 mod matrix;
 mod weights;
 
