@@ -110,7 +110,7 @@ pub mod tensor;
 
 pub use adapter::plan::AdapterSummary;
 pub use adapter::pool::{AdapterInfo, AdapterLease, AdapterLimits};
-pub use backend::{ActivationDType, KvDType};
+pub use backend::{ActivationDType, KvDType, KvStates};
 pub use engine::{
     AdapterRef, AsCompleted, CancelHandle, ChatMessage, ChatOptions, Chunk, Completion, DeviceStats, DraftModelSource,
     Engine, EngineOptions, EngineStats, FilterTokens, Filters, Finish, FinishReason, GenerationConfig,
