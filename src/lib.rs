@@ -112,7 +112,7 @@ pub mod text_prefix;
 
 pub use adapter::plan::AdapterSummary;
 pub use adapter::pool::{AdapterInfo, AdapterLease, AdapterLimits};
-pub use backend::{ActivationDType, KvDType};
+pub use backend::{ActivationDType, KvDType, KvStates};
 pub use engine::{
     AdapterRef, AsCompleted, CancelHandle, ChatMessage, ChatOptions, Chunk, Completion, DeviceStats, DraftModelSource,
     Engine, EngineOptions, EngineStats, FilterTokens, Filters, Finish, FinishReason, GenerationConfig,

@@ -1,14 +1,21 @@
-"""exllamav2's caches: how many tokens fit, and how many are in the cache.
+"""exllamav2's caches: how many tokens fit, how many are in the cache, and their keys and values.
 
 Memory is allocated when a cache is first given to `model.forward`; a generator only uses the size of its cache and has
 pages of its own. So `lazy` makes no difference, and no cache is allocated twice.
+
+Keys and values lie in pages of the device, in its own layout. What is read here is a copy: writing to it changes no
+cache.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 import exlora._exlora as _exlora
+from exlora._arrays import to_array
 from exlora._unsupported import refuse
 from exlora.config import ExLlamaV2Config
 
@@ -46,8 +53,6 @@ class ExLlamaV2CacheBase:
         config: ExLlamaV2Config = model.config
         if num_key_value_heads not in (None, config.num_key_value_heads):
             refuse(type(self).__name__, num_key_value_heads=num_key_value_heads)
-        if copy_from is not None and copy_from.current_seq_len:
-            refuse(type(self).__name__, copy_from=copy_from)
         self.model = model
         self.batch_size = batch_size
         self.max_seq_len = config.max_seq_len if max_seq_len == -1 else max_seq_len
@@ -55,6 +60,8 @@ class ExLlamaV2CacheBase:
         #: Number of leading padding tokens of each sequence, from the mask of the call that started it.
         self.padding = [0] * batch_size
         self._kv: _exlora.SequenceCache | None = None
+        if copy_from is not None:
+            self._copy(copy_from)
 
     @property
     def kv_dtype(self) -> str:
@@ -73,41 +80,205 @@ class ExLlamaV2CacheBase:
         self.current_seq_len = 0
 
     def clone(self) -> ExLlamaV2CacheBase:
-        """Another cache of the same size. Only an empty one can be cloned."""
+        """Another cache of the same size with the same contents. What happens to one does not change the other."""
         return type(self)(self.model, self.batch_size, self.max_seq_len, copy_from=self)
 
-    def copy_states(self, *args: Any, **kwargs: Any) -> None:
-        """Not supported: generators share the pages of common prefixes automatically."""
-        refuse(type(self).__name__, copy_states=True)
+    def copy_states(
+        self,
+        target: ExLlamaV2CacheBase,
+        from_column: int,
+        from_columns: int,
+        to_column: int,
+        to_columns: int,
+        from_row: int,
+        from_rows: int,
+        to_row: int,
+        to_rows: int,
+    ) -> None:
+        """Copies columns of a row to the same columns of rows of a cache of the same class, which may be this one.
+
+        What the rows had behind these columns is dropped; `target.current_seq_len` stays as it is. Where the columns do
+        not begin with the first, a row must have the same tokens before them, and gets their keys and values too.
+        """
+        columns, rows = range(from_column, from_column + from_columns), range(to_row, to_row + to_rows)
+        self._check_copy(columns, range(to_column, to_column + to_columns), range(from_row, from_row + from_rows))
+        self._check_copy_to(target, columns, rows)
+        if not columns:
+            return
+        padding = self.padding[from_row]
+        if columns.start and any(target.padding[row] != padding for row in rows):
+            raise _exlora.error(
+                "request_invalid",
+                "the target has other padding before the columns that are copied",
+                expected=f"{padding} columns of padding",
+                found=f"{[target.padding[row] for row in rows]} in rows {rows.start} to {rows.stop - 1}",
+            )
+        first, end = (max(0, column - padding) for column in (columns.start, columns.stop))
+        self.native().copy_prefix(from_row, end, target.native(), list(rows), first)
+        for row in rows:
+            target.padding[row] = padding
 
     @property
-    def key_states(self) -> list[Any]:
-        """Not supported: keys and values lie in pages of the device, in its own layout."""
-        refuse(type(self).__name__, key_states=True)
-        return []
+    def key_states(self) -> Sequence[Any]:
+        """Keys by layer, float32 [batch_size, max_seq_len, num_key_value_heads, head_dim], copied when they are read.
+
+        They are those that attention reads: normed, rotated to their positions, and dequantized where the cache has
+        codes; 0 where nothing was computed and for padding.
+        """
+        return _LayerStates(self, 0)
 
     @property
-    def value_states(self) -> list[Any]:
-        """Not supported, as `key_states`."""
-        refuse(type(self).__name__, value_states=True)
-        return []
+    def value_states(self) -> Sequence[Any]:
+        """Values by layer, as `key_states`."""
+        return _LayerStates(self, 1)
 
     def all_tensors(self) -> list[Any]:
-        """Not supported, as `key_states`."""
-        refuse(type(self).__name__, all_tensors=True)
-        return []
+        """The keys of all layers, then their values, as `key_states` and `value_states` have them."""
+        states = [self._states(layer, self.batch_size, range(self.max_seq_len)) for layer in range(self._layers())]
+        return [_copy_for_caller(part) for part in (*(key for key, _ in states), *(value for _, value in states))]
+
+    def get_kv_state(
+        self,
+        layer_idx: int,
+        batch_size: int,
+        offset: int,
+        width: int,
+        page_size: int = 0,
+        cache_seqlens: Any = None,
+        block_table: Any = None,
+    ) -> tuple[Any, Any]:
+        """Keys and values of a layer, as `key_states` has them, but only of the first rows, and of `width` columns from
+        `offset` on; 0 elsewhere.
+        """
+        refuse(
+            f"{type(self).__name__}.get_kv_state",
+            page_size=page_size or None,
+            cache_seqlens=cache_seqlens is not None,
+            block_table=block_table is not None,
+        )
+        layers = self._layers()
+        if not 0 <= layer_idx < layers:
+            raise _exlora.error(
+                "request_invalid", "the cache has no such layer", expected=f"below {layers}", found=str(layer_idx)
+            )
+        keys, values = self._states(layer_idx, batch_size, range(max(0, offset), offset + width))
+        return _copy_for_caller(keys), _copy_for_caller(values)
 
     def roll_left(self) -> None:
-        """Not supported: keys belong to their positions. Drop the beginning of the prompt and compute it again."""
+        """Not supported: keys belong to their positions. Drop the beginning of the prompt and compute it again.
+
+        No script of exllamav2 calls it, and there it shifts the heads, not the tokens.
+        """
         refuse(type(self).__name__, roll_left=True)
 
     def footprint(self) -> list[int]:
         """Bytes on each device; there is one."""
         return [0 if self._kv is None else self._kv.bytes]
 
+    def _layers(self) -> int:
+        """Layers that have keys and values: the model's, or more where an adapter runs some of them several times."""
+        return self.model.config.num_hidden_layers if self._kv is None else self._kv.layers
+
+    def _states(self, layer: int, rows: int, columns: range) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Keys and values of a layer at some columns of the first rows; 0 where there are none."""
+        config: ExLlamaV2Config = self.model.config
+        shape = (self.batch_size, self.max_seq_len, config.num_key_value_heads, config.head_dim)
+        keys, values = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
+        for row, padding in enumerate(self.padding[: max(0, rows)]):
+            computed = 0 if self._kv is None else self._kv.computed_tokens(row, layer)
+            first, end = max(columns.start, padding), min(columns.stop, self.max_seq_len, padding + computed)
+            if self._kv is not None and first < end:
+                found = self._kv.read_states(row, layer, first - padding, end - padding)
+                for states, part in zip((keys, values), found, strict=True):
+                    states[row, first:end] = part.reshape(end - first, *shape[2:])
+        return keys, values
+
+    def _copy(self, source: ExLlamaV2CacheBase) -> None:
+        """Takes over what another cache has, all of which must fit."""
+        if source.batch_size != self.batch_size:
+            raise _exlora.error(
+                "request_invalid",
+                "copy_from has another number of sequences",
+                expected=f"batch_size={self.batch_size}",
+                found=f"batch_size={source.batch_size}",
+            )
+        if source._kv is not None:
+            tokens_of_rows = [source._kv.computed_tokens(row, 0) for row in range(self.batch_size)]
+            for row, tokens in enumerate(tokens_of_rows):
+                _check_columns(self, source.padding[row] + tokens)
+                source._kv.copy_prefix(row, tokens, self.native(), [row], 0)
+        self.padding = list(source.padding)
+        self.current_seq_len = source.current_seq_len
+
+    def _check_copy(self, columns: range, to_columns: range, rows: range) -> None:
+        """Checks what exllamav2 asserts, and that keys stay at their positions."""
+        if len(rows) != 1 or len(columns) != len(to_columns) or columns.start > columns.stop:
+            raise _exlora.error(
+                "request_invalid",
+                "copy_states copies one row, and as many columns as it is told to write",
+                expected="from_rows=1, from_columns equal to to_columns",
+                found=f"{len(rows)} rows, {len(columns)} to {len(to_columns)} columns",
+            )
+        if columns != to_columns:
+            raise _exlora.error(
+                "setting_unsupported",
+                "copy_states moves no keys to other columns: they are rotated to their positions",
+                expected=f"to_column={columns.start}, as from_column",
+                found=f"to_column={to_columns.start}",
+                hint="compute the tokens again at their new positions",
+            )
+        self._check_copy_to(self, columns, rows)
+
+    @staticmethod
+    def _check_copy_to(cache: ExLlamaV2CacheBase, columns: range, rows: range) -> None:
+        if columns.start < 0 or rows.start < 0 or rows.start >= rows.stop or rows.stop > cache.batch_size:
+            raise _exlora.error(
+                "request_invalid",
+                "the cache has no such rows or columns",
+                expected=f"rows from 0 to {cache.batch_size - 1}, columns from 0 on",
+                found=f"{len(rows)} rows from {rows.start} on, columns from {columns.start} on",
+            )
+        _check_columns(cache, columns.stop)
+
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(batch_size={self.batch_size}, {self.current_seq_len} of {self.max_seq_len} tokens)"
+        )
+
+
+class _LayerStates(Sequence[Any]):
+    """Keys (0) or values (1) of a cache by layer, each read when it is asked for."""
+
+    def __init__(self, cache: ExLlamaV2CacheBase, part: int) -> None:
+        self._cache, self._part = cache, part
+
+    def __len__(self) -> int:
+        return self._cache._layers()
+
+    def __getitem__(self, index: Any) -> Any:
+        layers = range(len(self))[index]
+        return self._read(layers) if isinstance(layers, int) else [self._read(layer) for layer in layers]
+
+    def _read(self, layer: int) -> Any:
+        cache = self._cache
+        return _copy_for_caller(cache._states(layer, cache.batch_size, range(cache.max_seq_len))[self._part])
+
+
+def _copy_for_caller(states: np.ndarray[Any, Any]) -> Any:
+    """An array that refuses to be written, or a tensor, which cannot."""
+    array = to_array(states)
+    if array is states:
+        states.setflags(write=False)
+    return array
+
+
+def _check_columns(cache: ExLlamaV2CacheBase, columns: int) -> None:
+    if columns > cache.max_seq_len:
+        raise _exlora.error(
+            "request_invalid",
+            "the tokens do not fit the cache",
+            expected=f"max_seq_len of at least {columns}",
+            found=f"max_seq_len={cache.max_seq_len}",
         )
 
 

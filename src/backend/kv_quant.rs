@@ -76,6 +76,15 @@ pub fn dequantize(code: u8, bits: u32, scale: f16) -> f32 {
     (f32::from(code) - middle(bits)) * scale.to_f32()
 }
 
+/// A head in its own channels, which are whole groups of that width, from the code and the scale of each channel.
+pub(crate) fn restore(head: &mut [f32], bits: u32, group: usize, code_of: impl Fn(usize) -> (u8, f16)) {
+    for (channel, value) in head.iter_mut().enumerate() {
+        let (code, scale) = code_of(channel);
+        *value = dequantize(code, bits, scale);
+    }
+    rotate_to_read(head, group);
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

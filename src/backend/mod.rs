@@ -18,6 +18,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod kv_quant;
 mod kv_shape;
+mod kv_states;
 mod packed_norm;
 pub mod reference;
 mod slots;
@@ -25,10 +26,12 @@ mod sorted_deltas;
 mod types;
 
 use std::any::Any;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use self::kv_shape::{KvDType, KvShape};
+pub use self::kv_states::KvStates;
 pub use self::types::{
     Activation, ActivationDType, AttentionSpec, BufferId, EmbeddingId, Feature, GroupId, HeadNorm, HeadNormScope,
     HeadSpec, KvId, LinearSource, MlpShape, NormId, NormKind, NormSource, NormSpec, QueryTemperature, Rope, RopeLayout,
@@ -321,6 +324,20 @@ pub trait Compute: Send {
 
     /// Frees a KV cache. An unknown id is ignored.
     fn drop_kv(&mut self, kv: KvId);
+
+    /// Keys and values of some positions of a layer of the sequence that has those pages, codes dequantized and rotated back.
+    /// What was not written there is undefined.
+    ///
+    /// # Errors
+    /// `internal` if they do not lie within the cache; `memory_exhausted`; the device failed.
+    fn read_kv(&self, kv: KvId, layer: usize, block_table: &[u32], positions: Range<usize>) -> Result<KvStates>;
+
+    /// Copies pages, each with all its layers, byte for byte to pages of another cache that has the same shape but for the number
+    /// of its pages, or to other pages of the same one.
+    ///
+    /// # Errors
+    /// `internal` if the caches or pages do not fit each other; the device failed.
+    fn copy_kv_pages(&mut self, from: KvId, from_pages: &[u32], to: KvId, to_pages: &[u32]) -> Result<()>;
 
     /// Moves an adapter into a free slot. Takes microseconds.
     ///

@@ -1,9 +1,11 @@
 //! A backend for tests that fails where a test wants it to.
 
+use std::ops::Range;
+
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::backend::{
-    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, HeadSpec, KvId, KvShape, MlpShape, NormSpec,
-    PreparedAdapter, StepRows, Write,
+    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, HeadSpec, KvId, KvShape, KvStates, MlpShape,
+    NormSpec, PreparedAdapter, StepRows, Write,
 };
 use crate::error::{Error, ErrorCode, Result};
 
@@ -61,6 +63,14 @@ impl Compute for FaultyCompute {
 
     fn drop_kv(&mut self, kv: KvId) {
         self.inner.drop_kv(kv);
+    }
+
+    fn read_kv(&self, kv: KvId, layer: usize, block_table: &[u32], positions: Range<usize>) -> Result<KvStates> {
+        self.inner.read_kv(kv, layer, block_table, positions)
+    }
+
+    fn copy_kv_pages(&mut self, from: KvId, from_pages: &[u32], to: KvId, to_pages: &[u32]) -> Result<()> {
+        self.inner.copy_kv_pages(from, from_pages, to, to_pages)
     }
 
     fn install_adapter(&mut self, slot: SlotId, adapter: PreparedAdapter) -> Result<()> {

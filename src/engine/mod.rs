@@ -32,6 +32,7 @@ mod sequence;
 mod sequence_cache;
 mod sequence_kv;
 mod sequence_rows;
+mod sequence_states;
 mod stats;
 mod text;
 mod token_mask;

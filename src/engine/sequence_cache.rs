@@ -47,12 +47,12 @@ pub struct SequenceChunk<'a> {
 /// # Ok::<(), exlora::Error>(())
 /// ```
 pub struct SequenceCache {
-    model: Arc<Model>,
-    shape: KvShape,
+    pub(super) model: Arc<Model>,
+    pub(super) shape: KvShape,
     pages_per_sequence: usize,
-    sequences: Vec<CachedSequence>,
+    pub(super) sequences: Vec<CachedSequence>,
     /// Storage of each KV group; more are added for the first adapter whose layer map needs them.
-    kv_groups: Vec<KvStorage>,
+    pub(super) kv_groups: Vec<KvStorage>,
     /// Largest number of tokens in one step, in rows of the base.
     prefill_chunk: usize,
     batch: StepBatch,
@@ -60,15 +60,18 @@ pub struct SequenceCache {
     logits: Vec<f32>,
 }
 
+/// One sequence of a cache.
 #[derive(Default)]
-struct CachedSequence {
-    pages: Vec<u32>,
+pub(super) struct CachedSequence {
+    pub(super) pages: Vec<u32>,
     /// Tokens by position, including those that were set but not computed.
-    tokens: Vec<u32>,
+    pub(super) tokens: Vec<u32>,
     /// The vectors in place of some of them.
-    embeds: SequenceEmbeds,
+    pub(super) embeds: SequenceEmbeds,
     /// Number of leading tokens whose keys and values are in the cache.
-    computed: usize,
+    pub(super) computed: usize,
+    /// Number of layers, in the order in which they ran, that all of them went through.
+    pub(super) layers: usize,
 }
 
 impl SequenceCache {
@@ -123,7 +126,6 @@ impl SequenceCache {
         let known = self.known_up_to(sequence, position)?;
         known.cut(position);
         known.tokens.extend_from_slice(tokens);
-        known.computed = known.computed.min(position);
         Ok(())
     }
 
@@ -210,9 +212,8 @@ impl SequenceCache {
         for chunk in chunks {
             mixture.check_tokens(self.sequences[chunk.sequence].ids_among(chunk.position, chunk.tokens), vocab)?;
         }
-        while self.kv_groups.len() < self.model.kv_groups_of(mixture.layers()) {
-            self.kv_groups.push(self.model.create_kv(self.shape.pages, self.shape.dtype)?);
-        }
+        self.check_layers(chunks, self.layers_under(&mixture))?;
+        self.reserve_kv_groups(self.model.kv_groups_of(mixture.layers()))?;
         let (tokens, vocab) = (chunks.iter().map(|chunk| chunk.logits).sum::<usize>(), mixture.head_rows(vocab));
         let mut values = Vec::new();
         values.try_reserve_exact(tokens.saturating_mul(vocab)).map_err(|_| no_memory_for_logits())?;
@@ -250,6 +251,11 @@ impl SequenceCache {
             self.batch.push_sequence(rows, spans.over(position..position + tokens.len()));
         }
         self.batch.finish();
+        // Should the step fail, it may have overwritten some of what follows.
+        for chunk in chunks {
+            let sequence = &mut self.sequences[chunk.sequence];
+            sequence.computed = sequence.computed.min(chunk.position);
+        }
         let storages: Vec<&KvStorage> = self.kv_groups.iter().collect();
         self.model.forward(&mut self.batch, &storages, &mut self.logits)?;
         let mut end = 0;
@@ -259,8 +265,19 @@ impl SequenceCache {
             let of_sequence = |error: Error| error.with_subject(format!("sequence {}", chunk.sequence));
             self.batch.check_overflows(rows).map_err(of_sequence)?;
         }
+        let layers = self.layers_under(mixture);
         for chunk in chunks {
-            self.sequences[chunk.sequence].computed = chunk.position + chunk.tokens.len();
+            let sequence = &mut self.sequences[chunk.sequence];
+            sequence.layers = if chunk.position == 0 { layers } else { sequence.layers.min(layers) };
+            sequence.computed = chunk.position + chunk.tokens.len();
+        }
+        Ok(())
+    }
+
+    /// Storage for at least that many KV groups.
+    pub(super) fn reserve_kv_groups(&mut self, groups: usize) -> Result<()> {
+        while self.kv_groups.len() < groups {
+            self.kv_groups.push(self.model.create_kv(self.shape.pages, self.shape.dtype)?);
         }
         Ok(())
     }
@@ -273,6 +290,25 @@ impl SequenceCache {
     /// Bytes of all keys and values.
     pub fn bytes(&self) -> usize {
         self.shape.bytes().unwrap_or(0) * self.kv_groups.len()
+    }
+
+    /// Layers that a token goes through under a mixture.
+    fn layers_under(&self, mixture: &Mixture) -> usize {
+        mixture.layers().map_or(self.shape.layers, |layers| layers.len())
+    }
+
+    /// Checks that what precedes the chunks has keys and values in each of that many layers.
+    fn check_layers(&self, chunks: &[SequenceChunk<'_>], layers: usize) -> Result<()> {
+        let continued = chunks.iter().filter(|chunk| chunk.position > 0);
+        match continued.map(|chunk| self.sequences[chunk.sequence].layers).min() {
+            Some(computed) if computed < layers => {
+                Err(Error::new(ErrorCode::RequestInvalid, "tokens before the position went through fewer layers")
+                    .with_expected(format!("{layers} layers, those of the adapters' layer map"))
+                    .with_found(format!("{computed} layers"))
+                    .with_hint("compute the sequence with the adapters from its beginning"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Checks everything that the backend relies on.
@@ -326,9 +362,10 @@ impl CachedSequence {
     }
 
     /// Forgets the tokens at a position and beyond.
-    fn cut(&mut self, position: usize) {
+    pub(super) fn cut(&mut self, position: usize) {
         self.tokens.truncate(position);
         self.embeds.truncate(position);
+        self.computed = self.computed.min(position);
     }
 
     /// The ids of tokens at a position that are no vectors. Where a vector is known, its tokens stay as they are.
@@ -369,7 +406,7 @@ fn split_into_steps<'a>(chunks: &[SequenceChunk<'a>], rows: usize) -> Vec<Vec<Se
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::faulty_compute::FaultyCompute;
+    use crate::engine::faulty_compute::{FAIL, FaultyCompute};
     use crate::{Engine, EngineOptions};
 
     fn engine() -> Engine {
@@ -437,5 +474,20 @@ mod tests {
         assert_eq!(cache.forward(&chunk(21), &[]).expect_err("a gap").code(), ErrorCode::RequestInvalid);
         let rest = cache.forward(&chunk(20), &[]).expect("the rest");
         assert_eq!(rest, cache.forward(&chunk(0), &[]).expect("all of it"));
+    }
+
+    #[test]
+    fn what_a_failed_step_may_have_overwritten_is_no_longer_there() {
+        let engine = engine();
+        engine.model().wrap_compute(|inner| Box::new(FaultyCompute { inner, max_rows: 64 }));
+        let mut cache = SequenceCache::new(engine.model().clone(), 2, 64, KvDType::F16).expect("a cache");
+        let chunk = |position, tokens| [SequenceChunk { sequence: 0, position, tokens, logits: 0 }];
+        cache.forward(&chunk(0, &[5, 6, 7, 8, 9]), &[]).expect("five tokens");
+        let error = cache.forward(&chunk(3, &[FAIL]), &[]).expect_err("the step fails");
+        assert_eq!(error.code(), ErrorCode::MemoryExhausted);
+        assert_eq!(cache.computed_tokens(0, 0), 3);
+        assert_eq!(cache.copy_prefix(0, 1, 4).expect_err("not computed").code(), ErrorCode::RequestInvalid);
+        cache.copy_prefix(0, 1, 3).expect("what is left");
+        cache.forward(&chunk(3, &[8, 9]), &[]).expect("the rest again");
     }
 }

@@ -10,6 +10,7 @@ use super::model::PyModel;
 use super::numbers::{count, integer};
 use super::returns::Floats;
 use crate::engine::{Prompt, PromptPart, SequenceCache, SequenceChunk};
+use crate::error::{Error, ErrorCode, Result};
 
 /// Consecutive tokens of one sequence: its index, the position of the first token, the tokens, and the number of tokens,
 /// counted from the last one, whose logits are returned.
@@ -17,6 +18,16 @@ type Chunk = (usize, usize, TokenIds, usize);
 
 fn as_chunk((sequence, position, tokens, logits): &Chunk) -> SequenceChunk<'_> {
     SequenceChunk { sequence: *sequence, position: *position, tokens: &tokens.0, logits: *logits }
+}
+
+/// That the sequences to be replaced have the tokens that they keep.
+fn check_shared(are_shared: bool, shared: usize) -> Result<()> {
+    if are_shared {
+        return Ok(());
+    }
+    Err(Error::new(ErrorCode::RequestInvalid, "the target has other tokens before the columns that are copied")
+        .with_expected(format!("the source's first {shared} tokens"))
+        .with_hint("keys and values depend on all tokens before them: copy from column 0 on"))
 }
 
 /// Keys and values of a fixed number of sequences of a model.
@@ -27,6 +38,8 @@ pub(super) struct PySequenceCache {
     cache: Mutex<SequenceCache>,
     max_tokens: usize,
     hidden_size: usize,
+    /// Values of a position's keys.
+    states_width: usize,
 }
 
 #[pymethods]
@@ -43,9 +56,10 @@ impl PySequenceCache {
     ) -> PyResult<Self> {
         let (model, dtype) = (model.get().model(), dtype.parse()?);
         let (sequences, max_tokens) = (count("sequences", sequences)?, count("max_tokens", max_tokens)?);
-        let hidden_size = model.config().hidden_size;
+        let config = model.config();
+        let (hidden_size, states_width) = (config.hidden_size, config.kv_heads * config.head_dim);
         let cache = detached(py, |_| SequenceCache::new(model, sequences, max_tokens, dtype))?;
-        Ok(Self { max_tokens: cache.max_tokens(), hidden_size, cache: Mutex::new(cache) })
+        Ok(Self { max_tokens: cache.max_tokens(), hidden_size, states_width, cache: Mutex::new(cache) })
     }
 
     /// Sets the tokens of a sequence from a position on, before they are computed in several steps.
@@ -95,6 +109,65 @@ impl PySequenceCache {
         })?;
         let logits = Floats { values: logits.values, columns: Some(logits.vocab) };
         Ok((logits, Floats { values: states, columns: Some(self.hidden_size) }))
+    }
+
+    /// Number of leading tokens of a sequence whose keys and values in a layer are here.
+    fn computed_tokens(&self, py: Python<'_>, sequence: usize, layer: usize) -> usize {
+        py.detach(|| self.cache.lock().computed_tokens(sequence, layer))
+    }
+
+    /// Copies of the keys and of the values of a layer at the positions from `start` to `end` of a sequence, codes dequantized:
+    /// each float32 [positions, kv_heads * head_dim].
+    fn read_states(
+        &self,
+        py: Python<'_>,
+        sequence: usize,
+        layer: usize,
+        start: usize,
+        end: usize,
+    ) -> PyResult<(Floats, Floats)> {
+        let states = detached(py, |_| self.cache.lock().read_states(sequence, layer, start..end))?;
+        let floats = |values| Floats { values, columns: Some(self.states_width) };
+        Ok((floats(states.keys), floats(states.values)))
+    }
+
+    /// Replaces sequences of a cache by the first tokens of a sequence of this one, with their keys and values. Each of them
+    /// must have the first `shared` tokens already, whose keys and values are replaced too.
+    fn copy_prefix(
+        &self,
+        py: Python<'_>,
+        sequence: usize,
+        tokens: usize,
+        target: &Bound<'_, Self>,
+        to_sequences: Vec<usize>,
+        shared: usize,
+    ) -> PyResult<()> {
+        let target = target.get();
+        detached(py, |_| {
+            if std::ptr::eq(self, target) {
+                let mut cache = self.cache.lock();
+                let same = |cache: &SequenceCache, to| cache.has_same_prefix(sequence, cache, to, shared);
+                check_shared(to_sequences.iter().all(|&to| same(&cache, to)), shared)?;
+                return to_sequences.iter().try_for_each(|&to| cache.copy_prefix(sequence, to, tokens));
+            }
+            // Always the same one first, so that two threads cannot wait for each other.
+            let is_first = std::ptr::from_ref(self) < std::ptr::from_ref(target);
+            let (mut cache, source) = if is_first {
+                let source = self.cache.lock();
+                (target.cache.lock(), source)
+            } else {
+                (target.cache.lock(), self.cache.lock())
+            };
+            let same = |cache: &SequenceCache, to| source.has_same_prefix(sequence, cache, to, shared);
+            check_shared(to_sequences.iter().all(|&to| same(&cache, to)), shared)?;
+            to_sequences.iter().try_for_each(|&to| cache.copy_prefix_from(&source, sequence, to, tokens))
+        })
+    }
+
+    /// Layers that have keys and values here: those of the model, or of the longest layer map so far.
+    #[getter]
+    fn layers(&self, py: Python<'_>) -> usize {
+        py.detach(|| self.cache.lock().layers())
     }
 
     /// Largest number of tokens of a sequence.

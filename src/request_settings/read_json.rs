@@ -336,8 +336,8 @@ mod tests {
                     .prop_map(|fields| Value::Object(fields.into_iter().collect())),
             ]
         });
-        let names = ["number", "count", "ids", "flag", "inner", "word", "anything", "weights", "other"];
-        let name = proptest::sample::select(&names[..]).prop_map(str::to_owned);
+        const NAMES: &[&str] = &["number", "count", "ids", "flag", "inner", "word", "anything", "weights", "other"];
+        let name = proptest::sample::select(NAMES).prop_map(str::to_owned);
         proptest::collection::vec((name, value), 0..4).prop_map(|fields| Value::Object(fields.into_iter().collect()))
     }
 

@@ -25,6 +25,7 @@ mod golden_vectors;
 mod guidance;
 mod kv_codes;
 mod kv_dtype;
+mod kv_states;
 mod launches;
 mod linear;
 mod linear_loops;

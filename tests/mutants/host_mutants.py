@@ -12,7 +12,9 @@ EMBEDDING = BACKEND + "adapter/embedding.rs"
 SLOT_ARRAY = BACKEND + "adapter/slot_array.rs"
 NORM = BACKEND + "compute/norm.rs"
 INPUTS = BACKEND + "compute/inputs.rs"
+KV_CACHE = BACKEND + "kv_cache.rs"
 KV_LAYOUT = BACKEND + "ops/kv_layout.rs"
+KV_UNPACK = BACKEND + "ops/kv_unpack.rs"
 LINEAR = BACKEND + "compute/linear.rs"
 LOW_RANK = BACKEND + "adapter/low_rank.rs"
 LINEAR_LAUNCH = BACKEND + "ops/linear.rs"
@@ -28,6 +30,7 @@ WEIGHTS = BACKEND + "weights/linear.rs"
 
 DELTAS = ("compute::linears_with_every_kind",)
 DECODER = ("decoder::a_dense_model", "decoder::cached_prefixes")
+STATES = ("kv_states::what_is_read",)
 MIXTURES = ("linear::shrunk_and_replaced_products",)
 
 HOST_MUTANTS = (
@@ -315,7 +318,7 @@ HOST_MUTANTS = (
         name="kv_layers_share_their_pages",
         kind="wrong stride",
         file=KV_LAYOUT,
-        old="(layer * self.shape.pages * self.page_bytes()) as u64",
+        old="self.page_byte(layer, 0) as u64",
         new="0",
         tests=DECODER,
     ),
@@ -326,6 +329,22 @@ HOST_MUTANTS = (
         old="bits.map(|bits| bits as usize)",
         new="[bits[0] as usize; 2]",
         tests=("kv_codes::codes_and_scales",),
+    ),
+    Mutant(
+        name="kv_pages_are_copied_in_the_first_layer_alone",
+        kind="wrong size",
+        file=KV_CACHE,
+        old="0..self.shape.layers",
+        new="0..1",
+        tests=STATES,
+    ),
+    Mutant(
+        name="kv_codes_are_unpacked_from_the_lowest_bits",
+        kind="wrong offset",
+        file=KV_UNPACK,
+        old="(bit % 8)",
+        new="0",
+        tests=STATES,
     ),
     # --- buffers and flags
     Mutant(

@@ -116,6 +116,11 @@ def test_every_face_serves_a_quantized_cache(fixtures):
     cache = ExLlamaV2Cache_Q4(model, max_seq_len=64, lazy=True)
     model.load_autosplit(cache)
     assert np.isfinite(np.asarray(model.forward(np.array([[5, 6, 7]]), cache))).all()
+    clone = cache.clone()
+    for one, other in zip(cache.all_tensors(), clone.all_tensors(), strict=True):
+        assert np.asarray(one).any()
+        assert np.array_equal(one, other)
+    assert np.array_equal(model.forward(np.array([[8]]), clone), model.forward(np.array([[8]]), cache))
     done = run("generate", "-m", fixtures / MODEL, "--device", "cuda", "--kv-dtype", "q6", "--kv-tokens", 256,
                "--prompt", PROMPTS[0], "--max-new-tokens", 1)  # fmt: skip
     assert done.returncode == 0, done.stderr

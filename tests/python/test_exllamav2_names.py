@@ -78,6 +78,11 @@ def tokenizer(config):
 
 
 @pytest.fixture
+def cache(model):
+    return ExLlamaV2Cache(model, max_seq_len=256)
+
+
+@pytest.fixture
 def streaming(model, tokenizer):
     return ExLlamaV2StreamingGenerator(model, ExLlamaV2Cache(model, max_seq_len=256), tokenizer)
 
@@ -97,6 +102,8 @@ OBJECTS = {
     "piece_to_id prefix_id_to_ids prefix_to_ids single_id single_token space_token space_token_id "
     "tokenizer tokenizer_config_dict tokenizer_model unk_token unk_token_id unspecial_id_to_piece "
     "unspecial_piece_to_id",
+    "cache": "all_tensors batch_size clone copy_states current_seq_len footprint get_kv_state key_states max_seq_len "
+    "model reset roll_left value_states",
     "streaming": "begin_stream begin_stream_ex cache draft_cache draft_model full generate_simple get_sd_stats model "
     "num_speculative_tokens reset_sd_stats sequence_ids set_stop_conditions speculative_ngram stop_strings "
     "stop_tokens stream stream_ex tokenizer warmup",
@@ -118,11 +125,9 @@ def refused_uses(model):
         "intervention": lambda: exlora.Intervention(model.modules[1]),
         "self_attn": lambda: model.modules[1].forward(np.zeros((1, 1, 8))),
         "tensor_parallel": lambda: exlora.ExLlamaV2Cache_TP(model),
-        "key_states": lambda: cache.key_states[0],
-        "value_states": lambda: cache.value_states[0],
-        "all_tensors": lambda: cache.all_tensors(),
         "roll_left": lambda: cache.roll_left(),
-        "copy_states": lambda: cache.copy_states(cache, 0, 1, 0, 1, 0, 1, 0, 1),
+        "copy_states": lambda: cache.copy_states(cache, 0, 1, 1, 1, 0, 1, 0, 1),
+        "page_size": lambda: cache.get_kv_state(0, 1, 0, 1, page_size=256),
     }
 
 

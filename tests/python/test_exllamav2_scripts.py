@@ -248,6 +248,46 @@ def test_a_quantized_cache_under_a_generator(run, folder, cache, kv_dtype):
     assert found["outputs"] == [text_of(quantized, prompt) for prompt in PROMPTS]
 
 
+@pytest.mark.parametrize("kind", ["Cache", "Cache_Q4"])
+def test_a_prompt_that_is_computed_once_and_asked_twice(run, folder, kind):
+    found = run(f"""
+        import torch
+        import exllamav2
+
+        prompt = tokenizer.encode("Once there was a king, and the king had a book.", add_bos=True)
+        questions = [tokenizer.encode(text) for text in (" The king", " The book")]
+        cache = exllamav2.ExLlamaV2{kind}(model, max_seq_len=256)
+        model.forward(prompt, cache, preprocess_only=True)
+
+        def answer(cache, ids):
+            answered = []
+            for _ in range(8):
+                logits = model.forward(ids, cache, last_id_only=True)
+                ids = torch.argmax(logits[:, -1:], dim=-1)
+                answered.append(ids)
+            return torch.cat(answered, dim=-1)
+
+        answers = [answer(cache.clone(), question) for question in questions]
+
+        # The same by rows of one cache.
+        batch = exllamav2.ExLlamaV2{kind}(model, batch_size=2, max_seq_len=256)
+        length = cache.current_seq_len
+        cache.copy_states(batch, 0, length, 0, length, 0, 1, 0, 2)
+        batch.current_seq_len = length
+        together = answer(batch, torch.cat(questions))
+        untouched = cache.current_seq_len == prompt.shape[-1]
+    """)
+    engine = Engine(folder, kv_dtype="q4" if kind == "Cache_Q4" else "f16")
+    prompt, questions = found["prompt"][0].tolist(), [ids[0].tolist() for ids in found["questions"]]
+    expected = [
+        list(engine.generate([[*prompt, *ids]], max_new_tokens=8, stop_at_eos=False)[0].token_ids) for ids in questions
+    ]
+    assert [answer[0].tolist() for answer in found["answers"]] == expected
+    assert found["together"].tolist() == expected
+    assert expected[0] != expected[1]
+    assert found["untouched"]
+
+
 def test_vectors_that_a_prompt_names_by_an_alias(run, engine):
     found = run("""
         import torch

@@ -167,6 +167,10 @@ SIGNATURES = {
     "loras=None, return_last_state=False, position_offsets=None, abort_event=None, cpu_logits=False",
     "ExLlamaV2Cache": "model, batch_size=1, max_seq_len=-1, copy_from=None, lazy=False, num_key_value_heads=None, "
     "fixed_device=None",
+    "ExLlamaV2Cache.copy_states": "target, from_column, from_columns, to_column, to_columns, from_row, from_rows, "
+    "to_row, to_rows",
+    "ExLlamaV2Cache.get_kv_state": "layer_idx, batch_size, offset, width, page_size=0, cache_seqlens=None, "
+    "block_table=None",
     "ExLlamaV2Config": "model_dir=None",
     "ExLlamaV2Tokenizer": "config, lazy_init=True, force_json=False, force_spm=False",
     "ExLlamaV2Tokenizer.encode": "text, add_bos=False, add_eos=False, encode_special_tokens=False, "
@@ -761,7 +765,6 @@ def test_a_quantized_cache_takes_less_memory_and_computes_nearly_the_same(model,
     expected, found = (to_numpy(model.forward(ids, cache)) for cache in (plain, quantized))
     assert 0.0 < abs(found - expected).max() / abs(expected).max() < most
     assert quantized.footprint()[0] <= part * plain.footprint()[0]
-    quantized.reset()
     assert quantized.clone().kv_dtype == quantized.kv_dtype
 
 

@@ -9,6 +9,7 @@ pub mod deltas;
 pub mod exl2;
 pub mod gptq;
 pub mod harness;
+pub mod kv_states;
 pub mod magnitudes;
 pub mod model;
 pub mod random_adapters;

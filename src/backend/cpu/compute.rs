@@ -1,5 +1,6 @@
 //! The six operations: each looks up what its ids name and calls the file in `ops` that computes it.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::adapter::resident::Adapter;
@@ -14,6 +15,7 @@ use super::runtime::kv_cache::KvCache;
 use super::runtime::threads::Pool;
 use super::weights::BaseWeights;
 use crate::adapter::batch::{AdapterBatch, SlotId};
+use crate::backend::kv_states::KvStates;
 use crate::backend::slots::Slots;
 use crate::backend::{
     Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, HeadNorm, HeadSpec, KvId, KvShape, MemoryUse,
@@ -109,6 +111,23 @@ impl Compute for CpuCompute {
     fn drop_kv(&mut self, kv: KvId) {
         if let Some(cache) = self.kvs.get_mut(kv.0 as usize).and_then(Option::take) {
             self.memory.remove_kv(cache.bytes());
+        }
+    }
+
+    fn read_kv(&self, kv: KvId, layer: usize, block_table: &[u32], positions: Range<usize>) -> Result<KvStates> {
+        let cache = self.kvs.get(kv.0 as usize).and_then(Option::as_ref).ok_or_else(|| unknown("a KV cache"))?;
+        cache.read(layer, block_table, positions)
+    }
+
+    fn copy_kv_pages(&mut self, from: KvId, from_pages: &[u32], to: KvId, to_pages: &[u32]) -> Result<()> {
+        let unknown = || unknown("a KV cache");
+        if from == to {
+            let cache = self.kvs.get_mut(to.0 as usize).and_then(Option::as_mut).ok_or_else(unknown)?;
+            return cache.copy_pages_within(to_pages, from_pages);
+        }
+        match self.kvs.get_disjoint_mut([from.0 as usize, to.0 as usize]) {
+            Ok([Some(from), Some(to)]) => to.copy_pages(to_pages, from, from_pages),
+            _ => Err(unknown()),
         }
     }
 

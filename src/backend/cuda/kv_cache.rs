@@ -1,11 +1,14 @@
 //! Keys and values of one cache on the device.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::driver::{Device, DeviceMemory};
 use super::ops::kv_layout::{KvLayer, KvLayout, MAX_HEAD_DIM};
 use crate::backend::KvShape;
+use crate::backend::kv_states::{HeadStates, KvStates, check_page_copy};
 use crate::error::{Error, ErrorCode, Result};
+use crate::tensor::zeros;
 
 /// One cache, whose content is undefined until written.
 pub(super) struct KvCache {
@@ -36,6 +39,34 @@ impl KvCache {
     /// A layer, for kernels.
     pub(super) fn layer(&self, layer: usize) -> KvLayer {
         self.layout.layer(self.memory.address(), layer)
+    }
+
+    /// See [`Compute::read_kv`](crate::backend::Compute::read_kv).
+    pub(super) fn read(&self, layer: usize, block_table: &[u32], positions: Range<usize>) -> Result<KvStates> {
+        let mut bytes = zeros::<u8>(self.layout.page_bytes())?;
+        KvStates::read(&self.shape, layer, block_table, positions, |mut part| {
+            self.memory.download(self.layout.page_byte(layer, part.page), &mut bytes)?;
+            for HeadStates { slot, head, key, value } in part.heads() {
+                self.layout.unpack(&bytes, head, slot, key, value);
+            }
+            Ok(())
+        })
+    }
+
+    /// Copies pages to those of another cache, or to others of this one, in the order of the steps.
+    ///
+    /// # Errors
+    /// As [`Compute::copy_kv_pages`](crate::backend::Compute::copy_kv_pages).
+    pub(super) fn copy_pages(&self, pages: &[u32], to: &Self, to_pages: &[u32]) -> Result<()> {
+        check_page_copy((&self.shape, pages), (&to.shape, to_pages), std::ptr::eq(self, to))?;
+        for layer in 0..self.shape.layers {
+            for (&page, &to_page) in pages.iter().zip(to_pages) {
+                let from_byte = self.layout.page_byte(layer, page as usize);
+                let to_byte = to.layout.page_byte(layer, to_page as usize);
+                to.memory.copy_from(to_byte, &self.memory, from_byte, self.layout.page_bytes())?;
+            }
+        }
+        Ok(())
     }
 
     /// Bytes it occupies.

@@ -13,9 +13,9 @@ use crate::error::{Error, ErrorCode, Result};
 
 /// Keys and values, each `[layer][page][position][kv head][channel]`.
 pub(super) struct Cache {
-    shape: KvShape,
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    pub(super) shape: KvShape,
+    pub(super) keys: Vec<f32>,
+    pub(super) values: Vec<f32>,
 }
 
 impl Cache {
@@ -38,7 +38,7 @@ impl Cache {
     }
 
     /// Where a head's channels begin.
-    fn at(&self, layer: usize, table: &[u32], position: usize, head: usize) -> usize {
+    pub(super) fn at(&self, layer: usize, table: &[u32], position: usize, head: usize) -> usize {
         let s = &self.shape;
         let page = table[position / s.page_tokens] as usize;
         (((layer * s.pages + page) * s.page_tokens + position % s.page_tokens) * s.kv_heads + head) * s.head_dim

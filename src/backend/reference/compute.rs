@@ -1,6 +1,7 @@
 //! The six operations, row by row.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::activation::{activated, capped};
@@ -10,6 +11,7 @@ use super::matrix::{Matrix, dot, unknown};
 use super::norm::norm;
 use super::weights::BaseWeights;
 use crate::adapter::batch::{AdapterBatch, SlotId};
+use crate::backend::kv_states::{KvStates, check_page_copy};
 use crate::backend::slots::Slots;
 use crate::backend::{
     Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, HeadNorm, HeadSpec, KvId, KvShape, MemoryUse,
@@ -196,6 +198,18 @@ impl Compute for ReferenceCompute {
         if let Some(cache) = self.kvs.remove(&kv) {
             self.memory.remove_kv(cache.bytes());
         }
+    }
+
+    fn read_kv(&self, kv: KvId, layer: usize, block_table: &[u32], positions: Range<usize>) -> Result<KvStates> {
+        self.kvs.get(&kv).ok_or_else(unknown)?.read(layer, block_table, positions)
+    }
+
+    fn copy_kv_pages(&mut self, from: KvId, from_pages: &[u32], to: KvId, to_pages: &[u32]) -> Result<()> {
+        let cache = |kv| self.kvs.get(&kv).ok_or_else(unknown);
+        check_page_copy((&cache(from)?.shape, from_pages), (&cache(to)?.shape, to_pages), from == to)?;
+        let contents = cache(from)?.pages(from_pages);
+        self.kvs.get_mut(&to).ok_or_else(unknown)?.set_pages(to_pages, &contents);
+        Ok(())
     }
 
     fn install_adapter(&mut self, slot: SlotId, adapter: PreparedAdapter) -> Result<()> {

@@ -9,6 +9,7 @@ mod activation;
 mod attention;
 mod compute;
 mod delta;
+mod kv_pages;
 mod matrix;
 mod norm;
 mod weights;

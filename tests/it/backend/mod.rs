@@ -3,6 +3,7 @@
 mod digits;
 mod int8_activations;
 mod kv_overflow;
+mod kv_states;
 mod parity;
 mod parity_adapters;
 mod rows;

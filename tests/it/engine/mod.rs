@@ -11,6 +11,7 @@ mod prefix_cache;
 mod prompt_embeds;
 mod sampling;
 mod sequence_cache;
+mod sequence_states;
 mod speculation;
 
 use std::path::PathBuf;

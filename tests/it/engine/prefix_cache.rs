@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
-use exlora::{Completion, Engine, EngineOptions, Model, ModelOptions, Request};
+use exlora::{Completion, Device, Engine, EngineOptions, Model, ModelOptions, Request};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use support::Rng;
@@ -76,18 +76,21 @@ fn write(spec: &Spec, seed: u64, model: &TinyModel) -> Folder {
 /// A tiny model with every adapter of [`specs`].
 pub(super) fn model() -> &'static Arc<Model> {
     static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
-    MODEL.get_or_init(|| {
-        let tiny = TinyModel { layers: LAYERS, ..TinyModel::default() };
-        let folder = tempfile::tempdir().expect("a folder");
-        tiny.write(folder.path());
-        let options = ModelOptions { threads: Some(1), ..ModelOptions::default() };
-        let model = Model::load(folder.path(), &options, &mut |_| Ok(())).expect("the tiny model loads");
-        for (seed, spec) in (10..).zip(specs()) {
-            let adapter = write(&spec, seed, &tiny);
-            model.load_adapter(spec.name, adapter.path()).unwrap_or_else(|error| panic!("{}: {error}", spec.name));
-        }
-        model
-    })
+    MODEL.get_or_init(|| load(Device::Cpu))
+}
+
+/// The same model on a device.
+pub(super) fn load(device: Device) -> Arc<Model> {
+    let tiny = TinyModel { layers: LAYERS, ..TinyModel::default() };
+    let folder = tempfile::tempdir().expect("a folder");
+    tiny.write(folder.path());
+    let options = ModelOptions { device, threads: Some(1), ..ModelOptions::default() };
+    let model = Model::load(folder.path(), &options, &mut |_| Ok(())).expect("the tiny model loads");
+    for (seed, spec) in (10..).zip(specs()) {
+        let adapter = write(&spec, seed, &tiny);
+        model.load_adapter(spec.name, adapter.path()).unwrap_or_else(|error| panic!("{}: {error}", spec.name));
+    }
+    model
 }
 
 pub(super) fn engine(prefix_cache: bool) -> Engine {

@@ -1,8 +1,11 @@
 //! Pages of keys and values.
 
+use std::ops::Range;
+
 use super::arena::Region;
 use super::kv_layout::PageLayout;
 use crate::backend::cpu::kernels::kv_format::View;
+use crate::backend::kv_states::{HeadStates, KvStates, check_page_copy};
 use crate::backend::{AttentionSpec, KvShape};
 use crate::error::{Error, ErrorCode, Result};
 
@@ -54,6 +57,49 @@ impl KvCache {
             scale: spec.scale,
             score_cap: spec.score_cap,
         }
+    }
+
+    /// See [`Compute::read_kv`](crate::backend::Compute::read_kv).
+    pub(crate) fn read(&self, layer: usize, block_table: &[u32], positions: Range<usize>) -> Result<KvStates> {
+        let (layout, bytes) = (&self.layout, self.region.values::<u8>());
+        KvStates::read(&layout.shape, layer, block_table, positions, |mut part| {
+            let page = &bytes[layout.page(part.page as u32)];
+            for HeadStates { slot, head, key, value } in part.heads() {
+                let keys = &page[layout.keys_of(layer, head)..][..layout.key_head];
+                let values = &page[layout.values_of(layer, head)..][..layout.value_head];
+                layout.load(keys, values, slot, key, value);
+            }
+            Ok(())
+        })
+    }
+
+    /// Overwrites pages by those of another cache.
+    ///
+    /// # Errors
+    /// `internal` if the caches or pages do not fit each other.
+    pub(crate) fn copy_pages(&mut self, to_pages: &[u32], from: &Self, from_pages: &[u32]) -> Result<()> {
+        check_page_copy((&from.layout.shape, from_pages), (&self.layout.shape, to_pages), false)?;
+        let (bytes, source) = (self.region.values_mut::<u8>(), from.region.values::<u8>());
+        for (&from, &to) in from_pages.iter().zip(to_pages) {
+            let [from, to] = [from, to].map(|page| self.layout.page(page));
+            bytes[to].copy_from_slice(&source[from]);
+        }
+        Ok(())
+    }
+
+    /// Overwrites pages by others of the same cache.
+    ///
+    /// # Errors
+    /// As [`KvCache::copy_pages`]; `internal` if a page is both read and written.
+    pub(crate) fn copy_pages_within(&mut self, to_pages: &[u32], from_pages: &[u32]) -> Result<()> {
+        let shape = &self.layout.shape;
+        check_page_copy((shape, from_pages), (shape, to_pages), true)?;
+        let bytes = self.region.values_mut::<u8>();
+        for (&from, &to) in from_pages.iter().zip(to_pages) {
+            let [from, to] = [from, to].map(|page| self.layout.page(page));
+            bytes.copy_within(from, to.start);
+        }
+        Ok(())
     }
 
     /// Bytes it occupies once every page was used.

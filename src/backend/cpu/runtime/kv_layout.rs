@@ -13,6 +13,8 @@
 //! A word of codes has 32 / bits of them, the first in its lowest bits: successive channels of a key, or the same channel of
 //! successive positions' values.
 
+use std::ops::Range;
+
 use bytemuck::Pod;
 use half::f16;
 
@@ -63,6 +65,12 @@ impl PageLayout {
     /// Bytes of a page.
     pub(crate) fn page_bytes(&self) -> usize {
         self.shape.layers * self.shape.kv_heads * (self.key_head + self.value_head)
+    }
+
+    /// The bytes of a page.
+    pub(crate) fn page(&self, page: u32) -> Range<usize> {
+        let start = page as usize * self.page_bytes();
+        start..start + self.page_bytes()
     }
 
     /// Bytes of all pages; `None` on overflow.

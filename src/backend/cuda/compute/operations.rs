@@ -1,5 +1,6 @@
 //! [`Compute`]: each operation looks up what its ids name.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::inputs::Expandable;
@@ -9,6 +10,7 @@ use crate::backend::cuda::adapter::Adapter;
 use crate::backend::cuda::buffers::{Buffer, Content};
 use crate::backend::cuda::kv_cache::KvCache;
 use crate::backend::cuda::ops::expand::{ExpandActivate, activation_kind};
+use crate::backend::kv_states::KvStates;
 use crate::backend::{
     Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, HeadSpec, KvDType, KvId, KvShape, MlpShape,
     NormSpec, PreparedAdapter, StepInputs, StepRows, Write,
@@ -91,6 +93,14 @@ impl Compute for CudaCompute {
         if let Some(cache) = self.kvs.get_mut(kv.0 as usize).and_then(Option::take) {
             self.memory.remove_kv(cache.bytes());
         }
+    }
+
+    fn read_kv(&self, kv: KvId, layer: usize, block_table: &[u32], positions: Range<usize>) -> Result<KvStates> {
+        self.kv(kv)?.read(layer, block_table, positions)
+    }
+
+    fn copy_kv_pages(&mut self, from: KvId, from_pages: &[u32], to: KvId, to_pages: &[u32]) -> Result<()> {
+        self.kv(from)?.copy_pages(from_pages, self.kv(to)?, to_pages)
     }
 
     fn install_adapter(&mut self, slot: SlotId, adapter: PreparedAdapter) -> Result<()> {
@@ -214,6 +224,10 @@ impl Compute for CudaCompute {
 }
 
 impl CudaCompute {
+    fn kv(&self, kv: KvId) -> Result<&KvCache> {
+        self.kvs.get(kv.0 as usize).and_then(Option::as_ref).ok_or_else(|| unknown("a KV cache"))
+    }
+
     /// Reserves `t = A x` for an adapter on every row that was reserved, alone or in a mixture, so that its first step allocates
     /// nothing. Very large ranks are left to the steps that have them.
     fn reserve_shrunk(&mut self, stack_rows: usize) -> Result<()> {

@@ -41,6 +41,7 @@ const FUNCTIONS: &[&[u8]] = &[
     b"cuMemFree_v2\0",
     b"cuMemGetInfo_v2\0",
     b"cuMemHostAlloc\0",
+    b"cuMemcpyDtoDAsync_v2\0",
     b"cuMemcpyDtoHAsync_v2\0",
     b"cuMemcpyHtoDAsync_v2\0",
     b"cuMemsetD8Async\0",

@@ -109,6 +109,18 @@ impl DeviceMemory {
         allocation.device.wait_for(stream)
     }
 
+    /// Copies bytes of other memory of the same card into this, from byte `offset` on, in the order of the steps.
+    ///
+    /// # Errors
+    /// `internal` if they exceed either memory; `cuda_driver_failed`.
+    pub fn copy_from(&self, offset: usize, source: &Self, source_offset: usize, bytes: usize) -> Result<()> {
+        let (target, source) = (self.range(offset, bytes)?, source.range(source_offset, bytes)?);
+        let (Some((allocation, target)), Some((_, source))) = (target, source) else { return Ok(()) };
+        let stream = allocation.device.bind(Stream::Compute)?;
+        // SAFETY: each range is inside its memory, and memory is freed only behind the work that uses it.
+        unsafe { result::memcpy_dtod_async(target, source, bytes, stream) }.during("copying on the card")
+    }
+
     /// Sets every byte to zero, in the order of the steps.
     ///
     /// # Errors

@@ -56,7 +56,7 @@ impl KvLayout {
     /// A layer of a cache that begins at that address.
     pub fn layer(&self, address: u64, layer: usize) -> KvLayer {
         KvLayer {
-            pages: address + (layer * self.shape.pages * self.page_bytes()) as u64,
+            pages: address + self.page_byte(layer, 0) as u64,
             page_tokens: self.shape.page_tokens as u32,
             kv_heads: self.shape.kv_heads as u32,
         }
@@ -88,8 +88,18 @@ impl KvLayout {
         self.values_of(page, head) + (position * groups + group) * SCALE_BYTES
     }
 
+    /// Byte in the cache at which a page of a layer begins; it has [`KvLayout::page_bytes`].
+    pub fn page_byte(&self, layer: usize, page: usize) -> usize {
+        (layer * self.shape.pages + page) * self.page_bytes()
+    }
+
+    /// How elements are stored.
+    pub(super) fn dtype(&self) -> KvDType {
+        self.shape.dtype
+    }
+
     /// Bytes of a page of one layer.
-    fn page_bytes(&self) -> usize {
+    pub fn page_bytes(&self) -> usize {
         self.shape.kv_heads * self.head_bytes().into_iter().sum::<usize>()
     }
 
@@ -132,7 +142,7 @@ impl KvLayout {
     }
 
     /// Channels that share a scale.
-    fn group(&self) -> usize {
+    pub(super) fn group(&self) -> usize {
         group_width(self.shape.head_dim).unwrap_or(self.shape.head_dim)
     }
 

@@ -8,6 +8,7 @@ pub mod ceilings;
 pub mod embed;
 pub mod expand;
 pub mod kv_layout;
+pub mod kv_unpack;
 pub mod linear;
 pub mod repack;
 pub mod rows;

@@ -1,0 +1,120 @@
+//! Keys and values that are read from a cache and copied to another, on every instruction set and the reference.
+
+use std::sync::Arc;
+
+use exlora::ErrorCode;
+use exlora::adapter::batch::AdapterBatch;
+use exlora::backend::{AttentionSpec, KvDType, KvId, KvShape, Rope, StepRows};
+use proptest::prelude::*;
+use support::harness::{Device, Harness, fast, isas, oracle};
+use support::kv_states::Case;
+
+fn devices() -> impl Iterator<Item = Device> {
+    isas().map(|isa| fast(isa, 2)).chain([oracle()])
+}
+
+proptest! {
+    #![proptest_config(support::cases(24))]
+
+    #[test]
+    fn what_is_read_is_what_was_given_and_copies_are_independent(
+        dtype in prop::sample::select(KvDType::ALL.to_vec()),
+        kv_heads in 1usize..3,
+        groups in 1usize..6,
+        page_tokens in 2usize..40,
+        seed: u64,
+    ) {
+        for device in devices() {
+            Case { dtype, kv_heads, head_dim: 16 * groups, page_tokens, seed }.check(device);
+        }
+    }
+
+    #[test]
+    fn heads_of_any_width_are_read_from_caches_of_floats(head_dim in 1usize..70, page_tokens in 2usize..20, seed: u64) {
+        for dtype in [KvDType::F16, KvDType::F32] {
+            for device in devices() {
+                Case { dtype, kv_heads: 2, head_dim, page_tokens, seed }.check(device);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cache_of_every_type_is_read_in_pages_of_the_engines_size() {
+    for dtype in KvDType::ALL {
+        for device in devices() {
+            Case { dtype, kv_heads: 2, head_dim: 64, page_tokens: 32, seed: 5 }.check(device);
+        }
+    }
+}
+
+const SHAPE: KvShape = KvShape { layers: 1, pages: 3, page_tokens: 4, kv_heads: 1, head_dim: 32, dtype: KvDType::F16 };
+
+#[test]
+fn what_the_cache_could_not_hold_is_read_as_nan() {
+    for dtype in KvDType::ALL.into_iter().filter(|&dtype| dtype != KvDType::F32) {
+        for device in devices() {
+            let mut harness = Harness::open(device);
+            let kv = harness.compute().create_kv(KvShape { dtype, ..SHAPE }).expect("a small cache");
+            let mut rows = StepRows::default();
+            rows.push(0..2, [1]);
+            // The second key, and the first value.
+            let mut qkv = vec![1.0; 2 * 96];
+            (qkv[96 + 32], qkv[64]) = (1e30, -1e30);
+            let [x, y] = [96, 32].map(|width| harness.buffer(width, 2));
+            harness.compute().write_rows(x, 0, &qkv).expect("rows fit");
+            let rope = Arc::new(Rope { inv_freq: Vec::new(), factor: 1.0 });
+            let spec = AttentionSpec {
+                layer: 0,
+                heads: 1,
+                kv_heads: 1,
+                head_dim: 32,
+                scale: 1.0,
+                window: None,
+                q_norm: None,
+                k_norm: None,
+                norm_eps: 1e-5,
+                rope,
+            };
+            harness.compute().attend(&spec, kv, &rows, &AdapterBatch::default(), x, y).expect("attention runs");
+            let states = harness.compute().read_kv(kv, 0, &[1], 0..2).expect("it is read");
+            let is_nan = |states: &[f32]| [states[0], states[32]].map(f32::is_nan);
+            assert_eq!((is_nan(&states.keys), is_nan(&states.values)), ([false, true], [true, false]), "{device:?}");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_exist_or_fit_is_an_internal_error() {
+    for device in devices() {
+        let mut harness = Harness::open(device);
+        let compute = harness.compute();
+        let mut create = |shape| compute.create_kv(shape).expect("a small cache");
+        let kv = create(SHAPE);
+        let (wider, rounded) =
+            (create(KvShape { head_dim: 64, ..SHAPE }), create(KvShape { dtype: KvDType::Q4, ..SHAPE }));
+        let gone = create(SHAPE);
+        compute.drop_kv(gone);
+        let read = |kv: KvId, layer, table: &[u32], positions| compute.read_kv(kv, layer, table, positions).err();
+        for error in [
+            read(gone, 0, &[0], 0..1),
+            read(KvId(99), 0, &[0], 0..1),
+            read(kv, 1, &[0], 0..1),
+            read(kv, 0, &[0], 3..5),
+            read(kv, 0, &[0, 3], 0..5),
+        ] {
+            assert_eq!(error.expect("refused").code(), ErrorCode::Internal);
+        }
+        let mut assert_refused = |from, from_pages: &[u32], to, to_pages: &[u32]| {
+            let error = compute.copy_kv_pages(from, from_pages, to, to_pages).expect_err("refused");
+            assert_eq!(error.code(), ErrorCode::Internal);
+        };
+        for (from, to) in [(gone, kv), (kv, gone), (kv, KvId(99)), (kv, wider), (kv, rounded)] {
+            assert_refused(from, &[0], to, &[0]);
+        }
+        assert_refused(kv, &[3], kv, &[0]);
+        assert_refused(kv, &[0], kv, &[3]);
+        assert_refused(kv, &[0, 1], kv, &[2]);
+        assert_refused(kv, &[0, 1], kv, &[2, 0]);
+    }
+}
