@@ -1,11 +1,10 @@
 //! KV caches of any shape, filled, read and copied through the backend traits.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use exlora::adapter::batch::AdapterBatch;
 use exlora::backend::kv_quant::{dequantize, group_width, quantize, rotate_to_read, rotate_to_store};
-use exlora::backend::{AttentionSpec, KvDType, KvId, KvShape, Rope, StepRows};
+use exlora::backend::{AttentionSpec, KvDType, KvId, KvShape, StepRows};
 use half::f16;
 
 use super::Rng;
@@ -58,9 +57,10 @@ impl Case {
             window: None,
             q_norm: None,
             k_norm: None,
-            norm_eps: 1e-5,
+            score_cap: None,
+            query_temperature: None,
             // So keys are stored as they are given.
-            rope: Arc::new(Rope { inv_freq: Vec::new(), factor: 1.0 }),
+            rope: None,
         }
     }
 

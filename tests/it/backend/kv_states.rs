@@ -1,10 +1,8 @@
 //! Keys and values that are read from a cache and copied to another, on every instruction set and the reference.
 
-use std::sync::Arc;
-
 use exlora::ErrorCode;
 use exlora::adapter::batch::AdapterBatch;
-use exlora::backend::{AttentionSpec, KvDType, KvId, KvShape, Rope, StepRows};
+use exlora::backend::{AttentionSpec, KvDType, KvId, KvShape, StepRows};
 use proptest::prelude::*;
 use support::harness::{Device, Harness, fast, isas, oracle};
 use support::kv_states::Case;
@@ -63,7 +61,6 @@ fn what_the_cache_could_not_hold_is_read_as_nan() {
             (qkv[96 + 32], qkv[64]) = (1e30, -1e30);
             let [x, y] = [96, 32].map(|width| harness.buffer(width, 2));
             harness.compute().write_rows(x, 0, &qkv).expect("rows fit");
-            let rope = Arc::new(Rope { inv_freq: Vec::new(), factor: 1.0 });
             let spec = AttentionSpec {
                 layer: 0,
                 heads: 1,
@@ -73,8 +70,9 @@ fn what_the_cache_could_not_hold_is_read_as_nan() {
                 window: None,
                 q_norm: None,
                 k_norm: None,
-                norm_eps: 1e-5,
-                rope,
+                score_cap: None,
+                rope: None,
+                query_temperature: None,
             };
             harness.compute().attend(&spec, kv, &rows, &AdapterBatch::default(), x, y).expect("attention runs");
             let states = harness.compute().read_kv(kv, 0, &[1], 0..2).expect("it is read");
