@@ -43,8 +43,8 @@ class ExLlamaV2Config:
     mlp_bias: bool
     #: Attention window of each layer; None is full causal attention.
     sliding_windows: list[int | None]
-    #: Rotary frequency of each pair of channels, and the factor of its cosine and sine, in the layers that see farthest; None if no
-    #: layer is rotated.
+    #: Rotary frequency of each pair of channels, and the factor of its cosine and sine, in the layers that see farthest;
+    #: None if no layer is rotated.
     rope_inv_freq: list[float] | None
     rope_attention_factor: float | None
     #: Rotary frequencies of each layer; None of those that are not rotated.

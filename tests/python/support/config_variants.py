@@ -18,8 +18,8 @@ import transformers
 transformers.utils.logging.set_verbosity_error()
 torch.set_num_threads(1)
 
-# Families whose layers have no attention windows; those in which all layers have the same; those with rope parameters for
-# each type of layer.
+# Families whose layers have no attention windows; those in which all layers have the same; those with rope parameters
+# for each type of layer.
 FULL_FAMILIES = ("llama", "granite", "gemma", "glm", "glm4", "olmo2", "cohere")
 UNIFORM_FAMILIES = ("mistral", "ministral3", "phi3", "starcoder2")
 TYPED_ROPE_FAMILIES = ("gemma3_text", "olmo3")
