@@ -43,7 +43,7 @@ class ExLlamaV2Config:
     mlp_bias: bool
     #: Attention window of each layer; None is full causal attention.
     sliding_windows: list[int | None]
-    #: Rotary frequency of each pair of channels, and the factor of its cosine and sine, in the layers that see farthest;
+    #: Rotary frequency of each pair of channels, and the factor of its cosine and sine, in the layers seeing farthest;
     #: None if no layer is rotated.
     rope_inv_freq: list[float] | None
     rope_attention_factor: float | None
