@@ -13,16 +13,19 @@ pub(super) fn norm(spec: &NormSpec, packed: &[f32], x: &[f32]) -> Vec<f32> {
 /// The norm of all heads of queries or keys, `[heads * head_dim]`.
 pub(super) fn norm_heads(norm_of: &HeadNorm, packed: &[f32], head_dim: usize, x: &[f32]) -> Vec<f32> {
     let HeadNorm { norm: spec, scope } = norm_of;
-    let heads = x.chunks_exact(head_dim).enumerate();
+    let heads = x.chunks_exact(head_dim);
     match scope {
         HeadNormScope::All => norm(spec, packed, x),
-        HeadNormScope::Head => heads.flat_map(|(_, x)| norm(spec, packed, x)).collect(),
+        HeadNormScope::Head => heads.flat_map(|x| norm(spec, packed, x)).collect(),
         HeadNormScope::HeadOwn => {
             let (weights, biases) = packed.split_at(x.len());
             let own = |values: &[f32], head: usize| {
                 values.get(head * head_dim..(head + 1) * head_dim).unwrap_or_default().to_vec()
             };
-            heads.flat_map(|(head, x)| norm(spec, &[own(weights, head), own(biases, head)].concat(), x)).collect()
+            heads
+                .enumerate()
+                .flat_map(|(head, x)| norm(spec, &[own(weights, head), own(biases, head)].concat(), x))
+                .collect()
         }
     }
 }

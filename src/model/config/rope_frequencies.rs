@@ -140,13 +140,13 @@ impl RopeParameters {
     fn yarn(&self) -> Result<(Rope, f64)> {
         let theta = self.number("rope_theta")?;
         let original = self.divisor("original_max_position_embeddings")?;
-        if !self.get("factor").is_some() {
+        if self.get("factor").is_none() {
             return Err(invalid("factor").with_expected("a number or null").with_found("nothing"));
         }
         let factor = self.optional_number("factor")?.unwrap_or(self.positions as f64 / original);
         let non_zero = |name: &str| Ok::<_, Error>(self.optional_number(name)?.filter(|value| *value != 0.0));
         let magnitude = |mscale: f64| 0.1 * mscale * factor.ln() + 1.0;
-        let has_magnitudes = ["mscale", "mscale_all_dim"].iter().all(|name| self.get(*name).is_some_and(is_truthy));
+        let has_magnitudes = ["mscale", "mscale_all_dim"].iter().all(|name| self.get(name).is_some_and(is_truthy));
         let attention_factor = match self.optional_number("attention_factor")? {
             Some(given) => given,
             None if factor <= 1.0 => 1.0,
