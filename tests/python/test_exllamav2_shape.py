@@ -793,9 +793,8 @@ def test_arrays_are_tensors_only_where_torch_was_imported(folder, first):
         logits = model.forward(ids)
         print(type(ids).__module__, type(logits).__module__, "torch" in sys.modules, logits.dtype, *logits.shape)
     """
-    found = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True
-    ).stdout.split()
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert found[:3] == [first, first, str(first == "torch")]
     assert found[3].endswith("float32")
     assert found[-1] == "2048"
