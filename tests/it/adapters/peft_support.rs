@@ -22,14 +22,15 @@ fn switched_on(field: &str) -> Value {
 fn fields_without_effect_have_none_and_refused_ones_are_refused_under_their_code() {
     let plain = format!("{:?}", plan(&Adapter::on_q_proj()).changes);
     let (mut without, mut refusals) = (0, 0);
-    for row in table() {
+    let is_field = |feature: &str| feature.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+    for row in table().iter().filter(|row| is_field(row.feature)) {
         let adapter = Adapter::on_q_proj().set(row.feature, switched_on(row.feature));
         match row.verdict {
             Verdict::NoEffect => {
                 assert_eq!(format!("{:?}", plan(&adapter).changes), plain, "{}", row.feature);
                 without += 1;
             }
-            Verdict::Refused(code) if row.feature.chars().all(|c| c.is_ascii_lowercase() || c == '_') => {
+            Verdict::Refused(code) => {
                 assert_eq!(refused(&adapter).code(), code, "{}", row.feature);
                 refusals += 1;
             }

@@ -107,13 +107,13 @@ fn tensors_that_are_not_plain_floats_are_refused() {
 
 #[test]
 fn a_file_without_any_matching_module_is_one_error() {
-    let adapter = Adapter::on_q_proj().rename(|name| name.replace("model.layers", "model.language_model.layers"));
+    let adapter = Adapter::on_q_proj().rename(|name| name.replace("model.layers", "model.other_model.layers"));
     let error = refusal(&adapter.write());
     assert_eq!(codes(&error), ["adapter_site_not_found"]);
     assert_eq!(error.message(), "0 of 4 tensors match the model");
     assert!(error.expected().is_some_and(|text| text.contains("'model.layers.0.self_attn.q_proj'")));
     let found = error.found().expect("a module of the file");
-    assert!(found.contains("'model.language_model.layers.0.self_attn.q_proj'"), "{found}");
+    assert!(found.contains("'model.other_model.layers.0.self_attn.q_proj'"), "{found}");
 }
 
 #[test]
