@@ -1057,6 +1057,15 @@ class SequenceCache:
         """
         Bytes of all keys and values.
         """
+    def computed_tokens(self, /, sequence: SupportsIndex, layer: SupportsIndex) -> int:
+        """
+        Number of leading tokens of a sequence whose keys and values in a layer are here.
+        """
+    def copy_prefix(self, /, sequence: SupportsIndex, tokens: SupportsIndex, target: SequenceCache, to_sequences: SupportsGetItem[int, SupportsIndex], shared: SupportsIndex) -> None:
+        """
+        Replaces sequences of a cache by the first tokens of a sequence of this one, with their keys and values. Each of them
+        must have the first `shared` tokens already, whose keys and values are replaced too.
+        """
     def forward(self, /, chunks: SupportsGetItem[int, tuple[SupportsIndex, SupportsIndex, TokenIds, SupportsIndex]], adapter: Adapter | None = None) -> FloatArray:
         """
         Computes chunks of several sequences and returns the logits asked for, float32 [rows, vocab].
@@ -1069,9 +1078,19 @@ class SequenceCache:
         float32 [tokens, hidden_size].
         """
     @property
+    def layers(self, /) -> int:
+        """
+        Layers that have keys and values here: those of the model, or of the longest layer map so far.
+        """
+    @property
     def max_tokens(self, /) -> int:
         """
         Largest number of tokens of a sequence.
+        """
+    def read_states(self, /, sequence: SupportsIndex, layer: SupportsIndex, start: SupportsIndex, end: SupportsIndex) -> tuple[FloatArray, FloatArray]:
+        """
+        Copies of the keys and of the values of a layer at the positions from `start` to `end` of a sequence, codes dequantized:
+        each float32 [positions, kv_heads * head_dim].
         """
     def set_parts(self, /, sequence: SupportsIndex, position: SupportsIndex, prompt: Prompt) -> list[int]:
         """
