@@ -206,6 +206,6 @@ def test_a_pair_of_prompts_needs_a_cfg_scale(fixtures):
         lambda: generator.generate(("yes", "no"), max_new_tokens=2),
         lambda: generator.enqueue(ExLlamaV2DynamicJob(([[1]], [[2]]), max_new_tokens=2)),
     ):
-        with pytest.raises(ExloraError, match="negative prompt and no cfg_scale") as caught:
+        with pytest.raises(ExloraError, match="negative_prompt is given and no cfg_scale") as caught:
             call()
         assert caught.value.code == "request_invalid"

@@ -139,7 +139,7 @@ def test_an_unknown_architecture_is_refused_by_name(name, model):
     ("change", "named"),
     [
         ({"hidden_act": "relu"}, "relu"),
-        ({"layer_types": ["linear_attention"] * 4}, "linear_attention"),
+        ({"layer_types": ["linear_attention"] * 2}, "linear_attention"),
         ({"rope_parameters": {"rope_type": "nobodys", "rope_theta": 1e4, "factor": 2.0}}, "nobodys"),
     ],
     ids=str,

@@ -46,7 +46,7 @@ struct ChatFields {
     /// Other variables of the template.
     chat_template_kwargs: Option<Map<String, Value>>,
     /// Documents for templates that take them.
-    documents: Option<Vec<Value>>,
+    documents: Option<Vec<Map<String, Value>>>,
     /// Functions that the model may call.
     tools: Option<Vec<Tool>>,
     /// Whether it calls them: `none`, `auto` (the default with tools), `required`, or an object that names one.
@@ -192,7 +192,7 @@ pub async fn complete(State(state): State<Arc<AppState>>, fields: JsonFields) ->
     client.request.chat = ChatOptions {
         add_generation_prompt: own.add_generation_prompt,
         continue_final_message: own.continue_final_message.unwrap_or(false).then(|| "content".to_owned()),
-        documents: own.documents,
+        documents: own.documents.map(|documents| documents.into_iter().map(Value::Object).collect()),
         chat_template: own.chat_template,
         chat_template_kwargs: own.chat_template_kwargs.unwrap_or_default(),
         ..ChatOptions::default()
