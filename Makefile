@@ -44,7 +44,7 @@ test: lint test-rust test-emulator test-cuda test-fuzz test-python test-benches 
 
 .PHONY: test-slow
 test-slow: deny test-pool test-long test-cuda-slow test-python-slow ## Full grids, long property tests and fuzzing, model checks of the thread pool
-	$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=60
+	$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=20
 
 .PHONY: lint
 lint: $(VENV)/.lint-tools ## Formatting and lints of Rust and Python, every combination of features

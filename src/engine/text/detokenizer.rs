@@ -147,8 +147,11 @@ impl Detokenizer {
     }
 
     /// The last tokens of a prompt that decoding can continue from: some with a text of their own, none from the middle of a
-    /// run of byte tokens.
+    /// run of byte tokens. All of them where text is cleaned up, since of quotes between spaces the first decides for the rest.
     fn end_of<'a>(&self, prompt: &'a [u32]) -> &'a [u32] {
+        if self.clean_up.is_some() {
+            return prompt;
+        }
         let has_text = |id: u32| {
             let Some((token, is_special)) = self.tokenizer.spelling(id) else { return false };
             let is_left_out = token.is_empty() || (self.skip_special && is_special);
@@ -238,13 +241,19 @@ mod tests {
             // A prompt that ends within a run of bytes may have text that the whole has not, or has otherwise.
             let ends_well = |split: &usize| !has_a_run_that_becomes_invalid(t, &ids[..*split]);
             for split in (0..=ids.len()).step_by(7).filter(ends_well) {
-                let prompt = decode(&ids[..split]);
-                let both = prompt.chars().zip(whole.chars()).take_while(|(a, b)| a == b);
-                let common: usize = both.map(|(c, _)| c.len_utf8()).sum();
-                let streamed = streamed_after(t, &ids[..split], &ids[split..], skip_special);
-                prop_assert_eq!(&streamed, &whole[common..], "after {} ids", split);
+                check_split(t, ids, split, skip_special)?;
             }
         }
+        Ok(())
+    }
+
+    /// What is streamed after a prompt is what the whole has beyond the prompt's text.
+    fn check_split(t: &Arc<Tokenizer>, ids: &[u32], split: usize, skip_special: bool) -> Result<(), TestCaseError> {
+        let [prompt, whole] = [&ids[..split], ids].map(|ids| t.decode(ids, skip_special).expect("decodes"));
+        let both = prompt.chars().zip(whole.chars()).take_while(|(a, b)| a == b);
+        let common: usize = both.map(|(c, _)| c.len_utf8()).sum();
+        let streamed = streamed_after(t, &ids[..split], &ids[split..], skip_special);
+        prop_assert_eq!(&streamed, &whole[common..], "after {} ids", split);
         Ok(())
     }
 
@@ -358,6 +367,24 @@ mod tests {
         assert_eq!(stream.push(t.id_of("a").expect("a letter")).expect("decodes").text, "a");
     }
 
+    fn cleaned_up() -> Arc<Tokenizer> {
+        let tokens = ["a", ".", " ", "'", "n't", " n", "'s", "é"];
+        let config = json!({"clean_up_tokenization_spaces": true,
+                            "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output": true});
+        tokenizer(json!({"type": "Fuse"}), &tokens, config)
+    }
+
+    #[test]
+    fn quotes_long_before_the_end_of_the_prompt_decide_what_is_cleaned_up() {
+        let t = cleaned_up();
+        for quotes in 1..30 {
+            let ids = ids_of(&t, &[&["a"], [" ", "'"].repeat(quotes).as_slice(), &[" ", "."]].concat());
+            for split in 0..=ids.len() {
+                check_split(&t, &ids, split, true).expect("the rest of the whole");
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn byte_level_pieces_join_to_the_whole(ids in prop::collection::vec(0u32..263, 0..40)) {
@@ -381,10 +408,7 @@ mod tests {
 
         #[test]
         fn cleaned_up_pieces_join_to_the_whole(ids in prop::collection::vec(0u32..8, 0..40)) {
-            let tokens = ["a", ".", " ", "'", "n't", " n", "'s", "é"];
-            let config = json!({"clean_up_tokenization_spaces": true,
-                                "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output": true});
-            check(&tokenizer(json!({"type": "Fuse"}), &tokens, config), &ids)?;
+            check(&cleaned_up(), &ids)?;
         }
 
         #[test]
