@@ -126,9 +126,9 @@ fn names(engine: &Engine) -> Vec<String> {
     engine.adapters().into_iter().map(|info| info.name).collect()
 }
 
-/// Waits until no lease is held any more: the task that loads an adapter holds its own a moment longer than its request waits.
-async fn all_unused(engine: &Engine) {
-    while engine.adapters().iter().any(|info| info.leases > 0) {
+/// Waits until so many leases are left: the task that loads an adapter holds its own a moment longer than its request waits.
+async fn leases_fall_to(engine: &Engine, count: usize) {
+    while engine.stats().leases > count {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
@@ -162,9 +162,7 @@ fn an_adapter_is_loaded_once_however_many_wait_for_it() {
         }
         assert!(leases.iter().all(|lease| lease.info().generation == leases[0].info().generation));
         // The load lets go of its own lease just after it ended.
-        while engine.stats().leases > 50 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        leases_fall_to(&engine, 50).await;
         assert_eq!((gate.state.lock().loads, engine.stats().leases), (1, 50), "one for each");
         drop(leases);
         let status = residency.statuses().remove(0);
@@ -227,7 +225,7 @@ fn the_least_recently_used_adapter_without_lease_or_pin_makes_room() {
     run(async {
         for name in ["kept", "a", "b", "a", "c"] {
             residency.lease(name).await.expect("it loads");
-            all_unused(&engine).await;
+            leases_fall_to(&engine, 0).await;
         }
         assert_eq!(names(&engine), ["a", "c", "kept"], "b was used least recently");
         let (a, c) = (residency.lease("a").await.expect("resident"), residency.lease("c").await.expect("resident"));
@@ -370,9 +368,7 @@ fn clients_load_replace_and_unload_with_a_guard() {
         assert_eq!(code(residency.unload("mine", None).await), Some(ErrorCode::AdapterNotFound));
         assert_eq!(code(residency.lease("mine").await), Some(ErrorCode::AdapterNotFound));
         // What waited for a load lets go of it just after it ended.
-        while engine.stats().leases > 1 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        leases_fall_to(&engine, 1).await;
         assert_eq!(engine.stats().leases, 1, "who uses it keeps it");
         drop(lease);
     });
@@ -479,6 +475,7 @@ fn a_request_names_the_base_an_adapter_or_a_mixture() {
         for (model, mixture) in [(Some("base:odd"), None), (None, Some(&[("base:odd", 1.0)][..]))] {
             assert_eq!(of(fields(model, mixture)).await, Err(ErrorCode::AdapterNotFound), "it is read as 'odd'");
         }
+        leases_fall_to(&engine, 0).await;
         let twice = [("sql", 0.5), ("sql", 0.25)];
         let selection = adapters.select(&fields(None, Some(&twice))).await.expect("it loads");
         assert_eq!((selection.adapters.len(), engine.stats().leases), (2, 1), "it is one adapter");
