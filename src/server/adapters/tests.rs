@@ -126,7 +126,8 @@ fn names(engine: &Engine) -> Vec<String> {
     engine.adapters().into_iter().map(|info| info.name).collect()
 }
 
-/// Waits until so many leases are left: the task that loads an adapter holds its own a moment longer than its request waits.
+/// Waits until so many leases are left: the task that loads an adapter, and whatever waited for it, let go of theirs just after
+/// it ended.
 async fn leases_fall_to(engine: &Engine, count: usize) {
     while engine.stats().leases > count {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -161,7 +162,6 @@ fn an_adapter_is_loaded_once_however_many_wait_for_it() {
             leases.push(task.await.expect("no panic").expect("it loads"));
         }
         assert!(leases.iter().all(|lease| lease.info().generation == leases[0].info().generation));
-        // The load lets go of its own lease just after it ended.
         leases_fall_to(&engine, 50).await;
         assert_eq!((gate.state.lock().loads, engine.stats().leases), (1, 50), "one for each");
         drop(leases);
@@ -367,7 +367,6 @@ fn clients_load_replace_and_unload_with_a_guard() {
         assert_eq!(residency.unload("mine", Some(second)).await.expect("unloaded"), second);
         assert_eq!(code(residency.unload("mine", None).await), Some(ErrorCode::AdapterNotFound));
         assert_eq!(code(residency.lease("mine").await), Some(ErrorCode::AdapterNotFound));
-        // What waited for a load lets go of it just after it ended.
         leases_fall_to(&engine, 1).await;
         assert_eq!(engine.stats().leases, 1, "who uses it keeps it");
         drop(lease);
