@@ -101,7 +101,7 @@ __device__ __forceinline__ void score_position(
   for (uint32_t h = 0; h < HEADS; ++h) {
     scores[h] = 0.0f;
   }
-#pragma unroll 2
+#pragma unroll 4
   for (uint32_t channel = 0; channel < padded_head_dim(a.head_dim); channel += KEY_CHANNELS) {
     float key[KEY_CHANNELS];
     load_key(a.kv, place, channel, key);
@@ -134,11 +134,12 @@ __device__ __forceinline__ void sum_positions(
   const uint32_t position = start + lane;
   const bool is_seen = position >= view.first && position <= view.last;
 
-  uint32_t page = 0;
+  ValuePlace value_place = {};
   float scores[HEADS] = {};
   if (is_seen) {
-    page = view.pages[position / a.kv.page_tokens];
-    score_position(a, shared, key_at(a.kv, a.head_dim, page, kv_head, position % a.kv.page_tokens), scores);
+    const uint32_t page = view.pages[position / a.kv.page_tokens], slot = position % a.kv.page_tokens;
+    score_position(a, shared, key_at(a.kv, a.head_dim, page, kv_head, slot), scores);
+    value_place = value_at(a.kv, a.head_dim, page, kv_head, slot);
   }
 #pragma unroll
   for (uint32_t h = 0; h < HEADS; ++h) {
@@ -160,8 +161,7 @@ __device__ __forceinline__ void sum_positions(
 #pragma unroll 4
   for (uint32_t seen = begin; seen < end; ++seen) {
     const uint32_t of_lane = seen - start;
-    const uint32_t its_page = __shfl_sync(FULL_WARP, page, of_lane);
-    const ValuePlace place = value_at(a.kv, a.head_dim, its_page, kv_head, seen % a.kv.page_tokens);
+    const ValuePlace place = place_of_lane(value_place, of_lane);
 #pragma unroll
     for (uint32_t load = 0; load < LANE_LOADS; ++load) {
       const uint32_t channel = (load * WARP_LANES + lane) * LANE_CHANNELS;

@@ -4,6 +4,7 @@
 // rotated codes with -DKEY_BITS and -DVALUE_BITS, 8 or 4. Both define the same:
 //
 //   key_at, value_at where the key, or the value, of a position of a page begins
+//   place_of_lane    where that value begins which another lane of the warp has looked up
 //   load_key         KEY_CHANNELS channels of a key as f32; lanes that own positions load whole sectors
 //   load_values      two or four channels of a value as f32; lanes that own channels do
 //   rotate_to_read   what a query becomes before it meets keys, and a sum of values after it met weights

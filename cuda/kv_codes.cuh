@@ -95,6 +95,11 @@ __device__ __forceinline__ ValuePlace value_at(
   return {values.scales + slot * (head_dim >> log2), values.codes + slot * (head_dim * VALUE_BITS / 8), log2};
 }
 
+// What another lane has.
+__device__ __forceinline__ ValuePlace place_of_lane(const ValuePlace& own, uint32_t lane) {
+  return {pointer_of_lane(own.scales, lane), pointer_of_lane(own.codes, lane), __shfl_sync(FULL_WARP, own.group_log2, lane)};
+}
+
 // --- reading -----------------------------------------------------------------------------------------------------------------
 
 // What COUNT codes stand for. A code in the leading bits of the mantissa of 2^BITS is 2^BITS + code; the product with the scale

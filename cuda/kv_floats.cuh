@@ -4,6 +4,8 @@
 //   values  [page][1][kv_head][position in the page][padded head_dim]
 #pragma once
 
+#include "ptx.cuh"
+
 #ifdef KV_F32
 typedef float kv_element;
 #else
@@ -44,6 +46,11 @@ __device__ __forceinline__ ValuePlace value_at(
 ) {
   const uint32_t padded_dim = padded_head_dim(head_dim);
   return {page_values(kv, padded_dim, page, kv_head) + slot * padded_dim};
+}
+
+// What another lane has.
+__device__ __forceinline__ ValuePlace place_of_lane(const ValuePlace& own, uint32_t lane) {
+  return {pointer_of_lane(own.channels, lane)};
 }
 
 // Eight channels of a key as f32.

@@ -12,8 +12,6 @@
 // proof  tests/cuda/linear.rs against f64; same bits for a row whatever shares the launch
 #include "linear_multiply.cuh"
 
-// Columns of x of which the sum of squares is one number.
-constexpr uint32_t SQUARES_COLUMNS = 256;
 // Partial sums of a token: 32 outputs, and a stride that spreads tokens over the banks.
 constexpr uint32_t PARTIAL_STRIDE = TILE_OUTPUTS + 4;
 
@@ -32,21 +30,6 @@ __device__ __forceinline__ void write_partial(float* partial, const Sums<N>& sum
       }
     }
   }
-}
-
-// The reciprocal root mean square of each token's row, from the sums of squares of its columns, added in order; and the weight of
-// its norm.
-__device__ __forceinline__ void read_norms(const LinearArguments& args, const Tile& tile, BlockState& state) {
-  if (args.sum_squares == nullptr || threadIdx.x >= tile.tokens) return;
-  const uint32_t in_features = args.weights[0].in_features;
-  const uint32_t blocks = (in_features + SQUARES_COLUMNS - 1) / SQUARES_COLUMNS;
-  const uint32_t input_row = state.input_row[threadIdx.x];
-  const float* squares = args.sum_squares + static_cast<uint64_t>(input_row) * blocks;
-  float sum = 0.0f;
-  for (uint32_t block = 0; block < blocks; ++block) sum = __fadd_rn(sum, squares[block]);
-  const float mean = __fdiv_rn(sum, static_cast<float>(in_features));
-  state.reciprocal_rms[threadIdx.x] = __frcp_rn(__fsqrt_rn(__fadd_rn(mean, args.epsilon)));
-  state.norm_weight[threadIdx.x] = norm_weight(args.norm, input_row);
 }
 
 // Adds the slices' sums as a tree and writes them, with all threads of a block.
@@ -70,12 +53,12 @@ __device__ __forceinline__ void write_outputs(const float* partials, const Block
 
 template <uint32_t N>
 __device__ __forceinline__ void run_linear(const LinearArguments& args) {
-  constexpr uint32_t X_WORDS = chunk_units<N>() * N * UNIT_X_WORDS;
-  extern __shared__ __align__(16) uint32_t dynamic_shared[];
+  constexpr uint32_t X_WORDS = stages<N>() * N * UNIT_X_WORDS;
+  extern __shared__ __align__(128) uint32_t dynamic_shared[];
   __shared__ BlockState state;
   const uint32_t warp = threadIdx.x / WARP_LANES, lane = threadIdx.x % WARP_LANES;
   uint32_t* x = dynamic_shared + warp * X_WORDS;
-  uint32_t* stages = dynamic_shared + SLICES * X_WORDS + warp * STAGES * (args.stage_bytes / 4);
+  uint32_t* stage_memory = dynamic_shared + SLICES * X_WORDS + warp * stages<N>() * (args.stage_bytes / 4);
   // The partial sums take the place of x and the stages.
   float* partials = reinterpret_cast<float*>(dynamic_shared);
 
@@ -84,16 +67,15 @@ __device__ __forceinline__ void run_linear(const LinearArguments& args) {
     Tile tile;
     for (uint32_t part = 0; Tiles<N>(args).find(args, index, part, tile, state); ++part) {
       if (threadIdx.x == 0) state.tile = tile;
-      read_norms(args, tile, state);
       // Tokens that the tile lacks read as 0.
       if (tile.tokens < TOKENS) {
-        for (uint32_t at = lane; at < X_WORDS; at += WARP_LANES) x[at] = 0;
+        for (uint32_t at = lane; at < X_WORDS / 4; at += WARP_LANES) reinterpret_cast<uint4*>(x)[at] = make_uint4(0, 0, 0, 0);
       }
       __syncthreads();
       Sums<N> sums;
       sums.clear();
       const uint32_t units = state.weight.units;
-      multiply_slice<N>(sums, stages, x, args, state, warp * units / SLICES, (warp + 1) * units / SLICES);
+      multiply_slice<N>(sums, stage_memory, x, args, state, warp * units / SLICES, (warp + 1) * units / SLICES);
       cp_async_wait<0>();
       __syncthreads();
       write_partial<N>(partials + warp * TOKENS * PARTIAL_STRIDE, sums);

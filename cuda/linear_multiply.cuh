@@ -1,23 +1,40 @@
 // The main loop of the linear kernel: one warp multiplies a slice of the inputs of a tile.
 //
-// Weights come through a ring of stages in shared memory, copied asynchronously step by step; x is staged in chunks of a few
-// units, normed and rounded on the way. Both belong to the warp alone, so it never waits for another one.
+// Weights come through a ring of stages in shared memory, copied asynchronously step by step. So does x, unit by unit, where it
+// can be copied as it is; else it is staged in chunks of a few units, put in order, normed and rounded on the way. Both belong to
+// the warp alone, so it never waits for another one.
 #pragma once
 
 #include "linear_tiles.cuh"
+#include "residual.cuh"
 
-// Steps of weights that are on their way or in use.
-constexpr uint32_t STAGES = 4;
-
-// Elements of x that a warp stages at a time: units for each of which it has 8, 16, 32 or 64 tokens.
+// Steps of weights, and units of x, that are on their way or in use; fewer where x of many tokens fills shared memory.
 template <uint32_t N>
-__host__ __device__ constexpr uint32_t chunk_units() {
-  return N == 1 ? 4 : N == 2 ? 2 : 1;
+__host__ __device__ constexpr uint32_t stages() {
+  return N == 1 ? 4 : N == 2 ? 3 : 2;
 }
 
-// Words of a unit of x for 8 tokens, in the order of the B operand: of two tiles at a time, the two registers of each tile
-// adjacent for each lane.
-constexpr uint32_t UNIT_X_WORDS = UNIT_TILES * 2 * WARP_LANES;
+// Units of x that a warp stages at a time where they cannot be copied.
+template <uint32_t N>
+__host__ __device__ constexpr uint32_t chunk_units() {
+  return N == 1 ? stages<N>() : 1;
+}
+
+// Bytes of a unit of x of a token, and words of one of 8 tokens, which is a row for each token. Of token t, eight inputs are 16
+// bytes at place i ^ t % 8 instead of i, so that the same place of 8 tokens is spread over all banks.
+constexpr uint32_t TOKEN_X_BYTES = UNIT_INPUTS * sizeof(element);
+constexpr uint32_t UNIT_X_WORDS = MMA_TOKENS * TOKEN_X_BYTES / 4;
+
+// --- norms -------------------------------------------------------------------------------------------------------------------
+
+// The reciprocal root mean square of each token's row, and the weight of its norm.
+__device__ __forceinline__ void read_norms(const LinearArguments& args, BlockState& state) {
+  if (threadIdx.x >= state.tile.tokens) return;
+  const uint32_t in_features = args.weights[0].in_features, input_row = state.input_row[threadIdx.x];
+  const uint64_t first = static_cast<uint64_t>(input_row) * ((in_features + SQUARES_COLUMNS - 1) / SQUARES_COLUMNS);
+  state.reciprocal_rms[threadIdx.x] = reciprocal_rms(args.sum_squares + first, in_features, args.epsilon);
+  state.norm_weight[threadIdx.x] = norm_weight(args.norm, input_row);
+}
 
 // --- staging x ---------------------------------------------------------------------------------------------------------------
 
@@ -49,8 +66,8 @@ template <class T, uint32_t N>
 __device__ __forceinline__ void stage_x(uint32_t* x, const LinearArguments& args, const BlockState& state,
                                         uint32_t first_unit, uint32_t units) {
   constexpr uint32_t UNITS = chunk_units<N>();
-  // Rows whose loads are under way together; sums of 64 tokens leave few registers.
-  constexpr uint32_t TOGETHER = N == 8 ? 4 : 8 / UNITS;
+  // Rows whose loads are under way together; sums of many tokens leave few registers.
+  constexpr uint32_t TOGETHER = N == 1 ? 8 / UNITS : 4;
   const uint32_t lane = threadIdx.x % WARP_LANES;
   const Tile& tile = state.tile;
   const uint32_t in_features = state.weight.in_features;
@@ -71,8 +88,6 @@ __device__ __forceinline__ void stage_x(uint32_t* x, const LinearArguments& args
     gamma[u] = make_float2(1.0f, 1.0f);
     if (is_normed && !is_routed) gamma[u] = read_inputs<float>(args.norm.weight, inputs[u], adjacent);
   }
-  // Input 2l of a unit: tile l / 8, register l % 8 / 4 of the lane l % 4 of each token's group.
-  const uint32_t place = lane / 16 * 4 * WARP_LANES + lane % 4 * 4 + lane / 8 % 2 * 2 + lane % 8 / 4;
   for (uint32_t first = 0; first < tile.tokens; first += TOGETHER) {
     float2 values[TOGETHER][UNITS];
 #pragma unroll
@@ -99,16 +114,39 @@ __device__ __forceinline__ void stage_x(uint32_t* x, const LinearArguments& args
       for (uint32_t u = 0; u < UNITS; ++u) {
         float2 value = values[i][u];
         if (is_normed) {
-          value.x = __fmul_rn(__fmul_rn(value.x, rms), gamma[u].x);
-          value.y = __fmul_rn(__fmul_rn(value.y, rms), gamma[u].y);
+          value = make_float2(normed(value.x, rms, gamma[u].x), normed(value.y, rms, gamma[u].y));
         }
         if (tile.names_overflow && sizeof(T) == 4 && (overflows<element>(value.x) || overflows<element>(value.y))) {
           args.overflow_rows[state.input_row[token]] = 1;
         }
-        const uint32_t unit = (u * N + token / MMA_TOKENS) * UNIT_X_WORDS;
-        x[unit + place + token % MMA_TOKENS * 16] = pair_from_floats<element>(value.x, value.y).bits;
+        const uint32_t place = (lane / 4 ^ token % MMA_TOKENS) * 4 + lane % 4;
+        x[(u * N * MMA_TOKENS + token) * (TOKEN_X_BYTES / 4) + place] = pair_from_floats<element>(value.x, value.y).bits;
       }
     }
+  }
+}
+
+// Whether units of x can be copied: they are elements, in the order of the weight, and 16 bytes are read at a time.
+__device__ __forceinline__ bool is_x_copied(const LinearArguments& args, const Weight& weight) {
+  return args.input_type == INPUT_ELEMENTS && weight.order == nullptr && weight.in_features % 8 == 0;
+}
+
+// Copies a unit of the tokens' elements to an address in shared memory, with all lanes of a warp: 8 lanes a token.
+template <uint32_t N>
+__device__ __forceinline__ void copy_x(uint32_t to, const LinearArguments& args, const BlockState& state, uint32_t unit) {
+  const uint32_t lane = threadIdx.x % WARP_LANES, of_token = lane / 8;
+  constexpr uint32_t AT_A_TIME = WARP_LANES / 8;
+  const uint32_t in_features = state.weight.in_features, k = unit * UNIT_INPUTS + lane % 8 * 8;
+  const element* x = static_cast<const element*>(args.input) + k;
+  const uint32_t bytes = k < in_features ? 16 : 0;
+  to += of_token * TOKEN_X_BYTES + (lane % 8 ^ of_token) * 16;
+#pragma unroll
+  for (uint32_t i = 0; i < N * MMA_TOKENS / AT_A_TIME; ++i) {
+    const uint32_t token = i * AT_A_TIME + of_token;
+    if (token >= state.tile.tokens) break;
+    const element* row = x + static_cast<uint64_t>(state.input_row[token]) * in_features;
+    // Every other time the token modulo 8 is 4 more.
+    cp_async_16_or_zero((to + i * AT_A_TIME * TOKEN_X_BYTES) ^ (i % 2 * 64), bytes == 0 ? args.input : row, bytes);
   }
 }
 
@@ -217,6 +255,37 @@ struct StepFetcher {
   }
 };
 
+// --- x as B operands ---------------------------------------------------------------------------------------------------------
+
+// Bytes of a tile of a token: two rows of matrices.
+constexpr uint32_t TILE_X_BYTES = TILE_INPUTS * sizeof(element);
+
+// The row that a lane names to ldmatrix for the first two tiles of a unit at an address in shared memory. For tile t it is that
+// with t * TILE_X_BYTES added without carry.
+__device__ __forceinline__ uint32_t x_row(uint32_t unit) {
+  const uint32_t lane = threadIdx.x % WARP_LANES, token = lane % 8;
+  return unit + token * TOKEN_X_BYTES + (lane / 8 ^ token) * 16;
+}
+
+// A warp's units of x: where they are in shared memory, and the one in use.
+template <uint32_t N>
+struct XRing {
+  static constexpr uint32_t UNIT_BYTES = N * UNIT_X_WORDS * 4;
+  uint32_t begin, current;
+  // Whether units are copied while others are multiplied; else whoever multiplies has staged them.
+  bool is_copied;
+
+  // Where the unit before the current one is, which is the last to be replaced.
+  __device__ __forceinline__ uint32_t previous() const {
+    return current == begin ? begin + (stages<N>() - 1) * UNIT_BYTES : current - UNIT_BYTES;
+  }
+
+  __device__ __forceinline__ void advance() {
+    current += UNIT_BYTES;
+    if (current == begin + stages<N>() * UNIT_BYTES) current = begin;
+  }
+};
+
 // --- sums --------------------------------------------------------------------------------------------------------------------
 
 // C operands of the products of each strip with each eight tokens.
@@ -275,8 +344,8 @@ __device__ __forceinline__ void add_scaled(Sums<N>& total, const Sums<N>& sums, 
 }
 
 // Adds the product of a step of codes. Each unit is summed on its own and then scaled, or each half of one (BY_HALF) where a
-// row of scales spans no more. `x` is where the lane's part of the step's first tile is, and `stage` is the step's; both are
-// addresses in shared memory.
+// row of scales spans no more. `x` is the address in shared memory of the row that the lane names to ldmatrix for the step's first
+// tile, and `stage` is the step's.
 template <uint32_t BITS, bool BY_HALF, uint32_t N>
 __device__ __forceinline__ void multiply_codes(Sums<N>& total, uint32_t stage, uint32_t x, uint32_t code_bytes,
                                                const StepFormat& format) {
@@ -316,11 +385,11 @@ __device__ __forceinline__ void multiply_codes(Sums<N>& total, uint32_t stage, u
       for (uint32_t n = 0; n < N; ++n) {
         // Registers of the B operand: two of each tile.
         uint32_t b[2 * TOGETHER];
-        const uint32_t at = x + (n * UNIT_X_WORDS + half * WARP_LANES * 4 + 2 * first) * 4;
+        const uint32_t at = (x ^ (half * 2 + first) * TILE_X_BYTES) + n * UNIT_X_WORDS * 4;
         if constexpr (TOGETHER == 2) {
-          load_shared_16(b, at);
+          ldmatrix_x4(b, at);
         } else {
-          load_shared_8(b, at);
+          ldmatrix_x2(b, at);
         }
 #pragma unroll
         for (uint32_t t = 0; t < TOGETHER; ++t) {
@@ -346,13 +415,14 @@ __device__ __forceinline__ void multiply_floats(Sums<N>& total, uint32_t stage, 
 #pragma unroll
   for (uint32_t n = 0; n < N; ++n) {
     uint32_t b[2];
-    load_shared_8(b, x + n * UNIT_X_WORDS * 4);
+    ldmatrix_x2(b, x + n * UNIT_X_WORDS * 4);
 #pragma unroll
     for (uint32_t strip = 0; strip < TILE_STRIPS; ++strip) mma_m16n8k16<element>(total.of[strip][n], a[strip], b[0], b[1]);
   }
 }
 
 // A warp's stages, and what is fetched to them. All are addresses in shared memory.
+template <uint32_t N>
 struct Ring {
   StepFetcher fetcher;
   // The stage in use, and the one before it, which is filled next.
@@ -362,27 +432,28 @@ struct Ring {
   __device__ __forceinline__ void advance(uint32_t stage_bytes) {
     previous = current;
     current += stage_bytes;
-    if (current == begin + STAGES * stage_bytes) current = begin;
+    if (current == begin + stages<N>() * stage_bytes) current = begin;
   }
 };
 
-// Adds the products of some units of one width, whose x is at an address in shared memory. `end_unit` is where the slice ends.
+// Adds the products of units first .. last of one width. `end_unit` is where the slice ends.
 template <uint32_t BITS, bool BY_HALF, uint32_t N>
-__device__ __forceinline__ void multiply_units(Sums<N>& total, Ring& ring, const LinearArguments& args, const Weight& weight,
-                                               uint32_t x, uint32_t units, uint32_t end_unit) {
+__device__ __forceinline__ void multiply_units(Sums<N>& total, Ring<N>& ring, XRing<N>& x, const LinearArguments& args,
+                                               const BlockState& state, uint32_t first, uint32_t last, uint32_t end_unit) {
   const StepFormat format = {ring.fetcher.has_zeros, ring.fetcher.row_bytes == 64};
-  x += threadIdx.x % WARP_LANES * 16;
-  const uint32_t end = x + units * N * UNIT_X_WORDS * 4;
 #pragma unroll 1
-  do {
+  for (uint32_t unit = first; unit < last; ++unit) {
+    const uint32_t row = x_row(x.current);
 #pragma unroll
     for (uint32_t tile = 0; tile < UNIT_TILES; tile += step_tiles(BITS)) {
-      cp_async_wait<STAGES - 2>();
+      cp_async_wait<stages<N>() - 2>();
       // The step is there for every lane, and every lane is done with the one before, whose place is filled next.
       __syncwarp();
-      ring.fetcher.fetch<BITS != 16>(ring.previous, args, weight, end_unit);
-      // Lanes have 16 bytes of two tiles.
-      const uint32_t x_step = x + tile / 2 * WARP_LANES * 16 + tile % 2 * 8;
+      if (tile == 0 && x.is_copied && unit + stages<N>() - 1 < end_unit) {
+        copy_x<N>(x.previous(), args, state, unit + stages<N>() - 1);
+      }
+      ring.fetcher.template fetch<BITS != 16>(ring.previous, args, state.weight, end_unit);
+      const uint32_t x_step = row ^ tile * TILE_X_BYTES;
       if constexpr (BITS == 16) {
         multiply_floats(total, ring.current, x_step, args.stage_code_bytes);
       } else {
@@ -390,50 +461,60 @@ __device__ __forceinline__ void multiply_units(Sums<N>& total, Ring& ring, const
       }
       ring.advance(args.stage_bytes);
     }
-    x += N * UNIT_X_WORDS * 4;
-  } while (x != end);
+    x.advance();
+  }
 }
 
-// The sums of units begin .. end of a weight's strips, by one warp. `stages` and `x` are the warp's own.
+// The sums of units begin .. end of a weight's strips, by one warp. `stage_memory` and `x_memory` are the warp's own.
 template <uint32_t N>
-__device__ __forceinline__ void multiply_slice(Sums<N>& total, uint32_t* stages, uint32_t* x, const LinearArguments& args,
-                                               const BlockState& state, uint32_t begin, uint32_t end) {
+__device__ __forceinline__ void multiply_slice(Sums<N>& total, uint32_t* stage_memory, uint32_t* x_memory,
+                                               const LinearArguments& args, BlockState& state, uint32_t begin, uint32_t end) {
   const Weight& weight = state.weight;
-  const uint32_t ring_begin = shared_address(stages), stage_bytes = args.stage_bytes;
-  Ring ring = {StepFetcher(weight, state.tile, begin, end), ring_begin, ring_begin + (STAGES - 1) * stage_bytes, ring_begin};
+  const uint32_t ring_begin = shared_address(stage_memory), stage_bytes = args.stage_bytes;
+  Ring<N> ring = {StepFetcher(weight, state.tile, begin, end), ring_begin, ring_begin + (stages<N>() - 1) * stage_bytes,
+                  ring_begin};
+  const uint32_t x_begin = shared_address(x_memory);
+  XRing<N> x = {x_begin, x_begin, is_x_copied(args, weight)};
 #pragma unroll 1
-  for (uint32_t i = 0; i + 1 < STAGES; ++i) {
+  for (uint32_t i = 0; i + 1 < stages<N>(); ++i) {
+    if (x.is_copied && begin + i < end) copy_x<N>(x_begin + i * XRing<N>::UNIT_BYTES, args, state, begin + i);
     if (weight.scales == nullptr) {
-      ring.fetcher.fetch<false>(ring_begin + i * stage_bytes, args, weight, end);
+      ring.fetcher.template fetch<false>(ring_begin + i * stage_bytes, args, weight, end);
     } else {
-      ring.fetcher.fetch<true>(ring_begin + i * stage_bytes, args, weight, end);
+      ring.fetcher.template fetch<true>(ring_begin + i * stage_bytes, args, weight, end);
     }
   }
-  for (uint32_t first = begin; first < end; first += chunk_units<N>()) {
-    const uint32_t units = chunk_units<N>() == 1 ? 1 : min(chunk_units<N>(), end - first);
-    // Every lane has read the chunk before.
-    __syncwarp();
-    if (args.input_type == INPUT_ELEMENTS) {
-      stage_x<element, N>(x, args, state, first, units);
-    } else {
-      stage_x<float, N>(x, args, state, first, units);
+  // While the first steps are on their way.
+  if (args.sum_squares != nullptr) {
+    read_norms(args, state);
+    __syncthreads();
+  }
+  for (uint32_t first = begin; first < end;) {
+    const uint32_t last = x.is_copied ? end : min(first + chunk_units<N>(), end);
+    if (!x.is_copied) {
+      // Every lane has read the chunk before.
+      __syncwarp();
+      x.current = x_begin;
+      if (args.input_type == INPUT_ELEMENTS) {
+        stage_x<element, N>(x_memory, args, state, first, last - first);
+      } else {
+        stage_x<float, N>(x_memory, args, state, first, last - first);
+      }
     }
     // The units of a section, then those of the next one.
-    for (uint32_t unit = first; unit < first + units;) {
-      const uint32_t index = find_section(weight, unit);
+    while (first < last) {
+      const uint32_t index = find_section(weight, first);
       const WeightSection& section = weight.sections[index];
-      const uint32_t run = chunk_units<N>() == 1 ? 1 : section_end(weight, index, first + units) - unit;
-      const uint32_t x_run = shared_address(x) + (unit - first) * N * UNIT_X_WORDS * 4;
-      unit += run;
+      const uint32_t run_end = section_end(weight, index, last);
       const bool by_half = section.scale_shift == 0;
       switch (section.bits) {
-#define WIDTH(BITS)                                                                  \
-  case BITS:                                                                         \
-    if (by_half) {                                                                   \
-      multiply_units<BITS, true, N>(total, ring, args, weight, x_run, run, end);     \
-    } else {                                                                         \
-      multiply_units<BITS, false, N>(total, ring, args, weight, x_run, run, end);    \
-    }                                                                                \
+#define WIDTH(BITS)                                                                             \
+  case BITS:                                                                                    \
+    if (by_half) {                                                                              \
+      multiply_units<BITS, true, N>(total, ring, x, args, state, first, run_end, end);          \
+    } else {                                                                                    \
+      multiply_units<BITS, false, N>(total, ring, x, args, state, first, run_end, end);         \
+    }                                                                                           \
     break;
         WIDTH(2)
         WIDTH(3)
@@ -443,12 +524,13 @@ __device__ __forceinline__ void multiply_slice(Sums<N>& total, uint32_t* stages,
 #undef WIDTH
         // A step of 8-bit codes is half a unit.
         case 8:
-          multiply_units<8, true, N>(total, ring, args, weight, x_run, run, end);
+          multiply_units<8, true, N>(total, ring, x, args, state, first, run_end, end);
           break;
         case 16:
-          multiply_units<16, false, N>(total, ring, args, weight, x_run, run, end);
+          multiply_units<16, false, N>(total, ring, x, args, state, first, run_end, end);
           break;
       }
+      first = run_end;
     }
   }
 }

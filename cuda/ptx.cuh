@@ -40,19 +40,16 @@ __device__ __forceinline__ void mma_m16n8k16<bf16>(float (&d)[4], const uint32_t
 
 // Four 8x8 matrices of 16-bit values from shared memory; lanes 8i .. 8i+7 give the addresses of the rows (16 bytes, aligned) of
 // matrix i, and r[i] receives elements 2t, 2t+1 of its row g.
-__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 }
 
-// The same with each matrix transposed: r[i] receives elements [2t][g] and [2t+1][g].
-__device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&r)[4], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row))
-               : "memory");
+// Two such matrices, of the addresses of lanes 0 .. 15.
+__device__ __forceinline__ void ldmatrix_x2(uint32_t (&r)[2], uint32_t row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(row) : "memory");
 }
 
 // --- loads from an address in shared memory, aligned to their size ------------------------------------------------------------
@@ -95,8 +92,8 @@ __device__ __forceinline__ void cp_async_16_if(bool condition, uint32_t shared_a
 }
 
 // The first `source_bytes` (0 to 16) of 16 bytes; the rest becomes zero. With 0 the source is not read.
-__device__ __forceinline__ void cp_async_16_or_zero(void* shared, const void* global, uint32_t source_bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(source_bytes)
+__device__ __forceinline__ void cp_async_16_or_zero(uint32_t shared_address, const void* global, uint32_t source_bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address), "l"(global), "r"(source_bytes)
                : "memory");
 }
 
@@ -168,7 +165,13 @@ __device__ __forceinline__ pair_of<bf16> subtract_pair(pair_of<bf16> a, pair_of<
   return fma_pair(a, one, minus_b);
 }
 
-// --- warp sums ---------------------------------------------------------------------------------------------------------------
+// --- across the lanes of a warp ----------------------------------------------------------------------------------------------
+
+// What another lane of the warp has.
+template <class T>
+__device__ __forceinline__ T* pointer_of_lane(T* own, uint32_t lane) {
+  return reinterpret_cast<T*>(__shfl_sync(FULL_WARP, reinterpret_cast<uint64_t>(own), lane));
+}
 
 // The sum over the 32 lanes, in every lane. Partners 16, 8, 4, 2, 1 apart are added, so the order is the same in any launch.
 __device__ __forceinline__ float warp_sum(float value) {

@@ -1,6 +1,7 @@
 """Builds the folder that proves the CUDA backend on a machine with a card: build_gpu_proof.py OUT [--profile PROFILE].
 
-A wheel of that profile, the stripped binary of the CUDA tests, fixtures that most of them read, and tools/gpu_proof.
+A wheel of that profile, the stripped and zipped binary of the CUDA tests, fixtures that most of them read, and
+tools/gpu_proof.
 Needs maturin, cargo and strip.
 """
 
@@ -11,6 +12,8 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +38,11 @@ def build_tests(out: Path) -> None:
         for message in messages
         if message.get("executable") and message["target"]["name"] == "cuda" and message["profile"]["test"]
     ]
-    subprocess.run(["strip", "-o", str(out / "cuda_tests"), binary], check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        stripped = Path(folder) / "cuda_tests"
+        subprocess.run(["strip", "-o", str(stripped), binary], check=True)
+        with zipfile.ZipFile(out / "cuda_tests.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.write(stripped, stripped.name)
 
 
 def main() -> None:

@@ -59,7 +59,8 @@ class Engine:
 
     model           folder with config.json and *.safetensors
     adapters        name -> folder of a PEFT LoRA adapter
-    device          "auto" (the CPU), "cpu", "cuda", "cuda:1", or "reference" (plain float32 math, slow)
+    device          "auto" (the first CUDA card, else the CPU), "cpu", "cuda", "cuda:1", or "reference" (plain float32
+                    math, slow)
     threads         CPU threads; all physical cores by default
     head            "stored", or "int8": an output head that is not quantized is rounded to 8 bits, which halves its
                     bytes and moves logits by about 0.6 % of their size

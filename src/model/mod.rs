@@ -50,7 +50,7 @@ pub const MAX_THREADS: usize = 1024;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Device {
-    /// The best device available.
+    /// The first CUDA card, or the CPU where there is none.
     #[default]
     Auto,
     /// The CPU's fast paths.
@@ -338,17 +338,27 @@ fn open_backend(options: &ModelOptions) -> Result<Box<dyn BackendBuilder>> {
     match options.device {
         Device::Reference => Ok(reference::open()),
         Device::Cpu => open_cpu(),
-        Device::Auto => {
-            tracing::info!("device \"auto\" is the CPU; \"cuda\" has to be asked for");
-            open_cpu()
-        }
-        #[cfg(feature = "cuda")]
-        Device::Cuda(ordinal) => cuda::open(&cuda::CudaOptions { ordinal, element: None }),
-        #[cfg(not(feature = "cuda"))]
-        Device::Cuda(_) => {
-            Err(Error::new(ErrorCode::DeviceUnavailable, "this build has no CUDA backend").with_found("cuda"))
-        }
+        Device::Cuda(ordinal) => open_cuda(ordinal),
+        // Only the CPU takes other activations.
+        Device::Auto if options.activations != ActivationDType::F32 => open_cpu(),
+        Device::Auto => match open_cuda(0) {
+            Err(error) if [ErrorCode::CudaUnavailable, ErrorCode::DeviceUnavailable].contains(&error.code()) => {
+                tracing::info!(%error, "device \"auto\" is the CPU");
+                open_cpu()
+            }
+            opened => opened.inspect(|_| tracing::info!("device \"auto\" is cuda:0")),
+        },
     }
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(ordinal: usize) -> Result<Box<dyn BackendBuilder>> {
+    cuda::open(&cuda::CudaOptions { ordinal, element: None })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(_: usize) -> Result<Box<dyn BackendBuilder>> {
+    Err(Error::new(ErrorCode::DeviceUnavailable, "this build has no CUDA backend").with_found("cuda"))
 }
 
 impl std::fmt::Debug for Model {

@@ -20,7 +20,7 @@ use exlora::backend::cuda::tables::{GROUP_LINEARS, Slot, SlotGroup, SlotLinear};
 use exlora::quant::QuantGroup;
 
 use crate::emulated;
-use crate::launches::LAUNCHES_OF_A_LAYER;
+use crate::launches::launches_of_a_layer;
 use crate::packed::{PackedWeight, groups};
 use crate::support::{device, upload};
 
@@ -33,10 +33,17 @@ struct Shape {
     name: &'static str,
     inputs: usize,
     outputs: &'static [usize],
-    /// The residual stream with its norm, in f32; else what a kernel has written in the element type.
+    /// The residual stream with its norm; else what a kernel has written in the element type.
     is_normed: bool,
     /// Whether adapters usually act there.
     has_adapters: bool,
+}
+
+impl Shape {
+    /// Whether rows are read in f32 and normed; else they are elements.
+    fn is_normed_while_read(self, rows: usize) -> bool {
+        self.is_normed && rows == 1
+    }
 }
 
 /// The linears of a layer of Llama 3 8B.
@@ -238,7 +245,7 @@ impl Group {
             (arguments.weights[index], arguments.first_columns[index]) =
                 (linear.weight, (index * linear.outputs) as u32);
         }
-        if self.shape.is_normed {
+        if self.shape.is_normed_while_read(rows) {
             (arguments.sum_squares, arguments.norm.weight) = (self.squares.address(), self.gamma.address());
         } else {
             arguments.input_type = InputType::Elements as u32;
@@ -251,8 +258,12 @@ impl Group {
 
 /// Bytes that the shape needs: each weight, each A in use and each value of x and of the results once.
 fn ideal(shape: Shape, format: &Format, rows: usize, adapters: usize) -> u64 {
-    let Shape { inputs, outputs, is_normed, .. } = shape;
-    let x = if is_normed { rows * (inputs + inputs.div_ceil(256)) * 4 + inputs * 4 } else { rows * inputs * 2 };
+    let Shape { inputs, outputs, .. } = shape;
+    let x = if shape.is_normed_while_read(rows) {
+        rows * (inputs + inputs.div_ceil(256)) * 4 + inputs * 4
+    } else {
+        rows * inputs * 2
+    };
     let weights: u64 = outputs.iter().map(|&outputs| format.bytes(inputs, outputs)).sum();
     let rank = RANK * outputs.len();
     let entries = if adapters == 0 { 0 } else { rows.max(adapters) };
@@ -301,7 +312,7 @@ fn layer(lines: &[Line]) -> Vec<Line> {
             moved = moved.map2(line.moved, |a, b| a + b);
             ideal += line.ideal;
         }
-        let (linear, launches) = ("layer".to_owned(), LAUNCHES_OF_A_LAYER);
+        let (linear, launches) = ("layer".to_owned(), launches_of_a_layer(first.rows));
         Line { linear, moved, ideal, launches, ..*first }
     };
     lines.iter().filter(|line| line.linear == LAYER[0].name).map(sum).collect()

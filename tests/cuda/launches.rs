@@ -1,6 +1,6 @@
 //! How many kernels a step launches, as the emulated driver counts them. On a card these tests count nothing and pass.
 
-use exlora::{Device, Engine, EngineOptions, Request};
+use exlora::{Device, Engine, EngineOptions, Prompt, Request};
 use support::fixtures;
 
 use crate::adapters;
@@ -11,9 +11,30 @@ use crate::support::device;
 /// Layers of the bundled model.
 const LAYERS: u64 = 4;
 /// linear(qkv), rope and KV, attention, linear(o), residual, linear(gate, up), activation, linear(down), residual.
-pub const LAUNCHES_OF_A_LAYER: u64 = 9;
+const LAUNCHES_OF_A_ROW: u64 = 9;
+/// The norms of a layer: a row alone is normed by what reads it.
+const NORMS_OF_A_LAYER: u64 = 2;
 /// The embedding before the layers; the head and the expansion of its products after them.
 const OTHER_LAUNCHES: u64 = 3;
+
+/// Launches of a layer for so many rows.
+pub fn launches_of_a_layer(rows: usize) -> u64 {
+    LAUNCHES_OF_A_ROW + if rows > 1 { NORMS_OF_A_LAYER } else { 0 }
+}
+
+/// Launches of a step with that many rows in all, a logit of each request, and layers.
+fn launches_of_a_step(rows: usize, requests: usize, layers: u64) -> u64 {
+    launches_of_a_layer(rows) * layers + OTHER_LAUNCHES + u64::from(requests > 1)
+}
+
+/// Rows of the only step of a batch.
+fn rows_of(batch: &[Request]) -> usize {
+    let tokens = |request: &Request| match &request.prompt {
+        Prompt::Tokens(tokens) => tokens.len(),
+        _ => panic!("the requests have token ids"),
+    };
+    batch.iter().map(tokens).sum()
+}
 
 /// A request of one step.
 fn request(tokens: u32, mixture: &[(&str, f32)]) -> Request {
@@ -22,7 +43,7 @@ fn request(tokens: u32, mixture: &[(&str, f32)]) -> Request {
 }
 
 #[test]
-fn a_layer_has_nine_launches_whatever_adapters_its_rows_have() {
+fn a_layer_has_as_many_launches_whatever_adapters_its_rows_have() {
     device();
     let options = EngineOptions { device: Device::Cuda(0), kv_tokens: Some(512), ..EngineOptions::default() };
     let options = EngineOptions { max_seq_len: Some(64), prefix_cache: false, ..options };
@@ -41,7 +62,7 @@ fn a_layer_has_nine_launches_whatever_adapters_its_rows_have() {
 }
 
 #[test]
-fn a_layer_has_nine_launches_with_truncated_weights_and_replaced_rows() {
+fn a_layer_has_as_many_launches_with_truncated_weights_and_replaced_rows() {
     let model = adapters::gptq_model();
     let engine = adapters::engine(&model, Device::Cuda(0));
     let batches = [
@@ -58,7 +79,7 @@ fn assert_launches(engine: &Engine, layers: u64, batches: &[Vec<Request>]) {
         let Some(before) = counter("launches") else { return };
         engine.generate(batch).expect("the batch runs");
         let count = counter("launches").expect("the driver counts") - before;
-        assert_eq!(count, LAUNCHES_OF_A_LAYER * layers + OTHER_LAUNCHES, "batch {index}");
+        assert_eq!(count, launches_of_a_step(rows_of(batch), batch.len(), layers), "batch {index}");
     }
 }
 
@@ -71,5 +92,6 @@ fn adapters_of_embeddings_and_norms_take_no_launch_of_their_own() {
     let Some(before) = counter("launches") else { return };
     engine.generate(&requests).expect("the batch runs");
     let count = counter("launches").expect("the driver counts") - before;
-    assert_eq!(count, LAUNCHES_OF_A_LAYER * embedding_adapters::LAYERS as u64 + OTHER_LAUNCHES);
+    let expected = launches_of_a_step(rows_of(&requests), requests.len(), embedding_adapters::LAYERS as u64);
+    assert_eq!(count, expected);
 }

@@ -128,6 +128,33 @@ def test_every_face_serves_a_quantized_cache(fixtures):
     assert done.returncode == 0, done.stderr
 
 
+def test_auto_is_the_card_unless_only_the_cpu_takes_what_is_asked_for(fixtures):
+    engine = Engine(fixtures / MODEL, kv_tokens=256)
+    assert engine.stats()["device_total_bytes"] > 0
+    done = run("--json", "bench", "-m", fixtures / MODEL, "--activations", "int8", "--prompt", 4, "--decode", 1)
+    assert done.returncode == 0, done.stderr
+    assert "cuda" not in done.stdout
+
+
+def test_a_card_with_little_shared_memory_answers_a_prompt_of_many_rows(fixtures):
+    """Of compute capability 8.6: the linear kernel's widest tile does not fit, and a narrower one has the same bits."""
+    asked = (
+        "generate",
+        "-m",
+        fixtures / MODEL,
+        "--device",
+        "cuda",
+        "--json",
+        "--max-new-tokens",
+        2,
+        "--kv-tokens",
+        512,
+    )
+    large, small = (run(*asked, "--prompt", "A bug is " * 40, EMULATED_CUDA_CC=version) for version in ("9.0", "8.6"))
+    assert small.returncode == 0, small.stderr
+    assert json.loads(small.stdout.splitlines()[-1])["text"] == json.loads(large.stdout.splitlines()[-1])["text"]
+
+
 def test_the_benchmark_runs_on_the_device(fixtures):
     adapter = f"jargon={fixtures / 'adapters' / ADAPTERS['jargon']}"
     done = run("--json", "bench", "-m", fixtures / MODEL, "--device", "cuda:0", "--adapter", adapter, "--prompt", 4,

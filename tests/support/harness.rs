@@ -158,9 +158,13 @@ impl Harness {
         &mut *self.backend().compute
     }
 
-    /// Resident bytes.
+    /// Resident bytes, but for what others leave free of a device.
     pub fn memory(&mut self) -> BackendMemory {
-        self.backend().memory.read()
+        let mut memory = self.backend().memory.read();
+        if let Some(device) = &mut memory.device {
+            device.free_bytes = 0;
+        }
+        memory
     }
 
     /// A free site.

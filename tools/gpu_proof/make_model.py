@@ -1,6 +1,6 @@
 """Writes a random Llama with 4-bit GPTQ weights and a LoRA adapter, from a seed: speed does not depend on values.
 
-  make_model.py OUT [--shape 8b|tiny] [--rank 16] [--seed 0]
+  make_model.py OUT [--shape 8b|tiny] [--layers N] [--rank 16] [--seed 0]
 
 Needs numpy. OUT/model and OUT/adapter are what `exlora bench` takes. Tensors are cut from a pool of random numbers, so
 that gigabytes take seconds.
@@ -175,9 +175,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="8b")
+    parser.add_argument("--layers", type=int, help="fewer or more layers, to profile a few of them")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.layers is not None:
+        hidden, inter, _, *heads_and_vocab = SHAPES[options.shape]
+        SHAPES[options.shape] = (hidden, inter, options.layers, *heads_and_vocab)
     pool = Pool(options.seed, POOL_BYTES if options.shape == "8b" else 1 << 20)
     write_model(options.out / "model", options.shape, pool)
     write_adapter(options.out / "adapter", options.shape, options.rank, pool)

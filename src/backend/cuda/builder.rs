@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::compiler::compiler;
 use super::compute::CudaCompute;
 use super::driver::{Arena, Device};
 use super::kernels::Kernels;
@@ -36,6 +37,7 @@ pub struct CudaOptions {
 /// `cuda_unavailable`: no driver, card or run-time compiler.
 pub fn open(options: &CudaOptions) -> Result<Box<dyn BackendBuilder>> {
     let device = Device::open(options.ordinal)?;
+    compiler(device.properties().driver_version.major)?;
     tracing::debug!(card = device.properties().name, "cuda backend opened");
     Ok(Box::new(CudaBuilder { device, element: options.element, sizes: WeightSizes::default(), loading: None }))
 }

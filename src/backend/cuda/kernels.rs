@@ -9,6 +9,7 @@ use super::ops::attention::AttentionKernel;
 use super::ops::embed::EmbedKernel;
 use super::ops::expand::ExpandKernels;
 use super::ops::linear::LinearKernels;
+use super::ops::norm::NormElementsKernel;
 use super::ops::rows::RowKernels;
 use crate::backend::KvDType;
 use crate::error::Result;
@@ -22,6 +23,7 @@ pub(super) struct Kernels {
     element: ElementType,
     pub(super) embed: EmbedKernel,
     pub(super) linear: LinearKernels,
+    pub(super) norm_elements: NormElementsKernel,
     pub(super) rows: RowKernels,
     expand: HashMap<KvDType, ExpandKernels>,
     attention: HashMap<AttentionKind, AttentionKernel>,
@@ -38,6 +40,7 @@ impl Kernels {
             element,
             embed: EmbedKernel::load(device)?,
             linear: LinearKernels::load(device, element)?,
+            norm_elements: NormElementsKernel::load(device, element)?,
             rows: RowKernels::load(device)?,
             expand: HashMap::new(),
             attention: HashMap::new(),

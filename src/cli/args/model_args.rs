@@ -30,7 +30,7 @@ pub(in crate::cli) struct ModelArgs {
     /// Longest prompt and output together, in tokens; by default that of config.json, stretched by its rope scaling.
     #[arg(long, value_name = "N", visible_alias = "max-tokens")]
     pub max_seq_len: Option<usize>,
-    /// Where the model runs: auto (the CPU), cpu, cuda, cuda:NUMBER, or reference (plain f32 math, slow).
+    /// Where the model runs: auto (the first CUDA card, else the CPU), cpu, cuda, cuda:NUMBER, or reference (plain f32 math, slow).
     #[arg(long, default_value = "auto")]
     pub device: String,
     /// The output head: as it is stored, or rounded to 8 bits (faster decoding; logits move by about 0.6 %).

@@ -72,6 +72,8 @@ pub static HEADERS: &[Header] = &[
 
 /// Products of packed weights.
 pub static LINEAR: KernelSource = source!("linear.cu", LINEAR_VARIANTS);
+/// Norms of many rows.
+pub static NORM_ELEMENTS: KernelSource = source!("norm_elements.cu", ELEMENT_TYPES);
 /// Packing of weights.
 pub static REPACK: KernelSource = source!("repack.cu", ELEMENT_TYPES);
 /// Rows of the embedding.
@@ -142,6 +144,7 @@ pub static SOURCES: &[&KernelSource] = &[
     &EXPAND_RESIDUAL,
     &EXPAND_ROPE_KV,
     &LINEAR,
+    &NORM_ELEMENTS,
     &REPACK,
     &ROWS,
 ];

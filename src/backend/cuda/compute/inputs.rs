@@ -14,8 +14,8 @@ pub(super) enum LinearInput {
     Elements(u64),
     /// Rows in f32.
     Rows(u64),
-    /// Rows in f32, to be normed.
-    Normed { rows: u64, squares: u64, norm: NormRouting, eps: f32 },
+    /// Rows in f32, to be normed; the normed ones have place in a buffer.
+    Normed { rows: u64, squares: u64, norm: NormRouting, eps: f32, buffer: usize },
 }
 
 /// What the kernels that expand a group read, and the tables they read it by.
@@ -61,7 +61,8 @@ impl CudaCompute {
             Content::Elements => Ok(LinearInput::Elements(self.buffers[index].elements(device)?)),
             Content::Normed(PendingNorm { source, norm, eps, .. }) => {
                 let source = &mut self.buffers[source];
-                Ok(LinearInput::Normed { rows: source.rows(device)?, squares: source.squares(device)?, norm, eps })
+                let (rows, squares) = (source.rows(device)?, source.squares(device)?);
+                Ok(LinearInput::Normed { rows, squares, norm, eps, buffer: index })
             }
             Content::Undefined | Content::Rows { .. } | Content::Projected(_) => {
                 Ok(LinearInput::Rows(self.plain_rows(index)?))

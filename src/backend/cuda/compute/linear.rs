@@ -6,6 +6,7 @@ use crate::adapter::batch::AdapterBatch;
 use crate::backend::cuda::buffers::{Content, PendingProjection};
 use crate::backend::cuda::ops::expand::{ExpandLogits, ExpandResidual, Projection};
 use crate::backend::cuda::ops::linear::{InputType, LinearArguments, TILE_OUTPUTS};
+use crate::backend::cuda::ops::norm::NormElements;
 use crate::backend::cuda::ops::rows::ExpandRows;
 use crate::backend::cuda::step::Rows;
 use crate::backend::cuda::tables::GROUP_LINEARS;
@@ -14,6 +15,10 @@ use crate::backend::cuda::weights::linear::Linear;
 use crate::backend::{HeadSpec, KvDType, Write};
 use crate::error::{Error, ErrorCode, Result};
 use crate::tensor::zeros;
+
+/// Most rows that are normed by the linear kernel while it reads them, for each of its tiles again: a row alone, for which a
+/// launch costs as much. More are normed once, by a launch of their own.
+const NORMED_WHILE_READ: usize = 1;
 
 /// What some slots have at a group.
 #[derive(Clone, Copy, Debug, Default)]
@@ -212,8 +217,18 @@ impl CudaCompute {
         match input {
             LinearInput::Elements(x) => (arguments.input, arguments.input_type) = (x, InputType::Elements as u32),
             LinearInput::Rows(x) => arguments.input = x,
-            LinearInput::Normed { rows, squares, norm, eps } => {
-                (arguments.input, arguments.sum_squares) = (rows, squares);
+            LinearInput::Normed { rows: x, squares, norm, eps, buffer } if routing.rows > NORMED_WHILE_READ => {
+                let buffer = &mut self.buffers[buffer];
+                let (elements, width) = (buffer.elements(&self.device)?, buffer.width as u32);
+                let norm = self.routed_norm(norm);
+                let (step, overflow_rows) = (arguments.step, arguments.overflow_rows);
+                let normed =
+                    NormElements { step, x, sum_squares: squares, norm, elements, overflow_rows, width, epsilon: eps };
+                self.kernels.norm_elements.launch(&normed, routing.rows)?;
+                (arguments.input, arguments.input_type) = (elements, InputType::Elements as u32);
+            }
+            LinearInput::Normed { rows: x, squares, norm, eps, .. } => {
+                (arguments.input, arguments.sum_squares) = (x, squares);
                 (arguments.norm, arguments.epsilon) = (self.routed_norm(norm), eps);
             }
         }

@@ -19,11 +19,9 @@ pub const VARIANT_TOKENS: [usize; 4] = [8, 16, 32, 64];
 const SLICES: usize = 8;
 /// Threads of a block.
 const BLOCK_THREADS: usize = 32 * SLICES;
-/// Steps of weights that a warp holds in shared memory.
-const STAGES: usize = 4;
 /// Floats from the partial sums of one token to those of the next.
 const PARTIAL_STRIDE: usize = TILE_OUTPUTS + 4;
-/// Words of 64 inputs of 8 tokens.
+/// Words of a unit of x, 64 inputs, of 8 tokens.
 const UNIT_X_WORDS: usize = 256;
 /// Lanes of a warp; pairs of scales of two strips for two halves of a unit.
 const LANES: usize = 32;
@@ -121,7 +119,14 @@ impl LinearKernels {
     /// # Errors
     /// As [`Kernel::launch`] and [`Device::module`]; `internal` if the arguments have no linear.
     pub fn launch(&self, arguments: &LinearArguments, rows: usize, entry_tiles: usize) -> Result<()> {
-        let variant = VARIANT_TOKENS.iter().position(|&tokens| tokens >= rows).unwrap_or(VARIANT_TOKENS.len() - 1);
+        let mut variant = VARIANT_TOKENS.iter().position(|&tokens| tokens >= rows).unwrap_or(VARIANT_TOKENS.len() - 1);
+        let stage = Stage::of(linears(arguments)?);
+        // Not every card has the memory for the most rows at a time.
+        while variant > 0
+            && stage.shared_bytes(VARIANT_TOKENS[variant]) > self.kernel(variant)?.max_shared_bytes() as usize
+        {
+            variant -= 1;
+        }
         self.launch_with(arguments, variant, tiles(arguments, VARIANT_TOKENS[variant], rows, entry_tiles))
     }
 
@@ -130,27 +135,26 @@ impl LinearKernels {
     /// # Errors
     /// As [`LinearKernels::launch`].
     pub fn launch_with(&self, arguments: &LinearArguments, variant: usize, blocks: usize) -> Result<()> {
-        let linears = arguments.weights.get(..arguments.linears as usize).filter(|linears| !linears.is_empty());
-        let linears = linears.ok_or_else(|| Error::new(ErrorCode::Internal, "a group has one to three linears"))?;
+        let stage = Stage::of(linears(arguments)?);
         if blocks == 0 {
             return Ok(());
         }
-        // Stacks and replacing weights have 16-bit elements.
-        let code_words = linears.iter().map(stage_code_words).max().unwrap_or(0).max(2 * step_words(16));
-        let scale_words = linears.iter().map(stage_scale_words).max().unwrap_or(0);
         let arguments = LinearArguments {
-            stage_code_bytes: 4 * code_words as u32,
-            stage_bytes: 4 * (code_words + scale_words) as u32,
+            stage_code_bytes: 4 * stage.code_words as u32,
+            stage_bytes: 4 * stage.words() as u32,
             ..*arguments
         };
-        let tokens = VARIANT_TOKENS[variant];
-        let x_words = chunk_units(tokens) * tokens / 8 * UNIT_X_WORDS;
-        let loop_words = SLICES * (x_words + STAGES * (code_words + scale_words));
-        let shared_bytes = 4 * loop_words.max(SLICES * tokens * PARTIAL_STRIDE);
+        let shared_bytes = stage.shared_bytes(VARIANT_TOKENS[variant]);
         let blocks = u32::try_from(blocks).unwrap_or(u32::MAX).min(i32::MAX as u32);
         let arguments = Arguments::of(&arguments);
         self.kernel(variant)?.launch([blocks, 1, 1], BLOCK_THREADS as u32, shared_bytes as u32, &arguments)
     }
+}
+
+/// The linears of a launch.
+fn linears(arguments: &LinearArguments) -> Result<&[Weight]> {
+    let linears = arguments.weights.get(..arguments.linears as usize).filter(|linears| !linears.is_empty());
+    linears.ok_or_else(|| Error::new(ErrorCode::Internal, "a group has one to three linears"))
 }
 
 /// Tiles of a launch.
@@ -161,9 +165,44 @@ fn tiles(arguments: &LinearArguments, tokens: usize, rows: usize, entry_tiles: u
     base * rows.div_ceil(tokens) + entry_tiles * (arguments.stack_tiles + replaced) as usize
 }
 
-/// Units of x that a warp stages at a time.
-fn chunk_units(tokens: usize) -> usize {
-    (32 / tokens).max(1)
+/// A stage of a warp: a step of weights.
+#[derive(Clone, Copy, Debug)]
+struct Stage {
+    /// Words of the codes of two strips.
+    code_words: usize,
+    /// Words of their scales and zeros.
+    scale_words: usize,
+}
+
+impl Stage {
+    /// The largest that some linears need.
+    fn of(linears: &[Weight]) -> Self {
+        Self {
+            // Stacks and replacing weights have 16-bit elements.
+            code_words: linears.iter().map(stage_code_words).max().unwrap_or(0).max(2 * step_words(16)),
+            scale_words: linears.iter().map(stage_scale_words).max().unwrap_or(0),
+        }
+    }
+
+    fn words(self) -> usize {
+        self.code_words + self.scale_words
+    }
+
+    /// Dynamic shared memory of a block that computes that many rows at a time: x and weights of each warp, whose place the
+    /// partial sums take.
+    fn shared_bytes(self, tokens: usize) -> usize {
+        let x_words = tokens / 8 * UNIT_X_WORDS;
+        4 * (SLICES * stages(tokens) * (x_words + self.words())).max(SLICES * tokens * PARTIAL_STRIDE)
+    }
+}
+
+/// Steps of weights and units of x that a warp holds in shared memory.
+fn stages(tokens: usize) -> usize {
+    match tokens {
+        8 => 4,
+        16 => 3,
+        _ => 2,
+    }
 }
 
 /// Words of a step of one strip: a unit of codes of up to 6 bits, half a unit of 8 bits, a quarter of one of floats.

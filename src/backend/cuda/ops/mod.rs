@@ -10,6 +10,7 @@ pub mod expand;
 pub mod kv_layout;
 pub mod kv_unpack;
 pub mod linear;
+pub mod norm;
 pub mod repack;
 pub mod rows;
 
