@@ -9,7 +9,7 @@ use super::ops::attention::AttentionKernel;
 use super::ops::embed::EmbedKernel;
 use super::ops::expand::ExpandKernels;
 use super::ops::linear::LinearKernels;
-use super::ops::norm::NormElementsKernel;
+use super::ops::norm_elements::NormElementsKernel;
 use super::ops::rows::RowKernels;
 use crate::backend::KvDType;
 use crate::error::Result;

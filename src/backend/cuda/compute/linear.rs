@@ -6,7 +6,7 @@ use crate::adapter::batch::AdapterBatch;
 use crate::backend::cuda::buffers::{Content, PendingProjection};
 use crate::backend::cuda::ops::expand::{ExpandLogits, ExpandResidual, Projection};
 use crate::backend::cuda::ops::linear::{InputType, LinearArguments, TILE_OUTPUTS};
-use crate::backend::cuda::ops::norm::NormElements;
+use crate::backend::cuda::ops::norm_elements::NormElements;
 use crate::backend::cuda::ops::rows::ExpandRows;
 use crate::backend::cuda::step::Rows;
 use crate::backend::cuda::tables::GROUP_LINEARS;

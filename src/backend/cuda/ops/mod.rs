@@ -10,7 +10,7 @@ pub mod expand;
 pub mod kv_layout;
 pub mod kv_unpack;
 pub mod linear;
-pub mod norm;
+pub mod norm_elements;
 pub mod repack;
 pub mod rows;
 
