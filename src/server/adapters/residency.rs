@@ -16,8 +16,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use futures_util::FutureExt;
+use futures_util::future::Shared;
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot};
 
 use super::fingerprint::Fingerprint;
 use super::paths::AdaptersDir;
@@ -66,10 +68,11 @@ pub(super) struct Table {
     pub(super) ids: Vec<String>,
 }
 
-/// A load that runs, and how it ended.
+/// A load that runs.
 #[derive(Clone)]
 pub(super) struct Loading {
-    outcome: watch::Receiver<Option<Result<AdapterLease>>>,
+    /// How it ended, once it has. What it holds is the waiting requests' alone: the last one to look takes the lease with it.
+    outcome: Shared<oneshot::Receiver<Result<AdapterLease>>>,
     /// Whether a client asked for it, and not the request that named it first.
     is_asked_for: bool,
 }
@@ -135,8 +138,9 @@ impl Residency {
                 Now::Done(lease) => return Ok(lease),
                 Now::Wait(loading) => loading,
             };
+            let is_asked_for = loading.is_asked_for;
             let outcome = loading.outcome().await;
-            if !loading.is_asked_for {
+            if !is_asked_for {
                 let lease = outcome?.another();
                 self.note_use(&mut self.table.lock(), name);
                 return Ok(lease);
@@ -331,8 +335,8 @@ impl Residency {
 
     /// Starts a load, which ends even if nobody waits for it any more.
     fn start(self: &Arc<Self>, table: &mut Table, name: &str, wanted: Wanted, is_asked_for: bool) -> Loading {
-        let (sender, outcome) = watch::channel(None);
-        let loading = Loading { outcome, is_asked_for };
+        let (sender, outcome) = oneshot::channel();
+        let loading = Loading { outcome: outcome.shared(), is_asked_for };
         table.loading.insert(name.to_owned(), loading.clone());
         let (this, name) = (Arc::clone(self), name.to_owned());
         tokio::spawn(async move {
@@ -344,7 +348,8 @@ impl Residency {
                 outcome.map_err(|error| this.dir.iter().fold(error, |error, dir| dir.as_seen_by_clients(error)));
             // `outcome` holds a lease, so nothing evicts the adapter in between.
             this.table.lock().loading.remove(&name);
-            sender.send_replace(Some(outcome));
+            // If nobody waits any more, the lease ends here.
+            drop(sender.send(outcome));
         });
         loading
     }
@@ -496,12 +501,8 @@ impl Table {
 
 impl Loading {
     /// How it ended, once it has.
-    async fn outcome(&self) -> Result<AdapterLease> {
-        let mut outcome = self.outcome.clone();
-        match outcome.wait_for(Option::is_some).await {
-            Ok(outcome) => outcome.clone().unwrap_or_else(|| Err(given_up())),
-            Err(_) => Err(given_up()),
-        }
+    async fn outcome(self) -> Result<AdapterLease> {
+        self.outcome.await.unwrap_or_else(|_| Err(given_up()))
     }
 }
 
