@@ -49,17 +49,12 @@ impl TextPrefix {
 
     /// The path that the module has in the text model alone.
     pub fn removed_from(self, path: &str) -> Cow<'_, str> {
-        let rest = match self {
+        let removed = match self {
             TextPrefix::None => None,
-            TextPrefix::Inner => {
-                return match path.strip_prefix("model.language_model.") {
-                    Some(rest) => format!("model.{rest}").into(),
-                    None => path.into(),
-                };
-            }
-            TextPrefix::Outer => path.strip_prefix("language_model."),
+            TextPrefix::Inner => path.strip_prefix("model.language_model.").map(|rest| format!("model.{rest}").into()),
+            TextPrefix::Outer => path.strip_prefix("language_model.").map(Cow::from),
         };
-        rest.unwrap_or(path).into()
+        removed.unwrap_or(path.into())
     }
 
     /// The path in a file with this prefix of what has that path in the text model alone.
