@@ -281,6 +281,15 @@ mod tests {
     }
 
     #[test]
+    fn a_prefix_is_reused_only_by_what_is_rotated_alike() {
+        let text = tokens(PAGE_TOKENS);
+        let short = forward_plan(&[], &text);
+        let long = ForwardPlan { has_long_rope: true, ..short.clone() };
+        let key = |plan| page_key(&PrefixKey::EMPTY, plan, &text, 0);
+        assert!(key(&short) != key(&long));
+    }
+
+    #[test]
     fn until_an_adapter_is_invoked_its_prefix_is_shared_with_the_base() {
         let mut pool = PagePool::new(64, true).expect("few pages");
         let invoked_at = |position: usize| {

@@ -15,6 +15,8 @@ use crate::prompt_embeds::SequenceEmbeds;
 pub struct ForwardPlan {
     /// The base layer that each layer to run is; `None` runs the base's own layers.
     pub layer_map: Option<Arc<[u32]>>,
+    /// Whether positions are rotated as those of long sequences; decided by the sequence's length.
+    pub has_long_rope: bool,
     /// Which adapters act on which positions.
     pub spans: MixtureSpans,
     /// The positions that have vectors in place of tokens.
@@ -28,6 +30,7 @@ pub struct ForwardPlan {
 pub struct PageComputation<'a> {
     tokens: &'a [u32],
     layer_map: Option<&'a [u32]>,
+    has_long_rope: bool,
     /// The adapters, from which of the page's tokens on.
     spans: Vec<PageSpan<'a>>,
     /// The vectors in place of the page's tokens: which token, and the hash of the vector.
@@ -35,14 +38,20 @@ pub struct PageComputation<'a> {
 }
 
 impl ForwardPlan {
+    /// What all rows of one forward pass have in common: the layer map, and which rotation.
+    pub fn pass(&self) -> (&Option<Arc<[u32]>>, bool) {
+        (&self.layer_map, self.has_long_rope)
+    }
+
     /// What `tokens`, those at `first_position` and after, are computed from.
     pub fn page<'a>(&'a self, tokens: &'a [u32], first_position: usize) -> PageComputation<'a> {
         // No `..`: whatever decides the computation identifies the page.
-        let Self { layer_map, spans, embeds } = self;
+        let Self { layer_map, has_long_rope, spans, embeds } = self;
         let positions: Range<usize> = first_position..first_position + tokens.len();
         PageComputation {
             tokens,
             layer_map: layer_map.as_deref(),
+            has_long_rope: *has_long_rope,
             spans: spans.page(positions.clone()).collect(),
             embeds: embeds.hashes(positions).collect(),
         }

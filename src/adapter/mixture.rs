@@ -115,7 +115,8 @@ impl Mixture {
 
     /// What the adapters decide about the forward pass of a sequence that begins with `prompt`, all of which are tokens.
     pub fn forward_plan(&self, prompt: &[u32]) -> ForwardPlan {
-        ForwardPlan { layer_map: self.layers().cloned(), spans: self.along(prompt), embeds: Arc::default() }
+        let (layer_map, spans) = (self.layers().cloned(), self.along(prompt));
+        ForwardPlan { layer_map, has_long_rope: false, spans, embeds: Arc::default() }
     }
 
     /// The leases alone.

@@ -206,7 +206,7 @@ impl Engine {
                 ("the prompt does not fit the KV cache", "shorten the prompt, or enlarge the KV cache (kv_tokens)")
             }
             (false, Some(limit)) if limit == max_tokens => (
-                "the prompt is longer than the model's positions, which dynamic scaling and longrope do not extend here",
+                "the prompt is longer than the model's positions, which dynamic scaling does not extend here",
                 "shorten the prompt",
             ),
             (false, _) => (
@@ -353,6 +353,7 @@ fn sequence_plan(model: &Model, mixture: &Mixture, tokens: &[u32]) -> SequencePl
     SequencePlan {
         adapters: adapters.into_iter().collect(),
         forward: mixture.forward_plan(tokens),
+        original_positions: model.config().long_ropes.as_ref().map(|long| long.original_positions),
         kv_groups: model.kv_groups_of(mixture.layers()),
         row_cost: model.row_cost(mixture),
         vocab: mixture.head_rows(model.config().vocab_size),

@@ -4,6 +4,9 @@
 //! return to any earlier position and continue from there. The tokens are kept too, because an aLoRA adapter acts from the
 //! last place where its invocation appears in them.
 //!
+//! A model may rotate all positions of a sequence otherwise once it has passed a length (longrope). Under which adapters its tokens
+//! were computed is the caller's business, so a sequence that crosses that length has to be computed again by the caller.
+//!
 //! However many tokens are computed at once, a step has no more of them than the scheduler's steps have prompt tokens, and
 //! the result is the same bit by bit.
 
@@ -68,10 +71,14 @@ pub(super) struct CachedSequence {
     pub(super) tokens: Vec<u32>,
     /// The vectors in place of some of them.
     pub(super) embeds: SequenceEmbeds,
+    /// Where the tokens end that were set before they are computed; 0 once all of them are.
+    set_end: usize,
     /// Number of leading tokens whose keys and values are in the cache.
     pub(super) computed: usize,
     /// Number of layers, in the order in which they ran, that all of them went through.
     pub(super) layers: usize,
+    /// Whether those are rotated as tokens of a long sequence.
+    pub(super) has_long_rope: bool,
 }
 
 impl SequenceCache {
@@ -126,6 +133,7 @@ impl SequenceCache {
         let known = self.known_up_to(sequence, position)?;
         known.cut(position);
         known.tokens.extend_from_slice(tokens);
+        known.set_end = known.tokens.len();
         Ok(())
     }
 
@@ -213,26 +221,37 @@ impl SequenceCache {
             mixture.check_tokens(self.sequences[chunk.sequence].ids_among(chunk.position, chunk.tokens), vocab)?;
         }
         self.check_layers(chunks, self.layers_under(&mixture))?;
+        self.check_ropes(chunks)?;
         self.reserve_kv_groups(self.model.kv_groups_of(mixture.layers()))?;
         let (tokens, vocab) = (chunks.iter().map(|chunk| chunk.logits).sum::<usize>(), mixture.head_rows(vocab));
         let mut values = Vec::new();
         values.try_reserve_exact(tokens.saturating_mul(vocab)).map_err(|_| no_memory_for_logits())?;
         // All of them first, so that an invocation is found wherever a step begins.
         for chunk in chunks {
-            self.sequences[chunk.sequence].write(chunk.position, chunk.tokens);
+            let sequence = &mut self.sequences[chunk.sequence];
+            sequence.write(chunk.position, chunk.tokens);
+            let is_long = self.model.config().has_long_rope(sequence.len_with(chunk.position, chunk.tokens));
+            // From its beginning, it may become what it was not; otherwise it was checked.
+            if sequence.has_long_rope != is_long && chunk.position == 0 {
+                (sequence.computed, sequence.has_long_rope) = (0, is_long);
+            }
         }
         for step in split_into_steps(chunks, self.prefill_chunk / self.model.row_cost(&mixture)) {
             between_steps()?;
-            self.step(&step, &mixture, vocab, last_states.is_some())?;
-            values.extend_from_slice(&self.logits);
-            if let Some(states) = last_states.as_deref_mut() {
-                states.extend_from_slice(&self.batch.last_states);
+            let passes = step.chunk_by(|a, b| self.has_long_rope(a) == self.has_long_rope(b));
+            let passes: Vec<_> = passes.filter(|pass| pass.iter().any(|chunk| !chunk.tokens.is_empty())).collect();
+            for pass in passes {
+                self.step(pass, &mixture, vocab, last_states.is_some())?;
+                values.extend_from_slice(&self.logits);
+                if let Some(states) = last_states.as_deref_mut() {
+                    states.extend_from_slice(&self.batch.last_states);
+                }
             }
         }
         Ok(Logits { tokens, values, vocab })
     }
 
-    /// Computes chunks in one step.
+    /// Computes chunks, all of which are rotated alike, in one step.
     fn step(
         &mut self,
         chunks: &[SequenceChunk<'_>],
@@ -243,6 +262,7 @@ impl SequenceCache {
         // One table of pages serves all KV groups, each of which has storage of its own.
         self.batch.begin(mixture.layers(), 1, vocab);
         self.batch.wants_last_states = wants_last_states;
+        self.batch.has_long_rope = chunks.first().is_some_and(|chunk| self.has_long_rope(chunk));
         for &SequenceChunk { sequence, tokens, position, logits } in chunks {
             let sequence = &self.sequences[sequence];
             let spans = mixture.along(&sequence.tokens);
@@ -270,6 +290,7 @@ impl SequenceCache {
             let sequence = &mut self.sequences[chunk.sequence];
             sequence.layers = if chunk.position == 0 { layers } else { sequence.layers.min(layers) };
             sequence.computed = chunk.position + chunk.tokens.len();
+            sequence.set_end = if sequence.computed < sequence.set_end { sequence.set_end } else { 0 };
         }
         Ok(())
     }
@@ -309,6 +330,30 @@ impl SequenceCache {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether a chunk is rotated as part of a long sequence.
+    fn has_long_rope(&self, chunk: &SequenceChunk<'_>) -> bool {
+        self.sequences[chunk.sequence].has_long_rope
+    }
+
+    /// Checks that what precedes the chunks is rotated as they are.
+    fn check_ropes(&self, chunks: &[SequenceChunk<'_>]) -> Result<()> {
+        let config = self.model.config();
+        for chunk in chunks.iter().filter(|chunk| chunk.position > 0) {
+            let sequence = &self.sequences[chunk.sequence];
+            let tokens = sequence.len_with(chunk.position, chunk.tokens);
+            if config.has_long_rope(tokens) != sequence.has_long_rope {
+                let original = config.long_ropes.as_ref().map_or(0, |long| long.original_positions);
+                let what =
+                    "all positions of longer sequences are rotated otherwise (longrope), also those computed before";
+                return Err(Error::new(ErrorCode::RequestInvalid, what)
+                    .with_expected(format!("a sequence that stays on its side of {original} tokens"))
+                    .with_found(format!("{tokens} tokens"))
+                    .with_hint("compute the sequence from its beginning"));
+            }
+        }
+        Ok(())
     }
 
     /// Checks everything that the backend relies on.
@@ -354,11 +399,21 @@ impl SequenceCache {
 impl CachedSequence {
     /// Records tokens at a position. What followed other tokens there is dropped.
     fn write(&mut self, position: usize, tokens: &[u32]) {
-        let is_same = self.tokens.get(position..position + tokens.len()) == Some(tokens);
-        if !is_same {
+        if !self.has(position, tokens) {
             self.cut(position);
             self.tokens.extend_from_slice(tokens);
         }
+    }
+
+    /// Whether it has these tokens at a position.
+    fn has(&self, position: usize, tokens: &[u32]) -> bool {
+        self.tokens.get(position..position + tokens.len()) == Some(tokens)
+    }
+
+    /// Where a sequence ends that these tokens are part of: with them, or with what was set to follow them.
+    fn len_with(&self, position: usize, tokens: &[u32]) -> usize {
+        let end = position + tokens.len();
+        if self.has(position, tokens) { end.max(self.set_end) } else { end }
     }
 
     /// Forgets the tokens at a position and beyond.
@@ -366,11 +421,12 @@ impl CachedSequence {
         self.tokens.truncate(position);
         self.embeds.truncate(position);
         self.computed = self.computed.min(position);
+        self.set_end = self.set_end.min(position);
     }
 
     /// The ids of tokens at a position that are no vectors. Where a vector is known, its tokens stay as they are.
     fn ids_among<'a>(&self, position: usize, tokens: &'a [u32]) -> impl Iterator<Item = &'a u32> {
-        let keeps = self.tokens.get(position..position + tokens.len()) == Some(tokens);
+        let keeps = self.has(position, tokens);
         let is_id =
             move |(place, id): &(usize, &u32)| **id != EMBEDS_TOKEN || !(keeps && self.embeds.has(position + place));
         tokens.iter().enumerate().filter(is_id).map(|(_, id)| id)

@@ -13,12 +13,21 @@ pub(super) struct SequencePlan {
     pub adapters: Arc<[SlotId]>,
     /// Everything that its keys and values depend on, besides its tokens.
     pub forward: ForwardPlan,
+    /// Most tokens of a sequence that is not rotated as a long one; `None` if all are rotated alike.
+    pub original_positions: Option<usize>,
     /// Number of KV groups: more than one if the layer map is longer than the base.
     pub kv_groups: usize,
     /// What a row costs, in rows of the base; grows with its adapters.
     pub row_cost: usize,
     /// Number of logits.
     pub vocab: usize,
+}
+
+impl SequencePlan {
+    /// Whether what is computed of a sequence that now has `tokens` tokens has the rotation of another length.
+    pub(super) fn needs_other_rope(&self, tokens: usize) -> bool {
+        self.forward.has_long_rope != self.original_positions.is_some_and(|original| tokens > original)
+    }
 }
 
 /// Keys and values of a sequence's first tokens.
@@ -47,6 +56,14 @@ impl SequenceKv {
     /// Number of positions that the pages hold.
     pub(super) fn positions(&self) -> usize {
         self.pages.len() / self.plan.kv_groups * PAGE_TOKENS
+    }
+
+    /// Chooses the rotation of a sequence of `tokens` tokens. If it is another one than before, all pages are returned.
+    pub(super) fn choose_rope(&mut self, pool: &mut PagePool, tokens: usize) {
+        if self.plan.needs_other_rope(tokens) {
+            self.release(pool);
+            self.plan.forward.has_long_rope = !self.plan.forward.has_long_rope;
+        }
     }
 
     /// Takes over the pages that already hold a prefix of `tokens`, the last of which is left to compute. There must be no

@@ -72,6 +72,28 @@ impl Sequence {
         std::iter::once((&mut self.kv, &self.tokens[..])).chain(negative)
     }
 
+    /// Tokens of its longest context, which decides how the positions of both are rotated.
+    fn longest_context(&self) -> usize {
+        self.each_kv().map(|(_, tokens)| tokens.len()).max().unwrap_or(0)
+    }
+
+    /// Chooses the rotation for its length. If it is another one than before, nothing is computed then.
+    pub(super) fn choose_rope(&mut self, pool: &mut PagePool) {
+        let tokens = self.longest_context();
+        self.each_kv_mut().for_each(|(kv, _)| kv.choose_rope(pool, tokens));
+    }
+
+    /// Whether its length has passed one beyond which, or up to which, all positions are rotated otherwise.
+    pub(super) fn needs_other_rope(&self) -> bool {
+        self.kv.plan.needs_other_rope(self.longest_context())
+    }
+
+    /// Tokens that may follow before it is rotated otherwise.
+    pub(super) fn tokens_before_other_rope(&self) -> usize {
+        let original = self.kv.plan.original_positions.filter(|_| !self.kv.plan.forward.has_long_rope);
+        original.map_or(usize::MAX, |original| original.saturating_sub(self.longest_context()))
+    }
+
     /// Takes over the pages that already hold a prefix of its tokens.
     pub(super) fn find_prefix(&mut self, pool: &mut PagePool) {
         self.each_kv_mut().for_each(|(kv, tokens)| kv.find_prefix(pool, tokens));

@@ -16,6 +16,7 @@ struct Prefix {
     embeds: SequenceEmbeds,
     pages: Vec<u32>,
     layers: usize,
+    has_long_rope: bool,
 }
 
 impl SequenceCache {
@@ -112,6 +113,7 @@ impl SequenceCache {
             embeds,
             pages: found.pages[..pages_for(tokens)].to_vec(),
             layers: found.layers,
+            has_long_rope: found.has_long_rope,
         })
     }
 
@@ -136,6 +138,7 @@ impl SequenceCache {
         let target = &mut self.sequences[to];
         target.computed = prefix.tokens.len();
         (target.tokens, target.embeds, target.layers) = (prefix.tokens, prefix.embeds, prefix.layers);
+        target.has_long_rope = prefix.has_long_rope;
         Ok(())
     }
 }

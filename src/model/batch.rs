@@ -49,7 +49,7 @@ pub struct StepLimits {
     pub max_seq_len: usize,
 }
 
-/// The rows of one step. All of them run the base's layers in the same order.
+/// The rows of one step. All of them run the base's layers in the same order, with the same rotation.
 #[derive(Clone, Debug, Default)]
 pub struct StepBatch {
     /// Token of each row.
@@ -61,6 +61,8 @@ pub struct StepBatch {
     pub(super) embeds: Vec<f32>,
     /// The base layer that each layer to run is; `None` runs the base's layers once each.
     pub(super) layer_map: Option<Arc<[u32]>>,
+    /// Whether the rows are of sequences that are rotated as long ones; set after `begin`.
+    pub(crate) has_long_rope: bool,
     /// Positions and pages of each row, by KV group.
     pub(super) kv_groups: Vec<StepRows>,
     /// Adapters of each row.
@@ -92,6 +94,7 @@ impl StepBatch {
         self.embeds_rows.clear();
         self.embeds.clear();
         self.layer_map = layer_map.cloned();
+        self.has_long_rope = false;
         self.kv_groups.resize_with(kv_groups, StepRows::default);
         self.kv_groups.iter_mut().for_each(StepRows::clear);
         self.logit_rows.clear();

@@ -28,10 +28,19 @@ pub(super) struct LayerWeights {
     pub(super) norms: LayerNorms,
     pub(super) qkv: GroupId,
     pub(super) attention: AttentionSpec,
+    /// That of long sequences, if it is another one.
+    pub(super) long_attention: Option<AttentionSpec>,
     pub(super) output: GroupId,
     /// Gate and up, or up alone.
     pub(super) up: GroupId,
     pub(super) down: GroupId,
+}
+
+impl LayerWeights {
+    /// Its attention in a step of long sequences, or of others.
+    fn attention(&self, has_long_rope: bool) -> &AttentionSpec {
+        self.long_attention.as_ref().filter(|_| has_long_rope).unwrap_or(&self.attention)
+    }
 }
 
 /// The norms that a layer has over the residual stream, and over what is added to it.
@@ -108,7 +117,8 @@ impl Decoder {
             None => {
                 let (rows, kv) = kv_group(&batch.kv_groups, kvs, 0)?;
                 for layer in &weights.layers {
-                    self.layer(compute, layer, &layer.attention, &batch.adapters, rows, kv)?;
+                    let attention = layer.attention(batch.has_long_rope);
+                    self.layer(compute, layer, attention, &batch.adapters, rows, kv)?;
                 }
             }
             Some(layer_map) => self.mapped_layers(compute, &layer_map, batch, kvs)?,
@@ -161,7 +171,8 @@ impl Decoder {
             let layer = layers.get(base as usize).ok_or_else(misfit)?;
             batch.adapters.set_repeat(repeats[base as usize]);
             repeats[base as usize] += 1;
-            let attention = AttentionSpec { layer: index % layers.len(), ..layer.attention.clone() };
+            let attention = layer.attention(batch.has_long_rope).clone();
+            let attention = AttentionSpec { layer: index % layers.len(), ..attention };
             let (rows, kv) = kv_group(&batch.kv_groups, kvs, index / layers.len())?;
             self.layer(compute, layer, &attention, &batch.adapters, rows, kv)?;
         }

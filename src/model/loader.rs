@@ -119,6 +119,8 @@ impl<'a> DecoderLoader<'a> {
             rope: c.ropes[index].clone(),
             query_temperature: c.scores.query_temperature,
         };
+        let long_rope = c.long_ropes.as_ref().map(|long| long.ropes[index].clone());
+        let long_attention = long_rope.map(|rope| AttentionSpec { rope, ..attention.clone() });
         let output = self.group(query, &[(at("self_attn.o_proj"), c.hidden_size, bias.output)])?;
         let post_attention = self.block_norm(index, c.block.post_attention)?;
 
@@ -132,7 +134,7 @@ impl<'a> DecoderLoader<'a> {
         let post_mlp = self.block_norm(index, c.block.post_mlp)?;
         self.checkpoint.release();
         let norms = LayerNorms { pre_attention, post_attention, pre_mlp, post_mlp };
-        Ok(LayerWeights { norms, qkv, attention, output, up, down })
+        Ok(LayerWeights { norms, qkv, attention, long_attention, output, up, down })
     }
 
     /// A group of linears that a checkpoint has apart or, at `fused`, as one module, whatever its family does: some quantizers

@@ -227,8 +227,11 @@ impl Model {
             let kv = compute.create_kv(page)?;
             // Prompts, and decoding alone, which may take other kernels.
             let steps = [*limits, StepLimits { prompt_tokens: 0, ..*limits }];
-            let done = steps.iter().try_for_each(|limits| {
-                let mut batch = StepBatch::largest(limits, vocab);
+            let rotations = [false, true].into_iter().filter(|is_long| !is_long || self.config.long_ropes.is_some());
+            let mut steps = rotations.flat_map(|is_long| steps.map(|limits| (limits, is_long)));
+            let done = steps.try_for_each(|(limits, is_long)| {
+                let mut batch = StepBatch::largest(&limits, vocab);
+                batch.has_long_rope = is_long;
                 let mut logits = zeros(batch.logit_rows.len().saturating_mul(vocab))?;
                 decoder.forward(compute, &mut batch, &[kv], &mut logits)
             });

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from exlora import Engine, ExloraError
+from exlora import Engine
 from support import dropped_data, families, family_shapes, tiny
 from support.compare import distance, log_softmax
 from support.families import FAMILIES, LONG_PROMPT, PROMPT
@@ -178,16 +178,22 @@ def test_weights_of_16_bits_mean_their_values_in_float32(name, dtype, models, tm
     assert distance(open_engine(stored).logits(PROMPT), families.logits(stored)) < TOLERANCE
 
 
-def test_longrope_is_refused_where_the_long_factors_would_act(models):
-    """Rows are independent of the length of their sequence, which would choose the factors."""
+def test_longrope_has_the_long_factors_at_all_positions_of_longer_sequences(models):
     folder = families.write("phi3-longrope", models)
-    positions = FAMILIES["phi3-longrope"].positions
-    tokens = [7 * i % families.VOCAB for i in range(positions + 1)]
+    original = families.config("phi3-longrope")["original_max_position_embeddings"]
+    tokens = [7 * i % families.VOCAB for i in range(original + 9)]
     engine = open_engine(folder)
-    assert distance(engine.logits(tokens[:-1]), families.logits(folder, tokens[:-1])) < TOLERANCE
-    with pytest.raises(ExloraError, match="longrope") as caught:
-        engine.logits(tokens)
-    assert caught.value.code == "prompt_too_long"
-    with pytest.raises(ExloraError, match="longrope") as caught:
-        open_engine(folder, max_seq_len=positions + 1)
-    assert caught.value.code == "model_feature_unsupported"
+    for length in (original, original + 1, len(tokens)):
+        assert distance(engine.logits(tokens[:length]), families.logits(folder, tokens[:length])) < TOLERANCE
+
+
+def test_a_sequence_that_outgrows_the_original_length_equals_whole_passes(models):
+    folder = families.write("phi3-longrope", models)
+    original = families.config("phi3-longrope")["original_max_position_embeddings"]
+    prompt = [7 * i % families.VOCAB for i in range(original - 3)]
+    engine = open_engine(folder)
+    found = engine.generate(prompt, max_new_tokens=8, stop_at_eos=False, return_logits=True)
+    tokens = [*prompt, *found.token_ids]
+    for step, row in enumerate(found.logits):
+        want = families.logits(folder, tokens[: len(prompt) + step])
+        assert distance(row, want[-1]) < TOLERANCE, step

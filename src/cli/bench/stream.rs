@@ -132,6 +132,7 @@ impl<'a> Stream<'a> {
         let kv_groups = adapters.kv_groups(self.model);
         let width = adapters.mixtures.iter().map(|mixture| mixture.head_rows(vocab)).max().unwrap_or(vocab);
         self.batch.begin(adapters.layers(), kv_groups, width);
+        self.batch.has_long_rope = self.model.config().has_long_rope(positions.end);
         for sequence in sequences {
             self.step_tokens.clear();
             for _ in positions.clone() {

@@ -32,7 +32,7 @@ pub(in crate::engine) struct DraftModel {
     prefill_chunk: usize,
     sampler: Sampler,
     prefills: Vec<Prefill>,
-    /// The rows of the next forward pass, those of sequences with the same layer map together.
+    /// The rows to compute next, those of one forward pass together.
     rows: Vec<DraftRows>,
     batch: StepBatch,
     logits: Vec<f32>,
@@ -113,6 +113,7 @@ impl DraftModel {
             // The last token is new, and perhaps another one than was drafted.
             kv.go_back(&mut self.pool, tokens, tokens.len() - 1);
             kv.publish(&mut self.pool, tokens);
+            kv.choose_rope(&mut self.pool, tokens.len());
             *limit = (*limit).min(self.model.max_seq_len().saturating_sub(tokens.len()));
             let end = if *limit > 0 { tokens.len() } else { tokens.len() - 1 };
             if !(*limit > 0 || is_in_prefill) || end > self.model.max_seq_len() {
@@ -150,9 +151,9 @@ impl DraftModel {
             }
             has_pages
         });
-        let layer_map = |rows: &DraftRows| kv_of(&sequences[rows.index]).map(|kv| kv.plan.forward.layer_map.clone());
-        self.rows.sort_by_key(layer_map);
-        let groups: Vec<usize> = self.rows.chunk_by(|a, b| layer_map(a) == layer_map(b)).map(<[_]>::len).collect();
+        let pass = |rows: &DraftRows| kv_of(&sequences[rows.index]).map(|kv| kv.plan.forward.pass());
+        self.rows.sort_by(|a, b| pass(a).cmp(&pass(b)));
+        let groups: Vec<usize> = self.rows.chunk_by(|a, b| pass(a) == pass(b)).map(<[_]>::len).collect();
         let mut start = 0;
         for group in groups {
             self.compute_group(sequences, limits, start..start + group);
@@ -160,7 +161,7 @@ impl DraftModel {
         }
     }
 
-    /// Computes `rows[range]`, of sequences with the same layer map. Those that cannot be computed go on without drafts.
+    /// Computes `rows[range]`, in one forward pass. Those that cannot be computed go on without drafts.
     fn compute_group(&mut self, sequences: &mut [Sequence], limits: &[usize], range: Range<usize>) {
         self.fill_batch(sequences, range.clone());
         let outcome = self.model.forward(&mut self.batch, &[&self.kv], &mut self.logits);
@@ -184,7 +185,9 @@ impl DraftModel {
         };
         let Some((_, first, _)) = rows().next() else { return };
         let logit_width = rows().map(|(_, kv, _)| kv.plan.vocab).max().unwrap_or(0);
-        self.batch.begin(first.plan.forward.layer_map.as_ref(), first.plan.kv_groups, logit_width);
+        let (layer_map, has_long_rope) = first.plan.forward.pass();
+        self.batch.begin(layer_map.as_ref(), first.plan.kv_groups, logit_width);
+        self.batch.has_long_rope = has_long_rope;
         for (sequence, kv, tokens) in rows() {
             let positions = kv.computed..kv.computed + tokens;
             let logits = usize::from(is_last_row(sequence, positions.end));

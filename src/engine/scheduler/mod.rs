@@ -2,9 +2,9 @@
 //!
 //! Running sequences are kept in the order of admission. Each step computes one token of every decoding sequence, and prompt
 //! tokens of the others until the step's budget is used up (chunked prefill, `prefill.rs`); what is left of it verifies drafted
-//! tokens (`speculation.rs`). When pages run out, the sequence
-//! admitted last is preempted: it releases its pages and starts over later, and because of batch invariance it arrives at the
-//! same tokens. Those that wait start in turns of their adapters (`waiting.rs`).
+//! tokens (`speculation.rs`). When pages run out, the sequence admitted last is preempted: it releases its pages and starts over
+//! later, and because of batch invariance it arrives at the same tokens. One that has passed a length beyond which the model
+//! rotates all positions otherwise starts over too. Those that wait start in turns of their adapters (`waiting.rs`).
 //!
 //! **A sequence fails alone.** What is computed for one of them (choosing a token, text, stops, logits) can only end that one,
 //! also by a panic. If a forward pass fails, its sequences are tried in halves, down to the one that cannot be computed: the
@@ -62,7 +62,7 @@ pub(super) struct Scheduler {
     granted: Vec<usize>,
     /// Most tokens that each running sequence may draft in this step.
     draft_limits: Vec<usize>,
-    /// Indices of the running sequences that are in this step, those with the same layer map together.
+    /// Indices of the running sequences that are in this step, those of one forward pass together.
     order: Vec<usize>,
     batch: StepBatch,
     /// The tokens of a sequence's rows that end with drafted ones.
@@ -158,10 +158,10 @@ impl Scheduler {
             return false;
         }
         self.draft();
-        self.order_by_layer_map();
+        self.order_by_pass();
         let mut start = 0;
         while start < self.order.len() {
-            let end = start + self.same_layer_map(start);
+            let end = start + self.same_pass(start);
             self.compute(model, start..end);
             start = end;
         }
@@ -176,10 +176,14 @@ impl Scheduler {
             runs
         });
         self.running = running;
+        while let Some(index) = self.running.iter().position(Sequence::needs_other_rope) {
+            let sequence = self.running.remove(index);
+            self.start_over(sequence);
+        }
         true
     }
 
-    /// Computes `order[range]`, sequences with the same layer map. Fails those that cannot be computed on their own.
+    /// Computes `order[range]`, sequences of one forward pass. Fails those that cannot be computed on their own.
     fn compute(&mut self, model: &Model, range: Range<usize>) {
         self.fill_batch(range.clone());
         let (order, scheduled) = (&self.order[range.clone()], &self.scheduled);
@@ -216,20 +220,21 @@ impl Scheduler {
         }
     }
 
-    /// Groups the sequences of the step by layer map. Nearly always there is one group, those that run the base's own layers.
-    fn order_by_layer_map(&mut self) {
+    /// Groups the sequences of the step by forward pass. Nearly always there is one: those that run the base's own layers,
+    /// rotated alike.
+    fn order_by_pass(&mut self) {
         self.order.clear();
         self.order.extend((0..self.running.len()).filter(|&index| self.scheduled[index].total() > 0));
         // No two keys are equal, so the unstable sort, which needs no buffer, keeps the order of admission.
-        let key = |&index: &usize| (&self.running[index].kv.plan.forward.layer_map, index);
+        let key = |&index: &usize| (self.running[index].kv.plan.forward.pass(), index);
         self.order.sort_unstable_by(|a, b| key(a).cmp(&key(b)));
     }
 
-    /// Number of sequences in `order` from `start` on with the same layer map.
-    fn same_layer_map(&self, start: usize) -> usize {
-        let layer_map = |index: usize| &self.running[index].kv.plan.forward.layer_map;
-        let first = layer_map(self.order[start]);
-        self.order[start..].iter().take_while(|&&index| layer_map(index) == first).count()
+    /// Number of sequences in `order` from `start` on that are computed in one forward pass.
+    fn same_pass(&self, start: usize) -> usize {
+        let pass = |index: usize| self.running[index].kv.plan.forward.pass();
+        let first = pass(self.order[start]);
+        self.order[start..].iter().take_while(|&&index| pass(index) == first).count()
     }
 
     /// Starts waiting sequences while there are free rows, and free pages for all their tokens so far.
@@ -241,6 +246,7 @@ impl Scheduler {
             if rows > self.max_rows && !self.running.is_empty() {
                 return;
             }
+            sequence.choose_rope(&mut self.pool);
             // The logits of all positions need all positions computed.
             if matches!(sequence.purpose, Purpose::Generate(_)) {
                 sequence.find_prefix(&mut self.pool);
@@ -310,13 +316,22 @@ impl Scheduler {
         }
     }
 
-    /// Collects the rows of `order[range]`, sequences with the same layer map.
+    /// Sends a sequence that is rotated otherwise from now on back to those that wait. What it has generated stays.
+    fn start_over(&mut self, mut sequence: Sequence) {
+        tracing::debug!(tokens = sequence.tokens.len(), "a sequence is computed again with the rotation of its length");
+        self.release(&mut sequence);
+        self.waiting.push_preempted(sequence);
+    }
+
+    /// Collects the rows of `order[range]`, sequences of one forward pass.
     fn fill_batch(&mut self, range: Range<usize>) {
         let scheduled = &self.scheduled;
         let sequences = || self.order[range.clone()].iter().map(|&index| (&self.running[index], scheduled[index]));
         let Some((first, _)) = sequences().next() else { return };
         let logit_width = sequences().map(|(sequence, _)| sequence.kv.plan.vocab).max().unwrap_or(0);
-        self.batch.begin(first.kv.plan.forward.layer_map.as_ref(), first.kv.plan.kv_groups, logit_width);
+        let (layer_map, has_long_rope) = first.kv.plan.forward.pass();
+        self.batch.begin(layer_map.as_ref(), first.kv.plan.kv_groups, logit_width);
+        self.batch.has_long_rope = has_long_rope;
         for (sequence, scheduled) in sequences() {
             let logits = logit_rows_of(sequence, scheduled);
             for (kv, tokens, rows) in sequence.contexts_with(scheduled) {
@@ -343,7 +358,7 @@ impl Scheduler {
         let width = self.batch.logit_width();
         let mut logits = &mut self.logits[..];
         let mut end = 0;
-        // Those with the same layer map are in the order of the running sequences.
+        // Those of one pass are in the order of the running sequences.
         let mut indices = self.order[range].iter().peekable();
         for (index, sequence) in self.running.iter_mut().enumerate() {
             if indices.next_if_eq(&&index).is_none() {

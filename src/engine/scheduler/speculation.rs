@@ -44,6 +44,8 @@ fn draft_limit(sequence: &Sequence, budget: usize) -> usize {
     }
     // The step yields one token more than it accepts, and the last token of all is never computed.
     let left = decode.max_tokens.saturating_sub(sequence.tokens.len() + 1);
+    // A token whose row would have another rotation is none that these rows can verify.
+    let left = left.min(sequence.tokens_before_other_rope());
     sequence.drafts.wanted().min(left).min(budget / draft_cost(sequence))
 }
 

@@ -34,7 +34,7 @@ use crate::error::{Error, ErrorCode, Result};
 pub use self::architecture::{Architecture, architectures};
 pub use self::description::{AttentionScores, Biases, Block, Mlp, Multipliers, Norms};
 pub(crate) use self::fields::read_json;
-pub use self::rope::RopeOverrides;
+pub use self::rope::{LongRopes, RopeOverrides};
 pub(crate) use self::token_ids::{eos_ids, generation_eos_ids};
 
 /// A decoder as config.json describes it.
@@ -58,8 +58,7 @@ pub struct DecoderConfig {
     pub vocab_size: usize,
     /// Longest sequence the model is made for, in positions: `max_position_embeddings`, stretched by rope scaling.
     pub max_positions: usize,
-    /// Positions that no sequence may pass: beyond them, dynamic scaling and longrope make the rotation of
-    /// all positions depend on the length.
+    /// Positions that no sequence may pass: beyond them, dynamic scaling makes the rotation of all positions depend on the length.
     pub position_limit: Option<usize>,
     /// Its norms.
     pub norms: Norms,
@@ -77,6 +76,8 @@ pub struct DecoderConfig {
     pub windows: Vec<Option<usize>>,
     /// The rotation of queries and keys of each layer, one `Arc` for all layers that share it; `None` where they are not rotated.
     pub ropes: Vec<Option<Arc<Rope>>>,
+    /// Those of long sequences, if they are others.
+    pub long_ropes: Option<LongRopes>,
     /// The base of the frequencies of [`DecoderConfig::main_rope`].
     pub rope_theta: f64,
     /// What linear scaling divides positions by; 1 without it.
@@ -169,6 +170,7 @@ impl DecoderConfig {
             biases: readers::biases(family, fields)?,
             windows: attention.windows,
             ropes: rotary.ropes,
+            long_ropes: rotary.long_ropes,
             rope_theta: rotary.theta,
             rope_scale: rotary.linear_factor,
             tie_word_embeddings: is_head_tied(&model)?,
@@ -186,6 +188,11 @@ impl DecoderConfig {
         rotated().find(|(_, window)| window.is_none()).or_else(|| rotated().next()).map(|(rope, _)| rope)
     }
 
+    /// Whether a sequence of that many tokens is rotated by `long_ropes`.
+    pub fn has_long_rope(&self, tokens: usize) -> bool {
+        self.long_ropes.as_ref().is_some_and(|long| tokens > long.original_positions)
+    }
+
     /// The longest sequence to serve, in positions: what was asked for, by default `max_positions`.
     ///
     /// # Errors
@@ -199,8 +206,7 @@ impl DecoderConfig {
                 .with_found(asked));
         }
         if let Some(limit) = self.position_limit.filter(|&limit| asked > limit) {
-            let what =
-                "dynamic scaling and longrope are not supported beyond the original length, where they change the past";
+            let what = "dynamic scaling is not supported beyond the original length, where each token changes the past";
             return Err(unsupported(what)
                 .with_expected(format!("max_seq_len of at most {limit}"))
                 .with_found(asked)

@@ -17,6 +17,8 @@ pub(super) struct RotaryEmbeddings {
     pub ropes: Vec<Option<Arc<Rope>>>,
     /// Longest sequence that they are made for, in positions.
     pub max_positions: usize,
+    /// Those of long sequences, if they are others.
+    pub long_ropes: Option<LongRopes>,
     /// Positions that no sequence may pass, because the frequencies would depend on its length.
     pub position_limit: Option<usize>,
     /// The base of the frequencies; of layers without a window, if they have another.
@@ -25,6 +27,16 @@ pub(super) struct RotaryEmbeddings {
     pub linear_factor: f64,
     /// The temperature of queries.
     pub query_temperature: Option<QueryTemperature>,
+}
+
+/// The rotations of sequences that are longer than the model's original training (longrope): all positions of such a sequence are
+/// rotated by them.
+#[derive(Clone, Debug)]
+pub struct LongRopes {
+    /// Most positions of a sequence that is rotated as shorter ones are.
+    pub original_positions: usize,
+    /// That of each layer, if it has one.
+    pub ropes: Vec<Option<Arc<Rope>>>,
 }
 
 /// What a user sets of the rotation in place of what config.json says. The default changes nothing. Where layers with a window have
@@ -81,25 +93,36 @@ pub(super) fn rotary_embeddings(
     let (mut max_positions, mut position_limit) = (main.rotation.length, main.rotation.position_limit);
     let layout = family.rotation.layout;
     let shared = |rope: Rope| Arc::new(Rope { layout, ..rope });
-    let main_rope = shared(main.rotation.rope);
-    let mut ropes = vec![Some(Arc::clone(&main_rope)); attention.is_rotated.len()];
+    let of_all_layers = |rope: Rope| vec![Some(shared(rope)); attention.is_rotated.len()];
+    let mut ropes = of_all_layers(main.rotation.rope);
+    let mut long_ropes = main
+        .rotation
+        .long
+        .map(|(original_positions, rope)| LongRopes { original_positions, ropes: of_all_layers(rope) });
     if is_by_type {
         // As vLLM has it: such a model's length is what it says, whatever stretches one of its rotations.
         max_positions = positions as f64;
         if main_type == FULL && attention.types.contains(&SLIDING) {
             let local = read(SLIDING)?.rotation()?;
-            position_limit = position_limit.into_iter().chain(local.position_limit).min();
+            // Only that of layers without a window may be another one in long sequences.
+            let local_limit = local.long.map(|(original_positions, _)| original_positions);
+            position_limit = position_limit.into_iter().chain(local.position_limit).chain(local_limit).min();
             let local = shared(local.rope);
-            let types = ropes.iter_mut().zip(&attention.types);
-            types.filter(|(_, kind)| **kind == SLIDING).for_each(|(rope, _)| *rope = Some(Arc::clone(&local)));
+            for ropes in tables(&mut ropes, &mut long_ropes) {
+                let types = ropes.iter_mut().zip(&attention.types);
+                types.filter(|(_, kind)| **kind == SLIDING).for_each(|(rope, _)| *rope = Some(Arc::clone(&local)));
+            }
         }
     }
-    for (rope, is_rotated) in ropes.iter_mut().zip(&attention.is_rotated) {
-        rope.take_if(|_| !is_rotated);
+    for ropes in tables(&mut ropes, &mut long_ropes) {
+        for (rope, is_rotated) in ropes.iter_mut().zip(&attention.is_rotated) {
+            rope.take_if(|_| !is_rotated);
+        }
     }
     let limit = position_limit.unwrap_or(usize::MAX).min(u32::MAX as usize).max(1);
     Ok(RotaryEmbeddings {
         ropes,
+        long_ropes,
         // A float becomes an integer by saturation.
         max_positions: (max_positions as usize).clamp(1, limit),
         position_limit,
@@ -107,6 +130,14 @@ pub(super) fn rotary_embeddings(
         linear_factor: main.linear_factor,
         query_temperature,
     })
+}
+
+/// The rotations by layer: of shorter sequences and, if they are others, of long ones.
+fn tables<'a>(
+    ropes: &'a mut Vec<Option<Arc<Rope>>>,
+    long: &'a mut Option<LongRopes>,
+) -> impl Iterator<Item = &'a mut Vec<Option<Arc<Rope>>>> {
+    std::iter::once(ropes).chain(long.as_mut().map(|long| &mut long.ropes))
 }
 
 /// The rotation of parameters, some of which a user replaces.
@@ -126,7 +157,8 @@ fn overridden(parameters: &mut RopeParameters, overrides: &RopeOverrides) -> Res
         (parameters.number("rope_theta")?, if is_linear { parameters.number("factor")? } else { 1.0 });
     let mut rotation = parameters.rotation()?;
     if let Some(scale) = scale.filter(|_| !is_linear) {
-        rotation.rope.inv_freq.iter_mut().for_each(|frequency| *frequency /= scale as f32);
+        let ropes = std::iter::once(&mut rotation.rope).chain(rotation.long.as_mut().map(|(_, rope)| rope));
+        ropes.flat_map(|rope| &mut rope.inv_freq).for_each(|frequency| *frequency /= scale as f32);
         rotation.length *= scale;
     }
     Ok(OverriddenRotation { rotation, theta, linear_factor })
@@ -236,25 +268,30 @@ mod tests {
     }
 
     #[test]
-    fn longrope_reaches_as_far_as_its_short_divisors_hold() {
+    fn longrope_has_other_divisors_in_longer_sequences() {
         let divisors = |first: f64| (0..8).map(|i| first + f64::from(i)).collect::<Vec<_>>();
         let config = |short: f64, long: f64| {
             json!({"original_max_position_embeddings": 16,
                    "rope_scaling": {"type": "longrope", "short_factor": divisors(short), "long_factor": divisors(long)}})
         };
         let rotary = read_as("phi3", &[], &config(1.0, 2.0)).expect("readable");
-        assert_eq!((rotary.max_positions, rotary.position_limit), (16, Some(16)));
-        let (long, plain) = (first(rotary), rope(json!({})));
-        assert!((f64::from(long.factor) - (1.0 + 4f64.ln() / 16f64.ln()).sqrt()).abs() < 1e-6);
-        for (pair, (scaled, plain)) in long.inv_freq.iter().zip(&plain.inv_freq).enumerate() {
-            assert!((scaled * (1 + pair) as f32 / plain - 1.0).abs() < 1e-6);
+        assert_eq!((rotary.max_positions, rotary.position_limit), (64, None));
+        let long = rotary.long_ropes.clone().expect("other divisors");
+        assert_eq!((long.original_positions, long.ropes.len()), (16, 2));
+        let (short, plain) = (first(rotary), rope(json!({})));
+        let long = long.ropes[0].as_deref().expect("rotated").clone();
+        for (divisor, rope) in [(1, short), (2, long)] {
+            assert!((f64::from(rope.factor) - (1.0 + 4f64.ln() / 16f64.ln()).sqrt()).abs() < 1e-6);
+            for (pair, (scaled, plain)) in rope.inv_freq.iter().zip(&plain.inv_freq).enumerate() {
+                assert!((scaled * (divisor + pair) as f32 / plain - 1.0).abs() < 1e-6);
+            }
         }
         let same = read_as("phi3", &[], &config(2.0, 2.0)).expect("readable");
-        assert_eq!((same.max_positions, same.position_limit), (64, None));
+        assert!(same.max_positions == 64 && same.long_ropes.is_none());
         for older in ["su", "yarn"] {
             let mut config = config(1.0, 2.0);
             config["rope_scaling"]["type"] = older.into();
-            assert_eq!(read_as("phi3", &[], &config).expect("readable").position_limit, Some(16), "{older}");
+            assert!(read_as("phi3", &[], &config).expect("readable").long_ropes.is_some(), "{older}");
         }
         let mut short = config(1.0, 2.0);
         short["rope_scaling"]["long_factor"] = json!([1.0, 2.0]);

@@ -20,13 +20,15 @@ pub(super) struct Rotation {
     pub length: f64,
     /// Positions that no sequence may pass, because the frequencies would depend on its length.
     pub position_limit: Option<usize>,
+    /// The rotation of sequences with more positions than a number, if it is another one.
+    pub long: Option<(usize, Rope)>,
 }
 
 impl RopeParameters {
     /// The rotation of their kind.
     pub(super) fn rotation(&self) -> Result<Rotation> {
         let positions = self.positions as f64;
-        let mut position_limit = None;
+        let (mut position_limit, mut long) = (None, None);
         let (rope, length) = match self.kind()? {
             "default" => (self.plain()?, positions),
             "linear" => self.linear()?,
@@ -38,19 +40,21 @@ impl RopeParameters {
             "yarn" => self.yarn()?,
             "llama3" => (self.llama3()?, positions),
             "longrope" => {
-                let (rope, limit) = self.longrope()?;
-                position_limit = limit;
-                (rope, limit.map_or(positions, |limit| positions.min(limit as f64)))
+                let rope;
+                (rope, long) = self.longrope()?;
+                (rope, positions)
             }
             other => return Err(unsupported(format!("rope_type '{other}' is not supported")).with_found(other)),
         };
         if 2 * rope.inv_freq.len() != self.head_dim && !self.is_partial {
             return Err(unsupported("partial_rotary_factor is not 1"));
         }
-        if !rope.factor.is_finite() || rope.inv_freq.iter().any(|frequency| !frequency.is_finite()) {
-            return Err(invalid("rope_parameters").with_expected("parameters with finite frequencies"));
+        for rope in std::iter::once(&rope).chain(long.iter().map(|(_, rope)| rope)) {
+            if !rope.factor.is_finite() || rope.inv_freq.iter().any(|frequency| !frequency.is_finite()) {
+                return Err(invalid("rope_parameters").with_expected("parameters with finite frequencies"));
+            }
         }
-        Ok(Rotation { rope, length, position_limit })
+        Ok(Rotation { rope, length, position_limit, long })
     }
 
     /// `partial_rotary_factor`, by default 1.
@@ -187,8 +191,8 @@ impl RopeParameters {
     }
 
     /// LongRoPE (arXiv 2402.13753): each frequency has a divisor, another one in sequences longer than the original training.
-    /// Returns the rotation of shorter ones, and the length up to which it holds if the divisors differ.
-    fn longrope(&self) -> Result<(Rope, Option<usize>)> {
+    /// Returns the rotation of shorter ones and, if the divisors differ, the length up to which it holds with that of longer ones.
+    fn longrope(&self) -> Result<(Rope, Option<(usize, Rope)>)> {
         let dim = self.rotary_dim()?;
         let [short, long] = ["short_factor", "long_factor"].map(|name| self.numbers(name, dim.div_ceil(2)));
         let (short, long) = (short?, long?);
@@ -204,9 +208,11 @@ impl RopeParameters {
         }
         let theta = self.number("rope_theta")? as f32;
         let power = |i: usize| theta.powf((2 * i) as f32 / dim as f32);
-        let inv_freq = short.iter().enumerate().map(|(i, &divisor)| 1.0 / (divisor as f32 * power(i))).collect();
-        let limit = (short != long).then_some(original as usize);
-        Ok((Rope::halves(inv_freq, attention_factor as f32), limit))
+        let rope = |divisors: &[f64]| {
+            let inv_freq = divisors.iter().enumerate().map(|(i, &divisor)| 1.0 / (divisor as f32 * power(i))).collect();
+            Rope::halves(inv_freq, attention_factor as f32)
+        };
+        Ok((rope(&short), (short != long).then(|| (original as usize, rope(&long)))))
     }
 }
 

@@ -6,6 +6,7 @@ mod fairness;
 mod guidance;
 mod head_dtype;
 mod kv_dtype;
+mod longrope;
 mod many_requests;
 mod prefix_cache;
 mod prompt_embeds;

@@ -436,11 +436,10 @@ def _max_model_len(config: Any) -> int:
     """The length that vLLM derives, except that its dynamic scaling is not transformers'."""
     rope, length = config.rope_parameters, config.max_position_embeddings
     if config.model_type in TYPED_ROPE_FAMILIES:
-        used = [rope[kind] for kind in set(config.layer_types)]
-        return min([length, *(_longrope_limit(rope) for rope in used if rope["rope_type"] == "longrope")])
-    if rope["rope_type"] == "longrope":
-        return max(1, min(length, _longrope_limit(rope)))
-    if rope["rope_type"] in ("default", "llama3", "dynamic"):
+        # The rotation of layers with a window beside others is that of short sequences.
+        local = rope["sliding_attention"] if len(set(config.layer_types)) > 1 else {}
+        return min(length, _longrope_limit(local)) if local.get("rope_type") == "longrope" else length
+    if rope["rope_type"] in ("default", "llama3", "dynamic", "longrope"):
         return length
     if rope["rope_type"] == "yarn":
         # As the model computes it: the outer member first.

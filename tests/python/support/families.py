@@ -57,8 +57,6 @@ class Family:
     ignored: Members = field(default_factory=dict)
     # Norm weights are stored less one.
     has_norm_offset: bool = False
-    # The longest sequence that is computed; by default `POSITIONS`.
-    positions: int = POSITIONS
 
 
 _LONGROPE: Members = {
@@ -295,7 +293,6 @@ FAMILIES = {
             "rope base": {"rope_theta": 500.0},
         },
         ignored={"rope_scaling": {**_LONGROPE, "long_factor": [9.0] * 6}},
-        positions=128,
     ),
     "starcoder2": Family(
         "starcoder2",
