@@ -1,6 +1,7 @@
 // expand_rope_kv: finishes q, k, v of each row as expand.cuh tells, then
 //   q, k   RMS norm over the head, where the model has one; the first 2 rope_pairs channels rotated by position * inv_freq
-//   q      to queries [rows, heads * head_dim] f32, rotated as kv_cache.cuh says
+//   q      with QUERY_TEMPERATURE, times 1 + temperature_beta ln(1 + floor(position / temperature_positions)); to queries
+//          [rows, heads * head_dim] f32, rotated as kv_cache.cuh says
 //   k, v   to the cache at the row's position; what is not finite as stored is stored as NaN, and where it was finite before,
 //          kv_overflow_rows[row] becomes 1
 //   projected [rows, (heads + 2 kv_heads) head_dim] f32    shrunk [entries, stack_rows] f32    inv_freq [rope_pairs] f32
@@ -32,6 +33,9 @@ struct ExpandRopeKv {
   uint32_t is_interleaved;
   float rope_factor;
   float norm_eps;
+  // Of the factor on rotated queries; not read without QUERY_TEMPERATURE.
+  float temperature_beta;
+  float temperature_positions;
 };
 
 // `x` rotated by the angle of its channel's pair. Every thread of the block calls it, with its channel.
@@ -84,6 +88,10 @@ extern "C" __global__ void LAUNCH_BOUNDS expand_rope_kv(const __grid_constant__ 
       x = rotate(a, position, channel, x);
     }
     if (linear == 0) {
+#ifdef QUERY_TEMPERATURE
+      const float steps = floorf(static_cast<float>(position) / a.temperature_positions);
+      x *= fmaf(a.temperature_beta, logf(1.0f + steps), 1.0f);
+#endif
       x = rotate_to_read(x, a.head_dim);
       if (is_channel) {
         a.queries[(static_cast<uint64_t>(row) * a.heads + head) * a.head_dim + channel] = x;

@@ -236,6 +236,8 @@ impl OnDevice {
             is_interleaved: is_interleaved.into(),
             rope_factor: ROPE_FACTOR,
             norm_eps: NORM_EPS,
+            temperature_beta: 0.0,
+            temperature_positions: 1.0,
         };
         // Fewer blocks than rows.
         self.expand.rope_kv(&arguments, rows.len().div_ceil(2)).expect("launched");

@@ -4,7 +4,7 @@ use exlora::ErrorCode;
 use exlora::adapter::batch::{AdapterBatch, SlotId};
 use exlora::backend::cuda::layout::ElementType;
 use exlora::backend::cuda::{CudaOptions, open};
-use exlora::backend::{Activation, BackendBuilder, Feature, HeadSpec, MlpShape, NormSpec, PrepareError, Write};
+use exlora::backend::{Activation, BackendBuilder, HeadSpec, MlpShape, NormSpec, PrepareError, Write};
 use exlora::tensor::DType;
 use support::Rng;
 use support::adapter_cases::LinearsCase;
@@ -240,20 +240,22 @@ fn norms_gates_and_embeddings_that_are_read_back_agree_with_the_reference() {
 }
 
 #[test]
-fn what_no_kernel_computes_is_refused_by_name_before_a_weight_is_read() {
-    let builder = cuda().open();
-    assert!(builder.check(Feature::GeluTanh).is_ok());
-    for feature in [
-        Feature::LayerNorm,
-        Feature::NormBias,
-        Feature::WideHeadNorm,
-        Feature::QueryTemperature,
-        Feature::PlainMlp,
-        Feature::Gelu,
-    ] {
-        let error = builder.check(feature).expect_err("refused");
-        assert_eq!(error.code(), ErrorCode::ModelFeatureUnsupported);
-        assert!(error.to_string().contains(feature.name()) && error.to_string().contains("CUDA"), "{error}");
+fn activations_of_every_kind_agree_with_the_reference() {
+    let (width, rows) = (300, 5);
+    let x = Rng(4).normals(rows * 2 * width, 3.0);
+    for activation in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
+        for (shape, inputs) in [(MlpShape::Gated, 2 * width), (MlpShape::Plain, width)] {
+            let run = |device: Device| {
+                let mut harness = Harness::open(device);
+                let (x, out) = (harness.put(inputs, &x[..rows * inputs]), harness.buffer(width, rows));
+                harness.compute().activate(activation, shape, x, rows, out).expect("the activation runs");
+                harness.get(out, width, rows)
+            };
+            let expected = run(oracle());
+            for (device, limit) in devices() {
+                assert_ratio(&format!("{activation:?}, {shape:?}"), width, &run(device), &expected, limit);
+            }
+        }
     }
 }
 

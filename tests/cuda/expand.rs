@@ -11,7 +11,7 @@ use exlora::backend::cuda::ops::expand::{
     ExpandActivate, ExpandKernels, ExpandLogits, ExpandResidual, LargestLogit, Projection, activation_kind,
     largest_logit,
 };
-use exlora::backend::{Activation, KvDType, StepRows};
+use exlora::backend::{Activation, KvDType, MlpShape, StepRows};
 use half::{bf16, f16};
 
 use crate::step::{DeviceSlot, LinearDelta, LowRank, Routes, Step, assert_close, bits, route};
@@ -318,7 +318,7 @@ fn a_finished_row_has_the_same_bits_alone_and_in_any_batch() {
     }
 }
 
-/// Runs `expand_activate`; returns the bits of its results and the rows that overflowed.
+/// Runs `expand_activate` on gate and up, or on up alone; returns the bits of its results and the rows that overflowed.
 fn activate(products: &Products, element: ElementType, activation: Activation, blocks: usize) -> (Vec<u16>, Vec<u32>) {
     let device = device();
     let on_device = products.upload(&device, &StepRows::default());
@@ -333,23 +333,39 @@ fn activate(products: &Products, element: ElementType, activation: Activation, b
         intermediate_size: width as u32,
         activation: activation_kind(activation),
     };
-    kernels(&device, element).activate(&arguments, blocks).expect("launched");
+    let shape = if products.out_features.len() == 1 { MlpShape::Plain } else { MlpShape::Gated };
+    kernels(&device, element).activate(&arguments, shape, blocks).expect("launched");
     (download(&activated), download(&overflow_rows))
 }
 
+/// The integral of the normal density from 0 to x, by Simpson's rule.
+fn normal_integral(x: f64) -> f64 {
+    let density = |x: f64| (-x * x / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
+    let step = x / 2000.0;
+    let parts = (0..2000).map(|part| {
+        let start = f64::from(part) * step;
+        density(start) + 4.0 * density(start + step / 2.0) + density(start + step)
+    });
+    parts.sum::<f64>() * step / 6.0
+}
+
 #[test]
-fn gate_and_up_are_finished_and_activated() {
+fn gate_and_up_are_finished_and_activated_and_so_is_up_alone() {
     let silu: fn(f64) -> f64 = |x| x / (1.0 + (-x).exp());
-    let gelu: fn(f64) -> f64 = |x| {
+    let gelu_tanh: fn(f64) -> f64 = |x| {
         let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
         0.5 * x * (1.0 + u.tanh())
     };
-    for (element, width, activation, formula, tolerance) in [
-        (ElementType::F16, 40, Activation::Silu, silu, 1e-3),
-        (ElementType::F16, 270, Activation::GeluTanh, gelu, 1e-3),
-        (ElementType::Bf16, 270, Activation::Silu, silu, 1e-2),
+    let gelu: fn(f64) -> f64 = |x| x * (0.5 + normal_integral(x));
+    for (element, linears, width, activation, formula, tolerance) in [
+        (ElementType::F16, 2, 40, Activation::Silu, silu, 1e-3),
+        (ElementType::F16, 2, 270, Activation::GeluTanh, gelu_tanh, 1e-3),
+        (ElementType::Bf16, 2, 270, Activation::Silu, silu, 1e-2),
+        (ElementType::F16, 2, 270, Activation::Gelu, gelu, 1e-3),
+        (ElementType::F16, 1, 270, Activation::GeluTanh, gelu_tanh, 1e-3),
+        (ElementType::Bf16, 1, 33, Activation::Gelu, gelu, 1e-2),
     ] {
-        let products = Products::mixed(&mut Rng(width as u64), &[width, width], [8, 5, 16]);
+        let products = Products::mixed(&mut Rng(width as u64), &vec![width; linears], [8, 5, 16]);
         let (got, overflow_rows) = activate(&products, element, activation, 2);
         let got: Vec<f32> = match element {
             ElementType::F16 => got.into_iter().map(|bits| f16::from_bits(bits).to_f32()).collect(),
@@ -358,7 +374,8 @@ fn gate_and_up_are_finished_and_activated() {
         let batch = route(&products.routes);
         for row in 0..products.rows() {
             let y = products.finished(row, &batch);
-            let want: Vec<f64> = (0..width).map(|i| formula(y[i]) * y[width + i]).collect();
+            let want: Vec<f64> =
+                (0..width).map(|i| formula(y[i]) * if linears == 2 { y[width + i] } else { 1.0 }).collect();
             assert_close(&got[row * width..][..width], &want, tolerance, &format!("row {row}, {element:?}"));
         }
         assert!(overflow_rows.iter().all(|&overflowed| overflowed == 0));

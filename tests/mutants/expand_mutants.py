@@ -10,6 +10,7 @@ EXPAND_LOGITS = "cuda/expand_logits.cu"
 EXPAND_RESIDUAL = "cuda/expand_residual.cu"
 EXPAND_ROPE_KV = "cuda/expand_rope_kv.cu"
 LOW_RANK = "cuda/low_rank.cuh"
+NORMS = "cuda/norms.cu"
 PTX = "cuda/ptx.cuh"
 REDUCE = "cuda/reduce.cuh"
 RESIDUAL = "cuda/residual.cuh"
@@ -234,6 +235,31 @@ EXPAND_MUTANTS = (
         old="tables.page_starts[tables.row_sequences[row]]",
         new="tables.page_starts[0]",
         tests=HEADS,
+    ),
+    Mutant(
+        name="queries_are_scaled_by_the_next_position",
+        kind="index off by one",
+        file=EXPAND_ROPE_KV,
+        old="floorf(static_cast<float>(position) / ",
+        new="floorf(static_cast<float>(position + 1) / ",
+        tests=("compute_head_norms::norms_of_every_scope",),
+    ),
+    # --- norms that are computed alone
+    Mutant(
+        name="layer_norm_divides_by_the_root_mean_square",
+        kind="wrong operand",
+        file=NORMS,
+        old="const float deviation = x[column] - mean;",
+        new="const float deviation = x[column];",
+        tests=("norms::segments_of_rows",),
+    ),
+    Mutant(
+        name="norms_of_segments_have_the_weights_of_the_first",
+        kind="wrong offset",
+        file=NORMS,
+        old=" + blockIdx.x * a.weight_stride;",
+        new=";",
+        tests=("norms::segments_of_rows",),
     ),
     # --- sums, rows
     Mutant(

@@ -241,6 +241,22 @@ HOST_MUTANTS = (
         tests=("compute_attention::",),
     ),
     Mutant(
+        name="attention_normed_queries_keep_their_mean",
+        kind="argument dropped",
+        file=ATTENTION,
+        old="u32::from(norm.kind == NormKind::Layer)",
+        new="0",
+        tests=("compute_head_norms::norms_of_every_scope",),
+    ),
+    Mutant(
+        name="attention_queries_are_not_scaled_by_their_position",
+        kind="argument dropped",
+        file=ATTENTION,
+        old="spec.query_temperature.map_or(0.0, |temperature| temperature.beta)",
+        new="0.0",
+        tests=("compute_head_norms::norms_of_every_scope",),
+    ),
+    Mutant(
         name="attention_rotates_without_the_factor",
         kind="argument dropped",
         file=ATTENTION,
@@ -265,6 +281,15 @@ HOST_MUTANTS = (
         old="spec.score_cap.unwrap_or(0.0)",
         new="0.0",
         tests=("compute_attention::layers_with_rotations",),
+    ),
+    Mutant(
+        name="norm_is_added_without_its_bias",
+        kind="argument dropped",
+        file=NORM,
+        after="bias_offset: ",
+        old="self.bias_offset(norm)",
+        new="0",
+        tests=("norms::layer_norms_and_norms_with_biases",),
     ),
     Mutant(
         name="norm_is_added_without_its_factor",

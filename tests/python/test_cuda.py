@@ -30,7 +30,6 @@ ADAPTERS = {"jargon": "jargon-lora-r8", "devil": "devil-dora-r8"}
 PROMPTS = ["A bug is", "A bug is", "The truth is"]
 MIXTURES = [None, "jargon", {"jargon": 0.5, "devil": 0.5}]
 DEVICES = ["cpu", "cuda"]
-FAMILIES_REFUSED_ON_CUDA = ("ministral3", "cohere", "cohere2", "olmo2", "olmo3", "starcoder2")
 
 
 def assert_close(found, expected):
@@ -163,20 +162,12 @@ def test_the_benchmark_runs_on_the_device(fixtures):
     assert "cuda:0 (" in done.stdout
 
 
-@pytest.mark.parametrize("name", [name for name in families.FAMILIES if name not in FAMILIES_REFUSED_ON_CUDA])
+@pytest.mark.parametrize("name", families.FAMILIES)
 def test_a_family_is_computed_as_on_the_cpu(name, tmp_path):
     folder = families.write(name, tmp_path)
     engines = [Engine(folder, device=device, kv_tokens=256) for device in DEVICES]
     expected, found = (engine.logits(families.PROMPT) for engine in engines)
     assert_close(found, expected)
-
-
-@pytest.mark.parametrize("name", FAMILIES_REFUSED_ON_CUDA)
-def test_a_family_that_the_kernels_lack_is_refused_by_name(name, tmp_path):
-    folder = families.write(name, tmp_path)
-    with pytest.raises(UnsupportedError, match="CUDA") as caught:
-        Engine(folder, device="cuda", kv_tokens=256)
-    assert caught.value.code == "model_feature_unsupported"
 
 
 def test_a_card_that_is_not_there_is_one_line(fixtures):

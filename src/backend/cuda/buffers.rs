@@ -3,7 +3,7 @@
 //! The forward pass names an operation at a time, the kernels do several at once. So a buffer may hold less than it says:
 //!
 //! ```text
-//! norm(w, x, out)        out: x, to be normed         whoever reads out next applies the norm while reading x
+//! norm(w, x, out)        out: x, to be normed         the next linear on out applies an RMS norm while reading x
 //! linear(group, x, y)    y: W x, to be expanded       the next operation on y finishes it while reading
 //! attend, activate       out: elements                what the next linear reads
 //! ```
@@ -16,6 +16,7 @@ use super::driver::{Device, DeviceMemory};
 use super::layout::ElementType;
 use super::ops::embed::SQUARES_COLUMNS;
 use super::table_builder::PlacedRouting;
+use crate::backend::NormKind;
 use crate::error::Result;
 
 /// Rows of a buffer are added in multiples of this many.
@@ -43,10 +44,12 @@ pub(super) enum Content {
 /// A norm that the next reader applies.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PendingNorm {
-    /// The buffer whose rows are normed, which holds rows with their sums of squares.
+    /// The buffer whose rows are normed, which holds rows, with their sums of squares if linears apply the norm.
     pub(super) source: usize,
     /// The norm.
     pub(super) norm: NormRouting,
+    /// What it divides by.
+    pub(super) kind: NormKind,
     /// Its epsilon.
     pub(super) eps: f32,
     /// Number of rows.

@@ -11,10 +11,10 @@ use super::ops::repack::Repacker;
 use super::preparer::CudaPreparer;
 use super::weights::{BaseWeights, Placer, WeightSizes};
 use crate::backend::{
-    Backend, BackendBuilder, DeviceMemoryProbe, DeviceMemoryUse, EmbeddingId, Feature, GroupId, LinearSource,
-    MemoryUse, NormId, NormSource, WeightLoader,
+    Backend, BackendBuilder, DeviceMemoryProbe, DeviceMemoryUse, EmbeddingId, GroupId, LinearSource, MemoryUse, NormId,
+    NormSource, WeightLoader,
 };
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Error, Result};
 use crate::quant::StoredWeight;
 use crate::sites::SiteId;
 use crate::tensor::{DType, TensorView};
@@ -115,16 +115,6 @@ impl WeightLoader for CudaBuilder {
 }
 
 impl BackendBuilder for CudaBuilder {
-    fn check(&self, feature: Feature) -> Result<()> {
-        match feature {
-            Feature::GeluTanh => Ok(()),
-            other => {
-                let what = format!("a model with {} is not supported on CUDA", other.name());
-                Err(Error::new(ErrorCode::ModelFeatureUnsupported, what).with_hint("load the model on the CPU"))
-            }
-        }
-    }
-
     fn measurer(&mut self) -> Option<&mut dyn WeightLoader> {
         Some(&mut self.sizes)
     }

@@ -10,6 +10,7 @@ use super::ops::embed::EmbedKernel;
 use super::ops::expand::ExpandKernels;
 use super::ops::linear::LinearKernels;
 use super::ops::norm_elements::NormElementsKernel;
+use super::ops::norms::NormKernels;
 use super::ops::rows::RowKernels;
 use crate::backend::KvDType;
 use crate::error::Result;
@@ -25,6 +26,7 @@ pub(super) struct Kernels {
     pub(super) linear: LinearKernels,
     pub(super) norm_elements: NormElementsKernel,
     pub(super) rows: RowKernels,
+    norms: Option<NormKernels>,
     expand: HashMap<KvDType, ExpandKernels>,
     attention: HashMap<AttentionKind, AttentionKernel>,
 }
@@ -42,9 +44,22 @@ impl Kernels {
             linear: LinearKernels::load(device, element)?,
             norm_elements: NormElementsKernel::load(device, element)?,
             rows: RowKernels::load(device)?,
+            norms: None,
             expand: HashMap::new(),
             attention: HashMap::new(),
         })
+    }
+
+    /// Those of norms that are computed alone.
+    ///
+    /// # Errors
+    /// As [`Device::module`].
+    pub(super) fn norms(&mut self) -> Result<&NormKernels> {
+        let kernels = match self.norms.take() {
+            Some(kernels) => kernels,
+            None => NormKernels::load(&self.device)?,
+        };
+        Ok(self.norms.insert(kernels))
     }
 
     /// Those that expand, for a cache of that type.

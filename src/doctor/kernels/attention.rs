@@ -4,7 +4,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::case::{BaseWeight, Case, Loading, Precision, base_rows, buffers, read};
-use crate::backend::{AttentionSpec, Backend, HeadNorm, KvDType, KvShape, Rope, StepRows, Write};
+use crate::backend::{
+    AttentionSpec, Backend, HeadNorm, HeadNormScope, KvDType, KvShape, NormKind, NormSpec, QueryTemperature, Rope,
+    StepRows, Write,
+};
 use crate::error::Result;
 
 /// Positions of a page.
@@ -14,6 +17,9 @@ const PAGES: usize = 12;
 /// Width of the rows from which queries, keys and values are projected.
 const INPUTS: usize = 64;
 
+/// The norm of queries and keys that most families have, if any.
+const HEAD_NORM: (NormKind, HeadNormScope) = (NormKind::Rms, HeadNormScope::Head);
+
 /// What a case attends with.
 #[derive(Clone, Copy)]
 struct Heads {
@@ -21,25 +27,48 @@ struct Heads {
     kv_heads: usize,
     head_dim: usize,
     window: Option<usize>,
-    is_normed: bool,
+    norm: Option<(NormKind, HeadNormScope)>,
+    temperature: Option<QueryTemperature>,
     kv: KvDType,
     /// Tokens of the prompt that the first step computes.
     prompt: usize,
 }
 
-pub(super) fn cases() -> Vec<Case> {
-    let heads =
-        Heads { heads: 4, kv_heads: 1, head_dim: 64, window: None, is_normed: false, kv: KvDType::F16, prompt: 70 };
+const HEADS: Heads = Heads {
+    heads: 4,
+    kv_heads: 1,
+    head_dim: 64,
+    window: None,
+    norm: None,
+    temperature: None,
+    kv: KvDType::F16,
+    prompt: 70,
+};
+
+/// What only some families have.
+pub(super) fn rarer_cases() -> Vec<Case> {
+    let of_heads = Some((NormKind::Layer, HeadNormScope::HeadOwn));
     vec![
-        attention("64 wide", heads),
+        attention("64 wide, norms over all heads", Heads { norm: Some((NormKind::Rms, HeadNormScope::All)), ..HEADS }),
+        attention("64 wide, layer norms of each head", Heads { kv_heads: 2, norm: of_heads, ..HEADS }),
+        attention(
+            "64 wide, queries scaled by their position",
+            Heads { temperature: Some(QueryTemperature { beta: 0.1, positions: 16.0 }), ..HEADS },
+        ),
+    ]
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        attention("64 wide", HEADS),
         // Positions are cut into parts of 256.
-        attention("64 wide, long", Heads { heads: 2, prompt: 258, ..heads }),
-        attention("128 wide, window", Heads { heads: 8, kv_heads: 2, head_dim: 128, window: Some(20), ..heads }),
-        attention("64 wide, head norms", Heads { heads: 2, kv_heads: 2, is_normed: true, ..heads }),
-        attention("64 wide, f32 cache", Heads { kv: KvDType::F32, ..heads }),
-        attention("64 wide, q8 cache", Heads { kv: KvDType::Q8, ..heads }),
-        attention("128 wide, q6 cache", Heads { heads: 8, kv_heads: 2, head_dim: 128, kv: KvDType::Q6, ..heads }),
-        attention("80 wide, q4 cache", Heads { head_dim: 80, is_normed: true, kv: KvDType::Q4, ..heads }),
+        attention("64 wide, long", Heads { heads: 2, prompt: 258, ..HEADS }),
+        attention("128 wide, window", Heads { heads: 8, kv_heads: 2, head_dim: 128, window: Some(20), ..HEADS }),
+        attention("64 wide, head norms", Heads { heads: 2, kv_heads: 2, norm: Some(HEAD_NORM), ..HEADS }),
+        attention("64 wide, f32 cache", Heads { kv: KvDType::F32, ..HEADS }),
+        attention("64 wide, q8 cache", Heads { kv: KvDType::Q8, ..HEADS }),
+        attention("128 wide, q6 cache", Heads { heads: 8, kv_heads: 2, head_dim: 128, kv: KvDType::Q6, ..HEADS }),
+        attention("80 wide, q4 cache", Heads { head_dim: 80, norm: Some(HEAD_NORM), kv: KvDType::Q4, ..HEADS }),
     ]
 }
 
@@ -97,9 +126,13 @@ fn attention(name: &str, heads: Heads) -> Case {
 }
 
 fn spec(loading: &mut Loading<'_>, heads: Heads) -> Result<AttentionSpec> {
-    let Heads { heads, kv_heads, head_dim, window, is_normed, .. } = heads;
-    let mut norm = || is_normed.then(|| loading.norm(head_dim)).transpose();
-    let [q_norm, k_norm] = [norm()?, norm()?].map(|norm| norm.map(|id| HeadNorm::rms(id, 1e-6)));
+    let Heads { heads, kv_heads, head_dim, window, norm, temperature, .. } = heads;
+    let mut head_norm = |heads: usize| -> Result<Option<HeadNorm>> {
+        let Some((kind, scope)) = norm else { return Ok(None) };
+        let id = loading.norm_of(&scope.weight_shape(heads, head_dim))?;
+        Ok(Some(HeadNorm { norm: NormSpec { id, kind, eps: 1e-6 }, scope }))
+    };
+    let (q_norm, k_norm) = (head_norm(heads)?, head_norm(kv_heads)?);
     let inv_freq = (0..head_dim / 2).map(|i| 10_000f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
     Ok(AttentionSpec {
         scale: (head_dim as f32).powf(-0.5),
@@ -107,6 +140,7 @@ fn spec(loading: &mut Loading<'_>, heads: Heads) -> Result<AttentionSpec> {
         q_norm,
         k_norm,
         rope: Some(Arc::new(Rope::halves(inv_freq, 1.0))),
+        query_temperature: temperature,
         ..AttentionSpec::new(heads, kv_heads, head_dim)
     })
 }

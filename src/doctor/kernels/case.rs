@@ -144,8 +144,25 @@ impl Loading<'_> {
 
     /// A norm's weight `[width]`.
     pub(super) fn norm(&mut self, width: usize) -> Result<NormId> {
-        let (site, weight) = (self.site(), Tensor::from_f32(&[width], &self.rng.normals(width, 1.0)));
+        self.norm_of(&[width])
+    }
+
+    /// A norm's weight of some shape.
+    pub(super) fn norm_of(&mut self, shape: &[usize]) -> Result<NormId> {
+        let (site, weight) = (self.site(), self.vector(shape));
         self.builder.load_norm(&NormSource::plain(site, weight.view()))
+    }
+
+    /// A norm's weight and bias, `[width]` each.
+    pub(super) fn biased_norm(&mut self, width: usize) -> Result<NormId> {
+        let (site, weight, bias) = (self.site(), self.vector(&[width]), self.vector(&[width]));
+        let source = NormSource { bias: Some(bias.view()), ..NormSource::plain(site, weight.view()) };
+        self.builder.load_norm(&source)
+    }
+
+    /// Random floats of some shape.
+    fn vector(&mut self, shape: &[usize]) -> Tensor<'static> {
+        Tensor::from_f32(shape, &self.rng.normals(shape.iter().product(), 1.0))
     }
 
     /// An embedding table `[vocab, width]`.

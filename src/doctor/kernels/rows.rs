@@ -2,7 +2,7 @@
 
 use super::case::{BaseWeight, Case, Precision, base_rows, buffers, install, read, route};
 use crate::adapter::delta::{LowRank, ReplacedRows, SiteDelta};
-use crate::backend::{Activation, Backend, HeadSpec, MlpShape, NormSpec, Write};
+use crate::backend::{Activation, Backend, HeadSpec, MlpShape, NormKind, NormSpec, Write};
 use crate::tensor::Tensor;
 
 /// Width of a row: several blocks of 256 columns, the last one partly filled.
@@ -12,6 +12,11 @@ const ROWS: usize = 9;
 
 pub(super) fn cases() -> Vec<Case> {
     vec![embed(), adapted_embed(), norm(), replaced_norm(), activate(), logits()]
+}
+
+/// What only some families have.
+pub(super) fn rarer_cases() -> Vec<Case> {
+    vec![layer_norm(), plain_activation()]
 }
 
 fn embed() -> Case {
@@ -79,6 +84,36 @@ fn norm() -> Case {
             let [input, out] = buffers(compute, ROWS, [WIDTH; 2])?;
             compute.write_rows(input, 0, &x)?;
             compute.norm(&NormSpec::rms(weight, 1e-5), input, ROWS, &base_rows(ROWS), out, Write::Replace)?;
+            read(compute, out, ROWS, WIDTH)
+        }))
+    })
+}
+
+/// A layer norm with a bias, and rows whose mean matters.
+fn layer_norm() -> Case {
+    Case::new("layer norm", Precision::Single, |loading| {
+        let id = loading.biased_norm(WIDTH)?;
+        let x: Vec<f32> = loading.rng.normals(ROWS * WIDTH, 2.0).into_iter().map(|x| x + 3.0).collect();
+        Ok(Box::new(move |backend: &mut Backend| {
+            let compute = &mut *backend.compute;
+            let [input, out] = buffers(compute, ROWS, [WIDTH; 2])?;
+            compute.write_rows(input, 0, &x)?;
+            let norm = NormSpec { id, kind: NormKind::Layer, eps: 1e-5 };
+            compute.norm(&norm, input, ROWS, &base_rows(ROWS), out, Write::Replace)?;
+            read(compute, out, ROWS, WIDTH)
+        }))
+    })
+}
+
+/// The exact GELU of an MLP without gate.
+fn plain_activation() -> Case {
+    Case::new("activation without gate, exact GELU", Precision::Half, |loading| {
+        let x = loading.rng.normals(ROWS * WIDTH, 3.0);
+        Ok(Box::new(move |backend: &mut Backend| {
+            let compute = &mut *backend.compute;
+            let [up, out] = buffers(compute, ROWS, [WIDTH; 2])?;
+            compute.write_rows(up, 0, &x)?;
+            compute.activate(Activation::Gelu, MlpShape::Plain, up, ROWS, out)?;
             read(compute, out, ROWS, WIDTH)
         }))
     })

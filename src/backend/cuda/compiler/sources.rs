@@ -29,13 +29,22 @@ pub const ONE_VARIANT: &[&[Define]] = &[&[]];
 /// The variants of a source that is compiled for f16 and for bf16 activations.
 pub const ELEMENT_TYPES: &[&[Define]] = &[&[], &[("ELEMENT_BF16", "1")]];
 
-/// The variants of a source that writes a KV cache of any type.
-pub const KV_TYPES: &[&[Define]] = &[
+/// The variants of the activation: element type, shape of the MLP.
+pub const ACTIVATE_VARIANTS: &[&[Define]] =
+    &[&[], &[("ELEMENT_BF16", "1")], &[("PLAIN_MLP", "1")], &[("PLAIN_MLP", "1"), ("ELEMENT_BF16", "1")]];
+
+/// The variants of what stores keys and values: type of the cache, whether queries are scaled by their position.
+pub const ROPE_KV_VARIANTS: &[&[Define]] = &[
     &[],
     &[("KV_F32", "1")],
     &[("KEY_BITS", "8"), ("VALUE_BITS", "8")],
     &[("KEY_BITS", "8"), ("VALUE_BITS", "4")],
     &[("KEY_BITS", "4"), ("VALUE_BITS", "4")],
+    &[("QUERY_TEMPERATURE", "1")],
+    &[("KV_F32", "1"), ("QUERY_TEMPERATURE", "1")],
+    &[("KEY_BITS", "8"), ("VALUE_BITS", "8"), ("QUERY_TEMPERATURE", "1")],
+    &[("KEY_BITS", "8"), ("VALUE_BITS", "4"), ("QUERY_TEMPERATURE", "1")],
+    &[("KEY_BITS", "4"), ("VALUE_BITS", "4"), ("QUERY_TEMPERATURE", "1")],
 ];
 
 /// A header of `cuda/`.
@@ -80,17 +89,20 @@ pub static REPACK: KernelSource = source!("repack.cu", ELEMENT_TYPES);
 pub static EMBED: KernelSource = source!("embed.cu", ONE_VARIANT);
 /// The residual stream's sums.
 pub static EXPAND_RESIDUAL: KernelSource = source!("expand_residual.cu", ONE_VARIANT);
-/// Gated activations.
-pub static EXPAND_ACTIVATE: KernelSource = source!("expand_activate.cu", ELEMENT_TYPES);
+/// Activations.
+pub static EXPAND_ACTIVATE: KernelSource = source!("expand_activate.cu", ACTIVATE_VARIANTS);
 /// Logits.
 pub static EXPAND_LOGITS: KernelSource = source!("expand_logits.cu", ONE_VARIANT);
 /// Queries, keys and values.
-pub static EXPAND_ROPE_KV: KernelSource = source!("expand_rope_kv.cu", KV_TYPES);
+pub static EXPAND_ROPE_KV: KernelSource = source!("expand_rope_kv.cu", ROPE_KV_VARIANTS);
 /// Paged attention.
 pub static ATTENTION: KernelSource = source!("attention.cu", ATTENTION_VARIANTS);
 
 /// What bounds every other kernel.
 pub static CEILINGS: KernelSource = source!("ceilings.cu", ONE_VARIANT);
+
+/// Norms that are computed alone.
+pub static NORMS: KernelSource = source!("norms.cu", ONE_VARIANT);
 
 /// Plain operations on rows.
 pub static ROWS: KernelSource = source!("rows.cu", ONE_VARIANT);
@@ -145,6 +157,7 @@ pub static SOURCES: &[&KernelSource] = &[
     &EXPAND_ROPE_KV,
     &LINEAR,
     &NORM_ELEMENTS,
+    &NORMS,
     &REPACK,
     &ROWS,
 ];

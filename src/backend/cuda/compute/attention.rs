@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use super::inputs::Expandable;
-use super::{CudaCompute, uncomputed, unknown};
+use super::{CudaCompute, unknown};
 use crate::adapter::batch::AdapterBatch;
 use crate::backend::cuda::buffers::{Content, NormRouting};
 use crate::backend::cuda::layout::ElementType;
 use crate::backend::cuda::ops::attention::Attention;
 use crate::backend::cuda::ops::expand::ExpandRopeKv;
+use crate::backend::cuda::ops::norms::NormSegments;
 use crate::backend::cuda::tables::RoutedNorm;
-use crate::backend::{AttentionSpec, HeadNorm, HeadNormScope, NormKind, Rope, RopeLayout, StepRows};
+use crate::backend::{AttentionSpec, HeadNorm, HeadNormScope, NormKind, NormSpec, Rope, RopeLayout, StepRows};
 use crate::error::{Error, ErrorCode, Result};
 
 impl CudaCompute {
@@ -36,11 +37,13 @@ impl CudaCompute {
         if rows.is_empty() {
             return Ok(());
         }
-        if spec.query_temperature.is_some() {
-            return Err(uncomputed("a query temperature"));
+        let are_fused = self.are_head_norms_fused(spec);
+        if !are_fused {
+            self.norm_heads(spec, rows.len(), batch, qkv)?;
         }
-        let q_norm = self.head_norm(spec.q_norm, spec, rows.len(), batch)?;
-        let k_norm = self.head_norm(spec.k_norm, spec, rows.len(), batch)?;
+        let fused = |norm: Option<HeadNorm>| norm.filter(|_| are_fused);
+        let q_norm = self.head_norm(fused(spec.q_norm), spec.heads, spec, rows.len(), batch)?;
+        let k_norm = self.head_norm(fused(spec.k_norm), spec.kv_heads, spec, rows.len(), batch)?;
         let positions = self.step.attention(rows)?;
         let Expandable { projection, step } = self.expandable(qkv, &widths, rows.len())?;
         let tables = self.step.address(positions.offset);
@@ -63,6 +66,8 @@ impl CudaCompute {
             is_interleaved: u32::from(rope.is_some_and(|rope| rope.layout == RopeLayout::Pairs)),
             rope_factor: rope.map_or(1.0, |rope| rope.factor),
             norm_eps: spec.q_norm.or(spec.k_norm).map_or(0.0, |norm| norm.norm.eps),
+            temperature_beta: spec.query_temperature.map_or(0.0, |temperature| temperature.beta),
+            temperature_positions: spec.query_temperature.map_or(1.0, |temperature| temperature.positions),
         };
         self.kernels.expand(dtype)?.rope_kv(&expand, rows.len())?;
 
@@ -97,29 +102,72 @@ impl CudaCompute {
             padding: 0,
         };
         kernel.launch(&attention, &plan)?;
-        self.forget_products(qkv);
+        match are_fused {
+            true => self.forget_products(qkv),
+            // Queries and keys were normed in their place.
+            false => self.set_content(qkv, Content::Undefined),
+        }
         self.set_content(out, Content::Elements);
         Ok(())
     }
 
-    /// A norm over each head, if the model has one.
+    /// Whether the kernel that rotates queries and keys norms them first: RMS norms of each head without a bias, with one epsilon.
+    fn are_head_norms_fused(&self, spec: &AttentionSpec) -> bool {
+        let has_bias =
+            |norm: &NormSpec| self.weights.norms.get(norm.id.0 as usize).is_some_and(|weights| weights.form.has_bias());
+        let mut norms = [spec.q_norm, spec.k_norm].into_iter().flatten();
+        let eps = spec.q_norm.or(spec.k_norm).map(|norm| norm.norm.eps);
+        norms.all(|HeadNorm { norm, scope }| {
+            norm.kind == NormKind::Rms && scope == HeadNormScope::Head && Some(norm.eps) == eps && !has_bias(&norm)
+        })
+    }
+
+    /// Norms queries and keys where they are, in f32, by a launch each.
+    fn norm_heads(&mut self, spec: &AttentionSpec, rows: usize, batch: &AdapterBatch, qkv: usize) -> Result<()> {
+        let x = self.plain_rows(qkv)?;
+        let stride = self.buffers[qkv].width as u32;
+        let members = [(spec.q_norm, spec.heads, 0), (spec.k_norm, spec.kv_heads, spec.heads * spec.head_dim)];
+        for (head_norm, heads, first) in members {
+            let Some(routing) = self.head_norm(head_norm, heads, spec, rows, batch)? else { continue };
+            let Some(HeadNorm { norm, scope }) = head_norm else { continue };
+            let (segments, width) = match scope {
+                HeadNormScope::All => (1, heads * spec.head_dim),
+                HeadNormScope::Head | HeadNormScope::HeadOwn => (heads, spec.head_dim),
+            };
+            let arguments = NormSegments {
+                x,
+                out: x,
+                norm: self.routed_norm(routing),
+                rows: rows as u32,
+                stride,
+                first: first as u32,
+                width: width as u32,
+                weight_stride: if scope == HeadNormScope::HeadOwn { width as u32 } else { 0 },
+                bias_offset: self.bias_offset(routing),
+                subtracts_mean: u32::from(norm.kind == NormKind::Layer),
+                eps: norm.eps,
+            };
+            self.kernels.norms()?.segments(&arguments, segments, rows)?;
+        }
+        Ok(())
+    }
+
+    /// Where a norm of so many heads is found, if the model has one.
     fn head_norm(
         &mut self,
         norm: Option<HeadNorm>,
+        heads: usize,
         spec: &AttentionSpec,
         rows: usize,
         batch: &AdapterBatch,
     ) -> Result<Option<NormRouting>> {
         let Some(HeadNorm { norm, scope }) = norm else { return Ok(None) };
-        let other_eps = [spec.q_norm, spec.k_norm].into_iter().flatten().any(|other| other.norm.eps != norm.eps);
-        if norm.kind != NormKind::Rms || scope != HeadNormScope::Head || other_eps {
-            return Err(uncomputed("norms of queries and keys but the RMS norm of each head, with one epsilon"));
-        }
         let routing = self.route_norm(norm.id.0 as usize, rows, batch)?;
+        let expected: usize = scope.weight_shape(heads, spec.head_dim).iter().product();
         let width = self.weights.norms[routing.norm].width();
-        if width != spec.head_dim {
+        if width != expected {
             return Err(Error::new(ErrorCode::Internal, "a norm's weight does not fit")
-                .with_expected(spec.head_dim)
+                .with_expected(expected)
                 .with_found(width));
         }
         Ok(Some(routing))

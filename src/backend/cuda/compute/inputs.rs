@@ -4,7 +4,7 @@ use super::{CudaCompute, unknown};
 use crate::adapter::batch::AdapterBatch;
 use crate::backend::cuda::buffers::{Content, NormRouting, PendingNorm, PendingProjection};
 use crate::backend::cuda::ops::expand::Projection;
-use crate::backend::cuda::ops::rows::{ExpandRows, NormRows, SquareRows};
+use crate::backend::cuda::ops::rows::{ExpandRows, SquareRows};
 use crate::backend::cuda::step::Rows;
 use crate::error::{Error, ErrorCode, Result};
 
@@ -56,15 +56,15 @@ impl CudaCompute {
     /// # Errors
     /// `internal` if it holds nothing; `memory_exhausted`; the device failed.
     pub(super) fn linear_input(&mut self, index: usize) -> Result<LinearInput> {
-        let device = &self.device;
         match self.buffers[index].content {
-            Content::Elements => Ok(LinearInput::Elements(self.buffers[index].elements(device)?)),
-            Content::Normed(PendingNorm { source, norm, eps, .. }) => {
-                let source = &mut self.buffers[source];
+            Content::Elements => Ok(LinearInput::Elements(self.buffers[index].elements(&self.device)?)),
+            Content::Normed(pending) if self.is_applied_by_linears(&pending) => {
+                let PendingNorm { source, norm, eps, .. } = pending;
+                let (device, source) = (&self.device, &mut self.buffers[source]);
                 let (rows, squares) = (source.rows(device)?, source.squares(device)?);
                 Ok(LinearInput::Normed { rows, squares, norm, eps, buffer: index })
             }
-            Content::Undefined | Content::Rows { .. } | Content::Projected(_) => {
+            Content::Undefined | Content::Rows { .. } | Content::Projected(_) | Content::Normed(_) => {
                 Ok(LinearInput::Rows(self.plain_rows(index)?))
             }
         }
@@ -111,15 +111,8 @@ impl CudaCompute {
     }
 
     fn norm_rows(&mut self, index: usize, norm: PendingNorm) -> Result<()> {
-        let routed = self.routed_norm(norm.norm);
-        let source = &mut self.buffers[norm.source];
-        let (x, sum_squares) = (source.rows(&self.device)?, source.squares(&self.device)?);
-        let buffer = &mut self.buffers[index];
-        let (out, width) = (buffer.rows(&self.device)?, buffer.width as u32);
-        let (rows, eps) = (norm.rows as u32, norm.eps);
-        if rows > 0 {
-            self.kernels.rows.norm(&NormRows { x, sum_squares, norm: routed, out, rows, width, eps, padding: 0 })?;
-        }
+        let out = self.buffers[index].rows(&self.device)?;
+        self.write_normed(norm, out)?;
         self.set_content(index, Content::Rows { has_squares: false });
         Ok(())
     }

@@ -135,11 +135,6 @@ impl CudaCompute {
     }
 }
 
-/// A step asks for what no kernel computes; [`Feature`](crate::backend::Feature) says so when a model loads.
-fn uncomputed(what: &str) -> Error {
-    Error::new(ErrorCode::Internal, format!("no kernel computes {what}"))
-}
-
 fn unknown(what: &str) -> Error {
     Error::new(ErrorCode::Internal, format!("the step names {what} that the backend does not have"))
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::inputs::Expandable;
-use super::{CudaCompute, uncomputed, unknown};
+use super::{CudaCompute, unknown};
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::backend::cuda::adapter::Adapter;
 use crate::backend::cuda::buffers::{Buffer, Content};
@@ -182,20 +182,21 @@ impl Compute for CudaCompute {
         rows: usize,
         out: BufferId,
     ) -> Result<()> {
-        if shape != MlpShape::Gated || activation == Activation::Gelu {
-            return Err(uncomputed("an MLP without gate, or the exact GELU"));
-        }
-        let (gate_up, out) = (x.0 as usize, out.0 as usize);
+        let (up, out) = (x.0 as usize, out.0 as usize);
         let width = self.buffers.get(out).ok_or_else(|| unknown("a buffer"))?.width;
-        if gate_up == out {
+        if up == out {
             return Err(unknown("one buffer for input and output,"));
         }
-        self.expect(gate_up, 2 * width, rows)?;
+        let outputs: &[usize] = match shape {
+            MlpShape::Gated => &[width; 2],
+            MlpShape::Plain => &[width],
+        };
+        self.expect(up, outputs.iter().sum(), rows)?;
         self.expect(out, width, rows)?;
         if rows == 0 {
             return Ok(());
         }
-        let Expandable { projection, step } = self.expandable(gate_up, &[width, width], rows)?;
+        let Expandable { projection, step } = self.expandable(up, outputs, rows)?;
         let expand = ExpandActivate {
             projection,
             step,
@@ -204,8 +205,8 @@ impl Compute for CudaCompute {
             intermediate_size: width as u32,
             activation: activation_kind(activation),
         };
-        self.kernels.expand(KvDType::F16)?.activate(&expand, rows)?;
-        self.forget_products(gate_up);
+        self.kernels.expand(KvDType::F16)?.activate(&expand, shape, rows)?;
+        self.forget_products(up);
         self.set_content(out, Content::Elements);
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! The kernels that finish a linear's products with the adapters' deltas, and turn them into what the next one reads.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytemuck::{Pod, Zeroable};
 
@@ -13,7 +13,7 @@ use crate::backend::cuda::compiler::sources::{
 use crate::backend::cuda::driver::{Arguments, Device, Kernel};
 use crate::backend::cuda::layout::ElementType;
 use crate::backend::cuda::tables::{GROUP_LINEARS, RoutedNorm};
-use crate::backend::{Activation, KvDType};
+use crate::backend::{Activation, KvDType, MlpShape};
 use crate::error::Result;
 
 /// Columns of a block of [`ExpandActivate`] and [`ExpandLogits`].
@@ -75,11 +75,11 @@ pub struct ExpandResidual {
     pub factor: f32,
 }
 
-/// `activated[i] = act(gate[i]) * up[i]`
+/// `activated[i] = act(gate[i]) * up[i]`, or `act(up[i])`
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 #[repr(C)]
 pub struct ExpandActivate {
-    /// The group of gate and up.
+    /// The group of gate and up, or of up alone.
     pub projection: Projection,
     /// The step's [`StepTables`](crate::backend::cuda::tables::StepTables).
     pub step: u64,
@@ -87,13 +87,13 @@ pub struct ExpandActivate {
     pub activated: u64,
     /// `[rows]` u32: becomes 1 where a finite value is beyond the element type.
     pub overflow_rows: u64,
-    /// Width of gate and of up.
+    /// Width of up, and of gate.
     pub intermediate_size: u32,
     /// Kind of activation; see [`activation_kind`].
     pub activation: u32,
 }
 
-/// The number by which kernels know an activation; they do not compute [`Activation::Gelu`].
+/// The number by which kernels know an activation.
 pub fn activation_kind(activation: Activation) -> u32 {
     match activation {
         Activation::Silu => 0,
@@ -173,14 +173,25 @@ pub struct ExpandRopeKv {
     pub rope_factor: f32,
     /// Epsilon of both norms.
     pub norm_eps: f32,
+    /// Factor on rotated queries, `1 + temperature_beta * ln(1 + floor(position / temperature_positions))`; 0 for none.
+    pub temperature_beta: f32,
+    /// Positions for which the factor stays the same.
+    pub temperature_positions: f32,
 }
 
 /// The compiled kernels.
 pub struct ExpandKernels {
     residual: Kernel,
     activate: Kernel,
+    /// Of an MLP without gate, compiled when it is first needed.
+    activate_plain: OnceLock<Kernel>,
     logits: Kernel,
     rope_kv: Kernel,
+    /// Of queries that are scaled by their position, compiled when it is first needed.
+    rope_kv_scaled: OnceLock<Kernel>,
+    device: Arc<Device>,
+    element: ElementType,
+    kv: KvDType,
 }
 
 impl ExpandKernels {
@@ -192,15 +203,20 @@ impl ExpandKernels {
         let kernel = |source: &'static KernelSource, defines: &[Define], name: &str| {
             device.module(source, defines)?.kernel(name)
         };
-        let element: &[Define] = match element {
+        let of_element: &[Define] = match element {
             ElementType::F16 => &[],
             ElementType::Bf16 => &[("ELEMENT_BF16", "1")],
         };
         Ok(Self {
             residual: kernel(&EXPAND_RESIDUAL, &[], "expand_residual")?,
-            activate: kernel(&EXPAND_ACTIVATE, element, "expand_activate")?,
+            activate: kernel(&EXPAND_ACTIVATE, of_element, "expand_activate")?,
+            activate_plain: OnceLock::new(),
             logits: kernel(&EXPAND_LOGITS, &[], "expand_logits")?,
             rope_kv: kernel(&EXPAND_ROPE_KV, kv_layout::defines(kv), "expand_rope_kv")?,
+            rope_kv_scaled: OnceLock::new(),
+            device: Arc::clone(device),
+            element,
+            kv,
         })
     }
 
@@ -213,13 +229,30 @@ impl ExpandKernels {
         self.residual.launch([columns, grid_rows(rows), 1], SQUARES_COLUMNS as u32, 0, &Arguments::of(expand))
     }
 
-    /// Computes that many rows.
+    /// Computes that many rows of an MLP of that shape.
     ///
     /// # Errors
-    /// As [`Kernel::launch`].
-    pub fn activate(&self, expand: &ExpandActivate, rows: usize) -> Result<()> {
+    /// As [`Kernel::launch`] and [`Device::module`].
+    pub fn activate(&self, expand: &ExpandActivate, shape: MlpShape, rows: usize) -> Result<()> {
         let columns = expand.intermediate_size.div_ceil(COLUMNS);
-        self.activate.launch([columns, grid_rows(rows), 1], COLUMNS, 0, &Arguments::of(expand))
+        let kernel = match shape {
+            MlpShape::Gated => &self.activate,
+            MlpShape::Plain => self.activate_plain()?,
+        };
+        kernel.launch([columns, grid_rows(rows), 1], COLUMNS, 0, &Arguments::of(expand))
+    }
+
+    fn activate_plain(&self) -> Result<&Kernel> {
+        let defines: &[Define] = match self.element {
+            ElementType::F16 => &[("PLAIN_MLP", "1")],
+            ElementType::Bf16 => &[("PLAIN_MLP", "1"), ("ELEMENT_BF16", "1")],
+        };
+        compiled(&self.activate_plain, || self.device.module(&EXPAND_ACTIVATE, defines)?.kernel("expand_activate"))
+    }
+
+    fn rope_kv_scaled(&self) -> Result<&Kernel> {
+        let defines = [kv_layout::defines(self.kv), &[("QUERY_TEMPERATURE", "1")]].concat();
+        compiled(&self.rope_kv_scaled, || self.device.module(&EXPAND_ROPE_KV, &defines)?.kernel("expand_rope_kv"))
     }
 
     /// Computes that many rows.
@@ -234,10 +267,20 @@ impl ExpandKernels {
     /// Computes that many rows.
     ///
     /// # Errors
-    /// As [`Kernel::launch`].
+    /// As [`Kernel::launch`] and [`Device::module`].
     pub fn rope_kv(&self, expand: &ExpandRopeKv, rows: usize) -> Result<()> {
         let heads = expand.heads + 2 * expand.kv.kv_heads;
         let channels = expand.head_dim.next_multiple_of(WARP_LANES);
-        self.rope_kv.launch([heads, grid_rows(rows), 1], channels, 0, &Arguments::of(expand))
+        let kernel = if expand.temperature_beta == 0.0 { &self.rope_kv } else { self.rope_kv_scaled()? };
+        kernel.launch([heads, grid_rows(rows), 1], channels, 0, &Arguments::of(expand))
     }
+}
+
+/// A kernel that is compiled when it is first needed.
+fn compiled(kernel: &OnceLock<Kernel>, compile: impl FnOnce() -> Result<Kernel>) -> Result<&Kernel> {
+    if let Some(kernel) = kernel.get() {
+        return Ok(kernel);
+    }
+    let compiled = compile()?;
+    Ok(kernel.get_or_init(|| compiled))
 }

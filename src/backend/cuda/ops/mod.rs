@@ -11,6 +11,7 @@ pub mod kv_layout;
 pub mod kv_unpack;
 pub mod linear;
 pub mod norm_elements;
+pub mod norms;
 pub mod repack;
 pub mod rows;
 

@@ -5,7 +5,7 @@ use crate::adapter::delta::SiteDelta;
 use crate::backend::NormSource;
 use crate::backend::cuda::driver::DeviceMemory;
 use crate::backend::packed_norm::PackedNorm;
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::Result;
 use crate::sites::SitePart;
 use crate::tensor::TensorView;
 
@@ -23,12 +23,9 @@ impl Norm {
     /// Copies a norm to the device.
     ///
     /// # Errors
-    /// `memory_exhausted`; `internal` if it holds no floats, or has a bias, which kernels do not add; the device failed.
+    /// `memory_exhausted`; `internal` if it holds no floats, or its bias does not fit; the device failed.
     pub(super) fn load(placer: &mut Placer, source: &NormSource<'_>) -> Result<Self> {
         let form = PackedNorm::of(source)?;
-        if form.has_bias() {
-            return Err(Error::new(ErrorCode::Internal, "kernels do not add the bias of a norm"));
-        }
         let mut values = vec![0.0; form.len()];
         form.pack(source, &mut values);
         Ok(Self { form, memory: placer.place(bytemuck::cast_slice(&values))?, values })
