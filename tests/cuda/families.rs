@@ -167,7 +167,7 @@ impl Family {
         tensors
     }
 
-    /// A low-rank part of every linear, and every norm replaced, of the first layer.
+    /// Low-rank parts of every linear of the first layer; every norm replaced.
     fn adapters(&self) -> [(&'static str, Adapter); 2] {
         let mut rng = Rng(4);
         let mut values = |count: usize, scale: f32| rng.normals(count, scale);
@@ -179,8 +179,11 @@ impl Family {
             low = low.part(&module, "lora_B.weight", &[outputs, 2], &values(outputs * 2, 0.3));
         }
         let mut norms = Adapter::empty().set("modules_to_save", json!(["norm", "layernorm"]));
-        for (path, shape) in self.layer_norms() {
-            let (module, count) = (format!("model.layers.0.{path}"), shape.iter().product());
+        let of_layers = (0..LAYERS).flat_map(|layer| {
+            self.layer_norms().into_iter().map(move |(path, shape)| (format!("model.layers.{layer}.{path}"), shape))
+        });
+        for (module, shape) in of_layers.chain([("model.norm".to_owned(), &[HIDDEN][..])]) {
+            let count = shape.iter().product();
             let weight: Vec<f32> = values(count, 0.3).into_iter().map(|value| 1.0 + value).collect();
             norms = norms.part(&module, "weight", shape, &weight);
             if self.has_bias {
