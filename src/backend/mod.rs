@@ -33,8 +33,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub use self::kv_shape::{KvDType, KvShape};
 pub use self::kv_states::KvStates;
 pub use self::types::{
-    Activation, ActivationDType, AttentionSpec, BufferId, EmbeddingId, Feature, GroupId, HeadNorm, HeadNormScope,
-    HeadSpec, KvId, LinearSource, MlpShape, NormId, NormKind, NormSource, NormSpec, QueryTemperature, Rope, RopeLayout,
+    Activation, ActivationDType, AttentionSpec, BufferId, EmbeddingId, GroupId, HeadNorm, HeadNormScope, HeadSpec,
+    KvId, LinearSource, MlpShape, NormId, NormKind, NormSource, NormSpec, QueryTemperature, Rope, RopeLayout,
     StepInputs, StepRows, Write,
 };
 use crate::adapter::batch::{AdapterBatch, SlotId};
@@ -85,14 +85,6 @@ pub trait BackendBuilder: WeightLoader {
     /// allocation. `None` where each finds its own memory. Without it too they load.
     fn measurer(&mut self) -> Option<&mut dyn WeightLoader> {
         None
-    }
-
-    /// Checks that its operations have a feature, before a model that needs it loads.
-    ///
-    /// # Errors
-    /// `model_feature_unsupported`.
-    fn check(&self, _feature: Feature) -> Result<()> {
-        Ok(())
     }
 
     /// The backend, whose base weights never change again.

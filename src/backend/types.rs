@@ -348,41 +348,6 @@ pub enum Activation {
     Gelu,
 }
 
-/// What a model may need of a backend beyond what a Llama needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Feature {
-    /// [`NormKind::Layer`].
-    LayerNorm,
-    /// Norms with biases.
-    NormBias,
-    /// Norms of queries and keys of another scope than [`HeadNormScope::Head`].
-    WideHeadNorm,
-    /// [`AttentionSpec::query_temperature`].
-    QueryTemperature,
-    /// [`MlpShape::Plain`].
-    PlainMlp,
-    /// [`Activation::GeluTanh`].
-    GeluTanh,
-    /// [`Activation::Gelu`].
-    Gelu,
-}
-
-impl Feature {
-    /// What it is, for messages.
-    pub fn name(self) -> &'static str {
-        match self {
-            Feature::LayerNorm => "layer norms",
-            Feature::NormBias => "norms with a bias",
-            Feature::WideHeadNorm => "norms over all heads of queries and keys, or with weights for each head",
-            Feature::QueryTemperature => "queries scaled by their position",
-            Feature::PlainMlp => "an MLP without gate",
-            Feature::GeluTanh => "the GELU approximated by a tanh",
-            Feature::Gelu => "the exact GELU",
-        }
-    }
-}
-
 /// What an MLP's activation reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MlpShape {

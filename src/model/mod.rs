@@ -136,7 +136,6 @@ impl Model {
         let quant = QuantConfig::read(dir, &json)?;
         let checkpoint = text_checkpoint::open(dir)?;
         let mut builder = open_backend(options)?;
-        config.features().try_for_each(|feature| builder.check(feature)).map_err(|e| e.with_path(dir))?;
         let load = |weights: &mut dyn WeightLoader, progress: &mut dyn FnMut(Progress) -> Result<()>| {
             DecoderLoader {
                 config: &config,

@@ -7,7 +7,6 @@ mod architecture;
 mod description;
 mod family;
 mod family_table;
-mod features;
 mod fields;
 mod readers;
 mod rope;
