@@ -4,9 +4,11 @@ from mutant import Mutant
 
 LINEAR = "cuda/linear.cu"
 MULTIPLY = "cuda/linear_multiply.cuh"
+NORM = "cuda/norm_elements.cu"
 TILES = "cuda/linear_tiles.cuh"
 PTX = "cuda/ptx.cuh"
 REPACK = "cuda/repack.cu"
+RESIDUAL = "cuda/residual.cuh"
 WEIGHT = "cuda/weight.cuh"
 
 MIXTURES = ("linear::shrunk_and_replaced_products",)
@@ -18,8 +20,8 @@ LINEAR_MUTANTS = (
         name="linear_waits_for_one_copy_too_few",
         kind="missing wait",
         file=MULTIPLY,
-        old="cp_async_wait<STAGES - 2>();",
-        new="cp_async_wait<STAGES - 1>();",
+        old="cp_async_wait<stages<N>() - 2>();",
+        new="cp_async_wait<stages<N>() - 1>();",
         tests=WIDTHS,
         check="copy in flight",
     ),
@@ -114,15 +116,15 @@ LINEAR_MUTANTS = (
         name="linear_norm_without_gamma",
         kind="scale dropped",
         file=MULTIPLY,
-        old="value.x = __fmul_rn(__fmul_rn(value.x, rms), gamma[u].x);",
-        new="value.x = __fmul_rn(value.x, rms);",
+        old="make_float2(normed(value.x, rms, gamma[u].x), ",
+        new="make_float2(normed(value.x, rms, 1.0f), ",
         tests=WIDTHS,
     ),
     Mutant(
         name="linear_norm_without_epsilon",
         kind="term dropped",
-        file=LINEAR,
-        old="__fadd_rn(mean, args.epsilon)",
+        file=RESIDUAL,
+        old="__fadd_rn(mean, epsilon)",
         new="mean",
         tests=("compute_steps::a_norm_of_small_values",),
     ),
@@ -146,11 +148,77 @@ LINEAR_MUTANTS = (
         name="linear_leaves_x_of_absent_tokens",
         kind="memory not initialized",
         file=LINEAR,
-        old="at += WARP_LANES) x[at] = 0;",
-        new="at += WARP_LANES) {}",
+        old="reinterpret_cast<uint4*>(x)[at] = make_uint4(0, 0, 0, 0);",
+        new="{}",
         tests=WIDTHS,
         check="uninitialized",
     ),
+    # --- elements of x that are copied
+    Mutant(
+        name="linear_copies_x_over_the_unit_in_use",
+        kind="buffer reused too early",
+        file=MULTIPLY,
+        old="copy_x<N>(x.previous(),",
+        new="copy_x<N>(x.current,",
+        tests=WIDTHS,
+    ),
+    Mutant(
+        name="linear_copies_the_unit_after_the_next",
+        kind="off by one",
+        file=MULTIPLY,
+        old="args, state, unit + stages<N>() - 1);",
+        new="args, state, unit + stages<N>());",
+        tests=WIDTHS,
+    ),
+    Mutant(
+        name="linear_puts_every_other_token_where_the_one_before_would_be",
+        kind="wrong fragment order",
+        file=MULTIPLY,
+        old=" ^ (i % 2 * 64)",
+        new="",
+        tests=WIDTHS,
+    ),
+    Mutant(
+        name="linear_reads_x_where_it_would_be_without_spreading",
+        kind="wrong fragment order",
+        file=MULTIPLY,
+        old="(lane / 8 ^ token) * 16",
+        new="(lane / 8) * 16",
+        tests=WIDTHS,
+    ),
+    Mutant(
+        name="linear_copies_x_beyond_its_row",
+        kind="off by one at an edge",
+        file=MULTIPLY,
+        old="k < in_features ? 16 : 0",
+        new="k <= in_features ? 16 : 0",
+        tests=("linear::",),
+    ),
+    Mutant(
+        name="linear_copies_x_that_has_an_order",
+        kind="term dropped",
+        file=MULTIPLY,
+        old="INPUT_ELEMENTS && weight.order == nullptr &&",
+        new="INPUT_ELEMENTS &&",
+        tests=("linear::",),
+    ),
+    Mutant(
+        name="norm_elements_takes_the_weight_of_another_row",
+        kind="wrong index",
+        file=NORM,
+        old="norm_weight(a.norm, row)",
+        new="norm_weight(a.norm, 0)",
+        tests=("compute_norms::",),
+    ),
+    Mutant(
+        name="norm_elements_names_no_overflow",
+        kind="overflow not named",
+        file=NORM,
+        old="a.overflow_rows[row] = 1;",
+        new="",
+        tests=("compute_steps::", "compute::"),
+    ),
+    # --- sums of a tile
     Mutant(
         name="linear_writes_sums_over_stages_in_use",
         kind="missing barrier",
