@@ -335,7 +335,10 @@ fn shrunk_and_replaced_products_are_right_for_every_mixture() {
             let x = rng.normals(rows * 160, 1.0);
             let input_rows: Vec<u32> = (0..rows as u32).rev().collect();
             let lists = mixtures(&mut rng, rows);
-            group.assert_right(Input::Normed, &x, &input_rows, &lists, &format!("{element:?}, {rows} rows"));
+            for input in [Input::Normed, Input::Elements] {
+                let what = format!("{element:?}, {rows} rows, {input:?}");
+                group.assert_right(input, &x, &input_rows, &lists, &what);
+            }
         }
     }
 }

@@ -26,7 +26,25 @@ fn products_of_slices_with_many_units_and_sections_are_right() {
         for rows in [3, 12, 20, 40] {
             let x = rng.normals(rows * inputs, 1.0);
             let input_rows: Vec<u32> = (0..rows as u32).collect();
-            group.assert_right(Input::Normed, &x, &input_rows, &[], &format!("{element:?}, {rows} rows"));
+            for input in [Input::Normed, Input::Elements] {
+                group.assert_right(input, &x, &input_rows, &[], &format!("{element:?}, {rows} rows, {input:?}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn elements_that_end_within_a_unit_are_copied_up_to_there_for_rows_in_any_order() {
+    // 45 units, of which the last has 24 inputs: rows are whole copies of 8 elements.
+    let inputs = 44 * 64 + 24;
+    for element in ELEMENTS {
+        let mut rng = Rng(5);
+        let dense = PackedWeight::dense(&device(), element, &mut rng, 40, inputs);
+        let group = Group::new(element, &mut rng, vec![dense]);
+        for rows in [1, 7, 15, 31, 64] {
+            let x = rng.normals(rows * inputs, 1.0);
+            let input_rows: Vec<u32> = (0..rows as u32).rev().collect();
+            group.assert_right(Input::Elements, &x, &input_rows, &[], &format!("{element:?}, {rows} rows"));
         }
     }
 }

@@ -13,6 +13,7 @@ WEIGHT = "cuda/weight.cuh"
 
 MIXTURES = ("linear::shrunk_and_replaced_products",)
 WIDTHS = ("linear::products_of_every_width",)
+COPIES = ("linear_loops::elements_that_end", "linear_loops::products_of_slices")
 
 LINEAR_MUTANTS = (
     # --- the linear kernel
@@ -160,7 +161,7 @@ LINEAR_MUTANTS = (
         file=MULTIPLY,
         old="copy_x<N>(x.previous(),",
         new="copy_x<N>(x.current,",
-        tests=WIDTHS,
+        tests=COPIES,
     ),
     Mutant(
         name="linear_copies_the_unit_after_the_next",
@@ -168,7 +169,7 @@ LINEAR_MUTANTS = (
         file=MULTIPLY,
         old="args, state, unit + stages<N>() - 1);",
         new="args, state, unit + stages<N>());",
-        tests=WIDTHS,
+        tests=COPIES,
     ),
     Mutant(
         name="linear_puts_every_other_token_where_the_one_before_would_be",
@@ -176,7 +177,7 @@ LINEAR_MUTANTS = (
         file=MULTIPLY,
         old=" ^ (i % 2 * 64)",
         new="",
-        tests=WIDTHS,
+        tests=COPIES,
     ),
     Mutant(
         name="linear_reads_x_where_it_would_be_without_spreading",
@@ -184,7 +185,7 @@ LINEAR_MUTANTS = (
         file=MULTIPLY,
         old="(lane / 8 ^ token) * 16",
         new="(lane / 8) * 16",
-        tests=WIDTHS,
+        tests=COPIES,
     ),
     Mutant(
         name="linear_copies_x_beyond_its_row",
@@ -192,7 +193,7 @@ LINEAR_MUTANTS = (
         file=MULTIPLY,
         old="k < in_features ? 16 : 0",
         new="k <= in_features ? 16 : 0",
-        tests=("linear::",),
+        tests=COPIES,
     ),
     Mutant(
         name="linear_copies_x_that_has_an_order",
