@@ -162,6 +162,7 @@ LINEAR_MUTANTS = (
         old="copy_x<N>(x.previous(),",
         new="copy_x<N>(x.current,",
         tests=COPIES,
+        check="copy in flight",
     ),
     Mutant(
         name="linear_copies_the_unit_after_the_next",
@@ -194,6 +195,7 @@ LINEAR_MUTANTS = (
         old="k < in_features ? 16 : 0",
         new="k <= in_features ? 16 : 0",
         tests=COPIES,
+        check="bounds",
     ),
     Mutant(
         name="linear_copies_x_that_has_an_order",
@@ -201,7 +203,7 @@ LINEAR_MUTANTS = (
         file=MULTIPLY,
         old="INPUT_ELEMENTS && weight.order == nullptr &&",
         new="INPUT_ELEMENTS &&",
-        tests=("linear::",),
+        tests=WIDTHS,
     ),
     Mutant(
         name="norm_elements_takes_the_weight_of_another_row",
