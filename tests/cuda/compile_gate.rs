@@ -115,7 +115,7 @@ fn width_of(instruction: &Instruction, source: &[&str]) -> Option<u32> {
 
 /// Instructions for a unit of weights of each width, once for a row of scales that spans more than half a unit, and once for one
 /// that does not: the shortest way from where a warp waits for a step to where it does again. That leaves out what happens once
-/// for a chunk of units (staging x) or a section, and zeros; from 32 tokens on, a chunk is one unit, and finding it counts.
+/// for a chunk of units that cannot be copied (staging x) or a section, and zeros.
 fn main_loops(code: &Disassembly) -> BTreeMap<u32, Vec<u32>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda/linear_multiply.cuh");
     let source = fs::read_to_string(path).expect("the source is readable");

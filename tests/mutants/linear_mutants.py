@@ -3,6 +3,7 @@
 from mutant import Mutant
 
 LINEAR = "cuda/linear.cu"
+INPUTS = "cuda/linear_inputs.cuh"
 MULTIPLY = "cuda/linear_multiply.cuh"
 NORM = "cuda/norm_elements.cu"
 TILES = "cuda/linear_tiles.cuh"
@@ -90,7 +91,7 @@ LINEAR_MUTANTS = (
     Mutant(
         name="linear_reads_x_beyond_an_odd_row",
         kind="out of bounds",
-        file=MULTIPLY,
+        file=INPUTS,
         old="k + 1 < in_features ? k + 1 : PADDING",
         new="k + 1",
         tests=("linear::products_of_floats",),
@@ -99,7 +100,7 @@ LINEAR_MUTANTS = (
     Mutant(
         name="linear_reads_pairs_of_odd_rows",
         kind="out of bounds",
-        file=MULTIPLY,
+        file=INPUTS,
         old="order == nullptr && in_features % 2 == 0",
         new="order == nullptr",
         tests=("linear::products_of_floats",),
@@ -108,7 +109,7 @@ LINEAR_MUTANTS = (
     Mutant(
         name="linear_ignores_the_order_of_inputs",
         kind="permutation dropped",
-        file=MULTIPLY,
+        file=INPUTS,
         old="const uint32_t* order = state.weight.order;",
         new="const uint32_t* order = nullptr;",
         tests=WIDTHS,
@@ -116,7 +117,7 @@ LINEAR_MUTANTS = (
     Mutant(
         name="linear_norm_without_gamma",
         kind="scale dropped",
-        file=MULTIPLY,
+        file=INPUTS,
         old="make_float2(normed(value.x, rms, gamma[u].x), ",
         new="make_float2(normed(value.x, rms, 1.0f), ",
         tests=WIDTHS,
@@ -132,7 +133,7 @@ LINEAR_MUTANTS = (
     Mutant(
         name="linear_names_the_token_that_overflows_for_its_row",
         kind="wrong index",
-        file=MULTIPLY,
+        file=INPUTS,
         old="args.overflow_rows[state.input_row[token]] = 1;",
         new="args.overflow_rows[token] = 1;",
         tests=("linear::a_normed_value_beyond_f16",),
@@ -175,7 +176,7 @@ LINEAR_MUTANTS = (
     Mutant(
         name="linear_puts_every_other_token_where_the_one_before_would_be",
         kind="wrong fragment order",
-        file=MULTIPLY,
+        file=INPUTS,
         old=" ^ (i % 2 * 64)",
         new="",
         tests=COPIES,
@@ -183,7 +184,7 @@ LINEAR_MUTANTS = (
     Mutant(
         name="linear_reads_x_where_it_would_be_without_spreading",
         kind="wrong fragment order",
-        file=MULTIPLY,
+        file=INPUTS,
         old="(lane / 8 ^ token) * 16",
         new="(lane / 8) * 16",
         tests=COPIES,
@@ -191,7 +192,7 @@ LINEAR_MUTANTS = (
     Mutant(
         name="linear_copies_x_beyond_its_row",
         kind="off by one at an edge",
-        file=MULTIPLY,
+        file=INPUTS,
         old="k < in_features ? 16 : 0",
         new="k <= in_features ? 16 : 0",
         tests=COPIES,
@@ -200,7 +201,7 @@ LINEAR_MUTANTS = (
     Mutant(
         name="linear_copies_x_that_has_an_order",
         kind="term dropped",
-        file=MULTIPLY,
+        file=INPUTS,
         old="INPUT_ELEMENTS && weight.order == nullptr &&",
         new="INPUT_ELEMENTS &&",
         tests=WIDTHS,

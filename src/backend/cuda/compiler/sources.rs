@@ -68,6 +68,7 @@ pub static HEADERS: &[Header] = &[
     header!("kv_cache.cuh"),
     header!("kv_codes.cuh"),
     header!("kv_floats.cuh"),
+    header!("linear_inputs.cuh"),
     header!("linear_multiply.cuh"),
     header!("linear_tiles.cuh"),
     header!("low_rank.cuh"),
