@@ -315,6 +315,29 @@ fn a_norm_whose_input_has_changed_is_an_error_and_not_a_wrong_value() {
 }
 
 #[test]
+fn a_normed_value_beyond_half_precision_names_its_row_alone_and_among_others() {
+    let (device, _) = devices()[0];
+    let mut harness = Harness::open(device);
+    let ones = Tensor::new(DType::F16, &[4, 8], &[1.0; 32]);
+    let (group, _) = harness.group(&[Member { weight: Weight::Dense(ones), bias: None }]);
+    let mut weight = [1.0; 8];
+    weight[0] = 3e4;
+    let (norm, _) = harness.norm_weight(&weight);
+    // Normed, the first value of `peak` is the root of 8, and of `plain` 1.
+    let (plain, mut peak) = ([1.0f32; 8], [0.0; 8]);
+    peak[0] = 1.0;
+    for (rows, reported) in [(vec![peak], vec![0]), (vec![plain, peak, plain], vec![1]), (vec![plain; 3], vec![])] {
+        let (x, count) = (harness.put(8, &rows.concat()), rows.len());
+        let (normed, y) = (harness.buffer(8, count), harness.buffer(4, count));
+        let (compute, batch) = (harness.compute(), AdapterBatch::default());
+        compute.norm(&NormSpec::rms(norm, 1e-5), x, count, &batch, normed, Write::Replace).expect("the norm is noted");
+        compute.linear(group, normed, count, &batch, y, Write::Replace).expect("the linear runs");
+        assert!(compute.take_kv_overflows().expect("reads").is_empty());
+        assert_eq!(compute.take_activation_overflows().expect("reads"), reported, "{count} rows");
+    }
+}
+
+#[test]
 fn a_value_beyond_half_precision_names_its_row() {
     let (device, _) = devices()[0];
     let mut harness = Harness::open(device);

@@ -220,7 +220,7 @@ LINEAR_MUTANTS = (
         file=NORM,
         old="a.overflow_rows[row] = 1;",
         new="",
-        tests=("compute_steps::", "compute::"),
+        tests=("compute::a_normed_value_beyond",),
     ),
     # --- sums of a tile
     Mutant(
