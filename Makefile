@@ -117,7 +117,7 @@ test-cuda: emulated-driver develop $(VENV)/.test-tools $(VENV)/.cuda-tools ## Th
 
 .PHONY: test-cuda-slow
 test-cuda-slow: gpu-proof-dry emulated-driver $(VENV)/.lint-tools $(VENV)/.cuda-tools ## The rest of the CUDA tests: more architectures, long property tests
-	$(ON_EMULATED_DRIVER) EMULATED_CUDA_ORDER=random:1 EXLORA_TEST_CASES=16 \
+	$(ON_EMULATED_DRIVER) EMULATED_CUDA_ORDER=random:1 EXLORA_TEST_CASES=8 \
 	    cargo nextest run --profile slow --features cli --test cuda --run-ignored all \
 	    -E 'not test(/are_written_to_the_table/)'
 	$(ON_EMULATED_DRIVER) $(BIN)/python tests/mutants/mutants.py --representatives
@@ -152,11 +152,11 @@ cuda-bytes: emulated-driver $(VENV)/.lint-tools $(VENV)/.cuda-tools ## Write tes
 	$(ON_EMULATED_DRIVER) cargo nextest run --profile slow --features cli --test cuda --run-ignored all \
 	    bytes_moved_are_written_to_the_table
 
-# Each property test runs sixteen times its usual number of cases.
+# Each property test runs eight times its usual number of cases, or as many as proptest is told.
 .PHONY: test-long
 test-long: $(VENV)/.lint-tools ## The Rust tests with long property tests; instructions of a step, counted by valgrind
 	PROPTEST_CASES=4096 cargo nextest run --profile slow --features cli -E 'not (binary(it) or binary(cuda))'
-	EXLORA_TEST_CASES=16 cargo nextest run --profile slow --features cli -E 'binary(it)'
+	EXLORA_TEST_CASES=8 cargo nextest run --profile slow --features cli -E 'binary(it)'
 	cargo nextest run --profile slow --features cli --run-ignored only -E 'test(instruction_counts)'
 
 .PHONY: test-python-slow

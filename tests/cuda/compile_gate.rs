@@ -13,6 +13,7 @@ use std::{env, fs};
 use exlora::backend::cuda::compiler::locate::SearchPaths;
 use exlora::backend::cuda::compiler::sources::{Define, KernelSource, SOURCES};
 use exlora::backend::cuda::compiler::{Code, Compiler, Target};
+use exlora::backend::cuda::ops::linear::{VARIANT_TOKENS, widest_variant};
 
 use crate::disassembly::{Disassembly, Instruction};
 use crate::support::find_compiler;
@@ -137,10 +138,20 @@ fn main_loops(code: &Disassembly) -> BTreeMap<u32, Vec<u32>> {
     loops
 }
 
+/// Whether an architecture never launches a variant of the linear kernel.
+fn is_never_launched(architecture: &str, defines: &[Define]) -> bool {
+    let version: u32 = architecture.chars().filter(char::is_ascii_digit).collect::<String>().parse().expect("sm_NN");
+    let widest = VARIANT_TOKENS[widest_variant(version / 10)];
+    defines.iter().any(|(name, value)| *name == "TOKENS" && value.parse::<usize>().is_ok_and(|tokens| tokens > widest))
+}
+
 /// Compiles part `part` of all variants, checks each kernel for local memory, and returns the registers and the instructions.
 fn examine(architecture: &str, part: usize, parts: usize) -> (Registers, Instructions) {
     let (mut registers, mut instructions) = (Registers::new(), Instructions::new());
     for (source, defines) in variants().skip(part).step_by(parts) {
+        if is_never_launched(architecture, defines) {
+            continue;
+        }
         let name = format!("{architecture}: {} {}", source.name, name_of(defines));
         let (cubin, log) = compile(source, defines, architecture);
         let usages = usages(&log);

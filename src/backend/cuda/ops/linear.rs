@@ -15,6 +15,11 @@ pub const TILE_OUTPUTS: usize = 32;
 /// Rows that the variants of the kernel compute at a time.
 pub const VARIANT_TOKENS: [usize; 4] = [8, 16, 32, 64];
 
+/// The widest of [`VARIANT_TOKENS`] that a major compute capability is given: from 10 on, sums of 64 rows do not fit in registers.
+pub fn widest_variant(major: u32) -> usize {
+    if major < 10 { 3 } else { 2 }
+}
+
 /// Slices of the inputs, one warp each.
 const SLICES: usize = 8;
 /// Threads of a block.
@@ -119,7 +124,8 @@ impl LinearKernels {
     /// # Errors
     /// As [`Kernel::launch`] and [`Device::module`]; `internal` if the arguments have no linear.
     pub fn launch(&self, arguments: &LinearArguments, rows: usize, entry_tiles: usize) -> Result<()> {
-        let mut variant = VARIANT_TOKENS.iter().position(|&tokens| tokens >= rows).unwrap_or(VARIANT_TOKENS.len() - 1);
+        let widest = widest_variant(self.device.properties().compute_capability.0);
+        let mut variant = VARIANT_TOKENS[..widest].iter().position(|&tokens| tokens >= rows).unwrap_or(widest);
         let stage = Stage::of(linears(arguments)?);
         // Not every card has the memory for the most rows at a time.
         while variant > 0
