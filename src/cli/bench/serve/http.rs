@@ -122,12 +122,14 @@ impl Client {
             Error::new(ErrorCode::IoFailed, format!("{method} {url}{path} failed: {error}"))
                 .with_hint("check that a server listens there")
         };
-        let mut reader = match self.stream.take() {
-            Some(reader) => reader,
-            None => BufReader::new(self.connect().map_err(failed)?),
-        };
         let request = self.head(method, path, body.len()) + body;
-        reader.get_mut().write_all(request.as_bytes()).map_err(failed)?;
+        let mut reader = match self.stream.take().map(|kept| send(kept, &request)) {
+            Some(Ok(reader)) => reader,
+            // A server may close a connection while no request runs on it, which shows only when the next one is sent.
+            Some(Err(error)) if error.kind() != ErrorKind::WouldBlock => self.send_anew(&request).map_err(failed)?,
+            Some(Err(error)) => return Err(failed(error)),
+            None => self.send_anew(&request).map_err(failed)?,
+        };
         let Head { status, framing, keeps_connection } = read_head(&mut reader).map_err(failed)?;
         let mut body = Body { reader: &mut reader, framing };
         if status != 200 {
@@ -145,6 +147,11 @@ impl Client {
             self.stream = Some(reader);
         }
         Ok(())
+    }
+
+    /// Sends a request on a new connection.
+    fn send_anew(&self, request: &str) -> io::Result<BufReader<TcpStream>> {
+        send(BufReader::new(self.connect()?), request)
     }
 
     fn connect(&self) -> io::Result<TcpStream> {
@@ -174,6 +181,15 @@ impl Client {
         }
         head + "\r\n"
     }
+}
+
+/// Sends a request, and waits until a response begins.
+fn send(mut reader: BufReader<TcpStream>, request: &str) -> io::Result<BufReader<TcpStream>> {
+    reader.get_mut().write_all(request.as_bytes())?;
+    if reader.fill_buf()?.is_empty() {
+        return Err(ErrorKind::UnexpectedEof.into());
+    }
+    Ok(reader)
 }
 
 fn invalid(what: &str) -> io::Error {
@@ -343,6 +359,27 @@ mod tests {
         let found: Vec<Vec<String>> = found.into_iter().map(|lines| lines.expect("a response")).collect();
         assert_eq!(found, [vec!["a", "b"], vec!["one", "two"], vec!["until the end"]]);
         assert_eq!(connections, 1);
+    }
+
+    #[test]
+    fn a_connection_that_the_server_closed_between_requests_is_made_anew() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url: ServerUrl = format!("http://{}", listener.local_addr().expect("bound")).parse().expect("an address");
+        let server = thread::spawn(move || {
+            // The last one closes in the middle of its response.
+            for response in ["HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\na\n", "HTTP/1.1 200 OK\r\n"] {
+                let mut open = listener.accept().expect("a client").0;
+                let mut request = BufReader::new(&mut open);
+                while read_line(&mut request).expect("readable").is_some_and(|line| !line.is_empty()) {}
+                open.write_all(response.as_bytes()).expect("written");
+            }
+        });
+        let mut client = Client::new(url, None);
+        let first = client.post("/v1/x", "", &mut |line| assert_eq!(line, "a"));
+        let second = client.post("/v1/x", "", &mut |_| {});
+        server.join().expect("a second connection");
+        first.expect("a response");
+        assert!(second.expect_err("half a response").to_string().contains("unexpected end of file"));
     }
 
     #[test]
