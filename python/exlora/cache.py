@@ -205,7 +205,7 @@ class ExLlamaV2CacheBase:
         if source._kv is not None:
             tokens_of_rows = [source._kv.computed_tokens(row, 0) for row in range(self.batch_size)]
             for row, tokens in enumerate(tokens_of_rows):
-                _check_columns(self, source.padding[row] + tokens)
+                check_columns(self, source.padding[row] + tokens)
                 source._kv.copy_prefix(row, tokens, self.native(), [row], 0)
         self.padding = list(source.padding)
         self.current_seq_len = source.current_seq_len
@@ -238,7 +238,7 @@ class ExLlamaV2CacheBase:
                 expected=f"rows from 0 to {cache.batch_size - 1}, columns from 0 on",
                 found=f"{len(rows)} rows from {rows.start} on, columns from {columns.start} on",
             )
-        _check_columns(cache, columns.stop)
+        check_columns(cache, columns.stop)
 
     def __repr__(self) -> str:
         return (
@@ -272,13 +272,15 @@ def _copy_for_caller(states: np.ndarray[Any, Any]) -> Any:
     return array
 
 
-def _check_columns(cache: ExLlamaV2CacheBase, columns: int) -> None:
+def check_columns(cache: ExLlamaV2CacheBase, columns: int, code: str = "request_invalid") -> None:
+    """Refuses, with this code, tokens and padding of more columns than a cache has."""
     if columns > cache.max_seq_len:
         raise _exlora.error(
-            "request_invalid",
+            code,
             "the tokens do not fit the cache",
-            expected=f"max_seq_len of at least {columns}",
-            found=f"max_seq_len={cache.max_seq_len}",
+            expected=f"at most max_seq_len={cache.max_seq_len}",
+            found=f"{columns} tokens",
+            hint="make a cache with a larger max_seq_len",
         )
 
 

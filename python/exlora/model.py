@@ -12,7 +12,7 @@ import numpy as np
 import exlora._exlora as _exlora
 from exlora._arrays import padding_of, to_array, token_rows
 from exlora._unsupported import refuse, warn_unknown
-from exlora.cache import ExLlamaV2Cache, ExLlamaV2CacheBase
+from exlora.cache import ExLlamaV2Cache, ExLlamaV2CacheBase, check_columns
 from exlora.config import ExLlamaV2Config
 from exlora.indexed_embeddings import EMBEDDING_INDEX, indexed_embeddings, prompt_of
 from exlora.module import ExLlamaV2Module, modules_of
@@ -323,10 +323,4 @@ def _check_room(cache: ExLlamaV2CacheBase, rows: int, tokens: int) -> None:
             expected=f"at most {cache.batch_size} rows",
             found=f"{rows} rows",
         )
-    if tokens > cache.max_seq_len:
-        raise _exlora.error(
-            "prompt_too_long",
-            "the tokens do not fit the cache",
-            expected=f"at most {cache.max_seq_len}",
-            found=f"{tokens} tokens",
-        )
+    check_columns(cache, tokens, code="prompt_too_long")

@@ -27,14 +27,19 @@ pub async fn require_key(State(state): State<Arc<AppState>>, request: Request, n
 
 /// Lets a request through that shows the admin key, and none where there is no admin key.
 pub async fn require_admin_key(State(state): State<Arc<AppState>>, request: Request, next: Next) -> Response {
-    let Some(key) = &state.options.admin_key else {
+    if state.options.admin_key.is_none() {
         let error = Error::new(ErrorCode::Forbidden, "this route is closed: the server has no admin key");
         return ApiError::from(error.with_hint("start the server with --admin-key")).into_response();
-    };
-    if shows_any(request.headers(), [key]) {
+    }
+    if shows_admin_key(&state, request.headers()) {
         return next.run(request).await;
     }
     unauthorized("this route needs the admin key")
+}
+
+/// Whether a request shows the admin key; none does where there is no admin key.
+pub fn shows_admin_key(state: &AppState, headers: &HeaderMap) -> bool {
+    shows_any(headers, &state.options.admin_key)
 }
 
 /// Lets a request through that shows the key of metrics or the admin key; every request, where the server has no key at all.

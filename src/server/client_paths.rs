@@ -1,8 +1,13 @@
 //! What clients see of the files of the machine: their place in the model's folder.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::error::Error;
+
+/// A folder of the machine as everyone may see it: its own name, without what lies above; empty for a path that ends in none.
+pub fn folder_name(folder: &Path) -> String {
+    folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+}
 
 /// The folder of the model, and its name.
 #[derive(Debug)]

@@ -2,8 +2,8 @@
 //!
 //! A client whose system has reset the connection is gone. One that sends nothing more may have closed the connection, or only its
 //! own direction of it while it waits for the answer, as `nc -N` does: both look the same from here, until something is sent. So it
-//! is sent what says nothing: an interim response (`100 Continue`) before its answer, or a comment among its events. The system of
-//! a client that is gone answers that with a reset.
+//! is sent what it would be sent anyway, only earlier: the first bytes of its answer, which are the same in all answers of HTTP/1;
+//! or a comment among its events. The system of a client that is gone answers that with a reset.
 //!
 //! The connection itself notices none of this while it waits for an answer: it reads nothing then, since that may be the next
 //! request.
@@ -11,7 +11,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::Version;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::sleep;
@@ -21,14 +20,28 @@ use super::socket::{Peer, Socket};
 /// How often a client that waits is looked at: about once a step, and seldom enough for a thousand of them.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What says nothing before an answer.
-const INTERIM: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+/// What all answers begin with. Each byte asks a client once whether it is there.
+const BEGINNING: &[u8] = b"HTTP/1.";
+
+/// A client that sends nothing more is asked at once, and each time again after that many times as many looks. So the bytes of
+/// [`BEGINNING`] last for hours, and one that leaves while it waits is found out.
+const ASKING_FACTOR: u64 = 8;
 
 /// What looks after the client of a connection, one request after the other.
 pub struct ClientWatch {
     socket: Arc<Socket>,
-    phase: Mutex<Phase>,
+    request: Mutex<Request>,
     has_request: Notify,
+}
+
+/// The request that a connection has.
+#[derive(Clone, Copy, Debug)]
+struct Request {
+    phase: Phase,
+    /// Looks at a client that sends nothing more.
+    looks: u64,
+    /// Number of the look from which on the client is asked again.
+    asks_at: u64,
 }
 
 /// How far the request of a connection is.
@@ -36,13 +49,10 @@ pub struct ClientWatch {
 enum Phase {
     /// There is none, or it has not arrived whole.
     None,
-    /// The client waits for an answer.
-    Waits {
-        /// Whether it can be sent an interim response, which is not part of HTTP/1.0 and need not be repeated.
-        can_ask: bool,
-    },
+    /// The client waits for an answer, of which it was sent that many bytes of [`BEGINNING`].
+    Waits { begun: usize },
     /// It is sent events.
-    Events { is_asked: bool, is_to_be_asked: bool },
+    Events { is_to_be_asked: bool },
     /// It is sent an answer, whose own bytes tell whether it is there.
     Answer,
 }
@@ -50,35 +60,36 @@ enum Phase {
 impl ClientWatch {
     /// Looks after the client at the other end of a socket.
     pub fn new(socket: Arc<Socket>) -> Arc<Self> {
-        Arc::new(Self { socket, phase: Mutex::new(Phase::None), has_request: Notify::new() })
+        let request = Mutex::new(Request::new(Phase::None));
+        Arc::new(Self { socket, request, has_request: Notify::new() })
     }
 
     /// A request has arrived whole.
-    pub fn waits(&self, version: Version) {
-        let mut phase = self.phase.lock();
+    pub fn waits(&self) {
+        let mut request = self.request.lock();
         // Its answer may have begun before.
-        if *phase == Phase::None {
-            *phase = Phase::Waits { can_ask: version >= Version::HTTP_11 };
+        if request.phase == Phase::None {
+            *request = Request::new(Phase::Waits { begun: 0 });
             self.has_request.notify_one();
         }
     }
 
     /// Its answer begins, which may be a stream of events.
     pub fn is_answered(&self, with_events: bool) {
-        *self.phase.lock() =
-            if with_events { Phase::Events { is_asked: false, is_to_be_asked: false } } else { Phase::Answer };
+        let phase = if with_events { Phase::Events { is_to_be_asked: false } } else { Phase::Answer };
+        *self.request.lock() = Request::new(phase);
         self.has_request.notify_one();
     }
 
     /// Its answer was sent.
     pub fn ends(&self) {
-        *self.phase.lock() = Phase::None;
+        *self.request.lock() = Request::new(Phase::None);
     }
 
     /// Whether a comment is to be sent among events now.
     pub fn takes_comment(&self) -> bool {
-        match &mut *self.phase.lock() {
-            Phase::Events { is_to_be_asked, .. } => std::mem::take(is_to_be_asked),
+        match &mut self.request.lock().phase {
+            Phase::Events { is_to_be_asked } => std::mem::take(is_to_be_asked),
             _ => false,
         }
     }
@@ -86,7 +97,7 @@ impl ClientWatch {
     /// Waits until the client of a request is gone. In the task of the connection, between whose writes it asks.
     pub async fn is_gone(&self) {
         loop {
-            if *self.phase.lock() == Phase::None {
+            if self.request.lock().phase == Phase::None {
                 self.has_request.notified().await;
             }
             sleep(LOOK_INTERVAL).await;
@@ -98,14 +109,36 @@ impl ClientWatch {
         }
     }
 
-    /// Sends the client something, once for each request.
+    /// Sends the client something, if it is time to.
     fn ask(&self) -> std::io::Result<()> {
-        let mut phase = self.phase.lock();
-        match &mut *phase {
-            Phase::Waits { can_ask } if *can_ask => *can_ask = !self.socket.send_between(INTERIM)?,
-            Phase::Events { is_asked, is_to_be_asked } if !*is_asked => (*is_asked, *is_to_be_asked) = (true, true),
-            Phase::None | Phase::Waits { .. } | Phase::Events { .. } | Phase::Answer => {}
+        let mut request = self.request.lock();
+        request.looks += 1;
+        if request.looks < request.asks_at {
+            return Ok(());
+        }
+        let is_asked = match &mut request.phase {
+            Phase::Waits { begun } => match BEGINNING.get(*begun..*begun + 1) {
+                Some(byte) if self.socket.send_ahead(byte)? => {
+                    *begun += 1;
+                    true
+                }
+                _ => false,
+            },
+            Phase::Events { is_to_be_asked } => {
+                *is_to_be_asked = true;
+                true
+            }
+            Phase::None | Phase::Answer => false,
+        };
+        if is_asked {
+            request.asks_at = request.asks_at.saturating_mul(ASKING_FACTOR);
         }
         Ok(())
+    }
+}
+
+impl Request {
+    fn new(phase: Phase) -> Self {
+        Self { phase, looks: 0, asks_at: 1 }
     }
 }

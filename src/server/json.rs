@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::client_names::ClientNames;
 use super::error::{ApiError, ApiResult};
-use super::state::AppState;
+use super::state::{AppState, blocking};
 use super::unique_value::UniqueValue;
 use crate::error::{Error, ErrorCode, Result};
 use crate::request_settings::{did_you_mean, field_names, read_json};
@@ -100,12 +100,27 @@ impl FromRequest<Arc<AppState>> for JsonFields {
         let body = read(request.into_body(), state.options.max_body_bytes);
         let late = |_| Error::new(ErrorCode::RequestTimeout, "the body did not arrive in time");
         let body = tokio::time::timeout(state.options.body_timeout, body).await.map_err(late)??;
-        let fields =
-            serde_json::from_slice(&body).map_err(|e| invalid(format!("the body cannot be read as JSON: {e}")))?;
-        match fields {
-            UniqueValue(Value::Object(fields)) => Ok(fields.into()),
-            _ => Err(invalid("the body is no JSON object".to_owned()).into()),
-        }
+        let fields = match state.prompt_text.permit(body.len()).await {
+            None => parse(&body)?,
+            // It takes a while, and many times the memory of its text.
+            Some(permit) => {
+                let parse = move || {
+                    let _permit = permit;
+                    parse(&body)
+                };
+                blocking(parse).await?
+            }
+        };
+        Ok(fields.into())
+    }
+}
+
+/// The fields of a body.
+fn parse(body: &[u8]) -> Result<Map<String, Value>> {
+    match serde_json::from_slice(body) {
+        Ok(UniqueValue(Value::Object(fields))) => Ok(fields),
+        Ok(_) => Err(invalid("the body is no JSON object".to_owned())),
+        Err(e) => Err(invalid(format!("the body cannot be read as JSON: {e}"))),
     }
 }
 

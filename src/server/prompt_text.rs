@@ -1,7 +1,7 @@
-//! How much text of prompts is encoded, and at what time.
+//! How much text of requests is parsed and encoded, and at what time.
 //!
-//! Encoding takes up to 160 times the memory of the text, and seconds for megabytes, so large texts are encoded by one request at
-//! a time and what cannot fit is not encoded at all.
+//! Encoding takes up to 160 times the memory of the text, and seconds for megabytes, and parsing JSON up to 30 times its memory. So
+//! large texts are those of one request at a time, and what cannot fit is not encoded at all.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::engine::{ChatMessage, Prompt};
 use crate::error::{Error, ErrorCode, Result};
 
-/// Largest text that is encoded at once, beside any others, in bytes.
+/// Largest text that is parsed or encoded at once, beside any others, in bytes.
 const MAX_SMALL_TEXT: usize = 64 << 10;
 
 /// More than any tokenizer's tokens stand for on average, in bytes.
@@ -43,7 +43,8 @@ impl PromptText {
         }
     }
 
-    /// Waits until so much text may be encoded, which it may for as long as the permit is held.
+    /// Waits until so much text may be parsed or encoded, which it may for as long as the permit is held. `None` for one that is so
+    /// small that it needs none.
     pub async fn permit(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         if bytes <= MAX_SMALL_TEXT {
             return None;

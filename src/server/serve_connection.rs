@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
-use axum::http::{Request, Response, Version, header};
+use axum::http::{Request, Response, header};
 use http_body::{Frame, SizeHint};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -36,9 +36,7 @@ pub fn serve_connection(
     options: &ServeOptions,
     mut stopped: watch::Receiver<bool>,
 ) -> impl Future<Output = ()> + Send + use<> {
-    // Chunks are small, and each is to arrive at once.
-    let _ = stream.set_nodelay(true);
-    let socket = Socket::new(stream);
+    let socket = Socket::new(stream, options.write_timeout);
     let stream = WriteTimeout::new(socket.stream(), options.write_timeout);
     let client = ClientWatch::new(socket);
     let mut builder = Builder::new(TokioExecutor::new()).http1_only();
@@ -52,12 +50,8 @@ pub fn serve_connection(
     let (place, watch) = (Arc::clone(&connection), Arc::clone(&client));
     let service = service_fn(move |request: Request<_>| {
         let routes = routes.clone();
-        let progress = Arc::new(Progress {
-            connection: Arc::clone(&place),
-            client: Arc::clone(&watch),
-            version: request.version(),
-            busy: Mutex::default(),
-        });
+        let progress =
+            Arc::new(Progress { connection: Arc::clone(&place), client: Arc::clone(&watch), busy: Mutex::default() });
         let request = request.map(|body| Body::new(ReceivedBody::new(Body::new(body), &progress)));
         async move {
             let response = routes.oneshot(request).await?;
@@ -98,7 +92,6 @@ pub async fn until_stopped(stopped: &mut watch::Receiver<bool>) {
 struct Progress {
     connection: Arc<Connection>,
     client: Arc<ClientWatch>,
-    version: Version,
     /// Set once it has arrived whole. Until then its connection counts as idle and gives way to others, so that nobody keeps them
     /// out by bodies that never arrive.
     busy: Mutex<Option<Busy>>,
@@ -107,7 +100,7 @@ struct Progress {
 impl Progress {
     fn has_arrived(&self) {
         self.begin();
-        self.client.waits(self.version);
+        self.client.waits();
     }
 
     /// Also where nobody has read its body.

@@ -3,19 +3,25 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{Shutdown, shutdown};
+use rustix::net::{Shutdown, shutdown, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+
+/// Probes of a client that sends nothing, in the time in which it may give no sign of life.
+const PROBES: u32 = 4;
 
 /// A socket that can be looked at beside its connection.
 pub struct Socket {
     stream: TcpStream,
     /// Whether the connection has bytes that the socket does not take yet.
     has_unsent: AtomicBool,
+    /// Bytes that were sent ahead of the connection, which it writes next.
+    sent_ahead: AtomicUsize,
 }
 
 /// What the connection reads and writes.
@@ -33,9 +39,14 @@ pub enum Peer {
 }
 
 impl Socket {
-    /// The socket of a connection.
-    pub fn new(stream: TcpStream) -> Arc<Self> {
-        Arc::new(Self { stream, has_unsent: AtomicBool::new(false) })
+    /// The socket of a connection. A client whose machine is gone without a word counts as gone once nothing has been heard of it for
+    /// `silence`.
+    pub fn new(stream: TcpStream, silence: Duration) -> Arc<Self> {
+        // Chunks are small, and each is to arrive at once.
+        let _ = stream.set_nodelay(true);
+        // Where the system does not ask for signs of life, writing fails at last.
+        let _ = ask_for_signs_of_life(&stream, silence);
+        Arc::new(Self { stream, has_unsent: AtomicBool::new(false), sent_ahead: AtomicUsize::new(0) })
     }
 
     /// Its one reader and writer.
@@ -58,28 +69,44 @@ impl Socket {
         }
     }
 
-    /// Sends a few bytes between those of the connection; `false` if it has bytes of its own to send first, or nothing is sent.
+    /// Sends bytes that the connection is known to write next, which are left out when it does; `false` if it has bytes of its own
+    /// to send first, or nothing is sent.
     ///
     /// # Errors
-    /// The socket takes none, or not all of them, so that nothing can follow them.
-    pub fn send_between(&self, bytes: &[u8]) -> io::Result<bool> {
+    /// The socket takes none, or not all of them.
+    pub fn send_ahead(&self, bytes: &[u8]) -> io::Result<bool> {
         if self.has_unsent.load(Ordering::Relaxed) {
             return Ok(false);
         }
         match self.stream.try_write(bytes) {
-            Ok(sent) if sent == bytes.len() => Ok(true),
+            Ok(sent) if sent == bytes.len() => {
+                self.sent_ahead.fetch_add(sent, Ordering::Relaxed);
+                Ok(true)
+            }
             Ok(_) => Err(io::ErrorKind::WriteZero.into()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    /// Writes as soon as the socket takes something.
+    /// How many of the bytes that the connection writes were sent ahead.
+    fn take_sent_ahead(&self, written: usize) -> usize {
+        let taken = self.sent_ahead.load(Ordering::Relaxed).min(written);
+        self.sent_ahead.fetch_sub(taken, Ordering::Relaxed);
+        taken
+    }
+
+    /// Writes some of `bytes` bytes as soon as the socket takes them.
     fn poll_send(
         &self,
         cx: &mut Context<'_>,
+        bytes: usize,
         send: impl Fn(&TcpStream) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
+        let sent_ahead = self.take_sent_ahead(bytes);
+        if sent_ahead > 0 {
+            return Poll::Ready(Ok(sent_ahead));
+        }
         loop {
             let is_ready = self.stream.poll_write_ready(cx);
             self.has_unsent.store(is_ready.is_pending(), Ordering::Relaxed);
@@ -91,6 +118,19 @@ impl Socket {
             }
         }
     }
+}
+
+/// Lets the system probe a connection on which nothing is sent, and break it when data or probes are not acknowledged for `silence`.
+fn ask_for_signs_of_life(stream: &TcpStream, silence: Duration) -> io::Result<()> {
+    // The system's unit is seconds, and it refuses 0.
+    let between_probes = (silence / PROBES).max(Duration::from_secs(1));
+    sockopt::set_tcp_keepidle(stream, between_probes)?;
+    sockopt::set_tcp_keepintvl(stream, between_probes)?;
+    // It takes no more than an i32 holds.
+    let milliseconds = i32::try_from(silence.as_millis()).unwrap_or(i32::MAX);
+    sockopt::set_tcp_user_timeout(stream, milliseconds.unsigned_abs())?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    Ok(())
 }
 
 impl AsyncRead for SocketStream {
@@ -112,7 +152,7 @@ impl AsyncRead for SocketStream {
 
 impl AsyncWrite for SocketStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.0.poll_send(cx, |stream| stream.try_write(bytes))
+        self.0.poll_send(cx, bytes.len(), |stream| stream.try_write(bytes))
     }
 
     fn poll_write_vectored(
@@ -120,7 +160,8 @@ impl AsyncWrite for SocketStream {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.0.poll_send(cx, |stream| stream.try_write_vectored(parts))
+        let bytes = parts.iter().map(|part| part.len()).sum();
+        self.0.poll_send(cx, bytes, |stream| stream.try_write_vectored(parts))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -140,7 +181,6 @@ impl AsyncWrite for SocketStream {
 mod tests {
     use std::future::poll_fn;
     use std::net::{Shutdown, SocketAddr};
-    use std::time::Duration;
 
     use rustix::net::sockopt::set_socket_linger;
     use tokio::net::TcpListener;
@@ -148,11 +188,13 @@ mod tests {
 
     use super::*;
 
+    const SILENCE: Duration = Duration::from_secs(60);
+
     /// A socket, and its client's end.
     async fn connected() -> (Arc<Socket>, std::net::TcpStream) {
         let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("listens");
         let client = std::net::TcpStream::connect(listener.local_addr().expect("known")).expect("connects");
-        (Socket::new(listener.accept().await.expect("accepted").0), client)
+        (Socket::new(listener.accept().await.expect("accepted").0, SILENCE), client)
     }
 
     async fn until(socket: &Socket, peer: Peer) {
@@ -172,7 +214,7 @@ mod tests {
             assert_eq!(socket.peer(), Peer::Open);
             client.shutdown(Shutdown::Write).expect("shut down");
             until(&socket, Peer::Finished).await;
-            assert!(socket.send_between(b"still there?").expect("sent"));
+            assert!(socket.send_ahead(b"still there?").expect("sent"));
             sleep(Duration::from_millis(20)).await;
             assert_eq!(socket.peer(), Peer::Finished, "it reads");
             drop(client);
@@ -182,7 +224,7 @@ mod tests {
             io::Write::write_all(&mut client, unread.as_bytes()).expect("sent");
             drop(client);
             until(&socket, Peer::Finished).await;
-            assert!(socket.send_between(b"still there?").expect("sent"));
+            assert!(socket.send_ahead(b"still there?").expect("sent"));
             until(&socket, Peer::Gone).await;
 
             let (socket, mut client) = connected().await;
@@ -191,6 +233,16 @@ mod tests {
             drop(client);
             until(&socket, Peer::Gone).await;
         }
+    }
+
+    #[tokio::test]
+    async fn the_system_finds_out_a_client_whose_machine_is_gone() {
+        let (socket, _client) = connected().await;
+        let stream = &socket.stream;
+        assert!(sockopt::socket_keepalive(stream).expect("known"));
+        assert_eq!(sockopt::tcp_user_timeout(stream).expect("known"), 60_000);
+        let (idle, between) = (sockopt::tcp_keepidle(stream), sockopt::tcp_keepintvl(stream));
+        assert_eq!((idle.expect("known"), between.expect("known")), (SILENCE / 4, SILENCE / 4));
     }
 
     #[tokio::test]
@@ -207,6 +259,35 @@ mod tests {
             Poll::Pending => Poll::Ready(()),
         });
         timeout(Duration::from_secs(30), fill).await.expect("it is full");
-        assert!(!socket.send_between(b"x").expect("not sent"));
+        assert!(!socket.send_ahead(b"x").expect("not sent"));
+    }
+
+    #[tokio::test]
+    async fn what_was_sent_ahead_is_written_once() {
+        let text = b"HTTP/1.1 200 OK";
+        for ahead in 0..=text.len() {
+            for is_vectored in [false, true] {
+                let (socket, client) = connected().await;
+                let mut stream = socket.stream();
+                for byte in text[..ahead].chunks(4) {
+                    assert!(socket.send_ahead(byte).expect("sent"));
+                }
+                let mut left = &text[..];
+                while !left.is_empty() {
+                    let written = poll_fn(|cx| match is_vectored {
+                        true => {
+                            let (one, other) = left.split_at(left.len() / 2);
+                            let parts = [io::IoSlice::new(one), io::IoSlice::new(other)];
+                            Pin::new(&mut stream).poll_write_vectored(cx, &parts)
+                        }
+                        false => Pin::new(&mut stream).poll_write(cx, left),
+                    });
+                    left = &left[written.await.expect("written")..];
+                }
+                poll_fn(|cx| Pin::new(&mut stream).poll_shutdown(cx)).await.expect("shut down");
+                let read = tokio::task::spawn_blocking(move || io::read_to_string(client));
+                assert_eq!(read.await.expect("no panic").expect("read").as_bytes(), text, "{ahead} bytes ahead");
+            }
+        }
     }
 }

@@ -7,6 +7,7 @@
 //!
 //! With `--serve` a running server is measured instead (`serve/`).
 
+mod counts;
 mod drafts;
 mod generation;
 mod serve;
@@ -21,6 +22,7 @@ use std::time::Instant;
 use clap::Args;
 use serde::Serialize;
 
+use self::counts::check_counts;
 use self::drafts::{DraftArgs, DraftSpeed};
 use self::serve::ServeBenchArgs;
 use self::stream::{Assignment, Stream, StreamOptions};
@@ -153,7 +155,7 @@ pub(super) fn run(args: &BenchArgs, json: bool) -> Result<()> {
         rounds: args.rounds,
     };
     let adapters = Adapters::choose(args)?;
-    check_counts(&work)?;
+    check_counts(&[("batch", work.batch), ("prompt", work.prompt), ("decode", work.decode), ("rounds", work.rounds)])?;
     #[cfg(feature = "cuda")]
     let ceilings = args.ceilings.map(|bytes| ceilings(args.model.device()?, bytes)).transpose()?;
     let (model, load_time) = args.model.load()?;
@@ -279,14 +281,6 @@ fn repeated(given: &[NamedAdapter], count: usize) -> Vec<NamedAdapter> {
         NamedAdapter { name, dir: dir.clone() }
     };
     (0..count).map(nth).collect()
-}
-
-fn check_counts(work: &Workload) -> Result<()> {
-    let counts = [("batch", work.batch), ("prompt", work.prompt), ("decode", work.decode), ("rounds", work.rounds)];
-    match counts.iter().find(|(_, count)| *count == 0) {
-        Some((name, _)) => Err(invalid(&format!("{name} must be at least 1"))),
-        None => Ok(()),
-    }
 }
 
 fn check_length(work: &Workload, positions: usize) -> Result<()> {

@@ -36,6 +36,13 @@ impl CleanUp {
         self.run(text, false)
     }
 
+    /// Whether nothing of a text is held back, whatever comes before it, once it has been pushed or at some point within: it has a
+    /// character with which no beginning of a pattern ends.
+    pub fn starts_anew_in(text: &str) -> bool {
+        let beginnings = REPLACEMENTS.map(|(from, _)| &from[..from.len() - 1]);
+        text.chars().any(|c| !beginnings.iter().any(|beginning| beginning.contains(c)))
+    }
+
     /// The text held back, at the end. Resets it.
     pub fn finish(&mut self) -> String {
         self.run("", true)
@@ -72,6 +79,20 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_character_of_no_beginning_forgets_what_came_before_it(
+            [before, after] in ["[ .',nrestvma]{0,12}", "[ .',nrestvma]{0,12}"],
+            c in "[.,!?tmseaé]",
+        ) {
+            let text = before + &c;
+            prop_assert!(CleanUp::starts_anew_in(&text));
+            let [mut all, mut anew] = [(); 2].map(|()| CleanUp::default());
+            all.push(&text);
+            anew.push(&c);
+            prop_assert_eq!(&all.held, &anew.held);
+            prop_assert_eq!(all.push(&after) + &all.finish(), anew.push(&after) + &anew.finish());
+        }
+
         #[test]
         fn pieces_give_the_same_as_the_whole(pieces in prop::collection::vec("[ .',nrestvm]{0,4}", 0..12)) {
             let mut clean_up = CleanUp::default();

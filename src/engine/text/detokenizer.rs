@@ -46,6 +46,9 @@ pub struct Piece {
 /// Number of tokens with text at the end of the prompt that decoding continues from.
 const PROMPT_TOKENS: usize = 4;
 
+/// Number of tokens at the end of the prompt that are searched first for where clean-up starts anew.
+const CLEANED_UP_TOKENS: usize = 8;
+
 impl Detokenizer {
     /// A detokenizer for what follows `prompt`; special tokens are left out of the text if `skip_special`.
     pub fn new(tokenizer: Arc<Tokenizer>, skip_special: bool, prompt: &[u32]) -> Self {
@@ -54,13 +57,43 @@ impl Detokenizer {
             DecoderKind::Window { .. } => State::Window(TokenWindow::default()),
         };
         let clean_up = tokenizer.cleans_up().then(CleanUp::default);
-        let mut this = Self { tokenizer, skip_special, state, clean_up, prompt_tail: String::new() };
-        for &id in this.end_of(prompt) {
-            // What the tokenizer cannot decode has no text.
-            let _ = this.push(id);
-        }
+        let beginning = Self { tokenizer, skip_special, state, clean_up, prompt_tail: String::new() };
+        let mut this = beginning.after(prompt);
         this.prompt_tail = this.tail().unwrap_or_default();
         this
+    }
+
+    /// This one, at the beginning of a text, after a prompt, of which it reads the end.
+    ///
+    /// Where text is cleaned up, that is from before a character that decides for what follows whatever came before it: of quotes
+    /// between spaces, the first decides for the rest. It is looked for ever further back.
+    fn after(self, prompt: &[u32]) -> Self {
+        let mut tokens = if self.clean_up.is_some() { CLEANED_UP_TOKENS } else { 0 };
+        loop {
+            // The text of `end` is right, since what comes before it is read from a good start.
+            let (before, end) = prompt.split_at(prompt.len().saturating_sub(tokens));
+            let mut this = self.clone();
+            this.read(self.end_of(before));
+            let starts_anew = this.read(end);
+            if starts_anew || before.is_empty() || this.clean_up.is_none() {
+                return this;
+            }
+            tokens *= 2;
+        }
+    }
+
+    /// Reads tokens of a prompt. Returns whether a character of them starts the clean-up anew.
+    fn read(&mut self, ids: &[u32]) -> bool {
+        let mut starts_anew = false;
+        for &id in ids {
+            // What the tokenizer cannot decode has no text.
+            let text = self.push_uncleaned(id).unwrap_or_default().text;
+            if let Some(clean_up) = &mut self.clean_up {
+                clean_up.push(&text);
+                starts_anew |= CleanUp::starts_anew_in(&text);
+            }
+        }
+        starts_anew
     }
 
     /// The same for a prompt whose text ended with one more token, `healed`, before its tokens were cut: the text that follows
@@ -80,6 +113,16 @@ impl Detokenizer {
     /// # Errors
     /// `tokenizer_invalid`: the tokenizer failed on the ids.
     pub fn push(&mut self, id: u32) -> Result<Piece> {
+        let Piece { text, special } = self.push_uncleaned(id)?;
+        let text = match &mut self.clean_up {
+            Some(clean_up) => clean_up.push(&text),
+            None => text,
+        };
+        Ok(Piece { text: self.without_prompt_tail(text), special })
+    }
+
+    /// What this id adds to the text before it is cleaned up.
+    fn push_uncleaned(&mut self, id: u32) -> Result<Piece> {
         let tokenizer = &self.tokenizer;
         let Some((token, is_special)) = tokenizer.spelling(id) else { return Ok(Piece::default()) };
         if self.skip_special && is_special {
@@ -95,11 +138,7 @@ impl Detokenizer {
                 window.push(id, &token, tokenizer.decoder_kind(), decode)?
             }
         };
-        let text = match &mut self.clean_up {
-            Some(clean_up) => clean_up.push(&text),
-            None => text,
-        };
-        Ok(Piece { text: self.without_prompt_tail(text), ..Piece::default() })
+        Ok(Piece { text, ..Piece::default() })
     }
 
     /// The remaining text at the end, with incomplete bytes as U+FFFD. Resets the detokenizer to the beginning of a text.
@@ -147,11 +186,8 @@ impl Detokenizer {
     }
 
     /// The last tokens of a prompt that decoding can continue from: some with a text of their own, none from the middle of a
-    /// run of byte tokens. All of them where text is cleaned up, since of quotes between spaces the first decides for the rest.
+    /// run of byte tokens.
     fn end_of<'a>(&self, prompt: &'a [u32]) -> &'a [u32] {
-        if self.clean_up.is_some() {
-            return prompt;
-        }
         let has_text = |id: u32| {
             let Some((token, is_special)) = self.tokenizer.spelling(id) else { return false };
             let is_left_out = token.is_empty() || (self.skip_special && is_special);
@@ -379,6 +415,12 @@ mod tests {
         tokenizer(json!({"type": "Fuse"}), &tokens, config)
     }
 
+    fn cleaned_up_words() -> Arc<Tokenizer> {
+        let tokens = ["a", ".", "'", "##'", "n", "##n", "##'t", "##s", "?", "v", "##é", ","];
+        let config = json!({"clean_up_tokenization_spaces": true});
+        tokenizer(json!({"type": "WordPiece", "prefix": "##", "cleanup": false}), &tokens, config)
+    }
+
     #[test]
     fn quotes_long_before_the_end_of_the_prompt_decide_what_is_cleaned_up() {
         let t = cleaned_up();
@@ -415,6 +457,20 @@ mod tests {
         #[test]
         fn cleaned_up_pieces_join_to_the_whole(ids in prop::collection::vec(0u32..8, 0..40)) {
             check(&cleaned_up(), &ids)?;
+        }
+
+        #[test]
+        fn pieces_after_long_chains_join_to_the_whole(
+            chain in prop::collection::vec(2u32..6, 0..40),
+            ids in prop::collection::vec(0u32..8, 0..12),
+            rest in prop::collection::vec(0u32..8, 0..12),
+        ) {
+            check(&cleaned_up(), &[ids, chain, rest].concat())?;
+        }
+
+        #[test]
+        fn cleaned_up_words_join_to_the_whole(ids in prop::collection::vec(0u32..12, 0..60)) {
+            check(&cleaned_up_words(), &ids)?;
         }
 
         #[test]

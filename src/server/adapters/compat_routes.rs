@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,7 @@ use utoipa::{OpenApi, ToSchema};
 
 use crate::adapter::mixture::Mixture;
 use crate::error::{Error, ErrorCode, printable};
+use crate::server::auth;
 use crate::server::error::{ApiError, ApiResult, ErrorBody};
 use crate::server::json::JsonFields;
 use crate::server::state::AppState;
@@ -160,6 +162,7 @@ struct LoraAdapter {
     /// The number by which a request's `lora` names it.
     id: usize,
     name: String,
+    /// Its folder, as `GET /v1/adapters` shows it.
     path: String,
     /// Its weight where a request does not say.
     scale: f32,
@@ -167,13 +170,14 @@ struct LoraAdapter {
 
 /// The adapters that have been loaded, with their ids, which stay the same for as long as the server runs.
 #[utoipa::path(get, path = "/lora-adapters", tag = "llama.cpp", responses((status = 200, body = [LoraAdapter])))]
-async fn list_lora_adapters(State(state): State<Arc<AppState>>) -> Json<Vec<LoraAdapter>> {
+async fn list_lora_adapters(State(state): State<Arc<AppState>>, headers: HeaderMap) -> Json<Vec<LoraAdapter>> {
+    let to_admin = auth::shows_admin_key(&state, &headers);
     let mixture = state.adapters.default_mixture();
     let weight = |id: &str| mixture.iter().find(|(name, _)| name == id).map_or(0.0, |(_, weight)| *weight);
     let adapters = state.adapters.residency.statuses().into_iter().map(|status| LoraAdapter {
         id: status.id,
         scale: weight(&status.name),
-        path: status.path.unwrap_or_default(),
+        path: status.folder.map_or_else(String::new, |folder| folder.shown(to_admin)),
         name: status.name,
     });
     Json(adapters.collect())

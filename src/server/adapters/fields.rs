@@ -8,6 +8,8 @@ use utoipa::ToSchema;
 use utoipa::openapi::schema::{AdditionalProperties, ArrayBuilder, ObjectBuilder, OneOfBuilder, Type};
 use utoipa::openapi::{RefOr, Schema};
 
+use crate::error::{Error, ErrorKind};
+
 /// The fields of a request that name its adapters.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub struct AdapterFields {
@@ -20,6 +22,23 @@ pub struct AdapterFields {
     /// The same as llama.cpp has it: a list of objects with the `id` that `GET /lora-adapters` lists and a `scale`.
     #[schema(inline)]
     pub lora: Option<MixtureField>,
+}
+
+impl AdapterFields {
+    /// The error of a request whose adapters cannot be used: that of the field that names them, but for what is the server's matter.
+    pub fn error(&self, error: Error) -> Error {
+        let field = match self {
+            Self { lora: Some(_), .. } => "lora",
+            Self { adapters: Some(_), .. } => "adapters",
+            Self { model: Some(_), .. } => "model",
+            // The server's own default mixture.
+            _ => return error,
+        };
+        match error.code().kind() {
+            ErrorKind::NotFound | ErrorKind::Invalid | ErrorKind::Unsupported => error.with_setting(field),
+            _ => error,
+        }
+    }
 }
 
 /// A mixture as a request writes it, in order.

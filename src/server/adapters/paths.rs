@@ -1,4 +1,4 @@
-//! Which folders a client may name: those below `--adapters-dir`, after all links are resolved.
+//! Which folders a client may name: those below `--adapters-dir`, after all links are resolved. And what it sees of others.
 
 use std::collections::HashSet;
 use std::io;
@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::request_settings::closest;
+use crate::server::client_paths::folder_name;
 
 /// Longest path that a client may send, in bytes: Linux's own limit.
 const MAX_PATH_BYTES: usize = 4096;
@@ -26,6 +27,26 @@ pub(super) struct AdaptersDir {
     given: PathBuf,
     /// Its links resolved.
     root: PathBuf,
+}
+
+/// Where an adapter's folder lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FolderPlace {
+    /// Below `--adapters-dir`: its path from there.
+    Below(String),
+    /// Elsewhere on the machine, as `--adapter` or the program named it.
+    Elsewhere(PathBuf),
+}
+
+impl FolderPlace {
+    /// Its path. Where on the machine a folder lies is for who has the admin key; others see the folder's name.
+    pub fn shown(&self, to_admin: bool) -> String {
+        match self {
+            Self::Below(path) => path.clone(),
+            Self::Elsewhere(folder) if to_admin => folder.to_string_lossy().into_owned(),
+            Self::Elsewhere(folder) => folder_name(folder),
+        }
+    }
 }
 
 impl AdaptersDir {

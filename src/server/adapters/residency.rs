@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::fingerprint::Fingerprint;
-use super::paths::AdaptersDir;
+use super::paths::{AdaptersDir, FolderPlace};
 use super::record::{Counts, Record, Source, Wanted};
 use crate::adapter::pool::{AdapterInfo, AdapterLease, AdapterPool};
 use crate::engine::Engine;
@@ -93,8 +93,8 @@ pub struct Status {
     pub info: Option<AdapterInfo>,
     /// Whether it stays when the budget is full.
     pub is_pinned: bool,
-    /// Below `--adapters-dir`, relative to it.
-    pub path: Option<String>,
+    /// Its folder; `None` for one that the program itself has loaded and unloaded.
+    pub folder: Option<FolderPlace>,
     /// What has happened to it since the server started.
     pub counts: Counts,
 }
@@ -311,12 +311,12 @@ impl Residency {
     fn status(&self, name: &str, record: &Record, info: Option<AdapterInfo>) -> Status {
         let folder = record.source.as_ref().map(|source| source.folder.as_path());
         let folder = folder.or_else(|| info.as_ref().map(|info| info.summary.path.as_path()));
-        let path = folder.map(|folder| {
-            let below = self.dir.as_ref().and_then(|dir| dir.relative(folder));
-            below.unwrap_or_else(|| folder.to_string_lossy().into_owned())
+        let folder = folder.map(|folder| match self.dir.as_ref().and_then(|dir| dir.relative(folder)) {
+            Some(path) => FolderPlace::Below(path),
+            None => FolderPlace::Elsewhere(folder.to_owned()),
         });
         let is_pinned = record.is_pinned || record.source.is_none();
-        Status { name: name.to_owned(), id: record.id, info, is_pinned, path, counts: record.counts }
+        Status { name: name.to_owned(), id: record.id, info, is_pinned, folder, counts: record.counts }
     }
 
     /// The generation that has the name, 0 if none has, after comparing it with what a client expects.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -61,7 +62,8 @@ pub struct AdapterObject {
     leases: usize,
     /// Whether it stays when others need the room.
     pinned: bool,
-    /// Its folder, relative to the server's folder of adapters if it lies below that.
+    /// Its folder, relative to the server's folder of adapters. Of one that lies elsewhere, the folder's name, or its whole path to
+    /// who shows the admin key.
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<String>,
     /// Requests that named it since the server started.
@@ -76,8 +78,9 @@ pub struct AdapterObject {
     evictions: u64,
 }
 
-impl From<Status> for AdapterObject {
-    fn from(Status { name, id, info, is_pinned, path, counts }: Status) -> Self {
+impl AdapterObject {
+    /// As everyone may see it, or as who shows the admin key may.
+    fn new(Status { name, id, info, is_pinned, folder, counts }: Status, to_admin: bool) -> Self {
         let summary = info.as_ref().map(|info| &info.summary);
         let since_1970 = counts.last_used.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
         Self {
@@ -90,7 +93,7 @@ impl From<Status> for AdapterObject {
             content_hash: summary.map(|summary| summary.content_hash.clone()),
             leases: info.as_ref().map_or(0, |info| info.leases),
             pinned: is_pinned,
-            path,
+            path: folder.map(|folder| folder.shown(to_admin)),
             hits: counts.hits,
             last_used: since_1970.map(|time| time.as_secs_f64()),
             loads: counts.loads,
@@ -124,7 +127,8 @@ struct AdapterList {
     tag = "adapters",
     responses((status = 200, body = AdapterList))
 )]
-async fn list(State(state): State<Arc<AppState>>) -> Json<AdapterList> {
+async fn list(State(state): State<Arc<AppState>>, headers: HeaderMap) -> Json<AdapterList> {
+    let to_admin = auth::shows_admin_key(&state, &headers);
     let residency = &state.adapters.residency;
     let available = state.adapters.available().await;
     let (pool, mut statuses) = (state.engine.model().adapters(), residency.statuses());
@@ -132,7 +136,7 @@ async fn list(State(state): State<Arc<AppState>>) -> Json<AdapterList> {
     let limits = pool.limits();
     Json(AdapterList {
         object: "list",
-        data: statuses.into_iter().map(AdapterObject::from).collect(),
+        data: statuses.into_iter().map(|status| AdapterObject::new(status, to_admin)).collect(),
         available,
         bytes: pool.resident_bytes(),
         max_bytes: limits.max_bytes,
@@ -181,7 +185,7 @@ async fn load(State(state): State<Arc<AppState>>, mut body: JsonFields) -> ApiRe
         residency.set_pinned(&name, pinned);
         status.is_pinned = pinned;
     }
-    Ok(Json(status.into()))
+    Ok(Json(AdapterObject::new(status, true)))
 }
 
 /// What to unload.

@@ -164,8 +164,8 @@ impl Adapters {
     /// The names that a request may have as its model, with what is known of those that are in memory. Reads the folder.
     pub async fn listed(&self) -> BTreeMap<String, Option<AdapterInfo>> {
         let mut listed: BTreeMap<_, _> = self.available().await.into_iter().map(|name| (name, None)).collect();
-        // One that the program itself has loaded and unloaded has no path any more.
-        let loadable = self.statuses().into_iter().filter(|status| status.path.is_some());
+        // One that the program itself has loaded and unloaded has no folder any more.
+        let loadable = self.statuses().into_iter().filter(|status| status.folder.is_some());
         listed.extend(loadable.map(|status| (status.name, status.info)));
         listed
     }

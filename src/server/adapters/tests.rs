@@ -13,7 +13,7 @@ use parking_lot::{Condvar, Mutex};
 use tempfile::TempDir;
 
 use super::fields::{AdapterFields, AdapterKey, MixtureField};
-use super::paths::AdaptersDir;
+use super::paths::{AdaptersDir, FolderPlace};
 use super::residency::{LoadFn, Residency};
 use super::selection::{Adapters, Selection};
 use crate::adapter::pool::AdapterLease;
@@ -160,7 +160,7 @@ fn an_adapter_is_loaded_once_however_many_wait_for_it() {
         let status = residency.statuses().remove(0);
         assert_eq!((status.counts.hits, status.counts.loads), (50, 1));
         assert!(status.counts.last_used.is_some() && !status.is_pinned);
-        assert_eq!((status.name.as_str(), status.path.as_deref()), ("sql", Some("sql")));
+        assert_eq!((status.name.as_str(), status.folder), ("sql", Some(FolderPlace::Below("sql".to_owned()))));
     });
     assert_eq!(engine.stats().leases, 0);
 }

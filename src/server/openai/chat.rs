@@ -233,12 +233,16 @@ fn tool_request(
 
 /// The number of top log-probabilities; `None` for no log-probabilities at all.
 fn top_logprobs(fields: &ChatFields) -> ApiResult<Option<usize>> {
-    let invalid = |what: String| ApiError::of_field("top_logprobs", Error::new(ErrorCode::RequestInvalid, what));
+    let invalid = |what| Error::new(ErrorCode::RequestInvalid, what);
     match (fields.logprobs.unwrap_or(false), fields.top_logprobs) {
         (_, Some(top)) if top > MAX_TOP_LOGPROBS => {
-            Err(invalid(format!("top_logprobs is out of range: at most {MAX_TOP_LOGPROBS}")))
+            let error = invalid("top_logprobs is out of range").with_found(top);
+            Err(ApiError::of_field("top_logprobs", error.with_expected(format!("at most {MAX_TOP_LOGPROBS}"))))
         }
-        (false, Some(1..)) => Err(invalid("top_logprobs is given without logprobs".to_owned())),
+        (false, Some(1..)) => {
+            let error = invalid("top_logprobs is given without logprobs");
+            Err(ApiError::of_field("top_logprobs", error.with_hint("set logprobs, or leave it out")))
+        }
         (false, _) => Ok(None),
         (true, top) => Ok(Some(top.unwrap_or(0))),
     }

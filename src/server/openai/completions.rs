@@ -18,6 +18,7 @@ use super::logprobs::CompletionLogprobs;
 use crate::engine::{Chunk, Completion, Finish, Prompt, StopMatch, TokenLogprobs, Tokenizer};
 use crate::error::{Error, ErrorCode};
 use crate::request_settings::prompt_embeds_of_json;
+use crate::server::client_names::ClientNames;
 use crate::server::error::{ApiError, ApiResult, ErrorBody};
 use crate::server::json::JsonFields;
 use crate::server::sse;
@@ -47,6 +48,38 @@ impl RouteFields for CompletionFields {
         only("response_format", &["{\"type\": \"text\"}"], "use json_schema or json_object"),
         only("parallel_tool_calls", &["true"], "tools are those of /v1/chat/completions"),
     ];
+}
+
+impl CompletionFields {
+    /// Checks that the prompts can be repeated in the text, if they are to be.
+    fn check_echo(&self) -> ApiResult<()> {
+        let (what, hint) = match (self.echo.unwrap_or(false), &self.logprobs, &self.prompt_embeds) {
+            (true, Some(_), _) => ("echo has no log-probabilities of the prompt", "leave out echo or logprobs"),
+            (true, None, Some(_)) => ("echo is not supported with prompt_embeds: they have no text", "leave out echo"),
+            _ => return Ok(()),
+        };
+        Err(ApiError::of_field("echo", Error::new(ErrorCode::SettingUnsupported, what).with_hint(hint)))
+    }
+
+    /// The prompts: of the one field or the other, which `names` is told.
+    async fn prompts(self, state: &AppState, names: &mut ClientNames) -> ApiResult<Vec<Prompt>> {
+        match (self.prompt, self.prompt_embeds) {
+            (prompt, Some(embeds)) if prompt.as_ref().is_none_or(is_nothing) => {
+                names.add("prompt", "prompt_embeds");
+                embeds_of(state, embeds).await
+            }
+            (_, Some(_)) => {
+                let what = "prompt_embeds and a prompt are given";
+                let error = Error::new(ErrorCode::RequestInvalid, what).with_hint("leave one of them out");
+                Err(ApiError::of_field("prompt_embeds", error))
+            }
+            (Some(prompt), None) => prompts_of(prompt),
+            (None, None) => {
+                let error = Error::new(ErrorCode::RequestInvalid, "prompt is missing");
+                Err(ApiError::of_field("prompt", error.with_hint("send a prompt, or prompt_embeds")))
+            }
+        }
+    }
 }
 
 /// A completion of a prompt.
@@ -100,32 +133,10 @@ pub async fn complete(State(state): State<Arc<AppState>>, fields: JsonFields) ->
     let (mut client, own) = body.into_request(&state, DEFAULT_MAX_TOKENS)?;
     // 0 asks for the log-probabilities of the chosen tokens alone.
     client.request.logprobs = own.logprobs.map_or(0, |top| top.max(1));
-    let echo = own.echo.unwrap_or(false);
-    if echo && own.logprobs.is_some() {
-        let error = Error::new(ErrorCode::SettingUnsupported, "echo has no log-probabilities of the prompt");
-        return Err(ApiError::of_field("echo", error.with_hint("leave out echo or logprobs")));
-    }
-    if echo && own.prompt_embeds.is_some() {
-        let error =
-            Error::new(ErrorCode::SettingUnsupported, "echo is not supported with prompt_embeds: they have no text");
-        return Err(ApiError::of_field("echo", error.with_hint("leave out echo")));
-    }
+    own.check_echo()?;
+    let (logprobs, echo) = (own.logprobs, own.echo.unwrap_or(false));
     let skip_special_tokens = client.request.skip_special_tokens;
-    let prompts = match (own.prompt, own.prompt_embeds) {
-        (prompt, Some(embeds)) if prompt.as_ref().is_none_or(is_nothing) => {
-            client.names.add("prompt", "prompt_embeds");
-            embeds_of(&state, embeds).await?
-        }
-        (_, Some(_)) => {
-            let what = "prompt_embeds and a prompt are given";
-            let error = Error::new(ErrorCode::RequestInvalid, what).with_hint("leave one of them out");
-            return Err(ApiError::of_field("prompt_embeds", error));
-        }
-        (Some(prompt), None) => prompts_of(prompt)?,
-        (None, None) => {
-            return Err(ApiError::of_field("prompt", Error::new(ErrorCode::RequestInvalid, "prompt is missing")));
-        }
-    };
+    let prompts = own.prompts(&state, &mut client.names).await?;
     let generation = Generation::start(&state, client, prompts).await?;
     let echoed = match echo {
         true => echoed(&generation, skip_special_tokens)?,
@@ -136,8 +147,8 @@ pub async fn complete(State(state): State<Arc<AppState>>, fields: JsonFields) ->
         created: unix_seconds(),
         model: generation.model.clone(),
         n: generation.n,
-        tokenizer: generation.tokenizer.clone().filter(|_| own.logprobs.is_some()),
-        top: own.logprobs.unwrap_or(0),
+        tokenizer: generation.tokenizer.clone().filter(|_| logprobs.is_some()),
+        top: logprobs.unwrap_or(0),
         include_usage,
         offsets: vec![0; generation.choices],
         echoed,
@@ -152,8 +163,9 @@ pub async fn complete(State(state): State<Arc<AppState>>, fields: JsonFields) ->
 /// The prompts of a request.
 fn prompts_of(prompt: Value) -> ApiResult<Vec<Prompt>> {
     let expected = || {
-        let what = "prompt must be a text, a list of texts, token ids, or a list of lists of token ids";
-        ApiError::of_field("prompt", Error::new(ErrorCode::RequestInvalid, what))
+        let error = Error::new(ErrorCode::RequestInvalid, "prompt has a wrong value");
+        let forms = "a text, a list of texts, token ids, or a list of lists of token ids";
+        ApiError::of_field("prompt", error.with_expected(forms))
     };
     let ids = |ids: &[Value]| {
         let ids = ids.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()));

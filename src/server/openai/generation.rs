@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use super::finish::UsageObject;
 use super::generation_request::ClientRequest;
-use crate::engine::{Chunk, Completion, Prompt, Request, Tokenizer, random_seed};
-use crate::error::{Error, ErrorCode, ErrorKind, Result};
-use crate::server::adapters::{AdapterFields, Selection};
+use crate::engine::{CheckedRequest, Chunk, Completion, Engine, Prompt, Request, Tokenizer, random_seed};
+use crate::error::{Error, ErrorCode, Result};
+use crate::server::adapters::Selection;
 use crate::server::engine_loop::{RequestStream, stopping};
 use crate::server::error::{ApiError, ApiResult};
 use crate::server::state::{AppState, blocking};
@@ -73,7 +73,7 @@ impl Generation {
         let admission = state.engine_loop.admit(choices).inspect_err(|_| state.metrics.rejected());
         let admission = admission.map_err(|error| of_client(about_samples(error)))?;
         let selection = state.adapters.select(&adapters).await;
-        let selection = selection.map_err(|error| of_client(about_adapters(error, &adapters)))?;
+        let selection = selection.map_err(|error| of_client(adapters.error(error)))?;
         let label = selection.label();
         let Selection { adapters, model } = selection;
         let mut request = Request { adapters, ..request };
@@ -88,28 +88,14 @@ impl Generation {
                 // What the first call makes takes a while.
                 tokenizer.piece_bytes(0)?;
             }
-            let check = |prompt| {
-                let checked = engine.check(Request { prompt, ..request.clone() })?;
-                if limits_new_tokens {
-                    checked.check_room()?;
-                }
-                Ok(checked)
-            };
-            let checked = prompts.into_iter().map(check).collect::<Result<Vec<_>>>()?;
+            let checked = check_all(&engine, &request, prompts, limits_new_tokens)?;
             Ok((checked, tokenizer, prepared, admission))
         };
         let (checked, tokenizer, prepared, admission) = blocking(check).await.map_err(of_client)?;
         let prompts = checked.iter().map(|request| request.prompt_tokens().to_vec()).collect();
         let stream = state.engine_loop.submit(checked, admission)?;
         state.metrics.accepted(&label);
-        let progress = Progress {
-            state: Arc::clone(state),
-            label,
-            accepted,
-            first_tokens: vec![None; choices],
-            tokens: vec![0; choices],
-            has_ended: false,
-        };
+        let progress = Progress::new(Arc::clone(state), label, accepted, choices);
         let usage = UsageObject::default();
         let generation = Self { model, n, choices, tokenizer, prompts, usage, stream, ended: 0, progress };
         Ok((generation, prepared))
@@ -164,6 +150,13 @@ impl Generation {
     }
 }
 
+impl Progress {
+    fn new(state: Arc<AppState>, label: String, accepted: Instant, choices: usize) -> Self {
+        let (first_tokens, tokens) = (vec![None; choices], vec![0; choices]);
+        Self { state, label, accepted, first_tokens, tokens, has_ended: false }
+    }
+}
+
 impl Drop for Progress {
     fn drop(&mut self) {
         if !self.has_ended {
@@ -172,25 +165,27 @@ impl Drop for Progress {
     }
 }
 
+/// Checks a request with each of its prompts; where the client limits new tokens, also that so many fit.
+fn check_all(
+    engine: &Engine,
+    request: &Request,
+    prompts: Vec<Prompt>,
+    limits_new_tokens: bool,
+) -> Result<Vec<CheckedRequest>> {
+    let check = |prompt| {
+        let checked = engine.check(Request { prompt, ..request.clone() })?;
+        if limits_new_tokens {
+            checked.check_room()?;
+        }
+        Ok(checked)
+    };
+    prompts.into_iter().map(check).collect()
+}
+
 /// The error of a request that asks for more choices than there may be, which is its `n`; a full queue is no field's fault.
 fn about_samples(error: Error) -> Error {
     match error.code() {
         ErrorCode::RequestInvalid => error.with_setting("n"),
-        _ => error,
-    }
-}
-
-/// The error of a request whose adapters cannot be used: that of the field that names them, but for what is the server's matter.
-fn about_adapters(error: Error, fields: &AdapterFields) -> Error {
-    let field = match fields {
-        AdapterFields { lora: Some(_), .. } => "lora",
-        AdapterFields { adapters: Some(_), .. } => "adapters",
-        AdapterFields { model: Some(_), .. } => "model",
-        // The server's own default mixture.
-        _ => return error,
-    };
-    match error.code().kind() {
-        ErrorKind::NotFound | ErrorKind::Invalid | ErrorKind::Unsupported => error.with_setting(field),
         _ => error,
     }
 }

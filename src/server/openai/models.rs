@@ -1,6 +1,5 @@
 //! `GET /v1/models`: the base model, and each adapter as a model.
 
-use std::path::Path as FilePath;
 use std::sync::Arc;
 
 use axum::Json;
@@ -10,6 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::adapter::pool::AdapterInfo;
+use crate::server::client_paths::folder_name;
 use crate::server::error::{ApiError, ApiResult, ErrorBody};
 use crate::server::state::AppState;
 
@@ -103,9 +103,9 @@ fn base(state: &AppState, name: &str) -> ModelObject {
 /// An adapter, with what is known of it if it is in memory.
 fn adapter(state: &AppState, name: String, info: Option<AdapterInfo>) -> ModelObject {
     let summary = info.map(|info| info.summary);
-    let folder = summary.as_ref().map_or(FilePath::new(&name), |summary| &summary.path);
+    let folder = summary.as_ref().map_or(name.as_ref(), |summary| summary.path.as_path());
     ModelObject {
-        root: folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
+        root: folder_name(folder),
         parent: Some(state.model_name().to_owned()),
         loaded: summary.is_some(),
         rank: summary.as_ref().map(|summary| summary.rank),

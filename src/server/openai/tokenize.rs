@@ -74,7 +74,7 @@ pub async fn tokenize(State(state): State<Arc<AppState>>, mut fields: JsonFields
     let messages = own.messages.map(chat_messages).transpose()?;
     if messages.is_some() == own.prompt.is_some() {
         let error = Error::new(ErrorCode::RequestInvalid, "a request has either prompt or messages");
-        return Err(ApiError::of_field("prompt", error));
+        return Err(ApiError::of_field("prompt", error.with_hint("send one of them")));
     }
     let chat = ChatOptions {
         add_generation_prompt: own.add_generation_prompt,
@@ -121,6 +121,6 @@ pub async fn detokenize(
 async fn tokenizer(state: &Arc<AppState>, mut fields: JsonFields) -> ApiResult<Arc<Tokenizer>> {
     let adapters: AdapterFields = fields.read()?;
     fields.finish()?;
-    let selection = state.adapters.select(&adapters).await?;
+    let selection = state.adapters.select(&adapters).await.map_err(|error| adapters.error(error))?;
     Ok(state.engine.tokenizer_for(&selection.adapters).map_err(|error| state.client_paths.error(error))?)
 }

@@ -3,11 +3,11 @@
 use std::os::unix::fs::symlink;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use exlora::server::ServeOptions;
+use exlora::server::{Key, ServeOptions};
 use exlora::{AdapterLimits, EngineOptions, Request};
 use serde_json::{Value, json};
 
-use super::{ADMIN, Running, adapters_dir, engine, expect_no_leases, options};
+use super::{ADMIN, Running, adapters_dir, engine, expect_no_leases, fixture, options};
 
 #[test]
 fn an_adapter_is_loaded_when_it_is_first_named() {
@@ -154,6 +154,59 @@ fn routes_that_change_something_need_the_admin_key() {
     assert!(engine.adapters().is_empty());
     let answer = server.send("POST", routes[0], &format!("x-admin-key: {ADMIN}\r\n"), &load.to_string());
     assert_eq!(answer.status, 200, "{}", answer.body);
+}
+
+#[test]
+fn only_who_has_the_admin_key_sees_where_a_folder_elsewhere_lies() {
+    let (engine, dir) = (engine(EngineOptions::default()), adapters_dir());
+    let elsewhere = fixture("adapters/jargon-lora-r8");
+    engine.load_adapter("own", &elsewhere).expect("it loads");
+    let (client, admin) = (Key::new("client").expect("a key"), Key::new(ADMIN).expect("a key"));
+    for (api_keys, admin_key, no_auth) in [
+        (vec![client.clone()], Some(admin.clone()), false),
+        (vec![client], None, false),
+        (vec![], Some(admin), false),
+        (vec![], None, false),
+        (vec![], None, true),
+    ] {
+        let what = format!("{} keys, admin key: {}, no auth: {no_auth}", api_keys.len(), admin_key.is_some());
+        let has_admin_key = admin_key.is_some();
+        let server = Running::start(&engine, ServeOptions { api_keys, admin_key, no_auth, ..options(&dir) });
+        let as_client = "Authorization: Bearer client\r\n";
+        let as_admin = format!("Authorization: Bearer {ADMIN}\r\n");
+        let complete = json!({"model": "sqlite", "prompt": "Once", "max_tokens": 1});
+        server.send("POST", "/v1/completions", as_client, &complete.to_string()).ok();
+
+        let paths = |headers: &str| {
+            let adapters = server.send("GET", "/v1/adapters", headers, "").ok()["data"].clone();
+            assert_eq!(adapters[1]["path"], "sqlite", "{what}: below the folder of adapters");
+            let listed = server.send("GET", "/lora-adapters", headers, "").ok();
+            assert_eq!(adapters[0]["path"], listed[0]["path"], "{what}");
+            adapters[0]["path"].clone()
+        };
+        assert_eq!(paths(as_client), "jargon-lora-r8", "{what}");
+        if has_admin_key {
+            assert_eq!(paths(&as_admin), elsewhere, "{what}");
+        } else if server.send("GET", "/v1/adapters", &as_admin, "").status == 200 {
+            assert_eq!(paths(&as_admin), "jargon-lora-r8", "{what}: a key that the server does not have");
+        }
+        let root = server.send("GET", "/v1/models/own", as_client, "").ok()["root"].clone();
+        assert_eq!(root, "jargon-lora-r8");
+        for route in [
+            "/v1/adapters",
+            "/lora-adapters",
+            "/v1/models",
+            "/v1/loras",
+            "/v1/lora/list",
+            "/v1/lora",
+            "/",
+            "/openapi.json",
+        ] {
+            let answer = server.send("GET", route, as_client, "");
+            assert_eq!(answer.status, 200, "{what}: {route}");
+            assert!(!answer.body.contains(&fixture("")), "{what}: {route}: {}", answer.body);
+        }
+    }
 }
 
 #[test]

@@ -79,11 +79,9 @@ struct Answer {
 }
 
 impl Answer {
-    /// What was read up to the end of a connection. Interim responses say nothing.
-    fn read(mut text: &str) -> Self {
-        while let Some(rest) = text.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n") {
-            text = rest;
-        }
+    /// What was read up to the end of a connection.
+    fn read(text: &str) -> Self {
+        assert!(text.starts_with("HTTP/1."), "{text:?}");
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no head in {text:?}"));
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
         Self { status, headers: head.to_lowercase(), body: body.to_owned() }

@@ -125,41 +125,42 @@ pub(crate) trait Vector: Copy {
     }
 
     /// `e^self` within 2 units in the last place; clamped to `[2^-126, e^88]`, NaN stays NaN.
-    ///
-    /// Range reduction `x = n ln 2 + r` with ln 2 in two parts, then the Taylor polynomial of degree 7 on
-    /// `|r| <= ln 2 / 2`, whose truncation error is below 1e-8.
     #[inline(always)]
     fn exp(self) -> Self {
         // SAFETY: `self` proves the instruction set.
-        let splat = |value| unsafe { Self::splat(value) };
-        let x = splat(88.0).min(splat(-87.336_54).max(self));
-        let n = x.mul(splat(std::f32::consts::LOG2_E)).round();
-        let r = n.mul_add(splat(-0.693_359_4), x);
-        let r = n.mul_add(splat(2.121_944_4e-4), r);
-        let mut p = splat(1.0 / 5040.0);
-        for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-            p = p.mul_add(r, splat(c));
-        }
-        p.mul(n.exp2_of_integer())
+        let one = unsafe { Self::splat(1.0) };
+        let (r, q, power) = self.exp_parts();
+        q.mul_add(r, one).mul(power)
     }
 
     /// `e^self - 1` within 4 units in the last place, also near 0; clamped to `[-1, e^88]`, NaN stays NaN.
     ///
-    /// As [`Vector::exp`], with `e^x - 1 = 2^n (e^r - 1) + (2^n - 1)`, whose second term is 0 near 0.
+    /// It is `2^n (e^r - 1) + (2^n - 1)`, whose second term is 0 near 0.
     #[inline(always)]
     fn exp_m1(self) -> Self {
+        // SAFETY: `self` proves the instruction set.
+        let one = unsafe { Self::splat(1.0) };
+        let (r, q, power) = self.exp_parts();
+        q.mul(r).mul_add(power, power.sub(one))
+    }
+
+    /// `r`, `q` and `2^n` of which `e^self` is `2^n (1 + q r)`; `self` is clamped to `[-126 ln 2, 88]`.
+    ///
+    /// Range reduction `x = n ln 2 + r` with ln 2 in two parts, then the Taylor polynomial of `(e^r - 1) / r` of degree 6 on
+    /// `|r| <= ln 2 / 2`, whose truncation error leaves one below 1e-8 in `e^r`.
+    #[inline(always)]
+    fn exp_parts(self) -> (Self, Self, Self) {
         // SAFETY: `self` proves the instruction set.
         let splat = |value| unsafe { Self::splat(value) };
         let x = splat(88.0).min(splat(-87.336_54).max(self));
         let n = x.mul(splat(std::f32::consts::LOG2_E)).round();
         let r = n.mul_add(splat(-0.693_359_4), x);
         let r = n.mul_add(splat(2.121_944_4e-4), r);
-        let mut p = splat(1.0 / 5040.0);
+        let mut q = splat(1.0 / 5040.0);
         for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0] {
-            p = p.mul_add(r, splat(c));
+            q = q.mul_add(r, splat(c));
         }
-        let power = n.exp2_of_integer();
-        p.mul(r).mul_add(power, power.sub(splat(1.0)))
+        (r, q, n.exp2_of_integer())
     }
 
     /// The hyperbolic tangent, `e / (e + 2)` with `e = exp(2 self) - 1`; within 8 units in the last place, NaN stays NaN.

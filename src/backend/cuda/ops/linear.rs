@@ -133,7 +133,7 @@ impl LinearKernels {
         {
             variant -= 1;
         }
-        self.launch_with(arguments, variant, tiles(arguments, VARIANT_TOKENS[variant], rows, entry_tiles))
+        self.launch_staged(arguments, stage, variant, tiles(arguments, VARIANT_TOKENS[variant], rows, entry_tiles))
     }
 
     /// Launches one of [`VARIANT_TOKENS`] with any number of blocks, which changes no bit of the result. For tests.
@@ -141,7 +141,11 @@ impl LinearKernels {
     /// # Errors
     /// As [`LinearKernels::launch`].
     pub fn launch_with(&self, arguments: &LinearArguments, variant: usize, blocks: usize) -> Result<()> {
-        let stage = Stage::of(linears(arguments)?);
+        self.launch_staged(arguments, Stage::of(linears(arguments)?), variant, blocks)
+    }
+
+    /// Launches a variant, whose warps have such stages.
+    fn launch_staged(&self, arguments: &LinearArguments, stage: Stage, variant: usize, blocks: usize) -> Result<()> {
         if blocks == 0 {
             return Ok(());
         }

@@ -9,7 +9,7 @@ mod workload;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use parking_lot::Mutex;
@@ -19,6 +19,7 @@ use self::http::Client;
 pub(in crate::cli) use self::http::ServerUrl;
 use self::report::{Finished, Latencies, Report};
 use self::workload::{AdapterField, Popularity, Random};
+use super::counts::check_counts;
 use crate::error::{Error, ErrorCode, Result};
 
 /// Token ids of prompts: below every vocabulary's size, above most vocabularies' special tokens.
@@ -79,15 +80,12 @@ impl ServeBenchArgs {
     /// Measures the server with prompts of `prompt` tokens and `decode` new ones.
     pub(super) fn measure(&self, prompt: usize, decode: usize) -> Result<Report> {
         let url = self.url.clone().ok_or_else(|| invalid("there is no server to measure"))?;
-        let counts = [
+        check_counts(&[
             ("prompt", prompt),
             ("decode", decode),
-            ("requests", self.num_requests),
+            ("num-requests", self.num_requests),
             ("concurrency", self.concurrency),
-        ];
-        if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
-            return Err(invalid(&format!("{name} must be at least 1")));
-        }
+        ])?;
         let key = self.api_key.clone().or_else(|| std::env::var("EXLORA_API_KEY").ok());
         let mut client = Client::new(url.clone(), key.clone());
         let model = match &self.served_model {
@@ -95,20 +93,8 @@ impl ServeBenchArgs {
             None => first_model(&client.get("/v1/models")?)?,
         };
         let mut random = Random::new(self.seed);
-        let adapters: Vec<Option<usize>> = match self.served_adapters.len() {
-            0 => vec![None; self.num_requests],
-            all => self.popularity.assign(self.num_requests, all, &mut random).into_iter().map(Some).collect(),
-        };
-        let bodies = adapters.into_iter().map(|adapter| {
-            let name = adapter.map(|place| self.served_adapters[place].as_str());
-            Ok((self.body(&model, name, random_prompt(prompt, &mut random), decode)?, adapter))
-        });
-        let work = Workload {
-            bodies: bodies.collect::<Result<_>>()?,
-            url: url.clone(),
-            key,
-            concurrency: self.concurrency.min(self.num_requests),
-        };
+        let bodies = self.bodies(&model, prompt, decode, &mut random)?;
+        let work = Workload { bodies, url: url.clone(), key, concurrency: self.concurrency.min(self.num_requests) };
         // Connected and loaded: what comes first is not measured.
         for adapter in std::iter::once(None).chain(self.served_adapters.iter().map(|name| Some(name.as_str()))) {
             let body = self.body(&model, adapter, random_prompt(1, &mut random), 1)?;
@@ -120,14 +106,6 @@ impl ServeBenchArgs {
         if let (true, Some(error)) = (finished.is_empty(), failures.first()) {
             return Err(error.clone());
         }
-        let of = |adapter: usize| finished.iter().filter(move |one| one.adapter == Some(adapter));
-        let per_adapter: BTreeMap<String, Latencies> = self
-            .served_adapters
-            .iter()
-            .enumerate()
-            .map(|(place, name)| (name.clone(), Latencies::of(of(place), wall)))
-            .filter(|(_, latencies)| latencies.requests > 0)
-            .collect();
         Ok(Report {
             url: url.to_string(),
             model,
@@ -141,8 +119,35 @@ impl ServeBenchArgs {
             failed: failures.len(),
             first_failure: failures.first().map(Error::to_string),
             overall: Latencies::of(finished.iter(), wall),
-            per_adapter,
+            per_adapter: self.per_adapter(&finished, wall),
         })
+    }
+
+    /// Those of the requests that succeeded, by the adapter that they named.
+    fn per_adapter(&self, finished: &[Finished], wall: Duration) -> BTreeMap<String, Latencies> {
+        let of = |adapter: usize| finished.iter().filter(move |one| one.adapter == Some(adapter));
+        let names = self.served_adapters.iter().enumerate();
+        let latencies = names.map(|(place, name)| (name.clone(), Latencies::of(of(place), wall)));
+        latencies.filter(|(_, latencies)| latencies.requests > 0).collect()
+    }
+
+    /// The body of each request, and its adapter's place.
+    fn bodies(
+        &self,
+        model: &str,
+        prompt: usize,
+        decode: usize,
+        random: &mut Random,
+    ) -> Result<Vec<(String, Option<usize>)>> {
+        let adapters: Vec<Option<usize>> = match self.served_adapters.len() {
+            0 => vec![None; self.num_requests],
+            all => self.popularity.assign(self.num_requests, all, random).into_iter().map(Some).collect(),
+        };
+        let body = |adapter: Option<usize>| {
+            let name = adapter.map(|place| self.served_adapters[place].as_str());
+            Ok((self.body(model, name, random_prompt(prompt, random), decode)?, adapter))
+        };
+        adapters.into_iter().map(body).collect()
     }
 
     fn body(&self, model: &str, adapter: Option<&str>, prompt: Vec<u64>, decode: usize) -> Result<String> {
