@@ -57,6 +57,12 @@ impl TextPrefix {
         removed.unwrap_or(path.into())
     }
 
+    /// The prefix of the modules in programs that load such files, if it is another one: transformers has had one for all
+    /// multimodal models since 4.52, and some programs write their files with the older one again.
+    pub fn loaded_as(self) -> Option<Self> {
+        (self == TextPrefix::Outer).then_some(TextPrefix::Inner)
+    }
+
     /// The path in a file with this prefix of what has that path in the text model alone.
     pub fn added_to(self, path: &str) -> Cow<'_, str> {
         match (self, path.strip_prefix("model.")) {
@@ -91,6 +97,8 @@ mod tests {
             assert_eq!(TextPrefix::shown_by(up), Some(prefix));
         }
         assert_eq!(TextPrefix::shown_by("lm_head"), None);
+        assert_eq!(TextPrefix::Outer.loaded_as(), Some(TextPrefix::Inner));
+        assert_eq!([TextPrefix::None, TextPrefix::Inner].map(TextPrefix::loaded_as), [None, None]);
         assert_eq!(TextPrefix::Outer.removed_from("lm_head"), "lm_head");
     }
 

@@ -134,7 +134,8 @@ impl Model {
         let (config, json) = DecoderConfig::read_with(dir, &options.rope)?;
         let max_seq_len = config.max_seq_len(options.max_seq_len)?;
         let quant = QuantConfig::read(dir, &json)?;
-        let checkpoint = text_checkpoint::open(dir)?;
+        let (checkpoint, prefix) = text_checkpoint::open(dir)?;
+        let quant = quant.map(|quant| quant.with_prefix(prefix));
         let mut builder = open_backend(options)?;
         let load = |weights: &mut dyn WeightLoader, progress: &mut dyn FnMut(Progress) -> Result<()>| {
             DecoderLoader {

@@ -35,7 +35,8 @@ pub struct ModelSurvey {
 pub fn survey(dir: &Path) -> Result<ModelSurvey> {
     let (config, json) = DecoderConfig::read(dir)?;
     let quant = QuantConfig::read(dir, &json)?;
-    let checkpoint = text_checkpoint::open(dir)?;
+    let (checkpoint, prefix) = text_checkpoint::open(dir)?;
+    let quant = quant.map(|quant| quant.with_prefix(prefix));
     let loader = DecoderLoader {
         config: &config,
         quant: quant.as_ref(),

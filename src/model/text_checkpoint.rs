@@ -7,15 +7,16 @@ use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::text_prefix::{TextPrefix, is_other_modality};
 
-/// Opens the checkpoint of a model folder. What else a multimodal model has is left where it is.
+/// Opens the checkpoint of a model folder, and tells what the names in its files begin with. What else a multimodal model has is
+/// left where it is.
 ///
 /// # Errors
 /// As [`Checkpoint::open`].
-pub(super) fn open(dir: &Path) -> Result<Checkpoint> {
+pub(super) fn open(dir: &Path) -> Result<(Checkpoint, TextPrefix)> {
     without_prefix(Checkpoint::open(dir)?)
 }
 
-fn without_prefix(checkpoint: Checkpoint) -> Result<Checkpoint> {
+fn without_prefix(checkpoint: Checkpoint) -> Result<(Checkpoint, TextPrefix)> {
     let others = checkpoint.names().filter(|name| is_other_modality(name)).count();
     if others > 0 {
         tracing::info!(tensors = others, "tensors of other modalities are not loaded: only text is served");
@@ -24,9 +25,9 @@ fn without_prefix(checkpoint: Checkpoint) -> Result<Checkpoint> {
     match prefixes.first() {
         // With several, the names that are missing are reported as they are looked up.
         Some(&prefix) if prefixes.len() == 1 && prefix != TextPrefix::None => {
-            checkpoint.renamed(|name| prefix.removed_from(name))
+            Ok((checkpoint.renamed(|name| prefix.removed_from(name))?, prefix))
         }
-        _ => Ok(checkpoint),
+        _ => Ok((checkpoint, TextPrefix::None)),
     }
 }
 
@@ -53,10 +54,12 @@ mod tests {
             ["lm_head.weight", "model.language_model.layers.0.mlp.up_proj.weight", "model.language_model.norm.weight"];
         let outer = alone.map(|name| format!("language_model.{name}"));
         let outer = outer.each_ref().map(String::as_str);
-        for spelling in [&alone, &inner, &outer] {
+        for (spelling, prefix) in [(&alone, TextPrefix::None), (&inner, TextPrefix::Inner), (&outer, TextPrefix::Outer)]
+        {
             for other in ["model.vision_tower.patch.weight", "vision_tower.patch.weight"] {
                 let names = [&spelling[..], &[other]].concat();
-                let renamed = without_prefix(checkpoint(&names)).expect("renamed");
+                let (renamed, found) = without_prefix(checkpoint(&names)).expect("renamed");
+                assert_eq!(found, prefix, "{names:?}");
                 for (at, name) in alone.iter().chain([&other]).enumerate() {
                     let tensor = renamed.tensor(name).expect(name);
                     assert_eq!(tensor.to_f32(), [at as f32], "{name} of {names:?}");
@@ -69,7 +72,8 @@ mod tests {
     #[test]
     fn two_spellings_in_one_checkpoint_are_left_alone() {
         let names = ["model.norm.weight", "model.language_model.norm.weight"];
-        let kept = without_prefix(checkpoint(&names)).expect("kept");
+        let (kept, prefix) = without_prefix(checkpoint(&names)).expect("kept");
+        assert_eq!(prefix, TextPrefix::None);
         assert!(names.iter().all(|name| kept.contains(name)));
     }
 }

@@ -3,7 +3,8 @@
 //! Both spellings of each key are accepted (`quant_method`/`method`, `checkpoint_format`/`format`): GPTQModel writes both,
 //! AutoGPTQ and transformers one or the other. `dynamic` is GPTQModel's: an ordered map from a Python regular expression to
 //! overrides. Patterns match from the start of the module's path (`re.match`), the first rule that matches applies, and `-:`
-//! before a pattern leaves the module unquantized.
+//! before a pattern leaves the module unquantized. The path is the one that the quantizer knew, which begins with what a multimodal
+//! model has before its text model ([`TextPrefix`]).
 
 use std::fmt;
 use std::path::Path;
@@ -14,6 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::files::read_bounded;
+use crate::text_prefix::TextPrefix;
 
 const FILE: &str = "quantize_config.json";
 const MAX_FILE_BYTES: u64 = 16_000_000;
@@ -74,6 +76,8 @@ pub enum QuantConfig {
 pub struct GptqConfig {
     base: GptqParams,
     rules: Vec<Rule>,
+    /// What the folder's tensors have before the paths of the text model.
+    prefix: TextPrefix,
     /// Makes the warning about zero points that contradict the format appear once, not once per module.
     pub(super) zeros_reported: Once,
 }
@@ -122,6 +126,15 @@ impl QuantConfig {
         }
     }
 
+    /// The same for a folder whose tensors have this prefix.
+    #[must_use]
+    pub fn with_prefix(self, prefix: TextPrefix) -> Self {
+        match self {
+            QuantConfig::Gptq(config) => QuantConfig::Gptq(GptqConfig { prefix, ..config }),
+            QuantConfig::Exl2 => self,
+        }
+    }
+
     /// The GPTQ config, if it declares GPTQ.
     pub fn gptq(&self) -> Option<&GptqConfig> {
         match self {
@@ -153,7 +166,7 @@ impl GptqConfig {
             }
             Some(other) => return Err(wrong_value("dynamic", "a map of patterns", other)),
         };
-        Ok(Self { base, rules, zeros_reported: Once::new() })
+        Ok(Self { base, rules, prefix: TextPrefix::None, zeros_reported: Once::new() })
     }
 
     /// The parameters of modules that no rule of `dynamic` matches.
@@ -161,21 +174,37 @@ impl GptqConfig {
         self.base
     }
 
-    /// How the module at `path` is quantized; `None` if the config leaves it unquantized.
+    /// How the quantized module at `path` of the text model is quantized; `None` if the config leaves it unquantized.
+    ///
+    /// The quantizer may have known it by another name than the folder does. Since it is quantized, a rule that leaves it
+    /// unquantized was not meant for the name that it matches.
     ///
     /// # Errors
     /// `quant_config_invalid` if a pattern costs too much to match.
     pub fn params_of(&self, path: &str) -> Result<Option<GptqParams>> {
+        let mut without_rule = None;
+        for prefix in [Some(self.prefix), self.prefix.loaded_as()].into_iter().flatten() {
+            match self.rule_of(&prefix.added_to(path))? {
+                Some(Rule { params: Some(params), .. }) => return Ok(Some(*params)),
+                Some(Rule { params: None, .. }) => {}
+                None => without_rule = Some(self.base),
+            }
+        }
+        Ok(without_rule)
+    }
+
+    /// The first rule that matches a name.
+    fn rule_of(&self, name: &str) -> Result<Option<&Rule>> {
         for rule in &self.rules {
             // The leftmost match begins at 0 exactly if any match does, which is the condition of `re.match`.
-            let found = rule.pattern.find(path).map_err(|error| {
+            let found = rule.pattern.find(name).map_err(|error| {
                 invalid(format!("a pattern of 'dynamic' cannot be matched: {error}")).with_found(rule.pattern.as_str())
             })?;
             if found.is_some_and(|found| found.start() == 0) {
-                return Ok(rule.params);
+                return Ok(Some(rule));
             }
         }
-        Ok(Some(self.base))
+        Ok(None)
     }
 }
 

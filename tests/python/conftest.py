@@ -31,6 +31,12 @@ def quill(fixtures) -> Path:
 
 
 @pytest.fixture(scope="session")
+def models(tmp_path_factory) -> Path:
+    """The folder of the tiny models of `families.py`, written on first use."""
+    return tmp_path_factory.mktemp("families")
+
+
+@pytest.fixture(scope="session")
 def collection(tmp_path_factory) -> Collection:
     """Adapters of every PEFT feature with their oracles, written on first use."""
     return Collection(tmp_path_factory.mktemp("collection"))

@@ -32,19 +32,19 @@ ADAPTERS = {
     "bias-all": Spec({"bias": "all"}, targets=ALL),
 }
 HAVE_BIASES = ("granite", "glm", "glm4", "starcoder2")
-# In the quick tests, every family has all linears changed, and each other kind is tried where a datum meets it: norms
-# stored less one, factors of the embedding, of the residual sum and of the logits, norms behind linears, fused
-# projections, biases, also of norms.
+# In the quick tests, each kind is tried where a datum meets it: norms stored less one, factors of the embedding, of the
+# residual sum and of the logits, norms behind linears, fused projections, biases, also of norms.
 QUICK = [
-    *((name, "all-linear") for name in FAMILIES),
-    *((name, "norms") for name in ("gemma", "gemma2", "gemma3", "granite", "cohere", "olmo2", "glm4")),
-    *((name, kind) for name in ("gemma3", "granite") for kind in ("embedding", "embedding-dora", "tokens")),
-    *((name, "dora") for name in ("phi3", "glm4", "granite", "gemma2", "cohere", "olmo3")),
-    *((name, "head") for name in ("gemma2", "granite", "cohere")),
+    *((name, "all-linear") for name in ("mistral", "smollm3", "gemma3", "granite", "cohere2", "glm4", "olmo3", "phi3")),
+    *((name, "norms") for name in ("gemma3", "cohere", "olmo2", "starcoder2")),
+    *((name, "dora") for name in ("phi3", "glm4", "gemma2")),
+    *((name, "head") for name in ("gemma2", "granite")),
     *((name, "bias-all") for name in ("starcoder2", "glm")),
+    ("gemma3", "embedding"),
+    ("granite", "embedding"),
+    ("granite", "embedding-dora"),
+    ("gemma3", "tokens"),
     ("granite", "lora-bias"),
-    ("starcoder2", "norms"),
-    ("starcoder2", "dora"),
 ]
 SLOW = [
     (name, kind)
@@ -56,13 +56,13 @@ CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)
 
 
 class Adapters:
-    """Models and adapters of the table in one folder, each written once."""
+    """Adapters of the table for the tiny models, each written once."""
 
-    def __init__(self, root):
-        self.root = root
+    def __init__(self, models, root):
+        self.models, self.root = models, root
 
     def model(self, name):
-        return families.write(name, self.root)
+        return families.write(name, self.models)
 
     def adapter(self, name, kind):
         folder = self.root / f"{name}-{kind}"
@@ -81,8 +81,8 @@ class Adapters:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return Adapters(tmp_path_factory.mktemp("adapters"))
+def store(models, tmp_path_factory):
+    return Adapters(models, tmp_path_factory.mktemp("adapters"))
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
@@ -101,7 +101,7 @@ def test_an_adapter_on_the_reference_device_equals_peft(name, store):
         assert distance(engine.logits(PROMPT, adapter=kind), logits(store.peft(name, kind), PROMPT)) < TOLERANCE, kind
 
 
-@pytest.mark.parametrize("name", some(["gemma3", "granite", "cohere", "glm4", "olmo2", "phi3", "starcoder2"]))
+@pytest.mark.parametrize("name", some(["gemma3", "granite", "phi3", "starcoder2"]))
 def test_a_mixture_is_pefts_weighted_sum_of_deltas(name, store):
     """Ranks that are joined (`cat`) sum the deltas exactly; the deltas added by hand agree with them."""
     mixture = {"all-linear": 0.75, "other-rank": -0.5}
@@ -120,7 +120,7 @@ def test_a_mixture_is_pefts_weighted_sum_of_deltas(name, store):
     assert distance(engine.logits(PROMPT, adapter=mixture), want) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", some(["smollm3", "gemma2", "granite", "cohere2", "glm4", "olmo3", "phi3"]))
+@pytest.mark.parametrize("name", some(["gemma2", "granite", "cohere2", "phi3"]))
 def test_a_row_has_the_same_bits_alone_in_a_batch_and_in_chunks(name, store):
     kinds = ("all-linear", "other-rank", "dora", "norms")
     mixtures = [None, *kinds, {"all-linear": 0.5, "other-rank": 0.25}, None, "norms"]
@@ -132,7 +132,7 @@ def test_a_row_has_the_same_bits_alone_in_a_batch_and_in_chunks(name, store):
         assert bits(alone) == bits(out), mixture
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", some(["gemma3", "cohere2", "glm4", "olmo3", "phi3-longrope"]))
 def test_a_cached_prefix_changes_no_bit(name, store):
     """Across windows, too, and never shared with another adapter."""
     caching, fresh = (store.engine(name, "all-linear", prefix_cache=cache) for cache in (True, False))

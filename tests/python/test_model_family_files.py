@@ -1,4 +1,4 @@
-"""The same model in other files: fused and split projections, packed weights, multimodal folders, and adapters of each.
+"""The same model in other files: fused and split projections, multimodal folders, and adapters of each.
 
 Oracles are transformers and PEFT on the files that they read; the bounds are those of `test_model_families.py`.
 """
@@ -8,23 +8,15 @@ import pytest
 import torch
 import transformers
 from exlora import Engine, ExloraError
-from support import adapters, collection, families, family_files, gptq, tiny
+from support import adapters, collection, families, family_files, tiny
 from support.adapter_specs import Spec
 from support.compare import distance
 from support.families import PROMPT
-from support.family_files import ADAPTER_PREFIXES, SPELLINGS, WRAPPERS
+from support.family_files import ADAPTER_PREFIXES, ONE_WRAPPER, SPELLINGS, SPLIT_CASES, WRAPPERS, split_folder
 
 TOLERANCE = 2e-5
 VISIBLE = 1e-3
 
-# Family -> the sets of its fused projections that quantizers write in parts.
-SPLITS = {
-    "phi3": [("gate_up_proj",), ("qkv_proj", "gate_up_proj")],
-    "phi3-longrope": [("qkv_proj", "gate_up_proj")],
-    "glm": [("gate_up_proj",)],
-    "glm4": [("gate_up_proj",)],
-}
-SPLIT_CASES = [(name, parts) for name, sets in SPLITS.items() for parts in sets]
 ON_FUSED = {
     "all-linear": Spec(targets="all-linear"),
     "dora": Spec({"use_dora": True}, targets="all-linear"),
@@ -32,18 +24,8 @@ ON_FUSED = {
 }
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return tmp_path_factory.mktemp("models")
-
-
 def open_engine(folder, **folders):
     return Engine(folder, adapters=folders, threads=1, kv_dtype="f32", prefix_cache=False)
-
-
-def split_folder(name, parts, models, into):
-    fused = families.write(name, models)
-    return families.copy(fused, into, families.config(name), family_files.split(families.tensors(fused), *parts))
 
 
 @pytest.mark.parametrize(("name", "parts"), SPLIT_CASES, ids=str)
@@ -74,34 +56,6 @@ def test_an_adapter_of_split_projections_acts_on_fused_ones_too(name, parts, mod
     assert np.abs(want - families.logits(fused)).max() > VISIBLE
     for folder in (fused, split_folder(name, parts, models, tmp_path / "split")):
         assert distance(open_engine(folder, it=adapter).logits(PROMPT, adapter="it"), want) < TOLERANCE
-
-
-@pytest.mark.parametrize("name", families.some(["gemma3", "granite", "cohere", "glm", "olmo3", "phi3", "starcoder2"]))
-def test_a_packed_model_equals_its_dequantized_copy(name, models, tmp_path):
-    dense = families.write(name, models)
-    meant = gptq.quantize(dense, tmp_path / "packed", gptq.Scheme(sym=False, desc_act=True))
-    adapter = collection.write(ON_FUSED["all-linear"], tmp_path / "adapter", dense, seed=6)
-    engine = open_engine(tmp_path / "packed", it=adapter)
-    assert distance(engine.logits(PROMPT), families.logits(meant)) < TOLERANCE
-    want = tiny.logits(collection.load(ON_FUSED["all-linear"], adapter, meant), PROMPT)
-    assert distance(engine.logits(PROMPT, adapter="it"), want) < TOLERANCE
-
-
-@pytest.mark.parametrize("desc_act", [False, True])
-@pytest.mark.parametrize(("name", "parts"), SPLIT_CASES, ids=str)
-def test_a_packed_model_with_split_projections_equals_its_dequantized_copy(name, parts, desc_act, models, tmp_path):
-    split = split_folder(name, parts, models, tmp_path / "split")
-    meant = gptq.quantize(split, tmp_path / "packed", gptq.Scheme(sym=False, desc_act=desc_act))
-    tensors = family_files.fuse(families.tensors(meant)) if "qkv_proj" in parts else fuse_gate_up(meant)
-    fused = families.copy(meant, tmp_path / "fused", families.config(name), tensors)
-    assert distance(open_engine(tmp_path / "packed").logits(PROMPT), families.logits(fused)) < TOLERANCE
-
-
-def fuse_gate_up(folder):
-    """Only those: q, k and v are apart in some families, or still fused."""
-    tensors = families.tensors(folder)
-    mlp = {key: tensor for key, tensor in tensors.items() if ".mlp." in key}
-    return {key: tensor for key, tensor in tensors.items() if key not in mlp} | family_files.fuse(mlp)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +90,7 @@ def test_a_multimodal_folder_is_its_text_model(name, spelling, wrapped):
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-@pytest.mark.parametrize("name", WRAPPERS)
+@pytest.mark.parametrize("name", ONE_WRAPPER)
 def test_a_text_model_with_the_prefixes_of_a_multimodal_folder_is_the_same(name, spelling, wrapped, tmp_path):
     """As when only the text model's config.json was kept, or only its weights were renamed."""
     folder, text = wrapped(name, spelling)
@@ -157,17 +111,8 @@ def test_a_stored_head_is_the_head_of_a_multimodal_folder(spelling, wrapped, tmp
     assert np.array_equal(open_engine(silent).logits(PROMPT), open_engine(text).logits(PROMPT))
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
-@pytest.mark.parametrize("name", ["gemma3", "mistral3-ministral3"])
-def test_a_packed_multimodal_folder_is_its_packed_text_model(name, spelling, models, tmp_path):
-    text = tmp_path / "text"
-    meant = gptq.quantize(families.write(WRAPPERS[name][0], models), text, gptq.Scheme(desc_act=True))
-    folder = family_files.wrap(name, text, tmp_path / "wrapped", spelling)
-    assert distance(open_engine(folder).logits(PROMPT), families.logits(meant)) < TOLERANCE
-
-
 @pytest.mark.parametrize("prefix", ADAPTER_PREFIXES)
-@pytest.mark.parametrize("name", WRAPPERS)
+@pytest.mark.parametrize("name", ONE_WRAPPER)
 def test_an_adapter_acts_with_the_prefix_of_any_class_it_was_trained_with(name, prefix, wrapped, tmp_path):
     spec = ON_FUSED["all-linear"]
     text = wrapped(name, next(iter(SPELLINGS)))[1]

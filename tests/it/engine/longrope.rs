@@ -5,14 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use exlora::{
-    Completion, Device, DraftModelSource, Engine, EngineOptions, ErrorCode, KvDType, Prompt, Request, SequenceCache,
-    SequenceChunk,
+    Completion, Device, DraftModelSource, Engine, EngineOptions, ErrorCode, FinishReason, KvDType, Prompt, Request,
+    SamplingParams, SequenceCache, SequenceChunk,
 };
 use serde_json::json;
 use support::model::TinyModel;
 use tempfile::TempDir;
 
-use super::assert_same_bits;
+use super::{assert_same_bits, fixture};
 
 /// Not a multiple of a page.
 const ORIGINAL: usize = 70;
@@ -243,4 +243,127 @@ fn a_cache_of_the_caller_says_when_a_sequence_has_to_be_computed_again() {
     let of_text = |position: usize, end: usize| SequenceChunk { sequence: 1, ..chunk(0, position, end) };
     cache.forward(&[of_text(0, 50)], &[]).expect("the beginning of a long one");
     assert!(cache.forward(&[of_text(50, 90)], &[]).expect("its end").values == last(&text));
+}
+
+/// What a request with banned strings chose.
+#[derive(Debug, Default, PartialEq)]
+struct Chosen {
+    token_ids: Vec<u32>,
+    logits: Vec<f32>,
+    /// Where it went back to, the sequence's length then, and the token that it chose there before.
+    returns: Vec<(usize, usize, u32)>,
+}
+
+/// Runs a request to its end.
+fn choose(engine: &Engine, request: &Request) -> Chosen {
+    let mut job = engine.submit(request.clone()).expect("submitted");
+    let (mut chosen, prompt) = (Chosen::default(), job.prompt_tokens().len());
+    while let Some(chunk) = job.next_chunk().expect("a chunk") {
+        let start = prompt + chosen.token_ids.len();
+        if let Some(&first) = chunk.suppressed_token_ids.first() {
+            chosen.returns.push((start, start + chunk.suppressed_token_ids.len(), first));
+        }
+        chosen.token_ids.extend(chunk.token_ids);
+        chosen.logits.extend(chunk.logits);
+    }
+    chosen
+}
+
+/// Those of the tiny model's tokens that are one character of text.
+const CHARACTERS: std::ops::Range<u32> = 3..94;
+
+#[test]
+fn a_sequence_that_goes_back_over_the_length_is_short_again() {
+    for device in [Device::Cpu, Device::Reference] {
+        let models = Models::on(device);
+        fs::copy(fixture("quill-4m/tokenizer.json"), models.folder.join("tokenizer.json")).expect("a tokenizer");
+        let engine = models.open(options(device));
+        let others = (0..TinyModel::default().vocab as u32).filter(|id| !CHARACTERS.contains(id));
+        let logit_bias = others.map(|id| (id, f32::NEG_INFINITY)).collect();
+        let sampling = SamplingParams { logit_bias, ..SamplingParams::default() };
+        let prompt = tokens(11, ORIGINAL - 6);
+        let free = request(&prompt, 14).sampling(sampling);
+        let text = engine.generate(std::slice::from_ref(&free)).expect("free").remove(0).text;
+        // Of the tokens 67 to 73 of the sequence, and of more and fewer beyond the length.
+        for (from, to) in [(2, 9), (0, 7), (4, 13)] {
+            let banned = free.clone().banned_string(&text[from..to]);
+            let found = choose(&engine, &banned);
+            let crossed = |&(back, from, _): &(usize, usize, u32)| back < ORIGINAL && from > ORIGINAL;
+            assert!(found.returns.iter().any(crossed), "{device:?}, {banned:?}: {:?}", found.returns);
+            check_choices(&models, &prompt, &found);
+            if device == Device::Cpu {
+                let cached = models.open(EngineOptions { prefix_cache: true, ..options(device) });
+                for request in [banned.clone(), Request { ngram_draft: true, max_ngram: 1, ..banned }] {
+                    assert_eq!(choose(&cached, &request), found);
+                }
+                assert_eq!(cached.stats().kv_pages_free, cached.stats().kv_pages_total);
+            }
+        }
+    }
+}
+
+/// Each row is that of a whole pass of a model that only has the rotation of its length, and each token the best one that was not
+/// given up there.
+fn check_choices(models: &Models, prompt: &[u32], found: &Chosen) {
+    let vocab = TinyModel::default().vocab;
+    let mut tokens = prompt.to_vec();
+    for (row, &id) in found.logits.chunks_exact(vocab).zip(&found.token_ids) {
+        let whole = models.whole(&tokens);
+        assert!(row == &whole[whole.len() - vocab..], "after {} tokens", tokens.len());
+        let is_given_up = |id: u32| {
+            let last_before = found.returns.iter().rposition(|&(back, ..)| back < tokens.len());
+            let returns = &found.returns[last_before.map_or(0, |index| index + 1)..];
+            returns.iter().any(|&(back, _, first)| (back, first) == (tokens.len(), id))
+        };
+        let best =
+            CHARACTERS.filter(|&id| !is_given_up(id)).max_by(|&a, &b| row[a as usize].total_cmp(&row[b as usize]));
+        assert_eq!(Some(id), best, "after {} tokens", tokens.len());
+        tokens.push(id);
+    }
+    assert_eq!(tokens.len(), prompt.len() + 14);
+}
+
+#[test]
+fn a_sequence_that_is_cancelled_while_it_waits_to_start_over_leaves_nothing() {
+    let models = Models::on(Device::Cpu);
+    let (prompt, other) = (tokens(8, ORIGINAL - 2), tokens(9, 127));
+    let alone = models.open(options(Device::Cpu));
+    let [whole, beside] = [(&prompt, 6), (&other, 12)]
+        .map(|(prompt, new)| alone.generate(&[request(prompt, new)]).expect("alone").remove(0));
+    for is_dropped in [false, true] {
+        // Of 8 pages, the other sequence has 5 when this one has crossed, which needs 3 and leaves one to each that runs.
+        let pages = EngineOptions { kv_tokens: Some(256), prefix_cache: true, ..options(Device::Cpu) };
+        let engine = models.open(pages);
+        let mut crossing = engine.submit(request(&prompt, 6)).expect("submitted");
+        let mut running = engine.submit(request(&other, 12)).expect("submitted");
+        let mut token_ids = Vec::new();
+        while prompt.len() + token_ids.len() <= ORIGINAL {
+            token_ids.extend(crossing.next_chunk().expect("a chunk").expect("it goes on").token_ids);
+        }
+        let mut found = Vec::new();
+        while found.len() < 5 {
+            found.extend(running.next_chunk().expect("a chunk").expect("it goes on").token_ids);
+        }
+        let stats = engine.stats();
+        assert_eq!((stats.rows_running, stats.rows_waiting), (1, 1), "it waits for pages");
+        assert!(crossing.poll_chunk().expect("no error").is_none());
+        if is_dropped {
+            drop(crossing);
+        } else {
+            crossing.cancel();
+            let last = crossing.next_chunk().expect("a chunk").expect("the last one");
+            let finish = last.finish.expect("finished");
+            assert_eq!((finish.reason, finish.usage.completion_tokens), (FinishReason::Cancelled, token_ids.len()));
+            assert!(last.token_ids.is_empty() && crossing.next_chunk().expect("no error").is_none());
+        }
+        assert_eq!(engine.stats().rows_waiting, 0);
+        while let Some(chunk) = running.next_chunk().expect("a chunk") {
+            found.extend(chunk.token_ids);
+        }
+        assert_eq!((&token_ids[..], found), (&whole.token_ids[..3], beside.token_ids.clone()));
+        let stats = engine.stats();
+        assert_eq!((stats.rows_running, stats.rows_waiting, stats.kv_pages_free), (0, 0, stats.kv_pages_total));
+        let again = engine.generate(&[request(&prompt, 6)]).expect("again").remove(0);
+        assert_same_bits(&whole, &again, "the same request afterwards");
+    }
 }

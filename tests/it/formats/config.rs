@@ -5,6 +5,7 @@ use std::path::Path;
 use exlora::checkpoint::Checkpoint;
 use exlora::quant::config::{GptqConfig, ZeroFormat};
 use exlora::quant::{QuantConfig, open_linear};
+use exlora::text_prefix::TextPrefix;
 use exlora::{Error, ErrorCode};
 use serde_json::{Value, json};
 
@@ -217,6 +218,47 @@ fn a_pattern_is_anchored_at_the_start_only() {
     assert_eq!(bits("model.layers.0.mlp"), 4);
     assert_eq!(bits("model.layers.12.mlp"), 8);
     assert_eq!(bits("lm_head"), 3);
+}
+
+/// Of a multimodal folder: with the prefix of its files, or with that under which transformers has loaded them since 4.52.
+#[test]
+fn patterns_see_the_prefix_of_a_multimodal_model() {
+    let rules = json!({
+        r"-:^model\.layers\.1\.": {},
+        r"^model\.layers\.0\.": {"bits": 8},
+        r"-:^model\.language_model\.layers\.1\.": {},
+        r"^model\.language_model\.layers\.0\.": {"bits": 2},
+        r"-:^language_model\.model\.layers\.1\.": {},
+        r"^language_model\.model\.layers\.0\.": {"bits": 3},
+        r"^model\.language_model\.layers\.2\.": {"bits": 2},
+        r"^language_model\.lm_head": {"bits": 8},
+    });
+    let paths = [0, 1, 2].map(|layer| format!("model.layers.{layer}.mlp.up_proj"));
+    for (prefix, expected, head) in [
+        (TextPrefix::None, [Some(8), None, Some(4)], 4),
+        (TextPrefix::Inner, [Some(2), None, Some(2)], 4),
+        (TextPrefix::Outer, [Some(3), None, Some(2)], 8),
+    ] {
+        let config = QuantConfig::from_json(&with("dynamic", rules.clone())).expect("valid").with_prefix(prefix);
+        let config = config.gptq().expect("gptq");
+        let bits = |path: &str| config.params_of(path).expect("matched").map(|params| params.bits);
+        assert_eq!(paths.each_ref().map(|path| bits(path)), expected, "{prefix:?}");
+        assert_eq!(bits("lm_head"), Some(head), "{prefix:?}");
+    }
+}
+
+/// A rule for everything that is not the text model, as the quantizer names that, is not about a module that is quantized.
+#[test]
+fn a_rule_that_leaves_a_quantized_module_dense_needs_all_its_names() {
+    let bits = |rules: Value| {
+        let config = QuantConfig::from_json(&with("dynamic", rules)).expect("valid").with_prefix(TextPrefix::Outer);
+        let found = config.gptq().expect("gptq").params_of("model.layers.3.mlp.up_proj").expect("matched");
+        found.map(|params| params.bits)
+    };
+    let others = r"-:^(?!model\.language_model\.)";
+    assert_eq!(bits(json!({others: {}})), Some(4));
+    assert_eq!(bits(json!({others: {}, r".*\.layers\.3\.": {"bits": 8}})), Some(8));
+    assert_eq!(bits(json!({others: {}, r"-:^model\.language_model\.": {}})), None);
 }
 
 #[test]

@@ -5,7 +5,6 @@ weights and token rows.
 """
 
 import copy
-import functools
 import json
 import pathlib
 import warnings
@@ -20,14 +19,9 @@ from support import gptq, manual_merge, tiny
 from support.adapter_specs import PAIRS, Spec, prompt, spec
 
 
-@functools.cache
-def _loaded(folder: pathlib.Path) -> torch.nn.Module:
-    return tiny.load(folder)
-
-
 def base_model(folder: pathlib.Path, growth: int = 0) -> torch.nn.Module:
     """A copy of the model of a dense folder, its vocabulary longer by `growth` rows from a fixed seed."""
-    model = copy.deepcopy(_loaded(folder))
+    model = copy.deepcopy(tiny.loaded(folder))
     if growth:
         torch.manual_seed(growth)
         model.resize_token_embeddings(tiny.VOCAB + growth, mean_resizing=False)
@@ -141,7 +135,7 @@ class Collection:
 
     def by_hand(self, folder: pathlib.Path, mixture: list[tuple[manual_merge.Adapter, float]]) -> torch.nn.Module:
         """The dense model in `folder` with a mixture folded in by hand."""
-        return manual_merge.fold(_loaded(folder), mixture)
+        return manual_merge.fold(tiny.loaded(folder), mixture)
 
     def by_peft(self, folder: pathlib.Path, base: str, name: str) -> torch.nn.Module:
         """peft on the dense model in `folder`, with the adapter of `name` for `base`; not to be modified."""
@@ -155,7 +149,7 @@ class Collection:
         first, *rest = names
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = peft.PeftModel.from_pretrained(copy.deepcopy(_loaded(folder)), self.adapter(base, first), first)
+            model = peft.PeftModel.from_pretrained(copy.deepcopy(tiny.loaded(folder)), self.adapter(base, first), first)
             for name in rest:
                 model.load_adapter(self.adapter(base, name), name)
             model.base_model.set_adapter(list(names))

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import pathlib
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -354,6 +354,16 @@ def some(quick: Iterable[str]) -> list[Any]:
     return [name if name in chosen else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 
 
+def first_of_each(cases: Iterable[Any], kind: Callable[[Any], Any] = lambda case: case[1]) -> list[Any]:
+    """Pairs of a family and a datum as parameters of a test, all but the first of each kind as slow ones."""
+    seen: set[Any] = set()
+    marked = []
+    for case in cases:
+        marked.append(pytest.param(*case, marks=[pytest.mark.slow] if kind(case) in seen else []))
+        seen.add(kind(case))
+    return marked
+
+
 def config(name: str, **changes: Any) -> Members:
     """The config.json of a family, with some members changed."""
     its = family(name)
@@ -411,8 +421,9 @@ def copy(folder: pathlib.Path, into: pathlib.Path, members: Members, tensors: Te
 
 
 def tensors(folder: pathlib.Path) -> Tensors:
-    """The weights of a folder."""
-    return load_file(folder / "model.safetensors")
+    """The weights of a folder, which are in one file."""
+    [file] = folder.glob("*.safetensors")
+    return load_file(file)
 
 
 def read_config(folder: pathlib.Path) -> Members:
@@ -427,4 +438,4 @@ def write_config(folder: pathlib.Path, members: Members) -> None:
 
 def logits(folder: pathlib.Path, tokens: list[int] = PROMPT) -> Any:
     """transformers' logits [tokens, vocab], float32 with eager attention."""
-    return tiny.logits(tiny.load(folder), tokens)
+    return tiny.logits(tiny.loaded(folder), tokens)

@@ -11,6 +11,7 @@ import warnings
 from typing import Any
 
 import peft
+import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,16 @@ from support.families import HEADS, KV_HEADS, Members, Tensors
 
 # Fused projection -> its parts, as split files name them.
 PARTS = manual_merge.FUSED
+
+
+# Families, and those of their fused projections that quantizers write in parts; parameters of tests.
+SPLIT_CASES = [
+    ("phi3", ("gate_up_proj",)),
+    ("phi3", ("qkv_proj", "gate_up_proj")),
+    ("glm4", ("gate_up_proj",)),
+    pytest.param("glm", ("gate_up_proj",), marks=pytest.mark.slow),
+    pytest.param("phi3-longrope", ("qkv_proj", "gate_up_proj"), marks=pytest.mark.slow),
+]
 
 
 def part_sizes(fused: str, rows: int) -> list[int]:
@@ -44,10 +55,17 @@ def split(tensors: Tensors, *fused_names: str) -> Tensors:
     return out
 
 
-def fuse(tensors: Tensors) -> Tensors:
-    """The tensors with parts joined into fused projections."""
+def split_folder(name: str, parts: tuple[str, ...], models: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """The model of a family with some projections in parts."""
+    fused = families.write(name, models)
+    return families.copy(fused, folder, families.config(name), split(families.tensors(fused), *parts))
+
+
+def fuse(tensors: Tensors, *fused_names: str) -> Tensors:
+    """The tensors with parts joined into fused projections: the inverse of `split`."""
     out = dict(tensors)
-    for fused, (first, *rest) in PARTS.items():
+    for fused in fused_names:
+        first, *rest = PARTS[fused]
         for key in [key for key in out if f".{first}." in key]:
             parts = [out.pop(key.replace(f".{first}.", f".{part}.")) for part in (first, *rest)]
             out[key.replace(f".{first}.", f".{fused}.")] = torch.cat(parts)
@@ -143,6 +161,8 @@ WRAPPERS: dict[str, tuple[str, Members]] = {
         },
     ),
 }
+# As parameters of a test that is slow for all but the first.
+ONE_WRAPPER = families.first_of_each(((name,) for name in WRAPPERS), kind=lambda _: None)
 # Spelling -> what precedes `layers`, `embed_tokens` and `norm`; the head; the vision tower.
 SPELLINGS = {
     "before transformers 4.52": ("language_model.model.", "language_model.lm_head.", ""),

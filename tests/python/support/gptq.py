@@ -61,8 +61,13 @@ class Scheme:
         }
 
 
-def quantize(dense: pathlib.Path, out: pathlib.Path, scheme: Scheme, seed: int = 0) -> pathlib.Path:
-    """Writes the packed model into `out` and returns the folder of its dequantized copy, `out` with `-dequantized`."""
+def quantize(
+    dense: pathlib.Path, out: pathlib.Path, scheme: Scheme, seed: int = 0, prefix: str = "model."
+) -> pathlib.Path:
+    """Writes the packed model into `out` and returns the folder of its dequantized copy, `out` with `-dequantized`.
+
+    `prefix` stands in place of `model.` in the names that the patterns of `dynamic` see.
+    """
     dequantized_folder = out.with_name(out.name + "-dequantized")
     if dequantized_folder.exists():
         return dequantized_folder
@@ -73,8 +78,8 @@ def quantize(dense: pathlib.Path, out: pathlib.Path, scheme: Scheme, seed: int =
     packed, dequantized = {}, {}
     for name, tensor in tensors.items():
         module = name.removesuffix(".weight")
-        wanted = name.endswith("_proj.weight") or (scheme.lm_head and name == "lm_head.weight")
-        chosen = scheme.of(module) if wanted else None
+        wanted = name.endswith(("_proj.weight", ".c_fc.weight")) or (scheme.lm_head and name == "lm_head.weight")
+        chosen = scheme.of(re.sub(r"^model\.", prefix, module)) if wanted else None
         if chosen is None:
             packed[name] = dequantized[name] = tensor
             continue
@@ -82,12 +87,12 @@ def quantize(dense: pathlib.Path, out: pathlib.Path, scheme: Scheme, seed: int =
         packed |= {f"{module}.{part}": torch.from_numpy(value) for part, value in parts.items()}
         dequantized[name] = torch.from_numpy(weight)
     config = json.loads((dense / "config.json").read_text())
-    _write(dequantized_folder, dequantized, config)
+    write_folder(dequantized_folder, dequantized, config)
     if scheme.separate_config:
-        _write(out, packed, config)
+        write_folder(out, packed, config)
         (out / "quantize_config.json").write_text(json.dumps(scheme.config(), indent=2))
     else:
-        _write(out, packed, {**config, "quantization_config": scheme.config()})
+        write_folder(out, packed, {**config, "quantization_config": scheme.config()})
     return dequantized_folder
 
 
@@ -134,9 +139,10 @@ def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
     return (words << np.arange(32, dtype=np.uint64)[None, :, None]).sum(axis=1).astype(np.uint32).view(np.int32)
 
 
-def _write(folder: pathlib.Path, tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
+def write_folder(
+    folder: pathlib.Path, tensors: dict[str, torch.Tensor], config: dict[str, Any], file: str = "model.safetensors"
+) -> None:
+    """Writes a model folder: all tensors in one file, and config.json."""
     folder.mkdir(parents=True)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"}
-    )
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / file, {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2))

@@ -5,6 +5,7 @@ norms at one, where a reader that ignores them would pass. The sizes are awkward
 multiple of 128, so a GPTQ group may end short, and grouped-query attention always has two query heads a key head.
 """
 
+import functools
 import json
 import pathlib
 from dataclasses import dataclass, field
@@ -139,6 +140,12 @@ def load(folder: pathlib.Path) -> torch.nn.Module:
     return transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     ).eval()
+
+
+@functools.lru_cache(maxsize=128)
+def loaded(folder: pathlib.Path) -> torch.nn.Module:
+    """The oracle of a folder that does not change, loaded once; not to be modified."""
+    return load(folder)
 
 
 @torch.no_grad()
