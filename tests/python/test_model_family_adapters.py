@@ -35,7 +35,7 @@ HAVE_BIASES = ("granite", "glm", "glm4", "starcoder2")
 # In the quick tests, each kind is tried where a datum meets it: norms stored less one, factors of the embedding, of the
 # residual sum and of the logits, norms behind linears, fused projections, biases, also of norms.
 QUICK = [
-    *((name, "all-linear") for name in ("mistral", "smollm3", "gemma3", "granite", "cohere2", "glm4", "olmo3", "phi3")),
+    *((name, "all-linear") for name in ("mistral", "smollm3", "gemma3", "cohere2", "glm4", "olmo3")),
     *((name, "norms") for name in ("gemma3", "cohere", "olmo2", "starcoder2")),
     *((name, "dora") for name in ("phi3", "glm4", "gemma2")),
     *((name, "head") for name in ("gemma2", "granite")),
@@ -101,7 +101,7 @@ def test_an_adapter_on_the_reference_device_equals_peft(name, store):
         assert distance(engine.logits(PROMPT, adapter=kind), logits(store.peft(name, kind), PROMPT)) < TOLERANCE, kind
 
 
-@pytest.mark.parametrize("name", some(["gemma3", "granite", "phi3", "starcoder2"]))
+@pytest.mark.parametrize("name", some(["granite", "phi3", "starcoder2"]))
 def test_a_mixture_is_pefts_weighted_sum_of_deltas(name, store):
     """Ranks that are joined (`cat`) sum the deltas exactly; the deltas added by hand agree with them."""
     mixture = {"all-linear": 0.75, "other-rank": -0.5}
@@ -120,7 +120,7 @@ def test_a_mixture_is_pefts_weighted_sum_of_deltas(name, store):
     assert distance(engine.logits(PROMPT, adapter=mixture), want) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", some(["gemma2", "granite", "cohere2", "phi3"]))
+@pytest.mark.parametrize("name", some(["gemma2", "granite", "phi3"]))
 def test_a_row_has_the_same_bits_alone_in_a_batch_and_in_chunks(name, store):
     kinds = ("all-linear", "other-rank", "dora", "norms")
     mixtures = [None, *kinds, {"all-linear": 0.5, "other-rank": 0.25}, None, "norms"]

@@ -5,6 +5,7 @@ adapters, 2e-5 of the largest logit. Of EXL2 there are two copies: the reference
 as the format says; kernels scale sums, where no single weight is left to round.
 """
 
+import functools
 import re
 
 import pytest
@@ -28,36 +29,43 @@ def open_engine(folder, **options):
     return Engine(folder, **{"threads": 1, "kv_dtype": "f32", "prefix_cache": False, **options})
 
 
-def write_adapters(dense, parent):
-    return {name: collection.write(ADAPTERS[name], parent / name, dense, seed=6) for name in ADAPTERS}
+@pytest.fixture(scope="module")
+def adapters_of(models, tmp_path_factory):
+    """The adapters of a family, written on first use."""
+    root = tmp_path_factory.mktemp("adapters")
+
+    @functools.cache
+    def write(name):
+        dense, specs = families.write(name, models), ADAPTERS.items()
+        return {kind: collection.write(spec, root / f"{name}-{kind}", dense, seed=6) for kind, spec in specs}
+
+    return write
 
 
 def assert_equals(packed, meant, folders, **options):
     """Alone, with an adapter of all linears, and with a mixture, whose deltas are added to the copy by hand."""
     engine = open_engine(packed, adapters=folders, **options)
     assert distance(engine.logits(PROMPT), families.logits(meant)) < TOLERANCE
-    for name in folders:
-        want = tiny.logits(collection.load(ADAPTERS[name], folders[name], meant), PROMPT)
-        assert distance(engine.logits(PROMPT, adapter=name), want) < TOLERANCE
+    want = tiny.logits(collection.load(ADAPTERS["all-linear"], folders["all-linear"], meant), PROMPT)
+    assert distance(engine.logits(PROMPT, adapter="all-linear"), want) < TOLERANCE
     want = tiny.logits(adapters.load_sum(meant, [(folders[name], weight) for name, weight in MIXTURE.items()]), PROMPT)
     assert distance(engine.logits(PROMPT, adapter=MIXTURE), want) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_a_gptq_model_equals_its_dequantized_copy(name, models, tmp_path):
-    dense = families.write(name, models)
-    meant = gptq.quantize(dense, tmp_path / "packed", gptq.Scheme(sym=False, desc_act=True))
-    assert_equals(tmp_path / "packed", meant, write_adapters(dense, tmp_path))
+def test_a_gptq_model_equals_its_dequantized_copy(name, adapters_of, models, tmp_path):
+    scheme = gptq.Scheme(sym=False, desc_act=True)
+    meant = gptq.quantize(families.write(name, models), tmp_path / "packed", scheme)
+    assert_equals(tmp_path / "packed", meant, adapters_of(name))
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("reference", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", QUICK)
-def test_an_exl2_model_equals_its_dequantized_copy(name, device, models, tmp_path):
+def test_an_exl2_model_equals_its_dequantized_copy(name, device, adapters_of, models, tmp_path):
     """Its head is one of its own, whether or not the model's is; fused projections have one order of inputs."""
-    dense = families.write(name, models)
-    copies = exl2.quantize(dense, tmp_path / "packed")
+    copies = exl2.quantize(families.write(name, models), tmp_path / "packed")
     meant = copies.rounded if device == "reference" else copies.exact
-    assert_equals(tmp_path / "packed", meant, write_adapters(dense, tmp_path), device=device)
+    assert_equals(tmp_path / "packed", meant, adapters_of(name), device=device)
 
 
 def test_the_roundings_of_exl2_can_be_told_apart(models, tmp_path):
@@ -67,9 +75,8 @@ def test_the_roundings_of_exl2_can_be_told_apart(models, tmp_path):
 
 
 @pytest.mark.parametrize("name", families.some(["gemma2", "phi3"]))
-def test_a_packed_row_has_the_same_bits_in_chunks_in_a_batch_and_from_the_prefix_cache(name, models, tmp_path):
-    dense = families.write(name, models)
-    folders = write_adapters(dense, tmp_path)
+def test_a_packed_row_has_the_same_bits_in_chunks_a_batch_and_the_prefix_cache(name, adapters_of, models, tmp_path):
+    dense, folders = families.write(name, models), adapters_of(name)
     gptq.quantize(dense, tmp_path / "gptq", gptq.Scheme(sym=False, desc_act=True))
     exl2.quantize(dense, tmp_path / "exl2")
     settings = {"max_new_tokens": 6, "temperature": 0.0, "logprobs": 3, "stop_at_eos": False}
@@ -87,19 +94,17 @@ def test_a_packed_row_has_the_same_bits_in_chunks_in_a_batch_and_from_the_prefix
 
 @pytest.mark.parametrize("desc_act", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(("name", "parts"), SPLIT_CASES, ids=str)
-def test_a_gptq_model_with_split_projections_equals_its_dequantized_copy(name, parts, desc_act, models, tmp_path):
+def test_a_split_gptq_model_equals_its_dequantized_copy(name, parts, desc_act, adapters_of, models, tmp_path):
     split = split_folder(name, parts, models, tmp_path / "split")
     meant = gptq.quantize(split, tmp_path / "packed", gptq.Scheme(sym=False, desc_act=desc_act))
-    folders = write_adapters(families.write(name, models), tmp_path)
-    assert_equals(tmp_path / "packed", fused_copy(meant, parts), folders)
+    assert_equals(tmp_path / "packed", fused_copy(meant, parts), adapters_of(name))
 
 
 @pytest.mark.parametrize(("name", "parts"), SPLIT_CASES, ids=str)
-def test_an_exl2_model_with_split_projections_equals_its_dequantized_copy(name, parts, models, tmp_path):
+def test_a_split_exl2_model_equals_its_dequantized_copy(name, parts, adapters_of, models, tmp_path):
     """As exllamav2 writes fused ones; each part has an order of inputs of its own."""
     copies = exl2.quantize(split_folder(name, parts, models, tmp_path / "split"), tmp_path / "packed")
-    folders = write_adapters(families.write(name, models), tmp_path)
-    assert_equals(tmp_path / "packed", fused_copy(copies.exact, parts), folders)
+    assert_equals(tmp_path / "packed", fused_copy(copies.exact, parts), adapters_of(name))
 
 
 def fused_copy(split, parts):
