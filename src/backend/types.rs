@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::kv_shape::KvShape;
 use crate::adapter::batch::AdapterBatch;
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result};
 use crate::quant::StoredWeight;
 use crate::sites::SiteId;
@@ -39,6 +40,8 @@ pub struct LinearSource<'a> {
     pub weight: StoredWeight<'a>,
     /// The base's bias `[out_features]`; a format's padding beyond that is not read.
     pub bias: Option<TensorView<'a>>,
+    /// Whose pages a backend releases while it packs a large weight; `None` if the weight is not of a checkpoint.
+    pub checkpoint: Option<&'a Checkpoint>,
 }
 
 /// A norm as a checkpoint stores it.

@@ -186,10 +186,13 @@ impl<'a> DecoderLoader<'a> {
         Err(Error::new(wrong.0, wrong.1).with_tensor(format!("{path}.bias")))
     }
 
-    fn source<'w>(&mut self, path: &str, weight: StoredWeight<'w>, bias: Option<TensorView<'w>>) -> LinearSource<'w> {
+    fn source<'w>(&mut self, path: &str, weight: StoredWeight<'w>, bias: Option<TensorView<'w>>) -> LinearSource<'w>
+    where
+        'a: 'w,
+    {
         let site = Site::linear(path, weight.in_features(), weight.out_features()).with_bias(bias.is_some());
         let site = self.sites.push(site);
-        LinearSource { site, weight, bias }
+        LinearSource { site, weight, bias, checkpoint: Some(self.checkpoint) }
     }
 
     fn pack(&mut self, sources: &[LinearSource<'_>]) -> Result<GroupId> {

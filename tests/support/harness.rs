@@ -187,6 +187,7 @@ impl Harness {
                     Weight::Coded(codes) => StoredWeight::Quantized(Box::new(codes.clone())),
                 },
                 bias: member.bias.as_ref().map(Tensor::view),
+                checkpoint: None,
             })
             .collect();
         (self.builder().load_linears(&sources).expect("the group packs"), sites)

@@ -319,7 +319,8 @@ mod tests {
             BaseWeights::new(Kernels::of(Isa::detect()).expect("this machine has it"), ActivationDType::F32);
         let (linear, table) = (SiteId(0), SiteId(1));
         let (weight, embeddings) = (matrix(OUTPUTS, INPUTS, 1), matrix(ROWS, OUTPUTS, 2));
-        let source = LinearSource { site: linear, weight: StoredWeight::Dense(weight.view()), bias: None };
+        let source =
+            LinearSource { site: linear, weight: StoredWeight::Dense(weight.view()), bias: None, checkpoint: None };
         let group = weights.load_linears(&mut pool, &[source]).expect("it packs");
         let embedding = weights.load_embedding(table, embeddings.view()).expect("it packs");
         let weights = Arc::new(weights);

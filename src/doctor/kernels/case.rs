@@ -136,7 +136,7 @@ impl Loading<'_> {
             weights.push(StoredWeight::Dense(view(DType::BF16, shape, bytes)?));
         }
         let sources: Vec<LinearSource<'_>> = (sites.iter().zip(weights).zip(&biases))
-            .map(|((&site, weight), bias)| LinearSource { site, weight, bias: Some(bias.view()) })
+            .map(|((&site, weight), bias)| LinearSource { site, weight, bias: Some(bias.view()), checkpoint: None })
             .collect();
         let id = self.builder.load_linears(&sources)?;
         Ok(Group { id, sites, inputs, widths: widths.to_vec() })

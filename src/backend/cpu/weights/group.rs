@@ -93,7 +93,7 @@ impl Group {
         let in_features = sources.first().map_or(0, |source| source.weight.in_features());
         let mut group = Self { members: Vec::new(), in_features, out_features: 0, packed_inputs: Vec::new() };
         for source in sources {
-            let mut packed = pack(pool, arena, &source.weight)?;
+            let mut packed = pack(pool, arena, source)?;
             if packed.in_features != in_features {
                 return Err(Error::new(ErrorCode::Internal, "the linears of a group read inputs of different widths")
                     .with_expected(in_features)

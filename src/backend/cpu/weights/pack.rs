@@ -22,17 +22,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::f16;
 
+use crate::backend::LinearSource;
 use crate::backend::cpu::kernels::digits::SPAN_BLOCKS;
 use crate::backend::cpu::kernels::tile::{BLOCK, Span, Tiles, Width};
 use crate::backend::cpu::kernels::vector::LANES;
 use crate::backend::cpu::runtime::arena::{Arena, ArenaSlice, Part, Region, RegionLayout};
 use crate::backend::cpu::runtime::threads::Pool;
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result};
 use crate::quant::{QuantizedWeight, StoredWeight};
 use crate::tensor::{DType, TensorView, shape_text};
 
 /// Most blocks of a span of floats.
 const DENSE_SPAN_BLOCKS: usize = 8;
+/// Bytes of a dense weight after which the pages that they were read from are released.
+const RELEASED_BYTES: usize = 8 << 20;
 /// In an order: this packed input is padding.
 pub(crate) const PADDING: u32 = u32::MAX;
 
@@ -112,14 +116,21 @@ impl Piece {
 ///
 /// # Errors
 /// `memory_exhausted`; `internal` or `quant_value_invalid` if the weight contradicts itself.
-pub(crate) fn pack(pool: &mut Pool, arena: &mut Arena, weight: &StoredWeight<'_>) -> Result<Packed> {
-    match weight {
-        StoredWeight::Dense(view) => pack_dense(pool, arena, *view),
+pub(crate) fn pack(pool: &mut Pool, arena: &mut Arena, source: &LinearSource<'_>) -> Result<Packed> {
+    match &source.weight {
+        StoredWeight::Dense(view) => pack_dense(pool, arena, *view, source.checkpoint),
         StoredWeight::Quantized(weight) => pack_quantized(pool, arena, &**weight),
     }
 }
 
-fn pack_dense(pool: &mut Pool, arena: &mut Arena, view: TensorView<'_>) -> Result<Packed> {
+/// Packs a matrix of floats. Its pages are released on the way: an output head, often a fifth of a quantized model, is packed
+/// last, so its mapped pages would add to all that is resident by then.
+fn pack_dense(
+    pool: &mut Pool,
+    arena: &mut Arena,
+    view: TensorView<'_>,
+    checkpoint: Option<&Checkpoint>,
+) -> Result<Packed> {
     let (&[out_features, in_features], Some(width)) = (view.shape(), Width::of_dtype(view.dtype())) else {
         return Err(Error::new(ErrorCode::Internal, "a dense weight must be a matrix of floats").with_found(format!(
             "{} {}",
@@ -131,9 +142,16 @@ fn pack_dense(pool: &mut Pool, arena: &mut Arena, view: TensorView<'_>) -> Resul
     let tile_bytes = tile_bytes(&spans);
     let tiles = out_features.div_ceil(LANES);
     let store = arena.take(area(tiles, tile_bytes)?)?;
-    pool.for_chunks(arena.values_mut::<u8>(store), tile_bytes, |tile, out| {
-        interleave(out, width, |lane| (tile * LANES + lane < out_features).then_some((view, tile * LANES + lane)));
-    })?;
+    let part_tiles = (RELEASED_BYTES / tile_bytes.max(1)).max(1);
+    for (part, out) in arena.values_mut::<u8>(store).chunks_mut((part_tiles * tile_bytes).max(1)).enumerate() {
+        pool.for_chunks(out, tile_bytes, |tile, out| {
+            let first = (part * part_tiles + tile) * LANES;
+            interleave(out, width, |lane| (first + lane < out_features).then_some((view, first + lane)));
+        })?;
+        if let Some(checkpoint) = checkpoint.filter(|_| out.len() == part_tiles * tile_bytes) {
+            checkpoint.release();
+        }
+    }
     let packed = Packed {
         in_features,
         out_features,
@@ -463,5 +481,45 @@ mod tests {
             let ones: u32 = words.iter().map(|word| word.count_ones()).sum();
             assert_eq!(ones, codes.iter().map(|code| code.count_ones()).sum::<u32>(), "padding is zero");
         }
+    }
+
+    /// Resident bytes of the maps of a file.
+    #[cfg(target_os = "linux")]
+    fn resident(file: &std::path::Path) -> usize {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let name = file.to_str().unwrap();
+        let mut of_file = maps.lines().skip_while(|line| !line.ends_with(name));
+        let kib = of_file.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+        kib.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_pages_of_a_large_dense_weight_are_released_while_it_is_packed() {
+        let folder = std::env::temp_dir().join(format!("exlora-released-pages-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("model.safetensors");
+        // Three parts, the last not full.
+        let (rows, columns) = (2 * RELEASED_BYTES / 2048 + 40, 1024);
+        let len = rows * columns * 2;
+        let header = format!(r#"{{"w":{{"dtype":"F16","shape":[{rows},{columns}],"data_offsets":[0,{len}]}}}}"#);
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend((0..rows * columns).flat_map(|i| f16::from_f32((i * 7919 % 2003) as f32).to_le_bytes()));
+        std::fs::write(&path, bytes).unwrap();
+
+        let checkpoint = Checkpoint::open(&folder).unwrap();
+        let view = checkpoint.get("w").unwrap().unwrap();
+        let (mut pool, mut arena) = (Pool::new(2).unwrap(), Arena::default());
+        let mut resident_after = |checkpoint_to_release| {
+            checkpoint.release();
+            let packed = pack_dense(&mut pool, &mut arena, view, checkpoint_to_release).unwrap();
+            let resident = resident(&path);
+            assert!(packed.equals(&arena, view));
+            resident
+        };
+        assert!(resident_after(None) >= len, "the test sees what is not released");
+        assert!(resident_after(Some(&checkpoint)) < RELEASED_BYTES / 2);
+        std::fs::remove_dir_all(folder).unwrap();
     }
 }
