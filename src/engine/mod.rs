@@ -116,6 +116,7 @@ impl Engine {
         options: EngineOptions,
         progress: &mut dyn FnMut(Progress) -> Result<()>,
     ) -> Result<Self> {
+        options.check()?;
         let dir = model.as_ref();
         let model_options = options.model_options();
         // An unusable one is reported before the model takes its time to load.
@@ -142,6 +143,7 @@ impl Engine {
         generation_config: GenerationConfig,
         progress: &mut dyn FnMut(Progress) -> Result<()>,
     ) -> Result<Self> {
+        options.check()?;
         let max_seq_len = match options.max_seq_len {
             Some(asked) => model.config().max_seq_len(Some(asked))?,
             None => model.max_seq_len(),
@@ -154,15 +156,15 @@ impl Engine {
             }
         };
         let limits = StepLimits {
-            sequences: options.max_rows.max(1),
-            prompt_tokens: options.prefill_chunk.max(1),
-            max_seq_len: options.kv_tokens.map_or(max_seq_len, |tokens| max_seq_len.min(tokens.max(1))),
+            sequences: options.max_rows,
+            prompt_tokens: options.prefill_chunk,
+            max_seq_len: options.kv_tokens.map_or(max_seq_len, |tokens| max_seq_len.min(tokens)),
         };
         for model in std::iter::once(&model).chain(&draft_model) {
             model.reserve_steps(&limits, options.kv_dtype)?;
         }
         let pages = match options.kv_tokens {
-            Some(tokens) => pages_for(tokens.max(1)),
+            Some(tokens) => pages_for(tokens),
             None => default_kv_pages(&model, draft_model.as_deref(), options, max_seq_len)?,
         };
         generation_config.check(model.config().vocab_size, max_seq_len.min(pages * PAGE_TOKENS))?;
@@ -427,7 +429,7 @@ fn default_kv_pages(
     let Some(free) = model.kv_pages_in_free_memory(options.kv_dtype)? else {
         return Ok(pages_for(DEFAULT_KV_TOKENS.max(options.max_seq_len.unwrap_or(0))));
     };
-    let most = options.max_rows.max(1).saturating_mul(pages_for(max_seq_len));
+    let most = options.max_rows.saturating_mul(pages_for(max_seq_len));
     let page_bytes = |model: &Model| model.kv_page_bytes(options.kv_dtype) as f64;
     let own_share = page_bytes(model) / (page_bytes(model) + draft_model.map_or(0.0, page_bytes));
     let free = (free as f64 * own_share) as usize;
@@ -437,10 +439,11 @@ fn default_kv_pages(
 /// Adds to the error of a cache that is too large for a device which one is not.
 fn with_what_fits(error: Error, model: &Model, options: &EngineOptions) -> Error {
     match model.kv_pages_in_free_memory(options.kv_dtype) {
-        Ok(Some(pages)) if error.code() == ErrorCode::MemoryExhausted => error
+        _ if error.code() != ErrorCode::MemoryExhausted => error,
+        Ok(Some(pages)) => error
             .with_subject("the KV cache")
             .with_hint(format!("at most a cache of {} tokens fits: set kv_tokens", pages * PAGE_TOKENS)),
-        _ => error,
+        _ => error.with_subject("the KV cache").with_hint("set a smaller kv_tokens or max_seq_len"),
     }
 }
 

@@ -2,8 +2,10 @@
 
 use super::draft_source::DraftModelSource;
 use super::generation_config::GenerationConfigSource;
+use super::request::MAX_DRAFT_TOKENS;
 use crate::adapter::pool::AdapterLimits;
 use crate::backend::{ActivationDType, KvDType};
+use crate::error::{Error, ErrorCode, Result};
 use crate::model::{Device, HeadDType, ModelOptions};
 
 /// Tokens that the KV cache of an engine holds by default.
@@ -76,6 +78,29 @@ impl Default for EngineOptions {
 }
 
 impl EngineOptions {
+    /// Checks the numbers.
+    ///
+    /// # Errors
+    /// `request_invalid`.
+    pub(super) fn check(&self) -> Result<()> {
+        let wrong = |setting: &str, expected: String, found: usize| {
+            let error = Error::new(ErrorCode::RequestInvalid, format!("{setting} is out of range"));
+            Err(error.with_setting(setting).with_expected(expected).with_found(found))
+        };
+        let counts = [
+            ("max_batch_size", Some(self.max_rows)),
+            ("prefill_chunk", Some(self.prefill_chunk)),
+            ("kv_tokens", self.kv_tokens),
+        ];
+        if let Some((setting, _)) = counts.into_iter().find(|(_, count)| *count == Some(0)) {
+            return wrong(setting, "at least 1".to_owned(), 0);
+        }
+        if self.num_draft_tokens > MAX_DRAFT_TOKENS {
+            return wrong("num_draft_tokens", format!("at most {MAX_DRAFT_TOKENS}"), self.num_draft_tokens);
+        }
+        Ok(())
+    }
+
     /// The options of a model that they load.
     pub(super) fn model_options(&self) -> ModelOptions {
         ModelOptions {

@@ -195,6 +195,12 @@ impl<'py> FromPyObject<'_, 'py> for StopsArg {
         if value.is_none() {
             return Ok(Self::default());
         }
+        if is_bytes_or_mapping(&value) {
+            let found = type_name(&value);
+            return Err(PyTypeError::new_err(format!(
+                "what ends a text is a string, a token id or a list of these, not {found}"
+            )));
+        }
         let one = |value: &Bound<'_, PyAny>| match value.cast::<PyString>() {
             Ok(text) => Ok(Stop::Text(text.to_cow()?.into_owned())),
             Err(_) => Ok(Stop::Token(token_id(value)?)),

@@ -11,7 +11,7 @@ use super::device::parse_device;
 use super::gil::{PythonCalls, detached};
 use super::job::PyJob;
 use super::model::PyModel;
-use super::numbers::{count, in_range, integer, optional_integer};
+use super::numbers::{count, integer, optional_integer};
 use super::progress::ProgressReporter;
 use super::request::PyRequest;
 use super::results::{PyAdapterInfo, ResultOut};
@@ -169,7 +169,7 @@ impl PyEngine {
         &self,
         py: Python<'py>,
         requests: Vec<Bound<'py, PyRequest>>,
-        #[pyo3(from_py_with = in_range)] n: Option<Vec<usize>>,
+        #[pyo3(from_py_with = samples_of_each)] n: Option<Vec<usize>>,
         run_none_if_refused: bool,
         progress: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Vec<Vec<ResultOut<'py>>>> {
@@ -348,4 +348,12 @@ impl PyEngine {
     fn max_tokens(&self) -> usize {
         self.engine.max_tokens()
     }
+}
+
+/// The numbers of samples, `n`, of requests.
+fn samples_of_each(value: &Bound<'_, PyAny>) -> PyResult<Option<Vec<usize>>> {
+    if value.is_none() {
+        return Ok(None);
+    }
+    value.try_iter()?.map(|n| Ok(count("n", integer(&n?)?)?)).collect::<PyResult<_>>().map(Some)
 }

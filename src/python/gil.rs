@@ -1,8 +1,10 @@
 //! Long work with the interpreter's lock (GIL) released, which Python can still interrupt.
 
+use std::cell::Cell;
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
+use pyo3::exceptions::{PyException, PyKeyboardInterrupt};
 use pyo3::prelude::*;
 
 use super::logging;
@@ -11,6 +13,13 @@ use crate::guard;
 
 /// Signals are checked at most this often, because each check waits for the thread that holds the interpreter's lock.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(20);
+
+thread_local! {
+    /// Whether this thread works for a caller in Python.
+    static HAS_CALLER: Cell<bool> = const { Cell::new(false) };
+    /// What a callback raised for that caller.
+    static FOR_CALLER: Cell<Option<PyErr>> = const { Cell::new(None) };
+}
 
 /// Calls Python from work that runs without the interpreter's lock. An exception raised there ends the work and reaches the
 /// caller.
@@ -28,8 +37,11 @@ impl PythonCalls {
         })
     }
 
-    /// Lets Python's signal handlers run (Ctrl-C), and delivers log records.
+    /// Raises what a callback raised for the caller, lets Python's signal handlers run (Ctrl-C), and delivers log records.
     pub(super) fn check_signals(&mut self) -> Result<()> {
+        if let Some(raised) = FOR_CALLER.take() {
+            return self.call(|_| Err(raised));
+        }
         if self.last_check.elapsed() < SIGNAL_INTERVAL {
             return Ok(());
         }
@@ -42,10 +54,25 @@ impl PythonCalls {
 }
 
 /// Calls Python from a thread that runs without the interpreter's lock.
-pub(super) fn attached<T>(f: impl FnOnce(Python<'_>) -> PyResult<T>) -> PyResult<T> {
+pub(super) fn attached<T>(f: impl FnOnce(Python<'_>) -> T) -> T {
     // Once the interpreter has ended, a daemon thread may still come here. It must not go back: the state that Python would
     // restore is freed.
     Python::try_attach(f).unwrap_or_else(|| wait_for_the_end())
+}
+
+/// The error of a request whose callback raised. What is no `Exception` (Ctrl-C, `sys.exit()`) reaches the caller of the engine too.
+pub(super) fn callback_error(py: Python<'_>, code: ErrorCode, callback: &str, raised: PyErr) -> Error {
+    let error = Error::new(code, format!("{callback} raised {raised}"));
+    if raised.is_instance_of::<PyException>(py) {
+        return error;
+    }
+    if HAS_CALLER.get() {
+        FOR_CALLER.set(Some(raised));
+    } else if raised.is_instance_of::<PyKeyboardInterrupt>(py) {
+        // A thread of the engine's own has no caller, so the main thread is told. Where it cannot be, the request's error remains.
+        let _ = py.import("_thread").and_then(|thread| thread.call_method0("interrupt_main"));
+    }
+    error
 }
 
 /// Waits until the process ends.
@@ -72,9 +99,13 @@ pub(super) fn detached<T: Send>(
 ) -> PyResult<T> {
     let mut python = PythonCalls { raised: None, last_check: Instant::now() };
     prepare_process();
+    // A callback may come here again.
+    let (had_caller, for_outer) = (HAS_CALLER.replace(true), FOR_CALLER.take());
     let result = py.detach(|| work(&mut python));
+    let raised = python.raised.or(FOR_CALLER.replace(for_outer));
+    HAS_CALLER.set(had_caller);
     logging::deliver(py);
-    match python.raised {
+    match raised {
         Some(raised) => Err(raised),
         None => Ok(result?),
     }

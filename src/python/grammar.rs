@@ -10,6 +10,7 @@ use pyo3::types::{PyDict, PyMapping, PyString};
 
 use super::args::TokenIds;
 use super::errors::type_name;
+use super::gil::callback_error;
 use crate::engine::{FilterTokens, Filters, Grammar, TokenFilter};
 use crate::error::{Error, ErrorCode, Result};
 
@@ -86,8 +87,9 @@ impl PyFilter {
         let outcome = Python::try_attach(|py| {
             let object = self.object.bind(py);
             f(object).map_err(|raised| {
-                let what = format!("the filter {} raised {raised}", type_name(object));
-                Error::new(ErrorCode::ConstraintFailed, what).with_hint("the exception is the filter's own")
+                let filter = format!("the filter {}", type_name(object));
+                callback_error(py, ErrorCode::ConstraintFailed, &filter, raised)
+                    .with_hint("the exception is the filter's own")
             })
         });
         outcome.unwrap_or_else(|| Err(ended()))

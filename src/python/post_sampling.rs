@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
-use pyo3::exceptions::{PyKeyboardInterrupt, PyTypeError};
+use pyo3::exceptions::PyTypeError;
 use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 use pyo3::{type_hint_identifier, type_hint_subscript};
 
 use super::errors::type_name;
-use super::gil::attached;
+use super::gil::{attached, callback_error};
 use super::numbers::token_id;
 use super::returns::{FloatArray, Floats};
 use crate::engine::{PostSampling, PostSamplingHook};
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{ErrorCode, Result};
 
 /// A token that was chosen, before it becomes part of the text: what a hook of `post_sampling_hooks` is called with.
 #[pyclass(name = "PostSampling", module = "exlora._exlora")]
@@ -124,7 +124,7 @@ impl<'py> IntoPyObject<'py> for Hooks {
 
 /// Calls a hook, from the thread that computes a step without the interpreter's lock.
 fn call(hook: &Py<PyAny>, chosen: &mut PostSampling<'_>) -> Result<()> {
-    let outcome = attached(|py| {
+    let call = |py: Python<'_>| -> PyResult<u32> {
         let result = PyPostSampling {
             token: chosen.token,
             prob: chosen.prob,
@@ -132,16 +132,10 @@ fn call(hook: &Py<PyAny>, chosen: &mut PostSampling<'_>) -> Result<()> {
             logits: chosen.logits.to_vec(),
         };
         let result = Bound::new(py, result)?;
-        let raised = hook.bind(py).call1((&result,)).err();
-        if let Some(raised) = raised {
-            if raised.is_instance_of::<PyKeyboardInterrupt>(py) {
-                // Ctrl-C is for the caller of the engine, who gets it between steps.
-                py.import("_thread")?.call_method0("interrupt_main")?;
-            }
-            return Err(raised);
-        }
-        chosen.token = result.borrow().token;
-        Ok(())
-    });
-    outcome.map_err(|raised| Error::new(ErrorCode::HookFailed, format!("a post-sampling hook raised {raised}")))
+        hook.bind(py).call1((&result,))?;
+        Ok(result.borrow().token)
+    };
+    let failed = |raised, py: Python<'_>| callback_error(py, ErrorCode::HookFailed, "a post-sampling hook", raised);
+    chosen.token = attached(|py| call(py).map_err(|raised| failed(raised, py)))?;
+    Ok(())
 }

@@ -288,6 +288,63 @@ def test_a_signal_interrupts_and_all_requests_are_released(engine, alarm, run):
     assert engine.generate(PROMPT, max_new_tokens=2).finish_reason == "length"
 
 
+class Interrupting:
+    """A callback of a request that is interrupted by its fourth call: by Ctrl-C, or by what it raises itself."""
+
+    def __init__(self, raised):
+        self.raised, self.calls = raised, 0
+
+    def called(self, *_):
+        self.calls += 1
+        if self.calls == 4:
+            if self.raised is None:
+                signal.raise_signal(signal.SIGINT)
+            raise self.raised
+
+    begin = feed = lambda self, _: None
+
+    def next(self):
+        self.called()
+        return None, []
+
+
+@pytest.mark.parametrize("run", ["generate", "stream", "as_completed"])
+@pytest.mark.parametrize("raised", [None, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("kind", ["hook", "filter"])
+def test_ctrl_c_in_a_callback_reaches_the_caller(engine, kind, raised, run):
+    callback = Interrupting(raised)
+    callbacks = {"post_sampling_hooks": [callback.called]} if kind == "hook" else {"filters": [callback]}
+    settings = {"max_new_tokens": 1000, "stop_at_eos": False, "adapter" if run == "stream" else "adapters": "sql"}
+    with pytest.raises(raised or KeyboardInterrupt):  # noqa: PT012 - two of the three are loops
+        if run == "generate":
+            engine.generate([PROMPT] * 8, **callbacks, **settings)
+        elif run == "stream":
+            list(engine.stream(PROMPT, **callbacks, **settings))
+        else:
+            list(engine.as_completed([PROMPT] * 8, **callbacks, **settings))
+    # Those of the other requests of its step at most.
+    assert callback.calls < 20
+    stats = engine.stats()
+    assert (stats["rows_running"], stats["rows_waiting"], stats["leases"]) == (0, 0, 0)
+    assert engine.generate(PROMPT, max_new_tokens=2).finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("kv_tokens", 0), ("max_batch_size", 0), ("prefill_chunk", 0), ("num_draft_tokens", 10**6)]
+)
+def test_an_engine_of_nothing_is_refused(fixtures, setting, value):
+    with pytest.raises(ValueError, match=setting) as caught:
+        Engine(fixtures / "quill-4m-gptq-4bit-g128-sym", **{setting: value})
+    assert (caught.value.code, caught.value.found) == ("request_invalid", str(value))
+
+
+def test_wrong_numbers_of_samples_and_stops_are_named(engine):
+    with pytest.raises(ValueError, match="n is negative"):
+        engine.generate(PROMPT, n=-1)
+    with pytest.raises(TypeError, match=r"what ends a text is a string.*, not bytes"):
+        engine.generate(PROMPT, stop=b"x")
+
+
 def test_the_command_runs_as_a_module():
     def run(*arguments):
         return subprocess.run([sys.executable, "-m", "exlora", *arguments], capture_output=True, text=True, check=False)
