@@ -6,6 +6,7 @@ mod numbers;
 mod prompt_json;
 mod read_json;
 mod suggestion;
+mod unique_value;
 
 use std::collections::BTreeMap;
 
@@ -28,6 +29,7 @@ pub(crate) use self::read_json::{read_json, read_json_at};
 #[cfg(feature = "server")]
 pub(crate) use self::suggestion::closest;
 pub(crate) use self::suggestion::did_you_mean;
+pub(crate) use self::unique_value::UniqueValue;
 use crate::engine::{Grammar, Prompt, Request, Stop};
 #[cfg(feature = "cli")]
 use crate::error::ErrorCode;

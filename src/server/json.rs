@@ -12,9 +12,8 @@ use serde_json::{Map, Value};
 use super::client_names::ClientNames;
 use super::error::{ApiError, ApiResult};
 use super::state::{AppState, blocking};
-use super::unique_value::UniqueValue;
 use crate::error::{Error, ErrorCode, Result};
-use crate::request_settings::{did_you_mean, field_names, read_json};
+use crate::request_settings::{UniqueValue, did_you_mean, field_names, read_json};
 
 /// What is read, and forgotten, of a body that is too large: many clients look at no answer before they have sent all of it.
 pub const MAX_DRAINED_BYTES: usize = 64 << 20;

@@ -28,7 +28,6 @@ mod serve_connection;
 mod socket;
 mod sse;
 mod state;
-mod unique_value;
 mod write_timeout;
 
 pub use self::key::Key;

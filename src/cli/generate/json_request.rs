@@ -6,7 +6,8 @@
 use serde_json::{Map, Value};
 
 use crate::cli::args::{
-    MixtureArg, RequestSettings, did_you_mean, prompt_embeds_of_json, prompt_of_json, read_json, read_json_at,
+    MixtureArg, RequestSettings, UniqueValue, did_you_mean, prompt_embeds_of_json, prompt_of_json, read_json,
+    read_json_at,
 };
 use crate::cli::result_line::RequestKeys;
 use crate::engine::{ChatOptions, Request};
@@ -28,12 +29,14 @@ pub(super) fn keys() -> Vec<String> {
 /// Reads a line. The ids are found also where the request is refused. `defaults` is what a line does not say.
 pub(super) fn parse(line: &str, index: usize, defaults: &Request) -> (RequestKeys, Result<Request>) {
     let mut keys = RequestKeys { index, ..Default::default() };
-    let mut fields = match serde_json::from_str::<Map<String, Value>>(line) {
-        Ok(fields) => fields,
+    let refused = |what: String| Err(invalid(what).with_hint("each line is one JSON object with at least a prompt"));
+    let mut fields = match serde_json::from_str(line) {
+        Ok(UniqueValue(Value::Object(fields))) => fields,
+        Ok(_) => return (keys, refused("the line is no JSON object".to_owned())),
         Err(e) => {
             // Each line is parsed alone, so the parser's own line number is always 1.
             let what = e.to_string().replace(" at line 1 column ", " at column ");
-            return (keys, Err(invalid(what).with_hint("each line is one JSON object with at least a prompt")));
+            return (keys, refused(format!("the line cannot be read as JSON: {what}")));
         }
     };
     (keys.id, keys.custom_id) = (fields.remove("id"), fields.remove("custom_id"));

@@ -51,6 +51,7 @@ fn a_request_that_fails_is_a_line_and_the_others_run() {
         r#"{"prompt": "a", "temprature": 1, "id": "typo"}"#,
         r#"{"prompt": "a", "adapter": "nope", "custom_id": 7}"#,
         "not JSON",
+        r#"{"prompt": "a", "adapter": {"sql": 0.5, "sql": -0.5}}"#,
         r#"{"prompt": "a", "top_p": 2}"#,
         r#"{"prompt": []}"#,
         r#"{"prompt": "a", "n": 0}"#,
@@ -65,20 +66,27 @@ fn a_request_that_fails_is_a_line_and_the_others_run() {
         let mut lines = outcome.json();
         lines.sort_by_key(|line| line["index"].as_u64());
         let codes: Vec<&str> = lines.iter().filter_map(|line| line["error"]["code"].as_str()).collect();
-        let expected = ["request_invalid", "adapter_not_found", "request_invalid", "sampling_invalid", "prompt_empty"];
-        assert_eq!((&codes[..5], codes.len()), (&expected[..], 7));
+        let (invalid, empty) = ("request_invalid", "prompt_empty");
+        let expected = [invalid, "adapter_not_found", invalid, invalid, "sampling_invalid", empty];
+        assert_eq!((&codes[..6], codes.len()), (&expected[..], 8));
         assert_eq!((&lines[1]["id"], &lines[2]["custom_id"]), (&json!("typo"), &json!(7)));
         assert_eq!(
             (&lines[1]["error"]["subject"], &lines[3]["error"]["subject"]),
             (&json!("line 2"), &json!("line 4"))
         );
-        for index in [0, 8] {
-            assert_eq!((&lines[index]["token_ids"], lines.len()), (&alone["token_ids"], 9));
+        for index in [0, 9] {
+            assert_eq!((&lines[index]["token_ids"], lines.len()), (&alone["token_ids"], 10));
         }
     }
     let outcome = generate(&requests, &["--requests", "-"]);
     assert_eq!((outcome.status, outcome.stdout.matches("== ").count()), (3, 2));
-    assert!(outcome.stderr.contains("line 2: unknown field `temprature`; did you mean 'temperature'?"));
+    for line in [
+        "line 2: unknown field `temprature`; did you mean 'temperature'?",
+        "line 4: the line cannot be read as JSON: expected ident",
+        "line 5: the line cannot be read as JSON: 'sql' is there twice",
+    ] {
+        assert!(outcome.stderr.contains(line), "{}", outcome.stderr);
+    }
 }
 
 #[test]
