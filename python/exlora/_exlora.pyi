@@ -1127,7 +1127,7 @@ class Server:
         """
     def wait(self, /, timeout: SupportsFloat | SupportsIndex | None = None) -> bool:
         """
-        Waits until it has ended, but no longer than `timeout` seconds; whether it has.
+        Waits until it has ended, but no longer than `timeout` seconds; whether it has. In a forked process it has.
         """
 
 @final

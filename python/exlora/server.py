@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -81,7 +82,7 @@ class Server:
             tool_call_parser=tool_call_parser,
             max_queue=max_queue,
             shutdown_timeout=shutdown_timeout,
-            defaults=json.dumps(_without_none(defaults)),
+            defaults=_defaults(defaults),
         )
 
     @property
@@ -143,5 +144,9 @@ def _texts(value: str | Iterable[str] | None) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def _without_none(keywords: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in keywords.items() if value is not None}
+def _defaults(keywords: Mapping[str, Any]) -> str:
+    """Settings of requests as a JSON object, which has no infinities and no NaN."""
+    for name, value in keywords.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise _exlora.error("sampling_invalid", f"{name} is not finite", found=str(value))
+    return json.dumps({name: value for name, value in keywords.items() if value is not None})

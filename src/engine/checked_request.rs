@@ -77,6 +77,15 @@ impl CheckedRequest {
 }
 
 impl Engine {
+    /// Checks the numbers of a request, whatever its prompt and adapters are.
+    ///
+    /// # Errors
+    /// `request_invalid`, `sampling_invalid`.
+    #[doc(hidden)]
+    pub fn check_settings(&self, request: &Request) -> Result<()> {
+        request.check(self.model().config().vocab_size)
+    }
+
     /// Checks a request, leases its adapters, encodes its prompt and draws its seed. Never waits for a step.
     ///
     /// # Errors

@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use serde_json::Value;
 
 use super::engine::PyEngine;
 use super::gil::{PythonCalls, detached};
 use super::numbers::{count, integer};
 use crate::error::{Error, ErrorCode, Result};
+use crate::request_settings::read_json;
 use crate::server::{Key, ServeOptions, Server, StopHandle};
 
 /// How often a thread that waits for the server looks at it, and at signals.
@@ -24,6 +26,8 @@ pub(super) struct PyServer {
     port: u16,
     stop: StopHandle,
     thread: Mutex<Option<JoinHandle<Result<()>>>>,
+    /// The process that has the thread.
+    process: u32,
 }
 
 #[pymethods]
@@ -54,7 +58,8 @@ impl PyServer {
         defaults: &str,
     ) -> PyResult<Self> {
         let wrong = |what: &str| PyErr::from(Error::new(ErrorCode::RequestInvalid, what));
-        let defaults = serde_json::from_str(defaults).map_err(|e| PyValueError::new_err(e.to_string()))?;
+        let defaults: Value = serde_json::from_str(defaults).map_err(|e| PyValueError::new_err(e.to_string()))?;
+        let defaults = read_json(defaults)?;
         let options = ServeOptions {
             host,
             port: u16::try_from(port).map_err(|_| wrong("port is a number from 0 to 65535"))?,
@@ -81,7 +86,7 @@ impl PyServer {
                 .name("exlora-server".to_owned())
                 .spawn(move || server.serve())
                 .map_err(|e| Error::new(ErrorCode::IoFailed, format!("cannot start the server's thread: {e}")))?;
-            Ok(Self { url, port, stop, thread: Mutex::new(Some(thread)) })
+            Ok(Self { url, port, stop, thread: Mutex::new(Some(thread)), process: std::process::id() })
         })
     }
 
@@ -102,16 +107,26 @@ impl PyServer {
         self.stop.stop();
     }
 
-    /// Waits until it has ended, but no longer than `timeout` seconds; whether it has.
+    /// Waits until it has ended, but no longer than `timeout` seconds; whether it has. In a forked process it has.
     #[pyo3(signature = (timeout=None))]
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
-        let limit = timeout.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        if timeout.is_some_and(f64::is_nan) {
+            return Err(Error::new(ErrorCode::RequestInvalid, "timeout is a number of seconds")
+                .with_found("nan")
+                .into());
+        }
+        // What no duration can hold is longer than anybody waits.
+        let limit = timeout.and_then(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).ok());
         detached(py, |python| self.wait_with(python, limit.map(|limit| Instant::now() + limit)))
     }
 }
 
 impl PyServer {
     fn wait_with(&self, python: &mut PythonCalls, deadline: Option<Instant>) -> Result<bool> {
+        if std::process::id() != self.process {
+            // Threads are not forked.
+            return Ok(true);
+        }
         loop {
             let mut thread = self.thread.lock();
             if let Some(ended) = thread.take_if(|thread| thread.is_finished()) {

@@ -87,8 +87,8 @@ impl Server {
     /// A server that listens already, with the same options.
     ///
     /// # Errors
-    /// `io_failed`: the folder of adapters cannot be opened. `adapter_name_invalid`: an adapter has a name of the base. For
-    /// pinned adapters, those that loading an adapter has.
+    /// `io_failed`: the folder of adapters cannot be opened. `adapter_name_invalid`: an adapter has a name of the base.
+    /// `request_invalid` or `sampling_invalid`: the defaults are wrong. For pinned adapters, those that loading an adapter has.
     pub fn new(listener: TcpListener, engine: Engine, options: ServeOptions) -> Result<Self> {
         let address = listener.local_addr().map_err(|e| cannot_listen(&options, &e))?;
         let (stop, _) = watch::channel(false);

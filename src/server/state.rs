@@ -42,8 +42,9 @@ impl AppState {
     /// Starts the engine's thread.
     ///
     /// # Errors
-    /// As [`EngineLoop::start`] and [`Adapters::new`].
+    /// As [`EngineLoop::start`] and [`Adapters::new`]; `request_invalid` or `sampling_invalid` for the defaults of requests.
     pub fn new(engine: Engine, mut options: ServeOptions, is_loopback: bool) -> Result<Arc<Self>> {
+        check_defaults(&engine, &options)?;
         let folder_name = folder_name(&engine);
         if options.served_model_names.is_empty() {
             options.served_model_names.push(folder_name.clone());
@@ -103,6 +104,17 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send
 /// Seconds since 1970.
 pub fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Checks what a request has where it says nothing.
+fn check_defaults(engine: &Engine, options: &ServeOptions) -> Result<()> {
+    let mut request = engine.request("");
+    options.defaults.apply(&mut request)?;
+    if request.negative_prompt.is_none() {
+        // It counts for the requests that bring one.
+        request.sampling.cfg_scale = None;
+    }
+    engine.check_settings(&request)
 }
 
 fn folder_name(engine: &Engine) -> String {

@@ -43,6 +43,20 @@ def test_a_child_forked_from_an_idle_engine_goes_on(quill):
     assert out == "True\n"
 
 
+def test_a_forked_child_does_not_wait_for_its_parents_server(quill):
+    out = run(
+        IN_CHILD
+        + textwrap.dedent("""
+        import urllib.request, exlora
+        with exlora.Server(exlora.Engine(sys.argv[1], threads=1), port=0) as server:
+            in_child(lambda: (server.stop(), server.wait()))
+            print(urllib.request.urlopen(server.url + "/health").status)
+        """),
+        quill,
+    )
+    assert out == "(None, True)\n200\n"
+
+
 def test_a_child_forked_during_steps_gets_an_error_instead_of_waiting_for_ever(quill):
     out = run(
         IN_CHILD

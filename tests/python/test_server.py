@@ -266,8 +266,17 @@ def test_what_a_request_does_not_say_is_the_servers_default(engine):
         assert post(server, "/v1/completions", prompt=PROMPT)["choices"][0]["text"] == expected
         expected = engine.generate(PROMPT, temperature=0.0, max_new_tokens=5).text
         assert post(server, "/v1/completions", prompt=PROMPT, temperature=0)["choices"][0]["text"] == expected
-    with pytest.raises(ValueError, match="temprature"):
-        Server(engine, port=0, temprature=1.0)
+    wrong = {"temprature": 1.0, "temperature": -1, "top_p": float("nan"), "max_new_tokens": 0, "min_p": "much"}
+    for name, value in wrong.items():
+        with pytest.raises(ValueError, match=name):
+            Server(engine, port=0, **{name: value})
+
+
+def test_a_limit_of_waiting_is_a_number_of_seconds(engine):
+    with Server(engine, port=0) as server:
+        assert not server.wait(-1)
+        with pytest.raises(ValueError, match="seconds"):
+            server.wait(float("nan"))
 
 
 @contextlib.contextmanager

@@ -128,6 +128,7 @@ impl Adapters {
 
     async fn lease_mixture(&self, MixtureField(parts): &MixtureField) -> Result<Vec<(AdapterRef, f32)>> {
         Mixture::check_length(parts.len())?;
+        self.check_fits(parts)?;
         let mut leases: Vec<(AdapterRef, f32)> = Vec::with_capacity(parts.len());
         for (key, weight) in parts {
             // What a list names twice is one version, on which the request has one lease.
@@ -140,6 +141,19 @@ impl Adapters {
             leases.push((adapter, *weight));
         }
         Ok(leases)
+    }
+
+    /// Refuses a mixture of more adapters than are ever loaded at once, for which there would be no room however long it waited.
+    fn check_fits(&self, parts: &[(AdapterKey, f32)]) -> Result<()> {
+        let is_first = |(i, (key, _)): &(usize, &(AdapterKey, f32))| parts[..*i].iter().all(|(other, _)| other != key);
+        let (distinct, most) = (parts.iter().enumerate().filter(is_first).count(), self.residency.pool().limits());
+        if distinct <= most.max_adapters {
+            return Ok(());
+        }
+        Err(Error::new(ErrorCode::AdapterMixtureInvalid, "the mixture has more adapters than may be loaded at once")
+            .with_expected(format!("at most {}", most.max_adapters))
+            .with_found(distinct)
+            .with_hint("start the server with a larger --max-adapters"))
     }
 
     /// The error for a name that no adapter has: the names that there are, the closest ones, and those of the base.

@@ -509,6 +509,18 @@ fn a_request_names_the_base_an_adapter_or_a_mixture() {
 }
 
 #[test]
+fn a_mixture_of_more_adapters_than_fit_is_refused_at_once() {
+    let (engine, dir) = (engine(2), folder(&["a", "b", "c"]));
+    let adapters = adapters(&engine, &dir);
+    run(async {
+        let of = async |parts: &[(&str, f32)]| named(adapters.select(&fields(None, Some(parts))).await).map(drop);
+        assert_eq!(of(&[("a", 1.0), ("b", 1.0), ("a", 0.5)]).await, Ok(()));
+        assert_eq!(of(&[("a", 1.0), ("b", 1.0), ("c", 1.0)]).await, Err(ErrorCode::AdapterMixtureInvalid));
+    });
+    assert_eq!(engine.stats().leases, 0);
+}
+
+#[test]
 fn fields_that_contradict_each_other_are_refused() {
     let (engine, dir) = (engine(8), folder(&["sql"]));
     let adapters = adapters(&engine, &dir);
