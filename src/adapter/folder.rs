@@ -138,6 +138,10 @@ fn no_weights(dir: &Path) -> Error {
         return foreign(dir, "the weights are in shards, which PEFT cannot read either")
             .with_hint("save them as one file");
     }
+    if has(|name| name.ends_with(".gguf")) {
+        return foreign(dir, "the weights are in GGUF, llama.cpp's format, not PEFT's")
+            .with_hint("use the folder that they were converted from");
+    }
     Error::new(ErrorCode::AdapterWeightsNotFound, format!("the folder has no {WEIGHTS}")).with_path(dir)
 }
 

@@ -141,7 +141,11 @@ pub fn inspect(dir: &Path, base: Option<&Path>) -> Result<Report> {
         return adapter::inspect(dir, base).map(Report::Adapter);
     }
     if !dir.join("config.json").exists() {
-        let what = "the folder holds neither a model (config.json) nor an adapter (adapter_config.json)";
+        let what = match (dir.is_dir(), dir.exists()) {
+            (true, _) => "the folder holds neither a model (config.json) nor an adapter (adapter_config.json)",
+            (false, true) => "this is a file, not the folder of a model or an adapter",
+            (false, false) => "the folder does not exist",
+        };
         return Err(Error::new(ErrorCode::CheckpointNotFound, what).with_path(dir));
     }
     if let Some(base) = base {
@@ -289,5 +293,9 @@ mod tests {
         let error = inspect(dir.path(), None).expect_err("an error");
         assert_eq!(error.code(), ErrorCode::CheckpointNotFound);
         assert_eq!(error.path(), Some(dir.path()));
+        let path = dir.path().join("none");
+        assert!(inspect(&path, None).expect_err("an error").message().contains("does not exist"));
+        std::fs::write(&path, "").expect("written");
+        assert!(inspect(&path, None).expect_err("an error").message().contains("a file"));
     }
 }

@@ -110,6 +110,9 @@ impl Grammar {
 
     fn regex(&self, pattern: &str) -> Result<TopLevelGrammar> {
         self.check_nesting(pattern)?;
+        if ends_in_escape(pattern) {
+            return Err(self.invalid("ends in a backslash that escapes nothing"));
+        }
         Ok(TopLevelGrammar::from_regex(pattern))
     }
 
@@ -151,9 +154,14 @@ impl Grammar {
 fn without_anchors(pattern: &str) -> &str {
     let pattern = pattern.strip_prefix('^').unwrap_or(pattern);
     match pattern.strip_suffix('$') {
-        Some(rest) if rest.bytes().rev().take_while(|&byte| byte == b'\\').count().is_multiple_of(2) => rest,
+        Some(rest) if !ends_in_escape(rest) => rest,
         _ => pattern,
     }
+}
+
+/// Whether the last backslash escapes what comes after the pattern.
+fn ends_in_escape(pattern: &str) -> bool {
+    !pattern.bytes().rev().take_while(|&byte| byte == b'\\').count().is_multiple_of(2)
 }
 
 #[cfg(test)]
@@ -173,6 +181,8 @@ mod tests {
             (Grammar::Regex("a".repeat(MAX_GRAMMAR_BYTES + 1)), "too large"),
             (Grammar::Choices(vec!["a".repeat(MAX_GRAMMAR_BYTES), "b".to_owned()]), "too large"),
             (Grammar::Regex("(".repeat(MAX_NESTING + 1)), "open brackets"),
+            (Grammar::Regex(r"[0-9]\".to_owned()), "escapes nothing"),
+            (Grammar::Regex(r"^\\\$\".to_owned()), "escapes nothing"),
             (Grammar::Lark(format!("start: {}", "[".repeat(MAX_NESTING + 1))), "open brackets"),
             (Grammar::JsonSchema("[".repeat(1000)), "is not JSON"),
             (Grammar::JsonSchema("3".to_owned()), "must be an object"),

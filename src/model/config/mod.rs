@@ -110,7 +110,9 @@ impl DecoderConfig {
     pub fn read_with(dir: &Path, overrides: &RopeOverrides) -> Result<(Self, Value)> {
         overrides.check()?;
         if !dir.is_dir() {
-            let error = Error::new(ErrorCode::CheckpointNotFound, "the model folder does not exist").with_path(dir);
+            let what =
+                if dir.exists() { "this is a file, not a model's folder" } else { "the model folder does not exist" };
+            let error = Error::new(ErrorCode::CheckpointNotFound, what).with_path(dir);
             return Err(with_path_hint(error, dir));
         }
         let path = dir.join("config.json");

@@ -41,6 +41,9 @@ fn weights_in_another_format_are_refused_with_a_conversion() {
     assert!(pickle.remedy().contains("weights_only=True"), "{pickle}");
     assert!(with("adapter_model-00001-of-00002.safetensors").message().contains("shards"));
     assert!(with("adapters.safetensors").message().contains("mlx-lm"));
+    let gguf = with("sql-q8_0.gguf");
+    assert_eq!(gguf.code(), ErrorCode::AdapterFormatUnsupported);
+    assert!(gguf.message().contains("GGUF"), "{gguf}");
 }
 
 #[test]

@@ -79,6 +79,7 @@ impl FromStr for Isa {
             Error::new(ErrorCode::DeviceUnavailable, format!("{VARIABLE} names no instruction set"))
                 .with_expected(names)
                 .with_found(name)
+                .with_hint("unset it for the best that this machine has")
         })
     }
 }
