@@ -193,7 +193,9 @@ mod tests {
     fn an_error_names_the_mistake_and_the_request_keeps_its_id() {
         let text = message(r#"{"prompt": "b", "temprature": 1}"#);
         assert!(text.starts_with("unknown field `temprature`; did you mean 'temperature'?"), "{text}");
-        assert!(message("{").starts_with("EOF"), "{}", message("{"));
+        assert!(message("{").starts_with("the line cannot be read as JSON: EOF"), "{}", message("{"));
+        assert!(message("[1]").starts_with("the line is no JSON object"), "{}", message("[1]"));
+        assert!(message(r#"{"prompt": "a", "prompt": "b"}"#).contains("'prompt' is there twice"));
         assert!(message(r#"{"adapter": "sql"}"#).contains("missing field `prompt`"));
         assert!(message(r#"{"prompt_embeds": "x"}"#).contains("no base64"));
         assert!(message(r#"{"prompt": "a", "prompt_embeds": "x"}"#).contains("prompt and prompt_embeds"));
