@@ -7,7 +7,7 @@
 //   projected [rows, (heads + 2 kv_heads) head_dim] f32    shrunk [entries, stack_rows] f32    inv_freq [rope_pairs] f32
 // grid   (heads + 2 kv_heads, rows or fewer); a block for each head, a thread for each channel: head_dim in whole warps
 // bytes  projected once, queries once, keys and values once, every B once for each of its rows (again from the cache)
-// proof  tests/cuda/expand.rs against the formula in f64, tests/cuda/kv_codes.rs against the definition of codes
+// proof  tests/cuda/attention.rs against the formula in f64, tests/cuda/kv_codes.rs against the definition of codes
 #include "expand.cuh"
 #include "kv_cache.cuh"
 #include "reduce.cuh"

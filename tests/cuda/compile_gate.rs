@@ -250,6 +250,7 @@ other_architectures! {
     kernels_keep_their_values_in_registers_on_sm_89: "sm_89";
     kernels_keep_their_values_in_registers_on_sm_90a: "sm_90a";
     kernels_keep_their_values_in_registers_on_sm_100: "sm_100";
+    kernels_keep_their_values_in_registers_on_sm_120: "sm_120";
 }
 
 #[test]

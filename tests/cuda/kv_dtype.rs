@@ -6,57 +6,31 @@ use serde_json::json;
 use support::Rng;
 use support::adapters::{Adapter, Folder};
 use support::model::{Plain, TinyModel};
-use support::reference::{Item, reference};
 
-use crate::decoder::{DEVIL, JARGON, SQLITE, assert_same_bits, engine, mixed_batch, on_cuda, request};
+use crate::decoder::{DEVIL, SQLITE, assert_same_bits, engine, mixed_batch, on_cuda, request};
+use crate::stored_items;
 use crate::support::find_compiler;
 
 const MODEL: &str = "quill-4m-gptq-4bit-g128-sym";
 
-/// The logits after the stored prompts, of the base and of every adapter, compared with those of transformers and peft in float32:
-/// `tolerance` is that of the CPU (tests/it/reference.rs), relative to a vector's largest magnitude.
-fn check_stored_logits(kv_dtype: KvDType, tolerance: f32) {
-    let (reference, logits) = reference();
-    let is_compared = |item: &&Item| item.model == MODEL && item.logits_key.is_some() && item.lora_scaling == 1.0;
-    let items: Vec<&Item> = reference.items.iter().filter(is_compared).step_by(2).collect();
-    assert!(items.len() >= 12 && [JARGON, SQLITE, DEVIL].iter().all(|name| has_adapter(&items, name)));
-    let request = |item: &&Item| {
-        let mut request = Request::new(reference.prompts[&item.prompt].ids.clone()).max_new_tokens(1);
-        if let Some(adapter) = &item.adapter {
-            request = request.adapter(adapter, item.lora_scaling);
-        }
-        request.return_logits = true;
-        request
-    };
-    let engine = engine(MODEL, EngineOptions { kv_dtype, ..on_cuda() });
-    let found = engine.generate(&items.iter().map(request).collect::<Vec<_>>()).expect("runs");
-    for (item, found) in items.iter().zip(found) {
-        let key = item.logits_key.as_deref().expect("filtered");
-        let expected = logits.tensor(key).expect("stored").to_f32();
-        let scale = expected.iter().fold(0f32, |largest, logit| largest.max(logit.abs()));
-        let error = found.logits.iter().zip(&expected).fold(0f32, |most, (a, b)| most.max((a - b).abs())) / scale;
-        assert_eq!(found.logits.len(), expected.len());
-        assert!(error < tolerance, "{kv_dtype:?}, {key}: logits differ by {error:e} of the largest");
-    }
-}
-
-fn has_adapter(items: &[&Item], name: &str) -> bool {
-    items.iter().any(|item| item.adapter.as_deref() == Some(name))
+/// Every second stored vector of logits, within the CPU's tolerance for such a cache (tests/it/reference.rs).
+fn check_some(kv_dtype: KvDType, tolerance: f32) {
+    stored_items::check(MODEL, kv_dtype, tolerance, 1, |index, item| index % 2 == 0 && item.logits_key.is_some());
 }
 
 #[test]
 fn a_cache_of_8_bits_moves_stored_logits_by_no_more_than_on_the_cpu() {
-    check_stored_logits(KvDType::Q8, 1e-2);
+    check_some(KvDType::Q8, 1e-2);
 }
 
 #[test]
 fn a_cache_of_8_and_4_bits_moves_stored_logits_by_no_more_than_on_the_cpu() {
-    check_stored_logits(KvDType::Q6, 8e-2);
+    check_some(KvDType::Q6, 8e-2);
 }
 
 #[test]
 fn a_cache_of_4_bits_moves_stored_logits_by_no_more_than_on_the_cpu() {
-    check_stored_logits(KvDType::Q4, 8e-2);
+    check_some(KvDType::Q4, 8e-2);
 }
 
 /// Rows of the base, of DoRA and of a mixture, alone, in a batch, in chunks, short of pages, and from the prefix cache.

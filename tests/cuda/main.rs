@@ -37,4 +37,5 @@ mod packed;
 mod prompt_embeds;
 mod repack;
 mod step;
+mod stored_items;
 mod support;

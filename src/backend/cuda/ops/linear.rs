@@ -28,7 +28,7 @@ const BLOCK_THREADS: usize = 32 * SLICES;
 const PARTIAL_STRIDE: usize = TILE_OUTPUTS + 4;
 /// Words of a unit of x, 64 inputs, of 8 tokens.
 const UNIT_X_WORDS: usize = 256;
-/// Lanes of a warp; pairs of scales of two strips for two halves of a unit.
+/// Lanes of a warp.
 const LANES: usize = 32;
 
 /// What [`LinearArguments::input`] holds.
