@@ -15,6 +15,7 @@ mod shards;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,6 +29,9 @@ pub use self::on_disk::TensorOnDisk;
 use crate::error::{Error, ErrorCode, Result, printable};
 use crate::files::{open_regular, read_until, unreadable};
 use crate::tensor::TensorView;
+
+/// Bytes that are hashed on one thread at once.
+const HASHED_PART_BYTES: usize = 4 << 20;
 
 /// The tensors of one safetensors file or of all shards of a model folder.
 #[derive(Debug)]
@@ -249,11 +253,13 @@ impl Checkpoint {
         self.files.iter().map(|file| file.bytes.len() as u64).sum()
     }
 
-    /// SHA-256 of all files' bytes in order, in hexadecimal. Used for adapters; for a mapped model it would read every file.
+    /// SHA-256 over the SHA-256 of each part of 4 MiB of the files, in order, in hexadecimal: parts are hashed on all cores. Used
+    /// for adapters; for a mapped model it would read every file.
     pub fn content_hash(&self) -> String {
+        let parts: Vec<&[u8]> = self.files.iter().flat_map(|file| file.bytes.chunks(HASHED_PART_BYTES)).collect();
         let mut hash = Sha256::new();
-        for file in &self.files {
-            hash.update(&*file.bytes);
+        for digest in hash_parts(&parts) {
+            hash.update(digest);
         }
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
@@ -272,6 +278,30 @@ impl Checkpoint {
             }
         }
     }
+}
+
+/// SHA-256 of each part, on as many threads as there are cores and parts.
+fn hash_parts(parts: &[&[u8]]) -> Vec<[u8; 32]> {
+    let digest = |part: &&[u8]| Sha256::digest(part).into();
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let of_thread = parts.len().div_ceil(threads).max(1);
+    std::thread::scope(|scope| {
+        let mut shares = parts.chunks(of_thread);
+        let own = shares.next().unwrap_or(&[]);
+        // A thread that cannot be started leaves its share to this one.
+        let shares: Vec<_> = shares
+            .map(|share| {
+                let thread = std::thread::Builder::new();
+                (share, thread.spawn_scoped(scope, move || share.iter().map(digest).collect::<Vec<_>>()))
+            })
+            .collect();
+        let mut digests: Vec<_> = own.iter().map(digest).collect();
+        for (share, thread) in shares {
+            let hashed = thread.ok().and_then(|thread| thread.join().ok());
+            digests.extend(hashed.unwrap_or_else(|| share.iter().map(digest).collect()));
+        }
+        digests
+    })
 }
 
 /// The tensor names of a safetensors file; only its header is read.

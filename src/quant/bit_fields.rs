@@ -4,6 +4,9 @@ use std::ops::Range;
 
 /// Bits of a word.
 pub(super) const WORD_BITS: usize = 32;
+/// Streams read at once: a loop of a fixed length becomes vector instructions, for which a tile of 16 outputs is too short
+/// otherwise.
+const VECTOR: usize = 16;
 
 /// The position of field `index` in a bit stream: it begins at bit `index * bits`, lowest bits first, at any width.
 pub(super) struct BitField {
@@ -23,7 +26,15 @@ impl BitField {
         Self { word, shift, mask: (1 << bits) - 1, straddles: shift + bits > WORD_BITS }
     }
 
-    /// The field's value; `high` is the next word if it straddles, else 0.
+    /// The field's values in several streams.
+    #[inline(always)]
+    fn read_all(&self, codes: &mut [u8], low: &[[u8; 4]], high: &[[u8; 4]]) {
+        for ((code, &low), &high) in codes.iter_mut().zip(low).zip(high) {
+            *code = self.read(u32::from_le_bytes(low), u32::from_le_bytes(high)) as u8;
+        }
+    }
+
+    /// The field's value; `high` is the next word if it straddles, else anything, whose bits the mask removes.
     #[inline]
     pub(super) fn read(&self, low: u32, high: u32) -> u32 {
         // Shifting left twice keeps the shift below 32 when shift is 0.
@@ -44,14 +55,13 @@ impl BitStreams<'_> {
     /// Reads one field from each of a range of columns, whose streams begin at `first_row`.
     pub(super) fn read(&self, first_row: usize, field: &BitField, columns: Range<usize>, codes: &mut [u8]) {
         let row = |word: usize| &self.words[(first_row + word) * self.columns..][columns.clone()];
-        if field.straddles {
-            for ((code, &low), &high) in codes.iter_mut().zip(row(field.word)).zip(row(field.word + 1)) {
-                *code = field.read(u32::from_le_bytes(low), u32::from_le_bytes(high)) as u8;
-            }
-        } else {
-            for (code, &word) in codes.iter_mut().zip(row(field.word)) {
-                *code = field.read(u32::from_le_bytes(word), 0) as u8;
-            }
+        let low = row(field.word);
+        let high = if field.straddles { row(field.word + 1) } else { low };
+        let ((codes, last_codes), (low, last_low)) = (codes.as_chunks_mut::<VECTOR>(), low.as_chunks::<VECTOR>());
+        let (high, last_high) = high.as_chunks::<VECTOR>();
+        for ((codes, low), high) in codes.iter_mut().zip(low).zip(high) {
+            field.read_all(codes, low, high);
         }
+        field.read_all(last_codes, last_low, last_high);
     }
 }

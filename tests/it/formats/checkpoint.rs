@@ -156,10 +156,21 @@ fn released_pages_come_back_with_the_same_bytes() {
 }
 
 #[test]
-fn the_content_hash_is_that_of_the_file() {
-    let bytes = file(&["a"]);
-    let expected: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-    assert_eq!(Checkpoint::from_bytes(bytes, Path::new("memory")).expect("valid").content_hash(), expected);
+fn the_content_hash_is_over_the_hashes_of_the_parts() {
+    const PART: usize = 4 << 20;
+    // None, one, exactly two, and parts of which the last is short: more than a machine of two cores has threads.
+    for bytes_of_weights in [4, PART / 2, 2 * PART - 4096, 5 * PART + 12] {
+        let mut bytes = safetensors(&[StoredTensor::new("a", "U8", &[bytes_of_weights], vec![7; bytes_of_weights])]);
+        let last = bytes.len() - 1;
+        bytes[last] = 8;
+        let mut hash = Sha256::new();
+        bytes.chunks(PART).for_each(|part| hash.update(Sha256::digest(part)));
+        let expected: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let content_hash = |bytes| Checkpoint::from_bytes(bytes, Path::new("memory")).expect("valid").content_hash();
+        assert_eq!(content_hash(bytes.clone()), expected);
+        bytes[last] = 9;
+        assert_ne!(content_hash(bytes), expected);
+    }
 }
 
 #[test]

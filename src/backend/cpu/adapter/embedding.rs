@@ -61,7 +61,7 @@ impl EmbeddingDelta {
         }
     }
 
-    pub(crate) fn fill(&self, region: &mut Region, source: &SiteDelta<'_>) {
+    pub(crate) fn fill(&self, pool: &mut Pool, region: &mut Region, source: &SiteDelta<'_>) -> Result<()> {
         if let (Some(rows), Some(weight)) = (&self.weight, &source.weight) {
             region.part_mut(rows.part).copy_from_slice(weight.bytes());
         }
@@ -77,8 +77,9 @@ impl EmbeddingDelta {
                     out[(token * a.width + r) * size..][..size].copy_from_slice(value);
                 }
             }
-            expand.fill(region, low);
+            expand.fill(pool, region, low)?;
         }
+        Ok(())
     }
 
     /// Computes the DoRA norms of the table's channels, if the adapter has a magnitude.

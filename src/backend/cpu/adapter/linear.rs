@@ -108,10 +108,10 @@ impl GroupDelta {
                 region.part_mut(stacked.ids).copy_from_slice(&rows.ids);
             }
             if let (Some(stacked), Some(low)) = (&delta.low, &source.low_rank) {
-                stacked.expand.fill(region, low);
+                stacked.expand.fill(pool, region, low)?;
             }
             if let (Some(stacked), Some(low)) = (&delta.removed, &source.removed) {
-                stacked.expand.fill(region, low);
+                stacked.expand.fill(pool, region, low)?;
             }
         }
         Ok(())

@@ -12,8 +12,13 @@ use crate::backend::cpu::kernels::dispatch::Kernels;
 use crate::backend::cpu::kernels::tile::{Width, prefetch};
 use crate::backend::cpu::kernels::vector::LANES;
 use crate::backend::cpu::runtime::arena::{Part, Region, RegionLayout};
+use crate::backend::cpu::runtime::threads::Pool;
 use crate::backend::cpu::weights::pack::interleave;
+use crate::error::Result;
 use crate::tensor::Tensor;
+
+/// Tiles that a task writes: one alone is written in less time than it takes to claim.
+const FILLED_TILES: usize = 32;
 
 /// The expand of a low-rank delta: what it adds to the outputs, given `t = A x`.
 pub(crate) struct Expand {
@@ -73,15 +78,22 @@ impl Expand {
     }
 
     /// Writes B and its bias.
-    pub(crate) fn fill(&self, region: &mut Region, low: &LowRank<'_>) {
-        let out = region.part_mut::<u8>(self.b);
-        for (tile, out) in out.chunks_exact_mut(self.tile_bytes()).enumerate() {
-            let row = |lane| Some((low.b.view(), tile * LANES + lane)).filter(|&(_, row)| row < self.outputs);
-            interleave(out, self.width, row);
-        }
+    ///
+    /// # Errors
+    /// A task panicked.
+    pub(crate) fn fill(&self, pool: &mut Pool, region: &mut Region, low: &LowRank<'_>) -> Result<()> {
+        let tiles_bytes = FILLED_TILES * self.tile_bytes();
+        pool.for_chunks(region.part_mut::<u8>(self.b), tiles_bytes, |part, out| {
+            for (tile, out) in out.chunks_exact_mut(self.tile_bytes()).enumerate() {
+                let first = (part * FILLED_TILES + tile) * LANES;
+                let row = |lane| Some((low.b.view(), first + lane)).filter(|&(_, row)| row < self.outputs);
+                interleave(out, self.width, row);
+            }
+        })?;
         for (part, values) in self.b_bias.iter().zip(&low.b_bias) {
             values.view().read_f32(0..self.outputs, &mut region.part_mut(*part)[..self.outputs]);
         }
+        Ok(())
     }
 
     /// Writes the magnitude and the terms of its norms. Padding outputs are not rescaled.

@@ -100,7 +100,7 @@ impl Adapter {
         for (&(table, repeat), source) in &sorted.tables {
             let Some(delta) = self.tables.get(table, repeat) else { continue };
             between_parts()?;
-            delta.fill(region, source);
+            delta.fill(pool, region, source)?;
             delta.fill_magnitude(pool, base, &base.tables[table], region, source, between_parts)?;
         }
         for (&(norm, repeat), source) in &sorted.norms {

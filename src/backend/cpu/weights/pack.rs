@@ -17,6 +17,7 @@
 //! Groups of codes longer than 128 inputs are split, so that a span's integer sums are exact in f32; groups that are no multiple of 32 are
 //! padded, and then, as with act-order, the inputs are gathered through an order in which padding reads as 0.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -246,32 +247,47 @@ fn area(tiles: usize, bytes: usize) -> Result<usize> {
     tiles.checked_mul(bytes).ok_or_else(|| Error::new(ErrorCode::MemoryExhausted, "a weight exceeds the address space"))
 }
 
-/// Writes up to 16 rows as `[input][16]` into `out`, in its width; a row of the same type is copied, any other widened.
+/// Writes up to 16 rows as `[input][16]` into `out`, in its width; a row of the same type is copied, any other widened. What
+/// lies behind the rows stays as it is.
 ///
 /// # Panics
 /// If `out` is shorter than the rows.
 pub(crate) fn interleave<'a>(out: &mut [u8], width: Width, row: impl Fn(usize) -> Option<(TensorView<'a>, usize)>) {
-    for lane in 0..LANES {
-        let Some((view, index)) = row(lane) else { continue };
+    let rows: [Cow<'a, [u8]>; LANES] = std::array::from_fn(|lane| {
+        let Some((view, index)) = row(lane) else { return Cow::default() };
         let len = view.shape()[1];
         if Width::of_dtype(view.dtype()) == Some(width) {
-            let bytes = view.dtype().bytes();
-            let source = &view.bytes()[index * len * bytes..(index + 1) * len * bytes];
-            match bytes {
-                2 => scatter::<2>(source, out, lane),
-                _ => scatter::<4>(source, out, lane),
-            }
-        } else {
-            let mut values = vec![0.0; len];
-            view.read_f32(index * len..(index + 1) * len, &mut values);
-            scatter::<4>(bytemuck::cast_slice(&values), out, lane);
+            let bytes = len * view.dtype().bytes();
+            return Cow::Borrowed(&view.bytes()[index * bytes..(index + 1) * bytes]);
         }
+        let mut values = vec![0.0; len];
+        view.read_f32(index * len..(index + 1) * len, &mut values);
+        Cow::Owned(bytemuck::cast_slice(&values).to_vec())
+    });
+    match width.bits() {
+        16 => transpose::<2>(&rows, out),
+        _ => transpose::<4>(&rows, out),
     }
 }
 
-fn scatter<const BYTES: usize>(row: &[u8], out: &mut [u8], lane: usize) {
-    for (i, value) in row.as_chunks::<BYTES>().0.iter().enumerate() {
-        out[(i * LANES + lane) * BYTES..][..BYTES].copy_from_slice(value);
+/// As [`interleave`], of values of that many bytes. Squares of 16 by 16 are copied row by row before they are turned, because rows are
+/// often a multiple of 4 KiB apart, where a cache holds only a few lines of them at once.
+fn transpose<const BYTES: usize>(rows: &[Cow<'_, [u8]>; LANES], out: &mut [u8]) {
+    let rows = rows.each_ref().map(|row| row.as_chunks::<BYTES>().0);
+    let len = rows.iter().map(|row| row.len()).max().unwrap_or(0);
+    let lines = out.as_chunks_mut::<BYTES>().0.as_chunks_mut::<LANES>().0;
+    for (block, lines) in lines[..len].chunks_mut(LANES).enumerate() {
+        let mut square = [[[0; BYTES]; LANES]; LANES];
+        for (copy, row) in square.iter_mut().zip(rows) {
+            let values = row.get(block * LANES..).unwrap_or(&[]);
+            match values.first_chunk::<LANES>() {
+                Some(values) => *copy = *values,
+                None => copy[..values.len()].copy_from_slice(values),
+            }
+        }
+        for (input, line) in lines.iter_mut().enumerate() {
+            *line = std::array::from_fn(|lane| square[lane][input]);
+        }
     }
 }
 
@@ -418,8 +434,13 @@ fn pack_planes(codes: &[u8], outputs: usize, width: Width, out: &mut [u8]) {
         for (quad, codes) in codes.chunks(4 * outputs).enumerate() {
             let mut words = [0u32; LANES];
             for (byte, codes) in codes.chunks_exact(outputs).enumerate() {
-                for (word, &code) in words.iter_mut().zip(codes) {
-                    *word |= u32::from(code) << (8 * byte);
+                let mut add = |codes: &[u8]| {
+                    words.iter_mut().zip(codes).for_each(|(word, &code)| *word |= u32::from(code) << (8 * byte));
+                };
+                // Of a known length, the loop is one of vectors.
+                match codes.first_chunk::<LANES>() {
+                    Some(whole) => add(whole),
+                    None => add(codes),
                 }
             }
             for (first_line, bits, below) in [(0, low, 0), (low, high, low)] {
@@ -451,6 +472,8 @@ fn pack_scales(weight: &dyn QuantizedWeight, group: usize, outputs: Range<usize>
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
     use crate::backend::cpu::kernels::vector::LINE;
 
@@ -480,6 +503,39 @@ mod tests {
             }
             let ones: u32 = words.iter().map(|word| word.count_ones()).sum();
             assert_eq!(ones, codes.iter().map(|code| code.count_ones()).sum::<u32>(), "padding is zero");
+        }
+    }
+
+    #[test]
+    fn every_value_of_a_row_is_in_its_lane_and_what_is_behind_stays() {
+        for (dtype, width) in [(DType::F16, Width::F16), (DType::BF16, Width::F32), (DType::F32, Width::F32)] {
+            for (rows, inputs) in [(16, 16), (16, 64), (13, 48), (1, 1), (16, 33), (5, 7)] {
+                let value = |row: usize, input: usize| (row * 64 + input) as f32 - 200.0;
+                let values: Vec<f32> = (0..rows * inputs).map(|i| value(i / inputs, i % inputs)).collect();
+                let stored: Vec<u8> = match dtype {
+                    DType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+                    DType::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+                    _ => bytemuck::cast_slice(&values).to_vec(),
+                };
+                let shape = [rows, inputs];
+                let view = TensorView::new(dtype, &shape, &stored).unwrap();
+                let size = width.bits() / 8;
+                let mut out = vec![0xA5; (inputs + 3) * LANES * size];
+                interleave(&mut out, width, |lane| (lane < rows).then_some((view, lane)));
+                let (written, behind) = out.split_at(inputs * LANES * size);
+                assert!(behind.iter().all(|&byte| byte == 0xA5));
+                for (i, found) in written.chunks_exact(size).enumerate() {
+                    let (input, lane) = (i / LANES, i % LANES);
+                    let expected = if lane < rows { value(lane, input) } else { 0.0 };
+                    let found = match *found {
+                        [a, b] => f16::from_le_bytes([a, b]).to_f32(),
+                        _ => f32::from_le_bytes(found.try_into().unwrap()),
+                    };
+                    // Rounded where bf16 has fewer bits.
+                    let expected = if dtype == DType::BF16 { bf16::from_f32(expected).to_f32() } else { expected };
+                    assert_eq!(found, expected, "{dtype}, input {input}, lane {lane}");
+                }
+            }
         }
     }
 
