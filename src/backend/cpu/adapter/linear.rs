@@ -151,6 +151,11 @@ impl GroupDelta {
         self.stack.tiles
     }
 
+    /// The stack's bytes.
+    pub(crate) fn stack_bytes<'a>(&'a self, region: &'a Region) -> &'a [u8] {
+        self.stack.view(region).codes
+    }
+
     /// The stack, for a kernel.
     pub(crate) fn stack<'a>(&'a self, region: &'a Region) -> Tiles<'a> {
         self.stack.view(region)

@@ -81,6 +81,11 @@ impl<'a> Routing<'a> {
         })
     }
 
+    /// Number of distinct adapters.
+    pub(crate) fn segment_count(&self) -> usize {
+        self.batch.segments().len()
+    }
+
     /// Slot, adapter and entries of each distinct adapter.
     pub(crate) fn segments(&self) -> impl Iterator<Item = (usize, &'a Adapter, Range<usize>)> + use<'a> {
         let Self { batch, adapters } = *self;

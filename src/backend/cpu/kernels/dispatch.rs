@@ -5,6 +5,8 @@
 
 #![allow(unsafe_code, reason = "kernels are compiled for instruction sets that are detected at run time")]
 
+use std::ops::Range;
+
 use super::activate::{self, ActivateFn};
 use super::attend::{self, AttendFn, Seen};
 use super::dequantize::{self, DequantizeFn};
@@ -76,9 +78,9 @@ struct Products<F> {
 }
 
 impl<F: Copy> Products<F> {
-    /// Covers some rows and tiles: calls each product with the first row and tile that it is for.
+    /// Covers some rows and tiles: calls each product with the first row and the tiles that it is for.
     #[inline]
-    fn cover(&self, rows: usize, tiles: usize, mut call: impl FnMut(F, usize, usize)) {
+    fn cover(&self, rows: usize, tiles: usize, mut call: impl FnMut(F, usize, Range<usize>)) {
         let mut row = 0;
         while row < rows && tiles > 0 {
             let left = (rows - row).min(self.rows);
@@ -93,7 +95,7 @@ impl<F: Copy> Products<F> {
                     (_, 4.., _) => (self.of_1x4, 1, 4),
                     _ => (self.of_1x1, 1, 1),
                 };
-                call(product, row, tile);
+                call(product, row, tile..tile + of_tiles);
                 (tile, covered) = (tile + of_tiles, of_rows);
             }
             row += covered;
@@ -139,15 +141,16 @@ impl Kernels {
         y: &mut [[f32; LANES]],
     ) {
         let pointers = checked_rows(tiles, tile, count, rows, tiles.inputs, y);
-        self.product.cover(rows.len(), count, |kernel, r, t| {
-            let out = y[t * MAX_ROWS + r..].as_mut_ptr().cast::<f32>();
+        self.product.cover(rows.len(), count, |kernel, r, of| {
+            let out = y[of.start * MAX_ROWS + r..].as_mut_ptr().cast::<f32>();
             // SAFETY: the table exists only where its instruction set does. Tiles, rows and `y` were checked; the kernel
             // writes as many vectors as it has rows at as many strides as it has tiles.
-            unsafe { kernel(tiles, tile + t, pointers[r..].as_ptr(), out, MAX_ROWS * LANES) };
+            unsafe { kernel(tiles, tile + of.start, pointers[r..].as_ptr(), out, MAX_ROWS * LANES) };
         });
     }
 
-    /// As [`Kernels::product`], for codes and rows of digits, whose spans are those of the tiles.
+    /// As [`Kernels::product`], for codes and rows of digits, whose spans are those of the tiles. The bytes `ahead`, which something
+    /// later reads, are requested meanwhile.
     ///
     /// # Panics
     /// As [`Kernels::product`], and if it [takes no digits](Kernels::takes_digits).
@@ -159,14 +162,19 @@ impl Kernels {
         count: usize,
         rows: &[&[u32]],
         y: &mut [[f32; LANES]],
+        ahead: &[u8],
     ) {
         let words = digits.row_words(tiles.inputs, tiles.spans.len());
         let pointers = checked_rows(tiles, tile, count, rows, words, y);
         assert!(self.takes_digits(digits, tiles.spans));
-        self.integers(digits).product.cover(rows.len(), count, |kernel, r, t| {
-            let out = y[t * MAX_ROWS + r..].as_mut_ptr().cast::<f32>();
+        self.integers(digits).product.cover(rows.len(), count, |kernel, r, of| {
+            let out = y[of.start * MAX_ROWS + r..].as_mut_ptr().cast::<f32>();
+            // Once, by the products of the first rows.
+            let share = if r == 0 { ahead.len() * of.start / count..ahead.len() * of.end / count } else { 0..0 };
             // SAFETY: as in `product`.
-            unsafe { kernel(tiles, tile + t, pointers[r..].as_ptr(), out, MAX_ROWS * LANES) };
+            unsafe {
+                kernel(tiles, tile + of.start, pointers[r..].as_ptr(), out, MAX_ROWS * LANES, &ahead[share]);
+            }
         });
     }
 
@@ -445,9 +453,10 @@ macro_rules! integers_for {
                 x: *const *const u32,
                 y: *mut f32,
                 stride: usize,
+                ahead: &[u8],
             ) {
                 // SAFETY: the caller's promises, and the instruction set of this module.
-                unsafe { digits::product::<$integers, D, R, T>(tiles, tile, x, y, stride) }
+                unsafe { digits::product::<$integers, D, R, T>(tiles, tile, x, y, stride, ahead) }
             }
 
             #[target_feature(enable = $features)]

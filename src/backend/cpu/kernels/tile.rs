@@ -244,6 +244,20 @@ pub(crate) fn prefetch(bytes: &[u8]) {
     }
 }
 
+/// Requests bytes of the second-level cache, for what comes after this product: the first keeps what it needs itself.
+#[inline(always)]
+pub(super) fn prefetch_for_later(bytes: &[u8]) {
+    for line in bytes.chunks(LINE) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: part of every x86-64; nothing is read.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.as_ptr().cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = line;
+    }
+}
+
 /// Requests the cache line at an address, whatever it is: nothing is read.
 #[inline(always)]
 pub(super) fn prefetch_line(from: *const u8) {

@@ -10,7 +10,7 @@
 
 #![allow(unsafe_code, reason = "tasks write disjoint tiles of rows")]
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use super::epilogue::Epilogue;
 use super::rowwise::for_rows;
@@ -33,6 +33,12 @@ const TASKS_OF_THREAD: usize = 4;
 
 /// Inputs that a thread splits into digits, or gathers, in a nanosecond.
 const PACKED_PER_NS: usize = 2;
+/// Rows whose product leaves memory time to read something else meanwhile: one is as fast as its weights are read, and the next
+/// shrink of many multiplies for longer than it reads.
+const ROWS_WITH_TIME: RangeInclusive<usize> = 2..=4 * MAX_ROWS;
+/// Most bytes that are requested ahead of the next group: more would push each other out of the caches.
+const MAX_AHEAD_BYTES: usize = 8 << 20;
+
 /// Weights that a thread reads, or multiplies by a row, in a nanosecond.
 const WEIGHTS_PER_NS: usize = 64;
 
@@ -212,7 +218,9 @@ impl<'a> Context<'a> {
         let (stride, store) = (output.stride, output.store);
         let out = Disjoint::new(output.y);
         let weights = &scratch.weights;
-        pool.run_on(threads, weights.last().map_or(0, WeightRows::end_task), |task, _| {
+        let tasks = weights.last().map_or(0, WeightRows::end_task);
+        let has_time = ROWS_WITH_TIME.contains(&inputs.rows);
+        pool.run_on(threads, tasks, |task, _| {
             let of_task = weights.partition_point(|weight| weight.end_task() <= task);
             let &WeightRows { member, slot, .. } = &weights[of_task];
             let (first_tile, count, rows) = weights[of_task].task(task);
@@ -223,6 +231,7 @@ impl<'a> Context<'a> {
                 None => (linear.tiles(self.arena), linear.out_features()),
             };
             let mut sums = [[0.0; LANES]; TASK_TILES * MAX_ROWS];
+            let mut ahead = if has_time { self.next_stack(task, tasks) } else { &[] };
             for rows in scratch.row_lists[rows].chunks(MAX_ROWS) {
                 rows.iter().for_each(|&row| epilogue.prefetch(member, first_tile..first_tile + count, row as usize));
                 let packed = linear.packed_input.filter(|_| replaced.is_none());
@@ -230,7 +239,15 @@ impl<'a> Context<'a> {
                 match packed.map(|input| self.group.packed_inputs[input].digits()) {
                     Some(Some(digits)) => {
                         let x = rows_of(rows, row_words);
-                        self.kernels.digit_product(digits, &tiles, first_tile, count, &x[..rows.len()], &mut sums);
+                        self.kernels.digit_product(
+                            digits,
+                            &tiles,
+                            first_tile,
+                            count,
+                            &x[..rows.len()],
+                            &mut sums,
+                            std::mem::take(&mut ahead),
+                        );
                     }
                     Some(None) => {
                         let x = rows_of(rows, |row| bytemuck::cast_slice(row_words(row)));
@@ -264,6 +281,21 @@ impl<'a> Context<'a> {
         })
     }
 
+    /// A task's share of what the next group's shrink reads: groups are computed in the order in which they were loaded. Should they
+    /// not be, nothing but time is lost.
+    fn next_stack(&self, task: usize, tasks: usize) -> &'a [u8] {
+        let adapters = self.routing.segment_count();
+        let (index, share) = share_of_task(task, tasks, adapters);
+        let Some((_, adapter, _)) = self.routing.segments().nth(index) else { return &[] };
+        let Some(delta) = adapter.group(self.group_index + 1, self.routing.repeat()) else { return &[] };
+        let bytes = delta.stack_bytes(adapter.region());
+        let (part, parts) = share;
+        match adapters * bytes.len() {
+            ..=MAX_AHEAD_BYTES => &bytes[bytes.len() * part / parts..bytes.len() * (part + 1) / parts],
+            _ => &[],
+        }
+    }
+
     /// A row of one of the group's packed inputs.
     fn packed_row<'s>(&self, input: usize, rows: usize, row: usize, scratch: &'s Scratch) -> &'s [u32] {
         let before: usize = self.group.packed_inputs[..input].iter().map(PackedInput::words).sum();
@@ -272,9 +304,40 @@ impl<'a> Context<'a> {
     }
 }
 
+/// The adapter that a task reads ahead for, and its part of how many: tasks are shared among the adapters, then an adapter's among
+/// its tasks. With fewer tasks than adapters some are left out.
+fn share_of_task(task: usize, tasks: usize, adapters: usize) -> (usize, (usize, usize)) {
+    let adapter = task * adapters / tasks;
+    let first = |adapter: usize| (adapter * tasks).div_ceil(adapters.max(1));
+    (adapter, (task - first(adapter), first(adapter + 1) - first(adapter)))
+}
+
 /// The listed rows, at most [`MAX_ROWS`].
 fn rows_of<'x, X>(rows: &[u32], row: impl Fn(usize) -> &'x [X]) -> [&'x [X]; MAX_ROWS] {
     let mut x: [&[X]; MAX_ROWS] = [&[]; MAX_ROWS];
     x.iter_mut().zip(rows).for_each(|(x, &i)| *x = row(i as usize));
     x
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tasks_of_each_adapter_read_each_of_its_parts_once() {
+        for (tasks, adapters) in (1..40).flat_map(|tasks| (0..20).map(move |adapters| (tasks, adapters))) {
+            let mut parts = vec![Vec::new(); adapters];
+            for task in 0..tasks {
+                let (adapter, (part, of)) = share_of_task(task, tasks, adapters);
+                if let Some(parts) = parts.get_mut(adapter) {
+                    parts.push((part, of));
+                }
+            }
+            for of_adapter in parts {
+                let all: Vec<_> = (0..of_adapter.len()).map(|part| (part, of_adapter.len())).collect();
+                assert_eq!(of_adapter, all, "{tasks} tasks, {adapters} adapters");
+                assert!(tasks < adapters || !of_adapter.is_empty());
+            }
+        }
+    }
 }
