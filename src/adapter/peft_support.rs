@@ -64,7 +64,7 @@ const OTHERS: &[FeatureRow] = &[
     row(
         "a field PEFT 0.21 does not know, switched on",
         Verdict::Refused(ErrorCode::AdapterFeatureUnsupported),
-        "true, or a list or object that is not empty: it may change the result",
+        "true, a text that is no label, or a list or object that is not empty: it may change the result",
     ),
     row("LoRA on embeddings (`lora_embedding_A`, `lora_embedding_B`)", Verdict::Yes, "with DoRA too"),
     row("LoRA on `lm_head`", Verdict::Yes, "on a tied head too; the embedding then keeps its weight"),

@@ -65,27 +65,42 @@ impl Switch {
     }
 }
 
-/// An unknown field: harmless if it is bookkeeping (text or a number), refused if it may be a switch that is on (true, a list,
-/// an object).
+/// Ends of the names of fields whose text says what an adapter is, and not what it computes: those of other tools, and of
+/// versions of PEFT to come.
+const LABELS: [&str; 8] =
+    ["version", "name_or_path", "model_name", "revision", "dtype", "description", "license", "author"];
+
+/// Texts by which a field is switched off.
+const OFF: [&str; 5] = ["", "none", "null", "false", "off"];
+
+/// An unknown field: harmless if it is a label or a number, refused if it may be a switch that is on (true, a text, a list, an
+/// object). Numbers are no switches: PEFT writes those of features that are off too.
 pub(super) fn check_unknown(name: &str, value: &Value) -> Result<()> {
-    let on = match value {
-        Value::Null | Value::Bool(false) => false,
-        Value::Bool(true) => true,
-        Value::Array(list) => !list.is_empty(),
-        Value::Object(map) => !map.is_empty(),
-        Value::String(text) if text.is_empty() => false,
-        Value::String(_) | Value::Number(_) => {
-            tracing::info!(field = %printable(name), value = %printable(&shown(value)), "adapter_config.json: an unknown field is ignored");
-            false
-        }
+    let is_label = || LABELS.iter().any(|label| name.strip_suffix(label).is_some_and(is_word_end));
+    let (is_on, is_noted) = match value {
+        Value::Null | Value::Bool(false) => (false, false),
+        Value::Bool(true) => (true, false),
+        Value::Array(list) => (!list.is_empty(), false),
+        Value::Object(map) => (!map.is_empty(), false),
+        Value::String(text) if OFF.contains(&text.to_ascii_lowercase().as_str()) => (false, false),
+        Value::String(_) => (!is_label(), true),
+        Value::Number(_) => (false, true),
     };
-    if !on {
+    if !is_on {
+        if is_noted {
+            tracing::info!(field = %printable(name), value = %printable(&shown(value)), "adapter_config.json: an unknown field is ignored");
+        }
         return Ok(());
     }
     let message = format!("'{name}' is unknown and may change what the adapter computes");
     Err(Error::new(ErrorCode::AdapterFeatureUnsupported, message)
         .with_found(format!("{name} = {}", shown(value)))
         .with_hint("if it does not, remove it from adapter_config.json"))
+}
+
+/// Whether a word of a field's name begins behind this.
+fn is_word_end(before: &str) -> bool {
+    before.is_empty() || before.ends_with('_')
 }
 
 pub(super) fn malformed(field: &str, expected: &str, value: &Value) -> Error {
@@ -106,7 +121,7 @@ pub(super) fn shown(value: &Value) -> String {
 fn rank_of(field: &str, value: &Value) -> Result<usize> {
     match value.as_u64() {
         Some(rank @ 1..=MAX_RANK) => Ok(rank as usize),
-        _ => Err(malformed(field, "an integer of at least 1", value)),
+        _ => Err(malformed(field, &format!("an integer from 1 to {MAX_RANK}"), value)),
     }
 }
 

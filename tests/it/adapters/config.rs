@@ -16,6 +16,8 @@ fn unsupported_features_are_refused_by_name() {
         ("use_brand_new", json!(true), "'use_brand_new' is unknown"),
         ("brand_new_config", json!({"a": 1}), "'brand_new_config' is unknown"),
         ("brand_new_tokens", json!([1]), "'brand_new_tokens' is unknown"),
+        ("scaling_mode", json!("spectral"), "'scaling_mode' is unknown"),
+        ("conversion", json!("name"), "'conversion' is unknown"),
     ];
     for (field, value, named) in table {
         let error = refusal(&Adapter::on_q_proj().set(field, value.clone()).write());
@@ -32,6 +34,18 @@ fn an_initialization_that_changed_the_base_is_refused_with_a_remedy() {
         assert_eq!(error.code(), ErrorCode::AdapterBaseChanged, "{name}");
         assert!(error.to_string().contains(name) && !error.remedy().is_empty(), "{error}");
     }
+}
+
+#[test]
+fn a_rank_that_no_adapter_has_is_refused_with_the_largest_one() {
+    let error = refusal(&Adapter::on_q_proj().set("r", json!(1u64 << 40)).write());
+    assert_eq!(
+        (error.code(), error.expected()),
+        (ErrorCode::AdapterConfigInvalid, Some("an integer from 1 to 1048576"))
+    );
+    let error = refusal(&Adapter::on_q_proj().set("r", json!(1 << 19)).write());
+    assert_eq!(error.code(), ErrorCode::AdapterRankMismatch);
+    assert!(error.to_string().contains("r = 524288 in adapter_config.json"), "{error}");
 }
 
 #[test]

@@ -202,6 +202,11 @@ fn fields_without_effect_are_ignored() {
         ("merge_weights", json!(false)),
         ("lorap_lr_ratio", json!(16.0)),
         ("lora_dtype", json!("float32")),
+        ("transformers_version", json!("5.23.0")),
+        ("tokenizer_name_or_path", json!("org/model")),
+        ("model_name", json!("my adapter")),
+        ("router", json!("")),
+        ("router", json!("None")),
         ("something", json!([])),
         ("something", json!({})),
     ];
