@@ -1107,7 +1107,7 @@ class Server:
     """
     An HTTP server that answers requests in a thread of its own. Deleting it stops it.
     """
-    def __new__(cls, /, engine: Engine, *, host: str = ..., port: "SupportsIndex" = 8000, api_keys: SupportsGetItem[int, str] = ..., admin_key: str | None = None, metrics_key: str | None = None, no_auth: bool = False, cors_origins: SupportsGetItem[int, str] = ..., served_model_names: SupportsGetItem[int, str] = ..., adapters_dir: str | PathLike[str] | None = None, pinned_adapters: SupportsGetItem[int, str] = ..., tool_call_parser: str | None = None, max_queue: "SupportsIndex" = 256, shutdown_timeout: SupportsFloat | SupportsIndex = 30.0, defaults: str = "{}") -> Server:
+    def __new__(cls, /, engine: Engine, *, host: str = ..., port: "SupportsIndex" = 8000, api_keys: SupportsGetItem[int, str] = ..., admin_key: str | None = None, metrics_key: str | None = None, no_auth: bool = False, cors_origins: SupportsGetItem[int, str] = ..., served_model_names: SupportsGetItem[int, str] = ..., adapters_dir: str | PathLike[str] | None = None, pinned_adapters: SupportsGetItem[int, str] = ..., tool_call_parser: str | None = None, max_queue: "SupportsIndex" = 256, max_connections: "SupportsIndex" = 1024, shutdown_timeout: SupportsFloat | SupportsIndex = 30.0, defaults: str = "{}") -> Server:
         """
         Listens, and answers requests from now on. `defaults` is a JSON object: what a request has where it says nothing.
         """

@@ -88,6 +88,9 @@ struct HttpArgs {
     /// Requests that may wait beside those that run; more are refused with status 429.
     #[arg(long, value_name = "N", default_value_t = ServeOptions::default().max_queue)]
     max_queue: usize,
+    /// Open connections. One more closes the one that has been idle longest; where all have requests, it is refused with status 503.
+    #[arg(long, value_name = "N", default_value_t = ServeOptions::default().max_connections)]
+    max_connections: usize,
     /// Longest time that running requests have to end when the server is stopped, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = ServeOptions::default().shutdown_timeout.as_secs())]
     shutdown_timeout: u64,
@@ -126,6 +129,7 @@ impl ServeArgs {
             defaults: self.defaults.clone(),
             tool_call_parser: args.tool_call_parser,
             max_queue: args.max_queue,
+            max_connections: args.max_connections,
             shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
             adapters_dir: args.adapters_dir.clone(),
             pinned_adapters: args.pinned_adapters.clone(),

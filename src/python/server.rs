@@ -37,7 +37,8 @@ impl PyServer {
     #[pyo3(signature = (engine, *, host="127.0.0.1".to_owned(), port: "SupportsIndex"=8000, api_keys=Vec::new(),
                         admin_key=None, metrics_key=None, no_auth=false, cors_origins=Vec::new(),
                         served_model_names=Vec::new(), adapters_dir=None, pinned_adapters=Vec::new(),
-                        tool_call_parser=None, max_queue: "SupportsIndex"=256, shutdown_timeout=30.0, defaults="{}"))]
+                        tool_call_parser=None, max_queue: "SupportsIndex"=256,
+                        max_connections: "SupportsIndex"=1024, shutdown_timeout=30.0, defaults="{}"))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -54,6 +55,7 @@ impl PyServer {
         pinned_adapters: Vec<String>,
         tool_call_parser: Option<&str>,
         #[pyo3(from_py_with = integer)] max_queue: i64,
+        #[pyo3(from_py_with = integer)] max_connections: i64,
         shutdown_timeout: f64,
         defaults: &str,
     ) -> PyResult<Self> {
@@ -73,6 +75,7 @@ impl PyServer {
             pinned_adapters,
             tool_call_parser: tool_call_parser.map(str::parse).transpose()?,
             max_queue: count("max_queue", max_queue)?,
+            max_connections: count("max_connections", max_connections)?,
             shutdown_timeout: Duration::try_from_secs_f64(shutdown_timeout)
                 .map_err(|_| wrong("shutdown_timeout is a number of seconds, of at least 0"))?,
             defaults,

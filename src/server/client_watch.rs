@@ -7,13 +7,16 @@
 //!
 //! The connection itself notices none of this while it waits for an answer: it reads nothing then, since that may be the next
 //! request.
+//!
+//! A stream of events that has none to send for a while is sent a comment too: whatever lies between it and its client may take a
+//! silent connection for a dead one.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::socket::{Peer, Socket};
 
@@ -30,6 +33,8 @@ const ASKING_FACTOR: u64 = 8;
 /// What looks after the client of a connection, one request after the other.
 pub struct ClientWatch {
     socket: Arc<Socket>,
+    /// Longest time in which a stream of events is sent nothing.
+    longest_silence: Duration,
     request: Mutex<Request>,
     has_request: Notify,
 }
@@ -51,17 +56,17 @@ enum Phase {
     None,
     /// The client waits for an answer, of which it was sent that many bytes of [`BEGINNING`].
     Waits { begun: usize },
-    /// It is sent events.
-    Events { is_to_be_asked: bool },
+    /// It is sent events, the last of them at this time.
+    Events { is_to_be_asked: bool, last_sent: Instant },
     /// It is sent an answer, whose own bytes tell whether it is there.
     Answer,
 }
 
 impl ClientWatch {
-    /// Looks after the client at the other end of a socket.
-    pub fn new(socket: Arc<Socket>) -> Arc<Self> {
+    /// Looks after the client at the other end of a socket, to which a stream of events sends a comment after `longest_silence`.
+    pub fn new(socket: Arc<Socket>, longest_silence: Duration) -> Arc<Self> {
         let request = Mutex::new(Request::new(Phase::None));
-        Arc::new(Self { socket, request, has_request: Notify::new() })
+        Arc::new(Self { socket, longest_silence, request, has_request: Notify::new() })
     }
 
     /// A request has arrived whole.
@@ -76,7 +81,8 @@ impl ClientWatch {
 
     /// Its answer begins, which may be a stream of events.
     pub fn is_answered(&self, with_events: bool) {
-        let phase = if with_events { Phase::Events { is_to_be_asked: false } } else { Phase::Answer };
+        let events = || Phase::Events { is_to_be_asked: false, last_sent: Instant::now() };
+        let phase = if with_events { events() } else { Phase::Answer };
         *self.request.lock() = Request::new(phase);
         self.has_request.notify_one();
     }
@@ -86,15 +92,29 @@ impl ClientWatch {
         *self.request.lock() = Request::new(Phase::None);
     }
 
-    /// Whether a comment is to be sent among events now.
+    /// Whether a comment is to be sent among events now, which is then taken for sent.
     pub fn takes_comment(&self) -> bool {
         match &mut self.request.lock().phase {
-            Phase::Events { is_to_be_asked } => std::mem::take(is_to_be_asked),
+            Phase::Events { is_to_be_asked, last_sent } => {
+                let is_due = std::mem::take(is_to_be_asked) || last_sent.elapsed() >= self.longest_silence;
+                if is_due {
+                    *last_sent = Instant::now();
+                }
+                is_due
+            }
             _ => false,
         }
     }
 
-    /// Waits until the client of a request is gone. In the task of the connection, between whose writes it asks.
+    /// An event is sent.
+    pub fn is_sent_event(&self) {
+        if let Phase::Events { last_sent, .. } = &mut self.request.lock().phase {
+            *last_sent = Instant::now();
+        }
+    }
+
+    /// Waits until the client of a request is gone. In the task of the connection, between whose writes it asks, and which looks
+    /// each time whether a comment is due.
     pub async fn is_gone(&self) {
         loop {
             if self.request.lock().phase == Phase::None {
@@ -124,7 +144,7 @@ impl ClientWatch {
                 }
                 _ => false,
             },
-            Phase::Events { is_to_be_asked } => {
+            Phase::Events { is_to_be_asked, .. } => {
                 *is_to_be_asked = true;
                 true
             }

@@ -53,6 +53,7 @@ impl ApiError {
     /// The same with another status.
     pub fn with_status(mut self, status: StatusCode) -> Self {
         self.status = status;
+        self.body.error.r#type = type_of(status);
         self
     }
 

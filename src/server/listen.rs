@@ -15,6 +15,7 @@ use super::options::ServeOptions;
 use super::router::{check_origins, router};
 use super::serve_connection::{serve_connection, until_stopped};
 use super::state::AppState;
+use super::turn_away::{MAX_TURNED_AWAY, turn_away};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorCode, Result};
 
@@ -30,8 +31,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long clients whose requests were ended have to read so.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Open files that are not connections: those of the model, of adapters that are being loaded, of Python.
-const OTHER_FILES: u64 = 96;
+/// Open files that are not connections: those of the model, of adapters that are being loaded, of Python, and clients that there
+/// is no connection for.
+const OTHER_FILES: u64 = 96 + MAX_TURNED_AWAY as u64;
 
 /// An HTTP server over one engine.
 pub struct Server {
@@ -67,10 +69,14 @@ impl Server {
     ///
     /// # Errors
     /// `io_failed`: the address cannot be listened on. `request_invalid`: it is beyond loopback, and there is no key;
-    /// or a CORS origin is none.
+    /// a CORS origin is none; or there may be no connections.
     pub fn listen(options: &ServeOptions) -> Result<TcpListener> {
         let failed = |e| cannot_listen(options, &e);
         check_origins(&options.cors_origins)?;
+        if options.max_connections == 0 {
+            let what = "max_connections is 0, so nobody could ask the server anything";
+            return Err(Error::new(ErrorCode::RequestInvalid, what).with_expected("at least 1"));
+        }
         // An address of IPv6 may be in brackets, as in a URL.
         let host = options.host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&options.host);
         let listener = TcpListener::bind((host, options.port)).map_err(failed)?;
@@ -138,8 +144,9 @@ impl Server {
         }) else {
             return;
         };
-        let connections = Connections::new(most_connections(self.state.options.max_connections));
-        let mut tasks = JoinSet::new();
+        let max_connections = most_connections(self.state.options.max_connections);
+        let connections = Connections::new(max_connections);
+        let (mut tasks, mut turned_away) = (JoinSet::new(), JoinSet::new());
         let mut stopped = self.stop.subscribe();
         loop {
             let accepted = tokio::select! {
@@ -149,8 +156,14 @@ impl Server {
             };
             match accepted {
                 Ok((stream, _)) => {
-                    // Where all are busy, this one is closed.
-                    let Some(connection) = connections.open() else { continue };
+                    let Some(connection) = connections.open() else {
+                        self.state.metrics.rejected();
+                        while turned_away.try_join_next().is_some() {}
+                        if turned_away.len() < MAX_TURNED_AWAY {
+                            turned_away.spawn(turn_away(stream, max_connections));
+                        }
+                        continue;
+                    };
                     let (options, stopped) = (&self.state.options, self.stop.subscribe());
                     tasks.spawn(serve_connection(stream, connection, self.routes.clone(), options, stopped));
                 }

@@ -28,6 +28,7 @@ mod serve_connection;
 mod socket;
 mod sse;
 mod state;
+mod turn_away;
 mod write_timeout;
 
 pub use self::key::Key;

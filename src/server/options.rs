@@ -34,7 +34,8 @@ pub struct ServeOptions {
     pub max_queue: usize,
     /// Largest body of a request, in bytes.
     pub max_body_bytes: usize,
-    /// Largest number of open connections. One more closes the connection that has been idle longest.
+    /// Largest number of open connections, at least 1. One more closes the connection that has been idle longest, or is answered
+    /// with 503 if all have requests.
     pub max_connections: usize,
     /// Longest time for the headers of a request, and between requests of a connection.
     pub header_timeout: Duration,
@@ -42,6 +43,8 @@ pub struct ServeOptions {
     pub body_timeout: Duration,
     /// Longest time in which a client that reads nothing keeps its connection while there is something to read.
     pub write_timeout: Duration,
+    /// Longest time in which a stream of events sends nothing: a comment, where there is no event.
+    pub event_silence: Duration,
     /// Longest time that running requests have to end when the server is stopped.
     pub shutdown_timeout: Duration,
     /// Folder of the adapters that are loaded when they are first named, and below which clients may name others to load.
@@ -71,6 +74,7 @@ impl Default for ServeOptions {
             header_timeout: Duration::from_secs(15),
             body_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(60),
+            event_silence: Duration::from_secs(15),
             shutdown_timeout: Duration::from_secs(30),
             adapters_dir: None,
             pinned_adapters: Vec::new(),

@@ -38,7 +38,7 @@ pub fn serve_connection(
 ) -> impl Future<Output = ()> + Send + use<> {
     let socket = Socket::new(stream, options.write_timeout);
     let stream = WriteTimeout::new(socket.stream(), options.write_timeout);
-    let client = ClientWatch::new(socket);
+    let client = ClientWatch::new(socket, options.event_silence);
     let mut builder = Builder::new(TokioExecutor::new()).http1_only();
     builder
         .http1()
@@ -184,7 +184,11 @@ impl HttpBody for SentBody {
         if self.has_events && self.progress.client.takes_comment() {
             return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(sse::COMMENT.as_bytes())))));
         }
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if self.has_events && frame.is_ready() {
+            self.progress.client.is_sent_event();
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
@@ -193,5 +197,62 @@ impl HttpBody for SentBody {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::SocketAddr;
+    use std::time::Duration;
+
+    use axum::routing::get;
+    use futures_util::{StreamExt, stream};
+    use tokio::net::TcpListener;
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+    use crate::server::connections::Connections;
+
+    /// What a client reads of a stream whose events come after so many milliseconds.
+    async fn read(pauses: &'static [u64], event_silence: Duration) -> String {
+        let events = move || async move {
+            let events = stream::iter(pauses).then(|pause| async move {
+                sleep(Duration::from_millis(*pause)).await;
+                sse::event(pause)
+            });
+            sse::response(events)
+        };
+        let routes = Router::new().route("/", get(events));
+        let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("it listens");
+        let address = listener.local_addr().expect("known");
+        let client = tokio::task::spawn_blocking(move || {
+            let mut client = std::net::TcpStream::connect(address).expect("connects");
+            client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").expect("sent");
+            let mut text = String::new();
+            client.read_to_string(&mut text).expect("an answer");
+            text
+        });
+        let (stream, _) = listener.accept().await.expect("accepted");
+        let connection = Connections::new(1).open().expect("room");
+        let options = ServeOptions { event_silence, ..ServeOptions::default() };
+        let (_stop, stopped) = watch::channel(false);
+        let served = serve_connection(stream, connection, routes, &options, stopped);
+        timeout(Duration::from_secs(60), served).await.expect("it ends");
+        client.await.expect("no panic")
+    }
+
+    #[tokio::test]
+    async fn a_stream_with_nothing_to_say_sends_comments_between_its_events() {
+        let events = |text: &str| -> Vec<String> {
+            text.lines().filter(|line| line.starts_with("data: ")).map(str::to_owned).collect()
+        };
+        let comments = |text: &str| text.matches("\n: ping\n\n").count();
+        let text = read(&[1, 700, 1], Duration::from_millis(100)).await;
+        assert_eq!(events(&text), ["data: 1", "data: 700", "data: 1"]);
+        let (before, _) = text.split_once("data: 700").expect("sent");
+        assert!(comments(before) >= 2, "{text}");
+        let text = read(&[1, 300, 300, 1], Duration::from_secs(60)).await;
+        assert_eq!((events(&text).len(), comments(&text)), (4, 0), "{text}");
     }
 }

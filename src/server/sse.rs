@@ -10,7 +10,7 @@ use serde::Serialize;
 pub const CONTENT_TYPE: &str = "text/event-stream";
 
 /// What clients read over.
-pub const COMMENT: &str = ":\n\n";
+pub const COMMENT: &str = ": ping\n\n";
 
 /// The last event of a stream.
 pub const DONE: &str = "data: [DONE]\n\n";

@@ -104,7 +104,8 @@ struct LoadedLoras {
     failure: Vec<String>,
 }
 
-/// Loads adapters and makes them the mixture of requests that name the base, in place of the one before.
+/// Loads adapters and makes those that were loaded the mixture of requests that name the base, in place of the one before, which
+/// stays if none was.
 #[utoipa::path(
     post,
     path = "/v1/lora/load",
@@ -133,6 +134,9 @@ async fn load_loras(State(state): State<Arc<AppState>>, mut body: JsonFields) ->
                 failure.push(name);
             }
         }
+    }
+    if mixture.is_empty() {
+        return Ok(Json(LoadedLoras { success: Vec::new(), failure }));
     }
     let parts = mixture.iter().map(|(lease, _, weight)| (lease.clone(), *weight)).collect();
     // Requests would fail for it one by one.

@@ -260,6 +260,9 @@ fn tabby_apis_routes_set_the_mixture_of_requests_for_the_base() {
         assert_eq!(server.text(fields), half);
     }
     assert_eq!(server.text(json!({"adapters": {}})), base, "the base alone");
+    let failed = server.admin("/v1/lora/load", &json!({"loras": [{"name": "nobody"}, {"name": "base"}]})).ok();
+    assert_eq!(failed, json!({"success": [], "failure": ["nobody", "base"]}));
+    assert_eq!(server.text(json!({})), half, "the mixture before stays");
     for (body, status) in [(json!({"loras": []}), 400), (json!({"loras": [{"name": "jargon", "scale": 1}]}), 400)] {
         assert_eq!(server.admin("/v1/lora/load", &body).status, status);
     }

@@ -31,6 +31,40 @@ fn connections_whose_bodies_do_not_arrive_give_way_to_others() {
 }
 
 #[test]
+fn a_client_beyond_the_connections_that_are_busy_is_told_so() {
+    let dir = adapters_dir();
+    let limits = EngineOptions { max_seq_len: Some(1024), ..EngineOptions::default() };
+    let server = Running::start(&engine(limits), ServeOptions { max_connections: 2, ..options(&dir) });
+    let body = json!({"prompt": "Once", "max_tokens": 1000, "n": 8, "ignore_eos": true, "stream": true}).to_string();
+    let head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
+    let busy = || {
+        let mut stream = TcpStream::connect(server.address).expect("it listens");
+        stream.set_read_timeout(Some(LIMIT)).expect("set");
+        stream.write_all(format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes()).expect("sent");
+        assert!(stream.read(&mut [0; 64]).expect("an answer") > 0);
+        stream
+    };
+    let (first, second) = (busy(), busy());
+    for path in ["/health", "/v1/models"] {
+        let answer = server.get(path);
+        assert_eq!(answer.refusal(), (503, "queue_full".to_owned()));
+        assert_eq!(
+            (answer.header("retry-after"), answer.json()["error"]["type"].as_str()),
+            (Some("1"), Some("server_error"))
+        );
+        assert!(answer.body.contains("at most 2 connections"), "{}", answer.body);
+    }
+    drop(first);
+    let start = Instant::now();
+    while server.get("/health").status != 200 {
+        assert!(start.elapsed() < LIMIT, "there is room again");
+    }
+    drop(second);
+    let none = ServeOptions { port: 0, max_connections: 0, ..ServeOptions::default() };
+    assert_eq!(Server::listen(&none).err().map(|error| error.code()), Some(ErrorCode::RequestInvalid));
+}
+
+#[test]
 fn a_prompt_that_cannot_fit_is_refused_before_it_is_encoded() {
     let dir = adapters_dir();
     let server = Running::start(&engine(EngineOptions::default()), options(&dir));
