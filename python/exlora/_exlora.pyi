@@ -4,7 +4,7 @@ The compiled half of exlora. Use the package `exlora`.
 
 from _typeshed import SupportsGetItem
 from exlora.errors import ExloraError
-from exlora.types import Adapter, ContinueFinalMessage, FloatArray, JsonObjects, JsonSchema, LogitBias, Messages, PostSamplingHook, PostSamplingHooks, Prompt, Stop, TemplateKwargs, TokenIds
+from exlora.types import Adapter, ContinueFinalMessage, FloatArray, JsonObjects, JsonSchema, LogitBias, Messages, PostSamplingHook, PostSamplingHooks, Prompt, Stop, TemplateKwargs, Texts, TokenIds
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final, SupportsFloat, SupportsIndex, final
@@ -631,7 +631,7 @@ class Request:
     def __eq__(self, value: object, /) -> bool: ...
     def __getnewargs_ex__(self, /) -> "tuple[tuple[()], dict[str, object]]": ...
     def __ne__(self, value: object, /) -> bool: ...
-    def __new__(cls, /, prompt: Prompt, adapter: Adapter | None = None, *, sampling: SamplingParams | None = None, negative_prompt: Prompt | None = None, max_new_tokens: "SupportsIndex" = 128, min_new_tokens: "SupportsIndex" = 0, stop: Stop | None = None, banned_strings: SupportsGetItem[int, str] | None = None, stop_at_eos: bool = True, logprobs: "SupportsIndex" = 0, probs: "SupportsIndex" = 0, post_sampling_hooks: PostSamplingHooks | None = None, return_logits: bool = False, ngram_draft: bool = False, max_ngram: "SupportsIndex" = 4, num_draft_tokens: "SupportsIndex | None" = None, draft_adapters: Adapter | None = None, skip_special_tokens: bool = True, add_special_tokens: bool = True, json_schema: JsonSchema | None = None, json_object: bool = False, regex: str | None = None, grammar: str | None = None, gbnf: str | None = None, choices: SupportsGetItem[int, str] | None = None, filters: SupportsGetItem[int, Any] | None = None, filter_prefer_eos: bool = False, token_healing: bool = False, tools: JsonObjects | None = None, documents: JsonObjects | None = None, chat_template: str | None = None, chat_template_kwargs: TemplateKwargs | None = None, add_generation_prompt: bool | None = None, continue_final_message: ContinueFinalMessage | None = None, **keywords: "Any") -> Request:
+    def __new__(cls, /, prompt: Prompt, adapter: Adapter | None = None, *, sampling: SamplingParams | None = None, negative_prompt: Prompt | None = None, max_new_tokens: "SupportsIndex" = 128, min_new_tokens: "SupportsIndex" = 0, stop: Stop | None = None, banned_strings: Texts | None = None, stop_at_eos: bool = True, logprobs: "SupportsIndex" = 0, probs: "SupportsIndex" = 0, post_sampling_hooks: PostSamplingHooks | None = None, return_logits: bool = False, ngram_draft: bool = False, max_ngram: "SupportsIndex" = 4, num_draft_tokens: "SupportsIndex | None" = None, draft_adapters: Adapter | None = None, skip_special_tokens: bool = True, add_special_tokens: bool = True, json_schema: JsonSchema | None = None, json_object: bool = False, regex: str | None = None, grammar: str | None = None, gbnf: str | None = None, choices: Texts | None = None, filters: SupportsGetItem[int, Any] | None = None, filter_prefer_eos: bool = False, token_healing: bool = False, tools: JsonObjects | None = None, documents: JsonObjects | None = None, chat_template: str | None = None, chat_template_kwargs: TemplateKwargs | None = None, add_generation_prompt: bool | None = None, continue_final_message: ContinueFinalMessage | None = None, **keywords: "Any") -> Request:
         """
         A request. Adapters are looked up when it is submitted. The keywords of `SamplingParams` are taken too; they change
         those of `sampling`.

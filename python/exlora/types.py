@@ -33,6 +33,7 @@ __all__ = [
     "Stop",
     "Stops",
     "TemplateKwargs",
+    "Texts",
     "TokenIds",
 ]
 
@@ -121,6 +122,9 @@ Stop: TypeAlias = int | str | Sequence[int | str] | None
 #: The same for all prompts, or a list with one value per prompt.
 Stops: TypeAlias = int | str | Sequence[int | str | Sequence[int | str] | None] | None
 
+#: One text or several.
+Texts: TypeAlias = str | Sequence[str]
+
 #: Values added to the logits of single token ids.
 LogitBias: TypeAlias = Mapping[int, float] | None
 
@@ -186,7 +190,7 @@ class RequestKeywords(SamplingKeywords, total=False):
     max_new_tokens: PerPrompt[int]
     min_new_tokens: PerPrompt[int]
     stop: Stops
-    banned_strings: Sequence[str] | Sequence[Sequence[str] | None] | None
+    banned_strings: Texts | Sequence[Sequence[str] | None] | None
     stop_at_eos: PerPrompt[bool]
     logprobs: PerPrompt[int]
     probs: PerPrompt[int]
@@ -203,7 +207,7 @@ class RequestKeywords(SamplingKeywords, total=False):
     regex: PerPrompt[str | None]
     grammar: PerPrompt[str | None]
     gbnf: PerPrompt[str | None]
-    choices: Sequence[str] | Sequence[Sequence[str] | None] | None
+    choices: Texts | Sequence[Sequence[str] | None] | None
     filters: Sequence[Filter] | Sequence[Sequence[Filter] | None] | None
     filter_prefer_eos: PerPrompt[bool]
     token_healing: PerPrompt[bool]
@@ -258,7 +262,7 @@ class OneRequestKeywords(TypedDict, total=False):
     max_new_tokens: int
     min_new_tokens: int
     stop: Stop
-    banned_strings: Sequence[str] | None
+    banned_strings: Texts | None
     stop_at_eos: bool
     logprobs: int
     probs: int
@@ -275,7 +279,7 @@ class OneRequestKeywords(TypedDict, total=False):
     regex: str | None
     grammar: str | None
     gbnf: str | None
-    choices: Sequence[str] | None
+    choices: Texts | None
     filters: Sequence[Filter] | None
     filter_prefer_eos: bool
     token_healing: bool

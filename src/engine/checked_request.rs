@@ -51,8 +51,8 @@ impl CheckedRequest {
         &self.prompt
     }
 
-    /// Refuses a request for more new tokens than the context or the KV cache leaves after its prompt, which would otherwise
-    /// end there.
+    /// Refuses a request for more new tokens than the context or the KV cache leaves after its prompt and its negative prompt,
+    /// which would otherwise end there.
     ///
     /// # Errors
     /// `request_invalid`.
@@ -62,12 +62,20 @@ impl CheckedRequest {
         if asked <= room {
             return Ok(());
         }
-        let what = format!("max_new_tokens is more than a prompt of {prompt} tokens leaves room for");
-        Err(Error::new(ErrorCode::RequestInvalid, what)
+        let (prompts, shorten) = match &self.negative {
+            None => (format!("a prompt of {prompt} tokens leaves"), "the prompt"),
+            Some(negative) => {
+                let negative = negative.tokens.len();
+                (format!("a prompt of {prompt} and a negative prompt of {negative} tokens leave"), "the longer prompt")
+            }
+        };
+        Err(Error::new(ErrorCode::RequestInvalid, format!("max_new_tokens is more than {prompts} room for"))
             .with_setting("max_new_tokens")
             .with_expected(format!("at most {room}"))
             .with_found(asked)
-            .with_hint("ask for fewer new tokens, shorten the prompt, or leave the field out for all that is left"))
+            .with_hint(format!(
+                "ask for fewer new tokens, shorten {shorten}, or leave the field out for all that is left"
+            )))
     }
 
     /// Tokens of the prompt, and of the negative prompt if it has one.

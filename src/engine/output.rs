@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorCode, Result};
 pub enum FinishReason {
     /// A stop token, a stop string, an end-of-sequence id of the model, or the end of a grammar or filter, which is no match.
     Stop,
-    /// `max_new_tokens`, the model's positions, or the end of the cache.
+    /// `max_new_tokens`, or before them the model's positions or the end of the cache, which a negative prompt fills too.
     Length,
     /// The request was cancelled.
     Cancelled,

@@ -169,11 +169,13 @@ pub struct Request {
     /// Another prompt, which the text is guided away from (classifier-free guidance): each token is chosen from the
     /// log-probabilities after the prompt, times [`SamplingParams::cfg_scale`], plus those after this prompt, times 1 less
     /// that. It has the same adapters, and counts as a request of its own in
-    /// [`EngineOptions::max_rows`](crate::EngineOptions::max_rows).
+    /// [`EngineOptions::max_rows`](crate::EngineOptions::max_rows). The output follows it too, so a longer one than the prompt
+    /// leaves less room for it.
     pub negative_prompt: Option<Prompt>,
     /// Ordered mixture of (adapter, weight); empty is the base model.
     pub adapters: Vec<(AdapterRef, f32)>,
-    /// Largest number of new tokens.
+    /// Largest number of new tokens. Where the model's positions or the cache end before, so does the text
+    /// ([`FinishReason::Length`](crate::FinishReason::Length)).
     pub max_new_tokens: usize,
     /// Up to this number of new tokens, nothing but `max_new_tokens` ends the text: stop tokens and special tokens that are
     /// stop strings are not chosen, other stop strings become part of the text.

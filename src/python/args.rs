@@ -212,6 +212,35 @@ impl<'py> FromPyObject<'_, 'py> for StopsArg {
     }
 }
 
+/// Texts: one, or a list of them.
+pub(super) struct TextsArg(pub Vec<String>);
+
+impl<'py> FromPyObject<'_, 'py> for TextsArg {
+    type Error = PyErr;
+
+    const INPUT_TYPE: PyStaticExpr = type_hint_identifier!("exlora.types", "Texts");
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let wrong = |what: String| PyTypeError::new_err(format!("must be a string or a list of strings, not {what}"));
+        let text = |item: &Bound<'_, PyAny>| match item.cast::<PyString>() {
+            Ok(text) => Ok(Some(text.to_cow()?.into_owned())),
+            Err(_) => Ok::<_, PyErr>(None),
+        };
+        if let Some(one) = text(&value)? {
+            return Ok(Self(vec![one]));
+        }
+        let items = match is_bytes_or_mapping(&value) || value.is_instance_of::<PySet>() {
+            true => return Err(wrong(type_name(&value))),
+            false => value.try_iter().map_err(|_| wrong(type_name(&value)))?,
+        };
+        let texts = items.map(|item| {
+            let item = item?;
+            text(&item)?.ok_or_else(|| wrong(format!("a list with {}", type_name(&item))))
+        });
+        texts.collect::<PyResult<_>>().map(Self)
+    }
+}
+
 /// A mapping of token id to the value added to its logit.
 #[derive(Default)]
 pub(super) struct LogitBiasArg(pub BTreeMap<u32, f64>);

@@ -4,7 +4,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::args::{MixtureArg, PromptArg, StopsArg};
+use super::args::{MixtureArg, PromptArg, StopsArg, TextsArg};
 use super::chat::{ContinueFinalMessage, JsonObjects, TemplateKwargs, chat_options, to_python};
 use super::grammar::{FilterObjects, JsonSchemaArg, grammar, set_keywords};
 use super::numbers::{count, integer, optional_integer};
@@ -116,7 +116,7 @@ impl PyRequest {
         #[pyo3(from_py_with = integer)] max_new_tokens: i64,
         #[pyo3(from_py_with = integer)] min_new_tokens: i64,
         stop: Option<StopsArg>,
-        banned_strings: Option<Vec<String>>,
+        banned_strings: Option<TextsArg>,
         stop_at_eos: bool,
         #[pyo3(from_py_with = integer)] logprobs: i64,
         #[pyo3(from_py_with = integer)] probs: i64,
@@ -133,7 +133,7 @@ impl PyRequest {
         regex: Option<String>,
         grammar: Option<String>,
         gbnf: Option<String>,
-        choices: Option<Vec<String>>,
+        choices: Option<TextsArg>,
         filters: Option<Vec<Py<PyAny>>>,
         filter_prefer_eos: bool,
         token_healing: bool,
@@ -148,7 +148,7 @@ impl PyRequest {
         let sampling = PySamplingParams::with_keywords(py, sampling, keywords)?;
         let filters = FilterObjects::new(py, filters.unwrap_or_default())?;
         let request = Request {
-            grammar: self::grammar(json_schema, json_object, regex, grammar, gbnf, choices)?,
+            grammar: self::grammar(json_schema, json_object, regex, grammar, gbnf, choices.map(|texts| texts.0))?,
             filters: Filters { prefer_eos: filter_prefer_eos, ..Filters::default() },
             token_healing,
             negative_prompt: negative_prompt.map(|prompt| prompt.0),
@@ -157,7 +157,7 @@ impl PyRequest {
             min_new_tokens: count("min_new_tokens", min_new_tokens)?,
             sampling: sampling.params(),
             stop: stop.unwrap_or_default().0,
-            banned_strings: banned_strings.unwrap_or_default(),
+            banned_strings: banned_strings.map(|texts| texts.0).unwrap_or_default(),
             stop_at_eos,
             logprobs: count("logprobs", logprobs)?,
             probs: count("probs", probs)?,

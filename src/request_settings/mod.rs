@@ -6,6 +6,7 @@ mod numbers;
 mod prompt_json;
 mod read_json;
 mod suggestion;
+mod texts_json;
 mod unique_value;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ pub(crate) use self::read_json::{read_json, read_json_at};
 #[cfg(feature = "server")]
 pub(crate) use self::suggestion::closest;
 pub(crate) use self::suggestion::did_you_mean;
+use self::texts_json::texts;
 pub(crate) use self::unique_value::UniqueValue;
 use crate::engine::{Grammar, Prompt, Request, Stop};
 #[cfg(feature = "cli")]
@@ -51,7 +53,7 @@ pub struct RequestSettings {
     #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
     n: Option<usize>,
     /// Another prompt, which the text is guided away from (classifier-free guidance); needs --cfg-scale.
-    #[cfg_attr(feature = "cli", arg(long, value_name = "TEXT", value_parser = prompt_text_arg))]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "TEXT", value_parser = prompt_text_arg, allow_hyphen_values = true))]
     #[serde(default, deserialize_with = "negative_prompt", serialize_with = "prompt_as_json")]
     #[schema(value_type = Option<serde_json::Value>)]
     negative_prompt: Option<Prompt>,
@@ -175,12 +177,14 @@ pub struct RequestSettings {
     #[schema(value_type = Option<i128>)]
     seed: Option<u64>,
     /// Stop before this string; may be repeated.
-    #[cfg_attr(feature = "cli", arg(long, value_name = "TEXT", value_parser = stop_text_arg))]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "TEXT", value_parser = stop_text_arg, allow_hyphen_values = true))]
     #[serde(default, deserialize_with = "stops", serialize_with = "stops_as_list")]
     #[schema(value_type = Option<serde_json::Value>)]
     stop: Option<Vec<Stop>>,
     /// A string that the text does not contain, in any case; may be repeated.
-    #[cfg_attr(feature = "cli", arg(long, value_name = "TEXT"))]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "TEXT", allow_hyphen_values = true))]
+    #[serde(default, deserialize_with = "texts")]
+    #[schema(value_type = Option<serde_json::Value>)]
     banned_strings: Option<Vec<String>>,
     /// Stop at this token id; may be repeated.
     #[cfg_attr(feature = "cli", arg(long, value_name = "ID"))]
@@ -219,16 +223,18 @@ pub struct RequestSettings {
     #[cfg_attr(feature = "cli", arg(long, value_name = "BOOL"))]
     json_object: Option<bool>,
     /// The whole text matches this regular expression.
-    #[cfg_attr(feature = "cli", arg(long, value_name = "PATTERN"))]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "PATTERN", allow_hyphen_values = true))]
     regex: Option<String>,
     /// The text is in the language of this grammar, in Lark syntax.
-    #[cfg_attr(feature = "cli", arg(long, value_name = "LARK"))]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "LARK", allow_hyphen_values = true))]
     grammar: Option<String>,
     /// The text is in the language of this grammar, in llama.cpp's GBNF.
-    #[cfg_attr(feature = "cli", arg(long, value_name = "GBNF"))]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "GBNF", allow_hyphen_values = true))]
     gbnf: Option<String>,
     /// The text is this string, or another one that is given in the same way; may be repeated.
-    #[cfg_attr(feature = "cli", arg(long, value_name = "TEXT"))]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "TEXT", allow_hyphen_values = true))]
+    #[serde(default, deserialize_with = "texts")]
+    #[schema(value_type = Option<serde_json::Value>)]
     choices: Option<Vec<String>>,
     /// Whether the first new token may replace the last one of the prompt by one that begins with its text; false by default.
     #[cfg_attr(feature = "cli", arg(long, value_name = "BOOL"))]
@@ -239,6 +245,12 @@ impl RequestSettings {
     /// The largest number of new tokens, if it is given.
     pub(crate) fn max_new_tokens(&self) -> Option<usize> {
         self.max_new_tokens
+    }
+
+    /// The number of samples, if it is given.
+    #[cfg(feature = "cli")]
+    pub(crate) fn n(&self) -> Option<usize> {
+        self.n
     }
 
     /// Changes what is given in a request.

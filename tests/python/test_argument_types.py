@@ -142,6 +142,10 @@ def test_any_value_for_any_argument_gives_a_result_or_a_fitting_error(target, en
         ({"prompts": "a", "seed": "x"}, "argument 'seed': 'str' object"),
         ({"prompts": "a", "logit_bias": [1]}, "argument 'logit_bias': .*list"),
         ({"prompts": "a", "stop_at_eos": "no"}, "argument 'stop_at_eos': .*str"),
+        ({"prompts": "a", "choices": 3}, "argument 'choices': must be a string or a list of strings, not int"),
+        ({"prompts": "a", "choices": ["a", 3]}, "argument 'choices': .*, not a list with int"),
+        ({"prompts": "a", "banned_strings": {"a": 1}}, "argument 'banned_strings': .* list of strings, not dict"),
+        ({"prompts": "a", "banned_strings": b"a"}, "argument 'banned_strings': .* list of strings, not bytes"),
         ({"prompts": "a", "adapter": 3}, "an adapter is None, a name, .*, not int"),
         ({"prompts": "a", "adapter": {"sql": "much"}}, "must be real number, not str"),
         ({"prompts": "a", "n": "two"}, "'str' object cannot be interpreted as an integer"),
@@ -153,6 +157,14 @@ def test_any_value_for_any_argument_gives_a_result_or_a_fitting_error(target, en
 def test_a_type_error_names_the_argument_and_what_was_expected_and_found(arguments, text, engine):
     with pytest.raises(TypeError, match=text):
         engine.generate(**arguments)
+
+
+def test_one_text_is_as_good_as_a_list_of_one(engine):
+    request = Request("a", banned_strings="zq")
+    assert (request.banned_strings, Request("a", choices="yes").choices) == (["zq"], ["yes"])
+    assert engine.generate("a", choices="yes").text == "yes"
+    assert [out.text for out in engine.generate(["a", "b"], choices="yes")] == ["yes", "yes"]
+    assert engine.generate("a", stop="zq", **SHORT).text == engine.generate("a", banned_strings="zq", **SHORT).text
 
 
 @pytest.mark.parametrize("adapters", [["folder"], "folder", 3], ids=str)

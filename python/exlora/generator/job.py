@@ -106,7 +106,7 @@ class ExLlamaV2DynamicJob:
             "min_new_tokens": min_new_tokens,
             "seed": new_seed(seed),
             "stop": stops,
-            "banned_strings": list(banned_strings or []),
+            "banned_strings": banned_strings or [],
             "stop_at_eos": False,
             "probs": max(return_top_tokens, int(return_probs)),
             "return_logits": return_logits,

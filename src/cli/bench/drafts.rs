@@ -30,7 +30,7 @@ pub(super) struct DraftArgs {
     #[arg(long, value_name = "N", default_value_t = EngineOptions::default().num_draft_tokens)]
     num_draft_tokens: usize,
     /// The text that is continued.
-    #[arg(long, value_name = "TEXT", default_value = TEXT, hide_default_value = true)]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, default_value = TEXT, hide_default_value = true)]
     draft_prompt: String,
 }
 

@@ -1,6 +1,6 @@
 //! Where a chat's lines come from: a terminal with line editing and history, or a pipe.
 
-use std::io::{BufRead, IsTerminal};
+use std::io::{BufRead, ErrorKind, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use rustyline::Editor;
@@ -28,6 +28,8 @@ pub(super) enum LineReader {
 pub(super) enum Line {
     /// One line, or several that belong together.
     Text(String),
+    /// A line that is not UTF-8, and so no text.
+    NotText(Error),
     /// Ctrl-C, which cleared what was typed.
     Interrupted,
     End,
@@ -58,11 +60,17 @@ impl LineReader {
 }
 
 fn read_pipe(input: &mut impl BufRead) -> Result<Line> {
-    let mut text = String::new();
+    let (mut text, mut bytes) = (String::new(), Vec::new());
     loop {
-        let read = input.read_line(&mut text).map_err(|e| cannot_read(&e))?;
+        bytes.clear();
+        let read = input.read_until(b'\n', &mut bytes).map_err(|e| cannot_read(&e))?;
         if read == 0 && text.is_empty() {
             return Ok(Line::End);
+        }
+        match std::str::from_utf8(&bytes) {
+            Ok(line) => text.push_str(line),
+            // With it go the lines before, to which it belongs.
+            Err(error) => return Ok(Line::NotText(not_text(&bytes[error.valid_up_to()..]))),
         }
         let line = text.strip_suffix('\n').map(|line| line.strip_suffix('\r').unwrap_or(line)).unwrap_or(&text);
         if read == 0 || !needs_more(line) {
@@ -75,6 +83,15 @@ fn read_pipe(input: &mut impl BufRead) -> Result<Line> {
 
 fn cannot_read(error: &dyn std::fmt::Display) -> Error {
     Error::new(ErrorCode::IoFailed, format!("cannot read stdin: {error}"))
+}
+
+/// The error of a line that goes on with bytes that are not UTF-8.
+fn not_text(rest: &[u8]) -> Error {
+    let error = Error::new(ErrorCode::RequestInvalid, "a line is left out, since it is not UTF-8");
+    match rest.first() {
+        Some(byte) => error.with_found(format!("byte {byte:#04x}")),
+        None => error,
+    }
 }
 
 /// A line editor with completion and a history.
@@ -107,6 +124,8 @@ impl LineEditor {
             }
             Err(ReadlineError::Interrupted) => Ok(Line::Interrupted),
             Err(ReadlineError::Eof) => Ok(Line::End),
+            // As the editor reports bytes of the terminal that are no text.
+            Err(ReadlineError::Io(error)) if error.kind() == ErrorKind::InvalidData => Ok(Line::NotText(not_text(&[]))),
             Err(e) => Err(cannot_read(&e)),
         }
     }
@@ -145,12 +164,26 @@ mod tests {
 
     #[test]
     fn lines_of_a_pipe_are_joined_as_typed_ones_are() {
-        let mut input = &b"one\r\ntwo\\\nthree\n\n\"\"\"\na\n\nb\"\"\"\nlast\\"[..];
-        let mut read = || match read_pipe(&mut input).expect("reads") {
+        let input = b"one\r\ntwo\\\nthree\n\n\"\"\"\na\n\nb\"\"\"\nlast\\";
+        assert_eq!(lines(input), ["one", "two\\\nthree", "", "\"\"\"\na\n\nb\"\"\"", "last\\"]);
+    }
+
+    /// The lines of a pipe; the error of one that is no text.
+    fn lines(mut input: &[u8]) -> Vec<String> {
+        let read = || match read_pipe(&mut input).expect("reads") {
             Line::Text(text) => Some(text),
+            Line::NotText(error) => Some(error.to_string()),
             _ => None,
         };
-        let lines: Vec<String> = std::iter::from_fn(&mut read).collect();
-        assert_eq!(lines, ["one", "two\\\nthree", "", "\"\"\"\na\n\nb\"\"\"", "last\\"]);
+        std::iter::from_fn(read).collect()
+    }
+
+    #[test]
+    fn a_line_that_is_no_text_is_an_error_of_its_own() {
+        let found = lines(b"one\nb\xffd\ntwo\\\n\xc3\nthree");
+        assert_eq!((found[0].as_str(), found[3].as_str(), found.len()), ("one", "three", 4));
+        for (line, byte) in [(1, "0xff"), (2, "0xc3")] {
+            assert!(found[line].contains("not UTF-8") && found[line].contains(byte), "{}", found[line]);
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! `exlora chat`: a conversation whose adapters and settings can change between turns.
 //!
 //! On a terminal, lines are edited with completion and a history, Ctrl-C stops an answer, and errors do not end the chat. From
-//! a pipe, the first error does.
+//! a pipe, the first error does. A line that is no text is left out and reported in both.
 
 mod command;
 mod completer;
@@ -32,7 +32,7 @@ pub(super) struct ChatArgs {
     #[command(flatten)]
     adapters: UseArgs,
     /// A system message before the conversation.
-    #[arg(long, value_name = "TEXT", help_heading = "Chat")]
+    #[arg(long, value_name = "TEXT", help_heading = "Chat", allow_hyphen_values = true)]
     system: Option<String>,
     /// Neither read nor write the history of typed lines ($XDG_STATE_HOME/exlora/chat_history).
     #[arg(long, help_heading = "Chat")]
@@ -42,6 +42,7 @@ pub(super) struct ChatArgs {
 }
 
 pub(super) fn run(args: &ChatArgs, json: bool) -> Result<()> {
+    check_one_answer(&args.sampling)?;
     let (engine, load_time) = args.engine.load()?;
     if !engine.tokenizer()?.has_chat_template() {
         let what = "the model has no chat template, which chatting needs";
@@ -101,6 +102,10 @@ impl Chat {
         loop {
             let text = match lines.read()? {
                 Line::Text(text) => text,
+                Line::NotText(error) => {
+                    report(&error, self.json);
+                    continue;
+                }
                 Line::End => return Ok(()),
                 Line::Interrupted if interrupted_before => return Ok(()),
                 Line::Interrupted => {
@@ -212,6 +217,7 @@ impl Chat {
         }
         let mut sampling = self.initial.clone();
         changed.iter().try_for_each(|(name, value)| sampling.set(name, value))?;
+        check_one_answer(&sampling)?;
         (self.changed, self.sampling) = (changed, sampling);
         Ok(())
     }
@@ -361,6 +367,18 @@ impl Chat {
         let tokens = self.engine.max_tokens();
         let remedy = if tokens < self.engine.model().max_seq_len() { " (see --kv-tokens)" } else { "" };
         format!("{tokens} tokens{remedy}")
+    }
+}
+
+/// Refuses settings that ask for several answers, of which the conversation could go on with one only.
+fn check_one_answer(settings: &RequestSettings) -> Result<()> {
+    match settings.n() {
+        None | Some(1) => Ok(()),
+        Some(n) => Err(invalid("a chat has one answer for each message".to_owned())
+            .with_setting("n")
+            .with_expected("n = 1")
+            .with_found(n)
+            .with_hint("/retry gives another answer; generate takes --n")),
     }
 }
 

@@ -39,7 +39,7 @@ pub(super) struct GenerateArgs {
 #[group(multiple = false)]
 struct InputArgs {
     /// The text to complete; - reads it from stdin, as does a pipe without this option.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// A file with the text to complete.
     #[arg(long, value_name = "FILE", value_parser = path(), value_hint = ValueHint::FilePath)]

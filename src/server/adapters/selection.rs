@@ -168,7 +168,10 @@ impl Adapters {
             _ => listed,
         };
         let known = known.close.iter().map(String::as_str).chain(self.base_names());
-        let what = format!("there is no adapter named '{name}'{}", did_you_mean(name, known));
+        let what = match self.is_base(name) {
+            true => format!("'{name}' is the base model and no adapter"),
+            false => format!("there is no adapter named '{name}'{}", did_you_mean(name, known)),
+        };
         let bases = self.listed_base_names().iter().map(|name| quoted(name)).collect::<Vec<_>>().join(" or ");
         Error::new(ErrorCode::AdapterNotFound, what)
             .with_found(found)

@@ -71,7 +71,7 @@ impl Generation {
         let choices = n.saturating_mul(prompts.len());
         let bytes = state.prompt_text.check(&prompts).map_err(|error| of_client(error.with_setting("prompt")))?;
         let admission = state.engine_loop.admit(choices).inspect_err(|_| state.metrics.rejected());
-        let admission = admission.map_err(|error| of_client(about_samples(error)))?;
+        let admission = admission.map_err(|error| of_client(about_choices(error, n, prompts.len())))?;
         let selection = state.adapters.select(&adapters).await;
         let selection = selection.map_err(|error| of_client(adapters.error(error)))?;
         let label = selection.label();
@@ -182,9 +182,15 @@ fn check_all(
     prompts.into_iter().map(check).collect()
 }
 
-/// The error of a request that asks for more choices than there may be, which is its `n`; a full queue is no field's fault.
-fn about_samples(error: Error) -> Error {
+/// The error of a request that asks for more choices than there may be, by the field that there is too much of: `n`, or the
+/// prompts, of which each has `n`. A full queue is no field's fault.
+fn about_choices(error: Error, n: usize, prompts: usize) -> Error {
     match error.code() {
+        ErrorCode::RequestInvalid if prompts > n => {
+            let found =
+                if n == 1 { format!("{prompts} prompts") } else { format!("{prompts} prompts, n = {n} of each") };
+            error.with_setting("prompt").with_found(found)
+        }
         ErrorCode::RequestInvalid => error.with_setting("n"),
         _ => error,
     }

@@ -1,8 +1,10 @@
 //! `exlora chat`, scripted through a pipe. What needs a terminal is tested from Python.
 
+use std::io::Write;
+
 use serde_json::{Value, json};
 
-use super::{BASE, Outcome, SQL, WIT, exlora_reading};
+use super::{BASE, Outcome, SQL, WIT, command, exlora_reading, finish, start};
 
 #[test]
 fn a_chat_is_scripted_through_stdin() {
@@ -58,11 +60,31 @@ fn commands_change_adapters_settings_and_the_conversation() {
         ("/load sql", "write NAME=DIR"),
         ("/sytem x", "did you mean '/system'"),
         ("/reset now", "takes no argument"),
+        ("/set n=2", "a chat has one answer"),
     ] {
         let outcome = chat(&format!("{line}\n"), &["--use", "sql"]);
         assert_eq!(outcome.status, 1, "{line}");
         assert!(outcome.stderr.contains(message), "{line}: {}", outcome.stderr);
     }
+}
+
+#[test]
+fn a_line_that_is_no_text_does_not_end_the_chat() {
+    let mut child = start(command().args(["chat", "-m", BASE, "--max-new-tokens", "6", "--json"]));
+    child.stdin.take().expect("piped").write_all(b"Hello\nb\xffd\n/reset\nHello\n").expect("written");
+    let outcome = finish(child);
+    assert_eq!(outcome.status, 0, "{}", outcome.stderr);
+    let lines = outcome.json();
+    let answers: Vec<_> = lines.iter().filter(|line| line.get("error").is_none()).collect();
+    assert_eq!((answers.len(), lines.len()), (2, 3));
+    assert_eq!(answers[0]["token_ids"], answers[1]["token_ids"]);
+    assert_eq!(lines[1]["error"]["code"], "request_invalid");
+}
+
+#[test]
+fn a_chat_with_several_answers_is_refused_before_the_model_is_loaded() {
+    let error = exlora_reading("", &["chat", "-m", "no/such/model", "--n", "2", "--json"]).error();
+    assert_eq!((&error["code"], &error["setting"]), (&json!("request_invalid"), &json!("n")));
 }
 
 #[test]

@@ -62,6 +62,21 @@ fn wrong_usage_exits_with_2_and_names_the_right_usage() {
 }
 
 #[test]
+fn a_text_may_begin_with_a_hyphen() {
+    for (option, text) in
+        [("--prompt", "-5"), ("--prompt", "--json"), ("--stop", "-x"), ("--banned-strings", "--"), ("--choices", "-1")]
+    {
+        let mut args = vec!["generate", "-m", BASE, "--max-new-tokens", "2", "--json", option, text];
+        if option != "--prompt" {
+            args.extend(["--prompt", "a"]);
+        }
+        let outcome = exlora(&args);
+        assert_eq!(outcome.status, 0, "{option} {text}: {}", outcome.stderr);
+        assert_eq!(outcome.json().len(), 1);
+    }
+}
+
+#[test]
 fn the_help_of_serve_is_wrapped_once() {
     for width in [80, 120] {
         let help = finish(start(command().args(["serve", "--help"]).env("COLUMNS", width.to_string()))).stdout;

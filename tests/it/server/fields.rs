@@ -49,6 +49,53 @@ fn message_about(answer: &Answer, param: &str) -> String {
 }
 
 #[test]
+fn more_new_tokens_than_a_negative_prompt_leaves_room_for_are_refused() {
+    let dir = adapters_dir();
+    let engine = engine(EngineOptions { max_seq_len: Some(64), ..EngineOptions::default() });
+    let server = Running::start(&engine, options(&dir));
+    let fields = |max_tokens: u64, scale: f64| json!({"prompt": [5, 6], "max_tokens": max_tokens, "negative_prompt": vec![7; 40], "cfg_scale": scale, "ignore_eos": true});
+    // The last token is never computed, so it needs no position.
+    let message = message_about(&ask(&server, COMPLETIONS, &fields(26, 2.0)), "max_tokens");
+    assert!(message.contains("a negative prompt of 40 tokens") && message.contains("at most 25"), "{message}");
+    for (max_tokens, scale) in [(25, 2.0), (63, 1.0)] {
+        let answer = ask(&server, COMPLETIONS, &fields(max_tokens, scale)).ok();
+        assert_eq!(answer["usage"]["completion_tokens"], max_tokens);
+    }
+    let message = message_about(&ask(&server, COMPLETIONS, &fields(64, 1.0)), "max_tokens");
+    assert!(!message.contains("negative"), "{message}");
+}
+
+#[test]
+fn too_many_choices_are_said_of_the_field_that_has_too_much() {
+    let dir = adapters_dir();
+    let server = Running::start(&engine(EngineOptions::default()), options(&dir));
+    let prompts = vec!["a"; 5000];
+    let message = message_about(&ask(&server, COMPLETIONS, &json!({"prompt": prompts})), "prompt");
+    assert!(message.contains("found 5000 prompts"), "{message}");
+    let message = message_about(&ask(&server, COMPLETIONS, &json!({"prompt": prompts, "n": 2})), "prompt");
+    assert!(message.contains("5000 prompts, n = 2 of each"), "{message}");
+    message_about(&ask(&server, COMPLETIONS, &json!({"prompt": ["a", "b"], "n": 1000})), "n");
+}
+
+#[test]
+fn one_text_is_as_good_as_a_list_and_the_base_is_no_misspelling_of_itself() {
+    let dir = adapters_dir();
+    let server = Running::start(&engine(EngineOptions::default()), options(&dir));
+    for (route, fields) in [(COMPLETIONS, json!({"choices": "yes"})), (CHAT, json!({"guided_choice": "yes"}))] {
+        let answer = ask(&server, route, &fields).ok();
+        let choice = &answer["choices"][0];
+        assert_eq!(choice["text"].as_str().or(choice["message"]["content"].as_str()), Some("yes"), "{answer}");
+    }
+    assert_eq!(ask(&server, COMPLETIONS, &json!({"banned_strings": "zq"})).status, 200);
+    let message = message_about(&ask(&server, COMPLETIONS, &json!({"choices": 3})), "choices");
+    assert!(message.contains("a string or an array of strings"), "{message}");
+    for name in ["base", "quill-4m"] {
+        let message = message_about(&ask(&server, COMPLETIONS, &json!({"adapters": {name: 1}})), "adapters");
+        assert!(message.contains(&format!("'{name}' is the base model and no adapter")), "{message}");
+    }
+}
+
+#[test]
 fn an_error_names_the_field_as_the_client_spelled_it() {
     let dir = adapters_dir();
     let server = Running::start(&engine(EngineOptions::default()), options(&dir));
