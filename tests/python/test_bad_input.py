@@ -119,6 +119,11 @@ def test_a_config_that_is_not_a_json_object(text, model):
         {"num_attention_heads": 0},
         {"vocab_size": 2**40},
         {"rms_norm_eps": "small"},
+        {"rms_norm_eps": 0.0},
+        {"rms_norm_eps": -1e-5},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 0.0}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": -4.0}},
+        {"rope_scaling": {"rope_type": "linear", "factor": -1}},
     ],
     ids=str,
 )
@@ -244,6 +249,18 @@ def test_weights_in_a_special_file_are_refused_at_once(kind, model):
     index = model / "model.safetensors.index.json"
     no_file(kind, index)
     assert refused("checkpoint_unreadable", Engine, model).path == str(index)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("[]", "generation_config.json is not a JSON object"), ('{"eos_token_id": "a"}', "'eos_token_id'")]
+)
+def test_a_generation_config_that_is_none_is_called_by_its_name(text, said, model):
+    path = model / "generation_config.json"
+    path.write_text(text)
+    error = refused("model_config_invalid", Engine, model)
+    assert error.path == str(path)
+    assert said in str(error)
+    assert " config.json" not in str(error)
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])

@@ -112,18 +112,8 @@ impl<'a> Fields<'a> {
 
     /// Ids: one, several, or null. Negative ones mean none.
     pub(super) fn nullable_ids(&self, name: &str, default: &[i64]) -> Result<Vec<u32>> {
-        let ids = match self.get(name) {
-            None => default.to_vec(),
-            Some(Value::Null) => Vec::new(),
-            Some(Value::Array(items)) => items
-                .iter()
-                .map(|item| item.as_i64().ok_or_else(|| wrong(name, "a list of token ids", item)))
-                .collect::<Result<Vec<_>>>()?,
-            Some(value) => {
-                vec![value.as_i64().ok_or_else(|| wrong(name, "a token id, a list of them, or null", value))?]
-            }
-        };
-        Ok(ids.into_iter().filter_map(|id| u32::try_from(id).ok()).collect())
+        let Some(value) = self.get(name) else { return Ok(non_negative(default.iter().copied())) };
+        token_ids(value).map_err(|(expected, found)| wrong(name, expected, found))
     }
 
     /// Checks the type of a member that is not used.
@@ -137,6 +127,23 @@ impl<'a> Fields<'a> {
         };
         if is_valid || (may_be_null && value.is_null()) { Ok(()) } else { Err(wrong(name, what, value)) }
     }
+}
+
+/// Ids: one, several, or null. Negative ones mean none. The error is what was expected, and what was found.
+pub(super) fn token_ids(value: &Value) -> Result<Vec<u32>, (&'static str, &Value)> {
+    let ids = match value {
+        Value::Null => Vec::new(),
+        Value::Array(items) => {
+            let id = |item| Value::as_i64(item).ok_or(("a list of token ids", item));
+            items.iter().map(id).collect::<Result<Vec<_>, _>>()?
+        }
+        value => vec![value.as_i64().ok_or(("a token id, a list of them, or null", value))?],
+    };
+    Ok(non_negative(ids))
+}
+
+fn non_negative(ids: impl IntoIterator<Item = i64>) -> Vec<u32> {
+    ids.into_iter().filter_map(|id| u32::try_from(id).ok()).collect()
 }
 
 /// A count that an integer of the file gives.
@@ -154,11 +161,13 @@ pub(super) fn invalid(name: impl fmt::Display) -> Error {
 
 /// The error for a member of the wrong type.
 pub(super) fn wrong(name: impl fmt::Display, expected: &str, found: &Value) -> Error {
-    let mut found = found.to_string();
-    if found.len() > 60 {
-        found = found.chars().take(60).chain("…".chars()).collect();
-    }
-    invalid(name).with_expected(expected).with_found(found)
+    invalid(name).with_expected(expected).with_found(shown(found))
+}
+
+/// A value as shown in messages, cut to a readable length.
+pub(super) fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    if text.len() > 60 { text.chars().take(60).chain("…".chars()).collect() } else { text }
 }
 
 /// The error for what transformers can compute and exlora cannot.

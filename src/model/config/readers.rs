@@ -10,9 +10,11 @@ use crate::error::Result;
 pub(super) fn norms(family: &Family, fields: &Fields<'_>) -> Result<Norms> {
     let rule = family.norms;
     let (name, default) = rule.eps;
-    let eps = fields.float(name, default)? as f32;
-    if !(eps.is_finite() && eps >= 0.0) {
-        return Err(invalid(name).with_expected("a number of at least 0").with_found(eps));
+    let given = fields.float(name, default)?;
+    let eps = given as f32;
+    // Without one, the norm of a row of zeros is not a number.
+    if !(eps.is_finite() && eps > 0.0) {
+        return Err(invalid(name).with_expected("a number above 0 that float32 has").with_found(given));
     }
     let qk = match rule.qk {
         QkNormRule::Never => None,

@@ -238,6 +238,21 @@ mod tests {
     }
 
     #[test]
+    fn a_factor_that_stretches_nothing_is_refused_by_name() {
+        let eight = vec![1.0; 8];
+        for kind in ["linear", "dynamic", "proportional", "yarn", "llama3", "longrope"] {
+            for factor in [json!(0), json!(0.0), json!(-4.0), json!(false)] {
+                let parameters = json!({"rope_type": kind, "factor": factor, "low_freq_factor": 1, "high_freq_factor": 4,
+                    "original_max_position_embeddings": 16, "short_factor": eight, "long_factor": eight});
+                let error = read(json!({"rope_parameters": parameters})).expect_err(kind);
+                assert_eq!(error.code(), ErrorCode::ModelConfigInvalid, "{kind}");
+                assert!(error.to_string().contains("'factor'"), "{kind}: {error}");
+                assert_eq!(error.expected(), Some("a number above 0"), "{kind}");
+            }
+        }
+    }
+
+    #[test]
     fn the_old_spelling_precedes_the_new_one_and_inner_members_precede_outer_ones() {
         let scaling = |config: Value| first(read(config).expect("readable")).inv_freq;
         let linear = |factor: f64, theta: f64| {

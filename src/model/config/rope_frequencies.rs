@@ -57,6 +57,11 @@ impl RopeParameters {
         Ok(Rotation { rope, length, position_limit, long })
     }
 
+    /// `factor`, where there has to be one.
+    fn factor(&self) -> Result<f64> {
+        self.stretch()?.ok_or_else(|| invalid("factor").with_expected("a number above 0").with_found("nothing"))
+    }
+
     /// `partial_rotary_factor`, by default 1.
     fn rotary_share(&self) -> Result<f64> {
         if self.get("partial_rotary_factor").is_some() { self.number("partial_rotary_factor") } else { Ok(1.0) }
@@ -86,14 +91,14 @@ impl RopeParameters {
 
     /// Every frequency is divided by the factor.
     fn linear(&self) -> Result<(Rope, f64)> {
-        let (base, factor) = (self.frequencies(self.rotary_dim()?)?, self.number("factor")?);
+        let (base, factor) = (self.frequencies(self.rotary_dim()?)?, self.factor()?);
         let inv_freq = base.iter().map(|frequency| frequency / factor as f32).collect();
         Ok((Rope::halves(inv_freq, 1.0), self.positions as f64 * factor))
     }
 
     /// As linear, with the slow channels not rotated at all; frequencies are those of the whole head.
     fn proportional(&self) -> Result<(Rope, f64)> {
-        let factor = if self.get("factor").is_some() { self.number("factor")? } else { 1.0 };
+        let factor = if self.get("factor").is_some() { self.factor()? } else { 1.0 };
         let pairs = self.head_dim / 2;
         let rotated = (self.rotary_share()? * self.head_dim as f64 / 2.0).floor();
         if !(0.0..=pairs as f64).contains(&rotated) {
@@ -107,7 +112,7 @@ impl RopeParameters {
 
     /// NTK scaling, up to the length beyond which its base grows with the sequence.
     fn dynamic(&self) -> Result<Rope> {
-        let (dim, factor, positions) = (self.rotary_dim()? as f64, self.number("factor")?, self.positions as f64);
+        let (dim, factor, positions) = (self.rotary_dim()? as f64, self.factor()?, self.positions as f64);
         let stretch = factor * positions / positions - (factor - 1.0);
         let theta = self.number("rope_theta")? * stretch.powf(dim / (dim - 2.0));
         let dim = dim as usize;
@@ -124,7 +129,7 @@ impl RopeParameters {
         }
         let (low, high) = (self.divisor("low_freq_factor")?, self.divisor("high_freq_factor")?);
         let original = self.number("original_max_position_embeddings")?;
-        let factor = self.number("factor")? as f32;
+        let factor = self.factor()? as f32;
         let (longest, shortest) = ((original / low) as f32, (original / high) as f32);
         let blend = |frequency: f32| {
             let wavelength = (2.0 * PI) as f32 / frequency;
@@ -147,7 +152,7 @@ impl RopeParameters {
         if self.get("factor").is_none() {
             return Err(invalid("factor").with_expected("a number or null").with_found("nothing"));
         }
-        let factor = self.optional_number("factor")?.unwrap_or(self.positions as f64 / original);
+        let factor = self.stretch()?.unwrap_or(self.positions as f64 / original);
         let non_zero = |name: &str| Ok::<_, Error>(self.optional_number(name)?.filter(|value| *value != 0.0));
         let magnitude = |mscale: f64| 0.1 * mscale * factor.ln() + 1.0;
         let has_magnitudes = ["mscale", "mscale_all_dim"].iter().all(|name| self.get(name).is_some_and(is_truthy));
@@ -197,7 +202,7 @@ impl RopeParameters {
         let [short, long] = ["short_factor", "long_factor"].map(|name| self.numbers(name, dim.div_ceil(2)));
         let (short, long) = (short?, long?);
         let original = self.divisor("original_max_position_embeddings")?;
-        let stretch = self.optional_number("factor")?.unwrap_or(self.positions as f64 / original);
+        let stretch = self.stretch()?.unwrap_or(self.positions as f64 / original);
         let attention_factor = match self.optional_number("attention_factor")? {
             Some(given) => given,
             None if stretch <= 1.0 => 1.0,

@@ -124,6 +124,16 @@ impl RopeParameters {
         }
     }
 
+    /// `factor`, by which a context is stretched; `None` if it is absent or null.
+    pub(super) fn stretch(&self) -> Result<Option<f64>> {
+        match self.optional_number("factor")? {
+            Some(factor) if factor <= 0.0 => {
+                Err(invalid("factor").with_expected("a number above 0").with_found(factor))
+            }
+            factor => Ok(factor),
+        }
+    }
+
     /// A number by which something is divided.
     pub(super) fn divisor(&self, name: &str) -> Result<f64> {
         match self.number(name)? {

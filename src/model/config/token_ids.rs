@@ -5,8 +5,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::architecture::TextModel;
-use super::fields::{Fields, invalid, read_json};
-use crate::error::Result;
+use super::fields::{Fields, invalid, read_json, shown, token_ids};
+use crate::error::{Error, ErrorCode, Result};
 
 /// Ids of special tokens.
 pub(super) struct TokenIds {
@@ -69,5 +69,45 @@ pub(crate) fn generation_eos_ids(path: &Path) -> Result<Vec<u32>> {
 /// # Errors
 /// `model_config_invalid`.
 pub(crate) fn eos_ids(generation_config: &Value) -> Result<Vec<u32>> {
-    Fields::of(generation_config)?.nullable_ids("eos_token_id", &[])
+    let wrong = |what: &str, expected: &str, found: &Value| {
+        let error = Error::new(ErrorCode::ModelConfigInvalid, what).with_expected(expected);
+        error.with_found(shown(found))
+    };
+    let Some(members) = generation_config.as_object() else {
+        return Err(wrong("generation_config.json is not a JSON object", "an object", generation_config));
+    };
+    let Some(ids) = members.get("eos_token_id") else { return Ok(Vec::new()) };
+    let what = "invalid 'eos_token_id' in generation_config.json";
+    token_ids(ids).map_err(|(expected, found)| wrong(what, expected, found))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn ids_are_read_and_what_is_wrong_is_said_of_the_right_file() {
+        for (value, ids) in [
+            (json!({}), vec![]),
+            (json!({"eos_token_id": null}), vec![]),
+            (json!({"eos_token_id": 2}), vec![2]),
+            (json!({"eos_token_id": [2, -1, 5]}), vec![2, 5]),
+        ] {
+            assert_eq!(eos_ids(&value).ok(), Some(ids), "{value}");
+        }
+        for (value, field) in [
+            (json!([]), "not a JSON object"),
+            (json!("x".repeat(1 << 20)), "not a JSON object"),
+            (json!({"eos_token_id": "</s>"}), "'eos_token_id'"),
+            (json!({"eos_token_id": [2, "3"]}), "'eos_token_id'"),
+        ] {
+            let error = eos_ids(&value).expect_err("refused");
+            assert_eq!(error.code(), ErrorCode::ModelConfigInvalid);
+            let text = error.to_string();
+            assert!(text.contains("generation_config.json") && text.contains(field), "{text}");
+            assert!(text.len() < 300, "{text}");
+        }
+    }
 }
