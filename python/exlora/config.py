@@ -8,7 +8,7 @@ from typing import Any
 import exlora._exlora as _exlora
 from exlora._unsupported import refuse
 
-__all__ = ["ExLlamaV2Config"]
+__all__ = ["ExLlamaV2Config", "check_max_seq_len"]
 
 
 #: What of config.json a script may change before the model is loaded.
@@ -18,6 +18,13 @@ _MAY_CHANGE = (
 
 #: Settings of exllamav2's config that exlora has no counterpart of. They are refused where a script has set them.
 _NOT_READ = ("sliding_window", "num_experts_per_token")
+
+
+def check_max_seq_len(owner: str, tokens: Any) -> None:
+    """Refuses a longest sequence that is none; `owner` says whose it is."""
+    if not hasattr(tokens, "__index__") or tokens < 1:
+        what = f"{owner}.max_seq_len is no number of tokens"
+        raise _exlora.error("request_invalid", what, expected="an integer of at least 1", found=repr(tokens))
 
 
 class ExLlamaV2Config:
@@ -113,6 +120,7 @@ class ExLlamaV2Config:
 
     def check(self) -> None:
         """Refuses settings that would change the results and are not supported."""
+        check_max_seq_len("config", self.max_seq_len)
         refuse("ExLlamaV2Config", load_in_q4=self.load_in_q4)
         refuse("ExLlamaV2Config", **{name: vars(self).get(name) for name in _NOT_READ})
         for name, value in self._read.items():

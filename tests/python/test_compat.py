@@ -43,6 +43,17 @@ def test_every_module_is_exloras_and_is_imported_once():
     """)
 
 
+def test_the_package_says_which_file_it_is():
+    done = run("""
+        import importlib.util
+        import exllamav2, exllamav2.version
+        assert exllamav2.__file__ == exllamav2.version.__file__ == exlora.compat.__file__
+        assert importlib.util.find_spec("exllamav2").origin == exllamav2.__file__
+        print(exllamav2.__file__, exllamav2)
+    """)
+    assert done.stdout.count("compat/__init__.py") == 2
+
+
 def test_a_star_import_brings_exllamav2s_names_and_no_others():
     run("""
         from exllamav2 import *

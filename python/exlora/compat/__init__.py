@@ -99,7 +99,10 @@ class _Finder(importlib.metadata.DistributionFinder):
         if package != _NAME:
             return None
         if rest in ("", "version"):
-            return importlib.machinery.ModuleSpec(fullname, _PackageLoader(), is_package=rest == "")
+            spec = importlib.machinery.ModuleSpec(fullname, _PackageLoader(), origin=__file__, is_package=rest == "")
+            # Its file is this one, which scripts print to see which exllamav2 they got.
+            spec.has_location = True
+            return spec
         own = f"exlora.{rest}"
         if rest.partition(".")[0] not in _MODULES or importlib.util.find_spec(own) is None:
             raise ModuleNotFoundError(f"No module named {fullname!r}: exlora, which stands in for exllamav2, has none")

@@ -11,6 +11,7 @@ import numpy as np
 
 import exlora._exlora as _exlora
 from exlora._arrays import padding_of, to_array, token_rows
+from exlora.config import check_max_seq_len
 from exlora.indexed_embeddings import IndexedEmbeddings, split_at_aliases
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def open_engine(
     draft_model: ExLlamaV2 | None = None,
 ) -> _exlora.Engine:
     """An engine over a loaded model whose KV cache, and that of `draft_model`, has the size and type of `cache`."""
+    check_max_seq_len("cache", cache.max_seq_len)
+    check_max_seq_len("config", model.config.max_seq_len)
     return _exlora.Engine.from_model(
         model.native_model(),
         tokenizer.native,

@@ -40,6 +40,7 @@ class ExLlamaV2BaseGenerator:
 
     def warmup(self) -> None:
         """Generates a few tokens, so that the first real prompt is not slower."""
+        self.model.native_model()
         self._engine.generate([_exlora.Request([0], max_new_tokens=2, stop_at_eos=False)])
 
     @property
@@ -81,6 +82,7 @@ class ExLlamaV2BaseGenerator:
         """
         loras = kwargs.pop("lora", loras)
         warn_unknown(f"{type(self).__name__}.generate_simple", kwargs)
+        self.model.native_model()  # which raises where the model was unloaded
         prompts = prompt if isinstance(prompt, list) else [prompt]
         eos = self.tokenizer.eos_token_id if stop_token == -1 else stop_token
         first_seed, room = new_seed(seed), self.cache.max_seq_len - num_tokens

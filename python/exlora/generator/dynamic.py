@@ -181,6 +181,7 @@ class ExLlamaV2DynamicGenerator:
         return self._enqueue(job)
 
     def _enqueue(self, job: ExLlamaV2DynamicJob) -> int:
+        self.model.native_model()  # which raises where the model was unloaded
         serial = self._serial
         drafts = {"num_draft_tokens": self.num_draft_tokens, "max_ngram": self.max_ngram}
         # As in exllamav2, a draft model comes first.
@@ -196,6 +197,8 @@ class ExLlamaV2DynamicGenerator:
 
         If a job fails, the next call raises its error. The other jobs go on.
         """
+        if self.num_remaining_jobs():
+            self.model.native_model()
         results: list[dict[str, Any]] = []
         if not self._failed:
             results, self._failed = self.advance()
@@ -247,6 +250,7 @@ class ExLlamaV2DynamicGenerator:
 
     def warmup(self) -> None:
         """Generates a few tokens, so that the first real job is not slower."""
+        self.model.native_model()
         self._engine.generate([_exlora.Request([0], max_new_tokens=2, stop_at_eos=False)])
 
     def reset_page_table(self) -> None:

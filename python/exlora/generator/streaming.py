@@ -145,6 +145,7 @@ class ExLlamaV2StreamingGenerator(ExLlamaV2BaseGenerator):
         del position_offsets
         loras = kwargs.pop("lora", loras)
         warn_unknown(owner, kwargs)
+        self.model.native_model()  # which raises where the model was unloaded
         self._returns_probs, self._returns_logits = return_probabilities, return_logits
         self._top_tokens, self._abort_event = return_top_tokens, abort_event
         if self._job is not None:
@@ -163,7 +164,7 @@ class ExLlamaV2StreamingGenerator(ExLlamaV2BaseGenerator):
             max_new_tokens=self._engine.max_tokens,
             seed=new_seed(self._seed),
             stop=self._stop,
-            banned_strings=list(banned_strings or []),
+            banned_strings=banned_strings or [],
             stop_at_eos=False,
             probs=max(return_top_tokens, int(return_probabilities)),
             return_logits=return_logits,
@@ -200,6 +201,7 @@ class ExLlamaV2StreamingGenerator(ExLlamaV2BaseGenerator):
         warn_unknown(f"{type(self).__name__}.stream", kwargs)
         if self._job is None:
             raise _exlora.error("request_invalid", "no stream was begun", hint="call begin_stream_ex first")
+        vocab = self.model.native_model().vocab_size
         if self._abort_event is not None and self._abort_event.is_set():
             self._job.cancel()
         if ban_tokens:
@@ -207,7 +209,6 @@ class ExLlamaV2StreamingGenerator(ExLlamaV2BaseGenerator):
         chunk = self._job.next_chunk()
         stopped = chunk is not None and chunk.stop_match is not None
         has_tokens = chunk is not None and bool(chunk.token_ids) and not stopped
-        vocab = self.model.native_model().vocab_size
         if chunk is not None:
             self._sequences[0] += chunk.token_ids
         # A sequence that only lacks room has not ended: the caller may begin again with less of it.
