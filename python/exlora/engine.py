@@ -281,8 +281,8 @@ class Engine:
         negative_prompt      another prompt, which the text is guided away from; for several prompts, one or a list
         cfg_scale            weight of the log-probabilities after the prompt where there is a negative prompt, whose
                              have 1 less it; 1 is the prompt alone
-        max_new_tokens       largest number of new tokens; where the context or the KV cache ends before, so does the text
-                             (`finish_reason="length"`). The longer of prompt and negative prompt decides
+        max_new_tokens       largest number of new tokens; where the context or the KV cache ends before, so does the
+                             text (`finish_reason="length"`). The longer of prompt and negative prompt decides
         min_new_tokens       stop tokens and stop strings do not end the text before this number of new tokens
         temperature          0 is greedy decoding
         top_k, top_p, min_p  keep the k best, the nucleus, the tokens of at least a share of the best one's probability
@@ -301,8 +301,8 @@ class Engine:
         seed                 of the random numbers; None draws one for each prompt: see `Completion.seed`
         stop                 ids and strings that end the text, one or a list; for several prompts it is one value per
                              prompt only if it is as long as the prompts and contains nothing but lists and None
-        banned_strings       strings that the text does not contain, in any case, one or a list: where one is complete, the
-                             text goes back to where it began and continues otherwise; for several prompts, as `stop`
+        banned_strings       strings that the text does not contain, in any case, one or a list: where one is complete,
+                             the text goes back to where it began and continues otherwise; for several prompts, as `stop`
         stop_at_eos          whether the model's own end-of-sequence ids end the text
         logprobs             n >= 1 returns `logprobs` (of the chosen ids) and `top_logprobs` (of the n best)
         probs                n >= 1 returns `probs` and `top_probs`: probabilities after penalties and filters

@@ -169,7 +169,7 @@ class ExLlamaV2(_exlora.ExLlamaV2Base):
         self.set_native_model(model)
 
     def unload(self) -> None:
-        """Unloads the weights. They stay in memory while caches, adapters or generators hold them, which answer no more."""
+        """Unloads the weights, without which generators answer no more. Caches, adapters and generators hold them."""
         self.set_native_model(None)
 
     def update_loras(self) -> None:

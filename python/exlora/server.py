@@ -42,8 +42,8 @@ class Server:
     tool_call_parser   how the model writes calls of tools: "hermes", "llama3" or "mistral"; by default what its chat
                        template teaches
     max_queue          requests that may wait beside those that run; more are refused with status 429
-    max_connections    open connections; one more closes the one that has been idle longest, or is refused with status 503
-                       if all have requests
+    max_connections    open connections; one more closes the one that has been idle longest, or is refused with status
+                       503 if all have requests
     shutdown_timeout   longest time that running requests have to end when the server is stopped, in seconds
     defaults           what a request has where it says nothing, as keywords: those of `generate`, as in temperature=1
     """

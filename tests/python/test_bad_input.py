@@ -252,7 +252,8 @@ def test_weights_in_a_special_file_are_refused_at_once(kind, model):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("[]", "generation_config.json is not a JSON object"), ('{"eos_token_id": "a"}', "'eos_token_id'")]
+    ("text", "said"),
+    [("[]", "generation_config.json is not a JSON object"), ('{"eos_token_id": "a"}', "'eos_token_id'")],
 )
 def test_a_generation_config_that_is_none_is_called_by_its_name(text, said, model):
     path = model / "generation_config.json"

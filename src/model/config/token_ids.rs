@@ -70,8 +70,8 @@ pub(crate) fn generation_eos_ids(path: &Path) -> Result<Vec<u32>> {
 /// `model_config_invalid`.
 pub(crate) fn eos_ids(generation_config: &Value) -> Result<Vec<u32>> {
     let wrong = |what: &str, expected: &str, found: &Value| {
-        let error = Error::new(ErrorCode::ModelConfigInvalid, what).with_expected(expected);
-        error.with_found(shown(found))
+        let error = Error::new(ErrorCode::ModelConfigInvalid, what).with_expected(expected).with_found(shown(found));
+        error.with_hint("use the generation_config.json that came with the weights, or remove it")
     };
     let Some(members) = generation_config.as_object() else {
         return Err(wrong("generation_config.json is not a JSON object", "an object", generation_config));
