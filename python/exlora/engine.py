@@ -302,7 +302,8 @@ class Engine:
         stop                 ids and strings that end the text, one or a list; for several prompts it is one value per
                              prompt only if it is as long as the prompts and contains nothing but lists and None
         banned_strings       strings that the text does not contain, in any case, one or a list: where one is complete,
-                             the text goes back to where it began and continues otherwise; for several prompts, as `stop`
+                             the text goes back to where it began and continues otherwise; for several prompts, as
+                             `stop`
         stop_at_eos          whether the model's own end-of-sequence ids end the text
         logprobs             n >= 1 returns `logprobs` (of the chosen ids) and `top_logprobs` (of the n best)
         probs                n >= 1 returns `probs` and `top_probs`: probabilities after penalties and filters
