@@ -79,7 +79,7 @@ pub(crate) struct Driver {
     last_handle: Handle,
 }
 
-/// How often functions were called that a program had better not call in a hurry.
+/// What a program had better not do much of in a hurry.
 #[derive(Default)]
 pub(crate) struct CallCounts {
     /// Allocations of device memory that succeeded.
@@ -88,6 +88,8 @@ pub(crate) struct CallCounts {
     pub(crate) frees: u64,
     /// Waits for a stream or for all work; those for an event only where it has not been reached.
     pub(crate) synchronizations: u64,
+    /// Bytes that were copied to the host.
+    pub(crate) downloaded_bytes: u64,
 }
 
 /// A driver for each device; none before `cuInit`.

@@ -76,6 +76,7 @@ impl Driver {
         // SAFETY: the caller has so many bytes there, until the copy has run.
         let target = unsafe { std::slice::from_raw_parts_mut(std::ptr::with_exposed_provenance_mut(to), len) };
         self.memory.read(from, target);
+        self.calls.downloaded_bytes += len as u64;
         Ok(())
     }
 
