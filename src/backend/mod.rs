@@ -34,8 +34,8 @@ pub use self::kv_shape::{KvDType, KvShape};
 pub use self::kv_states::KvStates;
 pub use self::types::{
     Activation, ActivationDType, AttentionSpec, BufferId, EmbeddingId, GroupId, HeadNorm, HeadNormScope, HeadSpec,
-    KvId, LinearSource, MlpShape, NormId, NormKind, NormSource, NormSpec, QueryTemperature, Rope, RopeLayout,
-    StepInputs, StepRows, Write,
+    KvId, LargestLogit, LinearSource, LogitRows, MlpShape, NormId, NormKind, NormSource, NormSpec, QueryTemperature,
+    Rope, RopeLayout, StepInputs, StepRows, Write,
 };
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::adapter::delta::SiteDelta;
@@ -437,9 +437,9 @@ pub trait Compute: Send {
         out: BufferId,
     ) -> Result<()>;
 
-    /// Logits of some rows of `x` through a head: `logits` is `[rows.len(), stride]`, and `batch` routes the picked rows (its
-    /// row `j` is row `rows[j]` of `x`). Multiplier and cap act on the whole, what adapters change included. A row whose adapter
-    /// replaces the head by one with more outputs has those too; outputs that a row does not have are not written.
+    /// Logits of some rows of `x` through a head: `logits` is `[rows, stride]`. Multiplier and cap act on the whole, what adapters
+    /// change included. A row whose adapter replaces the head by one with more outputs has those too; outputs that a row does not
+    /// have are not written. Nor are those of greedy rows, where [`Compute::take_largest_logits`] tells them.
     ///
     /// # Errors
     /// The device failed.
@@ -447,9 +447,18 @@ pub trait Compute: Send {
         &mut self,
         head: &HeadSpec,
         x: BufferId,
-        rows: &[u32],
-        batch: &AdapterBatch,
+        rows: LogitRows<'_>,
         logits: &mut [f32],
         stride: usize,
     ) -> Result<()>;
+
+    /// The largest logit of each row of the last [`Compute::head`], as [`Compute::take_kv_overflows`], which is to be called first,
+    /// found it: `None` of a row whose logits were written. Empty where those of all were: a device that shares the host's
+    /// memory has no use for more.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn take_largest_logits(&mut self) -> Result<Vec<Option<LargestLogit>>> {
+        Ok(Vec::new())
+    }
 }

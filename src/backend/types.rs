@@ -333,9 +333,34 @@ pub struct StepInputs<'a> {
     /// Positions and pages of each row, by KV group.
     pub kv_groups: &'a [StepRows],
     /// Rows whose logits are wanted.
-    pub logit_rows: &'a [u32],
-    /// Adapters of each of those rows.
-    pub logit_adapters: &'a AdapterBatch,
+    pub logits: LogitRows<'a>,
+}
+
+/// The rows of a step that go through the head.
+#[derive(Clone, Copy, Debug)]
+pub struct LogitRows<'a> {
+    /// Which rows of the step they are.
+    pub rows: &'a [u32],
+    /// Adapters of each of them.
+    pub adapters: &'a AdapterBatch,
+    /// Whether each of them wants its largest logit alone, as greedy decoding does; empty where none does.
+    pub is_greedy: &'a [bool],
+}
+
+impl<'a> LogitRows<'a> {
+    /// Rows that want all their logits.
+    pub fn all(rows: &'a [u32], adapters: &'a AdapterBatch) -> Self {
+        Self { rows, adapters, is_greedy: &[] }
+    }
+}
+
+/// The largest logit of a row, or, if some are infinite or NaN, the first of those.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LargestLogit {
+    /// The lowest token that has it.
+    pub token: u32,
+    /// The logit.
+    pub logit: f32,
 }
 
 /// Activation functions of an MLP.

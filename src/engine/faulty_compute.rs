@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::backend::{
-    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, HeadSpec, KvId, KvShape, KvStates, MlpShape,
-    NormSpec, PreparedAdapter, StepRows, Write,
+    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, HeadSpec, KvId, KvShape, KvStates,
+    LargestLogit, LogitRows, MlpShape, NormSpec, PreparedAdapter, StepRows, Write,
 };
 use crate::error::{Error, ErrorCode, Result};
 
@@ -140,11 +140,14 @@ impl Compute for FaultyCompute {
         &mut self,
         head: &HeadSpec,
         x: BufferId,
-        rows: &[u32],
-        batch: &AdapterBatch,
+        rows: LogitRows<'_>,
         logits: &mut [f32],
         stride: usize,
     ) -> Result<()> {
-        self.inner.head(head, x, rows, batch, logits, stride)
+        self.inner.head(head, x, rows, logits, stride)
+    }
+
+    fn take_largest_logits(&mut self) -> Result<Vec<Option<LargestLogit>>> {
+        self.inner.take_largest_logits()
     }
 }

@@ -146,6 +146,11 @@ impl JobState {
         *self.forbidden_next.lock() = ids;
     }
 
+    /// Whether tokens are forbidden for the one that is chosen next.
+    pub(super) fn forbids_some(&self) -> bool {
+        !self.forbidden_next.lock().is_empty()
+    }
+
     /// The tokens that were forbidden since the last call.
     pub(super) fn take_forbidden(&self) -> Vec<u32> {
         std::mem::take(&mut *self.forbidden_next.lock())

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use half::f16;
 
 use crate::adapter::batch::{AdapterBatch, SlotId};
-use crate::backend::StepRows;
+use crate::backend::{LargestLogit, LogitRows, StepRows};
 use crate::error::{Error, ErrorCode, Result};
 use crate::kv_cache::pages_for;
 use crate::prompt_embeds::{EMBEDS_TOKEN, NO_EMBEDS, SequenceEmbeds};
@@ -71,6 +71,12 @@ pub struct StepBatch {
     pub(super) logit_rows: Vec<u32>,
     /// Adapters of each of those rows.
     pub(super) logit_adapters: AdapterBatch,
+    /// Whether sequences that are added want, of each row whose logits are needed, the largest one alone; changes between them.
+    pub(crate) wants_largest_only: bool,
+    /// Whether that is so of each row with logits.
+    pub(super) is_greedy: Vec<bool>,
+    /// Once computed: what the device tells of each row with logits in place of them; empty if of none.
+    pub(super) largest_logits: Vec<Option<LargestLogit>>,
     /// Largest number of logits of a row.
     pub(super) logit_width: usize,
     /// Whether the residual stream behind the last layer is wanted too.
@@ -98,6 +104,9 @@ impl StepBatch {
         self.kv_groups.resize_with(kv_groups, StepRows::default);
         self.kv_groups.iter_mut().for_each(StepRows::clear);
         self.logit_rows.clear();
+        self.wants_largest_only = false;
+        self.is_greedy.clear();
+        self.largest_logits.clear();
         self.logit_width = logit_width;
         self.wants_last_states = false;
         self.last_states.clear();
@@ -135,6 +144,7 @@ impl StepBatch {
         debug_assert_eq!(self.entry_ends.len(), self.tokens.len(), "each row has one list of adapters");
         let end = self.tokens.len();
         self.logit_rows.extend((end - rows.logits..end).map(|row| row as u32));
+        self.is_greedy.resize(self.logit_rows.len(), self.wants_largest_only);
     }
 
     /// The largest step of the base within some limits. Its rows are the last ones of their sequences, and all pages are page 0.
@@ -189,6 +199,21 @@ impl StepBatch {
             .with_found(format!("more at position {}", position.unwrap_or_default())))
     }
 
+    /// The rows whose logits are needed.
+    pub(super) fn rows_with_logits(&self) -> LogitRows<'_> {
+        LogitRows { rows: &self.logit_rows, adapters: &self.logit_adapters, is_greedy: &self.is_greedy }
+    }
+
+    /// Whether the row with logits of that index wants its largest one alone.
+    pub(crate) fn is_greedy(&self, logit_row: usize) -> bool {
+        self.is_greedy.get(logit_row).copied().unwrap_or(false)
+    }
+
+    /// Once computed: the largest logit of the row with logits of that index; `None` if its logits are there instead.
+    pub(crate) fn largest_logit(&self, logit_row: usize) -> Option<LargestLogit> {
+        self.largest_logits.get(logit_row).copied().flatten()
+    }
+
     /// Number of rows.
     pub fn len(&self) -> usize {
         self.tokens.len()
@@ -241,6 +266,28 @@ mod tests {
         assert_eq!([0, 1, 3].map(|row| weights(&batch.adapters, row)), [vec![], SQL.to_vec(), MIX.to_vec()]);
         assert_eq!(batch.logit_rows, [2, 3]);
         assert_eq!([0, 1].map(|row| weights(&batch.logit_adapters, row)), [SQL.to_vec(), MIX.to_vec()]);
+    }
+
+    #[test]
+    fn rows_of_greedy_sequences_want_their_largest_logit_alone() {
+        let mut batch = StepBatch::default();
+        for _ in 0..2 {
+            batch.begin(None, 1, 100);
+            batch.push_sequence(rows(&[5, 6], 0, &[4], 1), [&[][..]; 2]);
+            batch.wants_largest_only = true;
+            batch.push_sequence(rows(&[7, 8, 9], 0, &[2], 2), [&[][..]; 3]);
+            batch.push_sequence(rows(&[7], 0, &[3], 0), [&[][..]]);
+            batch.wants_largest_only = false;
+            batch.push_sequence(rows(&[7], 0, &[5], 1), [&[][..]]);
+            batch.finish();
+            let LogitRows { rows, is_greedy, .. } = batch.rows_with_logits();
+            assert_eq!((rows, is_greedy), (&[1, 3, 4, 6][..], &[false, true, true, false][..]));
+            // Until a device tells more, the logits of all are there.
+            assert_eq!(
+                [0, 1, 4].map(|row| (batch.is_greedy(row), batch.largest_logit(row))),
+                [(false, None), (true, None), (false, None)]
+            );
+        }
     }
 
     #[test]

@@ -94,8 +94,8 @@ impl Decoder {
         Self { weights, buffers, config: config.clone() }
     }
 
-    /// Runs the layers for the rows of `batch`; `logits` becomes `[logit_rows, logit_width]`. There is a cache for each KV
-    /// group, or one that has the pages of all.
+    /// Runs the layers for the rows of `batch`; `logits` becomes `[logit_rows, logit_width]`, but for greedy rows whose largest logit
+    /// the device tells. There is a cache for each KV group, or one that has the pages of all.
     pub(super) fn forward(
         &self,
         compute: &mut dyn Compute,
@@ -108,8 +108,7 @@ impl Decoder {
             tokens: &batch.tokens,
             adapters: &batch.adapters,
             kv_groups: &batch.kv_groups,
-            logit_rows: &batch.logit_rows,
-            logit_adapters: &batch.logit_adapters,
+            logits: batch.rows_with_logits(),
         })?;
         compute.embed(weights.embedding, &batch.tokens, weights.embed_multiplier, &batch.adapters, b.hidden)?;
         self.write_embeds(compute, batch)?;
@@ -129,12 +128,12 @@ impl Decoder {
         }
         if !batch.logit_rows.is_empty() {
             compute.norm(&weights.final_norm, b.hidden, rows, &batch.adapters, b.normed, Write::Replace)?;
-            let (picked, adapters) = (&batch.logit_rows, &batch.logit_adapters);
-            compute.head(&weights.head, b.normed, picked, adapters, logits, batch.logit_width)?;
+            compute.head(&weights.head, b.normed, batch.rows_with_logits(), logits, batch.logit_width)?;
         }
         // Last, so that a device is waited for once.
         batch.kv_overflows = compute.take_kv_overflows()?;
         batch.activation_overflows = compute.take_activation_overflows()?;
+        batch.largest_logits = compute.take_largest_logits()?;
         Ok(())
     }
 

@@ -291,7 +291,8 @@ impl Model {
     }
 
     /// Runs one step; `logits` becomes `[rows with logits, batch.logit_width()]`. A row whose adapters give it fewer logits
-    /// than that leaves the rest undefined. `kvs` has one cache for each KV group, or one that holds the pages of all.
+    /// than that leaves the rest undefined, and a greedy one all of them, if the device told its largest. `kvs` has one cache for
+    /// each KV group, or one that holds the pages of all.
     ///
     /// # Errors
     /// `memory_exhausted`; the device failed; `internal` if it panicked.

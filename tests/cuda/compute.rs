@@ -4,7 +4,7 @@ use exlora::ErrorCode;
 use exlora::adapter::batch::{AdapterBatch, SlotId};
 use exlora::backend::cuda::layout::ElementType;
 use exlora::backend::cuda::{CudaOptions, open};
-use exlora::backend::{Activation, BackendBuilder, HeadSpec, MlpShape, NormSpec, PrepareError, Write};
+use exlora::backend::{Activation, BackendBuilder, HeadSpec, LogitRows, MlpShape, NormSpec, PrepareError, Write};
 use exlora::tensor::DType;
 use support::Rng;
 use support::adapter_cases::LinearsCase;
@@ -367,13 +367,13 @@ fn a_wider_head_than_the_buffer_is_an_error() {
     let (x, y) = (harness.put(8, &[1.0; 8]), harness.buffer(2, 1));
     let batch = route(&[vec![(SlotId(0), 1.0)]]);
     let compute = harness.compute();
-    let error = compute.head(&HeadSpec::of(group), x, &[0], &batch, &mut [0.0; 2], 2).unwrap_err();
+    let error = compute.head(&HeadSpec::of(group), x, LogitRows::all(&[0], &batch), &mut [0.0; 2], 2).unwrap_err();
     assert_eq!(error.code(), ErrorCode::Internal);
     let error = compute.linear(group, x, 1, &batch, y, Write::Replace).unwrap_err();
     assert_eq!(error.code(), ErrorCode::Internal);
     let mut logits = [0.0; 8];
     let batch = route(&[vec![(SlotId(0), 1.0)], vec![]]);
-    compute.head(&HeadSpec::of(group), x, &[0, 0], &batch, &mut logits, 4).expect("the head runs");
+    compute.head(&HeadSpec::of(group), x, LogitRows::all(&[0, 0], &batch), &mut logits, 4).expect("the head runs");
     assert_eq!(logits, [8.0, 8.0, 8.0, 0.0, 8.0, 8.0, 0.0, 0.0]);
 }
 

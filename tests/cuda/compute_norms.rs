@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use exlora::adapter::batch::{AdapterBatch, SlotId};
-use exlora::backend::{AttentionSpec, HeadNorm, HeadSpec, KvDType, KvShape, NormSpec, Rope, StepRows, Write};
+use exlora::backend::{
+    AttentionSpec, HeadNorm, HeadSpec, KvDType, KvShape, LogitRows, NormSpec, Rope, StepRows, Write,
+};
 use exlora::tensor::DType;
 use support::Rng;
 use support::deltas::{Change, Low, random_low};
@@ -65,7 +67,9 @@ impl Norms {
         compute.norm(&NormSpec::rms(norm, 1e-5), x, rows, batch, normed, Write::Replace).expect("the norm runs");
         compute.linear(group, normed, rows, batch, y, Write::Replace).expect("the linear runs");
         let mut logits = vec![0.0; picked.len() * 24];
-        compute.head(&HeadSpec::of(group), normed, picked, head, &mut logits, 24).expect("the head runs");
+        compute
+            .head(&HeadSpec::of(group), normed, LogitRows::all(picked, head), &mut logits, 24)
+            .expect("the head runs");
         [harness.get(normed, self.width, rows), harness.get(y, 24, rows), logits]
     }
 }

@@ -8,10 +8,9 @@ use exlora::backend::cuda::driver::{Device, DeviceMemory};
 use exlora::backend::cuda::layout::ElementType;
 use exlora::backend::cuda::ops::embed::SQUARES_COLUMNS;
 use exlora::backend::cuda::ops::expand::{
-    ExpandActivate, ExpandKernels, ExpandLogits, ExpandResidual, LargestLogit, Projection, activation_kind,
-    largest_logit,
+    ExpandActivate, ExpandKernels, ExpandLogits, ExpandResidual, LargestKey, Projection, activation_kind,
 };
-use exlora::backend::{Activation, KvDType, MlpShape, StepRows};
+use exlora::backend::{Activation, KvDType, LargestLogit, MlpShape, StepRows};
 use half::{bf16, f16};
 
 use crate::step::{DeviceSlot, LinearDelta, LowRank, Routes, Step, assert_close, bits, route};
@@ -400,7 +399,7 @@ fn a_row_whose_activation_overflows_is_named_and_its_value_infinite() {
 }
 
 /// Runs `expand_logits`; returns the logits, `[rows, stride]` beginning as -7, and the largest of each row.
-fn logits(products: &Products, stride: usize, multiplier: f32, cap: f32) -> (Vec<f32>, Vec<LargestLogit>) {
+fn logits(products: &Products, stride: usize, multiplier: f32, cap: f32) -> (Vec<f32>, Vec<LargestKey>) {
     let device = device();
     let on_device = products.upload(&device, &StepRows::default());
     let logits = upload(&device, &vec![-7.0f32; products.rows() * stride]);
@@ -416,7 +415,7 @@ fn logits(products: &Products, stride: usize, multiplier: f32, cap: f32) -> (Vec
         cap,
     };
     kernels(&device, ElementType::F16).logits(&arguments, 3).expect("launched");
-    (download(&logits), download::<u64>(&argmax).into_iter().map(largest_logit).collect())
+    (download(&logits), download::<u64>(&argmax).into_iter().map(LargestKey::read).collect())
 }
 
 /// Fails unless rows have the logits that they should have, and no others.
@@ -432,7 +431,7 @@ fn assert_logits(products: &Products, stride: usize, cap: f32) {
         assert!(others.iter().all(|&value| value == -7.0));
         let peak = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let first = logits.iter().position(|&logit| logit == peak).expect("it is one of them");
-        assert_eq!(largest[row], LargestLogit::Token(first as u32));
+        assert_eq!(largest[row], LargestKey::Finite(LargestLogit { token: first as u32, logit: peak }));
     }
 }
 
@@ -457,11 +456,11 @@ fn a_row_has_the_logits_of_the_head_that_its_adapters_bring_and_no_others() {
 }
 
 #[test]
-fn of_equal_logits_the_first_is_the_largest_and_a_nan_is_reported() {
+fn of_equal_logits_the_first_is_the_largest_and_what_is_not_finite_is_reported() {
     let mut products = Products::random(&mut Rng(13), &[300], [1, 1, 1], vec![vec![]; 5]);
     products.bias = vec![None];
     products.projected.fill(-1.0);
-    // Equal peaks in different blocks; zeros of both signs; all infinite; a NaN beside a larger infinity.
+    // Equal peaks in different blocks; zeros of both signs; all infinite; an infinity before a NaN; an infinity below the others.
     for (row, token, value) in [
         (0, 299, 3.0),
         (0, 40, 3.0),
@@ -477,6 +476,7 @@ fn of_equal_logits_the_first_is_the_largest_and_a_nan_is_reported() {
     }
     products.projected[600..900].fill(f32::NEG_INFINITY);
     let (_, largest) = logits(&products, 300, 1.0, 0.0);
-    let token = LargestLogit::Token;
-    assert_eq!(largest, [token(40), token(200), token(0), LargestLogit::Nan(257), token(0)]);
+    let finite = |token, logit| LargestKey::Finite(LargestLogit { token, logit });
+    let not_finite = LargestKey::NotFinite;
+    assert_eq!(largest, [finite(40, 3.0), finite(200, 0.0), not_finite(0), not_finite(2), not_finite(299)]);
 }

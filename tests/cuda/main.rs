@@ -24,6 +24,7 @@ mod emulated;
 mod expand;
 mod families;
 mod golden_vectors;
+mod greedy;
 mod guidance;
 mod kv_codes;
 mod kv_dtype;

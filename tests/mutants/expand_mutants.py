@@ -187,6 +187,14 @@ EXPAND_MUTANTS = (
         check="race",
     ),
     Mutant(
+        name="argmax_passes_over_minus_infinity",
+        kind="wrong branch",
+        file=EXPAND_LOGITS,
+        old="(bits & 0x7f800000u) != 0x7f800000u",
+        new="logit == logit",
+        tests=("expand::of_equal_logits",),
+    ),
+    Mutant(
         name="argmax_is_the_last_of_equal_ones",
         kind="wrong order",
         file=EXPAND_LOGITS,

@@ -6,9 +6,9 @@ BACKEND = "src/backend/cuda/"
 ATTENTION = BACKEND + "compute/attention.rs"
 ATTENTION_LAUNCH = BACKEND + "ops/attention.rs"
 BUFFERS = BACKEND + "buffers.rs"
-COMPUTE = BACKEND + "compute/mod.rs"
 PREPARE = BACKEND + "adapter/prepare.rs"
 EMBEDDING = BACKEND + "adapter/embedding.rs"
+HEAD = BACKEND + "compute/head.rs"
 SLOT_ARRAY = BACKEND + "adapter/slot_array.rs"
 NORM = BACKEND + "compute/norm.rs"
 INPUTS = BACKEND + "compute/inputs.rs"
@@ -22,6 +22,7 @@ NORM_TERMS = BACKEND + "adapter/norm_terms.rs"
 EXPAND_LAUNCH = BACKEND + "ops/expand.rs"
 OPERATIONS = BACKEND + "compute/operations.rs"
 REPACK = BACKEND + "ops/repack.rs"
+ROW_REPORTS = BACKEND + "compute/row_reports.rs"
 SCALES = BACKEND + "layout/scales.rs"
 STAGING = BACKEND + "driver/staging.rs"
 STEP = BACKEND + "step.rs"
@@ -302,7 +303,7 @@ HOST_MUTANTS = (
     Mutant(
         name="head_is_not_scaled",
         kind="argument dropped",
-        file=LINEAR,
+        file=HEAD,
         old="head.multiplier",
         new="1.0",
         tests=("compute::the_logits_of_one_linear",),
@@ -383,27 +384,43 @@ HOST_MUTANTS = (
     Mutant(
         name="flags_of_the_last_step_are_left",
         kind="counter not reset",
-        file=COMPUTE,
-        after="self.activations.clear();\n        ",
-        old="self.flags.zero()",
+        file=ROW_REPORTS,
+        after="self.keys.clear();\n        ",
+        old="self.memory.zero()",
         new="Ok(())",
         tests=("compute_steps::an_overflow_is_reported",),
     ),
     Mutant(
         name="flags_are_reported_again",
         kind="counter not reset",
-        file=COMPUTE,
-        old="flags.iter().any(|flag| *flag != 0)",
+        file=ROW_REPORTS,
+        old="reports.iter().any(|flags| *flags != 0)",
         new="false",
         tests=("compute_steps::an_overflow_is_reported",),
     ),
     Mutant(
         name="flags_of_activations_and_keys_are_the_same",
         kind="wrong offset",
-        file=COMPUTE,
+        file=ROW_REPORTS,
         old="(self.capacity * size_of::<u32>()) as u64",
         new="0",
         tests=("compute::a_value_beyond_half_precision",),
+    ),
+    Mutant(
+        name="largest_logits_lie_over_the_flags",
+        kind="wrong offset",
+        file=ROW_REPORTS,
+        old="2 * self.capacity * size_of::<u32>()",
+        new="self.capacity * size_of::<u32>()",
+        tests=("greedy::greedy_rows_have",),
+    ),
+    Mutant(
+        name="logits_between_greedy_rows_are_those_of_the_first_row",
+        kind="wrong offset",
+        file=HEAD,
+        old="stretch.start * columns * size_of::<f32>()",
+        new="0",
+        tests=("greedy::greedy_rows_have",),
     ),
     Mutant(
         name="squares_of_rows_are_not_computed",

@@ -1,10 +1,10 @@
 //! Random adapters on an embedding or on linears, and rows with mixtures of them, to be computed by any backend.
 
 use exlora::adapter::batch::SlotId;
-use exlora::backend::{GroupId, HeadSpec, Write};
+use exlora::backend::{GroupId, HeadSpec, LargestLogit, LogitRows, Write};
 
 use super::Rng;
-use super::harness::{Device, FLOATS, Harness, Member, Mixture, Tensor, random_member};
+use super::harness::{Device, FLOATS, Harness, Member, Mixture, Tensor, bits, random_member};
 use super::random_adapters::{Adapter, Place, random_adapters, random_mixtures, route_in, upload_all};
 
 /// An embedding, adapters on it, and tokens with their mixtures.
@@ -104,13 +104,53 @@ impl LinearsCase {
 
     /// As logits `[rows, stride]` of a head; what a row has no outputs for stays `unwritten`.
     pub fn head(&self, device: Device, head: impl Fn(GroupId) -> HeadSpec, unwritten: f32) -> Vec<f32> {
+        self.head_of(device, head, unwritten, &[]).0
+    }
+
+    /// As [`LinearsCase::head`], where some rows want their largest logit alone, which some devices tell.
+    pub fn head_of(
+        &self,
+        device: Device,
+        head: impl Fn(GroupId) -> HeadSpec,
+        unwritten: f32,
+        is_greedy: &[bool],
+    ) -> (Vec<f32>, Vec<Option<LargestLogit>>) {
         let (mut harness, group) = self.open(device);
         let x = harness.put(self.inputs, &self.x);
         let picked: Vec<u32> = (0..self.rows() as u32).collect();
         let mut logits = vec![unwritten; self.rows() * self.stride];
         let batch = route_in(self.repeat, &self.mixtures);
-        harness.compute().head(&head(group), x, &picked, &batch, &mut logits, self.stride).expect("the head runs");
-        logits
+        let rows = LogitRows { is_greedy, ..LogitRows::all(&picked, &batch) };
+        let compute = harness.compute();
+        compute.head(&head(group), x, rows, &mut logits, self.stride).expect("the head runs");
+        compute.take_kv_overflows().expect("the device answers");
+        (logits, compute.take_largest_logits().expect("the device answers"))
+    }
+
+    /// Fails unless a head whose greedy rows these are has, of those, the largest logit of a plain scan over all logits, which are
+    /// not written then, and of all others the same bits as without greedy rows. Returns how many greedy rows the device told.
+    pub fn check_greedy(&self, device: Device, head: impl Fn(GroupId) -> HeadSpec, is_greedy: &[bool]) -> usize {
+        // A NaN of these bits marks what is not written.
+        let unwritten = f32::from_bits(0x7fc0_1234);
+        let all = self.head(device, &head, unwritten);
+        let (found, largest) = self.head_of(device, &head, unwritten, is_greedy);
+        let mut told = 0;
+        for (row, logits) in all.chunks(self.stride).enumerate() {
+            let found = &found[row * self.stride..][..self.stride];
+            let Some(Some(largest)) = largest.get(row) else {
+                assert_eq!(bits(found), bits(logits), "{device:?}, row {row}");
+                continue;
+            };
+            assert!(is_greedy[row], "{device:?}, row {row} is not greedy");
+            assert!(found.iter().all(|logit| logit.to_bits() == unwritten.to_bits()), "{device:?}, row {row}");
+            let outputs = logits.iter().take_while(|logit| logit.to_bits() != unwritten.to_bits()).count();
+            let expected = plain_largest(&logits[..outputs]);
+            // Both zeros are equal.
+            let same = largest.logit == expected.1 || largest.logit.to_bits() == expected.1.to_bits();
+            assert!(largest.token == expected.0 && same, "{device:?}, row {row}: {largest:?}, not {expected:?}");
+            told += 1;
+        }
+        told
     }
 
     /// As a linear written to rows that hold `y`, which fails where an adapter brings more outputs.
@@ -128,4 +168,12 @@ impl LinearsCase {
         upload_all(&mut harness, &sites, &self.adapters);
         (harness, group)
     }
+}
+
+/// The token and logit that greedy decoding takes, or those of the first logit that is infinite or NaN.
+fn plain_largest(logits: &[f32]) -> (u32, f32) {
+    let rows = || (0..).zip(logits.iter().copied());
+    let peak = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let first = rows().find(|(_, logit)| !logit.is_finite()).or_else(|| rows().find(|(_, logit)| *logit == peak));
+    first.expect("a row has logits")
 }

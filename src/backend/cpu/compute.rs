@@ -18,8 +18,8 @@ use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::backend::kv_states::KvStates;
 use crate::backend::slots::Slots;
 use crate::backend::{
-    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, HeadNorm, HeadSpec, KvId, KvShape, MemoryUse,
-    MlpShape, NormSpec, PreparedAdapter, StepRows, Write,
+    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, HeadNorm, HeadSpec, KvId, KvShape, LogitRows,
+    MemoryUse, MlpShape, NormSpec, PreparedAdapter, StepRows, Write,
 };
 use crate::error::{Error, ErrorCode, Result};
 
@@ -264,11 +264,11 @@ impl Compute for CpuCompute {
         &mut self,
         head: &HeadSpec,
         x: BufferId,
-        rows: &[u32],
-        batch: &AdapterBatch,
+        rows: LogitRows<'_>,
         logits: &mut [f32],
         stride: usize,
     ) -> Result<()> {
+        let LogitRows { rows, adapters, .. } = rows;
         let group_index = head.group.0 as usize;
         let group = self.weights.groups.get(group_index).ok_or_else(|| unknown("a group"))?;
         let x = self.buffers.get(x.0 as usize).ok_or_else(|| unknown("a buffer"))?;
@@ -278,7 +278,7 @@ impl Compute for CpuCompute {
                 .with_expected(rows.len() * group.out_features)
                 .with_found(logits.len()));
         }
-        let routing = Routing::new(batch, &self.adapters, rows.len())?;
+        let routing = Routing::new(adapters, &self.adapters, rows.len())?;
         let context =
             Context { kernels: self.weights.kernels, arena: &self.weights.arena, group, group_index, routing };
         let inputs = Inputs { x: x.rows(), rows: rows.len(), picked: Some(rows) };

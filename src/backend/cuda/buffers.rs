@@ -254,7 +254,15 @@ impl Scratch {
     /// # Errors
     /// `internal` if there are fewer; the device failed.
     pub(super) fn download(&self, bytes: &mut [u8]) -> Result<()> {
-        self.0.as_ref().map_or(Ok(()), |memory| memory.download(0, bytes))
+        self.download_at(0, bytes)
+    }
+
+    /// Copies bytes out, from byte `offset` on.
+    ///
+    /// # Errors
+    /// `internal` if there are fewer; the device failed.
+    pub(super) fn download_at(&self, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        self.0.as_ref().map_or(Ok(()), |memory| memory.download(offset, bytes))
     }
 
     fn grow_if_used(&mut self, device: &Arc<Device>, bytes: usize) -> Result<()> {

@@ -8,7 +8,7 @@ use super::driver::{Device, DeviceMemory, StagingBuffers, Stream};
 use super::table_builder::{PlacedAttention, PlacedRouting, TableBuilder};
 use super::tables::Slot;
 use crate::adapter::batch::{AdapterBatch, SlotId};
-use crate::backend::{StepInputs, StepRows};
+use crate::backend::{LogitRows, StepInputs, StepRows};
 use crate::error::{Error, ErrorCode, Result};
 
 /// Least bytes of the buffer, enough for the decoding of some hundred rows.
@@ -103,8 +103,9 @@ impl Step {
         for rows in inputs.kv_groups {
             self.push_attention(rows)?;
         }
-        if !inputs.logit_rows.is_empty() {
-            self.push_routing(Rows::Picked(inputs.logit_rows), inputs.logit_adapters, adapters)?;
+        let LogitRows { rows: logit_rows, adapters: logit_adapters, .. } = inputs.logits;
+        if !logit_rows.is_empty() {
+            self.push_routing(Rows::Picked(logit_rows), logit_adapters, adapters)?;
         }
         self.upload()
     }

@@ -14,8 +14,8 @@ use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::backend::kv_states::{KvStates, check_page_copy};
 use crate::backend::slots::Slots;
 use crate::backend::{
-    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, HeadNorm, HeadSpec, KvId, KvShape, MemoryUse,
-    MlpShape, NormId, NormSpec, PreparedAdapter, StepRows, Write,
+    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, HeadNorm, HeadSpec, KvId, KvShape,
+    LargestLogit, LogitRows, MemoryUse, MlpShape, NormId, NormSpec, PreparedAdapter, StepRows, Write,
 };
 use crate::error::{Error, ErrorCode, Result};
 use crate::sites::SiteId;
@@ -29,6 +29,8 @@ pub(super) struct ReferenceCompute {
     next_kv: u32,
     adapters: Slots<Adapter>,
     kv_overflows: BTreeSet<u32>,
+    /// Of each row of the last head, if it is greedy.
+    largest_logits: Vec<Option<LargestLogit>>,
 }
 
 /// What an adapter changes at a site for a row, with the request's weight.
@@ -51,6 +53,7 @@ impl ReferenceCompute {
             kvs: HashMap::new(),
             next_kv: 0,
             kv_overflows: BTreeSet::new(),
+            largest_logits: Vec::new(),
         }
     }
 
@@ -327,18 +330,40 @@ impl Compute for ReferenceCompute {
         &mut self,
         head: &HeadSpec,
         x: BufferId,
-        rows: &[u32],
-        batch: &AdapterBatch,
+        rows: LogitRows<'_>,
         logits: &mut [f32],
         stride: usize,
     ) -> Result<()> {
-        for (i, &row) in rows.iter().enumerate() {
-            let result = self.project(head.group, self.row(x, row as usize)?, batch, i)?;
+        self.largest_logits.clear();
+        for (i, &row) in rows.rows.iter().enumerate() {
+            let mut result = self.project(head.group, self.row(x, row as usize)?, rows.adapters, i)?;
+            result.iter_mut().for_each(|value| *value = capped(head.cap, head.multiplier * *value));
             let row = logits.get_mut(i * stride..(i + 1) * stride).ok_or_else(unknown)?;
             let row = row.get_mut(..result.len()).ok_or_else(unknown)?;
-            let logit = |product: f32| capped(head.cap, head.multiplier * product);
-            row.iter_mut().zip(result).for_each(|(row, product)| *row = logit(product));
+            let largest = if rows.is_greedy.get(i) == Some(&true) { largest_logit(&result) } else { None };
+            if largest.is_none() {
+                row.copy_from_slice(&result);
+            }
+            self.largest_logits.push(largest);
         }
         Ok(())
     }
+
+    fn take_largest_logits(&mut self) -> Result<Vec<Option<LargestLogit>>> {
+        Ok(std::mem::take(&mut self.largest_logits))
+    }
+}
+
+/// The first logit that is infinite or NaN, or the first of the largest; `None` of none.
+fn largest_logit(logits: &[f32]) -> Option<LargestLogit> {
+    let mut largest: Option<LargestLogit> = None;
+    for (token, &logit) in (0..).zip(logits) {
+        if !logit.is_finite() {
+            return Some(LargestLogit { token, logit });
+        }
+        if largest.is_none_or(|largest| logit > largest.logit) {
+            largest = Some(LargestLogit { token, logit });
+        }
+    }
+    largest
 }

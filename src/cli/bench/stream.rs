@@ -133,6 +133,8 @@ impl<'a> Stream<'a> {
         let width = adapters.mixtures.iter().map(|mixture| mixture.head_rows(vocab)).max().unwrap_or(vocab);
         self.batch.begin(adapters.layers(), kv_groups, width);
         self.batch.has_long_rope = self.model.config().has_long_rope(positions.end);
+        // As greedy requests do.
+        self.batch.wants_largest_only = true;
         for sequence in sequences {
             self.step_tokens.clear();
             for _ in positions.clone() {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::case::{BaseWeight, Case, Precision, buffers, install, route};
 use crate::backend::{
-    Activation, AttentionSpec, Backend, HeadSpec, KvDType, KvShape, MlpShape, NormSpec, Rope, StepInputs, StepRows,
-    Write,
+    Activation, AttentionSpec, Backend, HeadSpec, KvDType, KvShape, LogitRows, MlpShape, NormSpec, Rope, StepInputs,
+    StepRows, Write,
 };
 
 const HIDDEN: usize = 192;
@@ -60,12 +60,12 @@ fn decoder_layer() -> Case {
             let of_picked = route(&picked.map(|row: u32| of_row[row as usize]));
             let [hidden, normed, projected, attended, gates, activated] =
                 buffers(compute, count, [HIDDEN, HIDDEN, 3 * WIDTH, WIDTH, 2 * INTERMEDIATE, INTERMEDIATE])?;
+            let logit_rows = LogitRows::all(&picked, &of_picked);
             compute.begin_step(&StepInputs {
                 tokens: &tokens,
                 adapters: &batch,
                 kv_groups: std::slice::from_ref(&rows),
-                logit_rows: &picked,
-                logit_adapters: &of_picked,
+                logits: logit_rows,
             })?;
             compute.embed(embedding, &tokens, 1.0, &batch, hidden)?;
             compute.norm(&NormSpec::rms(attention_norm, EPS), hidden, count, &batch, normed, Write::Replace)?;
@@ -78,7 +78,7 @@ fn decoder_layer() -> Case {
             compute.linear(down.id, activated, count, &batch, hidden, Write::ADD)?;
             compute.norm(&NormSpec::rms(final_norm, EPS), hidden, count, &batch, normed, Write::Replace)?;
             let mut logits = vec![0.0; picked.len() * VOCAB];
-            compute.head(&HeadSpec::of(head.id), normed, &picked, &of_picked, &mut logits, VOCAB)?;
+            compute.head(&HeadSpec::of(head.id), normed, logit_rows, &mut logits, VOCAB)?;
             compute.drop_kv(kv);
             Ok(logits)
         }))

@@ -2,7 +2,7 @@
 
 use super::case::{BaseWeight, Case, Precision, base_rows, buffers, install, read, route};
 use crate::adapter::delta::{LowRank, ReplacedRows, SiteDelta};
-use crate::backend::{Activation, Backend, HeadSpec, MlpShape, NormKind, NormSpec, Write};
+use crate::backend::{Activation, Backend, HeadSpec, LogitRows, MlpShape, NormKind, NormSpec, Write};
 use crate::tensor::Tensor;
 
 /// Width of a row: several blocks of 256 columns, the last one partly filled.
@@ -183,7 +183,7 @@ fn logits() -> Case {
             compute.write_rows(input, 0, &x)?;
             let mut logits = vec![0.0; picked.len() * stride];
             let batch = route(&[&[], &[(0, 1.0)], &[(1, 1.0)], &[(2, 1.0)], &[(0, 0.5)]]);
-            compute.head(&HeadSpec::of(head.id), input, &picked, &batch, &mut logits, stride)?;
+            compute.head(&HeadSpec::of(head.id), input, LogitRows::all(&picked, &batch), &mut logits, stride)?;
             Ok(logits)
         }))
     })

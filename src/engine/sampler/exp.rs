@@ -1,6 +1,8 @@
 //! Exponentials of many logits: loops without branches, which the compiler turns into vector instructions of any instruction
 //! set, with the same bits in each.
 
+use crate::backend::LargestLogit;
+
 /// Below this, a weight is 0.
 const SMALLEST: f64 = -707.0;
 
@@ -169,6 +171,12 @@ pub(super) fn argmax(logits: &[f32]) -> Option<u32> {
         return None;
     }
     logits.iter().position(|&logit| logit == best).map(|id| id as u32)
+}
+
+/// The largest logit, the first of equal ones; or, if some are infinite or NaN, the first of those. `None` if there are none.
+pub(in crate::engine) fn largest_logit(logits: &[f32]) -> Option<LargestLogit> {
+    let token = first_not_finite(logits).map(|id| id as u32).or_else(|| argmax(logits))?;
+    Some(LargestLogit { token, logit: logits[token as usize] })
 }
 
 #[cfg(test)]

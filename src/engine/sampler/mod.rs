@@ -38,7 +38,7 @@ use exp::argmax;
 use penalties::Penalties;
 use random::{skewed, unit};
 
-pub(in crate::engine) use exp::first_not_finite;
+pub(in crate::engine) use exp::{first_not_finite, largest_logit};
 pub use guidance::guide;
 pub(in crate::engine) use random::hash;
 pub use state::SamplerState;
@@ -56,6 +56,13 @@ pub struct Sampled {
     pub prob: f32,
     /// The n most likely ids of that distribution, best first; then those cut off, with a probability of 0.
     pub top_probs: Vec<(u32, f32)>,
+}
+
+impl Sampled {
+    /// A token of which nothing is reported.
+    pub(in crate::engine) fn of(id: u32) -> Self {
+        Self { id, logprob: 0.0, top_logprobs: Vec::new(), prob: 0.0, top_probs: Vec::new() }
+    }
 }
 
 /// What a token follows.
@@ -215,7 +222,7 @@ impl Sampler {
         } else {
             self.draw(logits, params, context, state)?
         };
-        let mut sampled = Sampled { id, logprob: 0.0, top_logprobs: Vec::new(), prob: 0.0, top_probs: Vec::new() };
+        let mut sampled = Sampled::of(id);
         if top_probs > 0 {
             sampled.prob = prob as f32;
             sampled.top_probs = logprobs::top_probs(&mut self.candidates, logits, top_probs);

@@ -265,6 +265,30 @@ proptest! {
         }
         prop_assert_eq!(argmax(&logits), best.0);
     }
+
+    #[test]
+    fn the_largest_logit_is_that_of_a_plain_scan_or_the_first_that_is_not_finite(logits in prop::collection::vec(
+        prop_oneof![40 => -40i8..4, 1 => 100i8..103], 0..300)) {
+        let not_finite = [f32::NAN, f32::NEG_INFINITY, f32::INFINITY];
+        let logits: Vec<f32> =
+            logits.into_iter().map(|l| if l < 100 { f32::from(l) } else { not_finite[l as usize - 100] }).collect();
+        let mut expected: Option<(u32, f32)> = None;
+        for (id, &logit) in (0..).zip(&logits) {
+            if !logit.is_finite() {
+                expected = Some((id, logit));
+                break;
+            }
+            if expected.is_none_or(|(_, best)| logit > best) {
+                expected = Some((id, logit));
+            }
+        }
+        let found = largest_logit(&logits).map(|largest| (largest.token, largest.logit.to_bits()));
+        prop_assert_eq!(found, expected.map(|(id, logit)| (id, logit.to_bits())));
+        // What a request that looks at its logits would choose.
+        if let Some((id, logit)) = expected && logit.is_finite() {
+            prop_assert_eq!(choose(&logits, &at(0.0)), id);
+        }
+    }
 }
 
 /// Any settings, also useless ones, over the whole range that they may have.

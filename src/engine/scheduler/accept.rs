@@ -2,10 +2,11 @@
 //!
 //! It runs once for each sequence of the step, several at once (`parallel.rs`), and touches nothing but that one.
 
+use crate::backend::LargestLogit;
 use crate::engine::draft::DraftCounts;
 use crate::engine::output::no_memory_for_logits;
 use crate::engine::post_sampling::PostSampling;
-use crate::engine::sampler::{Context, Sampled, Sampler, first_not_finite, guide};
+use crate::engine::sampler::{Context, Sampled, Sampler, TopCounts, first_not_finite, guide, largest_logit};
 use crate::engine::sequence::{Purpose, Sequence};
 use crate::engine::sequence_rows::RowCounts;
 use crate::engine::stats::StepStats;
@@ -20,6 +21,8 @@ pub(super) struct StepResults<'a> {
     pub rows: RowCounts,
     /// Of the rows that need them: those after the prompt, then as many after the negative prompt.
     pub logits: &'a mut [f32],
+    /// The index of the first of those rows in the batch.
+    pub first_logit_row: usize,
 }
 
 impl StepResults<'_> {
@@ -71,7 +74,12 @@ pub(super) fn accept(
             results.check_draft(drafted, sequence.guidance.is_some())?;
             sequence.add_computed(RowCounts { own: 1, negative: 1 });
         }
-        choose(sampler, sequence, row, negative.next())?;
+        let logit_row = results.first_logit_row + index;
+        if results.batch.is_greedy(logit_row) {
+            choose_largest(sequence, results.batch.largest_logit(logit_row).or_else(|| largest_logit(row)))?;
+        } else {
+            choose(sampler, sequence, row, negative.next())?;
+        }
         stats.tokens_generated += 1;
     }
     let DraftCounts { accepted, rejected } = sequence.drafts.end_verification();
@@ -82,11 +90,13 @@ pub(super) fn accept(
 
 /// Fails if a logit is infinite or NaN.
 fn check_finite(logits: &[f32]) -> Result<()> {
-    let Some(id) = first_not_finite(logits) else { return Ok(()) };
-    let what = "the logits are not finite, so that no token can be chosen";
-    Err(Error::new(ErrorCode::LogitsNotFinite, what)
+    first_not_finite(logits).map_or(Ok(()), |id| Err(not_finite(logits[id], id as u32)))
+}
+
+fn not_finite(logit: f32, id: u32) -> Error {
+    Error::new(ErrorCode::LogitsNotFinite, "the logits are not finite, so that no token can be chosen")
         .with_expected("finite numbers")
-        .with_found(format!("{} for token {id}", logits[id])))
+        .with_found(format!("{logit} for token {id}"))
 }
 
 /// Makes it impossible to choose some tokens.
@@ -96,6 +106,32 @@ fn forbid<'a>(logits: &mut [f32], ids: impl IntoIterator<Item = &'a u32>) {
             *logit = f32::NEG_INFINITY;
         }
     }
+}
+
+/// Whether a sequence chooses the tokens of the largest logits, whatever came before, and reports nothing else of its logits: then
+/// [`choose_largest`] chooses what [`choose`] would.
+pub(super) fn is_greedy(sequence: &Sequence) -> bool {
+    let Purpose::Generate(decode) = &sequence.purpose else { return false };
+    let changes_logits = decode.sampling.changes_logits()
+        || sequence.guidance.is_some()
+        || decode.constraint.is_some()
+        || decode.banned.is_some()
+        || sequence.tokens.len() < sequence.prompt_len.saturating_add(decode.min_new_tokens)
+        || sequence.job.forbids_some();
+    let reads_logits =
+        decode.returns_logits || decode.top != TopCounts::default() || !decode.post_sampling_hooks.is_empty();
+    decode.sampling.is_greedy() && !changes_logits && !reads_logits
+}
+
+/// Chooses the token of the largest logit and sends its chunk. What was forbidden since the step began waits for the next one.
+fn choose_largest(sequence: &mut Sequence, largest: Option<LargestLogit>) -> Result<()> {
+    let Some(LargestLogit { token, logit }) = largest else {
+        return Err(Error::new(ErrorCode::Internal, "a row has no logits"));
+    };
+    if !logit.is_finite() {
+        return Err(not_finite(logit, token));
+    }
+    sequence.accept(Sampled::of(token), Vec::new())
 }
 
 /// Chooses the next token and sends its chunk.

@@ -36,7 +36,7 @@ use crate::guard::catch_panic;
 use crate::kv_cache::PagePool;
 use crate::model::batch::{SequenceRows, StepBatch};
 use crate::model::{KvStorage, Model};
-use accept::{StepResults, accept};
+use accept::{StepResults, accept, is_greedy};
 use prefill::Prefill;
 use waiting::WaitingList;
 
@@ -334,6 +334,7 @@ impl Scheduler {
         self.batch.has_long_rope = has_long_rope;
         for (sequence, scheduled) in sequences() {
             let logits = logit_rows_of(sequence, scheduled);
+            self.batch.wants_largest_only = is_greedy(sequence);
             for (kv, tokens, rows) in sequence.contexts_with(scheduled) {
                 let (start, drafted) = (kv.computed, &sequence.drafts.proposed);
                 let mut tokens = &tokens[start..start + rows];
@@ -357,7 +358,7 @@ impl Scheduler {
         let (mut own_tasks, mut tasks) = (Vec::new(), Vec::new());
         let width = self.batch.logit_width();
         let mut logits = &mut self.logits[..];
-        let mut end = 0;
+        let (mut end, mut first_logit_row) = (0, 0);
         // Those of one pass are in the order of the running sequences.
         let mut indices = self.order[range].iter().peekable();
         for (index, sequence) in self.running.iter_mut().enumerate() {
@@ -370,7 +371,8 @@ impl Scheduler {
             logits = rest;
             let first_rows = RowCounts { own: end, negative: end + scheduled.own + drafted };
             end += scheduled.total() + drafted * sequence.contexts();
-            let results = StepResults { batch: &self.batch, first_rows, rows: scheduled, logits: own };
+            let results = StepResults { batch: &self.batch, first_rows, rows: scheduled, logits: own, first_logit_row };
+            first_logit_row += logit_rows;
             let list = if calls_the_caller(sequence) { &mut own_tasks } else { &mut tasks };
             list.push((sequence, results));
         }
@@ -397,12 +399,15 @@ impl Scheduler {
     /// Number of threads that the tokens of `order[range]` are worth.
     fn sampling_threads(&self, range: Range<usize>) -> usize {
         let most = self.threads.min(range.len());
+        let mut first_logit_row = 0;
         let nanoseconds = self.order[range].iter().map(|&index| {
-            let (sequence, rows) = (&self.running[index], self.scheduled[index]);
+            let sequence = &self.running[index];
+            let rows = logit_rows_of(sequence, self.scheduled[index]);
+            let is_told = self.batch.largest_logit(first_logit_row).is_some();
+            first_logit_row += rows * sequence.contexts();
             match &sequence.purpose {
-                Purpose::Generate(decode) if !calls_the_caller(sequence) => {
-                    let logits = sequence.kv.plan.vocab * logit_rows_of(sequence, rows);
-                    logits * if decode.sampling.is_greedy() { 1 } else { 4 }
+                Purpose::Generate(decode) if !is_told && !calls_the_caller(sequence) => {
+                    sequence.kv.plan.vocab * rows * if decode.sampling.is_greedy() { 1 } else { 4 }
                 }
                 _ => 0,
             }

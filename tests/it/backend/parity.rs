@@ -9,8 +9,8 @@ use exlora::ErrorCode;
 use exlora::adapter::batch::{AdapterBatch, SlotId};
 use exlora::backend::cpu::Isa;
 use exlora::backend::{
-    Activation, AttentionSpec, HeadNorm, HeadNormScope, HeadSpec, KvDType, KvShape, MlpShape, NormKind, NormSpec,
-    QueryTemperature, Rope, RopeLayout, StepRows, Write,
+    Activation, AttentionSpec, HeadNorm, HeadNormScope, HeadSpec, KvDType, KvShape, LogitRows, MlpShape, NormKind,
+    NormSpec, QueryTemperature, Rope, RopeLayout, StepRows, Write,
 };
 use exlora::quant::QuantGroup;
 use exlora::tensor::DType;
@@ -189,7 +189,9 @@ proptest! {
             let chosen = case.pick(&picked);
             let ids: Vec<u32> = picked.iter().map(|&row| row as u32).collect();
             let mut logits = vec![f32::NAN; picked.len() * case.outputs];
-            harness.compute().head(&HeadSpec::of(group), x, &ids, &route(&chosen.mixtures), &mut logits, case.outputs).expect("the head runs");
+            let batch = route(&chosen.mixtures);
+            let rows = LogitRows::all(&ids, &batch);
+            harness.compute().head(&HeadSpec::of(group), x, rows, &mut logits, case.outputs).expect("the head runs");
             prop_assert_eq!(bits(&logits), bits(&chosen.run(fast(isa, 1))));
         }
     }

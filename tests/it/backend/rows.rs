@@ -167,6 +167,19 @@ proptest! {
     }
 
     #[test]
+    fn a_greedy_row_has_the_largest_of_its_logits(seed: u64, inputs in 32usize..200, rows in 1usize..12, mask: u16) {
+        let case = LinearsCase::random(seed, inputs, rows);
+        let is_greedy: Vec<bool> = (0..rows).map(|row| mask >> row & 1 == 1).collect();
+        let spec = |group| HeadSpec { multiplier: 0.25, cap: Some(1.5), ..HeadSpec::of(group) };
+        let told = case.check_greedy(oracle(), spec, &is_greedy);
+        prop_assert_eq!(told, is_greedy.iter().filter(|is_greedy| **is_greedy).count());
+        // The CPU writes all logits, for whoever chooses to scan them.
+        for isa in isas() {
+            prop_assert_eq!(case.check_greedy(fast(isa, 2), spec, &is_greedy), 0);
+        }
+    }
+
+    #[test]
     fn logits_are_scaled_and_bounded_with_what_adapters_add(seed: u64, inputs in 32usize..200, rows in 1usize..12) {
         let case = LinearsCase::random(seed, inputs, rows);
         let mut rng = Rng(seed ^ 6);

@@ -3,6 +3,7 @@
 mod activation_dtype;
 mod banned_strings;
 mod fairness;
+mod greedy;
 mod guidance;
 mod head_dtype;
 mod kv_dtype;

@@ -1,20 +1,18 @@
-//! Linears and the head: products with the base's weights and every adapter's A in one launch, expanded by the next.
+//! Linears: products with the base's weights and every adapter's A in one launch, expanded by the next.
 
 use super::inputs::LinearInput;
 use super::{CudaCompute, unknown};
 use crate::adapter::batch::AdapterBatch;
 use crate::backend::cuda::buffers::{Content, PendingProjection};
-use crate::backend::cuda::ops::expand::{ExpandLogits, ExpandResidual, Projection};
+use crate::backend::cuda::ops::expand::{ExpandResidual, Projection};
 use crate::backend::cuda::ops::linear::{InputType, LinearArguments, TILE_OUTPUTS};
 use crate::backend::cuda::ops::norm_elements::NormElements;
 use crate::backend::cuda::ops::rows::ExpandRows;
 use crate::backend::cuda::step::Rows;
 use crate::backend::cuda::tables::GROUP_LINEARS;
-use crate::backend::cuda::weights::Group;
 use crate::backend::cuda::weights::linear::Linear;
-use crate::backend::{HeadSpec, KvDType, Write};
+use crate::backend::{KvDType, Write};
 use crate::error::{Error, ErrorCode, Result};
-use crate::tensor::zeros;
 
 /// Most rows that are normed by the linear kernel while it reads them, for each of its tiles again: a row alone, for which a
 /// launch costs as much. More are normed once, by a launch of their own.
@@ -95,91 +93,13 @@ impl CudaCompute {
         Ok(())
     }
 
-    /// See [`Compute::head`](crate::backend::Compute::head).
-    pub(super) fn run_head(
-        &mut self,
-        head: &HeadSpec,
-        x: usize,
-        picked: &[u32],
-        batch: &AdapterBatch,
-        logits: &mut [f32],
-        stride: usize,
-    ) -> Result<()> {
-        let group = head.group.0 as usize;
-        let shape = self.weights.groups.get(group).ok_or_else(|| unknown("a group"))?;
-        let (in_features, out_features, linears) = (shape.in_features, shape.out_features, shape.linears.len());
-        if linears > 1 && *head != HeadSpec::of(head.group) {
-            return Err(Error::new(ErrorCode::Internal, "the logits of several linears are not scaled"));
-        }
-        self.expect(x, in_features, picked.iter().max().map_or(0, |&row| row as usize + 1))?;
-        let outputs_of_rows: Vec<usize> = (0..picked.len()).map(|row| self.outputs_of_row(group, batch, row)).collect();
-        let columns = outputs_of_rows.iter().copied().max().unwrap_or(out_features);
-        if logits.len() != picked.len() * stride || stride < columns {
-            return Err(Error::new(ErrorCode::Internal, "the buffer for logits does not fit")
-                .with_expected(picked.len() * columns)
-                .with_found(logits.len()));
-        }
-        if picked.is_empty() {
-            return Ok(());
-        }
-        let input = self.linear_input(x)?;
-        self.finish_pending()?;
-        let bytes = picked.len() * columns * size_of::<f32>();
-        let projected = self.scratch.projected.reserve(&self.device, bytes)?;
-        let pending = self.project(group, input, Rows::Picked(picked), batch, projected, columns)?;
-        let (mut projection, step) = (self.projection(&pending, projected)?, self.step.address(pending.routing.offset));
-        // Each thread reads its product and writes its logit in its place.
-        if linears == 1 {
-            projection.starts[1..].fill(columns as u32);
-            let expand = ExpandLogits {
-                projection,
-                step,
-                logits: projected,
-                argmax: 0,
-                stride: columns as u32,
-                columns: columns as u32,
-                multiplier: head.multiplier,
-                cap: head.cap.unwrap_or(0.0),
-            };
-            self.kernels.expand(KvDType::F16)?.logits(&expand, picked.len())?;
-        } else {
-            let expand = ExpandRows { projection, step, y: projected, ..ExpandRows::default() };
-            self.kernels.rows.expand(&expand, picked.len())?;
-        }
-        if self.device.is_dry_run() {
-            return Ok(());
-        }
-        if outputs_of_rows.iter().all(|&outputs| outputs == stride) {
-            return self.scratch.projected.download(bytemuck::cast_slice_mut(logits));
-        }
-        let mut packed = zeros::<f32>(picked.len() * columns)?;
-        self.scratch.projected.download(bytemuck::cast_slice_mut(&mut packed))?;
-        let rows = logits.chunks_exact_mut(stride).zip(packed.chunks_exact(columns));
-        for ((row, packed), outputs) in rows.zip(outputs_of_rows) {
-            row[..outputs].copy_from_slice(&packed[..outputs]);
-        }
-        Ok(())
-    }
-
-    /// Outputs of a group for a row: those of the weight that its adapters bring, where the group is a head of one linear.
-    fn outputs_of_row(&self, group: usize, batch: &AdapterBatch, row: usize) -> usize {
-        let entries = if batch.is_base_only() { &[] } else { batch.of_row(row) };
-        let replaced = entries.iter().rev().find_map(|&entry| {
-            let slot = batch.entries()[entry].slot.0 as usize;
-            let linear = self.adapters.get(slot)?.as_ref()?.group(self.slot_group(group, batch))?.linears[0];
-            (linear.weight != 0).then_some(linear.outputs as usize)
-        });
-        let Group { linears, out_features, .. } = &self.weights.groups[group];
-        replaced.filter(|_| linears.len() == 1).unwrap_or(*out_features)
-    }
-
     /// The index of a group as adapters count it, by repeats of its layer.
-    fn slot_group(&self, group: usize, batch: &AdapterBatch) -> usize {
+    pub(super) fn slot_group(&self, group: usize, batch: &AdapterBatch) -> usize {
         batch.repeat() as usize * self.weights.groups.len() + group
     }
 
     /// Launches the products of a group's weights and of the adapters' stacks; rows of `projected` have `columns` values.
-    fn project(
+    pub(super) fn project(
         &mut self,
         group: usize,
         input: LinearInput,
@@ -198,7 +118,7 @@ impl CudaCompute {
         let shape = &self.weights.groups[group];
         let mut arguments = LinearArguments {
             linears: shape.linears.len() as u32,
-            overflow_rows: self.row_flags.activation_overflows(&self.device)?,
+            overflow_rows: self.row_reports.activation_overflows(&self.device)?,
             projected,
             shrunk,
             projected_stride: columns as u32,

@@ -1,13 +1,15 @@
 //! The operations of a step on the device, and what they change.
 //!
-//! Lower files first: `norm`, `inputs` (what a kernel reads of a buffer), `embed`, `linear`, `attention`, `operations`.
+//! Lower files first: `norm`, `inputs` (what a kernel reads of a buffer), `embed`, `linear`, `head`, `attention`, `operations`.
 
 mod attention;
 mod embed;
+mod head;
 mod inputs;
 mod linear;
 mod norm;
 mod operations;
+mod row_reports;
 
 use std::sync::Arc;
 
@@ -21,6 +23,7 @@ use super::weights::BaseWeights;
 use crate::backend::slots::Slots;
 use crate::backend::{MemoryUse, Rope};
 use crate::error::{Error, ErrorCode, Result};
+use row_reports::RowReports;
 
 /// Everything that a step changes, beside the weights it reads.
 pub(super) struct CudaCompute {
@@ -35,7 +38,9 @@ pub(super) struct CudaCompute {
     adapters: Slots<Adapter>,
     step: Step,
     scratch: StepScratch,
-    row_flags: RowFlags,
+    row_reports: RowReports,
+    /// Logits that the last head left of each row in the scratch.
+    head_columns: usize,
     /// Frequencies of each rotation that was used so far.
     ropes: Vec<(Arc<Rope>, DeviceMemory)>,
 }
@@ -43,7 +48,7 @@ pub(super) struct CudaCompute {
 /// Memory that operations need for themselves.
 #[derive(Default)]
 struct StepScratch {
-    /// Products that are not kept in a buffer.
+    /// Products that are not kept in a buffer, and logits.
     projected: Scratch,
     /// `t = A x` of the last linear.
     shrunk: Scratch,
@@ -51,64 +56,6 @@ struct StepScratch {
     /// Attention's partial sums, and its counters.
     partials: Scratch,
     arrivals: Scratch,
-}
-
-/// What kernels report of rows: `[2, capacity]` u32, which are 1 where something happened.
-#[derive(Default)]
-struct RowFlags {
-    flags: Scratch,
-    capacity: usize,
-    /// Rows whose activations overflowed, read with the others and not yet taken.
-    activations: Vec<u32>,
-}
-
-impl RowFlags {
-    /// Zeros for that many rows.
-    fn begin(&mut self, device: &Arc<Device>, rows: usize) -> Result<()> {
-        if rows > self.capacity {
-            self.capacity = 0;
-            self.flags.reserve(device, 2 * rows * size_of::<u32>())?;
-            self.capacity = rows;
-        }
-        self.activations.clear();
-        self.flags.zero()
-    }
-
-    /// Rows of the largest step so far.
-    fn capacity(&self) -> usize {
-        self.capacity
-    }
-
-    /// Where kernels report keys and values beyond the type of their cache.
-    fn kv_overflows(&mut self, device: &Arc<Device>) -> Result<u64> {
-        self.flags.reserve(device, 2 * self.capacity * size_of::<u32>())
-    }
-
-    /// Where kernels report activations beyond the element type.
-    fn activation_overflows(&mut self, device: &Arc<Device>) -> Result<u64> {
-        Ok(self.kv_overflows(device)? + (self.capacity * size_of::<u32>()) as u64)
-    }
-
-    /// Rows whose keys or values overflowed. Those whose activations did are kept for [`RowFlags::take_activations`], so that
-    /// the device is waited for once.
-    fn take_kv(&mut self) -> Result<Vec<u32>> {
-        let mut flags = vec![0u32; 2 * self.capacity];
-        self.flags.download(bytemuck::cast_slice_mut(&mut flags))?;
-        if flags.iter().any(|flag| *flag != 0) {
-            self.flags.zero()?;
-        }
-        let (kv, activations) = flags.split_at(self.capacity);
-        let set = |flags: &[u32]| -> Vec<u32> {
-            (0..).zip(flags).filter(|(_, flag)| **flag != 0).map(|(row, _)| row).collect()
-        };
-        self.activations = set(activations);
-        Ok(set(kv))
-    }
-
-    /// Rows whose activations had overflowed when [`RowFlags::take_kv`] was called.
-    fn take_activations(&mut self) -> Vec<u32> {
-        std::mem::take(&mut self.activations)
-    }
 }
 
 impl CudaCompute {
@@ -129,7 +76,8 @@ impl CudaCompute {
             pending: None,
             kvs: Vec::new(),
             scratch: StepScratch::default(),
-            row_flags: RowFlags::default(),
+            row_reports: RowReports::default(),
+            head_columns: 0,
             ropes: Vec::new(),
         })
     }

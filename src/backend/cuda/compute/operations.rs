@@ -12,8 +12,8 @@ use crate::backend::cuda::kv_cache::KvCache;
 use crate::backend::cuda::ops::expand::{ExpandActivate, activation_kind};
 use crate::backend::kv_states::KvStates;
 use crate::backend::{
-    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, HeadSpec, KvDType, KvId, KvShape, MlpShape,
-    NormSpec, PreparedAdapter, StepInputs, StepRows, Write,
+    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, HeadSpec, KvDType, KvId, KvShape, LargestLogit,
+    LogitRows, MlpShape, NormSpec, PreparedAdapter, StepInputs, StepRows, Write,
 };
 use crate::error::Result;
 
@@ -40,12 +40,12 @@ impl Compute for CudaCompute {
         drop(launches_nothing);
         self.forget_step();
         done?;
-        self.step.reserve_entries(self.row_flags.capacity() * RESERVED_ENTRIES)
+        self.step.reserve_entries(self.row_reports.capacity() * RESERVED_ENTRIES)
     }
 
     fn reserve_rows(&mut self, rows: usize) -> Result<()> {
         self.forget_step();
-        self.row_flags.begin(&self.device, rows)?;
+        self.row_reports.begin(&self.device, rows)?;
         self.buffers.iter_mut().try_for_each(|buffer| buffer.reserve(&self.device, rows))
     }
 
@@ -167,11 +167,11 @@ impl Compute for CudaCompute {
     }
 
     fn take_kv_overflows(&mut self) -> Result<Vec<u32>> {
-        self.row_flags.take_kv()
+        self.row_reports.take_kv()
     }
 
     fn take_activation_overflows(&mut self) -> Result<Vec<u32>> {
-        Ok(self.row_flags.take_activations())
+        Ok(self.row_reports.take_activations())
     }
 
     fn activate(
@@ -201,7 +201,7 @@ impl Compute for CudaCompute {
             projection,
             step,
             activated: self.buffers[out].elements(&self.device)?,
-            overflow_rows: self.row_flags.activation_overflows(&self.device)?,
+            overflow_rows: self.row_reports.activation_overflows(&self.device)?,
             intermediate_size: width as u32,
             activation: activation_kind(activation),
         };
@@ -215,12 +215,15 @@ impl Compute for CudaCompute {
         &mut self,
         head: &HeadSpec,
         x: BufferId,
-        rows: &[u32],
-        batch: &AdapterBatch,
+        rows: LogitRows<'_>,
         logits: &mut [f32],
         stride: usize,
     ) -> Result<()> {
-        self.run_head(head, x.0 as usize, rows, batch, logits, stride)
+        self.run_head(head, x.0 as usize, rows, logits, stride)
+    }
+
+    fn take_largest_logits(&mut self) -> Result<Vec<Option<LargestLogit>>> {
+        self.read_largest_logits()
     }
 }
 
@@ -232,7 +235,7 @@ impl CudaCompute {
     /// Reserves `t = A x` for an adapter on every row that was reserved, alone or in a mixture, so that its first step allocates
     /// nothing. Very large ranks are left to the steps that have them.
     fn reserve_shrunk(&mut self, stack_rows: usize) -> Result<()> {
-        let entries = self.row_flags.capacity() * RESERVED_ENTRIES;
+        let entries = self.row_reports.capacity() * RESERVED_ENTRIES;
         match (entries * stack_rows * size_of::<f32>()).min(MAX_RESERVED_SHRUNK) {
             0 => Ok(()),
             bytes => self.scratch.shrunk.reserve(&self.device, bytes).map(drop),

@@ -13,7 +13,7 @@ use crate::backend::cuda::compiler::sources::{
 use crate::backend::cuda::driver::{Arguments, Device, Kernel};
 use crate::backend::cuda::layout::ElementType;
 use crate::backend::cuda::tables::{GROUP_LINEARS, RoutedNorm};
-use crate::backend::{Activation, KvDType, MlpShape};
+use crate::backend::{Activation, KvDType, LargestLogit, MlpShape};
 use crate::error::Result;
 
 /// Columns of a block of [`ExpandActivate`] and [`ExpandLogits`].
@@ -102,7 +102,7 @@ pub fn activation_kind(activation: Activation) -> u32 {
     }
 }
 
-/// `logits[i] = cap * tanh(multiplier * y[i] / cap)`, and where the largest of each row is.
+/// `logits[i] = cap * tanh(multiplier * y[i] / cap)`, and the largest of each row.
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 #[repr(C)]
 pub struct ExpandLogits {
@@ -110,9 +110,9 @@ pub struct ExpandLogits {
     pub projection: Projection,
     /// The [`StepTables`](crate::backend::cuda::tables::StepTables) of the rows whose logits are wanted.
     pub step: u64,
-    /// `[rows, stride]` f32, written; 0 where they are not wanted.
+    /// `[rows, stride]` f32, written.
     pub logits: u64,
-    /// `[rows]` u64 for [`largest_logit`], zero before; 0 where it is not wanted.
+    /// `[rows]` u64 for [`LargestKey::read`], zero before; 0 where they are not wanted.
     pub argmax: u64,
     /// Values from one row's logits to the next.
     pub stride: u32,
@@ -124,19 +124,26 @@ pub struct ExpandLogits {
     pub cap: f32,
 }
 
-/// The largest logit of a row, as its `argmax` tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LargestLogit {
-    /// The first token that has it.
-    Token(u32),
-    /// The first token whose logit is NaN.
-    Nan(u32),
+/// What a key of [`ExpandLogits::argmax`] says of a row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum LargestKey {
+    /// Its largest logit, the first of equal ones.
+    Finite(LargestLogit),
+    /// Its first token whose logit is infinite or NaN.
+    NotFinite(u32),
 }
 
-/// What a key of [`ExpandLogits::argmax`] says.
-pub fn largest_logit(key: u64) -> LargestLogit {
-    let token = !(key as u32);
-    if key >> 32 == u64::from(u32::MAX) { LargestLogit::Nan(token) } else { LargestLogit::Token(token) }
+impl LargestKey {
+    /// Takes a key apart: the order of the logit's bits in the upper half, the inverted token in the lower.
+    pub fn read(key: u64) -> Self {
+        const SIGN: u32 = 1 << 31;
+        let (order, token) = ((key >> 32) as u32, !(key as u32));
+        if order == u32::MAX {
+            return LargestKey::NotFinite(token);
+        }
+        let bits = if order & SIGN != 0 { order ^ SIGN } else { !order };
+        LargestKey::Finite(LargestLogit { token, logit: f32::from_bits(bits) })
+    }
 }
 
 /// Norms, rotates and stores q, k, v.

@@ -2,7 +2,7 @@
 
 use exlora::ErrorCode;
 use exlora::adapter::batch::SlotId;
-use exlora::backend::{HeadSpec, PrepareError, Write};
+use exlora::backend::{HeadSpec, LogitRows, PrepareError, Write};
 use exlora::quant::QuantGroup;
 use exlora::sites::{SiteId, SitePart};
 use exlora::tensor::DType;
@@ -194,10 +194,11 @@ fn a_wider_head_than_the_buffer_is_an_error() {
         let wider = Change { weight: Some(Tensor::new(DType::F32, &[3, 2], &[1.0; 6])), ..Change::default() };
         harness.upload(SlotId(0), &sites, &[wider]).expect("the adapter uploads");
         let (x, batch) = (harness.put(2, &[1.0; 2]), route(&[vec![(SlotId(0), 1.0)]]));
-        let error = harness.compute().head(&HeadSpec::of(group), x, &[0], &batch, &mut [0.0; 2], 2).unwrap_err();
+        let (spec, row) = (HeadSpec::of(group), LogitRows::all(&[0], &batch));
+        let error = harness.compute().head(&spec, x, row, &mut [0.0; 2], 2).unwrap_err();
         assert_eq!(error.code(), ErrorCode::Internal);
         let mut logits = [0.0; 4];
-        harness.compute().head(&HeadSpec::of(group), x, &[0], &batch, &mut logits, 4).expect("the head runs");
+        harness.compute().head(&spec, x, row, &mut logits, 4).expect("the head runs");
         // Rows of ones on ones, the base's bias on its two outputs, and one output that the row does not have.
         assert_eq!(logits, [2.5, 1.0, 2.0, 0.0]);
     }
