@@ -40,9 +40,18 @@ impl KvDType {
     pub fn code_bits(self) -> Option<[u32; 2]> {
         match self {
             KvDType::F16 | KvDType::F32 => None,
-            KvDType::Q8 => Some([8, 8]),
-            KvDType::Q6 => Some([8, 4]),
-            KvDType::Q4 => Some([4, 4]),
+            KvDType::Q8 | KvDType::Q6 | KvDType::Q4 => Some(self.element_bits()),
+        }
+    }
+
+    /// Bits of an element of keys and of values: a float, or a code.
+    pub fn element_bits(self) -> [u32; 2] {
+        match self {
+            KvDType::F16 => [16; 2],
+            KvDType::F32 => [32; 2],
+            KvDType::Q8 => [8, 8],
+            KvDType::Q6 => [8, 4],
+            KvDType::Q4 => [4, 4],
         }
     }
 

@@ -84,7 +84,16 @@ impl PageStates<'_> {
     }
 }
 
-fn check_positions(shape: &KvShape, layer: usize, block_table: &[u32], positions: &Range<usize>) -> Result<()> {
+/// Checks that positions of a layer, of the sequence that has those pages, lie within a cache.
+///
+/// # Errors
+/// `internal` if they don't.
+pub(super) fn check_positions(
+    shape: &KvShape,
+    layer: usize,
+    block_table: &[u32],
+    positions: &Range<usize>,
+) -> Result<()> {
     let is_inside = layer < shape.layers
         && positions.start <= positions.end
         && positions.end.div_ceil(shape.page_tokens) <= block_table.len()
@@ -92,7 +101,7 @@ fn check_positions(shape: &KvShape, layer: usize, block_table: &[u32], positions
     if is_inside {
         return Ok(());
     }
-    Err(Error::new(ErrorCode::Internal, "keys and values are read that do not lie within the KV cache"))
+    Err(Error::new(ErrorCode::Internal, "keys and values are named that do not lie within the KV cache"))
 }
 
 /// Checks that pages of a cache can be copied to pages of another, or of itself: the caches have the same shape but for the

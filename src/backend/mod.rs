@@ -16,11 +16,14 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod kv_elements;
+mod kv_positions;
 pub mod kv_quant;
 mod kv_shape;
 mod kv_states;
 mod packed_norm;
 pub mod reference;
+mod rope;
 mod slots;
 mod sorted_deltas;
 mod types;
@@ -30,12 +33,14 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+pub use self::kv_positions::KvPositions;
 pub use self::kv_shape::{KvDType, KvShape};
 pub use self::kv_states::KvStates;
+pub use self::rope::{Rope, RopeLayout};
 pub use self::types::{
     Activation, ActivationDType, AttentionSpec, BufferId, EmbeddingId, GroupId, HeadNorm, HeadNormScope, HeadSpec,
     KvId, LargestLogit, LinearSource, LogitRows, MlpShape, NormId, NormKind, NormSource, NormSpec, QueryTemperature,
-    Rope, RopeLayout, StepInputs, StepRows, Write,
+    StepInputs, StepRows, Write,
 };
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::adapter::delta::SiteDelta;
@@ -330,6 +335,21 @@ pub trait Compute: Send {
     /// # Errors
     /// `internal` if the caches or pages do not fit each other; the device failed.
     fn copy_kv_pages(&mut self, from: KvId, from_pages: &[u32], to: KvId, to_pages: &[u32]) -> Result<()>;
+
+    /// Copies keys and values of positions of a layer, bit for bit, to as many positions of another cache that has the same shape
+    /// but for the number of its pages, or of the same one, where the two may overlap. `keys`, `[positions, kv_heads, head_dim]`,
+    /// take the place of those that are copied, and are stored as [`Compute::attend`] stores those that are normed and rotated.
+    /// Returns whether all of them that are finite are so as stored.
+    ///
+    /// # Errors
+    /// `internal` if the caches, positions or keys do not fit each other; `memory_exhausted`; the device failed.
+    fn copy_kv_positions(
+        &mut self,
+        layer: usize,
+        from: KvPositions<'_>,
+        to: KvPositions<'_>,
+        keys: Option<&[f32]>,
+    ) -> Result<bool>;
 
     /// Moves an adapter into a free slot. Takes microseconds.
     ///

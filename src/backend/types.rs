@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use super::kv_shape::KvShape;
+use super::rope::Rope;
 use crate::adapter::batch::AdapterBatch;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorCode, Result};
@@ -160,34 +161,6 @@ impl HeadNorm {
     /// An RMS norm over each head.
     pub fn rms(id: NormId, eps: f32) -> Self {
         Self { norm: NormSpec::rms(id, eps), scope: HeadNormScope::Head }
-    }
-}
-
-/// Which channels of a head a rotation turns together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum RopeLayout {
-    /// `i` and `i + pairs`: the halves of what is rotated ("NeoX").
-    #[default]
-    Halves,
-    /// `2 i` and `2 i + 1` ("GPT-J").
-    Pairs,
-}
-
-/// Rotary embedding of a layer: the first `2 * inv_freq.len()` channels of each head are rotated, the rest are kept.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rope {
-    /// Radians per position of each channel pair.
-    pub inv_freq: Vec<f32>,
-    /// Factor on cosine and sine (yarn's attention factor; 1 otherwise).
-    pub factor: f32,
-    /// Which channels are a pair.
-    pub layout: RopeLayout,
-}
-
-impl Rope {
-    /// Rotates by these frequencies the halves of a head against each other.
-    pub fn halves(inv_freq: Vec<f32>, factor: f32) -> Self {
-        Self { inv_freq, factor, layout: RopeLayout::Halves }
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::adapter::batch::{AdapterBatch, SlotId};
 use crate::backend::{
-    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, HeadSpec, KvId, KvShape, KvStates,
+    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, HeadSpec, KvId, KvPositions, KvShape, KvStates,
     LargestLogit, LogitRows, MlpShape, NormSpec, PreparedAdapter, StepRows, Write,
 };
 use crate::error::{Error, ErrorCode, Result};
@@ -71,6 +71,16 @@ impl Compute for FaultyCompute {
 
     fn copy_kv_pages(&mut self, from: KvId, from_pages: &[u32], to: KvId, to_pages: &[u32]) -> Result<()> {
         self.inner.copy_kv_pages(from, from_pages, to, to_pages)
+    }
+
+    fn copy_kv_positions(
+        &mut self,
+        layer: usize,
+        from: KvPositions<'_>,
+        to: KvPositions<'_>,
+        keys: Option<&[f32]>,
+    ) -> Result<bool> {
+        self.inner.copy_kv_positions(layer, from, to, keys)
     }
 
     fn install_adapter(&mut self, slot: SlotId, adapter: PreparedAdapter) -> Result<()> {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::backend::{KvId, KvShape, KvStates};
+use crate::backend::{KvId, KvPositions, KvShape, KvStates};
 use crate::error::{Error, ErrorCode, Result};
 use crate::fork_safe_mutex::ForkSafeMutex;
 use crate::model::core::Core;
@@ -39,10 +39,35 @@ impl KvStorage {
     /// # Errors
     /// `internal` if storages or pages do not fit each other; `forked_while_in_use`; the device failed.
     pub(crate) fn copy_pages(&self, pages: &[u32], to: &Self, to_pages: &[u32]) -> Result<()> {
-        if !Arc::ptr_eq(&self.core, &to.core) {
-            return Err(Error::new(ErrorCode::Internal, "pages are copied from one model's KV cache to another's"));
+        self.core_shared_with(to)?.lock()?.compute.copy_kv_pages(self.id, pages, to.id, to_pages)
+    }
+
+    /// Copies positions of a layer to others, of this storage or another one of the same model and element type. Each is named
+    /// with the pages of its sequence; `keys` `[positions, kv_heads, head_dim]` take the place of those that are copied. Returns
+    /// whether all of them fit the element type.
+    ///
+    /// # Errors
+    /// `internal` if storages, positions or keys do not fit each other; `memory_exhausted`; `forked_while_in_use`; the device
+    /// failed.
+    pub(crate) fn copy_positions(
+        &self,
+        layer: usize,
+        (block_table, positions): (&[u32], Range<usize>),
+        to: &Self,
+        (to_table, to_positions): (&[u32], Range<usize>),
+        keys: Option<&[f32]>,
+    ) -> Result<bool> {
+        let from = KvPositions { kv: self.id, block_table, positions };
+        let target = KvPositions { kv: to.id, block_table: to_table, positions: to_positions };
+        self.core_shared_with(to)?.lock()?.compute.copy_kv_positions(layer, from, target, keys)
+    }
+
+    /// The core that this storage and another one are in.
+    fn core_shared_with(&self, other: &Self) -> Result<&ForkSafeMutex<Core>> {
+        if Arc::ptr_eq(&self.core, &other.core) {
+            return Ok(&self.core);
         }
-        self.core.lock()?.compute.copy_kv_pages(self.id, pages, to.id, to_pages)
+        Err(Error::new(ErrorCode::Internal, "keys and values are copied from one model's KV cache to another's"))
     }
 
     pub(super) fn id(&self) -> KvId {

@@ -14,7 +14,8 @@ NORM = BACKEND + "compute/norm.rs"
 INPUTS = BACKEND + "compute/inputs.rs"
 KV_CACHE = BACKEND + "kv_cache.rs"
 KV_LAYOUT = BACKEND + "ops/kv_layout.rs"
-KV_UNPACK = BACKEND + "ops/kv_unpack.rs"
+KV_ELEMENTS = "src/backend/kv_elements.rs"
+KV_POSITIONS = "src/backend/kv_positions.rs"
 LINEAR = BACKEND + "compute/linear.rs"
 LOW_RANK = BACKEND + "adapter/low_rank.rs"
 LINEAR_LAUNCH = BACKEND + "ops/linear.rs"
@@ -367,9 +368,17 @@ HOST_MUTANTS = (
     Mutant(
         name="kv_codes_are_unpacked_from_the_lowest_bits",
         kind="wrong offset",
-        file=KV_UNPACK,
+        file=KV_ELEMENTS,
         old="(bit % 8)",
         new="0",
+        tests=STATES,
+    ),
+    Mutant(
+        name="copied_positions_end_with_the_first_page",
+        kind="wrong size",
+        file=KV_POSITIONS,
+        old=".min((index + 1) * page_tokens)",
+        new=".min(page_tokens)",
         tests=STATES,
     ),
     # --- buffers and flags

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use exlora::adapter::batch::AdapterBatch;
 use exlora::backend::kv_quant::{dequantize, group_width, quantize, rotate_to_read, rotate_to_store};
-use exlora::backend::{AttentionSpec, KvDType, KvId, KvShape, StepRows};
+use exlora::backend::{AttentionSpec, KvDType, KvId, KvPositions, KvShape, StepRows};
 use half::f16;
 
 use super::Rng;
@@ -157,6 +157,53 @@ impl Case {
         }
         for (changed, (cache, pages)) in copies.into_iter().enumerate() {
             self.assert_holds(&mut harness, cache, pages, 0..len, 2 + changed as u64);
+        }
+        self.check_positions(&mut harness, [(kv, &pages), (kv, &within), (other, &beyond)]);
+    }
+
+    /// Positions are copied bit for bit to others of any of the sequences, which overlap in the same one, and nothing else changes;
+    /// or with other keys, which are kept as those that attention stores.
+    fn check_positions(&self, harness: &mut Harness, sequences: [(KvId, &[u32; 3]); 3]) {
+        let (len, page) = (self.len(), self.page_tokens);
+        let mut rng = Rng(self.seed ^ 0x5eed);
+        let read = |harness: &mut Harness, layer: usize| {
+            sequences.map(|(kv, pages)| harness.compute().read_kv(kv, layer, pages, 0..len).expect("it is read"))
+        };
+        let width = self.kv_heads * self.head_dim;
+        // To the right and the left in one sequence, within the same cache, and between caches.
+        for (from, to, first, place) in
+            [(0, 0, 0, 1), (0, 0, page - 1, page - 2), (0, 1, 1, page), (1, 2, page, 0), (2, 0, 0, 0)]
+        {
+            let count = 1 + rng.below((len - first).min(len - place));
+            for (layer, has_keys) in [(0, false), (1, true)] {
+                let before = [0, 1].map(|layer| read(harness, layer));
+                let keys = rng.normals(count * width, 1.0);
+                let positions = |sequence: usize, first: usize| {
+                    let (kv, block_table) = (sequences[sequence].0, &sequences[sequence].1[..]);
+                    KvPositions { kv, block_table, positions: first..first + count }
+                };
+                let fits = harness.compute().copy_kv_positions(
+                    layer,
+                    positions(from, first),
+                    positions(to, place),
+                    has_keys.then_some(&keys),
+                );
+                assert!(fits.expect("they fit each other"), "{self:?}: numbers of size 1 fit");
+                let mut expected = before.clone();
+                let source = &before[layer][from];
+                let [source_range, target_range] = [first, place].map(|first| first * width..(first + count) * width);
+                let heads = keys.chunks(self.head_dim).flat_map(|head| kept(self.dtype, 0, head));
+                let keys: Vec<f32> =
+                    if has_keys { heads.collect() } else { source.keys[source_range.clone()].to_vec() };
+                expected[layer][to].keys[target_range.clone()].copy_from_slice(&keys);
+                expected[layer][to].values[target_range].copy_from_slice(&source.values[source_range]);
+                let found = [0, 1].map(|layer| read(harness, layer));
+                for (found, expected) in found.iter().flatten().zip(expected.iter().flatten()) {
+                    let what = format!("{self:?}: {count} positions from {first} of {from} to {place} of {to}");
+                    assert!(bits(&found.keys) == bits(&expected.keys), "{what}: keys");
+                    assert!(bits(&found.values) == bits(&expected.values), "{what}: values");
+                }
+            }
         }
     }
 }

@@ -15,11 +15,12 @@ use super::runtime::kv_cache::KvCache;
 use super::runtime::threads::Pool;
 use super::weights::BaseWeights;
 use crate::adapter::batch::{AdapterBatch, SlotId};
+use crate::backend::kv_positions::PositionCopy;
 use crate::backend::kv_states::KvStates;
 use crate::backend::slots::Slots;
 use crate::backend::{
-    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, HeadNorm, HeadSpec, KvId, KvShape, LogitRows,
-    MemoryUse, MlpShape, NormSpec, PreparedAdapter, StepRows, Write,
+    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, HeadNorm, HeadSpec, KvId, KvPositions, KvShape,
+    LogitRows, MemoryUse, MlpShape, NormSpec, PreparedAdapter, StepRows, Write,
 };
 use crate::error::{Error, ErrorCode, Result};
 
@@ -51,6 +52,10 @@ impl CpuCompute {
             linear_scratch: linear::Scratch::default(),
             attention_scratch: attention::Scratch::default(),
         }
+    }
+
+    fn kv(&self, kv: KvId) -> Result<&KvCache> {
+        self.kvs.get(kv.0 as usize).and_then(Option::as_ref).ok_or_else(|| unknown("a KV cache"))
     }
 }
 
@@ -115,8 +120,7 @@ impl Compute for CpuCompute {
     }
 
     fn read_kv(&self, kv: KvId, layer: usize, block_table: &[u32], positions: Range<usize>) -> Result<KvStates> {
-        let cache = self.kvs.get(kv.0 as usize).and_then(Option::as_ref).ok_or_else(|| unknown("a KV cache"))?;
-        cache.read(layer, block_table, positions)
+        self.kv(kv)?.read(layer, block_table, positions)
     }
 
     fn copy_kv_pages(&mut self, from: KvId, from_pages: &[u32], to: KvId, to_pages: &[u32]) -> Result<()> {
@@ -129,6 +133,21 @@ impl Compute for CpuCompute {
             Ok([Some(from), Some(to)]) => to.copy_pages(to_pages, from, from_pages),
             _ => Err(unknown()),
         }
+    }
+
+    fn copy_kv_positions(
+        &mut self,
+        layer: usize,
+        from: KvPositions<'_>,
+        to: KvPositions<'_>,
+        keys: Option<&[f32]>,
+    ) -> Result<bool> {
+        let (source, target, to_kv) = (self.kv(from.kv)?, self.kv(to.kv)?, to.kv);
+        let shapes = [source, target].map(|cache| cache.layout().shape);
+        let read_page = |page| source.layer_page(layer, page);
+        let copy = PositionCopy::read(layer, (&shapes[0], from), (&shapes[1], to), keys, read_page)?;
+        let target = self.kvs.get_mut(to_kv.0 as usize).and_then(Option::as_mut);
+        Ok(target.ok_or_else(|| unknown("a KV cache"))?.write_positions(layer, &copy))
     }
 
     fn install_adapter(&mut self, slot: SlotId, adapter: PreparedAdapter) -> Result<()> {

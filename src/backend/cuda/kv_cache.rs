@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use super::driver::{Device, DeviceMemory};
 use super::ops::kv_layout::{KvLayer, KvLayout, MAX_HEAD_DIM};
-use crate::backend::KvShape;
+use crate::backend::kv_elements::{ElementPlaces, HeadSlot, KvPart};
+use crate::backend::kv_positions::PositionCopy;
 use crate::backend::kv_states::{HeadStates, KvStates, check_page_copy};
+use crate::backend::{KvPositions, KvShape};
 use crate::error::{Error, ErrorCode, Result};
 use crate::tensor::zeros;
 
@@ -47,10 +49,39 @@ impl KvCache {
         KvStates::read(&self.shape, layer, block_table, positions, |mut part| {
             self.memory.download(self.layout.page_byte(layer, part.page), &mut bytes)?;
             for HeadStates { slot, head, key, value } in part.heads() {
-                self.layout.unpack(&bytes, head, slot, key, value);
+                self.layout.load(&bytes, KvPart::Key, HeadSlot { head, slot }, key);
+                self.layout.load(&bytes, KvPart::Value, HeadSlot { head, slot }, value);
             }
             Ok(())
         })
+    }
+
+    /// Copies positions to those of another cache, or of this one. The host does it, a page after the other.
+    ///
+    /// # Errors
+    /// As [`Compute::copy_kv_positions`](crate::backend::Compute::copy_kv_positions).
+    pub(super) fn copy_positions(
+        &self,
+        layer: usize,
+        from: KvPositions<'_>,
+        to_cache: &Self,
+        to: KvPositions<'_>,
+        keys: Option<&[f32]>,
+    ) -> Result<bool> {
+        let copy = PositionCopy::read(layer, (&self.shape, from), (&to_cache.shape, to), keys, |page| {
+            let mut bytes = zeros::<u8>(self.layout.page_bytes())?;
+            self.memory.download(self.layout.page_byte(layer, page as usize), &mut bytes)?;
+            Ok(bytes)
+        })?;
+        let (layout, mut fits) = (&to_cache.layout, true);
+        let mut bytes = zeros::<u8>(layout.page_bytes())?;
+        for (index, page) in copy.target_pages() {
+            let page_byte = layout.page_byte(layer, page as usize);
+            to_cache.memory.download(page_byte, &mut bytes)?;
+            fits &= copy.write(layout, index, &mut bytes);
+            to_cache.memory.upload(page_byte, &bytes)?;
+        }
+        Ok(fits)
     }
 
     /// Copies pages to those of another cache, or to others of this one, in the order of the steps.

@@ -79,15 +79,8 @@ impl Cache {
                 let stored = [(key, key_bits), (value, value_bits)].map(|(x, bits)| stored(self.shape.dtype, bits, x));
                 self.keys[at..at + dim].copy_from_slice(&stored[0]);
                 self.values[at..at + dim].copy_from_slice(&stored[1]);
-                let is_overflow = |x: &[f32], stored: &[f32]| {
-                    let is_finite = |x: &[f32]| x.iter().all(|x| x.is_finite());
-                    match key_bits {
-                        // A group stands and falls together.
-                        Some(_) => is_finite(x) && !is_finite(stored),
-                        None => x.iter().zip(stored).any(|(x, stored)| x.is_finite() && !stored.is_finite()),
-                    }
-                };
-                if is_overflow(key, &stored[0]) || is_overflow(value, &stored[1]) {
+                let dtype = self.shape.dtype;
+                if is_overflow(dtype, key, &stored[0]) || is_overflow(dtype, value, &stored[1]) {
                     overflows.insert(i as u32);
                 }
             }
@@ -120,8 +113,18 @@ impl Cache {
     }
 }
 
+/// Whether a head that is finite is not so as stored.
+pub(super) fn is_overflow(dtype: KvDType, x: &[f32], stored: &[f32]) -> bool {
+    let is_finite = |x: &[f32]| x.iter().all(|x| x.is_finite());
+    match dtype.code_bits() {
+        // A group stands and falls together.
+        Some(_) => is_finite(x) && !is_finite(stored),
+        None => x.iter().zip(stored).any(|(x, stored)| x.is_finite() && !stored.is_finite()),
+    }
+}
+
 /// A head as the cache stores it, or what its codes of that many bits stand for: NaN where that is not finite.
-fn stored(dtype: KvDType, code_bits: Option<u32>, x: &[f32]) -> Vec<f32> {
+pub(super) fn stored(dtype: KvDType, code_bits: Option<u32>, x: &[f32]) -> Vec<f32> {
     let finite = |stored: f32| if stored.is_finite() { stored } else { f32::NAN };
     match code_bits {
         Some(bits) => rounded_to_codes(bits, x).into_iter().map(finite).collect(),

@@ -11,10 +11,11 @@ use super::matrix::{Matrix, dot, unknown};
 use super::norm::norm;
 use super::weights::BaseWeights;
 use crate::adapter::batch::{AdapterBatch, SlotId};
+use crate::backend::kv_positions::check_position_copy;
 use crate::backend::kv_states::{KvStates, check_page_copy};
 use crate::backend::slots::Slots;
 use crate::backend::{
-    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, HeadNorm, HeadSpec, KvId, KvShape,
+    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, HeadNorm, HeadSpec, KvId, KvPositions, KvShape,
     LargestLogit, LogitRows, MemoryUse, MlpShape, NormId, NormSpec, PreparedAdapter, StepRows, Write,
 };
 use crate::error::{Error, ErrorCode, Result};
@@ -213,6 +214,19 @@ impl Compute for ReferenceCompute {
         let contents = cache(from)?.pages(from_pages);
         self.kvs.get_mut(&to).ok_or_else(unknown)?.set_pages(to_pages, &contents);
         Ok(())
+    }
+
+    fn copy_kv_positions(
+        &mut self,
+        layer: usize,
+        from: KvPositions<'_>,
+        to: KvPositions<'_>,
+        keys: Option<&[f32]>,
+    ) -> Result<bool> {
+        let cache = |kv| self.kvs.get(&kv).ok_or_else(unknown);
+        check_position_copy(layer, (&cache(from.kv)?.shape, &from), (&cache(to.kv)?.shape, &to), keys)?;
+        let states = cache(from.kv)?.read(layer, from.block_table, from.positions)?;
+        Ok(self.kvs.get_mut(&to.kv).ok_or_else(unknown)?.write(layer, &to, states, keys))
     }
 
     fn install_adapter(&mut self, slot: SlotId, adapter: PreparedAdapter) -> Result<()> {

@@ -1,8 +1,9 @@
-//! Keys and values read from a cache, and pages copied.
+//! Keys and values read from a cache, and positions and pages copied.
 
 use std::ops::Range;
 
-use super::attention::Cache;
+use super::attention::{Cache, is_overflow, stored};
+use crate::backend::KvPositions;
 use crate::backend::kv_states::{HeadStates, KvStates};
 use crate::error::Result;
 
@@ -21,6 +22,34 @@ impl Cache {
             }
             Ok(())
         })
+    }
+
+    /// Replaces keys and values at positions of a layer by what was read from others, and its keys by `keys` as the cache stores
+    /// those. Returns whether all finite ones are finite as stored.
+    pub(super) fn write(
+        &mut self,
+        layer: usize,
+        to: &KvPositions<'_>,
+        mut states: KvStates,
+        keys: Option<&[f32]>,
+    ) -> bool {
+        let (dim, dtype) = (self.shape.head_dim, self.shape.dtype);
+        let mut fits = true;
+        if let Some(keys) = keys {
+            let bits = dtype.code_bits().map(|[key_bits, _]| key_bits);
+            for (place, key) in states.keys.chunks_exact_mut(dim).zip(keys.chunks_exact(dim)) {
+                place.copy_from_slice(&stored(dtype, bits, key));
+                fits &= !is_overflow(dtype, key, place);
+            }
+        }
+        let heads = states.keys.chunks_exact(dim).zip(states.values.chunks_exact(dim));
+        for (index, (key, value)) in heads.enumerate() {
+            let position = to.positions.start + index / self.shape.kv_heads;
+            let at = self.at(layer, to.block_table, position, index % self.shape.kv_heads);
+            self.keys[at..at + dim].copy_from_slice(key);
+            self.values[at..at + dim].copy_from_slice(value);
+        }
+        fits
     }
 
     /// What pages of the cache hold, layer by layer.

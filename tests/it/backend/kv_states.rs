@@ -2,7 +2,7 @@
 
 use exlora::ErrorCode;
 use exlora::adapter::batch::AdapterBatch;
-use exlora::backend::{AttentionSpec, KvDType, KvId, KvShape, StepRows};
+use exlora::backend::{AttentionSpec, KvDType, KvId, KvPositions, KvShape, StepRows};
 use proptest::prelude::*;
 use support::harness::{Device, Harness, fast, isas, oracle};
 use support::kv_states::Case;
@@ -114,5 +114,41 @@ fn what_does_not_exist_or_fit_is_an_internal_error() {
         assert_refused(kv, &[0], kv, &[3]);
         assert_refused(kv, &[0, 1], kv, &[2]);
         assert_refused(kv, &[0, 1], kv, &[2, 0]);
+    }
+}
+
+#[test]
+fn positions_that_do_not_exist_or_fit_are_an_internal_error_and_keys_that_overflow_are_told() {
+    for device in devices() {
+        let mut harness = Harness::open(device);
+        let compute = harness.compute();
+        let mut create = |shape| compute.create_kv(shape).expect("a small cache");
+        let (kv, wider) = (create(SHAPE), create(KvShape { head_dim: 64, ..SHAPE }));
+        let at = |kv, block_table: &'static [u32], positions| KvPositions { kv, block_table, positions };
+        let keys = [0.5; 3 * 32];
+        for (layer, from, to, keys) in [
+            (1, at(kv, &[0], 0..1), at(kv, &[1], 0..1), None),
+            (0, at(KvId(9), &[0], 0..1), at(kv, &[1], 0..1), None),
+            (0, at(kv, &[0], 0..1), at(KvId(9), &[1], 0..1), None),
+            (0, at(kv, &[0], 0..1), at(wider, &[1], 0..1), None),
+            (0, at(kv, &[0], 0..5), at(kv, &[1, 2], 0..5), None),
+            (0, at(kv, &[0, 3], 0..5), at(kv, &[1, 2], 0..5), None),
+            (0, at(kv, &[0], 0..3), at(kv, &[1], 0..2), None),
+            (0, at(kv, &[0], 0..2), at(kv, &[1], 0..2), Some(&keys[..])),
+        ] {
+            let error = compute.copy_kv_positions(layer, from, to, keys).expect_err("refused");
+            assert_eq!(error.code(), ErrorCode::Internal);
+        }
+        let mut fits = |keys: &[f32]| {
+            compute.copy_kv_positions(0, at(kv, &[0], 0..1), at(kv, &[1], 3..4), Some(keys)).expect("copied")
+        };
+        let mut keys = [1.0; 32];
+        assert!(fits(&keys));
+        keys[31] = f32::NAN;
+        assert!(fits(&keys), "what is not finite did not overflow");
+        keys[31] = 1e6;
+        assert!(!fits(&keys));
+        let key = compute.read_kv(kv, 0, &[1], 3..4).expect("read").keys;
+        assert!(key[31].is_nan() && key[0] == 1.0);
     }
 }

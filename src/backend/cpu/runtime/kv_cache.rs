@@ -5,9 +5,12 @@ use std::ops::Range;
 use super::arena::Region;
 use super::kv_layout::PageLayout;
 use crate::backend::cpu::kernels::kv_format::View;
+use crate::backend::kv_elements::{ElementPlaces, HeadSlot, KvPart};
+use crate::backend::kv_positions::PositionCopy;
 use crate::backend::kv_states::{HeadStates, KvStates, check_page_copy};
 use crate::backend::{AttentionSpec, KvShape};
 use crate::error::{Error, ErrorCode, Result};
+use crate::tensor::zeros;
 
 /// Pages of keys and values.
 pub(crate) struct KvCache {
@@ -63,14 +66,31 @@ impl KvCache {
     pub(crate) fn read(&self, layer: usize, block_table: &[u32], positions: Range<usize>) -> Result<KvStates> {
         let (layout, bytes) = (&self.layout, self.region.values::<u8>());
         KvStates::read(&layout.shape, layer, block_table, positions, |mut part| {
-            let page = &bytes[layout.page(part.page as u32)];
+            let page = &bytes[layout.layer_page(layer, part.page as u32)];
             for HeadStates { slot, head, key, value } in part.heads() {
-                let keys = &page[layout.keys_of(layer, head)..][..layout.key_head];
-                let values = &page[layout.values_of(layer, head)..][..layout.value_head];
-                layout.load(keys, values, slot, key, value);
+                layout.load(page, KvPart::Key, HeadSlot { head, slot }, key);
+                layout.load(page, KvPart::Value, HeadSlot { head, slot }, value);
             }
             Ok(())
         })
+    }
+
+    /// A copy of the bytes that a page has in a layer.
+    ///
+    /// # Errors
+    /// `memory_exhausted`.
+    pub(crate) fn layer_page(&self, layer: usize, page: u32) -> Result<Vec<u8>> {
+        let bytes = &self.region.values::<u8>()[self.layout.layer_page(layer, page)];
+        let mut copy = zeros(bytes.len())?;
+        copy.copy_from_slice(bytes);
+        Ok(copy)
+    }
+
+    /// Writes positions of a layer; returns whether all finite keys are finite as stored.
+    pub(crate) fn write_positions(&mut self, layer: usize, copy: &PositionCopy<'_>) -> bool {
+        let (layout, bytes) = (self.layout, self.region.values_mut::<u8>());
+        let write = |(index, page)| copy.write(&layout, index, &mut bytes[layout.layer_page(layer, page)]);
+        copy.target_pages().map(write).fold(true, |all, fits| all && fits)
     }
 
     /// Overwrites pages by those of another cache.

@@ -1,4 +1,4 @@
-//! Where keys and values lie in a page, and how a position's are stored there.
+//! Where keys and values lie in a page, and how a step's are stored there.
 //!
 //! A page holds, for each layer and key/value head, keys in tiles of 16 positions, so that lanes are positions and a score needs
 //! no sum across lanes, and values so that lanes are channels.
@@ -19,6 +19,7 @@ use bytemuck::Pod;
 use half::f16;
 
 use crate::backend::cpu::kernels::vector::{LANES, LINE};
+use crate::backend::kv_elements::{ElementPlaces, HeadSlot, KvPart};
 use crate::backend::kv_quant::{SCALE_BYTES, group_width, quantize, rotate_to_store};
 use crate::backend::{KvDType, KvShape};
 
@@ -71,6 +72,12 @@ impl PageLayout {
     pub(crate) fn page(&self, page: u32) -> Range<usize> {
         let start = page as usize * self.page_bytes();
         start..start + self.page_bytes()
+    }
+
+    /// The bytes of a page in one layer.
+    pub(crate) fn layer_page(&self, layer: usize, page: u32) -> Range<usize> {
+        let start = page as usize * self.page_bytes() + self.keys_of(layer, 0);
+        start..start + self.shape.kv_heads * (self.key_head + self.value_head)
     }
 
     /// Bytes of all pages; `None` on overflow.
@@ -177,6 +184,44 @@ impl PageLayout {
             fits &= scale.is_finite() || !is_finite;
         }
         fits
+    }
+}
+
+impl ElementPlaces for PageLayout {
+    fn shape(&self) -> &KvShape {
+        &self.shape
+    }
+
+    fn element_bit(&self, part: KvPart, HeadSlot { head, slot }: HeadSlot, channel: usize) -> usize {
+        let (dim, [key_bits, value_bits]) =
+            (self.shape.head_dim, self.shape.dtype.element_bits().map(|bits| bits as usize));
+        let has_codes = self.shape.dtype.code_bits().is_some();
+        match part {
+            KvPart::Key => {
+                // Successive channels in a word, of which each position of a tile has one.
+                let of_word = if has_codes { 32 / key_bits } else { 1 };
+                let word = (slot / LANES * dim / of_word + channel / of_word) * LANES + slot % LANES;
+                8 * (self.keys_of(0, head) + self.key_codes) + (word * of_word + channel % of_word) * key_bits
+            }
+            KvPart::Value => {
+                // Successive positions in a word, of which each channel has one.
+                let of_word = if has_codes { 32 / value_bits } else { 1 };
+                let word = slot / of_word * self.value_stride + channel;
+                8 * (self.values_of(0, head) + self.value_codes) + (word * of_word + slot % of_word) * value_bits
+            }
+        }
+    }
+
+    fn scale_byte(&self, part: KvPart, HeadSlot { head, slot }: HeadSlot, channel: usize) -> usize {
+        let group = self.group.max(1);
+        let (groups, index) = (self.shape.head_dim / group, channel / group);
+        match part {
+            KvPart::Key => {
+                let scale = (slot / LANES * groups + index) * LANES + slot % LANES;
+                self.keys_of(0, head) + scale * SCALE_BYTES
+            }
+            KvPart::Value => self.values_of(0, head) + (slot * groups + index) * SCALE_BYTES,
+        }
     }
 }
 

@@ -5,7 +5,6 @@ pub(crate) mod buffers;
 pub(crate) mod cores;
 pub(crate) mod kv_cache;
 pub(crate) mod kv_layout;
-mod kv_load;
 pub(crate) mod threads;
 
 mod gate;

@@ -12,8 +12,8 @@ use crate::backend::cuda::kv_cache::KvCache;
 use crate::backend::cuda::ops::expand::{ExpandActivate, activation_kind};
 use crate::backend::kv_states::KvStates;
 use crate::backend::{
-    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, HeadSpec, KvDType, KvId, KvShape, LargestLogit,
-    LogitRows, MlpShape, NormSpec, PreparedAdapter, StepInputs, StepRows, Write,
+    Activation, AttentionSpec, BufferId, Compute, EmbeddingId, GroupId, HeadSpec, KvDType, KvId, KvPositions, KvShape,
+    LargestLogit, LogitRows, MlpShape, NormSpec, PreparedAdapter, StepInputs, StepRows, Write,
 };
 use crate::error::Result;
 
@@ -101,6 +101,16 @@ impl Compute for CudaCompute {
 
     fn copy_kv_pages(&mut self, from: KvId, from_pages: &[u32], to: KvId, to_pages: &[u32]) -> Result<()> {
         self.kv(from)?.copy_pages(from_pages, self.kv(to)?, to_pages)
+    }
+
+    fn copy_kv_positions(
+        &mut self,
+        layer: usize,
+        from: KvPositions<'_>,
+        to: KvPositions<'_>,
+        keys: Option<&[f32]>,
+    ) -> Result<bool> {
+        self.kv(from.kv)?.copy_positions(layer, from, self.kv(to.kv)?, to, keys)
     }
 
     fn install_adapter(&mut self, slot: SlotId, adapter: PreparedAdapter) -> Result<()> {

@@ -4,6 +4,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::backend::cuda::compiler::sources::Define;
+use crate::backend::kv_elements::{ElementPlaces, HeadSlot, KvPart};
 use crate::backend::kv_quant::{SCALE_BYTES, group_width};
 use crate::backend::{KvDType, KvShape};
 
@@ -93,11 +94,6 @@ impl KvLayout {
         (layer * self.shape.pages + page) * self.page_bytes()
     }
 
-    /// How elements are stored.
-    pub(super) fn dtype(&self) -> KvDType {
-        self.shape.dtype
-    }
-
     /// Bytes of a page of one layer.
     pub fn page_bytes(&self) -> usize {
         self.shape.kv_heads * self.head_bytes().into_iter().sum::<usize>()
@@ -134,15 +130,11 @@ impl KvLayout {
 
     /// Bits of a channel of a key, and of a value.
     fn element_bits(&self) -> [usize; 2] {
-        match self.shape.dtype.code_bits() {
-            Some(bits) => bits.map(|bits| bits as usize),
-            None if self.shape.dtype == KvDType::F16 => [16; 2],
-            None => [32; 2],
-        }
+        self.shape.dtype.element_bits().map(|bits| bits as usize)
     }
 
     /// Channels that share a scale.
-    pub(super) fn group(&self) -> usize {
+    fn group(&self) -> usize {
         group_width(self.shape.head_dim).unwrap_or(self.shape.head_dim)
     }
 
@@ -154,6 +146,26 @@ impl KvLayout {
     /// Channels of a head with its padding.
     fn padded_head_dim(&self) -> usize {
         self.shape.head_dim.next_multiple_of(self.chunk_channels())
+    }
+}
+
+impl ElementPlaces for KvLayout {
+    fn shape(&self) -> &KvShape {
+        &self.shape
+    }
+
+    fn element_bit(&self, part: KvPart, HeadSlot { head, slot }: HeadSlot, channel: usize) -> usize {
+        match part {
+            KvPart::Key => self.key_bit(0, head, slot, channel),
+            KvPart::Value => self.value_bit(0, head, slot, channel),
+        }
+    }
+
+    fn scale_byte(&self, part: KvPart, HeadSlot { head, slot }: HeadSlot, channel: usize) -> usize {
+        match part {
+            KvPart::Key => self.key_scale_byte(0, head, slot, channel),
+            KvPart::Value => self.value_scale_byte(0, head, slot, channel),
+        }
     }
 }
 

@@ -8,7 +8,6 @@ pub mod ceilings;
 pub mod embed;
 pub mod expand;
 pub mod kv_layout;
-pub mod kv_unpack;
 pub mod linear;
 pub mod norm_elements;
 pub mod norms;
