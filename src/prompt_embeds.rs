@@ -63,6 +63,16 @@ impl PromptEmbeds {
         &self.values
     }
 
+    /// Some of the vectors.
+    fn part(&self, tokens: Range<usize>) -> Self {
+        let width = self.hidden_size;
+        Self {
+            hidden_size: width,
+            values: self.values[tokens.start * width..tokens.end * width].into(),
+            hashes: self.hashes[tokens].into(),
+        }
+    }
+
     /// That a model with vectors of `hidden_size` values can take them.
     ///
     /// # Errors
@@ -101,6 +111,14 @@ impl SequenceEmbeds {
         self.spans.push((position, embeds));
     }
 
+    /// Appends the vectors that another sequence has at some positions, the first of which becomes `position`.
+    pub fn append(&mut self, position: usize, source: &Self, positions: Range<usize>) {
+        let start = positions.start;
+        for (first, embeds, tokens) in source.overlaps(positions) {
+            self.push(position + first + tokens.start - start, embeds.part(tokens));
+        }
+    }
+
     /// The position after the last vector; 0 if there is none.
     pub fn end(&self) -> usize {
         self.spans.last().map_or(0, |(first, embeds)| first + embeds.tokens())
@@ -118,9 +136,7 @@ impl SequenceEmbeds {
         if let Some((first, embeds)) = self.spans.last_mut()
             && *first + embeds.tokens() > position
         {
-            let tokens = position - *first;
-            embeds.values = embeds.values[..tokens * embeds.hidden_size].into();
-            embeds.hashes = embeds.hashes[..tokens].into();
+            *embeds = embeds.part(0..position - *first);
         }
     }
 
@@ -188,6 +204,18 @@ mod tests {
         assert_ne!(one[1].1, other[1].1);
         // Zeros of different sign are different inputs.
         assert_ne!(embeds(&[0.0, 0.0]), embeds(&[-0.0, 0.0]));
+    }
+
+    #[test]
+    fn vectors_of_another_sequence_are_appended_at_their_new_positions() {
+        let mut other = SequenceEmbeds::default();
+        other.push(0, embeds(&[9.0, 9.0]));
+        other.append(5, &sequence(), 4..8);
+        assert_eq!(other.over(0..20).collect::<Vec<_>>(), [(0, &[9.0, 9.0][..]), (5, &[3.0, 4.0]), (8, &[5.0, 6.0])]);
+        assert_eq!(
+            other.hashes(8..9).next().map(|(_, hash)| *hash),
+            sequence().hashes(7..8).next().map(|(_, hash)| *hash)
+        );
     }
 
     #[test]

@@ -1061,10 +1061,11 @@ class SequenceCache:
         """
         Number of leading tokens of a sequence whose keys and values in a layer are here.
         """
-    def copy_prefix(self, /, sequence: SupportsIndex, tokens: SupportsIndex, target: SequenceCache, to_sequences: SupportsGetItem[int, SupportsIndex], shared: SupportsIndex) -> None:
+    def copy_positions(self, /, sequence: SupportsIndex, start: SupportsIndex, end: SupportsIndex, target: SequenceCache, to: SupportsGetItem[int, tuple[SupportsIndex, SupportsIndex]]) -> None:
         """
-        Replaces sequences of a cache by the first tokens of a sequence of this one, with their keys and values. Each of them
-        must have the first `shared` tokens already, whose keys and values are replaced too.
+        Copies the positions from `start` to `end` of a sequence to sequences of a cache, which may be this one: `to` has for each
+        its index and the position of the first. What precedes it there must be computed, what was behind is dropped. Keys are
+        rotated on where their positions change.
         """
     def forward(self, /, chunks: SupportsGetItem[int, tuple[SupportsIndex, SupportsIndex, TokenIds, SupportsIndex]], adapter: Adapter | None = None) -> FloatArray:
         """

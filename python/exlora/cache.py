@@ -95,28 +95,28 @@ class ExLlamaV2CacheBase:
         to_row: int,
         to_rows: int,
     ) -> None:
-        """Copies columns of a row to the same columns of rows of a cache of the same class, which may be this one.
+        """Copies columns of a row to rows of a cache of the same class, or of this one, where columns may overlap.
 
-        What the rows had behind these columns is dropped; `target.current_seq_len` stays as it is. Where the columns do
-        not begin with the first, a row must have the same tokens before them, and gets their keys and values too.
+        What precedes the columns in a target's row must have been computed, and stays; what was behind is dropped;
+        `target.current_seq_len` stays as it is. Columns of padding can only be copied to where a row begins.
+
+        A token keeps its values. Where its position changes (its column less its row's padding), its keys are rotated
+        on to the new one and rounded again. Keys and values still hold what their tokens saw when they were computed,
+        whatever precedes them now: computing the tokens again is exact, a copy behind other tokens is not.
         """
-        columns, rows = range(from_column, from_column + from_columns), range(to_row, to_row + to_rows)
-        self._check_copy(columns, range(to_column, to_column + to_columns), range(from_row, from_row + from_rows))
-        self._check_copy_to(target, columns, rows)
+        columns, to = range(from_column, from_column + from_columns), range(to_column, to_column + to_columns)
+        rows = range(to_row, to_row + to_rows)
+        self._check_copy(columns, to, range(from_row, from_row + from_rows))
+        self._check_columns_of(target, to, rows)
         if not columns:
             return
         padding = self.padding[from_row]
-        if columns.start and any(target.padding[row] != padding for row in rows):
-            raise _exlora.error(
-                "request_invalid",
-                "the target has other padding before the columns that are copied",
-                expected=f"{padding} columns of padding",
-                found=f"{[target.padding[row] for row in rows]} in rows {rows.start} to {rows.stop - 1}",
-            )
         first, end = (max(0, column - padding) for column in (columns.start, columns.stop))
-        self.native().copy_prefix(from_row, end, target.native(), list(rows), first)
-        for row in rows:
-            target.padding[row] = padding
+        paddings = [target._padding_with(row, to.start, max(0, padding - columns.start)) for row in rows]
+        positions = [max(0, to.start - own) for own in paddings]
+        self.native().copy_positions(from_row, first, end, target.native(), list(zip(rows, positions, strict=True)))
+        for row, own in zip(rows, paddings, strict=True):
+            target.padding[row] = own
 
     @property
     def key_states(self) -> Sequence[Any]:
@@ -165,11 +165,21 @@ class ExLlamaV2CacheBase:
         return _copy_for_caller(keys), _copy_for_caller(values)
 
     def roll_left(self) -> None:
-        """Not supported: keys belong to their positions. Drop the beginning of the prompt and compute it again.
+        """Drops the first column of each row: a token, or padding where the row begins with that. All others move one
+        column to the left, and there is room for one more.
 
-        No script of exllamav2 calls it, and there it shifts the heads, not the tokens.
+        Values stay as they are, and keys are rotated on to their new positions, each time with a rounding to the
+        cache's type. All of them still hold what their tokens saw of the ones that were dropped: generating goes on as
+        if these had only been forgotten. Computing the remaining tokens again is exact, this is not.
+
+        (exllamav2's method moves heads, not tokens.)
         """
-        refuse(type(self).__name__, roll_left=True)
+        for row, padding in enumerate(self.padding):
+            if padding > 0:
+                self.padding[row] = padding - 1
+            elif self._kv is not None and (tokens := self._kv.computed_tokens(row, 0)):
+                self._kv.copy_positions(row, 1, tokens, self._kv, [(row, 0)])
+        self.current_seq_len = max(0, self.current_seq_len - 1)
 
     def footprint(self) -> list[int]:
         """Bytes on each device; there is one."""
@@ -206,12 +216,26 @@ class ExLlamaV2CacheBase:
             tokens_of_rows = [source._kv.computed_tokens(row, 0) for row in range(self.batch_size)]
             for row, tokens in enumerate(tokens_of_rows):
                 check_columns(self, source.padding[row] + tokens)
-                source._kv.copy_prefix(row, tokens, self.native(), [row], 0)
+                source._kv.copy_positions(row, 0, tokens, self.native(), [(row, 0)])
         self.padding = list(source.padding)
         self.current_seq_len = source.current_seq_len
 
+    def _padding_with(self, row: int, column: int, leading: int) -> int:
+        """Leading columns of padding in a row once columns are copied there, `leading` of which are padding."""
+        padding = self.padding[row]
+        if column <= padding:
+            return column + leading
+        if leading:
+            raise _exlora.error(
+                "request_invalid",
+                "padding is copied to a place behind tokens",
+                expected=f"columns from {leading} further on, or to_column={padding} or less in row {row}",
+                found=f"{leading} columns of padding to column {column}",
+            )
+        return padding
+
     def _check_copy(self, columns: range, to_columns: range, rows: range) -> None:
-        """Checks what exllamav2 asserts, and that keys stay at their positions."""
+        """Checks what exllamav2 asserts, and that the row has the columns."""
         if len(rows) != 1 or len(columns) != len(to_columns) or columns.start > columns.stop:
             raise _exlora.error(
                 "request_invalid",
@@ -219,18 +243,10 @@ class ExLlamaV2CacheBase:
                 expected="from_rows=1, from_columns equal to to_columns",
                 found=f"{len(rows)} rows, {len(columns)} to {len(to_columns)} columns",
             )
-        if columns != to_columns:
-            raise _exlora.error(
-                "setting_unsupported",
-                "copy_states moves no keys to other columns: they are rotated to their positions",
-                expected=f"to_column={columns.start}, as from_column",
-                found=f"to_column={to_columns.start}",
-                hint="compute the tokens again at their new positions",
-            )
-        self._check_copy_to(self, columns, rows)
+        self._check_columns_of(self, columns, rows)
 
     @staticmethod
-    def _check_copy_to(cache: ExLlamaV2CacheBase, columns: range, rows: range) -> None:
+    def _check_columns_of(cache: ExLlamaV2CacheBase, columns: range, rows: range) -> None:
         if columns.start < 0 or rows.start < 0 or rows.start >= rows.stop or rows.stop > cache.batch_size:
             raise _exlora.error(
                 "request_invalid",

@@ -30,6 +30,7 @@ mod scheduler;
 mod seed;
 mod sequence;
 mod sequence_cache;
+mod sequence_copies;
 mod sequence_kv;
 mod sequence_rows;
 mod sequence_states;

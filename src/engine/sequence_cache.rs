@@ -72,9 +72,11 @@ pub(super) struct CachedSequence {
     /// The vectors in place of some of them.
     pub(super) embeds: SequenceEmbeds,
     /// Where the tokens end that were set before they are computed; 0 once all of them are.
-    set_end: usize,
+    pub(super) set_end: usize,
     /// Number of leading tokens whose keys and values are in the cache.
     pub(super) computed: usize,
+    /// Of each of them the base layers that it went through, where an adapter decides that.
+    pub(super) layer_maps: Vec<Option<Arc<[u32]>>>,
     /// Number of layers, in the order in which they ran, that all of them went through.
     pub(super) layers: usize,
     /// Whether those are rotated as tokens of a long sequence.
@@ -290,6 +292,8 @@ impl SequenceCache {
             let sequence = &mut self.sequences[chunk.sequence];
             sequence.layers = if chunk.position == 0 { layers } else { sequence.layers.min(layers) };
             sequence.computed = chunk.position + chunk.tokens.len();
+            sequence.layer_maps.truncate(chunk.position);
+            sequence.layer_maps.resize(sequence.computed, mixture.layers().cloned());
             sequence.set_end = if sequence.computed < sequence.set_end { sequence.set_end } else { 0 };
         }
         Ok(())
@@ -420,6 +424,7 @@ impl CachedSequence {
     pub(super) fn cut(&mut self, position: usize) {
         self.tokens.truncate(position);
         self.embeds.truncate(position);
+        self.layer_maps.truncate(position);
         self.computed = self.computed.min(position);
         self.set_end = self.set_end.min(position);
     }

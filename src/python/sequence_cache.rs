@@ -10,7 +10,6 @@ use super::model::PyModel;
 use super::numbers::{count, integer};
 use super::returns::Floats;
 use crate::engine::{Prompt, PromptPart, SequenceCache, SequenceChunk};
-use crate::error::{Error, ErrorCode, Result};
 
 /// Consecutive tokens of one sequence: its index, the position of the first token, the tokens, and the number of tokens,
 /// counted from the last one, whose logits are returned.
@@ -18,16 +17,6 @@ type Chunk = (usize, usize, TokenIds, usize);
 
 fn as_chunk((sequence, position, tokens, logits): &Chunk) -> SequenceChunk<'_> {
     SequenceChunk { sequence: *sequence, position: *position, tokens: &tokens.0, logits: *logits }
-}
-
-/// That the sequences to be replaced have the tokens that they keep.
-fn check_shared(are_shared: bool, shared: usize) -> Result<()> {
-    if are_shared {
-        return Ok(());
-    }
-    Err(Error::new(ErrorCode::RequestInvalid, "the target has other tokens before the columns that are copied")
-        .with_expected(format!("the source's first {shared} tokens"))
-        .with_hint("keys and values depend on all tokens before them: copy from column 0 on"))
 }
 
 /// Keys and values of a fixed number of sequences of a model.
@@ -131,24 +120,22 @@ impl PySequenceCache {
         Ok((floats(states.keys), floats(states.values)))
     }
 
-    /// Replaces sequences of a cache by the first tokens of a sequence of this one, with their keys and values. Each of them
-    /// must have the first `shared` tokens already, whose keys and values are replaced too.
-    fn copy_prefix(
+    /// Copies the positions from `start` to `end` of a sequence to sequences of a cache, which may be this one: `to` has for each
+    /// its index and the position of the first. What precedes it there must be computed, what was behind is dropped. Keys are
+    /// rotated on where their positions change.
+    fn copy_positions(
         &self,
         py: Python<'_>,
         sequence: usize,
-        tokens: usize,
+        start: usize,
+        end: usize,
         target: &Bound<'_, Self>,
-        to_sequences: Vec<usize>,
-        shared: usize,
+        to: Vec<(usize, usize)>,
     ) -> PyResult<()> {
         let target = target.get();
         detached(py, |_| {
             if std::ptr::eq(self, target) {
-                let mut cache = self.cache.lock();
-                let same = |cache: &SequenceCache, to| cache.has_same_prefix(sequence, cache, to, shared);
-                check_shared(to_sequences.iter().all(|&to| same(&cache, to)), shared)?;
-                return to_sequences.iter().try_for_each(|&to| cache.copy_prefix(sequence, to, tokens));
+                return self.cache.lock().copy_positions(sequence, start..end, &to);
             }
             // Always the same one first, so that two threads cannot wait for each other.
             let is_first = std::ptr::from_ref(self) < std::ptr::from_ref(target);
@@ -158,9 +145,7 @@ impl PySequenceCache {
             } else {
                 (target.cache.lock(), self.cache.lock())
             };
-            let same = |cache: &SequenceCache, to| source.has_same_prefix(sequence, cache, to, shared);
-            check_shared(to_sequences.iter().all(|&to| same(&cache, to)), shared)?;
-            to_sequences.iter().try_for_each(|&to| cache.copy_prefix_from(&source, sequence, to, tokens))
+            cache.copy_positions_from(&source, sequence, start..end, &to)
         })
     }
 

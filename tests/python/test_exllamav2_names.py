@@ -125,8 +125,6 @@ def refused_uses(model):
         "intervention": lambda: exlora.Intervention(model.modules[1]),
         "self_attn": lambda: model.modules[1].forward(np.zeros((1, 1, 8))),
         "tensor_parallel": lambda: exlora.ExLlamaV2Cache_TP(model),
-        "roll_left": lambda: cache.roll_left(),
-        "copy_states": lambda: cache.copy_states(cache, 0, 1, 1, 1, 0, 1, 0, 1),
         "page_size": lambda: cache.get_kv_state(0, 1, 0, 1, page_size=256),
     }
 

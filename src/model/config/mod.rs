@@ -189,6 +189,12 @@ impl DecoderConfig {
         rotated().find(|(_, window)| window.is_none()).or_else(|| rotated().next()).map(|(rope, _)| rope)
     }
 
+    /// The rotation of a layer in long sequences, or in others; `None` where it does not rotate, or there is no such layer.
+    pub fn rope(&self, layer: usize, is_long: bool) -> Option<&Arc<Rope>> {
+        let long = self.long_ropes.as_ref().filter(|_| is_long);
+        long.map_or(&self.ropes, |long| &long.ropes).get(layer)?.as_ref()
+    }
+
     /// Whether a sequence of that many tokens is rotated by `long_ropes`.
     pub fn has_long_rope(&self, tokens: usize) -> bool {
         self.long_ropes.as_ref().is_some_and(|long| tokens > long.original_positions)

@@ -13,6 +13,7 @@ mod prefix_cache;
 mod prompt_embeds;
 mod sampling;
 mod sequence_cache;
+mod sequence_copies;
 mod sequence_states;
 mod speculation;
 

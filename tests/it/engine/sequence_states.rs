@@ -13,7 +13,7 @@ use super::prefix_cache::{load, model};
 /// Layers of the model.
 const LAYERS: usize = 4;
 /// Tokens that activate its aLoRA adapters.
-const INVOCATION: [u32; 2] = [7, 8];
+pub(super) const INVOCATION: [u32; 2] = [7, 8];
 /// Adapters of several kinds: low-rank ones, activated ones, layer maps that are shorter, longer, and in another order.
 const MIXTURES: [&[(&str, f32)]; 6] = [
     &[],
@@ -24,11 +24,11 @@ const MIXTURES: [&[(&str, f32)]; 6] = [
     &[("activated deeper", 1.0)],
 ];
 
-fn adapters(mixture: &[(&str, f32)]) -> Vec<(AdapterRef, f32)> {
+pub(super) fn adapters(mixture: &[(&str, f32)]) -> Vec<(AdapterRef, f32)> {
     mixture.iter().map(|(name, weight)| (AdapterRef::Name((*name).into()), *weight)).collect()
 }
 
-fn tokens(seed: u64, count: usize) -> Vec<u32> {
+pub(super) fn tokens(seed: u64, count: usize) -> Vec<u32> {
     let mut rng = Rng(seed);
     (0..count).map(|_| 10 + rng.below(80) as u32).collect()
 }
@@ -38,12 +38,12 @@ fn prompt() -> Vec<u32> {
     [&tokens(1, 40)[..], &INVOCATION, &tokens(2, 30)].concat()
 }
 
-fn cache(model: &Arc<Model>, sequences: usize, tokens: usize, dtype: KvDType) -> SequenceCache {
+pub(super) fn cache(model: &Arc<Model>, sequences: usize, tokens: usize, dtype: KvDType) -> SequenceCache {
     SequenceCache::new(Arc::clone(model), sequences, tokens, dtype).expect("a small cache")
 }
 
 /// Bits of the logits of tokens that follow what is in a sequence.
-fn follow(
+pub(super) fn follow(
     cache: &mut SequenceCache,
     sequence: usize,
     position: usize,
@@ -63,7 +63,7 @@ fn whole(model: &Arc<Model>, dtype: KvDType, all: &[u32], last: usize, mixture: 
     logits.values.iter().map(|logit| logit.to_bits()).collect()
 }
 
-fn code(result: Result<()>) -> ErrorCode {
+pub(super) fn code(result: Result<()>) -> ErrorCode {
     result.expect_err("refused").code()
 }
 
@@ -131,15 +131,9 @@ fn vectors_in_place_of_tokens_are_copied_too() {
     let ids = one.set_parts(0, 0, &parts).expect("known");
     follow(&mut one, 0, 0, &ids, &[]);
     other.copy_prefix_from(&one, 0, 0, 20).expect("copied");
-    assert!(other.has_same_prefix(0, &one, 0, 20) && !other.has_same_prefix(0, &one, 0, 21));
     // The vectors of the copy are still known where it is computed again.
     let again = follow(&mut other, 0, 10, &ids[10..20], &[]);
     assert!(again == follow(&mut one, 0, 10, &ids[10..20], &[]));
-
-    let others = PromptEmbeds::new(Rng(70).normals(40 * width, 0.3), width).expect("whole vectors");
-    let changed = [parts[0].clone(), PromptPart::Embeds(others), parts[2].clone()];
-    other.set_parts(0, 0, &changed).expect("known");
-    assert!(other.has_same_prefix(0, &one, 0, 5) && !other.has_same_prefix(0, &one, 0, 6));
 }
 
 #[test]
