@@ -29,7 +29,10 @@ BIT_EQUALITY = re.compile("same_bits|change_no_bits|bit_for_bit")
 SKIPPED = [
     (re.compile("^compile_gate::"), "needs no card"),
     (re.compile("^launches::|^bytes::"), "counts launches and bytes as only the emulated driver does"),
-    (re.compile("^memory::.*(allocat|does_not_fit|finds_no_memory|launch_that_fails)"), "is of memory as only the emulated driver has it"),
+    (
+        re.compile("^memory::.*(allocat|does_not_fit|finds_no_memory|launch_that_fails)"),
+        "is of memory as only the emulated driver has it",
+    ),
     (re.compile("^golden_vectors::"), "is a part of its own"),
 ]
 # What a test reads beside the models and adapters that are always here.

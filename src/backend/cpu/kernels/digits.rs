@@ -122,10 +122,9 @@ fn factor_and_step(largest: u32) -> (f32, f32) {
 }
 
 /// Computes tiles `tile..tile + T` for R rows of digits: `x` points to R pointers to rows, `y` to `[T][stride]` values of
-/// which the first `R * 16` are written. The bytes `ahead` are requested on the way, span by span: a product of several rows leaves
-/// memory time for them.
+/// which the first `R * 16` are written.
 pub(crate) type DigitProductFn =
-    unsafe fn(tiles: &Tiles<'_>, tile: usize, x: *const *const u32, y: *mut f32, stride: usize, ahead: &[u8]);
+    unsafe fn(tiles: &Tiles<'_>, tile: usize, x: *const *const u32, y: *mut f32, stride: usize);
 
 /// Where the tiles, rows and results of a product are.
 struct Place<const R: usize, const T: usize> {
@@ -149,7 +148,6 @@ pub(crate) unsafe fn product<I: Integers, const D: usize, const R: usize, const 
     x: *const *const u32,
     y: *mut f32,
     stride: usize,
-    ahead: &[u8],
 ) {
     debug_assert!((tile + T) * tiles.tile_bytes <= tiles.codes.len());
     // SAFETY: the caller's promises. Pointers advance block by block and span by span through the T tiles, whose bytes
@@ -172,6 +170,7 @@ pub(crate) unsafe fn product<I: Integers, const D: usize, const R: usize, const 
             place.digits[r] = *x.add(r);
             place.spans[r] = (*x.add(r)).add(tiles.inputs / QUAD * quad_words(D)).cast();
         }
+        let ahead = tiles.ahead;
         let mut ahead = ahead.chunks(ahead.len().div_ceil(tiles.spans.len().max(1)).next_multiple_of(LINE).max(LINE));
         for span in tiles.spans {
             let count = span.blocks;

@@ -149,8 +149,8 @@ impl Kernels {
         });
     }
 
-    /// As [`Kernels::product`], for codes and rows of digits, whose spans are those of the tiles. The bytes `ahead`, which something
-    /// later reads, are requested meanwhile.
+    /// As [`Kernels::product`], for codes and rows of digits, whose spans are those of the tiles. What is ahead of the tiles is
+    /// requested meanwhile.
     ///
     /// # Panics
     /// As [`Kernels::product`], and if it [takes no digits](Kernels::takes_digits).
@@ -162,7 +162,6 @@ impl Kernels {
         count: usize,
         rows: &[&[u32]],
         y: &mut [[f32; LANES]],
-        ahead: &[u8],
     ) {
         let words = digits.row_words(tiles.inputs, tiles.spans.len());
         let pointers = checked_rows(tiles, tile, count, rows, words, y);
@@ -170,11 +169,11 @@ impl Kernels {
         self.integers(digits).product.cover(rows.len(), count, |kernel, r, of| {
             let out = y[of.start * MAX_ROWS + r..].as_mut_ptr().cast::<f32>();
             // Once, by the products of the first rows.
-            let share = if r == 0 { ahead.len() * of.start / count..ahead.len() * of.end / count } else { 0..0 };
+            let ahead = tiles.ahead.len();
+            let share = if r == 0 { ahead * of.start / count..ahead * of.end / count } else { 0..0 };
+            let tiles = Tiles { ahead: &tiles.ahead[share], ..*tiles };
             // SAFETY: as in `product`.
-            unsafe {
-                kernel(tiles, tile + of.start, pointers[r..].as_ptr(), out, MAX_ROWS * LANES, &ahead[share]);
-            }
+            unsafe { kernel(&tiles, tile + of.start, pointers[r..].as_ptr(), out, MAX_ROWS * LANES) };
         });
     }
 
@@ -453,10 +452,9 @@ macro_rules! integers_for {
                 x: *const *const u32,
                 y: *mut f32,
                 stride: usize,
-                ahead: &[u8],
             ) {
                 // SAFETY: the caller's promises, and the instruction set of this module.
-                unsafe { digits::product::<$integers, D, R, T>(tiles, tile, x, y, stride, ahead) }
+                unsafe { digits::product::<$integers, D, R, T>(tiles, tile, x, y, stride) }
             }
 
             #[target_feature(enable = $features)]

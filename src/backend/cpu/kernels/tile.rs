@@ -99,6 +99,8 @@ pub(crate) struct Tiles<'a> {
     pub(crate) tile_bytes: usize,
     pub(crate) scale_bytes: usize,
     pub(crate) wide: bool,
+    /// What is read after the product of the tiles, and may be requested meanwhile; of the packed weight itself nothing.
+    pub(crate) ahead: &'a [u8],
 }
 
 /// Computes tiles `tile..tile + T` for R rows: `x` points to R pointers to rows of the packed inputs' length, `y` to

@@ -226,12 +226,14 @@ impl<'a> Context<'a> {
             let (first_tile, count, rows) = weights[of_task].task(task);
             let linear = &self.group.members[member];
             let replaced = slot.and_then(|slot| self.replaced(member, slot));
-            let (tiles, outputs) = match replaced {
+            let (mut tiles, outputs) = match replaced {
                 Some((adapter, weight)) => (weight.view(adapter.region()), weight.rows),
                 None => (linear.tiles(self.arena), linear.out_features()),
             };
             let mut sums = [[0.0; LANES]; TASK_TILES * MAX_ROWS];
-            let mut ahead = if has_time { self.next_stack(task, tasks) } else { &[] };
+            if has_time {
+                tiles.ahead = self.next_stack(task, tasks);
+            }
             for rows in scratch.row_lists[rows].chunks(MAX_ROWS) {
                 rows.iter().for_each(|&row| epilogue.prefetch(member, first_tile..first_tile + count, row as usize));
                 let packed = linear.packed_input.filter(|_| replaced.is_none());
@@ -239,15 +241,7 @@ impl<'a> Context<'a> {
                 match packed.map(|input| self.group.packed_inputs[input].digits()) {
                     Some(Some(digits)) => {
                         let x = rows_of(rows, row_words);
-                        self.kernels.digit_product(
-                            digits,
-                            &tiles,
-                            first_tile,
-                            count,
-                            &x[..rows.len()],
-                            &mut sums,
-                            std::mem::take(&mut ahead),
-                        );
+                        self.kernels.digit_product(digits, &tiles, first_tile, count, &x[..rows.len()], &mut sums);
                     }
                     Some(None) => {
                         let x = rows_of(rows, |row| bytemuck::cast_slice(row_words(row)));
@@ -258,6 +252,7 @@ impl<'a> Context<'a> {
                         self.kernels.product(&tiles, first_tile, count, &x[..rows.len()], &mut sums);
                     }
                 }
+                tiles.ahead = &[];
                 for (r, &row) in rows.iter().enumerate() {
                     let row = row as usize;
                     let sums = &mut sums[r..count * MAX_ROWS];

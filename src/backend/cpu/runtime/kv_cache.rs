@@ -90,7 +90,8 @@ impl KvCache {
     pub(crate) fn write_positions(&mut self, layer: usize, copy: &PositionCopy<'_>) -> bool {
         let (layout, bytes) = (self.layout, self.region.values_mut::<u8>());
         let write = |(index, page)| copy.write(&layout, index, &mut bytes[layout.layer_page(layer, page)]);
-        copy.target_pages().map(write).fold(true, |all, fits| all && fits)
+        // All are written, whatever becomes of one.
+        copy.target_pages().map(write).filter(|fits| !fits).count() == 0
     }
 
     /// Overwrites pages by those of another cache.

@@ -71,6 +71,7 @@ impl Packed {
             tile_bytes: self.tile_bytes,
             scale_bytes: self.scale_bytes,
             wide: self.wide,
+            ahead: &[],
         }
     }
 
@@ -223,6 +224,7 @@ impl DenseTiles {
             tile_bytes: self.tile_bytes,
             scale_bytes: 0,
             wide: false,
+            ahead: &[],
         }
     }
 }
