@@ -43,6 +43,7 @@ fn model(rotation: Rotation, device: Device) -> Arc<Model> {
         }}),
         Rotation::SecondLayer => json!({
             "model_type": "smollm3", "architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [0, 1],
+            "pad_token_id": 0,
         }),
         Rotation::Long => json!({"rope_scaling": {
             "rope_type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
