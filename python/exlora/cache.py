@@ -17,7 +17,7 @@ import numpy as np
 import exlora._exlora as _exlora
 from exlora._arrays import to_array
 from exlora._unsupported import refuse
-from exlora.config import ExLlamaV2Config
+from exlora.config import ExLlamaV2Config, check_max_seq_len
 
 __all__ = [
     "ExLlamaV2Cache",
@@ -53,6 +53,8 @@ class ExLlamaV2CacheBase:
         config: ExLlamaV2Config = model.config
         if num_key_value_heads not in (None, config.num_key_value_heads):
             refuse(type(self).__name__, num_key_value_heads=num_key_value_heads)
+        if max_seq_len != -1:
+            check_max_seq_len("cache", max_seq_len)
         self.model = model
         self.batch_size = batch_size
         self.max_seq_len = config.max_seq_len if max_seq_len == -1 else max_seq_len

@@ -77,7 +77,7 @@ fn a_row_of_8_and_4_bits_has_the_same_bits_however_it_is_computed() {
 }
 
 /// Random factors at two linears of each layer, which are as many as the adapter runs.
-fn adapter(model: &TinyModel, seed: u64, layers: usize) -> Adapter {
+pub fn adapter(model: &TinyModel, seed: u64, layers: usize) -> Adapter {
     let mut rng = Rng(seed);
     let sizes =
         [("self_attn.v_proj", model.hidden, model.kv_heads * model.head_dim), ("mlp.down_proj", 128, model.hidden)];

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod attention;
+mod bfloat16;
 mod bytes;
 mod ceilings;
 mod compile_gate;

@@ -82,13 +82,13 @@ fn the_number_of_allocations_does_not_depend_on_the_number_of_weights() {
 }
 
 #[test]
-fn steps_no_larger_than_earlier_ones_allocate_nothing_and_wait_only_for_their_results() {
+fn steps_no_larger_than_earlier_ones_allocate_nothing_and_copy_and_wait_once() {
     let engine = load(MODEL, &[JARGON, DEVIL]);
     let batch =
         |seed| vec![request(seed, 9, None), request(seed + 1, 7, Some(JARGON)), request(seed + 2, 5, Some(DEVIL))];
     engine.generate(&batch(1)).expect("the largest step");
-    let counts = || ["allocations", "frees", "synchronizations"].map(counter);
-    let [Some(allocations), Some(frees), Some(synchronizations)] = counts() else { return };
+    let counts = || ["allocations", "frees", "synchronizations", "uploads"].map(counter);
+    let [Some(allocations), Some(frees), Some(synchronizations), Some(uploads)] = counts() else { return };
     for seed in [10, 20] {
         engine.generate(&batch(seed)).expect("no larger");
     }
@@ -96,6 +96,8 @@ fn steps_no_larger_than_earlier_ones_allocate_nothing_and_wait_only_for_their_re
     assert_eq!((after[0] - allocations, after[1] - frees), (0, 0));
     // Two batches of two steps, each of which waits for the overflows and the largest logits, which come together.
     assert_eq!(after[2] - synchronizations, 2 * 2);
+    // The tables of a step go to the device in one copy.
+    assert_eq!(after[3] - uploads, 2 * 2);
 }
 
 #[test]

@@ -42,7 +42,8 @@ pub extern "C" fn emulated_cuda_warnings(text: Out<*const c_char>) -> CUresult {
 
 /// A count by its name, over all launches of a kernel, or of all kernels if `kernel` is empty: see [`Counters::named`]. Besides,
 /// `used_bytes` and `peak_bytes` of device memory, `pinned_bytes` of the host's, and `allocations`, `frees` and
-/// `synchronizations`: calls that allocate or free device memory, or wait; and `downloaded_bytes`, which were copied to the host.
+/// `synchronizations`: calls that allocate or free device memory, or wait; `uploads`, copies to the device; and `downloaded_bytes`, which were
+/// copied to the host.
 #[unsafe(no_mangle)]
 pub extern "C" fn emulated_cuda_counter(kernel: Text, name: Text, count: Out<u64>) -> CUresult {
     call(|driver| {
@@ -55,6 +56,7 @@ pub extern "C" fn emulated_cuda_counter(kernel: Text, name: Text, count: Out<u64
             ("allocations", driver.calls.allocations),
             ("frees", driver.calls.frees),
             ("synchronizations", driver.calls.synchronizations),
+            ("uploads", driver.calls.uploads),
             ("downloaded_bytes", driver.calls.downloaded_bytes),
         ];
         let mut all = counters.named().chain(others.map(|(name, count)| (name.to_string(), count)));

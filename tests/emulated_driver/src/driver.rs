@@ -88,6 +88,8 @@ pub(crate) struct CallCounts {
     pub(crate) frees: u64,
     /// Waits for a stream or for all work; those for an event only where it has not been reached.
     pub(crate) synchronizations: u64,
+    /// Copies to the device.
+    pub(crate) uploads: u64,
     /// Bytes that were copied to the host.
     pub(crate) downloaded_bytes: u64,
 }

@@ -59,6 +59,7 @@ impl Driver {
         self.check_range(to, bytes.len(), "copy to the device")?;
         if !bytes.is_empty() {
             self.memory.write(to, bytes);
+            self.calls.uploads += 1;
         }
         Ok(())
     }
