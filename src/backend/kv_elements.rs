@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn elements_of_every_width_are_read_where_they_were_set_and_leave_the_others() {
         for width in [4, 8, 16, 32] {
-            let mut page = vec![0xa5; 16];
+            let mut page = vec![0xa5; 24];
             let untouched = page.clone();
             let value = 0x9c3d_7e16 & (u32::MAX >> (32 - width));
             set_bits(&mut page, 64, width, value);
