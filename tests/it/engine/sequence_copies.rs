@@ -255,8 +255,8 @@ fn each_token_is_rotated_as_the_layers_that_it_went_through() {
     let mut swapped = Adapter::empty().set("layer_replication", json!([[1, 2], [0, 1]]));
     for layer in 0..2 {
         let module = format!("model.layers.{layer}.self_attn.q_proj");
-        let [a, b] = [1, 2].map(|seed| Rng(seed).normals(64, 0.1));
-        swapped = swapped.part(&module, "lora_A.weight", &[1, 64], &a).part(&module, "lora_B.weight", &[64, 1], &b);
+        let [a, b] = [1, 2].map(|seed| Rng(seed).normals(2 * 64, 0.1));
+        swapped = swapped.part(&module, "lora_A.weight", &[2, 64], &a).part(&module, "lora_B.weight", &[64, 2], &b);
     }
     model.load_adapter("swapped", swapped.write().path()).expect("loaded");
     let mut moved = cache(&model, 1, 96, KvDType::F32);
