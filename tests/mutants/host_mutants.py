@@ -353,8 +353,8 @@ HOST_MUTANTS = (
         name="kv_codes_of_values_have_the_bits_of_keys",
         kind="wrong size",
         file=KV_LAYOUT,
-        old="bits.map(|bits| bits as usize)",
-        new="[bits[0] as usize; 2]",
+        old="self.shape.dtype.element_bits().map(|bits| bits as usize)",
+        new="[self.shape.dtype.element_bits()[0] as usize; 2]",
         tests=("kv_codes::codes_and_scales",),
     ),
     Mutant(

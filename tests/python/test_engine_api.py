@@ -308,6 +308,15 @@ class Interrupting:
         return None, []
 
 
+@pytest.fixture
+def _interruptible():
+    """Ctrl-C interrupts, also where the tests run in the background of a shell, whose jobs ignore it."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize("run", ["generate", "stream", "as_completed"])
 @pytest.mark.parametrize("raised", [None, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("kind", ["hook", "filter"])
