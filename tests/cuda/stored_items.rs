@@ -66,7 +66,7 @@ macro_rules! models {
             $(#[test]
             #[ignore = "make test-slow"]
             fn $name() {
-                check($model, KvDType::F16, TOLERANCE, 16, |_, _| true);
+                check($model, KvDType::F16, TOLERANCE, 8, |_, _| true);
             })+
         }
     };
