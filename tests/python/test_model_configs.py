@@ -47,8 +47,16 @@ def is_refused_on_purpose(text: str, code: str) -> bool:
         return True
     # A head of one channel cannot be rotated, and a model without width or positions computes nothing.
     is_empty = 0 in (config.get("max_position_embeddings"), config["intermediate_size"], config["hidden_size"])
-    # Without an epsilon, the norm of a row of zeros is not a number.
-    return is_empty or config.get("head_dim") in (1, True) or config.get("rms_norm_eps") == 0.0
+    # Without an epsilon, the norm of a row of zeros is not a number; positions cannot be divided by a factor of 0.
+    divides_by_zero = config.get("rms_norm_eps") == 0.0 or 0 in rope_factors(config)
+    return is_empty or divides_by_zero or config.get("head_dim") in (1, True)
+
+
+def rope_factors(config: dict[str, Any]) -> list[float]:
+    """The factors of a config's rope scaling, which may be one for each type of layers."""
+    scalings = [config.get("rope_scaling"), config.get("rope_parameters")]
+    scalings += [value for scaling in scalings if isinstance(scaling, dict) for value in scaling.values()]
+    return [scaling["factor"] for scaling in scalings if isinstance(scaling, dict) and "factor" in scaling]
 
 
 def check(text: str, folder: pathlib.Path) -> Any:
