@@ -31,7 +31,7 @@
 #![allow(unsafe_code, reason = "vector loads through pointers, inside loops that must not check bounds")]
 
 use super::integers::{Integers, Pairs};
-use super::tile::{BLOCK, Tiles, Width, prefetch_for_later, prefetch_lines};
+use super::tile::{BLOCK, Tiles, Width, advanced, prefetch_for_later, prefetch_lines};
 use super::vector::{LANES, LINE};
 
 /// Most blocks of a span of codes.
@@ -206,8 +206,8 @@ unsafe fn add_span<I: Integers, const D: usize, const BITS: usize, const R: usiz
             let mut sums = [[[I::zero(); D]; R]; T];
             let mut scaled = [[I::zero_floats(); R]; T];
             for i in 0..count {
-                let blocks = place.blocks.map(|block| block.wrapping_add(i * BITS * LINE + lane * 4));
-                let digits = place.digits.map(|digits| digits.wrapping_add(i * BLOCK / QUAD * quad_words(D)));
+                let blocks = advanced(&place.blocks, i * BITS * LINE + lane * 4);
+                let digits = advanced(&place.digits, i * BLOCK / QUAD * quad_words(D));
                 if part == 0 {
                     prefetch_lines::<T>(&blocks, BITS);
                 }
