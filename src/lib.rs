@@ -109,6 +109,7 @@ pub mod sites;
 pub mod tensor;
 #[doc(hidden)]
 pub mod text_prefix;
+mod unique_value;
 
 pub use adapter::plan::AdapterSummary;
 pub use adapter::pool::{AdapterInfo, AdapterLease, AdapterLimits};

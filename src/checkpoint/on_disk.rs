@@ -104,16 +104,10 @@ mod tests {
         TensorOnDisk::new(Arc::new(OpenFile::new(File::open(path).unwrap(), path).unwrap()), 2, 4)
     }
 
-    fn folder(name: &str) -> PathBuf {
-        let folder = std::env::temp_dir().join(format!("exlora-on-disk-{name}-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        folder
-    }
-
     #[test]
     fn parts_of_a_tensor_are_read_and_nothing_beyond_it() {
-        let folder = folder("parts");
-        let path = folder.join("weights");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights");
         fs::write(&path, [9, 9, 1, 2, 3, 4, 9]).unwrap();
         let tensor = on_disk(&path);
         let mut out = [0; 2];
@@ -121,13 +115,12 @@ mod tests {
         assert_eq!(out, [2, 3]);
         assert_eq!(tensor.read(3, &mut out).unwrap_err().code(), ErrorCode::Internal);
         assert_eq!(tensor.read(usize::MAX, &mut out).unwrap_err().code(), ErrorCode::Internal);
-        fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
     fn a_replaced_or_deleted_file_stays_as_it_was() {
-        let folder = folder("replaced");
-        let (path, other) = (folder.join("weights"), folder.join("other"));
+        let folder = tempfile::tempdir().unwrap();
+        let (path, other) = (folder.path().join("weights"), folder.path().join("other"));
         fs::write(&path, [0, 0, 1, 2, 3, 4]).unwrap();
         fs::write(&other, [0; 6]).unwrap();
         let tensor = on_disk(&path);
@@ -137,13 +130,12 @@ mod tests {
         tensor.read(0, &mut out).unwrap();
         tensor.check_unchanged().unwrap();
         assert_eq!(out, [1, 2, 3, 4]);
-        fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
     fn a_file_that_is_changed_in_place_is_an_error() {
-        let folder = folder("changed");
-        let path = folder.join("weights");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights");
         fs::write(&path, [0, 0, 1, 2, 3, 4]).unwrap();
         let tensor = on_disk(&path);
         fs::write(&path, [0, 0, 1]).unwrap();
@@ -151,6 +143,5 @@ mod tests {
         let error = tensor.check_unchanged().unwrap_err();
         assert_eq!(error.code(), ErrorCode::CheckpointUnreadable);
         assert!(error.message().contains("changed in place"));
-        fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -7,7 +7,6 @@ mod prompt_json;
 mod read_json;
 mod suggestion;
 mod texts_json;
-mod unique_value;
 
 use std::collections::BTreeMap;
 
@@ -31,7 +30,6 @@ pub(crate) use self::read_json::{read_json, read_json_at};
 pub(crate) use self::suggestion::closest;
 pub(crate) use self::suggestion::did_you_mean;
 use self::texts_json::texts;
-pub(crate) use self::unique_value::UniqueValue;
 use crate::engine::{Grammar, Prompt, Request, Stop};
 #[cfg(feature = "cli")]
 use crate::error::ErrorCode;

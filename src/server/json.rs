@@ -13,7 +13,8 @@ use super::client_names::ClientNames;
 use super::error::{ApiError, ApiResult};
 use super::state::{AppState, blocking};
 use crate::error::{Error, ErrorCode, Result};
-use crate::request_settings::{UniqueValue, did_you_mean, field_names, read_json};
+use crate::request_settings::{did_you_mean, field_names, read_json};
+use crate::unique_value::UniqueValue;
 
 /// What is read, and forgotten, of a body that is too large: many clients look at no answer before they have sent all of it.
 pub const MAX_DRAINED_BYTES: usize = 64 << 20;

@@ -1,12 +1,9 @@
-//! Strict JSON: UTF-8 without a byte order mark, and no duplicate names in an object.
-//!
-//! In Python the last of two equal names wins; here a duplicate is an error, since it is unknown which one was meant.
+//! Strict JSON: UTF-8 without a byte order mark, and no object that names something twice; in Python the last one wins.
 //! The order of names is kept, because the first matching pattern of `rank_pattern` and `alpha_pattern` wins.
 
-use std::fmt;
+use serde_json::Value;
 
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Value};
+use crate::unique_value::UniqueValue;
 
 /// Reads one JSON value.
 ///
@@ -20,7 +17,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Value, String> {
         return Err(format!("it is not UTF-8 at byte {}", error.valid_up_to()));
     }
     let mut json = serde_json::Deserializer::from_slice(bytes);
-    let value: UniqueNames = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+    let UniqueValue(value) = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
         match path.as_str() {
             "." => error.into_inner().to_string(),
@@ -28,73 +25,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Value, String> {
         }
     })?;
     json.end().map_err(|error| error.to_string())?;
-    Ok(value.0)
-}
-
-struct UniqueNames(Value);
-
-impl<'de> Deserialize<'de> for UniqueNames {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(AnyValue).map(UniqueNames)
-    }
-}
-
-struct AnyValue;
-
-impl<'de> Visitor<'de> for AnyValue {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("a JSON value")
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_string<E>(self, value: String) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
-        let mut values = Vec::new();
-        while let Some(UniqueNames(value)) = seq.next_element()? {
-            values.push(value);
-        }
-        Ok(Value::Array(values))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
-        let mut values = Map::new();
-        while let Some(name) = map.next_key::<String>()? {
-            if values.contains_key(&name) {
-                return Err(A::Error::custom(format!("duplicate name {name:?}")));
-            }
-            let UniqueNames(value) = map.next_value()?;
-            values.insert(name, value);
-        }
-        Ok(Value::Object(values))
-    }
+    Ok(value)
 }
 
 #[cfg(test)]
@@ -113,7 +44,7 @@ mod tests {
         assert!(failure("{\"r\": NaN}").contains("line 1 column"));
         assert!(failure("\u{feff}{}").contains("byte order mark"));
         assert!(failure("{\n\"a\": {\"b\": 1,\n \"b\": 2}}").contains("line 3"));
-        assert!(failure("{\"a\": {\"b\": 1, \"b\": 2}}").contains("duplicate name \"b\""));
+        assert!(failure("{\"a\": {\"b\": 1, \"b\": 2}}").contains("'b' is there twice"));
         assert!(failure("{} {}").contains("trailing characters"));
         assert!(failure(&"[".repeat(1 << 20)).contains("recursion limit"));
         assert!(failure("{\"r\": 1e999}").contains("number out of range"));

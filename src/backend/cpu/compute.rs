@@ -387,9 +387,8 @@ mod tests {
 
     #[test]
     fn a_table_on_disk_embeds_as_its_copy_does_until_the_file_is_changed_in_place() {
-        let folder = std::env::temp_dir().join(format!("exlora-table-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a folder");
-        let path = folder.join("model.safetensors");
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("model.safetensors");
         let table = matrix(ROWS, OUTPUTS, 2);
         let header = format!(
             r#"{{"table":{{"dtype":"F32","shape":[{ROWS},{OUTPUTS}],"data_offsets":[0,{}]}}}}"#,
@@ -400,7 +399,7 @@ mod tests {
 
         let mut weights =
             BaseWeights::new(Kernels::of(Isa::detect()).expect("this machine has it"), ActivationDType::F32);
-        let checkpoint = Checkpoint::open(&folder).expect("it opens");
+        let checkpoint = Checkpoint::open(folder.path()).expect("it opens");
         let on_disk = checkpoint.on_disk("table").expect("it is mapped");
         let tables = [
             weights.load_embedding(SiteId(0), table.view()).expect("it fits"),
@@ -429,6 +428,5 @@ mod tests {
         std::fs::write(&path, "another file").expect("it is written");
         assert_eq!(embed(tables[1]).unwrap_err().code(), ErrorCode::CheckpointTruncated);
         assert_eq!(embed(tables[0]).expect("a copy does not need the file"), copied);
-        std::fs::remove_dir_all(folder).expect("it is removed");
     }
 }

@@ -6,7 +6,7 @@ mod model_args;
 mod path_arg;
 
 pub(super) use crate::request_settings::{
-    RequestSettings, UniqueValue, did_you_mean, prompt_embeds_of_json, prompt_of_json, read_json, read_json_at,
+    RequestSettings, did_you_mean, prompt_embeds_of_json, prompt_of_json, read_json, read_json_at,
 };
 pub(super) use headings::INPUT_AND_OUTPUT;
 pub(super) use mixture_arg::MixtureArg;

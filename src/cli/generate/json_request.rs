@@ -6,12 +6,12 @@
 use serde_json::{Map, Value};
 
 use crate::cli::args::{
-    MixtureArg, RequestSettings, UniqueValue, did_you_mean, prompt_embeds_of_json, prompt_of_json, read_json,
-    read_json_at,
+    MixtureArg, RequestSettings, did_you_mean, prompt_embeds_of_json, prompt_of_json, read_json, read_json_at,
 };
 use crate::cli::result_line::RequestKeys;
 use crate::engine::{ChatOptions, Request};
 use crate::error::{Error, ErrorCode, Result};
+use crate::unique_value::UniqueValue;
 
 /// What a line may have besides the settings of [`RequestSettings`].
 const OWN_KEYS: [&str; 6] = ["prompt", "prompt_embeds", "adapter", "draft_adapters", "id", "custom_id"];

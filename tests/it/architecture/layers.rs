@@ -9,7 +9,7 @@ use super::{root, sources};
 /// Modules, lowest layer first. A module uses modules of lower layers only, and itself.
 const LAYERS: &[&[&str]] = &[
     &["error"],
-    &["files", "fork_safe_mutex", "guard", "jinja", "prompt_embeds", "tensor", "sites", "text_prefix"],
+    &["files", "fork_safe_mutex", "guard", "jinja", "prompt_embeds", "tensor", "sites", "text_prefix", "unique_value"],
     &["checkpoint"],
     &["quant", "adapter"],
     &["backend"],

@@ -554,9 +554,8 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn the_pages_of_a_large_dense_weight_are_released_while_it_is_packed() {
-        let folder = std::env::temp_dir().join(format!("exlora-released-pages-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let path = folder.join("model.safetensors");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
         // Three parts, the last not full.
         let (rows, columns) = (2 * RELEASED_BYTES / 2048 + 40, 1024);
         let len = rows * columns * 2;
@@ -566,7 +565,7 @@ mod tests {
         bytes.extend((0..rows * columns).flat_map(|i| f16::from_f32((i * 7919 % 2003) as f32).to_le_bytes()));
         std::fs::write(&path, bytes).unwrap();
 
-        let checkpoint = Checkpoint::open(&folder).unwrap();
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
         let view = checkpoint.get("w").unwrap().unwrap();
         let (mut pool, mut arena) = (Pool::new(2).unwrap(), Arena::default());
         let mut resident_after = |checkpoint_to_release| {
@@ -578,6 +577,5 @@ mod tests {
         };
         assert!(resident_after(None) >= len, "the test sees what is not released");
         assert!(resident_after(Some(&checkpoint)) < RELEASED_BYTES / 2);
-        std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -6,6 +6,9 @@ use crate::backend::cuda::buffers::Scratch;
 use crate::backend::cuda::driver::Device;
 use crate::error::Result;
 
+/// Bytes of a row: two flags and a key.
+const ROW_BYTES: usize = 2 * size_of::<u32>() + size_of::<u64>();
+
 /// One memory, which a step zeroes once and reads once: `[2, capacity]` u32 flags, 1 where a key or value, or an activation,
 /// overflowed; then `[capacity]` u64 keys of the largest logits, see
 /// [`LargestKey`](crate::backend::cuda::ops::expand::LargestKey).
@@ -30,7 +33,7 @@ impl RowReports {
     pub(super) fn begin(&mut self, device: &Arc<Device>, rows: usize) -> Result<()> {
         if rows > self.capacity {
             self.capacity = 0;
-            self.memory.reserve(device, rows * (2 * size_of::<u32>() + size_of::<u64>()))?;
+            self.memory.reserve(device, rows * ROW_BYTES)?;
             self.capacity = rows;
         }
         self.has_keys = false;
@@ -50,7 +53,7 @@ impl RowReports {
     /// # Errors
     /// `memory_exhausted`.
     pub(super) fn kv_overflows(&mut self, device: &Arc<Device>) -> Result<u64> {
-        self.memory.reserve(device, self.capacity * (2 * size_of::<u32>() + size_of::<u64>()))
+        self.memory.reserve(device, self.capacity * ROW_BYTES)
     }
 
     /// Where kernels report activations beyond the element type.

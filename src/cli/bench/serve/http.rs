@@ -123,12 +123,12 @@ impl Client {
                 .with_hint("check that a server listens there")
         };
         let request = self.head(method, path, body.len()) + body;
-        let mut reader = match self.stream.take().map(|kept| send(kept, &request)) {
-            Some(Ok(reader)) => reader,
+        let kept = self.stream.take().map(|kept| send(kept, &request)).transpose();
+        let mut reader = match kept {
+            Ok(Some(reader)) => reader,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(failed(error)),
             // A server may close a connection while no request runs on it, which shows only when the next one is sent.
-            Some(Err(error)) if error.kind() != ErrorKind::WouldBlock => self.send_anew(&request).map_err(failed)?,
-            Some(Err(error)) => return Err(failed(error)),
-            None => self.send_anew(&request).map_err(failed)?,
+            Ok(None) | Err(_) => send(BufReader::new(self.connect().map_err(failed)?), &request).map_err(failed)?,
         };
         let Head { status, framing, keeps_connection } = read_head(&mut reader).map_err(failed)?;
         let mut body = Body { reader: &mut reader, framing };
@@ -147,11 +147,6 @@ impl Client {
             self.stream = Some(reader);
         }
         Ok(())
-    }
-
-    /// Sends a request on a new connection.
-    fn send_anew(&self, request: &str) -> io::Result<BufReader<TcpStream>> {
-        send(BufReader::new(self.connect()?), request)
     }
 
     fn connect(&self) -> io::Result<TcpStream> {
