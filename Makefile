@@ -158,11 +158,11 @@ cuda-bytes: emulated-driver $(VENV)/.lint-tools $(VENV)/.cuda-tools ## Write tes
 	$(ON_EMULATED_DRIVER) cargo nextest run --profile slow --features cli --test cuda --run-ignored all \
 	    bytes_moved_are_written_to_the_table
 
-# Each property test runs eight times its usual number of cases, or as many as proptest is told.
+# Each property test runs four times its usual number of cases, or as many as proptest is told.
 .PHONY: test-long
 test-long: $(VENV)/.lint-tools ## The Rust tests with long property tests; instructions of a step, counted by valgrind
 	PROPTEST_CASES=4096 cargo nextest run --profile slow --features cli -E 'not (binary(it) or binary(cuda))'
-	EXLORA_TEST_CASES=8 cargo nextest run --profile slow --features cli -E 'binary(it)'
+	EXLORA_TEST_CASES=4 cargo nextest run --profile slow --features cli -E 'binary(it)'
 	cargo nextest run --profile slow --features cli --run-ignored only -E 'test(instruction_counts)'
 
 .PHONY: test-python-slow
