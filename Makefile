@@ -123,7 +123,7 @@ test-cuda: emulated-driver develop $(VENV)/.test-tools $(VENV)/.cuda-tools ## Th
 test-cuda-slow: gpu-proof-dry emulated-driver $(VENV)/.lint-tools $(VENV)/.cuda-tools ## The rest of the CUDA tests: other schedules, more architectures, long property tests
 	$(ON_EMULATED_DRIVER) EMULATED_CUDA_ORDER=reverse EMULATED_CUDA_ASYNC=eager EMULATED_CUDA_STREAMS=lazy \
 	    cargo nextest run --features cli --test cuda -E 'not test(/^(compile_gate|bytes)::/)'
-	$(ON_EMULATED_DRIVER) EMULATED_CUDA_ORDER=random:1 EXLORA_TEST_CASES=4 \
+	$(ON_EMULATED_DRIVER) EMULATED_CUDA_ORDER=random:1 EXLORA_TEST_CASES=2 \
 	    cargo nextest run --profile slow --features cli --test cuda --run-ignored all \
 	    -E 'not test(/are_written_to_the_table|on_sm_[89]0_part|^stored_items::first_tokens::/)'
 	$(ON_EMULATED_DRIVER) $(BIN)/python tests/mutants/mutants.py --representatives
