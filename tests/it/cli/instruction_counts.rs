@@ -12,7 +12,7 @@ const STEPS: usize = 8;
 
 /// Most instructions of decoding one token, and of a prefill chunk; each without and with an adapter. The counts when this was
 /// last changed, rounded up by a few percent: they are the same in each run but for what depends on the time that it takes. The
-/// tests' build inlines little across the parts of a crate; a release takes fewer.
+/// tests' build inlines little across the parts of a crate.
 const LARGEST_STEP: [u64; 2] = [6_400_000, 7_460_000];
 const LARGEST_CHUNK: [u64; 2] = [393_000_000, 498_000_000];
 
