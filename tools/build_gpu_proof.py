@@ -23,7 +23,7 @@ MAX_BYTES = 30 << 20
 
 def build_wheel(out: Path, profile: str) -> None:
     """The package, for any Python from 3.10 on."""
-    command = ["maturin", "build", "--quiet", "--strip", "--profile", profile, "--out", str(out)]
+    command = ["maturin", "build", "--quiet", "--profile", profile, "--out", str(out)]
     subprocess.run(command, cwd=ROOT, check=True)
 
 

@@ -140,6 +140,7 @@ fn check(model: &TinyModel) {
 }
 
 #[test]
+#[ignore = "make test-slow"]
 fn kasa_and_trained_tokens_of_the_head_agree_with_the_reference_on_a_gptq_model() {
     check(&gptq_model());
 }

@@ -142,6 +142,7 @@ fn cached_prefixes_and_preemption_change_no_bits() {
 }
 
 #[test]
+#[ignore = "make test-slow"]
 fn drafts_change_no_bits() {
     const MODEL: &str = "quill-4m";
     let prompt: Vec<u32> = (0..12).map(|i| 40 + i % 3).collect();

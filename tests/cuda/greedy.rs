@@ -119,6 +119,7 @@ fn a_step_of_greedy_rows_copies_no_logits_to_the_host_and_a_mixed_one_those_that
 }
 
 #[test]
+#[ignore = "make test-slow"]
 fn greedy_drafts_are_verified_on_the_device() {
     let engine = engine(MODEL, on_cuda());
     let prompt: Vec<u32> = (0..12).map(|i| 40 + i % 3).collect();

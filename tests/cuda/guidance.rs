@@ -61,6 +61,7 @@ fn a_guided_text_is_the_cpus_where_its_choices_are_clear() {
 }
 
 #[test]
+#[ignore = "make test-slow"]
 fn a_guided_text_has_the_same_bits_alone_in_a_batch_in_chunks_and_after_preemption() {
     let requests: Vec<Request> =
         requests().into_iter().map(|request| Request { max_new_tokens: 2, ..request }).collect();
