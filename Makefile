@@ -56,7 +56,6 @@ lint: $(VENV)/.lint-tools ## Formatting and lints of Rust and Python, every comb
 	$(BIN)/ruff check
 	cargo clippy --quiet --workspace --all-targets --features exlora/cli -- -D warnings
 	cargo clippy --quiet --lib --no-default-features -- -D warnings
-	cargo clippy --quiet --lib --features python -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps --features cli
 
 .PHONY: test-rust
@@ -180,9 +179,10 @@ browser: ## Install Chromium and its driver, in which the page is tested, where 
 	    else echo 'browser: cannot install chromium and chromium-driver here: the tests of the page are LEFT OUT'; fi; \
 	fi
 
+# The fuzz targets are given to nobody, and libFuzzer has a license of its own.
 .PHONY: deny
 deny: $(VENV)/.lint-tools ## Licenses and sources of the dependencies; with DENY=all known vulnerabilities too
-	cargo deny check $(DENY)
+	cargo deny --workspace --exclude exlora-fuzz check $(DENY)
 
 # A stable compiler has all that coverage needs. The counters are in this repository's crates alone, so that no dependency is
 # built twice.

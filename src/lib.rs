@@ -54,8 +54,7 @@
 //! - `cuda` (default): the CUDA backend, which is not finished. Nothing of CUDA is needed to build or to run the rest.
 //! - `kasa` (default): KaSA adapters, which need a singular value decomposition; without it they are refused by name.
 //! - `cli`: the command `exlora`.
-//! - `server`: the HTTP server, which `cli` and `python` bring along.
-//! - `python`: the extension module `exlora._exlora`, with those above.
+//! - `server`: the HTTP server, which `cli` brings along.
 //!
 //! # Safety
 //! Three modules contain `unsafe` code: `checkpoint` maps files (a file that another process truncates while it is mapped ends
@@ -93,8 +92,6 @@ pub mod kv_cache;
 pub mod model;
 #[doc(hidden)]
 pub mod prompt_embeds;
-#[cfg(feature = "python")]
-mod python;
 #[doc(hidden)]
 pub mod quant;
 #[cfg(feature = "server")]

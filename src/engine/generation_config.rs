@@ -186,7 +186,8 @@ impl GenerationConfig {
     }
 
     /// Largest number of new tokens that it allows after a prompt of any length.
-    pub(crate) fn new_tokens(&self) -> Option<usize> {
+    #[doc(hidden)]
+    pub fn new_tokens(&self) -> Option<usize> {
         self.max_new_tokens.or(self.max_length)
     }
 

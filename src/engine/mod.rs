@@ -74,8 +74,7 @@ pub use sampling_params::SamplingParams;
 pub use seed::random_seed;
 pub use sequence_cache::{SequenceCache, SequenceChunk};
 pub use stats::{DeviceStats, EngineStats};
-pub(crate) use text::AdapterTokenizer;
-pub use text::{ChatMessage, ChatOptions, Tokenizer};
+pub use text::{AdapterTokenizer, ChatMessage, ChatOptions, Tokenizer};
 pub use token_mask::TokenMask;
 
 /// The part of a device's free memory that a KV cache takes by default, as a fraction. The rest is for adapters, and for the

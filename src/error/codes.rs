@@ -20,6 +20,21 @@ pub enum ErrorKind {
     Internal,
 }
 
+impl ErrorKind {
+    /// The snake_case spelling.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ErrorKind::NotFound => "not_found",
+            ErrorKind::Invalid => "invalid",
+            ErrorKind::Unsupported => "unsupported",
+            ErrorKind::Memory => "memory",
+            ErrorKind::Cancelled => "cancelled",
+            ErrorKind::Io => "io",
+            ErrorKind::Internal => "internal",
+        }
+    }
+}
+
 macro_rules! catalog {
     ($($(#[doc = $summary:literal])+ $variant:ident = $code:literal, $kind:ident, $remedy:literal;)+) => {
         /// Stable identity of an error; scripts match on [`ErrorCode::as_str`].

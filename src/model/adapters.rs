@@ -88,7 +88,8 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::load_anonymous_adapter_with`], and what `attachment` returned.
-    pub(crate) fn load_anonymous_adapter_attaching(
+    #[doc(hidden)]
+    pub fn load_anonymous_adapter_attaching(
         &self,
         dir: &Path,
         between_parts: &mut dyn FnMut() -> Result<()>,

@@ -24,8 +24,9 @@ pub(crate) use self::field_names::field_names;
 use self::numbers::{seed_arg, top_k_arg};
 pub(crate) use self::prompt_json::prompt_of_json;
 use self::prompt_json::{negative_prompt, prompt_as_json};
+pub use self::read_json::read_json;
+pub(crate) use self::read_json::read_json_at;
 use self::read_json::unexpected;
-pub(crate) use self::read_json::{read_json, read_json_at};
 #[cfg(feature = "server")]
 pub(crate) use self::suggestion::closest;
 pub(crate) use self::suggestion::did_you_mean;

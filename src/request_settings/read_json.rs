@@ -17,7 +17,7 @@ const MAX_SHOWN: usize = 100;
 ///
 /// # Errors
 /// `request_invalid`.
-pub(crate) fn read_json<T: DeserializeOwned>(value: Value) -> Result<T> {
+pub fn read_json<T: DeserializeOwned>(value: Value) -> Result<T> {
     read_json_at("", value)
 }
 

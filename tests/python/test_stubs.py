@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 STUBS = Path("exlora/_exlora.pyi")
 
 
-# Stubs are made from a build of the crate that cargo does not share with the installed module's.
+# The module is built if `make develop` was not run.
 @pytest.mark.timeout(900)
 def test_the_stubs_are_the_generated_ones(tmp_path):
     maturin = shutil.which("maturin", path=Path(sys.executable).parent)

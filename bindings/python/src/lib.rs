@@ -1,8 +1,11 @@
 //! The extension module `exlora._exlora`: Python classes over the engine, without logic of their own.
 //!
-//! Every function converts its arguments ([`args`]), calls the crate with the interpreter's lock released ([`gil`]) and
+//! Every function converts its arguments ([`args`]), calls the crate `exlora` with the interpreter's lock released ([`gil`]) and
 //! converts the result ([`returns`]). Errors become the classes of `exlora/errors.py` ([`errors`]). Convenience (one value for
 //! all prompts, exllamav2's names) is written in Python on top of this module.
+
+// Nothing here prints: the streams are Python's, and so is `logging`.
+#![warn(clippy::print_stderr, clippy::print_stdout)]
 
 mod args;
 mod chat;
@@ -30,10 +33,9 @@ mod tokenizer;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 
+use exlora::adapter::peft_support::{FeatureRow, Verdict, table};
+use exlora::model::config;
 use pyo3::prelude::*;
-
-use crate::adapter::peft_support::{FeatureRow, Verdict, table};
-use crate::model::config;
 
 /// The compiled half of exlora. Use the package `exlora`.
 #[pymodule(gil_used = false)]
@@ -71,7 +73,7 @@ mod _exlora {
 
     /// Tokens of a KV page.
     #[pymodule_export]
-    const PAGE_TOKENS: usize = crate::kv_cache::PAGE_TOKENS;
+    const PAGE_TOKENS: usize = exlora::kv_cache::PAGE_TOKENS;
 
     /// Version of the crate and the package.
     #[pymodule_export]
@@ -83,7 +85,7 @@ mod _exlora {
 #[pyfunction]
 fn main(py: Python<'_>, argv: Vec<OsString>) -> PyResult<u8> {
     device::tell_python_paths(py)?;
-    Ok(py.detach(|| crate::cli::run(argv)))
+    Ok(py.detach(|| exlora::cli::run(argv)))
 }
 
 /// The supported architectures: a dict with `name`, as config.json has it, and `models`, which of them have it, for each.

@@ -1,15 +1,16 @@
 //! A KV cache that Python drives itself, for `model.forward(ids, cache)`.
 
+use exlora::engine::{Prompt, PromptPart, SequenceCache, SequenceChunk};
 use parking_lot::Mutex;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 
-use super::args::{MixtureArg, PromptArg, TokenIds};
-use super::gil::detached;
-use super::model::PyModel;
-use super::numbers::{count, integer};
-use super::returns::Floats;
-use crate::engine::{Prompt, PromptPart, SequenceCache, SequenceChunk};
+use crate::args::{MixtureArg, PromptArg, TokenIds};
+use crate::errors::Result;
+use crate::gil::detached;
+use crate::model::PyModel;
+use crate::numbers::{count, integer};
+use crate::returns::Floats;
 
 /// Consecutive tokens of one sequence: its index, the position of the first token, the tokens, and the number of tokens,
 /// counted from the last one, whose logits are returned.
@@ -23,7 +24,7 @@ fn as_chunk((sequence, position, tokens, logits): &Chunk) -> SequenceChunk<'_> {
 ///
 /// The lock is only taken without the interpreter's lock, so the two cannot wait for each other.
 #[pyclass(frozen, name = "SequenceCache", module = "exlora._exlora")]
-pub(super) struct PySequenceCache {
+pub(crate) struct PySequenceCache {
     cache: Mutex<SequenceCache>,
     max_tokens: usize,
     hidden_size: usize,
@@ -42,7 +43,7 @@ impl PySequenceCache {
         #[pyo3(from_py_with = integer)] sequences: i64,
         #[pyo3(from_py_with = integer)] max_tokens: i64,
         dtype: &str,
-    ) -> PyResult<Self> {
+    ) -> Result<Self> {
         let (model, dtype) = (model.get().model(), dtype.parse()?);
         let (sequences, max_tokens) = (count("sequences", sequences)?, count("max_tokens", max_tokens)?);
         let config = model.config();

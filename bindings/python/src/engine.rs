@@ -3,32 +3,32 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use exlora::engine::{DraftModelSource, Engine, EngineOptions, GenerationConfigSource, Refused, Request, with_index};
+use exlora::model::Progress;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::args::{MixtureArg, PromptArg};
-use super::device::parse_device;
-use super::gil::{PythonCalls, detached};
-use super::job::PyJob;
-use super::model::PyModel;
-use super::numbers::{count, integer, optional_integer};
-use super::progress::ProgressReporter;
-use super::request::PyRequest;
-use super::results::{PyAdapterInfo, ResultOut};
-use super::returns::{Floats, NamedInts, NamedValues};
-use super::tokenizer::PyTokenizer;
-use crate::engine::{DraftModelSource, Engine, EngineOptions, GenerationConfigSource, Refused, Request, with_index};
-use crate::error::Result;
-use crate::model::Progress;
+use crate::args::{MixtureArg, PromptArg};
+use crate::device::parse_device;
+use crate::errors::{Result, py_err};
+use crate::gil::{PythonCalls, detached};
+use crate::job::PyJob;
+use crate::model::PyModel;
+use crate::numbers::{count, integer, optional_integer};
+use crate::progress::ProgressReporter;
+use crate::request::PyRequest;
+use crate::results::{PyAdapterInfo, ResultOut};
+use crate::returns::{Floats, NamedInts, NamedValues};
+use crate::tokenizer::PyTokenizer;
 
 /// A model, a KV cache and a scheduler.
 #[pyclass(frozen, name = "Engine", module = "exlora._exlora")]
-pub(super) struct PyEngine {
+pub(crate) struct PyEngine {
     engine: Engine,
 }
 
 impl PyEngine {
-    pub(super) fn engine(&self) -> &Engine {
+    pub(crate) fn engine(&self) -> &Engine {
         &self.engine
     }
 }
@@ -45,7 +45,7 @@ fn options(
     generation_config: Option<PathBuf>,
     draft_model: Option<DraftModelSource>,
     num_draft_tokens: i64,
-) -> PyResult<EngineOptions> {
+) -> Result<EngineOptions> {
     Ok(EngineOptions {
         kv_dtype: kv_dtype.parse()?,
         max_seq_len: max_seq_len.map(|tokens| count("max_seq_len", tokens)).transpose()?,
@@ -62,7 +62,7 @@ fn options(
 
 /// The exception of a refused request, with its index.
 fn error_of(py: Python<'_>, refused: Refused) -> PyErr {
-    let error = PyErr::from(refused.error);
+    let error = py_err(refused.error);
     // The attribute exists, so this does not fail.
     let _ = error.value(py).setattr("request_index", refused.index);
     error
@@ -94,7 +94,7 @@ impl PyEngine {
         draft_model: Option<PathBuf>,
         #[pyo3(from_py_with = integer)] num_draft_tokens: i64,
         progress: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<Self> {
+    ) -> Result<Self> {
         let shared = options(
             kv_dtype,
             max_seq_len,
@@ -141,7 +141,7 @@ impl PyEngine {
         generation_config: Option<PathBuf>,
         draft_model: Option<&Bound<'_, PyModel>>,
         #[pyo3(from_py_with = integer)] num_draft_tokens: i64,
-    ) -> PyResult<Self> {
+    ) -> Result<Self> {
         let options = options(
             kv_dtype,
             max_seq_len,
@@ -199,8 +199,9 @@ impl PyEngine {
         reporter.finish();
         let results = outcome?.map_err(|refused| error_of(py, refused))?;
         let of_request = |(index, results): (usize, Vec<_>)| {
-            let named =
-                results.into_iter().map(|result: Result<_>| result.map_err(|e| with_index(e, index, &requests)));
+            let named = results
+                .into_iter()
+                .map(|result: exlora::Result<_>| result.map_err(|e| with_index(e, index, &requests)));
             named.map(|result| ResultOut::new(py, result)).collect()
         };
         results.into_iter().enumerate().map(of_request).collect()
@@ -328,12 +329,12 @@ impl PyEngine {
 
     /// The tokenizer of the model's folder.
     #[getter]
-    fn tokenizer(&self) -> PyResult<PyTokenizer> {
+    fn tokenizer(&self) -> Result<PyTokenizer> {
         Ok(PyTokenizer::new(self.engine.tokenizer()?.clone()))
     }
 
     /// The tokenizer of requests with these adapters: the first adapter's that has one, else the model's.
-    fn tokenizer_for(&self, py: Python<'_>, adapter: MixtureArg) -> PyResult<PyTokenizer> {
+    fn tokenizer_for(&self, py: Python<'_>, adapter: MixtureArg) -> Result<PyTokenizer> {
         Ok(PyTokenizer::new(py.detach(|| self.engine.tokenizer_for(&adapter.0))?))
     }
 
@@ -355,5 +356,5 @@ fn samples_of_each(value: &Bound<'_, PyAny>) -> PyResult<Option<Vec<usize>>> {
     if value.is_none() {
         return Ok(None);
     }
-    value.try_iter()?.map(|n| Ok(count("n", integer(&n?)?)?)).collect::<PyResult<_>>().map(Some)
+    value.try_iter()?.map(|n| count("n", integer(&n?)?)).collect::<PyResult<_>>().map(Some)
 }

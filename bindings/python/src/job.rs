@@ -1,18 +1,18 @@
 //! A submitted request as a Python object.
 
+use exlora::engine::{CancelHandle, Job};
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 
-use super::args::TokenIds;
-use super::gil::detached;
-use super::results::PyChunk;
-use crate::engine::{CancelHandle, Job};
+use crate::args::TokenIds;
+use crate::gil::detached;
+use crate::results::PyChunk;
 
 /// A submitted request: its chunks, one by one. Deleting it cancels the request.
 ///
 /// The lock is only taken without the interpreter's lock, so the two cannot wait for each other.
 #[pyclass(frozen, name = "Job", module = "exlora._exlora")]
-pub(super) struct PyJob {
+pub(crate) struct PyJob {
     job: Mutex<Option<Job>>,
     /// Beside the lock, so that a thread can cancel while another one waits for a chunk.
     cancel_handle: CancelHandle,
@@ -22,7 +22,7 @@ pub(super) struct PyJob {
 }
 
 impl PyJob {
-    pub(super) fn new(job: Job) -> Self {
+    pub(crate) fn new(job: Job) -> Self {
         Self {
             prompt: job.prompt_tokens().to_vec(),
             seed: job.seed(),

@@ -3,26 +3,27 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use exlora::engine::Tokenizer;
+use exlora::error::{Error, ErrorCode};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::args::TokenIds;
-use super::chat::{ContinueFinalMessage, JsonObjects, Messages, TemplateKwargs, add_keywords, chat_options};
-use crate::engine::Tokenizer;
-use crate::error::{Error, ErrorCode};
+use crate::args::TokenIds;
+use crate::chat::{ContinueFinalMessage, JsonObjects, Messages, TemplateKwargs, add_keywords, chat_options};
+use crate::errors::Result;
 
 /// The tokenizer and chat template of a model folder.
 #[pyclass(frozen, name = "Tokenizer", module = "exlora._exlora")]
-pub(super) struct PyTokenizer {
+pub(crate) struct PyTokenizer {
     tokenizer: Arc<Tokenizer>,
 }
 
 impl PyTokenizer {
-    pub(super) fn new(tokenizer: Arc<Tokenizer>) -> Self {
+    pub(crate) fn new(tokenizer: Arc<Tokenizer>) -> Self {
         Self { tokenizer }
     }
 
-    pub(super) fn tokenizer(&self) -> Arc<Tokenizer> {
+    pub(crate) fn tokenizer(&self) -> Arc<Tokenizer> {
         Arc::clone(&self.tokenizer)
     }
 }
@@ -31,7 +32,7 @@ impl PyTokenizer {
 impl PyTokenizer {
     /// Reads a model folder.
     #[new]
-    fn open(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+    fn open(py: Python<'_>, path: PathBuf) -> Result<Self> {
         let tokenizer = py.detach(|| Tokenizer::open(&path))?.ok_or_else(|| {
             Error::new(ErrorCode::TokenizerNotFound, "the model folder has no tokenizer.json").with_path(&path)
         })?;
@@ -47,24 +48,24 @@ impl PyTokenizer {
         text: &str,
         add_special_tokens: bool,
         parse_special_tokens: Option<bool>,
-    ) -> PyResult<Vec<u32>> {
+    ) -> Result<Vec<u32>> {
         let parse_special = parse_special_tokens.unwrap_or_else(|| self.tokenizer.parses_special());
         Ok(py.detach(|| self.tokenizer.encode(text, add_special_tokens, parse_special))?)
     }
 
     /// Decodes token ids; bytes that are not valid UTF-8 become U+FFFD, an unknown id has no text.
     #[pyo3(signature = (ids, skip_special_tokens=false))]
-    fn decode(&self, py: Python<'_>, ids: TokenIds, skip_special_tokens: bool) -> PyResult<String> {
+    fn decode(&self, py: Python<'_>, ids: TokenIds, skip_special_tokens: bool) -> Result<String> {
         Ok(py.detach(|| self.tokenizer.decode(&ids.0, skip_special_tokens))?)
     }
 
     /// The text that a token adds in the middle of a text.
-    fn piece(&self, id: u32) -> PyResult<String> {
+    fn piece(&self, id: u32) -> Result<String> {
         Ok(self.tokenizer.piece(id)?)
     }
 
     /// The bytes that a token adds in the middle of a text, which may be a part of a character; `None` for special tokens.
-    fn piece_bytes(&self, py: Python<'_>, id: u32) -> PyResult<Option<Vec<u8>>> {
+    fn piece_bytes(&self, py: Python<'_>, id: u32) -> Result<Option<Vec<u8>>> {
         Ok(py.detach(|| self.tokenizer.piece_bytes(id))?)
     }
 
@@ -89,7 +90,7 @@ impl PyTokenizer {
         chat_template: Option<String>,
         chat_template_kwargs: Option<TemplateKwargs>,
         keywords: Option<&Bound<'_, PyDict>>,
-    ) -> PyResult<String> {
+    ) -> Result<String> {
         let mut options = chat_options(
             add_generation_prompt,
             continue_final_message,

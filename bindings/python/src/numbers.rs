@@ -1,12 +1,13 @@
 //! Numbers from Python, of any size: what no Rust number can hold is an error of its range, not an `OverflowError`.
 
+use exlora::error::{Error, ErrorCode};
 use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
 
-use crate::error::{Error, ErrorCode, Result};
+use crate::errors::py_err;
 
 /// An integer; one beyond 64 bits is the nearest that has 64.
-pub(super) fn integer(value: &Bound<'_, PyAny>) -> PyResult<i64> {
+pub(crate) fn integer(value: &Bound<'_, PyAny>) -> PyResult<i64> {
     match value.extract() {
         Err(error) if is_overflow(&error, value.py()) => {
             let is_negative = value.call_method0("__index__")?.lt(0)?;
@@ -17,12 +18,12 @@ pub(super) fn integer(value: &Bound<'_, PyAny>) -> PyResult<i64> {
 }
 
 /// An integer or `None`.
-pub(super) fn optional_integer(value: &Bound<'_, PyAny>) -> PyResult<Option<i64>> {
+pub(crate) fn optional_integer(value: &Bound<'_, PyAny>) -> PyResult<Option<i64>> {
     if value.is_none() { Ok(None) } else { integer(value).map(Some) }
 }
 
 /// A float; an integer too large for one is infinite.
-pub(super) fn float(value: &Bound<'_, PyAny>) -> PyResult<f64> {
+pub(crate) fn float(value: &Bound<'_, PyAny>) -> PyResult<f64> {
     match value.extract() {
         Err(error) if is_overflow(&error, value.py()) => {
             Ok(if value.lt(0)? { f64::NEG_INFINITY } else { f64::INFINITY })
@@ -32,12 +33,12 @@ pub(super) fn float(value: &Bound<'_, PyAny>) -> PyResult<f64> {
 }
 
 /// A float or `None`.
-pub(super) fn optional_float(value: &Bound<'_, PyAny>) -> PyResult<Option<f64>> {
+pub(crate) fn optional_float(value: &Bound<'_, PyAny>) -> PyResult<Option<f64>> {
     if value.is_none() { Ok(None) } else { float(value).map(Some) }
 }
 
 /// A seed or `None`: an integer of 64 bits, signed or unsigned.
-pub(super) fn optional_seed(value: &Bound<'_, PyAny>) -> PyResult<Option<i128>> {
+pub(crate) fn optional_seed(value: &Bound<'_, PyAny>) -> PyResult<Option<i128>> {
     if value.is_none() {
         return Ok(None);
     }
@@ -48,42 +49,42 @@ pub(super) fn optional_seed(value: &Bound<'_, PyAny>) -> PyResult<Option<i128>> 
     if (i128::from(i64::MIN)..=i128::from(u64::MAX)).contains(&seed) {
         return Ok(Some(seed));
     }
-    Err(Error::new(ErrorCode::SamplingInvalid, "seed is out of range").with_expected("an integer of 64 bits").into())
+    let error = Error::new(ErrorCode::SamplingInvalid, "seed is out of range");
+    Err(py_err(error.with_expected("an integer of 64 bits")))
 }
 
 /// The 64 bits of a seed; a negative one is that with the same bit pattern.
-pub(super) fn seed_bits(seed: i128) -> u64 {
+pub(crate) fn seed_bits(seed: i128) -> u64 {
     seed as u64
 }
 
 /// Anything made of numbers, with an error of this crate if one of them is out of its type's range.
-pub(super) fn in_range<'py, T: for<'a> FromPyObject<'a, 'py, Error = PyErr>>(value: &Bound<'py, PyAny>) -> PyResult<T> {
+pub(crate) fn in_range<'py, T: for<'a> FromPyObject<'a, 'py, Error = PyErr>>(value: &Bound<'py, PyAny>) -> PyResult<T> {
     value.extract().map_err(|error| overflow_as_invalid(error, value.py()))
 }
 
 /// An `OverflowError` as an error of this crate; another error as it is.
-pub(super) fn overflow_as_invalid(error: PyErr, py: Python<'_>) -> PyErr {
+pub(crate) fn overflow_as_invalid(error: PyErr, py: Python<'_>) -> PyErr {
     if is_overflow(&error, py) {
-        Error::new(ErrorCode::RequestInvalid, "a number is out of range").into()
+        py_err(Error::new(ErrorCode::RequestInvalid, "a number is out of range"))
     } else {
         error
     }
 }
 
 /// A count; a negative one is an error that names the argument.
-pub(super) fn count(name: &str, value: i64) -> Result<usize> {
+pub(crate) fn count(name: &str, value: i64) -> PyResult<usize> {
     usize::try_from(value).map_err(|_| {
-        Error::new(ErrorCode::RequestInvalid, format!("{name} is negative"))
-            .with_expected("at least 0")
-            .with_found(value)
+        let error = Error::new(ErrorCode::RequestInvalid, format!("{name} is negative"));
+        py_err(error.with_expected("at least 0").with_found(value))
     })
 }
 
 /// An integer that can be a token id; the engine checks it against the vocabulary.
-pub(super) fn token_id(value: &Bound<'_, PyAny>) -> PyResult<u32> {
+pub(crate) fn token_id(value: &Bound<'_, PyAny>) -> PyResult<u32> {
     let id = integer(value)?;
     u32::try_from(id).map_err(|_| {
-        Error::new(ErrorCode::TokenOutOfRange, "a token id is outside the vocabulary").with_found(id).into()
+        py_err(Error::new(ErrorCode::TokenOutOfRange, "a token id is outside the vocabulary").with_found(id))
     })
 }
 

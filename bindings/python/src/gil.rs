@@ -4,12 +4,13 @@ use std::cell::Cell;
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
+use exlora::error::{Error, ErrorCode, Result};
+use exlora::guard;
 use pyo3::exceptions::{PyException, PyKeyboardInterrupt};
 use pyo3::prelude::*;
 
-use super::logging;
-use crate::error::{Error, ErrorCode, Result};
-use crate::guard;
+use crate::errors::py_err;
+use crate::logging;
 
 /// Signals are checked at most this often, because each check waits for the thread that holds the interpreter's lock.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(20);
@@ -23,14 +24,14 @@ thread_local! {
 
 /// Calls Python from work that runs without the interpreter's lock. An exception raised there ends the work and reaches the
 /// caller.
-pub(super) struct PythonCalls {
+pub(crate) struct PythonCalls {
     raised: Option<PyErr>,
     last_check: Instant,
 }
 
 impl PythonCalls {
     /// Calls Python. An exception becomes the error `interrupted`, which ends the work like any other error.
-    pub(super) fn call(&mut self, f: impl FnOnce(Python<'_>) -> PyResult<()>) -> Result<()> {
+    pub(crate) fn call(&mut self, f: impl FnOnce(Python<'_>) -> PyResult<()>) -> Result<()> {
         attached(f).map_err(|raised| {
             self.raised = Some(raised);
             Error::new(ErrorCode::Interrupted, "Python raised an exception")
@@ -38,7 +39,7 @@ impl PythonCalls {
     }
 
     /// Raises what a callback raised for the caller, lets Python's signal handlers run (Ctrl-C), and delivers log records.
-    pub(super) fn check_signals(&mut self) -> Result<()> {
+    pub(crate) fn check_signals(&mut self) -> Result<()> {
         if let Some(raised) = FOR_CALLER.take() {
             return self.call(|_| Err(raised));
         }
@@ -54,14 +55,14 @@ impl PythonCalls {
 }
 
 /// Calls Python from a thread that runs without the interpreter's lock.
-pub(super) fn attached<T>(f: impl FnOnce(Python<'_>) -> T) -> T {
+pub(crate) fn attached<T>(f: impl FnOnce(Python<'_>) -> T) -> T {
     // Once the interpreter has ended, a daemon thread may still come here. It must not go back: the state that Python would
     // restore is freed.
     Python::try_attach(f).unwrap_or_else(|| wait_for_the_end())
 }
 
 /// The error of a request whose callback raised. What is no `Exception` (Ctrl-C, `sys.exit()`) reaches the caller of the engine too.
-pub(super) fn callback_error(py: Python<'_>, code: ErrorCode, callback: &str, raised: PyErr) -> Error {
+pub(crate) fn callback_error(py: Python<'_>, code: ErrorCode, callback: &str, raised: PyErr) -> Error {
     let error = Error::new(code, format!("{callback} raised {raised}"));
     if raised.is_instance_of::<PyException>(py) {
         return error;
@@ -93,7 +94,7 @@ fn prepare_process() {
 }
 
 /// Runs `work` with the interpreter's lock released, then delivers the log records it caused.
-pub(super) fn detached<T: Send>(
+pub(crate) fn detached<T: Send>(
     py: Python<'_>,
     work: impl FnOnce(&mut PythonCalls) -> Result<T> + Send,
 ) -> PyResult<T> {
@@ -107,6 +108,6 @@ pub(super) fn detached<T: Send>(
     logging::deliver(py);
     match raised {
         Some(raised) => Err(raised),
-        None => Ok(result?),
+        None => result.map_err(py_err),
     }
 }

@@ -1,15 +1,15 @@
 //! Requests in flight as a Python object. `exlora/as_completed.py` has the iterator that users see.
 
+use exlora::engine::{Finished, InFlight};
+use exlora::error::Result;
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 
-use super::engine::PyEngine;
-use super::gil::{PythonCalls, detached};
-use super::numbers::{count, integer};
-use super::request::PyRequest;
-use super::results::ResultOut;
-use crate::engine::{Finished, InFlight};
-use crate::error::Result;
+use crate::engine::PyEngine;
+use crate::gil::{PythonCalls, detached};
+use crate::numbers::{count, integer};
+use crate::request::PyRequest;
+use crate::results::ResultOut;
 
 /// The index of a request, and the result of one of its samples.
 type Item<'py> = (usize, ResultOut<'py>);
@@ -18,7 +18,7 @@ type Item<'py> = (usize, ResultOut<'py>);
 ///
 /// The lock is only taken without the interpreter's lock, so the two cannot wait for each other.
 #[pyclass(frozen, name = "InFlight", module = "exlora._exlora")]
-pub(super) struct PyInFlight {
+pub(crate) struct PyInFlight {
     in_flight: Mutex<Option<InFlight>>,
 }
 

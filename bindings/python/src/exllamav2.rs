@@ -3,32 +3,33 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use exlora::adapter::mixture::Mixture;
+use exlora::adapter::plan::AdapterSummary;
+use exlora::adapter::pool::AdapterLease;
+use exlora::engine::{AdapterRef, AdapterTokenizer};
+use exlora::error::{Error, ErrorCode};
+use exlora::model::Model;
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple, PyType};
 
-use super::gil::detached;
-use super::model::PyModel;
-use crate::adapter::mixture::Mixture;
-use crate::adapter::plan::AdapterSummary;
-use crate::adapter::pool::AdapterLease;
-use crate::engine::{AdapterRef, AdapterTokenizer};
-use crate::error::{Error, ErrorCode};
-use crate::model::Model;
+use crate::errors::{Result, py_err};
+use crate::gil::detached;
+use crate::model::PyModel;
 
 /// Base class of `ExLlamaV2`: its config and, while it is loaded, its model.
 #[pyclass(frozen, subclass, name = "ExLlamaV2Base", module = "exlora._exlora")]
-pub(super) struct PyExLlamaV2Base {
+pub(crate) struct PyExLlamaV2Base {
     config: Py<PyAny>,
     model: Mutex<Option<Arc<Model>>>,
 }
 
 impl PyExLlamaV2Base {
-    fn model(&self) -> PyResult<Arc<Model>> {
+    fn model(&self) -> exlora::Result<Arc<Model>> {
         self.model
             .lock()
             .clone()
-            .ok_or_else(|| Error::new(ErrorCode::ModelNotLoaded, "the model is not loaded, or was unloaded").into())
+            .ok_or_else(|| Error::new(ErrorCode::ModelNotLoaded, "the model is not loaded, or was unloaded"))
     }
 }
 
@@ -56,8 +57,8 @@ impl PyExLlamaV2Base {
     }
 
     /// The loaded model, which caches, adapters and generators use.
-    fn native_model(&self) -> PyResult<PyModel> {
-        self.model().map(PyModel::new)
+    fn native_model(&self) -> Result<PyModel> {
+        Ok(PyModel::new(self.model()?))
     }
 
     /// Whether it is loaded.
@@ -69,7 +70,7 @@ impl PyExLlamaV2Base {
 
 /// A LoRA adapter of a loaded model, for `set_loras`, jobs and `forward`.
 #[pyclass(frozen, module = "exlora._exlora")]
-pub(super) struct ExLlamaV2Lora {
+pub(crate) struct ExLlamaV2Lora {
     /// `None` after `unload()`.
     lease: Mutex<Option<AdapterLease>>,
     summary: AdapterSummary,
@@ -80,17 +81,17 @@ pub(super) struct ExLlamaV2Lora {
 
 impl ExLlamaV2Lora {
     /// The adapter and its weight, for a mixture.
-    pub(super) fn leased(&self) -> PyResult<(AdapterRef, f32)> {
+    pub(crate) fn leased(&self) -> PyResult<(AdapterRef, f32)> {
         match &*self.lease.lock() {
             Some(lease) => Ok((AdapterRef::Lease(lease.clone()), self.weight as f32)),
-            None => Err(Error::new(ErrorCode::AdapterNotFound, "the adapter was unloaded")
-                .with_path(&self.summary.path)
-                .with_hint("load it again; the base model is None")
-                .into()),
+            None => {
+                let error = Error::new(ErrorCode::AdapterNotFound, "the adapter was unloaded");
+                Err(py_err(error.with_path(&self.summary.path).with_hint("load it again; the base model is None")))
+            }
         }
     }
 
-    fn load(model: &Bound<'_, PyExLlamaV2Base>, directory: PathBuf, weight: f64) -> PyResult<Self> {
+    fn load(model: &Bound<'_, PyExLlamaV2Base>, directory: PathBuf, weight: f64) -> Result<Self> {
         if !weight.is_finite() {
             return Err(Error::new(ErrorCode::AdapterWeightInvalid, "lora_scaling is not finite")
                 .with_found(weight)
@@ -118,7 +119,7 @@ impl ExLlamaV2Lora {
         lora_config_path: PathBuf,
         lora_path: PathBuf,
         lora_scaling: f64,
-    ) -> PyResult<Self> {
+    ) -> Result<Self> {
         let is_named = |path: &PathBuf, name: &str| path.file_name().is_some_and(|file| file == name);
         let directory = lora_path.parent().filter(|&parent| {
             lora_config_path.parent() == Some(parent)
@@ -143,7 +144,7 @@ impl ExLlamaV2Lora {
         model: &Bound<'_, PyExLlamaV2Base>,
         directory: PathBuf,
         lora_scaling: f64,
-    ) -> PyResult<Self> {
+    ) -> Result<Self> {
         Self::load(model, directory, lora_scaling)
     }
 

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use exlora::engine::{Context, Sampler, SamplerState, SamplingParams, TopCounts, guide, random_seed};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::args::{LogitBiasArg, TokenIds};
-use super::numbers::{count, float, integer, optional_float, optional_integer, optional_seed, seed_bits};
-use super::returns::{FloatArray, Floats, NamedValues};
-use super::tokenizer::PyTokenizer;
-use crate::engine::{Context, Sampler, SamplerState, SamplingParams, TopCounts, guide, random_seed};
+use crate::args::{LogitBiasArg, TokenIds};
+use crate::errors::Result;
+use crate::numbers::{count, float, integer, optional_float, optional_integer, optional_seed, seed_bits};
+use crate::returns::{FloatArray, Floats, NamedValues};
+use crate::tokenizer::PyTokenizer;
 
 /// The most likely ids with their (log-)probabilities, best first.
 type TopTokens = Vec<(u32, f32)>;
@@ -17,7 +18,7 @@ type TopTokens = Vec<(u32, f32)>;
 /// How tokens are chosen.
 #[pyclass(frozen, get_all, eq, name = "SamplingParams", module = "exlora._exlora")]
 #[derive(Clone, PartialEq)]
-pub(super) struct PySamplingParams {
+pub(crate) struct PySamplingParams {
     /// Weight of the log-probabilities after the prompt, where there is a negative prompt, whose have 1 less this; 1 is the
     /// prompt alone.
     cfg_scale: Option<f64>,
@@ -96,7 +97,7 @@ pub(super) struct PySamplingParams {
 }
 
 impl PySamplingParams {
-    pub(super) fn params(&self) -> SamplingParams {
+    pub(crate) fn params(&self) -> SamplingParams {
         SamplingParams {
             cfg_scale: self.cfg_scale.map(|scale| scale as f32),
             temperature: self.temperature as f32,
@@ -138,7 +139,7 @@ impl PySamplingParams {
     }
 
     /// The parameters of `base` (or the defaults) with some keywords changed.
-    pub(super) fn with_keywords(
+    pub(crate) fn with_keywords(
         py: Python<'_>,
         base: Option<&Bound<'_, Self>>,
         keywords: Option<&Bound<'_, PyDict>>,
@@ -155,7 +156,7 @@ impl PySamplingParams {
     }
 
     /// All parameters by keyword.
-    pub(super) fn keywords<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+    pub(crate) fn keywords<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let dict = PyDict::new(py);
         dict.set_item("cfg_scale", self.cfg_scale)?;
         dict.set_item("temperature", self.temperature)?;
@@ -197,7 +198,7 @@ impl PySamplingParams {
     }
 
     /// The parameters that differ from their defaults, as a call.
-    pub(super) fn repr(&self, py: Python<'_>) -> PyResult<String> {
+    pub(crate) fn repr(&self, py: Python<'_>) -> PyResult<String> {
         let defaults = Self::with_keywords(py, None, None)?.keywords(py)?;
         let mut changed = Vec::new();
         for (name, value) in self.keywords(py)? {
@@ -325,7 +326,7 @@ impl PySamplingParams {
         tokens: TokenIds,
         #[pyo3(from_py_with = integer)] prompt_len: i64,
         #[pyo3(from_py_with = integer)] top: i64,
-    ) -> PyResult<(u32, f32, TopTokens)> {
+    ) -> Result<(u32, f32, TopTokens)> {
         let mut params = self.params();
         params.check(logits.len())?;
         if params.seed.is_none() {
@@ -350,14 +351,14 @@ impl PySamplingParams {
         tokens: TokenIds,
         #[pyo3(from_py_with = integer)] prompt_len: i64,
         tokenizer: Option<&Bound<'_, PyTokenizer>>,
-    ) -> PyResult<FloatArray> {
+    ) -> Result<FloatArray> {
         let params = self.params();
         params.check(logits.len())?;
         let context = Context { tokens: &tokens.0, prompt_len: count("prompt_len", prompt_len)?, ..Context::default() };
         let tokenizer = tokenizer.map(|tokenizer| tokenizer.get().tokenizer());
         let state = SamplerState::new(&params, logits.len(), tokenizer.as_deref());
         let values = Sampler::default().distribution(&logits, &params, context, &state)?;
-        FloatArray::new(py, Floats { values, columns: None })
+        Ok(FloatArray::new(py, Floats { values, columns: None })?)
     }
 
     /// Chooses the token that follows `tokens` from `logits` [vocab] by a number in [0, 1) instead of the seed.
@@ -374,7 +375,7 @@ impl PySamplingParams {
         #[pyo3(from_py_with = integer)] top: i64,
         tokenizer: Option<&Bound<'_, PyTokenizer>>,
         negative_logits: Option<Vec<f32>>,
-    ) -> PyResult<(u32, f32, TopTokens, Option<f64>)> {
+    ) -> Result<(u32, f32, TopTokens, Option<f64>)> {
         let params = self.params();
         params.check(logits.len())?;
         if let (Some(scale), Some(negative)) = (params.cfg_scale.filter(|&scale| scale != 1.0), &negative_logits) {

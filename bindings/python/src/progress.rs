@@ -1,16 +1,16 @@
 //! The argument `progress` of loading.
 
+use exlora::error::Result;
+use exlora::model::Progress;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 
-use super::errors::type_name;
-use super::gil::PythonCalls;
-use crate::error::Result;
-use crate::model::Progress;
+use crate::errors::type_name;
+use crate::gil::PythonCalls;
 
 /// Where the progress of loading is reported: nowhere (`None`, `False`), a bar on stderr (`True`), or a callable with the
 /// arguments (modules done, modules in total).
-pub(super) enum ProgressReporter {
+pub(crate) enum ProgressReporter {
     Silent,
     Bar(indicatif::ProgressBar),
     Callable(Py<PyAny>),
@@ -18,7 +18,7 @@ pub(super) enum ProgressReporter {
 
 impl ProgressReporter {
     /// Reads the argument `progress`.
-    pub(super) fn new(progress: Option<&Bound<'_, PyAny>>) -> PyResult<Self> {
+    pub(crate) fn new(progress: Option<&Bound<'_, PyAny>>) -> PyResult<Self> {
         match progress {
             None => Ok(ProgressReporter::Silent),
             Some(value) if value.is_callable() => Ok(ProgressReporter::Callable(value.clone().unbind())),
@@ -34,7 +34,7 @@ impl ProgressReporter {
     }
 
     /// Reports progress and checks for Ctrl-C.
-    pub(super) fn report(&self, python: &mut PythonCalls, progress: Progress) -> Result<()> {
+    pub(crate) fn report(&self, python: &mut PythonCalls, progress: Progress) -> Result<()> {
         match self {
             ProgressReporter::Silent => {}
             ProgressReporter::Bar(bar) => {
@@ -49,7 +49,7 @@ impl ProgressReporter {
     }
 
     /// Removes the bar.
-    pub(super) fn finish(&self) {
+    pub(crate) fn finish(&self) {
         if let ProgressReporter::Bar(bar) = self {
             bar.finish_and_clear();
         }

@@ -1,5 +1,7 @@
 //! Chat messages and the choices of their rendering, read from Python.
 
+use exlora::engine::{ChatMessage, ChatOptions};
+use exlora::error::{Error, ErrorCode};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
@@ -7,8 +9,7 @@ use pyo3::type_hint_identifier;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyMapping, PyString, PyTuple, PyType};
 use serde_json::{Map, Number, Value as Json};
 
-use crate::engine::{ChatMessage, ChatOptions};
-use crate::error::{Error, ErrorCode};
+use crate::errors::py_err;
 
 /// Deepest nesting of what is converted. Templates take less.
 const MAX_NESTING: usize = 200;
@@ -17,7 +18,7 @@ const MAX_NESTING: usize = 200;
 fn json(value: &Bound<'_, PyAny>, nesting: usize) -> PyResult<Json> {
     if nesting > MAX_NESTING {
         let what = format!("the messages or other variables are nested more than {MAX_NESTING} deep");
-        return Err(Error::new(ErrorCode::ChatTemplateFailed, what).into());
+        return Err(py_err(Error::new(ErrorCode::ChatTemplateFailed, what)));
     }
     if value.is_none() {
         return Ok(Json::Null);
@@ -80,7 +81,7 @@ fn object(mapping: &Bound<'_, PyMapping>, nesting: usize) -> PyResult<Map<String
 }
 
 /// Chat messages: a sequence of mappings, with any values that templates read.
-pub(super) struct Messages(pub Vec<ChatMessage>);
+pub(crate) struct Messages(pub Vec<ChatMessage>);
 
 impl<'py> FromPyObject<'_, 'py> for Messages {
     type Error = PyErr;
@@ -88,11 +89,9 @@ impl<'py> FromPyObject<'_, 'py> for Messages {
     const INPUT_TYPE: PyStaticExpr = type_hint_identifier!("exlora.types", "Messages");
 
     fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        let not_a_chat = |found: String| -> PyErr {
-            Error::new(ErrorCode::ChatTemplateFailed, "the messages are not a chat")
-                .with_expected("a list of dicts, usually with 'role' and 'content'")
-                .with_found(found)
-                .into()
+        let not_a_chat = |found: String| {
+            let error = Error::new(ErrorCode::ChatTemplateFailed, "the messages are not a chat");
+            py_err(error.with_expected("a list of dicts, usually with 'role' and 'content'").with_found(found))
         };
         if value.is_instance_of::<PyString>() || value.is_instance_of::<PyMapping>() || value.try_iter().is_err() {
             return Err(not_a_chat(value.get_type().name()?.to_string()));
@@ -106,7 +105,7 @@ impl<'py> FromPyObject<'_, 'py> for Messages {
 }
 
 /// Tools or documents: a sequence of mappings.
-pub(super) struct JsonObjects(pub Vec<Json>);
+pub(crate) struct JsonObjects(pub Vec<Json>);
 
 impl<'py> FromPyObject<'_, 'py> for JsonObjects {
     type Error = PyErr;
@@ -136,7 +135,7 @@ impl<'py> FromPyObject<'_, 'py> for JsonObjects {
 
 /// Variables of a template by name.
 #[derive(Default)]
-pub(super) struct TemplateKwargs(pub Map<String, Json>);
+pub(crate) struct TemplateKwargs(pub Map<String, Json>);
 
 impl<'py> FromPyObject<'_, 'py> for TemplateKwargs {
     type Error = PyErr;
@@ -150,7 +149,7 @@ impl<'py> FromPyObject<'_, 'py> for TemplateKwargs {
 
 /// `False`, `True` for the content, or the name of a field.
 #[derive(Default)]
-pub(super) struct ContinueFinalMessage(pub Option<String>);
+pub(crate) struct ContinueFinalMessage(pub Option<String>);
 
 impl<'py> FromPyObject<'_, 'py> for ContinueFinalMessage {
     type Error = PyErr;
@@ -166,7 +165,7 @@ impl<'py> FromPyObject<'_, 'py> for ContinueFinalMessage {
 }
 
 /// How a chat is rendered, from the arguments that say it.
-pub(super) fn chat_options(
+pub(crate) fn chat_options(
     add_generation_prompt: Option<bool>,
     continue_final_message: Option<ContinueFinalMessage>,
     tools: Option<JsonObjects>,
@@ -198,7 +197,7 @@ const NOT_VARIABLES: [&str; 9] = [
 ];
 
 /// Adds keyword arguments as variables of the template.
-pub(super) fn add_keywords(options: &mut ChatOptions, keywords: Option<&Bound<'_, PyDict>>) -> PyResult<()> {
+pub(crate) fn add_keywords(options: &mut ChatOptions, keywords: Option<&Bound<'_, PyDict>>) -> PyResult<()> {
     let Some(keywords) = keywords else { return Ok(()) };
     for (name, value) in object(keywords.as_mapping(), 0)? {
         if NOT_VARIABLES.contains(&name.as_str()) {
@@ -213,7 +212,7 @@ pub(super) fn add_keywords(options: &mut ChatOptions, keywords: Option<&Bound<'_
 }
 
 /// JSON as Python's plain objects.
-pub(super) fn to_python<'py>(py: Python<'py>, value: &impl serde::Serialize) -> PyResult<Bound<'py, PyAny>> {
+pub(crate) fn to_python<'py>(py: Python<'py>, value: &impl serde::Serialize) -> PyResult<Bound<'py, PyAny>> {
     let json = serde_json::to_string(value).map_err(|e| PyValueError::new_err(e.to_string()))?;
     py.import("json")?.call_method1("loads", (json,))
 }

@@ -1,5 +1,6 @@
 //! Values on their way to Python: dicts with typed values, and arrays.
 
+use exlora::engine::{Prompt, PromptPart, Stop, StopMatch};
 use numpy::{PyArray1, PyArrayDyn, PyArrayMethods};
 use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
@@ -8,14 +9,13 @@ use pyo3::{type_hint_identifier, type_hint_subscript};
 
 use serde_json::{Map, Value as Json};
 
-use super::chat::to_python;
-use crate::engine::{Prompt, PromptPart, Stop, StopMatch};
+use crate::chat::to_python;
 
 macro_rules! dicts_by_name {
     ($(#[doc = $doc:literal] $name:ident = $value:expr;)+) => {
         $(
             #[doc = $doc]
-            pub(super) struct $name<'py>(pub Bound<'py, PyDict>);
+            pub(crate) struct $name<'py>(pub Bound<'py, PyDict>);
 
             impl<'py> IntoPyObject<'py> for $name<'py> {
                 type Target = PyDict;
@@ -44,7 +44,7 @@ dicts_by_name! {
 }
 
 /// Float32 values that become a numpy array `[rows, columns]`, or `[rows]` if `columns` is `None`.
-pub(super) struct Floats {
+pub(crate) struct Floats {
     pub values: Vec<f32>,
     pub columns: Option<usize>,
 }
@@ -67,19 +67,19 @@ impl<'py> IntoPyObject<'py> for Floats {
 }
 
 /// An array that a Python object keeps and returns.
-pub(super) struct FloatArray(Py<PyAny>);
+pub(crate) struct FloatArray(Py<PyAny>);
 
 impl FloatArray {
-    pub(super) fn new(py: Python<'_>, floats: Floats) -> PyResult<Self> {
+    pub(crate) fn new(py: Python<'_>, floats: Floats) -> PyResult<Self> {
         Ok(Self(floats.into_pyobject(py)?.unbind()))
     }
 
     /// The values as (nested) lists of Python floats.
-    pub(super) fn to_list<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+    pub(crate) fn to_list<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         self.0.bind(py).call_method0("tolist")
     }
 
-    pub(super) fn clone_ref(&self, py: Python<'_>) -> Self {
+    pub(crate) fn clone_ref(&self, py: Python<'_>) -> Self {
         Self(self.0.clone_ref(py))
     }
 }
@@ -103,13 +103,13 @@ impl<'py> IntoPyObject<'py> for FloatArray {
 }
 
 /// A float with the digits its user wrote: 0.3, not the 0.30000001192092896 that an f32 becomes.
-pub(super) fn as_written(value: f32) -> f64 {
+pub(crate) fn as_written(value: f32) -> f64 {
     value.to_string().parse().unwrap_or(f64::from(value))
 }
 
 /// A mixture as its request named it.
 #[derive(IntoPyObject)]
-pub(super) enum NamedMixture<'py> {
+pub(crate) enum NamedMixture<'py> {
     Name(String),
     Weights(NamedFloats<'py>),
     Pairs(Vec<(String, f64)>),
@@ -118,7 +118,7 @@ pub(super) enum NamedMixture<'py> {
 impl<'py> NamedMixture<'py> {
     /// `None` for the base, a name for one adapter of weight 1, else a dict of name to weight (a list of pairs if a name
     /// appears twice).
-    pub(super) fn new(py: Python<'py>, mixture: &[(String, f32)]) -> PyResult<Option<Self>> {
+    pub(crate) fn new(py: Python<'py>, mixture: &[(String, f32)]) -> PyResult<Option<Self>> {
         match mixture {
             [] => Ok(None),
             [(name, 1.0)] => Ok(Some(Self::Name(name.clone()))),
@@ -140,7 +140,7 @@ impl<'py> NamedMixture<'py> {
 
 /// A stop: a token id or a string.
 #[derive(Clone, IntoPyObject)]
-pub(super) enum StopOut {
+pub(crate) enum StopOut {
     Token(u32),
     Text(String),
 }
@@ -164,7 +164,7 @@ impl From<&StopMatch> for StopOut {
 }
 
 /// A prompt: text, token ids, or chat messages as dicts.
-pub(super) struct PromptOut<'a>(pub &'a Prompt);
+pub(crate) struct PromptOut<'a>(pub &'a Prompt);
 
 impl<'py> IntoPyObject<'py> for PromptOut<'_> {
     type Target = PyAny;
@@ -200,7 +200,7 @@ fn parts_to_python<'py>(py: Python<'py>, parts: &[PromptPart]) -> PyResult<Bound
 }
 
 /// Tools or documents, as dicts.
-pub(super) struct JsonObjectsOut<'a>(pub &'a [Json]);
+pub(crate) struct JsonObjectsOut<'a>(pub &'a [Json]);
 
 impl<'py> IntoPyObject<'py> for JsonObjectsOut<'_> {
     type Target = PyAny;
@@ -215,7 +215,7 @@ impl<'py> IntoPyObject<'py> for JsonObjectsOut<'_> {
 }
 
 /// Variables of a template by name.
-pub(super) struct TemplateKwargsOut<'a>(pub &'a Map<String, Json>);
+pub(crate) struct TemplateKwargsOut<'a>(pub &'a Map<String, Json>);
 
 impl<'py> IntoPyObject<'py> for TemplateKwargsOut<'_> {
     type Target = PyAny;

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use exlora::engine::{AdapterRef, Prompt, PromptPart, Stop};
+use exlora::error::{Error, ErrorCode};
+use exlora::prompt_embeds::PromptEmbeds;
 use numpy::{PyArrayDyn, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::exceptions::PyTypeError;
 use pyo3::inspect::PyStaticExpr;
@@ -9,16 +12,13 @@ use pyo3::prelude::*;
 use pyo3::type_hint_identifier;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList, PyMapping, PySet, PyString, PyTuple};
 
-use super::chat::Messages;
-use super::errors::type_name;
-use super::exllamav2::ExLlamaV2Lora;
-use super::numbers::{float, overflow_as_invalid, token_id};
-use crate::engine::{AdapterRef, Prompt, PromptPart, Stop};
-use crate::error::{Error, ErrorCode};
-use crate::prompt_embeds::PromptEmbeds;
+use crate::chat::Messages;
+use crate::errors::{py_err, type_name};
+use crate::exllamav2::ExLlamaV2Lora;
+use crate::numbers::{float, overflow_as_invalid, token_id};
 
 /// Token ids: a sequence of integers, or a one-dimensional array of any library with `tolist`.
-pub(super) struct TokenIds(pub Vec<u32>);
+pub(crate) struct TokenIds(pub Vec<u32>);
 
 impl<'py> FromPyObject<'_, 'py> for TokenIds {
     type Error = PyErr;
@@ -49,7 +49,7 @@ fn is_bytes_or_mapping(value: &Bound<'_, PyAny>) -> bool {
 }
 
 /// A prompt: text, token ids, chat messages as dicts, or a dict with vectors.
-pub(super) struct PromptArg(pub Prompt);
+pub(crate) struct PromptArg(pub Prompt);
 
 impl<'py> FromPyObject<'_, 'py> for PromptArg {
     type Error = PyErr;
@@ -109,11 +109,9 @@ fn prompt_parts(value: &Bound<'_, PyAny>) -> PyResult<Option<Vec<PromptPart>>> {
 /// An array of floats `[tokens, hidden_size]`, of numpy, torch or anything that numpy makes one of.
 fn prompt_embeds(value: &Bound<'_, PyAny>) -> PyResult<PromptEmbeds> {
     let py = value.py();
-    let invalid = |what: &str, found: String| -> PyErr {
-        Error::new(ErrorCode::PromptEmbedsInvalid, what)
-            .with_expected("an array of floats [tokens, hidden_size]")
-            .with_found(found)
-            .into()
+    let invalid = |what: &str, found: String| {
+        let error = Error::new(ErrorCode::PromptEmbedsInvalid, what);
+        py_err(error.with_expected("an array of floats [tokens, hidden_size]").with_found(found))
     };
     let array = py.import("exlora._arrays")?.call_method1("as_numpy", (value,))?;
     let dtype = array.getattr("dtype")?;
@@ -126,12 +124,12 @@ fn prompt_embeds(value: &Bound<'_, PyAny>) -> PyResult<PromptEmbeds> {
         return Err(invalid("prompt embeds have another shape", format!("{shape:?}")));
     };
     let values = array.try_readonly()?.as_array().iter().copied().collect();
-    Ok(PromptEmbeds::new(values, hidden_size)?)
+    PromptEmbeds::new(values, hidden_size).map_err(py_err)
 }
 
 /// An ordered mixture: `None`, a name, an adapter object, a mapping of name to weight, or a list of names, objects and pairs.
 #[derive(Default)]
-pub(super) struct MixtureArg(pub Vec<(AdapterRef, f32)>);
+pub(crate) struct MixtureArg(pub Vec<(AdapterRef, f32)>);
 
 impl<'py> FromPyObject<'_, 'py> for MixtureArg {
     type Error = PyErr;
@@ -184,7 +182,7 @@ fn not_an_adapter(value: &Bound<'_, PyAny>) -> PyErr {
 
 /// What ends a text: `None`, a token id, a string, or a list of these.
 #[derive(Default)]
-pub(super) struct StopsArg(pub Vec<Stop>);
+pub(crate) struct StopsArg(pub Vec<Stop>);
 
 impl<'py> FromPyObject<'_, 'py> for StopsArg {
     type Error = PyErr;
@@ -213,7 +211,7 @@ impl<'py> FromPyObject<'_, 'py> for StopsArg {
 }
 
 /// Texts: one, or a list of them.
-pub(super) struct TextsArg(pub Vec<String>);
+pub(crate) struct TextsArg(pub Vec<String>);
 
 impl<'py> FromPyObject<'_, 'py> for TextsArg {
     type Error = PyErr;
@@ -243,7 +241,7 @@ impl<'py> FromPyObject<'_, 'py> for TextsArg {
 
 /// A mapping of token id to the value added to its logit.
 #[derive(Default)]
-pub(super) struct LogitBiasArg(pub BTreeMap<u32, f64>);
+pub(crate) struct LogitBiasArg(pub BTreeMap<u32, f64>);
 
 impl<'py> FromPyObject<'_, 'py> for LogitBiasArg {
     type Error = PyErr;
@@ -261,7 +259,7 @@ impl<'py> FromPyObject<'_, 'py> for LogitBiasArg {
 }
 
 /// A float32 array, or whatever numpy makes one of.
-pub(super) struct FloatArrayArg<'py>(pub Bound<'py, PyArrayDyn<f32>>);
+pub(crate) struct FloatArrayArg<'py>(pub Bound<'py, PyArrayDyn<f32>>);
 
 impl<'py> FromPyObject<'_, 'py> for FloatArrayArg<'py> {
     type Error = PyErr;

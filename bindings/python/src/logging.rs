@@ -29,14 +29,14 @@ struct LogRecord {
 }
 
 /// Begins to queue events. A subscriber that exists already, as in the command, is kept.
-pub(super) fn install() {
+pub(crate) fn install() {
     let subscriber = tracing_subscriber::registry().with(QueueLayer);
     // Fails if there is a subscriber.
     let _ = tracing::subscriber::set_global_default(subscriber);
 }
 
 /// Hands the queued records to Python's loggers, which decide what becomes of them.
-pub(super) fn deliver(py: Python<'_>) {
+pub(crate) fn deliver(py: Python<'_>) {
     if !HAS_RECORDS.swap(false, Ordering::AcqRel) {
         return;
     }

@@ -1,18 +1,18 @@
 //! The results of generation as Python objects: immutable, comparable, picklable, with `to_dict()`.
 
+use exlora::adapter::pool::AdapterInfo;
+use exlora::engine::{
+    AdapterRef, Chunk, Completion, Finish, FinishReason, Stop, StopMatch, TokenLogprobs, TokenProbs, Usage,
+};
+use exlora::error::Error;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::args::{FloatArrayArg, MixtureArg, StopsArg, TokenIds};
-use super::errors::Exception;
-use super::numbers::{count, in_range, integer, optional_seed, seed_bits};
-use super::returns::{FloatArray, Floats, NamedInts, NamedMixture, NamedValues, StopOut};
-use crate::adapter::pool::AdapterInfo;
-use crate::engine::{
-    AdapterRef, Chunk, Completion, Finish, FinishReason, Stop, StopMatch, TokenLogprobs, TokenProbs, Usage,
-};
-use crate::error::Error;
+use crate::args::{FloatArrayArg, MixtureArg, StopsArg, TokenIds};
+use crate::errors::Exception;
+use crate::numbers::{count, in_range, integer, optional_seed, seed_bits};
+use crate::returns::{FloatArray, Floats, NamedInts, NamedMixture, NamedValues, StopOut};
 
 /// The most likely (id, log-probability) of each token, best first.
 type TopTokens = Vec<Vec<(u32, f32)>>;
@@ -20,7 +20,7 @@ type TopTokens = Vec<Vec<(u32, f32)>>;
 /// Token counts of a request.
 #[pyclass(frozen, get_all, eq, hash, name = "Usage", module = "exlora._exlora")]
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub(super) struct PyUsage {
+pub(crate) struct PyUsage {
     /// Tokens of the prompt.
     prompt_tokens: usize,
     /// Prompt tokens whose keys and values were found in the prefix cache.
@@ -201,14 +201,14 @@ fn quoted(text: Option<&str>) -> String {
 
 /// A finished request.
 #[pyclass(frozen, name = "Completion", module = "exlora._exlora")]
-pub(super) struct PyCompletion {
+pub(crate) struct PyCompletion {
     /// Without logprobs, probs and logits, which are in `arrays`.
     completion: Completion,
     arrays: Arrays,
 }
 
 impl PyCompletion {
-    pub(super) fn new(py: Python<'_>, mut completion: Completion) -> PyResult<Self> {
+    pub(crate) fn new(py: Python<'_>, mut completion: Completion) -> PyResult<Self> {
         let (logprobs, probs) = (std::mem::take(&mut completion.logprobs), std::mem::take(&mut completion.probs));
         let arrays =
             Arrays::new(py, logprobs, probs, std::mem::take(&mut completion.logits), completion.token_ids.len())?;
@@ -408,13 +408,13 @@ impl PyCompletion {
 
 /// The result of a request on its way to Python: its completion, or the exception that it ended with.
 #[derive(IntoPyObject)]
-pub(super) enum ResultOut<'py> {
+pub(crate) enum ResultOut<'py> {
     Completion(Bound<'py, PyCompletion>),
     Exception(Exception<'py>),
 }
 
 impl<'py> ResultOut<'py> {
-    pub(super) fn new(py: Python<'py>, result: Result<Completion, Error>) -> PyResult<Self> {
+    pub(crate) fn new(py: Python<'py>, result: Result<Completion, Error>) -> PyResult<Self> {
         match result {
             Ok(completion) => Bound::new(py, PyCompletion::new(py, completion)?).map(Self::Completion),
             Err(error) => Exception::new(py, &error).map(Self::Exception),
@@ -424,14 +424,14 @@ impl<'py> ResultOut<'py> {
 
 /// A piece of a running request: usually one token and the text it completed.
 #[pyclass(frozen, name = "Chunk", module = "exlora._exlora")]
-pub(super) struct PyChunk {
+pub(crate) struct PyChunk {
     /// Without logprobs, probs and logits, which are in `arrays`.
     chunk: Chunk,
     arrays: Arrays,
 }
 
 impl PyChunk {
-    pub(super) fn new(py: Python<'_>, mut chunk: Chunk) -> PyResult<Self> {
+    pub(crate) fn new(py: Python<'_>, mut chunk: Chunk) -> PyResult<Self> {
         let (logprobs, probs) = (std::mem::take(&mut chunk.logprobs), std::mem::take(&mut chunk.probs));
         let arrays = Arrays::new(py, logprobs, probs, std::mem::take(&mut chunk.logits), chunk.token_ids.len())?;
         Ok(Self { chunk, arrays })
@@ -599,7 +599,7 @@ impl PyChunk {
 /// A resident adapter.
 #[pyclass(frozen, get_all, eq, hash, name = "AdapterInfo", module = "exlora._exlora")]
 #[derive(PartialEq, Eq, Hash)]
-pub(super) struct PyAdapterInfo {
+pub(crate) struct PyAdapterInfo {
     /// Name under which requests find it.
     name: String,
     /// Folder it was read from.

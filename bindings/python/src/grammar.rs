@@ -2,20 +2,20 @@
 
 use std::sync::Arc;
 
+use exlora::engine::{FilterTokens, Filters, Grammar, TokenFilter};
+use exlora::error::{Error, ErrorCode, Result};
 use pyo3::exceptions::PyTypeError;
 use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
 use pyo3::type_hint_identifier;
 use pyo3::types::{PyDict, PyMapping, PyString};
 
-use super::args::TokenIds;
-use super::errors::type_name;
-use super::gil::callback_error;
-use crate::engine::{FilterTokens, Filters, Grammar, TokenFilter};
-use crate::error::{Error, ErrorCode, Result};
+use crate::args::TokenIds;
+use crate::errors::{py_err, type_name};
+use crate::gil::callback_error;
 
 /// A JSON schema: a mapping, its text, or a class with pydantic's `model_json_schema`.
-pub(super) struct JsonSchemaArg(String);
+pub(crate) struct JsonSchemaArg(String);
 
 impl<'py> FromPyObject<'_, 'py> for JsonSchemaArg {
     type Error = PyErr;
@@ -39,7 +39,7 @@ impl<'py> FromPyObject<'_, 'py> for JsonSchemaArg {
 }
 
 /// The grammar that one of these arguments gives; several are an error.
-pub(super) fn grammar(
+pub(crate) fn grammar(
     json_schema: Option<JsonSchemaArg>,
     json_object: bool,
     regex: Option<String>,
@@ -55,11 +55,11 @@ pub(super) fn grammar(
         gbnf.map(Grammar::Gbnf),
         choices.map(Grammar::Choices),
     ];
-    Ok(Grammar::only(given.into_iter().flatten())?)
+    Grammar::only(given.into_iter().flatten()).map_err(py_err)
 }
 
 /// The arguments that give a grammar, by name.
-pub(super) fn set_keywords(dict: &Bound<'_, PyDict>, grammar: Option<&Grammar>) -> PyResult<()> {
+pub(crate) fn set_keywords(dict: &Bound<'_, PyDict>, grammar: Option<&Grammar>) -> PyResult<()> {
     for name in ["json_schema", "regex", "grammar", "gbnf", "choices"] {
         dict.set_item(name, dict.py().None())?;
     }
@@ -75,7 +75,7 @@ pub(super) fn set_keywords(dict: &Bound<'_, PyDict>, grammar: Option<&Grammar>) 
 }
 
 /// A filter object: `begin(prefix)`, `next()`, `feed(token)` and, if it has one, `use_background_worker()`.
-pub(super) struct PyFilter {
+pub(crate) struct PyFilter {
     object: Py<PyAny>,
     in_background: bool,
 }
@@ -127,7 +127,7 @@ impl TokenFilter for PyFilter {
 
 /// The filters of a request, and the objects that they are.
 #[derive(Clone, Default)]
-pub(super) struct FilterObjects(Vec<Arc<PyFilter>>);
+pub(crate) struct FilterObjects(Vec<Arc<PyFilter>>);
 
 impl PartialEq for FilterObjects {
     /// Filters are equal if they are the same objects.
@@ -138,7 +138,7 @@ impl PartialEq for FilterObjects {
 
 impl FilterObjects {
     /// Reads filters, for the engine to call.
-    pub(super) fn new(py: Python<'_>, objects: Vec<Py<PyAny>>) -> PyResult<Self> {
+    pub(crate) fn new(py: Python<'_>, objects: Vec<Py<PyAny>>) -> PyResult<Self> {
         let filter = |object: Py<PyAny>| -> PyResult<Arc<PyFilter>> {
             let bound = object.bind(py);
             for method in ["begin", "next", "feed"] {
@@ -157,13 +157,13 @@ impl FilterObjects {
     }
 
     /// As the engine takes them.
-    pub(super) fn filters(&self, prefer_eos: bool) -> Filters {
+    pub(crate) fn filters(&self, prefer_eos: bool) -> Filters {
         let filters = self.0.iter().map(|filter| Arc::clone(filter) as Arc<dyn TokenFilter>).collect();
         Filters { filters, prefer_eos }
     }
 
     /// The objects.
-    pub(super) fn objects(&self, py: Python<'_>) -> Vec<Py<PyAny>> {
+    pub(crate) fn objects(&self, py: Python<'_>) -> Vec<Py<PyAny>> {
         self.0.iter().map(|filter| filter.object.clone_ref(py)).collect()
     }
 }

@@ -1,22 +1,22 @@
 //! A request as a Python object: each keyword, its default and its conversion are written here.
 
+use exlora::engine::{AdapterRef, Filters, Grammar, Request};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::args::{MixtureArg, PromptArg, StopsArg, TextsArg};
-use super::chat::{ContinueFinalMessage, JsonObjects, TemplateKwargs, chat_options, to_python};
-use super::grammar::{FilterObjects, JsonSchemaArg, grammar, set_keywords};
-use super::numbers::{count, integer, optional_integer};
-use super::post_sampling::Hooks;
-use super::returns::{JsonObjectsOut, NamedMixture, NamedValues, PromptOut, StopOut, TemplateKwargsOut};
-use super::sampling_params::PySamplingParams;
-use crate::engine::{AdapterRef, Filters, Grammar, Request};
+use crate::args::{MixtureArg, PromptArg, StopsArg, TextsArg};
+use crate::chat::{ContinueFinalMessage, JsonObjects, TemplateKwargs, chat_options, to_python};
+use crate::grammar::{FilterObjects, JsonSchemaArg, grammar, set_keywords};
+use crate::numbers::{count, integer, optional_integer};
+use crate::post_sampling::Hooks;
+use crate::returns::{JsonObjectsOut, NamedMixture, NamedValues, PromptOut, StopOut, TemplateKwargsOut};
+use crate::sampling_params::PySamplingParams;
 
 /// A prompt and how to continue it.
 #[pyclass(frozen, eq, name = "Request", module = "exlora._exlora")]
 #[derive(Clone, PartialEq)]
-pub(super) struct PyRequest {
+pub(crate) struct PyRequest {
     /// Its sampling is that of `sampling`; it has no filters, which are in `filters`.
     request: Request,
     sampling: PySamplingParams,
@@ -27,7 +27,7 @@ pub(super) struct PyRequest {
 
 impl PyRequest {
     /// The request for the engine.
-    pub(super) fn request(&self) -> Request {
+    pub(crate) fn request(&self) -> Request {
         let mut request = self.request.clone();
         request.filters = self.filters.filters(request.filters.prefer_eos);
         request.post_sampling_hooks = self.hooks.hooks();
@@ -35,7 +35,7 @@ impl PyRequest {
     }
 
     /// The request for several samples.
-    pub(super) fn samples(&self, n: usize) -> Request {
+    pub(crate) fn samples(&self, n: usize) -> Request {
         self.request().n(n)
     }
 

@@ -2,31 +2,54 @@
 
 use std::collections::BTreeMap;
 
+use exlora::{Error, ErrorCode};
 use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
 use pyo3::type_hint_identifier;
 use pyo3::types::PyDict;
 
-use crate::error::{Error, ErrorCode, ErrorKind};
+/// An exception that a function of this module ends with: one that Python raised, or an error of the engine. Neither of the two
+/// types is this crate's, so that a conversion from one to the other needs a third.
+pub(crate) struct PyError(PyErr);
 
-impl From<Error> for PyErr {
+/// What functions return in which both kinds of error occur.
+pub(crate) type Result<T, E = PyError> = std::result::Result<T, E>;
+
+impl From<Error> for PyError {
     fn from(error: Error) -> Self {
-        Python::attach(|py| match exception(py, &error) {
+        Self(Python::attach(|py| match exception(py, &error) {
             Ok(value) => PyErr::from_value(value),
             Err(raised) => raised,
-        })
+        }))
     }
 }
 
+impl From<PyErr> for PyError {
+    fn from(raised: PyErr) -> Self {
+        Self(raised)
+    }
+}
+
+impl From<PyError> for PyErr {
+    fn from(error: PyError) -> Self {
+        error.0
+    }
+}
+
+/// An error of the engine as an exception.
+pub(crate) fn py_err(error: Error) -> PyErr {
+    PyError::from(error).into()
+}
+
 /// The name of a value's type, for the message of a `TypeError`.
-pub(super) fn type_name(value: &Bound<'_, PyAny>) -> String {
+pub(crate) fn type_name(value: &Bound<'_, PyAny>) -> String {
     value.get_type().name().map_or_else(|_| "an unknown type".to_owned(), |name| name.to_string())
 }
 
 /// The exception object of an error, with all its context as attributes.
 fn exception<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny>> {
     let code = error.code().as_str();
-    let class = py.import("exlora.errors")?.call_method1("class_of", (code, kind_name(error.code().kind())))?;
+    let class = py.import("exlora.errors")?.call_method1("class_of", (code, error.code().kind().as_str()))?;
     let others = error.others().iter().map(|other| exception(py, other)).collect::<PyResult<Vec<_>>>()?;
     let context = PyDict::new(py);
     context.set_item("code", code)?;
@@ -40,25 +63,13 @@ fn exception<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny>>
     class.call((error.to_string(),), Some(&context))
 }
 
-fn kind_name(kind: ErrorKind) -> &'static str {
-    match kind {
-        ErrorKind::NotFound => "not_found",
-        ErrorKind::Invalid => "invalid",
-        ErrorKind::Unsupported => "unsupported",
-        ErrorKind::Memory => "memory",
-        ErrorKind::Cancelled => "cancelled",
-        ErrorKind::Io => "io",
-        ErrorKind::Internal => "internal",
-    }
-}
-
 /// The catalog of errors: a dict with `code`, `kind`, `remedy` and `summary` for each.
 #[pyfunction]
-pub(super) fn error_codes() -> Vec<BTreeMap<&'static str, &'static str>> {
+pub(crate) fn error_codes() -> Vec<BTreeMap<&'static str, &'static str>> {
     let entry = |code: &ErrorCode| {
         BTreeMap::from([
             ("code", code.as_str()),
-            ("kind", kind_name(code.kind())),
+            ("kind", code.kind().as_str()),
             ("remedy", code.remedy()),
             ("summary", code.summary()),
         ])
@@ -67,10 +78,10 @@ pub(super) fn error_codes() -> Vec<BTreeMap<&'static str, &'static str>> {
 }
 
 /// An exception object on its way to Python.
-pub(super) struct Exception<'py>(Bound<'py, PyAny>);
+pub(crate) struct Exception<'py>(Bound<'py, PyAny>);
 
 impl<'py> Exception<'py> {
-    pub(super) fn new(py: Python<'py>, error: &Error) -> PyResult<Self> {
+    pub(crate) fn new(py: Python<'py>, error: &Error) -> PyResult<Self> {
         exception(py, error).map(Self)
     }
 }
@@ -90,7 +101,7 @@ impl<'py> IntoPyObject<'py> for Exception<'py> {
 /// An exception of that code, for the Python half to raise. An unknown code gives `internal`.
 #[pyfunction]
 #[pyo3(signature = (code, message, *, path=None, expected=None, found=None, hint=None))]
-pub(super) fn error<'py>(
+pub(crate) fn error<'py>(
     py: Python<'py>,
     code: &str,
     message: String,

@@ -2,22 +2,22 @@
 
 use std::sync::Arc;
 
+use exlora::engine::{PostSampling, PostSamplingHook};
+use exlora::error::{ErrorCode, Result};
 use pyo3::exceptions::PyTypeError;
 use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 use pyo3::{type_hint_identifier, type_hint_subscript};
 
-use super::errors::type_name;
-use super::gil::{attached, callback_error};
-use super::numbers::token_id;
-use super::returns::{FloatArray, Floats};
-use crate::engine::{PostSampling, PostSamplingHook};
-use crate::error::{ErrorCode, Result};
+use crate::errors::type_name;
+use crate::gil::{attached, callback_error};
+use crate::numbers::token_id;
+use crate::returns::{FloatArray, Floats};
 
 /// A token that was chosen, before it becomes part of the text: what a hook of `post_sampling_hooks` is called with.
 #[pyclass(name = "PostSampling", module = "exlora._exlora")]
-pub(super) struct PyPostSampling {
+pub(crate) struct PyPostSampling {
     token: u32,
     prob: f32,
     top_probs: Vec<(u32, f32)>,
@@ -71,7 +71,7 @@ impl<'py> FromPyObject<'_, 'py> for TokenIdArg {
 
 /// Callables in their order; equal if they are the same objects.
 #[derive(Clone, Default)]
-pub(super) struct Hooks(Arc<[Py<PyAny>]>);
+pub(crate) struct Hooks(Arc<[Py<PyAny>]>);
 
 impl PartialEq for Hooks {
     fn eq(&self, other: &Self) -> bool {
@@ -98,7 +98,7 @@ impl<'py> FromPyObject<'_, 'py> for Hooks {
 
 impl Hooks {
     /// The hooks for the engine.
-    pub(super) fn hooks(&self) -> Vec<PostSamplingHook> {
+    pub(crate) fn hooks(&self) -> Vec<PostSamplingHook> {
         let hook = |index: usize| {
             let hooks = Arc::clone(&self.0);
             PostSamplingHook::new(move |chosen| call(&hooks[index], chosen))

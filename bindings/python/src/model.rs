@@ -3,30 +3,31 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use exlora::model::config::{DecoderConfig, RopeOverrides};
+use exlora::model::{Model, ModelOptions};
+use exlora::quant::QuantConfig;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::device::parse_device;
-use super::gil::detached;
-use super::numbers::{count, optional_integer};
-use super::progress::ProgressReporter;
-use super::returns::NamedValues;
-use crate::model::config::{DecoderConfig, RopeOverrides};
-use crate::model::{Model, ModelOptions};
-use crate::quant::QuantConfig;
+use crate::device::parse_device;
+use crate::errors::Result;
+use crate::gil::detached;
+use crate::numbers::{count, optional_integer};
+use crate::progress::ProgressReporter;
+use crate::returns::NamedValues;
 
 /// A model that several engines may share.
 #[pyclass(frozen, name = "Model", module = "exlora._exlora")]
-pub(super) struct PyModel {
+pub(crate) struct PyModel {
     model: Arc<Model>,
 }
 
 impl PyModel {
-    pub(super) fn new(model: Arc<Model>) -> Self {
+    pub(crate) fn new(model: Arc<Model>) -> Self {
         Self { model }
     }
 
-    pub(super) fn model(&self) -> Arc<Model> {
+    pub(crate) fn model(&self) -> Arc<Model> {
         Arc::clone(&self.model)
     }
 }
@@ -52,7 +53,7 @@ impl PyModel {
         rope_scale: Option<f64>,
         rope_alpha: Option<f64>,
         progress: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<Self> {
+    ) -> Result<Self> {
         let threads = threads.map(|threads| count("threads", threads)).transpose()?;
         let max_seq_len = max_seq_len.map(|tokens| count("max_seq_len", tokens)).transpose()?;
         let options = ModelOptions {
@@ -110,7 +111,7 @@ impl PyModel {
 
 /// What config.json and generation_config.json of a model folder say.
 #[pyfunction]
-pub(super) fn read_model_config(py: Python<'_>, path: PathBuf) -> PyResult<NamedValues<'_>> {
+pub(crate) fn read_model_config(py: Python<'_>, path: PathBuf) -> Result<NamedValues<'_>> {
     let (config, json) = DecoderConfig::read(&path)?;
     let is_quantized = QuantConfig::read(&path, &json)?.is_some();
     let rope = config.main_rope().cloned();

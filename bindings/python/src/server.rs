@@ -4,28 +4,29 @@ use std::path::PathBuf;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use exlora::error::{Error, ErrorCode};
+use exlora::request_settings::read_json;
+use exlora::server::{Key, ServeOptions, Server, StopHandle};
 use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use serde_json::Value;
 
-use super::engine::PyEngine;
-use super::gil::{PythonCalls, detached};
-use super::numbers::{count, integer};
-use crate::error::{Error, ErrorCode, Result};
-use crate::request_settings::read_json;
-use crate::server::{Key, ServeOptions, Server, StopHandle};
+use crate::engine::PyEngine;
+use crate::errors::{Result, py_err};
+use crate::gil::{PythonCalls, detached};
+use crate::numbers::{count, integer};
 
 /// How often a thread that waits for the server looks at it, and at signals.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// An HTTP server that answers requests in a thread of its own. Deleting it stops it.
 #[pyclass(frozen, name = "Server", module = "exlora._exlora")]
-pub(super) struct PyServer {
+pub(crate) struct PyServer {
     url: String,
     port: u16,
     stop: StopHandle,
-    thread: Mutex<Option<JoinHandle<Result<()>>>>,
+    thread: Mutex<Option<JoinHandle<exlora::Result<()>>>>,
     /// The process that has the thread.
     process: u32,
 }
@@ -58,14 +59,14 @@ impl PyServer {
         #[pyo3(from_py_with = integer)] max_connections: i64,
         shutdown_timeout: f64,
         defaults: &str,
-    ) -> PyResult<Self> {
-        let wrong = |what: &str| PyErr::from(Error::new(ErrorCode::RequestInvalid, what));
+    ) -> Result<Self> {
+        let wrong = |what: &str| py_err(Error::new(ErrorCode::RequestInvalid, what));
         let defaults: Value = serde_json::from_str(defaults).map_err(|e| PyValueError::new_err(e.to_string()))?;
         let defaults = read_json(defaults)?;
         let options = ServeOptions {
             host,
             port: u16::try_from(port).map_err(|_| wrong("port is a number from 0 to 65535"))?,
-            api_keys: api_keys.iter().map(|key| Key::new(key)).collect::<Result<_>>()?,
+            api_keys: api_keys.iter().map(|key| Key::new(key)).collect::<exlora::Result<_>>()?,
             admin_key: admin_key.map(Key::new).transpose()?,
             metrics_key: metrics_key.map(Key::new).transpose()?,
             no_auth,
@@ -82,7 +83,7 @@ impl PyServer {
             ..ServeOptions::default()
         };
         let engine = engine.get().engine().clone();
-        detached(py, |_| {
+        let server = detached(py, |_| {
             let server = Server::bind(engine, options)?;
             let (url, port, stop) = (server.url(), server.local_addr().port(), server.stop_handle());
             let thread = thread::Builder::new()
@@ -90,7 +91,8 @@ impl PyServer {
                 .spawn(move || server.serve())
                 .map_err(|e| Error::new(ErrorCode::IoFailed, format!("cannot start the server's thread: {e}")))?;
             Ok(Self { url, port, stop, thread: Mutex::new(Some(thread)), process: std::process::id() })
-        })
+        })?;
+        Ok(server)
     }
 
     /// Its URL, without a slash at the end.
@@ -114,9 +116,8 @@ impl PyServer {
     #[pyo3(signature = (timeout=None))]
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         if timeout.is_some_and(f64::is_nan) {
-            return Err(Error::new(ErrorCode::RequestInvalid, "timeout is a number of seconds")
-                .with_found("nan")
-                .into());
+            let error = Error::new(ErrorCode::RequestInvalid, "timeout is a number of seconds");
+            return Err(py_err(error.with_found("nan")));
         }
         // What no duration can hold is longer than anybody waits.
         let limit = timeout.and_then(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).ok());
@@ -125,7 +126,7 @@ impl PyServer {
 }
 
 impl PyServer {
-    fn wait_with(&self, python: &mut PythonCalls, deadline: Option<Instant>) -> Result<bool> {
+    fn wait_with(&self, python: &mut PythonCalls, deadline: Option<Instant>) -> exlora::Result<bool> {
         if std::process::id() != self.process {
             // Threads are not forked.
             return Ok(true);
