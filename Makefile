@@ -119,14 +119,15 @@ IN_RANDOM_ORDER := EMULATED_CUDA_ORDER=random:1 EXLORA_TEST_CASES=2 cargo nextes
 .PHONY: test-cuda
 test-cuda: emulated-driver develop $(VENV)/.test-tools $(VENV)/.cuda-tools ## The CUDA backend on the emulated driver, and the compile gate of its kernels
 	$(ON_EMULATED_DRIVER) cargo nextest run --features cli --test cuda
-	$(ON_EMULATED_DRIVER) $(PYTEST) -m cuda tests/python/test_cuda.py
+	$(ON_EMULATED_DRIVER) $(PYTEST) -m 'cuda and not slow' tests/python/test_cuda.py
 
 .PHONY: test-cuda-slow
-test-cuda-slow: gpu-proof-dry emulated-driver $(VENV)/.lint-tools $(VENV)/.cuda-tools ## The rest of the CUDA tests: other schedules, more architectures, long property tests
+test-cuda-slow: gpu-proof-dry emulated-driver develop $(VENV)/.test-tools $(VENV)/.cuda-tools ## The rest of the CUDA tests: other schedules, more architectures, long property tests
 	$(ON_EMULATED_DRIVER) EMULATED_CUDA_ORDER=reverse EMULATED_CUDA_ASYNC=eager EMULATED_CUDA_STREAMS=lazy \
 	    cargo nextest run --features cli --test cuda -E 'not test(/^(compile_gate|bytes)::/)'
 	$(ON_EMULATED_DRIVER) $(IN_RANDOM_ORDER) -E 'test(/^(attention|compute|embed|expand|kv_|linear|norms|packed|repack)/)'
 	$(ON_EMULATED_DRIVER) $(IN_RANDOM_ORDER) --run-ignored only -E 'not test(/are_written/)'
+	$(ON_EMULATED_DRIVER) $(BIN)/python -m pytest -m 'cuda and slow' tests/python/test_cuda.py
 	$(ON_EMULATED_DRIVER) $(BIN)/python tests/mutants/mutants.py --representatives
 
 # Each bug in a copy of the test binary, or in one build of a copy of the sources (target/mutants).

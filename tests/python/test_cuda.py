@@ -1,6 +1,6 @@
 """Every face of the package on a CUDA device, against the CPU: one tiny mixed batch each.
 
-`make test-cuda` runs these tests on the emulated driver; other runs leave them out.
+`make test-cuda` runs these tests on the emulated driver, `make test-cuda-slow` the slow one; other runs leave them out.
 """
 
 import json
@@ -135,6 +135,7 @@ def test_auto_is_the_card_unless_only_the_cpu_takes_what_is_asked_for(fixtures):
     assert "cuda" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_card_with_little_shared_memory_answers_a_prompt_of_many_rows(fixtures):
     """Of compute capability 8.6: the linear kernel's widest tile does not fit, and a narrower one has the same bits."""
     asked = (
